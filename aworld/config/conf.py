@@ -1,0 +1,178 @@
+"""Settings of models, agents, tasks and runs.
+
+What is not given comes from the environment when an agent runs, never at import: `LLM_PROVIDER`, `LLM_MODEL_NAME`,
+`LLM_API_KEY`, `LLM_BASE_URL`, `LLM_TEMPERATURE`, then the provider's own variables (`OPENAI_API_KEY` and the like).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from enum import Enum, StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aworld.config.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all settings: an unknown keyword is an error that names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    def __init__(self, **data: Any) -> None:
+        self._refuse_unknown(data)
+        super().__init__(**data)
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """The keywords that this class takes."""
+        return list(cls.model_fields)
+
+    @classmethod
+    def _refuse_unknown(cls, data: dict[str, Any]) -> None:
+        for key in data:
+            if key not in cls.known():
+                near = difflib.get_close_matches(key, cls.known(), n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(cls.known())}."
+                if "params" in cls.known():
+                    hint += " Extras that only the provider knows go into params={...}."
+                raise ConfigError(f"{cls.__name__} has no setting {key!r}; {hint}")
+
+
+class ModelConfig(Settings):
+    """Which model answers, and how it is asked."""
+
+    llm_provider: str | None = None
+    """`openai` (also every OpenAI-compatible server), `azure`, `anthropic`, `litellm`. Default `openai`."""
+    llm_model_name: str | None = None
+    llm_api_key: str | None = Field(default=None, repr=False)
+    llm_base_url: str | None = None
+    """Where the API lives, such as `https://api.openai.com/v1`."""
+    llm_temperature: float | None = None
+    llm_top_p: float | None = None
+    llm_max_tokens: int | None = None
+    """Most tokens that one answer may have."""
+    llm_seed: int | None = None
+    llm_stop: list[str] | None = None
+    llm_reasoning_effort: str | None = None
+    llm_api_version: str | None = None
+    """Azure's `api-version`, or the `anthropic-version` header."""
+    llm_headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    """Extra HTTP headers; their values never enter the log."""
+    llm_timeout: float = 600.0
+    """Seconds that one try of a call may take."""
+    llm_stall_timeout: float = 120.0
+    """Seconds without a byte after which a streamed answer counts as stalled."""
+    llm_max_retries: int = Field(default=4, ge=0)
+    """Tries after the first, for failures that may pass (408, 409, 429, 5xx, connection, stall)."""
+    llm_retry_wait: float = Field(default=0.5, ge=0)
+    """Seconds before the first retry; doubled each time, with jitter."""
+    llm_retry_wait_max: float = Field(default=60.0, ge=0)
+    """Longest wait in seconds between tries; also the longest `Retry-After` that is obeyed."""
+    llm_max_concurrency: int | None = Field(default=None, ge=1)
+    """Requests in flight to this provider, over all tasks of the process."""
+    llm_requests_per_minute: float | None = Field(default=None, gt=0)
+    llm_tokens_per_minute: float | None = Field(default=None, gt=0)
+    llm_input_price: float | None = None
+    """US dollars for a million input tokens, where the provider reports no cost."""
+    llm_output_price: float | None = None
+    """US dollars for a million output tokens."""
+    llm_capture_tokens: bool = False
+    """Ask the server for token ids and log-probabilities (vLLM's `return_token_ids` and `logprobs`)."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Extras sent as they are in the request body."""
+
+    @property
+    def provider(self) -> str:
+        """The provider, from the setting, `LLM_PROVIDER`, or `openai`."""
+        return self.llm_provider or os.environ.get("LLM_PROVIDER") or "openai"
+
+
+class AgentConfig(Settings):
+    """Settings of an agent. Every `llm_*` setting of `ModelConfig` may be given, read and written here too."""
+
+    llm_config: ModelConfig = Field(default_factory=ModelConfig)
+    system_prompt: str | None = None
+    output_retries: int = Field(default=2, ge=0)
+    """How often an answer that does not fit `output_type` is sent back to the model with the error."""
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """The keywords of this class and of `ModelConfig`."""
+        return [*cls.model_fields, *ModelConfig.model_fields]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given: dict[str, Any] = dict(data)  # pyright: ignore[reportUnknownArgumentType]
+        flat = {k: given.pop(k) for k in list(given) if k in ModelConfig.model_fields}
+        if flat:
+            nested = given.get("llm_config") or {}
+            base: dict[str, Any] = nested.model_dump() if isinstance(nested, ModelConfig) else dict(nested)
+            given["llm_config"] = ModelConfig(**{**base, **flat})
+        return given
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ModelConfig.model_fields:
+            return getattr(self.llm_config, name)
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ModelConfig.model_fields:
+            setattr(self.llm_config, name, value)
+        elif name in type(self).model_fields or name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            self._refuse_unknown({name: value})
+
+
+class TaskRunMode(Enum):
+    """How a task is driven: to its end at once, or step by step by the caller."""
+
+    ONE_WAY = "one_way"
+    INTERACTIVE = "interactive"
+
+
+class TaskConfig(Settings):
+    """Limits and habits of one task. Every limit is enforced in mid-run."""
+
+    max_steps: int | None = Field(default=100, ge=1)
+    """Most steps (model calls) of the run, all agents counted; None for no limit."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens, input and output of all calls; the call that passes it is the last."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Most US dollars."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds that the run may take, waiting included."""
+    tool_timeout: float = Field(default=300.0, gt=0)
+    """Seconds that one tool call may take, unless the tool sets its own."""
+    max_tool_result: int = Field(default=200_000, ge=100)
+    """Characters of a tool's answer that go to the model; the rest is cut, and the text says so."""
+    run_mode: TaskRunMode = TaskRunMode.ONE_WAY
+    resp_carry_context: bool = True
+    """Whether the response carries the task's context."""
+
+
+class EngineName(StrEnum):
+    """Where runs are executed."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+class RunConfig(Settings):
+    """How one or many tasks are run."""
+
+    engine_name: EngineName = EngineName.LOCAL
+    worker_num: int = Field(default=1, ge=1)
+    """Processes, for engines that use several."""
+    max_concurrency: int = Field(default=1000, ge=1)
+    """Tasks in flight at once."""
+    sequence_dependent: bool = False
+    """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
+    store: Any = None
+    """Where logs go: a store, a URL such as `sqlite:///runs.db`, or None for memory."""

@@ -1,0 +1,240 @@
+"""The events of the log, schema version 1.
+
+A run is a sequence of immutable events with dense numbers from 0. Everything else (the answer, the rows, the stream,
+the checkpoint, the training sample) is a fold of them. Field names are stored: a change that an older reader cannot
+take raises `SCHEMA_VERSION`, gets a line here and a fixture in the tests.
+
+    1   2026-11   first version
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from aworld.core.message import Message, Origin, Tokens, Usage
+
+SCHEMA_VERSION = 1
+
+Status: TypeAlias = Literal[
+    "finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running"
+]
+
+
+class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What every event has."""
+
+    seq: int
+    """Place in the log, from 0, without gaps."""
+    at: float
+    """UNIX seconds."""
+
+
+class TaskInfo(Struct, frozen=True, omit_defaults=True):
+    """Who asked for the run."""
+
+    id: str
+    name: str | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    group_id: str | None = None
+
+
+class Fork(Struct, frozen=True):
+    """The point of another trajectory from which this one goes on: its events before `seq` are shared."""
+
+    id: str
+    seq: int
+
+
+class Started(Entry, frozen=True, tag="started", kw_only=True, omit_defaults=True):
+    """A run began. In a forked trajectory this event stands where the shared prefix ends."""
+
+    trajectory_id: str
+    task: TaskInfo
+    agents: dict[str, Any] = {}
+    """Settings by agent name, as used; secrets left out."""
+    parent: str | None = None
+    """Trajectory that caused this one."""
+    forked_from: Fork | None = None
+    versions: dict[str, str] = {}
+    schema: int = SCHEMA_VERSION
+
+
+class ToolsetOffered(Entry, frozen=True, tag="toolset", kw_only=True, omit_defaults=True):
+    """The tool schemas that an agent was offered, once for each distinct set."""
+
+    digest: str
+    tools: tuple[dict[str, Any], ...]
+
+
+class MessageAdded(Entry, frozen=True, tag="message", kw_only=True, omit_defaults=True):
+    """A node of the message graph."""
+
+    id: int
+    parent: int | None = None
+    agent: str
+    activation: int = 0
+    message: Message
+    origin: Origin
+
+
+class Attempt(Struct, frozen=True, omit_defaults=True, gc=False):
+    """A failed try of a model call."""
+
+    at: float
+    error: str
+    status: int | None = None
+    waited: float = 0.0
+    """Seconds waited after it, before the next try."""
+
+
+class ModelCalled(Entry, frozen=True, tag="model_call", kw_only=True, omit_defaults=True):
+    """One decision of one agent. `model` is None when code decided; `reply` is None when every try failed."""
+
+    step: int
+    agent: str
+    activation: int = 0
+    prompt: int | None = None
+    """Message id of the leaf whose path was sent."""
+    toolset: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    params: dict[str, Any] = {}
+    reply: int | None = None
+    error: str | None = None
+    finish_reason: str | None = None
+    response_id: str | None = None
+    usage: Usage | None = None
+    tokens: Tokens | None = None
+    started: float
+    first_token: float | None = None
+    ended: float
+    attempts: tuple[Attempt, ...] = ()
+    """The failed tries."""
+    queued: float = 0.0
+    """Seconds waited for the provider's limiter."""
+
+
+class ToolCalled(Entry, frozen=True, tag="tool_call", kw_only=True, omit_defaults=True):
+    """A tool is about to run. `result` is the message id kept for its answer, so that answers stand in the order of
+    the calls whichever ends first."""
+
+    step: int
+    activation: int = 0
+    call_id: str
+    name: str
+    arguments: str
+    """As received."""
+    result: int
+    idempotent: bool = False
+    """Whether it may run again when the process dies in mid-call."""
+
+
+class ToolReturned(Entry, frozen=True, tag="tool_result", kw_only=True, omit_defaults=True):
+    """A tool call is closed. `result` is the id of the message that the model reads; `error` says what went wrong."""
+
+    step: int
+    activation: int = 0
+    call_id: str
+    name: str
+    result: int
+    error: str | None = None
+    duration: float | None = None
+    """Seconds."""
+
+
+class AgentStarted(Entry, frozen=True, tag="agent_started", kw_only=True, omit_defaults=True):
+    """An agent began its work in a branch of its own. `caller` is the activation that called it, by `call_id`."""
+
+    activation: int
+    agent: str
+    caller: int | None = None
+    call_id: str | None = None
+    node: str | None = None
+    """Place in the topology."""
+
+
+class AgentFinished(Entry, frozen=True, tag="agent_finished", kw_only=True, omit_defaults=True):
+    """An agent ended its work with an answer, or with an error."""
+
+    activation: int
+    agent: str
+    answer: Any = None
+    error: str | None = None
+
+
+class Rewarded(Entry, frozen=True, tag="reward", kw_only=True, omit_defaults=True):
+    """A reward for one step, or for the whole when `step` is None."""
+
+    value: float
+    name: str = "reward"
+    weight: float = 1.0
+    step: int | None = None
+    source: str | None = None
+    detail: Any = None
+
+
+class StateSet(Entry, frozen=True, tag="state", kw_only=True, omit_defaults=True):
+    """A key of the task's context was set."""
+
+    key: str
+    value: Any = None
+    activation: int | None = None
+
+
+class Asked(Entry, frozen=True, tag="asked", kw_only=True, omit_defaults=True):
+    """A person was asked."""
+
+    id: str
+    question: str
+    step: int | None = None
+    activation: int = 0
+    call_id: str | None = None
+
+
+class Answered(Entry, frozen=True, tag="answered", kw_only=True, omit_defaults=True):
+    """The person's reply."""
+
+    id: str
+    answer: str
+
+
+class Finished(Entry, frozen=True, tag="finished", kw_only=True, omit_defaults=True):
+    """The run ended. Exactly one, always the last of the run; rewards may follow."""
+
+    status: Status
+    answer: Any = None
+    error: str | None = None
+
+
+Event: TypeAlias = (
+    Started
+    | ToolsetOffered
+    | MessageAdded
+    | ModelCalled
+    | ToolCalled
+    | ToolReturned
+    | AgentStarted
+    | AgentFinished
+    | Rewarded
+    | StateSet
+    | Asked
+    | Answered
+    | Finished
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def encode_event(event: Event) -> bytes:
+    """JSON bytes of an event, as stored."""
+    return _encoder.encode(event)
+
+
+def decode_event(data: bytes) -> Event:
+    """The event of its JSON bytes. Unknown fields of newer writers are passed over. Raises `msgspec.DecodeError`."""
+    return _decoder.decode(data)

@@ -1,0 +1,63 @@
+"""The errors of AWorld.
+
+    AWorldError
+    ├── ConfigError          a setting is missing, unknown or impossible; names it (also a ValueError)
+    ├── TaskError            a task or run was asked for in a way that cannot work (also a ValueError)
+    ├── ModelError           a model call failed; carries HTTP status, attempts and whether a retry may help
+    ├── ToolError            a tool cannot be built, found or called; its text goes back to the model
+    ├── DeniedError          a hook or a person refused an action
+    ├── LimitReached         a limit of the task ended the run; names the limit
+    └── StoreError           the log could not be written or read; what was acknowledged before is safe
+
+Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
+"""
+
+from __future__ import annotations
+
+from aworld.config.errors import AWorldError as AWorldError
+from aworld.config.errors import ConfigError as ConfigError
+
+
+class TaskError(AWorldError, ValueError):
+    """A run was asked for in a way that cannot work, such as the same task id twice in one store."""
+
+
+class ModelError(AWorldError):
+    """A model call failed.
+
+    `status` is the HTTP status, None when there was no answer. `retryable` tells whether another attempt may
+    succeed. `retry_after` is the wait in seconds that the provider asked for, None when it asked for none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class ToolError(AWorldError):
+    """A tool cannot be built, found or called. Raised by a tool, its text is shown to the model as the result."""
+
+
+class DeniedError(AWorldError):
+    """A hook or a person refused an action; the text says why."""
+
+
+class LimitReached(AWorldError):
+    """A limit of the task was reached. `limit` is the name of the setting, such as `max_steps`."""
+
+    def __init__(self, limit: str, message: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class StoreError(AWorldError):
+    """The log could not be written or read. Names the store and the remedy."""

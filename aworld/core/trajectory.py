@@ -1,0 +1,292 @@
+"""A trajectory: the fold of the events of one run.
+
+`Trajectory.apply` is the only way in. The running loop, a resumed process, a fork and a reader of old logs all call
+it with the same events and so hold the same state; a fold of any prefix is a valid state. Messages form a graph: a
+node knows its parent, and the prompt of a call is the path to its leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from aworld.core import event as ev
+from aworld.core.message import Message, Tokens, Usage
+
+
+@dataclass(slots=True, weakref_slot=True)
+class Activation:
+    """One agent at work in one branch of the conversation."""
+
+    id: int
+    agent: str
+    caller: int | None = None
+    call_id: str | None = None
+    node: str | None = None
+    leaf: int | None = None
+    """Id of the last message of the branch; None before the first."""
+    calls: list[ev.ToolCalled] = field(default_factory=list[ev.ToolCalled])
+    """Tool calls of the last turn, in the order in which the model wrote them."""
+    returned: dict[str, ev.ToolReturned] = field(default_factory=dict[str, ev.ToolReturned])
+    """Closed tool calls of the last turn, by call id."""
+    last: ev.ModelCalled | None = None
+    finished: ev.AgentFinished | None = None
+
+    @property
+    def open_calls(self) -> list[ev.ToolCalled]:
+        """Tool calls that are not closed."""
+        return [call for call in self.calls if call.call_id not in self.returned]
+
+
+@dataclass(slots=True)
+class Step:
+    """One decision and what the world answered."""
+
+    call: ev.ModelCalled
+    tool_calls: list[ev.ToolCalled]
+    results: dict[str, ev.ToolReturned]
+    rewards: list[ev.Rewarded]
+    pre_agent: str | None
+
+    @property
+    def number(self) -> int:
+        """Number of the step, from 0."""
+        return self.call.step
+
+
+class Trajectory:
+    """Everything that is known of one run. Build one from events with `Trajectory.of`; read, never write."""
+
+    __slots__ = (
+        "__weakref__",
+        "activations",
+        "agents",
+        "answers",
+        "calls",
+        "events",
+        "finished",
+        "id",
+        "messages",
+        "next_message",
+        "next_step",
+        "questions",
+        "rewards",
+        "started",
+        "state",
+        "steps_by_agent",
+        "task",
+        "toolsets",
+        "usage",
+    )
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.events: list[ev.Event] = []
+        self.started: ev.Started | None = None
+        self.task = ev.TaskInfo(id=id)
+        self.agents: dict[str, Any] = {}
+        self.messages: dict[int, ev.MessageAdded] = {}
+        self.toolsets: dict[str, tuple[dict[str, Any], ...]] = {}
+        self.activations: dict[int, Activation] = {}
+        self.calls: dict[int, ev.ModelCalled] = {}
+        self.rewards: list[ev.Rewarded] = []
+        self.state: dict[str, Any] = {}
+        self.questions: dict[str, ev.Asked] = {}
+        self.answers: dict[str, str] = {}
+        self.usage: Usage | None = None
+        self.finished: ev.Finished | None = None
+        self.next_message = 0
+        self.next_step = 0
+        self.steps_by_agent: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, id: str, events: Iterable[ev.Event]) -> Trajectory:
+        """The fold of `events`."""
+        trajectory = cls(id)
+        for event in events:
+            trajectory.apply(event)
+        return trajectory
+
+    @property
+    def status(self) -> ev.Status:
+        """How the run stands; `running` also for one whose process died."""
+        if self.finished is not None:
+            return self.finished.status
+        return "waiting" if self.questions.keys() - self.answers.keys() else "running"
+
+    @property
+    def answer(self) -> Any:
+        """The answer as JSON-able data, None while there is none."""
+        return self.finished.answer if self.finished else None
+
+    @property
+    def error(self) -> str | None:
+        """Why the run did not finish well, None when it did or still runs."""
+        return self.finished.error if self.finished else None
+
+    @property
+    def score(self) -> float | None:
+        """Sum of weight times value of all rewards, of steps and of the whole; None until one is given."""
+        return score_of(self.rewards)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no model call is missing: step numbers are dense. Only complete trajectories are trained on."""
+        return self.next_step == len(self.calls)
+
+    def path(self, leaf: int | None) -> tuple[Message, ...]:
+        """The messages from the root to `leaf`: the prompt of a call whose `prompt` is `leaf`."""
+        nodes: list[Message] = []
+        while leaf is not None:
+            node = self.messages[leaf]
+            nodes.append(node.message)
+            leaf = node.parent
+        nodes.reverse()
+        return tuple(nodes)
+
+    def path_ids(self, leaf: int | None) -> list[int]:
+        """The message ids from the root to `leaf`."""
+        ids: list[int] = []
+        while leaf is not None:
+            ids.append(leaf)
+            leaf = self.messages[leaf].parent
+        ids.reverse()
+        return ids
+
+    def steps(self) -> list[Step]:
+        """One step for each decision, in order of step numbers."""
+        steps: dict[int, Step] = {}
+        last: str | None = None
+        for event in self.events:
+            match event:
+                case ev.ModelCalled():
+                    steps[event.step] = Step(event, [], {}, [], last)
+                    last = event.agent
+                case ev.ToolCalled():
+                    steps[event.step].tool_calls.append(event)
+                case ev.ToolReturned():
+                    steps[event.step].results[event.call_id] = event
+                case _:
+                    pass
+        for reward in self.rewards:
+            if reward.step is not None and reward.step in steps:
+                steps[reward.step].rewards.append(reward)
+        return [steps[number] for number in sorted(steps)]
+
+    def tokens(self, call: ev.ModelCalled) -> Tokens | None:
+        """The tokens of a call with the whole prompt, its stored delta resolved."""
+        tokens = call.tokens
+        if tokens is None or tokens.base is None:
+            return tokens
+        pieces: list[tuple[int, ...]] = [tokens.prompt_ids or ()]
+        base: int | None = tokens.base
+        while base is not None:
+            earlier = self.calls[base].tokens
+            assert earlier is not None  # a delta is written only against a call that has tokens
+            pieces += [earlier.completion_ids or (), earlier.prompt_ids or ()]
+            base = earlier.base
+        whole = tuple(token for piece in reversed(pieces) for token in piece)
+        return Tokens(
+            whole, tokens.completion_ids, tokens.logprobs, None,
+            tokens.policy_version, tokens.tokenizer, tokens.chat_template,
+        )  # fmt: skip
+
+    def apply(self, event: ev.Event) -> None:
+        """Take one more event. Raises ValueError when its number is not the next one."""
+        if event.seq != len(self.events):
+            raise ValueError(f"trajectory={self.id} | event {event.seq} came where {len(self.events)} was due")
+        self.events.append(event)
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(self, event)
+
+    def __iter__(self) -> Iterator[ev.Event]:
+        return iter(self.events)
+
+    def __repr__(self) -> str:
+        return f"<Trajectory {self.id} {self.status} steps={self.next_step} events={len(self.events)}>"
+
+    def _started(self, event: ev.Started) -> None:
+        self.started, self.task, self.finished = event, event.task, None
+        self.agents = {**self.agents, **event.agents}
+
+    def _toolset(self, event: ev.ToolsetOffered) -> None:
+        self.toolsets[event.digest] = event.tools
+
+    def _message(self, event: ev.MessageAdded) -> None:
+        self.messages[event.id] = event
+        if event.id >= self.next_message:
+            self.next_message = event.id + 1
+        activation = self.activations.get(event.activation)
+        if activation is not None and event.origin != "tool":
+            activation.leaf = event.id
+
+    def _model_call(self, event: ev.ModelCalled) -> None:
+        self.calls[event.step] = event
+        if event.step >= self.next_step:
+            self.next_step = event.step + 1
+        self.steps_by_agent[event.agent] = self.steps_by_agent.get(event.agent, 0) + 1
+        if event.usage is not None:
+            self.usage = event.usage if self.usage is None else self.usage + event.usage
+        activation = self.activations[event.activation]
+        activation.last = event
+        activation.calls, activation.returned = [], {}
+
+    def _tool_call(self, event: ev.ToolCalled) -> None:
+        self.activations[event.activation].calls.append(event)
+        if event.result >= self.next_message:
+            self.next_message = event.result + 1
+
+    def _tool_result(self, event: ev.ToolReturned) -> None:
+        activation = self.activations[event.activation]
+        activation.returned[event.call_id] = event
+        if len(activation.returned) == len(activation.calls):
+            # Answers are chained in the order of the calls, a replaced one behind all of them: the last has the
+            # highest id.
+            activation.leaf = max(result.result for result in activation.returned.values())
+
+    def _agent_started(self, event: ev.AgentStarted) -> None:
+        self.activations[event.activation] = Activation(
+            event.activation, event.agent, event.caller, event.call_id, event.node
+        )
+
+    def _agent_finished(self, event: ev.AgentFinished) -> None:
+        self.activations[event.activation].finished = event
+
+    def _reward(self, event: ev.Rewarded) -> None:
+        self.rewards.append(event)
+
+    def _state(self, event: ev.StateSet) -> None:
+        self.state[event.key] = event.value
+
+    def _asked(self, event: ev.Asked) -> None:
+        self.questions[event.id] = event
+
+    def _answered(self, event: ev.Answered) -> None:
+        self.answers[event.id] = event.answer
+
+    def _finished(self, event: ev.Finished) -> None:
+        self.finished = event
+
+    _handlers: ClassVar[dict[type, Callable[[Trajectory, Any], None]]] = {
+        ev.Started: _started,
+        ev.ToolsetOffered: _toolset,
+        ev.MessageAdded: _message,
+        ev.ModelCalled: _model_call,
+        ev.ToolCalled: _tool_call,
+        ev.ToolReturned: _tool_result,
+        ev.AgentStarted: _agent_started,
+        ev.AgentFinished: _agent_finished,
+        ev.Rewarded: _reward,
+        ev.StateSet: _state,
+        ev.Asked: _asked,
+        ev.Answered: _answered,
+        ev.Finished: _finished,
+    }
+
+
+def score_of(rewards: Iterable[ev.Rewarded]) -> float | None:
+    """Sum of weight times value; None when there is no reward."""
+    rewards = list(rewards)
+    return sum(r.weight * r.value for r in rewards) if rewards else None
