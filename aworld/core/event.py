@@ -56,6 +56,8 @@ class Started(Entry, frozen=True, tag="started", kw_only=True, omit_defaults=Tru
     task: TaskInfo
     agents: dict[str, Any] = {}
     """Settings by agent name, as used; secrets left out."""
+    conf: dict[str, Any] = {}
+    """The task's limits, those that are not the default."""
     parent: str | None = None
     """Trajectory that caused this one."""
     forked_from: Fork | None = None

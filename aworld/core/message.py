@@ -152,7 +152,10 @@ def content_text(content: Content | None) -> str:
 
 
 def chat_format(message: Message) -> dict[str, Any]:
-    """A message in the shape of the chat-completions API (JSON-able)."""
+    """A message in the shape of the chat-completions API (JSON-able).
+
+    Of `opaque` only the part named `chat` is in that API's words; the parts of other providers stay out.
+    """
     out: dict[str, Any] = {"role": message.role}
     content = message.content
     out["content"] = content if content is None or isinstance(content, str) else [_chat_part(p) for p in content]
@@ -162,8 +165,8 @@ def chat_format(message: Message) -> dict[str, Any]:
         out["tool_call_id"] = message.tool_call_id
     if message.reasoning is not None:
         out["reasoning_content"] = message.reasoning
-    if message.opaque is not None:
-        out.update(message.opaque)
+    if message.opaque is not None and "chat" in message.opaque:
+        out.update(message.opaque["chat"])
     return out
 
 

@@ -1,1 +1,62 @@
-"""."""
+"""Models: providers behind the one contract of `aworld.core.model`.
+
+`build_model` makes a model out of settings; `call_model` asks it, with retries and limits; the doubles in
+`aworld.models.doubles` answer without a network. Nothing here imports a vendor's SDK, and the HTTP client only at the
+first request.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aworld.models.anthropic import AnthropicModel as AnthropicModel
+    from aworld.models.call import CallFailed as CallFailed
+    from aworld.models.call import Outcome as Outcome
+    from aworld.models.call import Retry as Retry
+    from aworld.models.call import call_model as call_model
+    from aworld.models.doubles import FunctionModel as FunctionModel
+    from aworld.models.doubles import ScriptedModel as ScriptedModel
+    from aworld.models.http import close_transports as close_transports
+    from aworld.models.limiter import Limits as Limits
+    from aworld.models.litellm import LiteLLMModel as LiteLLMModel
+    from aworld.models.openai import AzureModel as AzureModel
+    from aworld.models.openai import OpenAIModel as OpenAIModel
+    from aworld.models.providers import build_model as build_model
+    from aworld.models.providers import known_providers as known_providers
+    from aworld.models.providers import register_provider as register_provider
+    from aworld.models.server import ModelServer as ModelServer
+
+_HOMES = {
+    "AnthropicModel": "anthropic",
+    "AzureModel": "openai",
+    "CallFailed": "call",
+    "FunctionModel": "doubles",
+    "Limits": "limiter",
+    "LiteLLMModel": "litellm",
+    "ModelServer": "server",
+    "OpenAIModel": "openai",
+    "Outcome": "call",
+    "Retry": "call",
+    "ScriptedModel": "doubles",
+    "build_model": "providers",
+    "call_model": "call",
+    "close_transports": "http",
+    "known_providers": "providers",
+    "register_provider": "providers",
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # one list, the one above
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

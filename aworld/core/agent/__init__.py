@@ -1,1 +1,1 @@
-"""."""
+"""Agents and the teams that they form."""

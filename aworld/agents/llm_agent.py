@@ -1,0 +1,166 @@
+"""The agent that asks a language model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from aworld.config.conf import AgentConfig, ModelConfig
+from aworld.core.agent.base import BaseAgent, Turn
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Message
+from aworld.core.model import Model, OutputSchema
+from aworld.models import build_model
+
+_FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
+
+
+class Agent(BaseAgent):
+    """An agent that lets a language model decide.
+
+    Args:
+        name: Its name in logs and teams.
+        conf: Which model, and how it is asked; what is not given comes from the environment when the agent runs.
+        desc: What it is good at, for other agents that may call it.
+        system_prompt: Said to the model before everything else.
+        tools: Functions, tools and toolsets.
+        tool_names: Registered tools, by `be_tool(tool_name=...)`.
+        output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
+            answer that does not fit is sent back with the error, at most `conf.output_retries` times.
+        model: A model object, or a short form such as `"openai:gpt-4o"`, in place of `conf`'s.
+
+    Raises:
+        ConfigError: When a setting or a tool cannot work. A missing model name or key is reported when the agent runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
+        desc: str | None = None,
+        *,
+        system_prompt: str | None = None,
+        tools: Sequence[Any] = (),
+        tool_names: Sequence[str] = (),
+        output_type: Any = None,
+        model: Model | str | None = None,
+    ) -> None:
+        super().__init__(name, desc, tools=tools, tool_names=tool_names)
+        self.conf = _agent_config(conf)
+        self.system_prompt = system_prompt if system_prompt is not None else self.conf.system_prompt
+        self.output_type = output_type
+        self.output_retries = self.conf.output_retries
+        self._model = model
+        self._settings: dict[str, Any] | None = None
+        self._output: OutputSchema | None = None
+        self._wrapped = False
+        if output_type is not None and output_type is not str:
+            self._adapter: TypeAdapter[Any] = _adapter(name, output_type)
+            self._output, self._wrapped = _output_schema(self._adapter)
+
+    @property
+    def model(self) -> Model:
+        """The model, with the environment read now. Raises ConfigError that names a missing variable."""
+        if self._model is None:
+            return build_model(self.conf.llm_config)
+        return build_model(self._model) if isinstance(self._model, str) else self._model
+
+    def with_model(self, model: Model | str) -> Agent:
+        """The same agent asking another model."""
+        other = copy.copy(self)
+        other._model, other._settings = model, None
+        return other
+
+    def check(self) -> None:
+        """Find the model. Raises ConfigError that names a missing setting and its variable."""
+        _ = self.model
+
+    async def decide(self, turn: Turn) -> Message:
+        """Ask the model once."""
+        return await turn.generate(self.model, output=self._output)
+
+    def answer_of(self, message: Message) -> Any:
+        """The answer: text, or an instance of `output_type`. Raises ValueError that says what does not fit."""
+        if self._output is None:
+            return message.text
+        text = message.text
+        fenced = _FENCE.match(text)
+        try:
+            value = json.loads(fenced.group(1) if fenced else text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The answer is not JSON: {error}.") from None
+        if self._wrapped:
+            if not isinstance(value, dict) or "result" not in value:
+                raise ValueError('The answer must be a JSON object {"result": ...}.')
+            value: Any = value["result"]
+        return self.revive(value)
+
+    def revive(self, value: Any) -> Any:
+        """An answer of `output_type` from its JSON data, as the log keeps it. Raises ValueError."""
+        if self._output is None:
+            return value
+        try:
+            return self._adapter.validate_json(json.dumps(value))  # as JSON: tuples from lists, dates from text
+        except ValidationError as error:
+            lines = [f"- {'.'.join(map(str, e['loc'])) or 'answer'}: {e['msg']}" for e in error.errors()]
+            raise ValueError("The answer does not fit the schema:\n" + "\n".join(lines)) from None
+
+    def settings(self) -> dict[str, Any]:
+        """What the log keeps of the agent; keys and headers left out."""
+        if self._settings is None:
+            self._settings = self._describe()
+        return self._settings
+
+    def _describe(self) -> dict[str, Any]:
+        config = self.conf.llm_config.model_dump(
+            exclude={"llm_api_key", "llm_headers"}, exclude_defaults=True, exclude_none=True, mode="json"
+        )
+        model = self._model if isinstance(self._model, str | None) else f"{self._model.provider}:{self._model.name}"
+        found = {**super().settings(), "llm_config": config, "model": model}
+        if self._output is not None:
+            found["output_schema"] = self._output.schema
+        return {key: value for key, value in found.items() if value is not None}
+
+    def unused_replies(self, turns: int) -> str | None:
+        """What a scripted model still holds after `turns` calls."""
+        left = getattr(self._model, "unused", lambda _: 0)(turns)
+        return f"{left} scripted replies of agent {self.name!r} were not used." if left else None
+
+
+def _agent_config(conf: AgentConfig | ModelConfig | dict[str, Any] | None) -> AgentConfig:
+    if conf is None:
+        return AgentConfig()
+    if isinstance(conf, dict):
+        return AgentConfig(**conf)
+    if isinstance(conf, ModelConfig):
+        return AgentConfig(llm_config=conf.model_copy(deep=True))
+    if isinstance(conf, AgentConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return conf.model_copy(deep=True)
+    raise ConfigError(f"conf must be an AgentConfig, a ModelConfig or a dict; got {type(conf).__name__}.")
+
+
+def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(output_type)
+    except Exception as error:
+        raise ConfigError(f"output_type of agent {name!r} cannot be validated by pydantic: {error}") from error
+
+
+def _output_schema(adapter: TypeAdapter[Any]) -> tuple[OutputSchema, bool]:
+    """The schema sent to providers, and whether the value is wrapped: they take only objects at the top."""
+    schema = adapter.json_schema()
+    title = re.sub(r"[^a-zA-Z0-9_-]", "_", str(schema.get("title", "answer")))[:64] or "answer"
+    if schema.get("type") == "object":
+        return OutputSchema(title, schema), False
+    definitions = schema.pop("$defs", None)
+    outer: dict[str, Any] = {
+        "type": "object", "properties": {"result": schema}, "required": ["result"], "additionalProperties": False,
+    }  # fmt: skip
+    if definitions:
+        outer["$defs"] = definitions
+    return OutputSchema(title, outer), True

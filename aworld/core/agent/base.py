@@ -1,0 +1,125 @@
+"""The contract of an agent.
+
+An agent is a value: it holds settings and tools, never the state of a run, so one instance serves any number of
+concurrent tasks. What it decides in a turn is one message: text is its answer, tool calls are its actions. Retries,
+limits, capture and streaming are the runtime's.
+
+Write a rule-based agent by giving `BaseAgent.policy`; the language-model agent lives in `aworld.agents.llm_agent`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from aworld.core.common import ActionModel, Observation
+from aworld.core.context.base import Context
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Content, Message, ToolCall
+from aworld.core.model import Model, OutputSchema
+from aworld.core.tool.toolkit import Toolkit
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+class Turn(Protocol):
+    """What an agent may see and do while it decides. One per turn, made by the runtime."""
+
+    messages: tuple[Message, ...]
+    """The agent's branch of the conversation, from its system prompt to the newest message."""
+    observation: Observation
+    """What came in since its last decision."""
+    context: Context
+    index: int
+    """How many decisions this agent has made before in this run."""
+
+    async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
+        """Ask a model, once a turn. The call is captured, retried and streamed by the runtime. Raises `ModelError`."""
+        ...
+
+
+class BaseAgent:
+    """Base of every agent.
+
+    `tools` takes functions, tools and toolsets; `tool_names` finds those that `be_tool(tool_name=...)` registered.
+    """
+
+    system_prompt: str | None = None
+    output_type: Any = None
+    output_retries: int = 0
+
+    def __init__(
+        self,
+        name: str,
+        desc: str | None = None,
+        *,
+        tools: Sequence[Any] = (),
+        tool_names: Sequence[str] = (),
+    ) -> None:
+        if not name or not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"An agent needs a name; got {name!r}.")
+        self.name = name
+        self.desc = desc
+        self.toolkit = Toolkit(tools, tool_names, owner=f"agent {name!r}")
+
+    @property
+    def id(self) -> str:
+        """The name as a model or a provider takes it: letters, digits, `_` and `-`, at most 64."""
+        return self.name if _NAME.fullmatch(self.name) else re.sub(r"[^a-zA-Z0-9_-]+", "_", self.name)[:64]
+
+    async def policy(self, observation: Observation) -> ActionModel | Sequence[ActionModel]:
+        """Decide: observation in, actions out. An action with content and no tool ends the agent's work."""
+        raise NotImplementedError(f"{type(self).__name__} must define `policy(observation)` or `decide(turn)`.")
+
+    async def decide(self, turn: Turn) -> Message:
+        """Take one decision. The default asks `policy` and turns its actions into a message."""
+        actions = await self.policy(turn.observation)
+        actions = [actions] if isinstance(actions, ActionModel) else list(actions)
+        calls = tuple(
+            ToolCall(f"call_{turn.index}_{i}", action.tool_name, json.dumps(action.params, ensure_ascii=False))
+            for i, action in enumerate(actions)
+            if action.tool_name is not None
+        )
+        texts = [action.content for action in actions if action.tool_name is None and action.content is not None]
+        content: Content | None = texts[0] if texts else None
+        if len(texts) > 1:
+            content = "\n".join(text if isinstance(text, str) else "" for text in texts)
+        return Message("assistant", content=content, tool_calls=calls)
+
+    def answer_of(self, message: Message) -> Any:
+        """The answer that a final message gives. Raises ValueError, shown to the agent, when it does not fit."""
+        return message.text
+
+    def check(self) -> None:
+        """Called before a run begins. Raises ConfigError when a setting is missing."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the log keeps of the agent: JSON-able, without secrets."""
+        return {"type": type(self).__name__, "desc": self.desc, "system_prompt": self.system_prompt}
+
+    def unused_replies(self, turns: int) -> str | None:
+        """What a test double of this agent's model still held after `turns` calls; None when nothing."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+
+def plain(value: Any) -> Any:
+    """An answer as JSON-able data for the log."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return msgspec.to_builtins(value, enc_hook=_plain_hook, str_keys=True)
+
+
+def _plain_hook(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        return dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    raise NotImplementedError(f"{type(value).__name__} is not JSON-able")

@@ -1,0 +1,175 @@
+"""A task, and what comes back from running it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aworld.config.conf import TaskConfig
+from aworld.core.agent.base import BaseAgent
+from aworld.core.context.base import Context
+from aworld.core.event import Status, TaskInfo
+from aworld.core.exceptions import TaskError
+from aworld.core.hooks import Hooks
+from aworld.core.message import Audio, Content, File, Image, Part, Text, Usage
+from aworld.core.rows import rows, step_row
+from aworld.core.tool.base import Tool, Toolset
+from aworld.core.tool.func_to_tool import as_tools, find_tools
+from aworld.core.trajectory import Trajectory
+
+TaskStatus = Status
+
+
+@dataclass(slots=True)
+class Prefix:
+    """The part of another trajectory that a forked task shares: its events before `seq`."""
+
+    trajectory: Trajectory
+    seq: int
+
+
+class Task:
+    """One thing to be done by an agent or a swarm.
+
+    Args:
+        input: Text, or message parts (text, images, audio, files).
+        agent: The agent that does it.
+        swarm: Or the team that does it.
+        conf: Limits, as `TaskConfig` or a plain dict.
+        id: Also the id of the trajectory; a new one when not given.
+        group_id: Tasks that belong together, such as the samples of one problem.
+        tools: Tools for this task only, added to those of the (root) agent.
+        tool_names: The same, by registered name.
+        context: First values of the state that agents and tools share.
+        timeout: Seconds that the run may take; short for `conf.timeout`.
+        hooks: Called around the task, each model call and each tool call.
+
+    Raises:
+        TaskError: When there is no agent or swarm, or both, or the input is empty of meaning.
+    """
+
+    def __init__(
+        self,
+        input: str | Part | Sequence[str | Part],
+        agent: BaseAgent | None = None,
+        swarm: Any = None,
+        conf: TaskConfig | dict[str, Any] | None = None,
+        *,
+        id: str | None = None,
+        name: str | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        group_id: str | None = None,
+        tools: Sequence[Any] = (),
+        tool_names: Sequence[str] = (),
+        context: dict[str, Any] | None = None,
+        timeout: float | None = None,
+        hooks: Sequence[Hooks] = (),
+    ) -> None:
+        if (agent is None) == (swarm is None):
+            raise TaskError("A task needs either agent=... or swarm=..., and not both.")
+        self.input = content_of(input)
+        self.agent: Any = agent if agent is not None else swarm
+        self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
+        if timeout is not None:
+            self.conf = self.conf.model_copy(update={"timeout": timeout})
+        self.id = id or uuid.uuid4().hex
+        self.name = name
+        self.session_id = session_id
+        self.user_id = user_id
+        self.group_id = group_id
+        self.tools: list[Tool | Toolset] = as_tools(tools)
+        for tool_name in tool_names:
+            self.tools += find_tools(tool_name)
+        self.context = dict(context or {})
+        self.hooks = tuple(hooks)
+        self.prefix: Prefix | None = None
+        self.said: Content | None = None
+        """What is said to the agent when a forked run goes on."""
+        self.episode: Any = None
+        """The run in progress when the task is stepped; belongs to `Runners`."""
+
+    @property
+    def info(self) -> TaskInfo:
+        """What the log keeps of the task."""
+        return TaskInfo(self.id, self.name, self.session_id, self.user_id, self.group_id)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id}>"
+
+
+@dataclass(slots=True)
+class TaskResponse:
+    """How a run ended, and everything that it did."""
+
+    record: Trajectory
+    """The trajectory, with all of its events."""
+    status: Status
+    answer: Any = None
+    """The answer, of the agent's `output_type` where it has one; None when there is none."""
+    error: str | None = None
+    time_cost: float = 0.0
+    """Seconds spent by this process."""
+    context: Context | None = None
+    step: int | None = None
+    """The step that this response tells of, when the task is stepped."""
+    give_reward: Callable[..., Awaitable[None]] | None = field(default=None, repr=False)
+    store: Any = field(default=None, repr=False)
+    """Where the log is."""
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.record.task.id
+
+    @property
+    def trajectory_id(self) -> str:
+        """Under which the log is stored."""
+        return self.record.id
+
+    @property
+    def success(self) -> bool:
+        """Whether the run finished with an answer."""
+        return self.status == "finished"
+
+    @property
+    def msg(self) -> str:
+        """Why the run did not finish well; empty when it did."""
+        return self.error or ""
+
+    @property
+    def usage(self) -> Usage:
+        """Sum of what the model calls reported; fields nobody reported are None."""
+        return self.record.usage or Usage()
+
+    @property
+    def trajectory(self) -> list[dict[str, Any]]:
+        """The rows, JSON-able: all of them, or this step's when the task is stepped."""
+        return rows(self.record) if self.step is None else step_row(self.record, self.step)
+
+    def reward(
+        self, value: float, *, name: str = "reward", weight: float = 1.0, source: str | None = None, detail: Any = None
+    ) -> Awaitable[None]:
+        """Reward this step, or the whole run when the response is of a whole run.
+
+        The reward counts at once; await the result to know that it is durable. Raises ValueError for a value that is
+        not a finite number.
+        """
+        if self.give_reward is None:
+            raise TaskError("This response is not bound to a run; use Runners.reward(id, ..., store=...).")
+        return self.give_reward(value, name=name, weight=weight, step=self.step, source=source, detail=detail)
+
+
+def content_of(value: Any) -> Content:
+    """What a caller gave as input, as message content. Raises TaskError for anything but text and parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Text | Image | Audio | File):
+        return (value,)
+    if isinstance(value, Sequence):
+        parts = tuple(Text(p) if isinstance(p, str) else p for p in value)  # pyright: ignore[reportUnknownVariableType]
+        if parts and all(isinstance(p, Text | Image | Audio | File) for p in parts):
+            return parts  # pyright: ignore[reportUnknownVariableType]
+    raise TaskError(f"Input must be text or message parts (Text, Image, Audio, File); got {type(value).__name__}.")

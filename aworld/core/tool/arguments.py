@@ -1,0 +1,276 @@
+"""The arguments of a tool call: their JSON schema, their validation, and what a model is told when they are wrong.
+
+Types are pydantic's. One `TypedDict` per function, made of the annotations, gives both the schema and the validator:
+parameters may have any name (`schema`, `_x`), and an argument that was left out stays out, so that the function's own
+default applies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from collections.abc import Iterable
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints, is_typeddict
+
+from pydantic import Field as PydanticField
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+from typing_extensions import NotRequired, Required, TypedDict
+
+from aworld.core.exceptions import ToolError
+from aworld.core.tool.schema import EMPTY, Field, Signature
+
+_SHOWN = 8
+"""Faults told at once; a model that got more wrong than that reads the schema again."""
+
+_CLIP = 80
+"""Characters shown of a wrong value."""
+
+
+class Arguments:
+    """Schema and validator of a function's arguments. Raises `ToolError` that names a parameter without a schema."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        try:
+            adapter = _adapter(signature.fields, signature.extra)
+            schema = adapter.json_schema(schema_generator=_Schema)
+        except PydanticUndefinedAnnotation as error:
+            raise ToolError(f"{signature.label}: a type names {error.name!r}, which is not defined.") from error
+        except (PydanticUserError, TypeError) as error:
+            raise _unfit(signature, error) from error
+        self.schema = _finish(schema, signature.fields)
+        """JSON schema of an object."""
+        self._validate = adapter.validator.validate_json
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The JSON text as values of the annotated types; absent arguments are absent. Raises `ToolError`."""
+        try:
+            return self._validate(text or "{}")
+        except ValidationError as error:
+            if text.strip() in ("", "null"):  # what some models send for no arguments
+                return self.read("{}")
+            raise ToolError(self._explain(text, error)) from None
+
+    def _explain(self, text: str, error: ValidationError) -> str:
+        faults = error.errors(include_url=False, include_context=False)
+        wanted = signature_text(self.schema)
+        first = faults[0]
+        if first["type"] == "json_invalid":
+            reason = first["msg"].removeprefix("Invalid JSON: ")
+            return f"The arguments are not valid JSON ({reason}): {_clip(text)}\nWanted: {wanted}"
+        if not first["loc"]:
+            got = _json_kind(first["input"])
+            return f"The arguments must be one JSON object, but are {got}: {_clip(text)}\nWanted: {wanted}"
+        data = json.loads(text)
+        told: dict[str, list[str]] = {}
+        for fault in faults:
+            where = _path(fault["loc"], data)
+            if (what := self._fault(fault["type"], fault["msg"], fault["input"], where)) not in told.setdefault(
+                where, []
+            ):
+                told[where].append(what)
+        lines = [f"- {where}: {' or '.join(whats)}" for where, whats in told.items()]
+        if len(lines) > _SHOWN:
+            lines[_SHOWN:] = [f"- and {len(lines) - _SHOWN} more"]
+        return "Wrong arguments.\n" + "\n".join(lines) + f"\nWanted: {wanted}"
+
+    def _fault(self, kind: str, message: str, got: Any, where: str) -> str:
+        properties: dict[str, Any] = self.schema["properties"]
+        if kind == "missing":
+            return f"missing, wanted {kind_text(properties[where])}" if where in properties else "missing"
+        if kind == "extra_forbidden":
+            return f"unknown, there are: {', '.join(properties) or 'none'}" if "." not in where else "unknown"
+        message = message.removeprefix("Input ").removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        return f"got {_clip(_json(got))}, {message}"
+
+
+def signature_text(schema: dict[str, Any]) -> str:
+    """A schema in one short line, such as `{"a": integer, "b"?: string}`."""
+    required = schema.get("required", ())
+    items = [f'"{n}"{"" if n in required else "?"}: {kind_text(v)}' for n, v in schema["properties"].items()]
+    if schema.get("additionalProperties"):
+        items.append("…")
+    return "{" + ", ".join(items) + "}"
+
+
+def kind_text(schema: Any) -> str:
+    """The kind of value a schema asks for, in a few words."""
+    if not isinstance(schema, dict):
+        return "any"
+    node = cast("dict[str, Any]", schema)
+    if "enum" in node or "const" in node:
+        return _clip(" | ".join(_json(v) for v in node.get("enum", [node.get("const")])))
+    if options := node.get("anyOf") or node.get("oneOf"):
+        return " | ".join(dict.fromkeys(kind_text(option) for option in options))
+    if "$ref" in node:
+        return node["$ref"].rpartition("/")[2]
+    if node.get("type") == "array" and "items" in node:
+        return f"array of {kind_text(node['items'])}"
+    return str(node.get("type", "any"))
+
+
+class _Schema(GenerateJsonSchema):
+    """JSON schema without the titles that pydantic makes up, and without its warnings about defaults."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def emit_warning(self, kind: Any, detail: str) -> None:
+        return
+
+
+def _adapter(fields: Iterable[Field], extra: Any) -> TypeAdapter[dict[str, Any]]:
+    members: dict[str, Any] = {}
+    for field in fields:
+        annotation = _described(_modern(field.annotation))
+        if isinstance(field.default, FieldInfo):  # def f(x: int = Field(3, description=…))
+            annotation = Annotated[annotation, field.default]
+        elif field.default is not EMPTY:
+            annotation = NotRequired[annotation]
+        members[field.name] = annotation
+    closed = extra is EMPTY
+    make = cast("Any", TypedDict)  # a checker knows only literal members
+    made = make("Arguments", members) if closed else make("Arguments", members, extra_items=_modern(extra))
+    if closed:
+        made.__pydantic_config__ = {"extra": "forbid"}
+    return TypeAdapter(made)
+
+
+def _described(annotation: Any) -> Any:
+    """`Annotated[int, "how many"]` and PEP 727's `Doc("how many")` describe a parameter too."""
+    if get_origin(annotation) is not Annotated:
+        return annotation
+    for item in annotation.__metadata__:
+        text = item if isinstance(item, str) else getattr(item, "documentation", None)
+        if isinstance(text, str):
+            return Annotated[annotation, PydanticField(description=text)]
+    return annotation
+
+
+def _unfit(signature: Signature, error: Exception) -> ToolError:
+    """The error that names the parameter whose type has no schema."""
+    fields = signature.fields
+    for field in fields if signature.extra is EMPTY else (*fields, Field("**kwargs", signature.extra)):
+        try:
+            _adapter([Field("x", field.annotation, field.default)], EMPTY).json_schema(schema_generator=_Schema)
+        except (PydanticUserError, TypeError) as reason:
+            said = str(reason).split("\n", 1)[0]
+            return ToolError(
+                f"{signature.label}: parameter {field.name!r} of type {_type_name(field.annotation)} cannot be offered to "
+                f"a model: {said} Use a JSON type, an enum, a dataclass, a TypedDict or a pydantic model, or fill it "
+                f"yourself with functools.partial."
+            )
+    return ToolError(f"{signature.label}: its parameters have no JSON schema: {error}")
+
+
+def _finish(schema: dict[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
+    """The schema in a fixed order of keys, with the function's defaults and without made-up titles."""
+    properties: dict[str, Any] = schema.get("properties", {})
+    for field in fields:
+        if field.default is EMPTY or field.name not in properties or isinstance(field.default, FieldInfo):
+            continue
+        try:
+            properties[field.name]["default"] = to_jsonable_python(field.default)
+        except (PydanticSerializationError, ValueError):  # a marker object: the model only sees that it may be left out
+            continue
+    _drop_titles(schema, "Arguments")
+    schema["properties"] = properties
+    order = ("type", "properties", "required", "additionalProperties", "$defs")
+    return {key: schema[key] for key in order if key in schema}
+
+
+def _drop_titles(schema: Any, name: str = "") -> None:
+    """Drop the titles that repeat the name of a type, everywhere below `schema`."""
+    if isinstance(schema, list):
+        for item in cast("list[Any]", schema):
+            _drop_titles(item)
+    if not isinstance(schema, dict):
+        return
+    node = cast("dict[str, Any]", schema)
+    title = node.get("title")
+    if isinstance(title, str) and re.sub(r"[^\w.-]", "_", title) == name.rpartition("__")[2]:
+        del node["title"]
+    for key in ("items", "additionalProperties", "propertyNames", "anyOf", "oneOf", "allOf", "prefixItems"):
+        _drop_titles(node.get(key))
+    for key in ("properties", "patternProperties", "$defs"):
+        for inner, value in node.get(key, {}).items():
+            _drop_titles(value, inner if key == "$defs" else "")
+
+
+def _modern(annotation: Any) -> Any:
+    """`typing.TypedDict` as `typing_extensions.TypedDict`, which pydantic asks for before Python 3.12."""
+    if sys.version_info >= (3, 12):
+        return annotation
+    if is_typeddict(annotation) and type(annotation).__module__ == "typing":
+        keep = annotation.__required_keys__
+        hints = get_type_hints(annotation, include_extras=True)
+        members = {n: (Required if n in keep else NotRequired)[_modern(_unmarked(t))] for n, t in hints.items()}
+        made = cast("Any", TypedDict)(annotation.__name__, members)
+        made.__doc__, made.__module__ = annotation.__doc__, annotation.__module__
+        return made
+    origin, old = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is Literal or not old:
+        return annotation
+    if origin is Annotated:
+        return Annotated[_modern(old[0]), *annotation.__metadata__]
+    new = tuple(_modern(item) for item in old)
+    if new == old:
+        return annotation
+    return (
+        reduce(or_, new)
+        if origin is types.UnionType
+        else annotation.copy_with(new)
+        if hasattr(annotation, "copy_with")
+        else origin[new]
+    )
+
+
+def _unmarked(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) in (Required, NotRequired) else annotation
+
+
+def _path(loc: tuple[int | str, ...], data: Any) -> str:
+    """Where a fault lies, as `people.0.name`; the branches of unions that pydantic adds are left out."""
+    out: list[str] = []
+    for i, step in enumerate(loc):
+        if isinstance(data, dict) and step in data:
+            data = cast("dict[Any, Any]", data)[step]
+        elif isinstance(data, list) and isinstance(step, int):
+            data = cast("list[Any]", data)[step]
+        elif not isinstance(data, dict) or i < len(loc) - 1 or not i:
+            if i:
+                continue
+        out.append(str(step))
+    return ".".join(out)
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _json_kind(value: Any) -> str:
+    names = {
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+        int: "a number",
+        float: "a number",
+    }
+    return names.get(type(value), "something else")
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _CLIP else f"{text[:_CLIP]}… ({len(text)} characters)"

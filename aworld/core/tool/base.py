@@ -1,0 +1,72 @@
+"""The contract of a tool, and of a set of tools.
+
+A tool is a value: a schema for the model and one async method that takes the arguments exactly as the model wrote
+them. Time-outs, capture, the order of answers and the text of errors are the runtime's. Whatever a tool raises goes
+back to the model; `ToolError` says it in the tool's own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from aworld.core.context.base import Context
+from aworld.core.model import ToolSchema
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a tool may know of the call it serves. A function tool gets it by annotating a parameter with this type."""
+
+    trajectory_id: str
+    agent: str
+    step: int
+    call_id: str
+    context: Context
+    """The state of the task, shared by its agents and tools."""
+    answers: dict[str, str] = field(default_factory=dict[str, str])
+    """What people answered to this call, by question."""
+
+
+class Question(Exception):  # noqa: N818 - it asks, it is no error
+    """Raised by a tool to ask a person. The run waits, durably; with the answer the tool is called again and finds it
+    in `ToolContext.answers`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class Tool:
+    """Base of every tool. Subclasses set the attributes and write `invoke`."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    """JSON schema of an object."""
+    timeout: float | None = None
+    """Seconds; None takes the task's `tool_timeout`."""
+    idempotent: bool = False
+    """Whether the tool may run again when the process died while it ran."""
+
+    async def invoke(self, arguments: str, context: ToolContext) -> Any:
+        """Run with the JSON text `arguments`. Returns anything JSON-able, text, or message parts; raises `ToolError`."""
+        raise NotImplementedError
+
+    @property
+    def schema(self) -> ToolSchema:
+        """The tool as a model sees it."""
+        return ToolSchema(self.name, self.description, self.parameters)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+@runtime_checkable
+class Toolset(Protocol):
+    """A set of tools that is known only when a run starts, such as those of a server."""
+
+    async def list_tools(self) -> Sequence[Tool]:
+        """The tools, in the order in which they are offered."""
+        ...

@@ -1,0 +1,291 @@
+"""Functions as tools: `@tool`, its alias `@be_tool`, and `as_tools` for whatever stands in `tools=[…]`.
+
+The decorated object is still the function for its callers, and a tool for a model. What the model is told comes from
+the signature and the docstring (`aworld.core.tool.schema`). Synchronous functions run in threads, so that they never
+hold up the event loop; `inline=True` keeps a tiny pure one on the loop.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from functools import partial, update_wrapper
+from types import FunctionType, LambdaType, MethodType
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.tool.base import Tool, ToolContext, Toolset
+from aworld.core.tool.schema import Spec
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_registry: dict[str, dict[str, Tool]] = {}
+
+
+class FunctionTool(Tool, Generic[P, R]):
+    """A function that is also a tool.
+
+    `name` and `description` are what the model sees (default: the function's name and docstring); `timeout` is in
+    seconds; `inline` runs a synchronous function on the event loop instead of in a thread. Raises `ConfigError` for a
+    name that providers refuse, and `ToolError` for a parameter that a model cannot fill.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        inline: bool = False,
+    ) -> None:
+        target, self._binds = _unwrapped(function)
+        self.name = checked_name(name or _given_name(target), f"function {_label(target)}")
+        self.timeout = timeout
+        self.idempotent = idempotent
+        self._description = description
+        self._inline = inline
+        self._spec = Spec(target, _label(target), skip_first=self._binds is not None)
+        self._set_function(target)
+        update_wrapper(cast("Any", self), target, updated=())
+
+    def _set_function(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        call = type(function).__call__
+        self._awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+    @property
+    def description(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read-only, and built late
+        """What the model is told of the tool."""
+        return self._spec.doc[0] if self._description is None else self._description
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride] - as above
+        """JSON schema of the arguments."""
+        return self._spec.parameters
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself, as if it were not decorated."""
+        return self._function(*args, **kwargs)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> FunctionTool[P, R]: ...
+    @overload
+    def __get__(
+        self: FunctionTool[Concatenate[Any, Q], R], instance: object, owner: type | None = None
+    ) -> FunctionTool[Q, R]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """The tool of one object (or class), as attribute access binds a method."""
+        subject = owner or type(instance) if self._binds == "cls" else instance
+        if self._binds is None or subject is None:
+            return self
+        bound = cast("FunctionTool[..., Any]", object.__new__(type(self)))
+        bound.__dict__.update(self.__dict__)
+        bound._binds = None
+        bound._function = MethodType(self._function, subject)
+        return bound
+
+    async def invoke(self, arguments: str, context: ToolContext) -> Any:
+        """Run with the JSON text `arguments`. Raises `ToolError` for wrong ones, and what the function raises."""
+        spec = self._spec
+        values = spec.arguments.read(arguments)
+        signature = spec.signature
+        for name, whole in signature.injected:
+            values[name] = context if whole else context.context
+        args = tuple(values.pop(name) for name in signature.positional) if signature.positional else ()
+        try:
+            if self._awaits:
+                return await cast("Any", self._function(*args, **values))
+            if self._inline:
+                result = self._function(*args, **values)
+            else:
+                from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
+
+                result = await THREADS.run(partial(self._function, *args, **values))
+            return await result if inspect.isawaitable(result) else result
+        except SystemExit as error:
+            raise ToolError(f"{self.name} tried to end the program (exit code {error.code}).") from error
+
+    def require(self) -> None:
+        """Check now what is otherwise built at the first use. Raises `ToolError`."""
+        if self._binds is not None:
+            raise ToolError(
+                f"{_label(self._function)} is a method: which object it works on is open. "
+                f"Give the method of an object, such as my_object.{self.name}."
+            )
+        self._spec.require()
+
+
+@overload
+def tool(function: Callable[P, R], /) -> FunctionTool[P, R]: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    desc: str | None = None,
+    timeout: float | None = None,
+    idempotent: bool = False,
+    inline: bool = False,
+    tool_name: str | None = None,
+    tool_desc: str | None = None,
+) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    desc: str | None = None,
+    timeout: float | None = None,
+    idempotent: bool = False,
+    inline: bool = False,
+    tool_name: str | None = None,
+    tool_desc: str | None = None,
+) -> Any:
+    """Make a function a tool, as `@tool` or `@tool(name=…)`.
+
+    `name` and `desc` are what the model sees (default: the function's name and docstring). `timeout` is in seconds.
+    `idempotent` lets the tool run again when the process died while it ran. `inline` runs a synchronous function on
+    the event loop, for tiny ones that never wait. `tool_name` registers the tool, so that `find_tools(tool_name)`
+    finds it; `tool_desc` describes it where there is neither `desc` nor docstring.
+
+    Raises `ConfigError` for a name that providers refuse, and `ToolError` for a parameter that a model cannot fill.
+    """
+
+    def decorate(function: Callable[..., Any]) -> FunctionTool[..., Any]:
+        described = desc if desc is not None or _has_text(function) else tool_desc
+        made = FunctionTool(
+            function, name=name, description=described, timeout=timeout, idempotent=idempotent, inline=inline
+        )
+        if tool_name is not None:
+            _register(tool_name, made)
+        return made
+
+    return decorate if function is None else decorate(function)
+
+
+be_tool = tool
+
+
+def find_tools(tool_name: str) -> list[Tool]:
+    """The tools registered under `tool_name`, in the order of definition. Raises `ConfigError` for an unknown name."""
+    found = _registry.get(tool_name)
+    if found is None:
+        raise ConfigError(f"No tool is registered as {tool_name!r}. {_nearest(tool_name, _registry)}")
+    return list(found.values())
+
+
+def as_tools(items: Any) -> list[Tool | Toolset]:
+    """Functions, tools and toolsets as tools and toolsets, in order; takes one of them or a sequence, nested or not.
+
+    Raises `ToolError` for a function that a model cannot call, naming the function, the parameter and the remedy.
+    """
+    if isinstance(items, (list, tuple, set, frozenset)) or (
+        isinstance(items, Iterable) and not isinstance(items, (Tool, Toolset, str, dict, type)) and not callable(items)
+    ):
+        return [made for item in cast("Iterable[Any]", items) for made in as_tools(item)]
+    return [_as_tool(items)]
+
+
+def checked_name(name: str, owner: str) -> str:
+    """The name, if every provider takes it. Raises `ConfigError` otherwise."""
+    if _NAME.fullmatch(name):
+        return name
+    raise ConfigError(
+        f"{name!r} cannot be the name of a tool ({owner}): providers take 1 to 64 of a-z, A-Z, 0-9, _ and -. "
+        f"Give another one, such as @tool(name={_suggested(name)!r})."
+    )
+
+
+def _as_tool(item: Any) -> Tool | Toolset:
+    if isinstance(item, MethodType) and isinstance(item.__func__, FunctionTool):  # @classmethod above @tool
+        item = cast("FunctionTool[..., Any]", item.__func__).__get__(item.__self__, type(item.__self__))
+    if isinstance(item, FunctionTool):
+        cast("FunctionTool[..., Any]", item).require()
+        return cast("FunctionTool[..., Any]", item)
+    if isinstance(item, Tool) or (isinstance(item, Toolset) and not isinstance(item, type)):
+        return item
+    if isinstance(item, str):
+        raise ConfigError(f"{item!r} is a name. Registered tools are given by name in tool_names=[{item!r}].")
+    made = FunctionTool(item)
+    made.require()
+    return made
+
+
+def _register(tool_name: str, made: FunctionTool[..., Any]) -> None:
+    if made._binds is not None:
+        raise ConfigError(
+            f"tool_name={tool_name!r}: {made.name} is a method, and found by name it would have no object. "
+            f"Leave tool_name out and give my_object.{made.name} in tools=[…]."
+        )
+    _registry.setdefault(tool_name, {})[made.name] = made
+
+
+def _unwrapped(function: Any) -> tuple[Callable[..., Any], Literal["self", "cls"] | None]:
+    """The function below `staticmethod` and the like, and what its first parameter is bound to by attribute access."""
+    if isinstance(function, staticmethod):
+        return cast("staticmethod[..., Any]", function).__func__, None
+    if isinstance(function, classmethod):
+        return cast("classmethod[Any, ..., Any]", function).__func__, "cls"
+    if isinstance(function, FunctionTool):
+        return cast("FunctionTool[..., Any]", function)._function, cast("FunctionTool[..., Any]", function)._binds
+    if not callable(function):
+        raise ToolError(f"{function!r} is not callable, so it cannot be a tool. Give a function, a Tool or a Toolset.")
+    if isinstance(function, type):
+        raise ToolError(
+            f"{function.__qualname__} is a class. Give a function, or an object with an annotated __call__."
+        )
+    if isinstance(function, LambdaType) and function.__name__ == "<lambda>":
+        raise ToolError("A lambda has no name and no annotations. Write a def with annotated parameters.")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ToolError(f"{_label(function)} yields, but a tool gives one result. Return a list.")
+    return cast("Callable[..., Any]", function), "self" if _is_method(function) else None
+
+
+def _is_method(function: Any) -> bool:
+    """Whether a function was written in a class body, with a first parameter that stands for the object."""
+    if not isinstance(function, FunctionType):
+        return False
+    around = function.__qualname__.rpartition(".")[0]
+    if not around or around.endswith("<locals>"):
+        return False
+    code = function.__code__
+    if not code.co_argcount:
+        return False
+    first = code.co_varnames[0]
+    return first in ("self", "cls") or first not in function.__annotations__
+
+
+def _given_name(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def _label(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def _has_text(function: Any) -> bool:
+    from aworld.core.tool.schema import documented
+
+    return bool(documented(function).__doc__)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    names = ", ".join(sorted(known)) or "none"
+    return f"Registered: {names}. A tool is registered when the module with its @tool(tool_name=…) is imported."
+
+
+def _suggested(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]+", "_", name).strip("_")[:64] or "my_tool"

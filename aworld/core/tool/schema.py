@@ -1,0 +1,300 @@
+"""What a model may pass to a function, read from its signature and docstring.
+
+`read_signature` looks at names and annotations only and costs some microseconds, so that a module full of `@tool`
+functions imports fast. `Spec` adds the JSON schema and the validation, which need pydantic, and the descriptions,
+which may need griffe; both are loaded and built when they are first asked for, or at once where only pydantic can say
+whether a type has a schema at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from aworld.core.context.base import Context
+from aworld.core.exceptions import ToolError
+from aworld.core.tool.base import ToolContext
+
+if TYPE_CHECKING:
+    from aworld.core.tool.arguments import Arguments
+
+EMPTY: Any = inspect.Parameter.empty
+"""Stands for "no default"."""
+
+_PLAIN = frozenset({str, int, float, bool, type(None), Any, list, dict})
+_JSON_TYPES: tuple[type, ...] = (bool, int, float, str, list, dict)
+_POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One parameter that the model fills."""
+
+    name: str
+    annotation: Any
+    default: Any = EMPTY
+    """The default in the signature, or `EMPTY`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The parameters of a function by who fills them."""
+
+    label: str
+    """The function as errors name it."""
+    fields: tuple[Field, ...]
+    """Filled by the model, in the order of the signature."""
+    injected: tuple[tuple[str, bool], ...]
+    """Filled by the runtime: the name, and whether it takes the `ToolContext` (else its `Context`)."""
+    positional: tuple[str, ...]
+    """Those that can be passed by position only."""
+    extra: Any = EMPTY
+    """The type of what `**kwargs` takes; `EMPTY` without `**kwargs`."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether every type is one that surely has a schema, so that building it may wait."""
+        return all(_is_plain(f.annotation) and type(f.default).__module__ != "pydantic.fields" for f in self.fields)
+
+
+class Spec:
+    """What a model is told of a function, and how its arguments are read. Shared by a method and its bound copies.
+
+    Raises `ToolError` where a parameter cannot be offered to a model; an annotation whose name is not defined yet
+    (a class further down in the module) is left for the first use.
+    """
+
+    def __init__(self, function: Callable[..., Any], label: str, *, skip_first: bool) -> None:
+        self._function = function
+        self._label = label
+        self._skip_first = skip_first
+        try:
+            if not self.signature.plain:
+                self.require()
+        except _UnresolvedError:
+            return
+
+    def require(self) -> None:
+        """Build everything now. Raises `ToolError`."""
+        _ = self.arguments.schema
+
+    @cached_property
+    def signature(self) -> Signature:
+        """The parameters of the function."""
+        return read_signature(self._function, self._label, skip_first=self._skip_first)
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """Schema and validation by types, without what the docstring says."""
+        from aworld.core.tool.arguments import Arguments
+
+        return Arguments(self.signature)
+
+    @cached_property
+    def doc(self) -> tuple[str, dict[str, str]]:
+        """The description of the tool, and of its parameters by name, from the docstring."""
+        from aworld.core.tool.docstring import read_docstring
+
+        return read_docstring(documented(self._function).__doc__)
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """The JSON schema as it is offered: by types, with the descriptions of the docstring."""
+        schema = self.arguments.schema
+        described = self.doc[1]
+        properties = {
+            name: {**value, "description": described[name]}
+            if name in described and "description" not in value
+            else value
+            for name, value in schema["properties"].items()
+        }
+        return {**schema, "properties": properties}
+
+
+class _UnresolvedError(ToolError):
+    """An annotation names something that is not defined, or not yet."""
+
+
+def read_signature(function: Callable[..., Any], label: str, *, skip_first: bool = False) -> Signature:
+    """Sort the parameters of `function` by who fills them; `label` names it in errors.
+
+    `skip_first` leaves out the first one (`self`). Raises `ToolError` that names the parameter and the remedy.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError) as error:
+        raise ToolError(
+            f"{label} cannot be a tool: Python knows no signature of it. Wrap it in an annotated function."
+        ) from error
+    if skip_first:
+        parameters = parameters[1:]
+    fixed = _fixed_keywords(function)
+    parameters = [p for p in parameters if p.name not in fixed]
+    types_ = _resolve({p.name: p.annotation for p in parameters if p.annotation is not EMPTY}, function, label)
+    fields: list[Field] = []
+    injected: list[tuple[str, bool]] = []
+    extra: Any = EMPTY
+    for p in parameters:
+        annotation = types_.get(p.name, EMPTY)
+        if p.kind is inspect.Parameter.VAR_POSITIONAL:
+            raise ToolError(
+                f"{label}: a model cannot fill *{p.name}, as its arguments have names. Take a list: {p.name}: list[str]."
+            )
+        if p.kind is inspect.Parameter.VAR_KEYWORD:
+            extra = Any if annotation is EMPTY else annotation
+        elif annotation is not EMPTY and (wanted := _injectable(annotation)):
+            injected.append((p.name, wanted is ToolContext))
+        else:
+            fields.append(Field(p.name, _annotation(annotation, p.default, p.name, label), p.default))
+    positional = tuple(p.name for p in parameters if p.kind is _POSITIONAL_ONLY)
+    return Signature(label, tuple(fields), tuple(injected), positional, extra)
+
+
+def _annotation(annotation: Any, default: Any, name: str, label: str) -> Any:
+    """The type of a parameter: as annotated, else that of its default."""
+    if annotation is not EMPTY:
+        optional = default is None and annotation is not Any and not _allows_none(annotation)
+        return annotation | None if optional and isinstance(annotation, type) else annotation
+    if default is None:
+        return Any
+    if type(default) in _JSON_TYPES:
+        return type(default)
+    raise ToolError(
+        f"{label}: parameter {name!r} has no annotation, so a model cannot know what to pass. "
+        f"Annotate it, for example {name}: str."
+    )
+
+
+def _allows_none(annotation: Any) -> bool:
+    return annotation is None or annotation is type(None) or type(None) in get_args(_bare(annotation))
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _is_plain(annotation: Any) -> bool:
+    try:
+        if annotation in _PLAIN:
+            return True
+    except TypeError:  # not hashable
+        return False
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return True
+    return (origin in (list, dict) or _is_union(annotation)) and all(map(_is_plain, get_args(annotation)))
+
+
+def _injectable(annotation: Any) -> type | None:
+    """`ToolContext` or `Context` when the runtime fills a parameter of this type, also where it is optional."""
+    annotation = _bare(annotation)
+    for option in get_args(annotation) if _is_union(annotation) else (annotation,):
+        for wanted in (ToolContext, Context):
+            if isinstance(option, type) and issubclass(option, wanted):
+                return wanted
+    return None
+
+
+def _fixed_keywords(function: Any) -> set[str]:
+    """Parameters that a `partial` has filled: they are the developer's (keys, clients), not the model's."""
+    fixed: set[str] = set()
+    while isinstance(function, partial):
+        fixed.update(function.keywords)
+        function = function.func
+    return fixed
+
+
+def documented(function: Any) -> Any:
+    """The object that carries the docstring: what a `partial` wraps, the `__call__` of an object."""
+    while isinstance(function, partial):
+        function = function.func
+    if inspect.isroutine(function) or hasattr(function, "__wrapped__"):
+        return function
+    call = type(function).__call__
+    return call if call.__doc__ else type(function)
+
+
+def _definition(function: Any) -> Any:
+    """The innermost `def`, whose module and closure give the annotations their meaning."""
+    while True:
+        if isinstance(function, partial):
+            function = function.func
+        elif inspect.ismethod(function):
+            function = function.__func__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        elif inspect.isroutine(function):
+            return function
+        else:
+            function = type(function).__call__
+
+
+def _resolve(annotations: dict[str, Any], function: Any, label: str) -> dict[str, Any]:
+    """Annotations as types, whether written as such, as strings, or in a module with `from __future__`."""
+    definition = _definition(function)
+    space: dict[str, Any] = getattr(definition, "__globals__", {})
+    local = _closure(definition)
+    try:
+        return _hints(annotations, space, local)
+    except NameError:
+        local = {**_enclosing(definition), **local}
+        for known in (ToolContext, Context):  # often imported for the type checker only
+            if known.__name__ not in space:
+                local.setdefault(known.__name__, known)
+    out: dict[str, Any] = {}
+    for name, annotation in annotations.items():
+        try:
+            out.update(_hints({name: annotation}, space, local))
+        except NameError as error:
+            raise _UnresolvedError(
+                f"{label}: the annotation of parameter {name!r} cannot be understood: {error}. "
+                f"Define or import it in the function's module (not under TYPE_CHECKING)."
+            ) from error
+    return out
+
+
+def _hints(annotations: dict[str, Any], space: dict[str, Any], local: Mapping[str, Any]) -> dict[str, Any]:
+    return get_type_hints(SimpleNamespace(__annotations__=annotations), space, local, include_extras=True)
+
+
+def _closure(definition: Any) -> dict[str, Any]:
+    """What the function sees of the functions around it."""
+    code, cells = getattr(definition, "__code__", None), getattr(definition, "__closure__", None)
+    out: dict[str, Any] = {}
+    for name, cell in zip(code.co_freevars if code else (), cells or ()):
+        try:
+            out[name] = cell.cell_contents
+        except ValueError:  # defined further down
+            continue
+    return out
+
+
+def _enclosing(definition: Any) -> dict[str, Any]:
+    """Local names of the functions and classes in whose midst the function is being defined right now.
+
+    A type that is only named in an annotation is not in the closure; where the definition is still under way, the
+    frames that run it know the name. Asked for only when a name was not found otherwise.
+    """
+    outer: list[str] = []
+    name = getattr(definition, "__qualname__", "").rpartition(".")[0]
+    while name:
+        outer.append(name.removesuffix(".<locals>"))
+        name = name.removesuffix(".<locals>").rpartition(".")[0]
+    out: dict[str, Any] = {}
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_qualname in outer and frame.f_globals is definition.__globals__:
+            out = {**frame.f_locals, **out}
+        frame = frame.f_back
+    return out

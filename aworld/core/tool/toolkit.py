@@ -1,0 +1,65 @@
+"""A toolkit: the tools that one agent is offered, by name, with the digest under which the log keeps their schemas."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from aworld.core.exceptions import ConfigError
+from aworld.core.model import ToolSchema
+from aworld.core.tool.base import Tool, Toolset
+from aworld.core.tool.func_to_tool import as_tools, find_tools
+
+
+class Offer:
+    """A resolved set of tools: what is sent, and what is called."""
+
+    __slots__ = ("by_name", "digest", "dicts", "schemas")
+
+    def __init__(self, tools: Iterable[Tool], owner: str) -> None:
+        self.by_name: dict[str, Tool] = {}
+        for tool in tools:
+            if tool.name in self.by_name:
+                raise ConfigError(
+                    f"Two tools of {owner} are named {tool.name!r}; give one another name, "
+                    "for example with renamed(tools, {...}) or prefixed(tools, '...')."
+                )
+            self.by_name[tool.name] = tool
+        self.schemas: tuple[ToolSchema, ...] = tuple(tool.schema for tool in self.by_name.values())
+        self.digest, self.dicts = describe(self.schemas)
+
+
+def describe(schemas: Sequence[ToolSchema]) -> tuple[str | None, tuple[dict[str, Any], ...]]:
+    """The digest of a set of schemas, None for an empty set, and the schemas as the log keeps them."""
+    dicts = tuple({"name": s.name, "description": s.description, "parameters": s.parameters} for s in schemas)
+    if not dicts:
+        return None, ()
+    return hashlib.sha256(msgspec.json.encode(dicts, order="deterministic")).hexdigest()[:16], dicts
+
+
+class Toolkit:
+    """The tools given to an agent. Those known beforehand are resolved once; toolsets when a run starts."""
+
+    def __init__(self, tools: Sequence[Any] = (), tool_names: Sequence[str] = (), *, owner: str) -> None:
+        self.owner = owner
+        self.items: list[Tool | Toolset] = as_tools(tools)
+        for name in tool_names:
+            self.items += find_tools(name)
+        self._static = [item for item in self.items if isinstance(item, Tool)]
+        self._offer = Offer(self._static, owner) if len(self._static) == len(self.items) else None
+
+    def ready(self) -> Offer | None:
+        """The offer, when no toolset has to be asked first."""
+        return self._offer
+
+    async def resolve(self, extra: Sequence[Tool | Toolset] = ()) -> Offer:
+        """The offer, `extra` tools of a task added."""
+        if self._offer is not None and not extra:
+            return self._offer
+        tools: list[Tool] = []
+        for item in [*self.items, *extra]:
+            tools += [item] if isinstance(item, Tool) else await item.list_tools()
+        return Offer(tools, self.owner)

@@ -1,0 +1,232 @@
+"""Anthropic's Messages API.
+
+Source: https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+
+import msgspec
+
+from aworld.config.conf import ModelConfig
+from aworld.config.errors import ConfigError
+from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta, ToolSchema
+from aworld.models.anthropic_wire import (
+    Block,
+    Spent,
+    StreamEvent,
+    assistant_message,
+    decode_answer,
+    decode_event,
+    whole_blocks,
+    wire_messages,
+)
+from aworld.models.remote import RemoteModel
+from aworld.models.schema import closed
+
+BASE_URL = "https://api.anthropic.com"
+VERSION = "2023-06-01"
+MAX_TOKENS = 8192
+"""Sent when nothing is set: the API insists on a number, and every current model takes this one."""
+
+_STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+class AnthropicModel(RemoteModel):
+    """A model behind Anthropic's Messages API. `config` needs `llm_model_name`. Raises `ConfigError`."""
+
+    def __init__(self, config: ModelConfig, *, provider: str = "anthropic") -> None:
+        base = (config.llm_base_url or BASE_URL).rstrip("/")
+        headers = {"anthropic-version": config.llm_api_version or VERSION}
+        if config.llm_api_key:
+            headers["x-api-key"] = config.llm_api_key
+        url = f"{base}/messages" if base.endswith("/v1") else f"{base}/v1/messages"
+        super().__init__(config, provider=provider, url=url, headers=headers)
+        self.params = _params(config)
+
+    async def generate(self, request: ModelRequest) -> ModelReply:
+        """Answer once. Raises `ModelError`."""
+        data, kind = await self.endpoint.post(self.encode(self.body(request)))
+        try:
+            answer = decode_answer(data)
+            message = assistant_message(whole_blocks(answer.content))
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+            what = "what" if "json" in kind else f"{kind} that"
+            raise self.endpoint.unreadable(f"{what} is not a message ({error})", data) from None
+        if not answer.content and answer.stop_reason is None:
+            raise self.endpoint.unreadable("a message without content", data)
+        reply = ModelReply(message, answer.stop_reason, model=answer.model, response_id=answer.id)
+        return self._priced(reply, answer.usage)
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelReply, None]:
+        """Answer in pieces; the last item is the whole reply. Raises `ModelError`."""
+        body = self.body(request)
+        body["stream"] = True
+        answer = _Answer()
+        async with aclosing(self.endpoint.events(self.encode(body), _is_last)) as batches:
+            async for batch in batches:
+                for data in batch:
+                    event = self._decoded(data)
+                    delta = answer.add(event)
+                    if delta is not None:
+                        yield delta
+        if not answer.complete:
+            raise self.endpoint.unreadable("only the beginning of a stream")
+        message = assistant_message(answer.finished_blocks())
+        reply = ModelReply(
+            message,
+            answer.stop_reason,
+            model=answer.model,
+            response_id=answer.response_id,
+            first_token=answer.first_token,
+        )
+        yield self._priced(reply, answer.usage)
+
+    def body(self, request: ModelRequest) -> dict[str, Any]:
+        """The request as it is sent, before encoding."""
+        system, messages = wire_messages(request.messages)
+        body: dict[str, Any] = {"model": self.name, "messages": messages, **self.params, **_translated(request.params)}
+        if system:
+            body["system"] = system
+        if request.tools:
+            body["tools"] = [_tool(tool) for tool in request.tools]
+        if request.output is not None:
+            shape = {"type": "json_schema", "schema": closed(request.output.schema)}
+            body["output_config"] = {"format": shape, **body.get("output_config", {})}
+        return body
+
+    def _decoded(self, data: bytes) -> StreamEvent:
+        try:
+            event = decode_event(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self.endpoint.unreadable(f"what is not an event ({error})", data) from None
+        if event.type == "error":
+            error = cast("dict[str, Any]", event.error) if isinstance(event.error, dict) else {}
+            raise self.endpoint.reported(event.error, _STATUS.get(str(error.get("type"))))
+        return event
+
+    def _priced(self, reply: ModelReply, spent: Spent | None) -> ModelReply:
+        if spent is None:
+            return reply
+        return self.priced(msgspec.structs.replace(reply, usage=spent.usage()))
+
+
+class _Answer:
+    """A streamed answer as it comes in."""
+
+    def __init__(self) -> None:
+        self.complete = False
+        self.stop_reason: str | None = None
+        self.model: str | None = None
+        self.response_id: str | None = None
+        self.usage: Spent | None = None
+        self.first_token: float | None = None
+        self._blocks: dict[int, Block] = {}
+        self._grown: dict[tuple[int, str], list[str]] = {}
+
+    def add(self, event: StreamEvent) -> Delta | None:
+        """Take in an event; what of it a reader of the stream wants to see."""
+        match event.type:
+            case "content_block_delta":
+                return self._grow(event)
+            case "content_block_start":
+                self._blocks[event.index] = dict(event.content_block or {})
+            case "message_start" if event.message is not None:
+                begun = event.message
+                self.model, self.response_id, self.usage = begun.model, begun.id, begun.usage
+            case "message_delta":
+                if event.delta is not None and event.delta.stop_reason is not None:
+                    self.stop_reason = event.delta.stop_reason
+                if event.usage is not None:
+                    self.usage = event.usage if self.usage is None else self.usage.updated(event.usage)
+            case "message_stop":
+                self.complete = True
+            case _:
+                pass  # pings, ends of blocks, and kinds to come
+        return None
+
+    def finished_blocks(self) -> list[Block]:
+        """The blocks in order, each with all its pieces."""
+        for (index, key), pieces in self._grown.items():
+            block = self._blocks.setdefault(index, {"type": "text"})
+            if key == "input":
+                text = "".join(pieces)
+                block[key] = msgspec.Raw(text.encode()) if text else block.get(key, {})
+            else:
+                block[key] = block.get(key, "") + "".join(pieces)
+        self._grown.clear()
+        return [self._blocks[index] for index in sorted(self._blocks)]
+
+    def _grow(self, event: StreamEvent) -> Delta | None:
+        piece = event.delta
+        if piece is None:
+            return None
+        if self.first_token is None:
+            self.first_token = time.time()
+        match piece.type:
+            case "text_delta":
+                self._piece(event.index, "text", piece.text)
+                return TextDelta(piece.text)
+            case "thinking_delta":
+                self._piece(event.index, "thinking", piece.thinking)
+                return ReasoningDelta(piece.thinking)
+            case "signature_delta":
+                self._piece(event.index, "signature", piece.signature)
+            case "input_json_delta":
+                self._piece(event.index, "input", piece.partial_json)
+            case _:
+                pass  # citations, and kinds to come
+        return None
+
+    def _piece(self, index: int, key: str, text: str) -> None:
+        self._grown.setdefault((index, key), []).append(text)
+
+
+def _params(config: ModelConfig) -> dict[str, Any]:
+    """Sampling settings in the API's words."""
+    if config.llm_seed is not None:
+        raise ConfigError("Anthropic's API has no seed: leave llm_seed unset.")
+    named = {
+        "temperature": config.llm_temperature,
+        "top_p": config.llm_top_p,
+        "stop": config.llm_stop,
+        "reasoning_effort": config.llm_reasoning_effort,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    return {"max_tokens": config.llm_max_tokens or MAX_TOKENS, **_translated({**given, **config.params})}
+
+
+def _translated(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with the two names that differ from everybody else's."""
+    if "stop" not in params and "reasoning_effort" not in params:
+        return params
+    out = dict(params)
+    stop = out.pop("stop", None)
+    if stop is not None:
+        out["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+    effort = out.pop("reasoning_effort", None)
+    if effort is not None:
+        out["output_config"] = {"effort": effort, **out.get("output_config", {})}
+    return out
+
+
+def _tool(tool: ToolSchema) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+
+
+def _is_last(data: bytes) -> bool:
+    return len(data) < 100 and b'"message_stop"' in data

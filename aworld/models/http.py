@@ -1,0 +1,296 @@
+"""The transport: one exchange of bytes with a provider, with deadlines, and errors that say what to do.
+
+- One `aiohttp` session per event loop, opened at the first request and closed when the loop ends (or earlier, by
+  `close_transports`). It has no limit of connections: limits are the limiter's and the runtime's.
+- One try is one exchange. Retries live in `aworld.models.call`.
+- Every failure is a `ModelError` which tells whether another try may help, and shows neither key nor header values,
+  even when a provider echoes them.
+
+Proxies and `.netrc` of the environment are used only when `AWORLD_TRUST_ENV=1`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from aworld.core.exceptions import ModelError
+from aworld.models.sse import EventParser
+
+MAX_REPLY = 64 * 1024 * 1024
+"""Most bytes of one reply; far above any answer, and far below what would hurt the process."""
+CONNECT_TIMEOUT = 30.0
+"""Seconds for a connection to be made."""
+ERROR_TEXT = 2000
+"""Characters of a provider's error that are kept."""
+RETRYABLE = frozenset({408, 409, 429})
+"""The 4xx answers that may pass; every 5xx may."""
+
+_LARGE_BODY = 1_000_000  # above it aiohttp wants a file, which it writes in pieces
+_SECRET_LENGTH = 4  # shorter values are not secrets, and hiding them would garble the text
+_DRAIN = 1.0  # seconds for a stream to close after its last event, so that the connection can be used again
+
+_sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+_lifetimes: dict[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = {}
+
+
+async def close_transports() -> None:
+    """Close the connections of the running loop. The next request opens new ones."""
+    lifetime = _lifetimes.pop(asyncio.get_running_loop(), None)
+    if lifetime is not None:
+        await lifetime.aclose()
+
+
+class Endpoint:
+    """Where a model's requests go: address, headers, deadlines in seconds, and the secrets that no error may show."""
+
+    def __init__(
+        self,
+        provider: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        secrets: Iterable[str] = (),
+        timeout: float,
+        stall_timeout: float,
+    ) -> None:
+        self.provider = provider
+        self.url = url
+        self._url = URL(url)
+        self._headers = {"Content-Type": "application/json", **headers}
+        self._timeout = timeout
+        self._stall_timeout = stall_timeout
+        self._whole = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
+        self._streamed = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT, sock_read=stall_timeout)
+        known = {*secrets, self._url.password or ""}
+        # The longest first: one secret may hold another.
+        self._secrets = sorted((s for s in known if len(s) >= _SECRET_LENGTH), key=len, reverse=True)
+
+    async def post(self, body: bytes) -> tuple[bytes, str]:
+        """Send `body`; the whole reply and its content type. Raises `ModelError`, also for an answer other than 2xx."""
+        session = _sessions.get(asyncio.get_running_loop()) or await _open_session()
+        try:
+            async with session.post(
+                self._url, data=_payload(body), headers=self._headers, timeout=self._whole, allow_redirects=False
+            ) as response:
+                data = await self._read(response)
+                if response.status >= 300:
+                    raise self._refusal(response, data)
+                return data, response.content_type
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            # aiohttp's errors may carry the request's headers, so they are not chained.
+            raise self._failure(error) from None
+
+    async def events(self, body: bytes, last: Callable[[bytes], bool]) -> AsyncGenerator[list[bytes], None]:
+        """Send `body`; the data of the events of the reply, in the batches in which they arrive.
+
+        `last` tells the final event of the protocol. A server that answers with plain JSON all the same gives one
+        event, the whole reply. Raises `ModelError`.
+        """
+        session = _sessions.get(asyncio.get_running_loop()) or await _open_session()
+        try:
+            async with session.post(
+                self._url, data=_payload(body), headers=self._headers, timeout=self._streamed, allow_redirects=False
+            ) as response:
+                if response.status >= 300:
+                    raise self._refusal(response, await self._read(response))
+                kind = response.content_type
+                if kind == "application/json":
+                    yield [await self._read(response)]
+                    return
+                if kind not in ("text/event-stream", "application/octet-stream"):  # the latter: none was given
+                    raise self.unreadable(f"{kind} instead of an event stream", await self._read(response))
+                async for batch in self._batches(response.content, last):
+                    yield batch
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._failure(error) from None
+
+    def unreadable(self, what: str, data: bytes = b"") -> ModelError:
+        """The error of a 2xx answer that is not what the protocol says; another try may help."""
+        start = data[:200].decode("utf-8", "replace").strip()
+        return ModelError(self.redact(f"{self.provider} sent {what}" + (f": {start}" if start else "")), retryable=True)
+
+    def reported(self, error: Any, status: int | None = None) -> ModelError:
+        """The error of an error object that came with a 2xx answer or in mid-stream."""
+        text = self.redact(f"{self.provider} reported: {_message(error)}")
+        return ModelError(text[:ERROR_TEXT], status=status, retryable=status is None or _may_pass(status))
+
+    def redact(self, text: str) -> str:
+        """`text` without the keys and header values of this endpoint."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    async def _batches(
+        self, content: aiohttp.StreamReader, last: Callable[[bytes], bool]
+    ) -> AsyncGenerator[list[bytes], None]:
+        parser = EventParser()
+        size = 0
+        while chunk := await content.readany():
+            size += len(chunk)
+            if size > MAX_REPLY:
+                raise self._too_large()
+            if found := parser.feed(chunk):
+                yield found
+                if last(found[-1]):
+                    await _drain(content)
+                    return
+        if found := parser.finish():
+            yield found
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        content = response.content
+        data = await content.readany()
+        if content.at_eof():
+            return data
+        chunks = [data]
+        size = len(data)
+        while chunk := await content.readany():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_REPLY:
+                raise self._too_large()
+        return b"".join(chunks)
+
+    def _too_large(self) -> ModelError:
+        return ModelError(f"{self.provider} sent more than {MAX_REPLY >> 20} MB in one reply; it was cut off.")
+
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> ModelError:
+        status = response.status
+        if status < 400:
+            text = f"it points to {response.headers.get('Location', 'nowhere')}; set llm_base_url to the final address"
+        else:
+            text = _body_text(body) or response.reason or "no message"
+        text = self.redact(f"{self.provider} answered {status}: {text}")
+        return ModelError(
+            text if len(text) <= ERROR_TEXT else text[:ERROR_TEXT] + "…",
+            status=status,
+            retryable=_may_pass(status),
+            retry_after=retry_after(response.headers),
+        )
+
+    def _failure(self, error: Exception) -> ModelError:
+        retryable = True
+        match error:
+            case aiohttp.SocketTimeoutError():
+                text = f"stalled: no byte for {self._stall_timeout:g} s (llm_stall_timeout)"
+            case aiohttp.ConnectionTimeoutError():
+                text = f"could not be reached within {CONNECT_TIMEOUT:g} s"
+            case TimeoutError():
+                text = f"gave no whole answer within {self._timeout:g} s (llm_timeout)"
+            case aiohttp.ClientPayloadError():
+                text = "cut the connection in mid-reply"
+            case aiohttp.ServerDisconnectedError():
+                text = "closed the connection without an answer"
+            case aiohttp.InvalidURL() | aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+                text, retryable = f"cannot be called: {error}", False
+            case aiohttp.ClientResponseError():
+                text = f"sent a broken HTTP reply: {error.message}"
+            case _:
+                text = f"could not be reached: {error or type(error).__name__}"
+        return ModelError(self.redact(f"{self.provider} {text}")[:ERROR_TEXT], retryable=retryable)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a provider asks to wait, None when it asks for none. Source: RFC 9110, 10.2.3."""
+    milliseconds = headers.get("retry-after-ms")
+    if milliseconds is not None:
+        try:
+            return max(0.0, float(milliseconds) / 1000)
+        except ValueError:
+            pass  # not a number: the standard header may be
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass  # not a number, so a date
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _may_pass(status: int) -> bool:
+    return status >= 500 or status in RETRYABLE
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    return body if len(body) <= _LARGE_BODY else io.BytesIO(body)
+
+
+def _body_text(body: bytes) -> str:
+    try:
+        return _message(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body[: 4 * ERROR_TEXT].decode("utf-8", "replace").strip()
+
+
+def _message(error: Any) -> str:
+    """The message within an error object, whatever its shape."""
+    if isinstance(error, dict):
+        for key in ("error", "message", "detail", "msg"):
+            found: Any = error.get(key)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            if found:
+                return _message(found)
+    elif isinstance(error, list) and error:
+        return _message(error[0])
+    return error if isinstance(error, str) else msgspec.json.encode(error).decode()
+
+
+async def _drain(content: aiohttp.StreamReader) -> None:
+    if content.at_eof():
+        return
+    try:
+        async with asyncio.timeout(_DRAIN):
+            while await content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError):
+        pass  # the answer is complete; only the connection is lost
+
+
+async def _open_session() -> aiohttp.ClientSession:
+    loop = asyncio.get_running_loop()
+    for stale in [known for known in list(_lifetimes) if known.is_closed()]:
+        _forget(stale)
+    lifetime = _lifetime(loop)
+    _lifetimes[loop] = lifetime
+    await anext(lifetime)
+    return _sessions[loop]
+
+
+async def _lifetime(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+    """Hold a session open. `asyncio.run` and its kin close the generators of a loop before the loop, and with this
+    one the session: nobody has to remember to close it, and none is reported as left open."""
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=os.environ.get("AWORLD_TRUST_ENV") == "1",
+        max_line_size=32_768,
+        max_field_size=32_768,
+    )
+    _sessions[loop] = session
+    try:
+        yield
+    finally:
+        _sessions.pop(loop, None)
+        _lifetimes.pop(loop, None)
+        await session.close()
+
+
+def _forget(loop: asyncio.AbstractEventLoop) -> None:
+    """Drop the session of a loop that was closed without closing its generators; its sockets died with it."""
+    _lifetimes.pop(loop, None)
+    session = _sessions.pop(loop, None)
+    if session is not None:
+        session.detach()

@@ -1,0 +1,185 @@
+"""OpenAI-compatible chat completions: OpenAI, Azure, vLLM, Ollama, OpenRouter, DeepSeek, Qwen and many more.
+
+The body is made of plain dicts, with messages in `chat_format`: what a trajectory row shows is what was sent.
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from aworld.config.conf import ModelConfig
+from aworld.config.errors import ConfigError
+from aworld.core.message import Message, chat_format
+from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, ToolSchema
+from aworld.models.openai_wire import Answer, Chunk, decode_chunk
+from aworld.models.remote import RemoteModel
+from aworld.models.schema import is_strict
+
+BASE_URL = "https://api.openai.com/v1"
+AZURE_API_VERSION = "2024-10-21"
+
+_CAPTURE: dict[str, Any] = {"return_token_ids": True, "logprobs": True, "top_logprobs": 0}
+
+
+class OpenAIModel(RemoteModel):
+    """A model behind the chat-completions API.
+
+    `config` needs `llm_model_name`; `llm_base_url` is OpenAI's when not given, and without `llm_api_key` no
+    `Authorization` header is sent. `provider` is the name that goes into the log. Raises `ConfigError`.
+    """
+
+    def __init__(self, config: ModelConfig, *, provider: str = "openai") -> None:
+        url = self._url(config)
+        super().__init__(config, provider=provider, url=url, headers=self._authorization(config.llm_api_key))
+        self._official = _is_official(url)
+        self.params = sampling_params(config, official=self._official)
+        self._fixed: dict[str, Any] = _CAPTURE if config.llm_capture_tokens else {}
+
+    async def generate(self, request: ModelRequest) -> ModelReply:
+        """Answer once. Raises `ModelError`."""
+        data, kind = await self.endpoint.post(self.encode(self.body(request)))
+        answer = Answer(streamed=False)
+        answer.add(self._decoded(data, kind))
+        return self._finished(answer, request, data)
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelReply, None]:
+        """Answer in pieces; the last item is the whole reply. Raises `ModelError`."""
+        body = self.body(request)
+        body["stream"] = True
+        body.setdefault("stream_options", {"include_usage": True})
+        answer = Answer(streamed=True)
+        async with aclosing(self.endpoint.events(self.encode(body), _is_done)) as batches:
+            async for batch in batches:
+                for data in batch:
+                    if data == b"[DONE]":
+                        answer.complete = True
+                        continue
+                    for delta in answer.add(self._decoded(data)):
+                        yield delta
+        if not answer.complete:
+            raise self.endpoint.unreadable("only the beginning of a stream")
+        yield self._finished(answer, request, b"")
+
+    def body(self, request: ModelRequest) -> dict[str, Any]:
+        """The request as it is sent, before encoding."""
+        body: dict[str, Any] = {
+            "model": self.name,
+            "messages": [chat_format(_plain(m) if self._official else m) for m in request.messages],
+            **self._fixed,
+            **self.params,
+            **request.params,
+        }
+        if request.tools:
+            body["tools"] = [wire_tool(tool) for tool in request.tools]
+        if request.output is not None:
+            body.setdefault("response_format", wire_output(request.output))
+        return body
+
+    def _url(self, config: ModelConfig) -> str:
+        base = (config.llm_base_url or BASE_URL).rstrip("/")
+        return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+    def _authorization(self, key: str | None) -> dict[str, str]:
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def _decoded(self, data: bytes, kind: str = "") -> Chunk:
+        try:
+            chunk = decode_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            what = f"{kind} that" if kind and "json" not in kind else "what"
+            raise self.endpoint.unreadable(f"{what} is not a chat completion ({error})", data) from None
+        if chunk.error:
+            raise self.endpoint.reported(chunk.error, _status(chunk.error))
+        return chunk
+
+    def _finished(self, answer: Answer, request: ModelRequest, data: bytes) -> ModelReply:
+        if not answer.seen:
+            raise self.endpoint.unreadable("a chat completion without choices", data)
+        return self.priced(answer.reply(request))
+
+
+class AzureModel(OpenAIModel):
+    """A model in Azure OpenAI. `llm_base_url` is the resource's endpoint, `llm_model_name` the deployment.
+
+    An endpoint that ends in `/openai/v1` uses the API without versions; else `llm_api_version` is sent.
+    Raises `ConfigError` when the endpoint is missing.
+    """
+
+    def __init__(self, config: ModelConfig, *, provider: str = "azure") -> None:
+        super().__init__(config, provider=provider)
+
+    def _url(self, config: ModelConfig) -> str:
+        base = (config.llm_base_url or "").rstrip("/")
+        if not base:
+            raise ConfigError("No Azure endpoint: set AZURE_OPENAI_ENDPOINT or AgentConfig(llm_base_url=...)")
+        if base.endswith("/openai/v1"):
+            return f"{base}/chat/completions"
+        if "/openai/deployments/" not in base:
+            base = f"{base}/openai/deployments/{config.llm_model_name}"
+        return f"{base}/chat/completions?api-version={config.llm_api_version or AZURE_API_VERSION}"
+
+    def _authorization(self, key: str | None) -> dict[str, str]:
+        return {"api-key": key} if key else {}
+
+
+def _plain(message: Message) -> Message:
+    """A message for OpenAI's own servers, which refuse what other servers have added to the protocol. It matters only
+    when a conversation changes its provider: they never send such fields themselves."""
+    if message.reasoning is None and message.opaque is None:
+        return message
+    return msgspec.structs.replace(message, reasoning=None, opaque=None)
+
+
+def sampling_params(config: ModelConfig, *, official: bool) -> dict[str, Any]:
+    """Sampling settings in the API's words. OpenAI itself has replaced `max_tokens`, and refuses the old word for its
+    reasoning models; other servers know the old one."""
+    named = {
+        "temperature": config.llm_temperature,
+        "top_p": config.llm_top_p,
+        "max_completion_tokens" if official else "max_tokens": config.llm_max_tokens,
+        "seed": config.llm_seed,
+        "stop": config.llm_stop,
+        "reasoning_effort": config.llm_reasoning_effort,
+    }
+    return {**{key: value for key, value in named.items() if value is not None}, **config.params}
+
+
+def wire_tool(tool: ToolSchema) -> dict[str, Any]:
+    """A tool in the API's words."""
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
+
+
+def wire_output(output: OutputSchema) -> dict[str, Any]:
+    """The shape of an answer in the API's words. Strict where the schema allows it: then the server enforces it."""
+    shape: dict[str, Any] = {"name": output.name, "schema": output.schema}
+    if is_strict(output.schema):
+        shape["strict"] = True
+    return {"type": "json_schema", "json_schema": shape}
+
+
+def _is_official(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == "api.openai.com" or host.endswith(".openai.azure.com")
+
+
+def _is_done(data: bytes) -> bool:
+    return data == b"[DONE]"
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error object names, if it does."""
+    if not isinstance(error, dict):
+        return None
+    named = cast("dict[str, Any]", error)
+    try:
+        status = int(named.get("code") or named.get("status") or 0)
+    except (TypeError, ValueError):
+        return None
+    return status if 400 <= status < 600 else None

@@ -1,0 +1,323 @@
+"""What an OpenAI-compatible server answers: the shapes, and how they become a `ModelReply`.
+
+Servers differ. The shapes name only what is used, take `null` everywhere, and numbers in strings; what is known to vary
+(ids, arguments, contents) is taken in each of its forms. One `Answer` gathers a reply, whole or in pieces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from aworld.core.message import Message, Tokens, ToolCall, Usage
+from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+
+
+class Function(Struct, gc=False):
+    """A function call or a piece of one. Some servers give the arguments as an object instead of its text."""
+
+    name: str | None = None
+    arguments: str | dict[str, Any] | list[Any] | None = None
+
+
+class Call(Struct):
+    """A tool call or a piece of one."""
+
+    index: int | None = None
+    id: Any = None
+    function: Function | None = None
+    extra_content: dict[str, Any] | None = None
+    """What Gemini wants back with the call (thought signatures)."""
+
+
+class Said(Struct):
+    """A message, or what a chunk adds to it."""
+
+    content: str | list[Any] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: str | None = None
+    tool_calls: list[Call] | None = None
+    function_call: Function | None = None
+    reasoning_details: list[dict[str, Any]] | None = None
+
+
+class Logprob(Struct, gc=False):
+    """One sampled token."""
+
+    logprob: float
+
+
+class Logprobs(Struct):
+    """The sampled tokens of a choice."""
+
+    content: list[Logprob] | None = None
+
+
+class Choice(Struct):
+    """One answer, or a piece of it."""
+
+    index: int | None = 0
+    message: Said | None = None
+    delta: Said | None = None
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class PromptDetails(Struct, gc=False):
+    """What the input tokens were."""
+
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class CompletionDetails(Struct, gc=False):
+    """What the output tokens were."""
+
+    reasoning_tokens: int | None = None
+
+
+class Spent(Struct, gc=False):
+    """Usage as chat completions report it; `cost` is OpenRouter's, `prompt_cache_hit_tokens` DeepSeek's."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+    cost: float | None = None
+
+    def usage(self) -> Usage:
+        """The same in our words."""
+        prompt, completion = self.prompt_tokens_details, self.completion_tokens_details
+        cached = self.prompt_cache_hit_tokens
+        if prompt is not None and prompt.cached_tokens is not None:
+            cached = prompt.cached_tokens
+        return Usage(
+            input_tokens=self.prompt_tokens,
+            output_tokens=self.completion_tokens,
+            total_tokens=self.total_tokens,
+            cached_tokens=cached,
+            cache_write_tokens=None if prompt is None else prompt.cache_write_tokens,
+            reasoning_tokens=None if completion is None else completion.reasoning_tokens,
+            cost=self.cost,
+        )
+
+
+class Chunk(Struct):
+    """A whole reply, or one chunk of a streamed one."""
+
+    id: Any = None
+    model: str | None = None
+    choices: list[Choice] | None = None
+    usage: Spent | None = None
+    error: Any = None
+    prompt_token_ids: list[int] | None = None
+
+
+decode_chunk = msgspec.json.Decoder(Chunk, strict=False).decode
+
+
+class Answer:
+    """A reply as it comes in, whole or piece by piece; choice 0 only."""
+
+    __slots__ = (
+        "_calls", "_content", "_details", "_ids", "_logprobs", "_model", "_prompt_ids", "_reasoning", "_response_id",
+        "_streamed", "_usage", "complete", "finish_reason", "first_token", "seen",
+    )  # fmt: skip
+
+    def __init__(self, *, streamed: bool) -> None:
+        self._streamed = streamed
+        self.seen = False
+        """Whether there was any choice."""
+        self.complete = False
+        """Whether the server said that this was all."""
+        self.finish_reason: str | None = None
+        self.first_token: float | None = None
+        """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        self._content: list[str] | None = None
+        self._reasoning: list[str] = []
+        self._calls: list[_CallParts] = []
+        self._details: list[dict[str, Any]] = []
+        self._prompt_ids: list[int] | None = None
+        self._ids: list[int] | None = None
+        self._logprobs: list[float] | None = None
+        self._usage: Usage | None = None
+        self._model: str | None = None
+        self._response_id: str | None = None
+
+    def add(self, chunk: Chunk) -> tuple[Delta, ...]:
+        """Take in a whole reply or a chunk; what of it a reader of the stream wants to see."""
+        if self._response_id is None and chunk.id is not None:
+            self._response_id = str(chunk.id)
+            self._model = chunk.model
+        if chunk.usage is not None:
+            self._usage = chunk.usage.usage()
+        if chunk.prompt_token_ids is not None:
+            self._prompt_ids = chunk.prompt_token_ids
+        for choice in chunk.choices or ():
+            if choice.index:
+                continue
+            self.seen = True
+            if choice.finish_reason is not None:
+                self.finish_reason = choice.finish_reason
+                self.complete = True
+            if choice.prompt_token_ids is not None:
+                self._prompt_ids = choice.prompt_token_ids
+            if choice.token_ids is not None:
+                self._ids = (self._ids or []) + choice.token_ids
+            if choice.logprobs is not None and choice.logprobs.content is not None:
+                self._logprobs = (self._logprobs or []) + [token.logprob for token in choice.logprobs.content]
+            said = choice.delta or choice.message
+            if said is not None:
+                return self._say(said)
+        return ()
+
+    def reply(self, request: ModelRequest) -> ModelReply:
+        """The whole reply to `request`."""
+        tokens = None
+        if self._prompt_ids is not None or self._ids is not None or self._logprobs is not None:
+            tokens = Tokens(_tuple(self._prompt_ids), _tuple(self._ids), _tuple(self._logprobs))
+        calls = self._tool_calls(request) if self._calls else ()
+        message = Message(
+            role="assistant",
+            content=None if self._content is None else "".join(self._content),
+            tool_calls=calls,
+            reasoning="".join(self._reasoning) if self._reasoning else None,
+            opaque=self._opaque(calls),
+        )
+        return ModelReply(
+            message, self.finish_reason, self._usage, tokens, self._model, self._response_id, self.first_token
+        )
+
+    def _say(self, said: Said) -> tuple[Delta, ...]:
+        deltas: tuple[Delta, ...] = ()
+        reasoning: Any = said.reasoning_content or said.reasoning
+        content = said.content if said.content is not None else said.refusal
+        if isinstance(content, list):
+            content, thought = _parts(content)
+            reasoning = reasoning or thought
+        if reasoning and isinstance(reasoning, str):
+            self._reasoning.append(reasoning)
+            deltas = (ReasoningDelta(reasoning),)
+        if content is not None:
+            if self._content is None:
+                self._content = []
+            if content:
+                self._content.append(content)
+                deltas = (*deltas, TextDelta(content))
+        for call in said.tool_calls or ():
+            self._add_call(call)
+        if said.function_call is not None:
+            self._add_call(Call(index=0, function=said.function_call))
+        for detail in said.reasoning_details or ():
+            self._add_detail(detail)
+        if self._streamed and self.first_token is None and (deltas or self._calls):
+            self.first_token = time.time()
+        return deltas
+
+    def _add_call(self, piece: Call) -> None:
+        """Join the pieces of a call. They go by index; servers that leave it out, or give parallel calls the same one,
+        begin a new call with an id and a name."""
+        function = piece.function or Function()
+        found = None
+        for parts in self._calls:
+            if parts.index == piece.index and piece.index is not None:
+                found = parts
+        if piece.index is None and piece.id is None and self._calls:
+            found = self._calls[-1]
+        if found is None or (piece.id and found.id and piece.id != found.id and function.name):
+            found = _CallParts(piece.index)
+            self._calls.append(found)
+        found.id = found.id or piece.id
+        if function.name and not found.name:
+            found.name = function.name
+        if piece.extra_content is not None:
+            found.extra = piece.extra_content
+        arguments = function.arguments
+        if arguments is not None:
+            found.arguments.append(arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
+
+    def _add_detail(self, detail: dict[str, Any]) -> None:
+        """Join pieces of the same reasoning block: texts grow, the rest (signature, format) is what came last."""
+        last = self._details[-1] if self._details else None
+        if last is None or (last.get("type"), last.get("index")) != (detail.get("type"), detail.get("index")):
+            self._details.append(dict(detail))
+            return
+        for key, value in detail.items():
+            grown = key in ("text", "summary", "data") and isinstance(value, str) and isinstance(last.get(key), str)
+            if value is not None:
+                last[key] = last[key] + value if grown else value
+
+    def _tool_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
+        """The calls. An id that the server left out is made: `call_<n>`, unique within the conversation."""
+        before = 0
+        if not all(parts.id for parts in self._calls):
+            before = sum(len(message.tool_calls) for message in request.messages)
+        return tuple(
+            ToolCall(
+                str(parts.id or f"call_{before + n}"), parts.name, "".join(parts.arguments) if parts.arguments else "{}"
+            )
+            for n, parts in enumerate(self._calls)
+        )
+
+    def _opaque(self, calls: tuple[ToolCall, ...]) -> dict[str, Any] | None:
+        """What the server wants back with the message, in the words of the chat-completions API."""
+        extras: dict[str, Any] = {}
+        if self._details:
+            extras["reasoning_details"] = self._details
+        if any(parts.extra is not None for parts in self._calls):
+            extras["tool_calls"] = list(self._calls_with_extras(calls))
+        return {"chat": extras} if extras else None
+
+    def _calls_with_extras(self, calls: tuple[ToolCall, ...]) -> Iterator[dict[str, Any]]:
+        for parts, call in zip(self._calls, calls, strict=True):
+            shown: dict[str, Any] = {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            if parts.extra is not None:
+                shown["extra_content"] = parts.extra
+            yield shown
+
+
+class _CallParts:
+    __slots__ = ("arguments", "extra", "id", "index", "name")
+
+    def __init__(self, index: int | None) -> None:
+        self.index = index
+        self.id: Any = None
+        self.name = ""
+        self.arguments: list[str] = []
+        self.extra: dict[str, Any] | None = None
+
+
+def _parts(content: list[Any]) -> tuple[str, str]:
+    """Text and thinking of a content in parts (Mistral's models answer so)."""
+    text: list[str] = []
+    thinking: list[str] = []
+    for part in content:
+        if isinstance(part, str):
+            text.append(part)
+        elif isinstance(part, dict):
+            said: Any = part.get("text")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            thought: Any = part.get("thinking")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            if isinstance(said, str):
+                text.append(said)
+            if isinstance(thought, str):
+                thinking.append(thought)
+            elif isinstance(thought, list):
+                thinking.append(_parts(thought)[0])  # pyright: ignore[reportUnknownArgumentType]
+    return "".join(text), "".join(thinking)
+
+
+def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)

@@ -1,0 +1,123 @@
+"""Runs on this machine: where a task meets its store, and many tasks each other."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aworld.config.conf import EngineName, RunConfig
+from aworld.core.event import AgentFinished, Finished, MessageAdded
+from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.output import AnyOutput
+from aworld.core.task import Task, TaskResponse
+from aworld.core.trajectory import Trajectory
+from aworld.runners.episode import Episode
+from aworld.trajectory import TrajectoryStore, WeakStore, open_store
+
+_opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+"""Stores opened by URL, so that one process has one writer for each; they close when nothing uses them."""
+
+_memory = WeakStore()
+"""Where logs are found when no store is named: they live as long as somebody holds their response."""
+
+
+def run_config(value: RunConfig | dict[str, Any] | None) -> RunConfig:
+    """A run configuration from what a caller gave. Raises ConfigError for an engine that is not here."""
+    conf = RunConfig(**value) if isinstance(value, dict) else (value or RunConfig())
+    if conf.engine_name is not EngineName.LOCAL:
+        raise ConfigError(f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL.")
+    return conf
+
+
+def store_of(value: Any) -> TrajectoryStore:
+    """The store that a caller named: a store, a URL, or None for the memory of this process."""
+    if value is None:
+        return _memory
+    if not isinstance(value, str):
+        return value
+    store = _opened.get(value)
+    if store is None or getattr(store, "closed", False):
+        store = _opened[value] = open_store(value)
+    return store
+
+
+async def load(id: str, store: TrajectoryStore) -> Trajectory:
+    """The trajectory of this id. Raises TaskError when the store does not have it."""
+    return Trajectory.of(id, await store.read(id))
+
+
+async def run_one(task: Task, store: TrajectoryStore, emit: Callable[[AnyOutput], None] | None = None) -> TaskResponse:
+    """Run a task to its end."""
+    return await Episode(task, store, forked(task), emit).run()
+
+
+def forked(task: Task) -> Trajectory | None:
+    """The record that a forked task begins with; None for other tasks."""
+    prefix = task.prefix
+    if prefix is None:
+        return None
+    record = Trajectory(task.id)
+    for event in prefix.trajectory.events[: prefix.seq]:
+        record.apply(event)
+    return record
+
+
+async def run_many(
+    tasks: Sequence[Task], conf: RunConfig, done: Callable[[TaskResponse], None] | None = None
+) -> dict[str, TaskResponse]:
+    """Run tasks, at most `conf.max_concurrency` at once; responses by task id, in the order of the tasks."""
+    ids = [task.id for task in tasks]
+    if len(set(ids)) != len(ids):
+        twice = next(id for id in ids if ids.count(id) > 1)
+        raise TaskError(f"Two tasks have the id {twice!r}; give each its own, or leave the id out.")
+    for task in tasks:
+        task.agent.check()
+    store = store_of(conf.store)
+    if conf.sequence_dependent:
+        return await _in_sequence(tasks, store, done)
+    responses: dict[str, TaskResponse] = {}
+    waiting = iter(tasks)
+
+    async def work() -> None:
+        for task in waiting:  # workers share one iterator: each takes the next task when it is free
+            response = responses[task.id] = await run_one(task, store)
+            if done is not None:
+                done(response)
+
+    workers = [asyncio.create_task(work()) for _ in range(min(conf.max_concurrency, len(tasks)))]
+    try:
+        await asyncio.gather(*workers)
+    except BaseException:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        raise
+    return {id: responses[id] for id in ids}
+
+
+async def _in_sequence(
+    tasks: Sequence[Task], store: TrajectoryStore, done: Callable[[TaskResponse], None] | None
+) -> dict[str, TaskResponse]:
+    responses: dict[str, TaskResponse] = {}
+    for task in tasks:
+        response = responses[task.id] = await run_one(task, store)
+        if done is not None:
+            done(response)
+        if not response.success:
+            break
+    return responses
+
+
+def fork_point(record: Trajectory, at: int | None) -> int:
+    """How many events a fork before step `at` shares (None: after the last step). Raises TaskError."""
+    if at is not None and not 0 <= at <= record.next_step:
+        raise TaskError(f"Trajectory {record.id} has {record.next_step} steps; at={at} is not between 0 and that.")
+    first = min((n for n in record.calls if at is not None and n >= at), default=None)
+    if first is None:  # everything but the end
+        ends = [e.seq for e in record.events if isinstance(e, AgentFinished | Finished)]
+        return min(ends, default=len(record.events))
+    call = record.calls[first]
+    # A step begins with the message of its reply, or with the call where no reply came.
+    return next(e.seq for e in record.events if e is call or (isinstance(e, MessageAdded) and e.id == call.reply))

@@ -1,0 +1,93 @@
+"""The seam to the outside: a run asks models and calls tools through a `World`, and through nothing else.
+
+The live one does it; `aworld.runners.replay` has one that reads the answers out of a recorded trajectory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aworld.config.conf import TaskConfig
+from aworld.core.common import ActionResult
+from aworld.core.exceptions import ModelError, ToolError
+from aworld.core.message import ToolCall
+from aworld.core.model import Delta, Model, ModelRequest
+from aworld.core.tool.base import Question, Tool, ToolContext
+from aworld.core.tool.results import to_content
+from aworld.core.tool.toolkit import Offer
+from aworld.models.call import Outcome, call_model
+
+logger = logging.getLogger(__name__)
+
+GRACE = 0.5
+"""Seconds that a cancelled tool has to clean up before it is left to itself: a cancelled run ends within a second."""
+
+
+class World:
+    """The live world."""
+
+    async def ask(
+        self,
+        model: Model,
+        request: ModelRequest,
+        on_delta: Callable[[Delta], None] | None = None,
+        on_retry: Callable[[ModelError, float], None] | None = None,
+    ) -> Outcome:
+        """Ask a model, with its retries and limits. Raises `CallFailed`."""
+        return await call_model(model, request, on_delta=on_delta, on_retry=on_retry)
+
+    async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
+        """Call a tool. Every failure is a result that tells the model what was wrong. Raises only `Question`."""
+        tool = offer.by_name.get(call.name)
+        if tool is None:
+            text = f"There is no tool named {call.name!r}. Tools: {', '.join(offer.by_name) or 'none'}."
+            return ActionResult(call.id, call.name, text, f"unknown tool {call.name!r}")
+        limit = tool.timeout or conf.tool_timeout
+        started = time.perf_counter()
+        error: str | None = None
+        try:
+            content = to_content(await _bounded(tool, call.arguments, context, limit), conf.max_tool_result)
+        except Question:
+            raise
+        except TimeoutError as late:
+            error = str(late) or "TimeoutError"
+            content = f"Tool {call.name!r} failed. {error}"
+        except ToolError as refused:
+            content = error = str(refused)
+        except (Exception, SystemExit) as raised:  # whatever a tool raises is the model's to read
+            logger.info("trajectory=%s tool=%s | raised", context.trajectory_id, call.name, exc_info=raised)
+            error = f"{type(raised).__name__}: {raised}"
+            content = f"Tool {call.name!r} failed. {error}"
+        if error is not None:
+            content = to_content(content, conf.max_tool_result)
+        return ActionResult(call.id, call.name, content, error, time.perf_counter() - started)
+
+
+async def _bounded(tool: Tool, arguments: str, context: ToolContext, limit: float) -> Any:
+    """The tool's value. Raises TimeoutError after `limit` seconds, and whatever the tool raises.
+
+    The tool runs in a task of its own, so that one that ignores its cancellation cannot hold up the run.
+    """
+    task = asyncio.ensure_future(tool.invoke(arguments, context))
+    try:
+        done, _ = await asyncio.wait((task,), timeout=limit)
+    except asyncio.CancelledError:
+        await _abandon(task)
+        raise
+    if not done:
+        await _abandon(task)
+        raise TimeoutError(f"No answer within {limit:g} s; it was stopped.")
+    if task.cancelled():  # by itself, not by us
+        raise ToolError(f"Tool {tool.name!r} cancelled itself.")
+    return task.result()
+
+
+async def _abandon(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, give it a moment to clean up, and forget it: its late error is nobody's news."""
+    task.add_done_callback(lambda t: t.cancelled() or t.exception())
+    task.cancel()
+    await asyncio.wait((task,), timeout=GRACE)

@@ -1,0 +1,166 @@
+"""Exports of stored trajectories, one in memory at a time.
+
+A file appears only when it is whole: what is written goes to a file beside it, which takes the name at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from aworld.core.exceptions import ConfigError, StoreError
+from aworld.core.trajectory import Trajectory
+from aworld.trajectory.atif import atif
+from aworld.trajectory.formats import Format, openai, row_lines, sharegpt
+from aworld.trajectory.sequences import TokenSequence, sequences
+from aworld.trajectory.store import EVERYTHING, Query, TrajectoryStore
+from aworld.trajectory.summary import Summary
+
+LINES: dict[str, Format] = {"rows": row_lines, "openai": openai, "sharegpt": sharegpt, "atif": atif}
+"""The formats that are JSON lines."""
+
+FORMATS = (*LINES, "parquet")
+"""All that `export` knows."""
+
+ROW_GROUP_TOKENS = 1_000_000
+"""Tokens of one row group of Parquet: about 13 MB in memory while it is gathered."""
+
+
+def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], query: Query = EVERYTHING) -> int:
+    """Write the trajectories that match to a file, `-` for standard output, and return the number of samples.
+
+    `rows`, `openai`, `sharegpt` and `atif` are JSON lines. `parquet` has one token sequence a row, of trajectories
+    that are complete and were captured with token ids (extra `parquet`). Blocks: from async code, run it in a thread.
+    Raises `ConfigError` for an unknown format, `StoreError` when the file cannot be written.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")
+    to_output = os.fspath(output) == "-"
+    if format == "parquet":
+        if to_output:
+            raise ConfigError("format=parquet | Parquet goes to a file, not to standard output; give output a path")
+        _import_pyarrow()
+    try:
+        if to_output:
+            return _write_lines(store, LINES[format], sys.stdout.buffer, query)
+        with _whole_file(Path(output)) as file:
+            return (
+                _write_parquet(store, file, query)
+                if format == "parquet"
+                else _write_lines(store, LINES[format], file, query)
+            )
+    except OSError as error:
+        raise StoreError(
+            f"export to {output} | {error}; the disk or the path does not take it, nothing is left"
+        ) from error
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # a temporary file is its owner's alone; what it becomes is an ordinary file
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _write_lines(store: TrajectoryStore, format: Format, file: BinaryIO, query: Query) -> int:
+    encode = msgspec.json.Encoder().encode
+    count = 0
+    for summary, events in store.scan(query):
+        for sample in format(Trajectory.of(summary.id, events)):
+            file.write(encode(sample) + b"\n")
+            count += 1
+    file.flush()
+    return count
+
+
+def _import_pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("format=parquet needs pyarrow; install it with pip install 'aworld[parquet]'") from None
+    return pyarrow
+
+
+def _write_parquet(store: TrajectoryStore, file: BinaryIO, query: Query) -> int:
+    pyarrow: Any = _import_pyarrow()
+    schema = _schema(pyarrow)
+    count = 0
+    with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        for group in _row_groups(store, query):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count
+
+
+def _row_groups(store: TrajectoryStore, query: Query) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    size = 0
+    for summary, events in store.scan(query):
+        derived = sequences(Trajectory.of(summary.id, events))
+        if not derived.complete:
+            continue
+        for row in derived.rows:
+            group.append(_parquet_row(summary, row, derived.drift))
+            size += len(row.ids)
+        if size > ROW_GROUP_TOKENS or len(group) > ROW_GROUP_TOKENS // 100:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _parquet_row(summary: Summary, row: TokenSequence, drift: int) -> dict[str, Any]:
+    return {
+        "trajectory_id": row.trajectory_id,
+        "task_id": summary.task_id,
+        "group_id": summary.group_id,
+        "agent": row.agent,
+        "activation": row.activation,
+        "status": summary.status,
+        "ids": row.ids,
+        "mask": row.mask,
+        "logprobs": row.logprobs,
+        "prompt_length": row.prompt_length,
+        "steps": row.steps,
+        "score": row.score,
+        "step_scores": row.step_scores,
+        "policy_versions": row.policy_versions,
+        "drift": drift,
+    }
+
+
+def _schema(pyarrow: Any) -> Any:
+    text, whole, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
+    return pyarrow.schema([
+        ("trajectory_id", text),
+        ("task_id", text),
+        ("group_id", text),
+        ("agent", text),
+        ("activation", whole),
+        ("status", text),
+        ("ids", pyarrow.list_(whole)),
+        ("mask", pyarrow.list_(pyarrow.int8())),
+        ("logprobs", pyarrow.list_(real)),
+        ("prompt_length", whole),
+        ("steps", pyarrow.list_(whole)),
+        ("score", real),
+        ("step_scores", pyarrow.list_(real)),
+        ("policy_versions", pyarrow.list_(text)),
+        ("drift", whole),
+    ])  # fmt: skip

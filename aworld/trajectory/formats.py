@@ -1,0 +1,113 @@
+"""Stored trajectories in other people's formats, as JSON-able dicts; `export` writes them.
+
+A format of conversations gives one sample for each branch that ended: the final path of each activation that
+finished, or of every activation when the run itself has ended. A path ends with the model's last word; what the
+world answered to that teaches nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import msgspec
+
+from aworld.core.event import MessageAdded
+from aworld.core.message import Message, chat_format
+from aworld.core.rows import rows
+from aworld.core.trajectory import Activation, Trajectory
+
+Format: TypeAlias = Callable[[Trajectory], Iterator[dict[str, Any]]]
+
+
+def row_lines(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+    """Trajectory rows, one a step, each with exactly what the model was sent."""
+    yield from rows(trajectory)
+
+
+def openai(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+    """OpenAI fine-tuning: `messages` and `tools`. What an assistant says that no model wrote has `weight` 0."""
+    for activation, path in ended_branches(trajectory):
+        messages = [_openai_message(node) for node in path]
+        tools = tools_of(trajectory, activation)
+        yield {"messages": messages, "tools": tools} if tools else {"messages": messages}
+
+
+def _openai_message(node: MessageAdded) -> dict[str, Any]:
+    known = ("role", "content", "tool_calls", "tool_call_id")
+    message = {key: value for key, value in chat_format(node.message).items() if key in known}
+    if node.message.role == "assistant" and node.origin != "model":
+        message["weight"] = 0
+    return message
+
+
+def sharegpt(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+    """ShareGPT: `conversations` in which the world and the model take turns, `system` and `tools` as text.
+
+    The format has no place for text beside a tool call, for pictures and sounds; several calls or results of one
+    turn are a JSON list.
+    """
+    for activation, path in ended_branches(trajectory):
+        system: list[str] = []
+        turns: list[tuple[str, list[Any]]] = []
+        for node in path:
+            message = node.message
+            if message.role == "system":
+                system.append(message.text)
+                continue
+            speaker, said = _sharegpt_turn(message)
+            if turns and turns[-1][0] == speaker:
+                turns[-1][1].extend(said)
+            else:
+                turns.append((speaker, said))
+        sample: dict[str, Any] = {"conversations": [{"from": who, "value": _joined(who, said)} for who, said in turns]}
+        sample["system"] = "\n\n".join(system)
+        sample["tools"] = json.dumps([tool["function"] for tool in tools_of(trajectory, activation)])
+        yield sample
+
+
+def _sharegpt_turn(message: Message) -> tuple[str, list[Any]]:
+    if message.tool_calls:
+        return "function_call", [
+            {"name": call.name, "arguments": parsed(call.arguments)} for call in message.tool_calls
+        ]
+    speaker = {"user": "human", "assistant": "gpt", "tool": "observation"}[message.role]
+    return speaker, [message.text]
+
+
+def _joined(speaker: str, said: list[Any]) -> str:
+    if speaker in ("human", "gpt"):
+        return "\n\n".join(said)
+    one = said[0] if len(said) == 1 else said
+    return one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+
+
+def ended_branches(trajectory: Trajectory) -> Iterator[tuple[Activation, list[MessageAdded]]]:
+    """Each activation that ended with its final path, up to the last message of an assistant."""
+    for activation in trajectory.activations.values():
+        if activation.finished is None and trajectory.finished is None:
+            continue
+        path = [trajectory.messages[id] for id in trajectory.path_ids(activation.leaf)]
+        while path and path[-1].message.role != "assistant":
+            path.pop()
+        if path:
+            yield activation, path
+
+
+def tools_of(trajectory: Trajectory, activation: Activation) -> list[dict[str, Any]]:
+    """The tools that an activation was last offered, in the shape of the chat-completions API."""
+    digest = None
+    for call in trajectory.calls.values():
+        if call.activation == activation.id and call.toolset is not None:
+            digest = call.toolset
+    tools = trajectory.toolsets.get(digest, ()) if digest else ()
+    return [{"type": "function", "function": tool} for tool in tools]
+
+
+def parsed(arguments: str) -> Any:
+    """The arguments of a tool call as data; as the model's own text where they are no JSON."""
+    try:
+        return msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
+        return arguments

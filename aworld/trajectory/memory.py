@@ -1,0 +1,230 @@
+"""Stores that write nothing: one keeps everything, one keeps nothing alive."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterator, Sequence
+from weakref import WeakValueDictionary
+
+from aworld.core.event import Event, Started
+from aworld.core.exceptions import StoreError, TaskError
+from aworld.core.trajectory import Trajectory
+from aworld.trajectory.store import DONE, EVERYTHING, Query, already_there, unknown_trajectory
+from aworld.trajectory.summary import Summary, Tally
+
+
+class MemoryStore:
+    """Keeps all logs in memory until they are deleted."""
+
+    url = "memory:"
+
+    def __init__(self) -> None:
+        self._logs: dict[str, list[Event]] = {}
+        self._tallies: dict[str, Tally] = {}
+
+    def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
+        """See `TrajectoryStore.append`."""
+        if not events:
+            return DONE
+        first = events[0]
+        if isinstance(first, Started):
+            self._begin(trajectory_id, first)
+        tally = self._tallies.get(trajectory_id)
+        if tally is None:
+            raise unknown_trajectory(trajectory_id, self.url, self._logs)
+        if first.seq != tally.events:
+            raise out_of_order(trajectory_id, self.url, first.seq, tally.events)
+        self._logs[trajectory_id].extend(events)
+        for event in events:
+            tally.apply(event)
+        return DONE
+
+    def _begin(self, id: str, started: Started) -> None:
+        if id in self._logs:
+            raise already_there(id, self.url)
+        fork = started.forked_from
+        if fork is None and started.seq != 0:
+            raise out_of_order(id, self.url, started.seq, 0)
+        prefix = [] if fork is None else check_fork(id, started, self._compose(fork.id))
+        self._logs[id], self._tallies[id] = [], Tally.of(id, prefix)
+
+    def _compose(self, id: str) -> list[Event]:
+        own = self._logs.get(id)
+        if own is None:
+            raise unknown_trajectory(id, self.url, self._logs)
+        first = own[0] if own else None
+        if isinstance(first, Started) and first.forked_from is not None:
+            return self._compose(first.forked_from.id)[: first.forked_from.seq] + own
+        return list(own)
+
+    async def flush(self) -> None:
+        """See `TrajectoryStore.flush`."""
+
+    async def read(self, id: str) -> list[Event]:
+        """See `TrajectoryStore.read`."""
+        return self._compose(id)
+
+    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
+        """See `TrajectoryStore.query`."""
+        return select([tally.summary() for tally in self._tallies.values()], query)
+
+    async def count(self, query: Query = EVERYTHING) -> int:
+        """See `TrajectoryStore.count`."""
+        return sum(matches(tally.summary(), query) for tally in self._tallies.values())
+
+    async def delete(self, id: str, *, forks: bool = False) -> int:
+        """See `TrajectoryStore.delete`."""
+        if id not in self._logs:
+            raise unknown_trajectory(id, self.url, self._logs)
+        children = [tally.id for tally in self._tallies.values() if tally.forked_from == id]
+        if children and not forks:
+            raise has_forks(id, self.url, children)
+        gone = 1
+        for child in children:
+            gone += await self.delete(child, forks=True)
+        del self._logs[id], self._tallies[id]
+        return gone
+
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+        """See `TrajectoryStore.scan`."""
+        for summary in select([tally.summary() for tally in list(self._tallies.values())], query):
+            if summary.id in self._logs:
+                yield summary, self._compose(summary.id)
+
+    def attach(self, trajectory: Trajectory) -> None:
+        """See `TrajectoryStore.attach`."""
+
+    async def vacuum(self) -> None:
+        """See `TrajectoryStore.vacuum`."""
+
+    async def close(self) -> None:
+        """See `TrajectoryStore.close`."""
+
+
+class WeakStore:
+    """Knows the runs whose `Trajectory` somebody holds, and keeps none alive: the default of a library."""
+
+    url = "weak:"
+
+    def __init__(self) -> None:
+        self._live: WeakValueDictionary[str, Trajectory] = WeakValueDictionary()
+
+    def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
+        """See `TrajectoryStore.append`. Stores nothing: the events are in the attached trajectory."""
+        if events and isinstance(events[0], Started):
+            live = self._live.get(trajectory_id)
+            if live is not None and live.started is not None and live.started is not events[0]:
+                raise already_there(trajectory_id, self.url)
+        return DONE
+
+    def attach(self, trajectory: Trajectory) -> None:
+        """See `TrajectoryStore.attach`. Raises `TaskError` when another run of this id is held by somebody."""
+        live = self._live.get(trajectory.id)
+        if live is not None and live is not trajectory and live.started not in (None, trajectory.started):
+            raise already_there(trajectory.id, self.url)
+        self._live[trajectory.id] = trajectory
+
+    async def flush(self) -> None:
+        """See `TrajectoryStore.flush`."""
+
+    async def read(self, id: str) -> list[Event]:
+        """See `TrajectoryStore.read`."""
+        live = self._live.get(id)
+        if live is None:
+            raise self._unknown(id)
+        return list(live.events)
+
+    def _unknown(self, id: str) -> TaskError:
+        error = unknown_trajectory(id, self.url, list(self._live))
+        error.add_note("Without a store a run is known as long as its record is held; give RunConfig(store=...).")
+        return error
+
+    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
+        """See `TrajectoryStore.query`."""
+        return [summary for summary, _ in self.scan(query)]
+
+    async def count(self, query: Query = EVERYTHING) -> int:
+        """See `TrajectoryStore.count`."""
+        return sum(matches(Tally.of(t.id, t.events).summary(), query) for t in list(self._live.values()))
+
+    async def delete(self, id: str, *, forks: bool = False) -> int:
+        """See `TrajectoryStore.delete`. Forks of a weakly held trajectory hold their own events and stay."""
+        if self._live.pop(id, None) is None:
+            raise self._unknown(id)
+        return 1
+
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+        """See `TrajectoryStore.scan`."""
+        held = {t.id: t for t in list(self._live.values()) if t.events}
+        for summary in select([Tally.of(t.id, t.events).summary() for t in held.values()], query):
+            yield summary, list(held[summary.id].events)
+
+    async def vacuum(self) -> None:
+        """See `TrajectoryStore.vacuum`."""
+
+    async def close(self) -> None:
+        """See `TrajectoryStore.close`."""
+
+
+def matches(summary: Summary, query: Query) -> bool:
+    """Whether a trajectory is among those that are meant; paging aside."""
+    score = summary.score
+    exact = ((query.group, summary.group_id), (query.task, summary.task_id), (query.session, summary.session_id))
+    return (
+        all(wanted is None or wanted == given for wanted, given in (*exact, (query.agent, summary.agent)))
+        and (query.ids is None or summary.id in query.ids)
+        and (query.prefix is None or summary.id.startswith(query.prefix))
+        and (query.status is None or summary.status in query.status)
+        and (query.min_score is None or (score is not None and score >= query.min_score))
+        and (query.max_score is None or (score is not None and score <= query.max_score))
+        and (query.since is None or summary.started_at >= query.since)
+        and (query.until is None or summary.started_at < query.until)
+    )
+
+
+def select(summaries: list[Summary], query: Query) -> list[Summary]:
+    """The page that a query asks for; `summaries` are in the order of writing."""
+    descending = query.order in ("newest", "best")
+    worst = float("-inf") if descending else float("inf")
+
+    def place(numbered: tuple[int, Summary]) -> tuple[float, int]:
+        number, summary = numbered
+        if query.order in ("newest", "oldest"):
+            return summary.started_at, number
+        return (worst if summary.score is None else summary.score), number
+
+    numbered = list(enumerate(summaries))
+    found = sorted((n for n in numbered if matches(n[1], query)), key=place, reverse=descending)
+    if query.after is not None:
+        last = next((place(n) for n in numbered if n[1].id == query.after), None)
+        if last is not None:
+            found = [n for n in found if (place(n) < last if descending else place(n) > last)]
+    end = None if query.limit is None else query.offset + query.limit
+    return [summary for _, summary in found[query.offset : end]]
+
+
+def check_fork(id: str, started: Started, parent: list[Event]) -> list[Event]:
+    """The events that a fork shares with its parent. Raises `TaskError` when it begins beyond the parent's end."""
+    fork = started.forked_from
+    assert fork is not None  # callers come here with forks only
+    if fork.seq > len(parent) or started.seq != fork.seq:
+        raise TaskError(
+            f"fork {id!r} begins with event {started.seq} and names event {fork.seq} of {fork.id!r}, "
+            f"which has {len(parent)} events; the two numbers must be the same and at most that"
+        )
+    return parent[: fork.seq]
+
+
+def out_of_order(id: str, url: str, came: int, due: int) -> StoreError:
+    """The error for events that do not follow what the store has."""
+    if came < due:
+        return StoreError(
+            f"store={url} | trajectory {id!r} has event {came} already: another process is running it; "
+            f"stop one of the two, then Runners.resume({id!r})"
+        )
+    return StoreError(f"store={url} | trajectory {id!r}: event {came} came where {due} was due")
+
+
+def has_forks(id: str, url: str, children: Sequence[str]) -> StoreError:
+    """The error for deleting what others were forked from."""
+    named = ", ".join(children[:5]) + (f" and {len(children) - 5} more" if len(children) > 5 else "")
+    return StoreError(f"store={url} | {id!r} shares its beginning with {named}; delete those too with forks=True")

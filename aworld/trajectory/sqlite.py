@@ -1,0 +1,205 @@
+"""Logs in one SQLite file: a thread of its own writes them, worker threads read them.
+
+What was acknowledged survives `kill -9`; with `synchronous="full"` a power cut too. Any number of threads, event
+loops and processes may use the same file; two that run the same trajectory are told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from aworld.core.event import Event, encode_event
+from aworld.core.exceptions import AWorldError, ConfigError, StoreError
+from aworld.core.trajectory import Trajectory
+from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
+from aworld.trajectory.sqlite_reader import compose, counted, listed, scanned
+from aworld.trajectory.sqlite_writer import Append, Waiter, Writer, vacuum
+from aworld.trajectory.store import DONE, EVERYTHING, Query
+from aworld.trajectory.summary import Summary
+
+LINGER = 0.003
+"""Seconds for which events that nobody waits for are gathered: one awaited append usually comes first and takes them
+along, which saves the writer a wake-up."""
+
+BACKLOG = 10_000
+"""Queued appends beyond which also those who need not wait are given something to wait for."""
+
+_T = TypeVar("_T")
+
+
+class Pending:
+    """What an append from plain synchronous code returns: awaitable in any loop, or waited for by `result`."""
+
+    def __init__(self, future: Future[None]) -> None:
+        self._future = future
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return asyncio.wrap_future(self._future).__await__()
+
+    def result(self, timeout: float | None = None) -> None:
+        """Block until the events are durable, for at most `timeout` seconds. Raises what the append raises."""
+        self._future.result(timeout)
+
+
+class SQLiteStore:
+    """A `TrajectoryStore` in one file."""
+
+    def __init__(self, path: str | os.PathLike[str], *, synchronous: str = "normal", timeout: float = 30.0) -> None:
+        """Nothing is opened yet.
+
+        `synchronous` is SQLite's setting, `normal` or `full`; `timeout` the seconds to wait for another process.
+        Raises `ConfigError`.
+        """
+        if synchronous not in ("normal", "full"):
+            raise ConfigError(f"store={path} | synchronous={synchronous!r} is not known; use normal or full")
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self.url = f"sqlite:///{self.path}"
+        self._timeout = timeout
+        self._writer = Writer(self.path, self.url, synchronous, timeout)
+        self._lingering: asyncio.AbstractEventLoop | None = None
+        self._me: weakref.ref[SQLiteStore] = weakref.ref(self)
+        self._idle: deque[sqlite3.Connection] = deque()
+        # The thread holds the writer, never the store, so a store that was dropped without `close` ends it.
+        weakref.finalize(self, self._writer.stop).atexit = False  # the end of the interpreter waits for the thread
+
+    def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
+        """See `TrajectoryStore.append`. Callable from any thread, with or without a running event loop."""
+        writer = self._writer
+        if writer.closed:
+            raise writer.shut()
+        if writer.unreported and (failure := writer.unreported.pop(trajectory_id, None)) is not None:
+            raise failure
+        if not events:
+            return DONE
+        try:
+            data = [encode_event(event) for event in events]  # now: what an event holds may change later
+        except TypeError as error:
+            raise StoreError(f"store={self.url} | an event of {trajectory_id!r} is not JSON-able: {error}") from error
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        waiter: Waiter | None = None
+        if wait or len(writer.queue) > BACKLOG:
+            waiter = Future[Any]() if loop is None else loop.create_future()
+        writer.queue.append(Append(trajectory_id, events, data, waiter))
+        if waiter is None and loop is not None:
+            if self._lingering is not loop:
+                self._lingering = loop
+                loop.call_later(LINGER, _end_linger, self._me)
+            return DONE
+        writer.wake()
+        if waiter is None:
+            return DONE
+        return Pending(waiter) if isinstance(waiter, Future) else waiter
+
+    def end_linger(self) -> None:
+        """Write what has gathered."""
+        self._lingering = None
+        if self._writer.queue:
+            self._writer.wake()
+
+    async def flush(self) -> None:
+        """See `TrajectoryStore.flush`."""
+        await self._settle()
+        if self._writer.unreported:
+            failures = list(self._writer.unreported.values())
+            self._writer.unreported.clear()
+            if len(failures) > 1:
+                failures[0].add_note(f"{len(failures) - 1} more trajectories could not be written")
+            raise failures[0]
+
+    async def _settle(self) -> None:
+        if self._writer.queue or self._writer.busy:
+            await asyncio.wrap_future(self._writer.call(_nothing))
+
+    async def read(self, id: str) -> list[Event]:
+        """See `TrajectoryStore.read`."""
+        return await self._read(lambda connection: compose(connection, self.url, id))
+
+    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
+        """See `TrajectoryStore.query`."""
+        return await self._read(lambda connection: listed(connection, query))
+
+    async def count(self, query: Query = EVERYTHING) -> int:
+        """See `TrajectoryStore.count`."""
+        return await self._read(lambda connection: counted(connection, query))
+
+    async def _read(self, ask: Callable[[sqlite3.Connection], _T]) -> _T:
+        await self._settle()
+        return await asyncio.to_thread(self._ask, ask)
+
+    def _ask(self, ask: Callable[[sqlite3.Connection], _T]) -> _T:
+        with self._connection() as connection:
+            return ask(connection)
+
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+        """See `TrajectoryStore.scan`."""
+        if self._writer.queue or self._writer.busy:
+            self._writer.call(_nothing).result()
+        with self._connection() as connection:
+            yield from scanned(connection, self.url, query)
+
+    @contextmanager
+    def _connection(self) -> Generator[sqlite3.Connection, None, None]:
+        if not os.path.exists(self.path):
+            yield empty()
+            return
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._open()
+        try:
+            yield connection
+            self._idle.append(connection)
+        except sqlite3.Error as error:
+            connection.close()
+            raise explain(self.path, error) from error
+        except AWorldError:
+            self._idle.append(connection)
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        connection = connect_to_read(self.path, timeout=self._timeout)
+        if check_version(connection, self.path) < len(MIGRATIONS):
+            self._writer.call(_nothing).result()  # the writer brings an old file up to date when it opens it
+        return connection
+
+    async def delete(self, id: str, *, forks: bool = False) -> int:
+        """See `TrajectoryStore.delete`."""
+        return await asyncio.wrap_future(self._writer.delete(id, forks))
+
+    def attach(self, trajectory: Trajectory) -> None:
+        """See `TrajectoryStore.attach`."""
+
+    async def vacuum(self) -> None:
+        """See `TrajectoryStore.vacuum`. Needs as much free disk as the file has content."""
+        await asyncio.wrap_future(self._writer.call(vacuum))
+
+    async def close(self) -> None:
+        """See `TrajectoryStore.close`. Raises the first failure that nobody was told of."""
+        try:
+            await self.flush()
+        finally:
+            self._writer.stop()
+            await asyncio.to_thread(self._writer.join)
+            while self._idle:
+                self._idle.pop().close()
+
+
+def _nothing(_: sqlite3.Connection) -> None:
+    """Be reached: all that was queued before is written."""
+
+
+def _end_linger(store: weakref.ref[SQLiteStore]) -> None:
+    alive = store()
+    if alive is not None:
+        alive.end_linger()
