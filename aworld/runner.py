@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import Observation
 from aworld.core.exceptions import TaskError
 from aworld.core.hooks import Hooks
-from aworld.core.message import Content
 from aworld.core.output import AnyOutput
 from aworld.core.task import Prefix, Task, TaskResponse, content_of
 from aworld.core.trajectory import Trajectory
-from aworld.models import close_transports
+from aworld.runners.blocking import run_blocking
 from aworld.runners.episode import Episode
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.local import fork_point, forked, load, run_config, run_many, run_one, store_of
@@ -25,7 +23,6 @@ from aworld.runners.replay import ReplayReport, replay
 from aworld.runners.stream import RunStream
 from aworld.trajectory.store import Query
 
-T = TypeVar("T")
 Conf = RunConfig | dict[str, Any] | None
 Run = str | Trajectory | TaskResponse
 
@@ -59,7 +56,7 @@ class Runners:
         input: Any, agent: BaseAgent | None = None, swarm: Any = None, *, run_conf: Conf = None, **task: Any
     ) -> TaskResponse:
         """`run` for code without an event loop; works inside a running one too, by a thread of its own."""
-        return _wait_for(Runners.run(input, agent, swarm, run_conf=run_conf, **task))
+        return run_blocking(Runners.run(input, agent, swarm, run_conf=run_conf, **task))
 
     @staticmethod
     async def run_task(
@@ -77,7 +74,7 @@ class Runners:
     @staticmethod
     def sync_run_task(task: Task | Sequence[Task], run_conf: Conf = None) -> dict[str, TaskResponse]:
         """`run_task` for code without an event loop."""
-        return _wait_for(Runners.run_task(task, run_conf))
+        return run_blocking(Runners.run_task(task, run_conf))
 
     @staticmethod
     def streamed_run_task(task: Task, run_conf: Conf = None, *, keep_running: bool = False) -> RunStream:
@@ -289,38 +286,3 @@ def _task_of(record: Trajectory, actor: Any, given: dict[str, Any], *, same: boo
     if same:
         fields["id"] = record.id
     return Task("", agent=actor, **fields)
-
-
-def _wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, with or without a running loop in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return _run(work)
-    box: list[Any] = []
-    thread = threading.Thread(target=lambda: box.append(_outcome(work)), name="aworld-sync-run", daemon=True)
-    thread.start()
-    thread.join()
-    error, value = box[0]
-    if error is not None:
-        raise error
-    return value
-
-
-def _outcome(work: Coroutine[Any, Any, T]) -> tuple[BaseException | None, T | None]:
-    try:
-        return None, _run(work)
-    except BaseException as error:
-        return error, None
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    async def main() -> T:
-        try:
-            return await work
-        finally:
-            await close_transports()
-
-    with asyncio.Runner() as runner:
-        return runner.run(main())
-

@@ -13,14 +13,16 @@ import asyncio
 import json
 import sqlite3
 import tempfile
+from itertools import pairwise
 from pathlib import Path
+
+from model_server import model_name
+from overhead import server
+from peers.aworld_ import task_for
 
 from aworld.config.conf import RunConfig
 from aworld.runner import Runners
 from aworld.trajectory import open_store
-from model_server import model_name
-from overhead import server
-from peers.aworld_ import task_for
 
 LENGTHS = (10, 20, 40, 80)
 Sizes = dict[int, tuple[float, float]]
@@ -45,7 +47,7 @@ async def stored(base_url: str, calls: int, tasks: int, path: Path) -> tuple[flo
 def per_step(sizes: Sizes) -> dict[str, dict[str, float]]:
     """Bytes of each further step, between two lengths next to each other."""
     table: dict[str, dict[str, float]] = {}
-    for short, long in zip(LENGTHS, LENGTHS[1:]):
+    for short, long in pairwise(LENGTHS):
         events, file = ((b - a) / (long - short) for a, b in zip(sizes[short], sizes[long]))
         table[f"steps {short}-{long}"] = {"event_bytes": round(events), "file_bytes": round(file)}
     return table

@@ -26,7 +26,24 @@ from aworld.trajectory.export import export
 
 STEPS = 10
 TASKS = 200
-WORDS = "the store keeps every message once and a training sample is a path through the graph of them ".split()
+WORDS = (
+    "the",
+    "store",
+    "keeps",
+    "every",
+    "message",
+    "once",
+    "and",
+    "a",
+    "training",
+    "sample",
+    "is",
+    "path",
+    "through",
+    "graph",
+    "of",
+    "them",
+)
 
 
 def text(seed: int, length: int) -> str:
@@ -76,7 +93,9 @@ def run_of(id: str, seed: int) -> Iterator[list[ev.Event]]:
                 seq=number(), at=at, step=step, call_id=call.id, name=call.name, arguments=call.arguments,
                 result=node + 1,
             ),
-            message(node + 1, Message("tool", text(seed * step, 400 + seed * step % 1600), tool_call_id=call.id), "tool"),
+            message(
+                node + 1, Message("tool", text(seed * step, 400 + seed * step % 1600), tool_call_id=call.id), "tool"
+            ),
             ev.ToolReturned(
                 seq=number(), at=at, step=step, call_id=call.id, name="search", result=node + 1, duration=0.1
             ),

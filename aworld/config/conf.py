@@ -19,7 +19,12 @@ from aworld.config.errors import ConfigError
 class Settings(BaseModel):
     """Base of all settings: an unknown keyword is an error that names the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,  # an error about a setting must not show a key
+    )
 
     def __init__(self, **data: Any) -> None:
         self._refuse_unknown(data)
@@ -111,8 +116,8 @@ class AgentConfig(Settings):
         given: dict[str, Any] = dict(data)  # pyright: ignore[reportUnknownArgumentType]
         flat = {k: given.pop(k) for k in list(given) if k in ModelConfig.model_fields}
         if flat:
-            nested = given.get("llm_config") or {}
-            base: dict[str, Any] = nested.model_dump() if isinstance(nested, ModelConfig) else dict(nested)
+            nested: Any = given.get("llm_config") or {}
+            base: dict[str, Any] = nested.model_dump() if isinstance(nested, ModelConfig) else nested
             given["llm_config"] = ModelConfig(**{**base, **flat})
         return given
 

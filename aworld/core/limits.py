@@ -11,7 +11,7 @@ from aworld.core.trajectory import Trajectory
 def check_limits(conf: TaskConfig, record: Trajectory, step: int) -> None:
     """Refuse one more step of a run. `step` is its number, from 0. Raises `LimitReached`."""
     if conf.max_steps is not None and step >= conf.max_steps:
-        raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; raise TaskConfig(max_steps=...) to go on.")
+        raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; fork the run with a higher one to go on.")
     if conf.max_tokens is not None:
         used = sum(_tokens(call, "max_tokens") for call in record.calls.values())
         if used >= conf.max_tokens:

@@ -20,10 +20,7 @@ def rows(trajectory: Trajectory) -> list[dict[str, Any]]:
     steps = trajectory.steps()
     shown: dict[int, dict[str, Any]] = {}
     outcome = [reward for reward in trajectory.rewards if reward.step is None]
-    return [
-        _row(trajectory, step, shown, step.rewards + (outcome if step is steps[-1] else []))
-        for step in steps
-    ]
+    return [_row(trajectory, step, shown, step.rewards + (outcome if step is steps[-1] else [])) for step in steps]
 
 
 def step_row(trajectory: Trajectory, number: int) -> list[dict[str, Any]]:

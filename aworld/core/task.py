@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import BaseAgent
@@ -168,8 +168,9 @@ def content_of(value: Any) -> Content:
         return value
     if isinstance(value, Text | Image | Audio | File):
         return (value,)
-    if isinstance(value, Sequence):
-        parts = tuple(Text(p) if isinstance(p, str) else p for p in value)  # pyright: ignore[reportUnknownVariableType]
-        if parts and all(isinstance(p, Text | Image | Audio | File) for p in parts):
-            return parts  # pyright: ignore[reportUnknownVariableType]
-    raise TaskError(f"Input must be text or message parts (Text, Image, Audio, File); got {type(value).__name__}.")
+    given: object = value
+    parts: tuple[Any, ...] = tuple(cast("list[Any]", given)) if isinstance(given, list | tuple) else ()
+    parts = tuple(Text(p) if isinstance(p, str) else p for p in parts)
+    if parts and all(isinstance(p, Text | Image | Audio | File) for p in parts):
+        return parts
+    raise TaskError(f"Input must be text or message parts (Text, Image, Audio, File); got {type(given).__name__}.")

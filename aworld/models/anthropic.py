@@ -115,8 +115,9 @@ class AnthropicModel(RemoteModel):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self.endpoint.unreadable(f"what is not an event ({error})", data) from None
         if event.type == "error":
-            error = cast("dict[str, Any]", event.error) if isinstance(event.error, dict) else {}
-            raise self.endpoint.reported(event.error, _STATUS.get(str(error.get("type"))))
+            error: Any = event.error
+            kind = cast("dict[str, Any]", error).get("type") if isinstance(error, dict) else None
+            raise self.endpoint.reported(error, _STATUS.get(str(kind)))
         return event
 
     def _priced(self, reply: ModelReply, spent: Spent | None) -> ModelReply:

@@ -109,8 +109,20 @@ class Endpoint:
                     return
                 if kind not in ("text/event-stream", "application/octet-stream"):  # the latter: none was given
                     raise self.unreadable(f"{kind} instead of an event stream", await self._read(response))
-                async for batch in self._batches(response.content, last):
-                    yield batch
+                parser = EventParser()
+                content = response.content
+                size = 0
+                while chunk := await content.readany():
+                    size += len(chunk)
+                    if size > MAX_REPLY:
+                        raise self._too_large()
+                    if found := parser.feed(chunk):
+                        yield found
+                        if last(found[-1]):
+                            await _drain(content)
+                            return
+                if found := parser.finish():
+                    yield found
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(error) from None
 
@@ -129,23 +141,6 @@ class Endpoint:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
-
-    async def _batches(
-        self, content: aiohttp.StreamReader, last: Callable[[bytes], bool]
-    ) -> AsyncGenerator[list[bytes], None]:
-        parser = EventParser()
-        size = 0
-        while chunk := await content.readany():
-            size += len(chunk)
-            if size > MAX_REPLY:
-                raise self._too_large()
-            if found := parser.feed(chunk):
-                yield found
-                if last(found[-1]):
-                    await _drain(content)
-                    return
-        if found := parser.finish():
-            yield found
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         content = response.content

@@ -186,9 +186,11 @@ class Answer:
         if self._prompt_ids is not None or self._ids is not None or self._logprobs is not None:
             tokens = Tokens(_tuple(self._prompt_ids), _tuple(self._ids), _tuple(self._logprobs))
         calls = self._tool_calls(request) if self._calls else ()
+        content = None if self._content is None else "".join(self._content)
         message = Message(
             role="assistant",
-            content=None if self._content is None else "".join(self._content),
+            # Streams begin with an empty text, also where no text comes.
+            content=None if self._streamed and calls and not content else content,
             tool_calls=calls,
             reasoning="".join(self._reasoning) if self._reasoning else None,
             opaque=self._opaque(calls),

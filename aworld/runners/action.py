@@ -1,5 +1,4 @@
-"""Tool calls of a turn: run side by side, answered in order, whatever goes wrong told to the model.
-"""
+"""Tool calls of a turn: run side by side, answered in order, whatever goes wrong told to the model."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 from aworld.core import event as ev
 from aworld.core.common import ActionResult
 from aworld.core.exceptions import DeniedError
-from aworld.core.hooks import HookContext
+from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message, ToolCall
 from aworld.core.output import QuestionOutput, ToolCallOutput, ToolResultOutput
 from aworld.core.tool.base import Question, ToolContext
@@ -42,11 +41,7 @@ async def _run_call(episode: Episode, activation: Activation, offer: Offer, call
     emit = episode.journal.emit
     call = ToolCall(called.call_id, called.name, called.arguments)
     if emit is not None:
-        emit(
-            ToolCallOutput(
-                trajectory_id=episode.record.id, agent=activation.agent, step=called.step, call=call
-            )
-        )
+        emit(ToolCallOutput(trajectory_id=episode.record.id, agent=activation.agent, step=called.step, call=call))
     try:
         if episode.task.hooks:
             result = await _with_hooks(episode, activation, offer, called, call)
@@ -63,11 +58,11 @@ async def _with_hooks(
     episode: Episode, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall
 ) -> ActionResult:
     at = HookContext(episode.record, episode.context, activation.agent, called.step)
-    entered = 0
+    entered: list[Hooks] = []
     result: ActionResult | None = None
     try:
         for hook in episode.task.hooks:
-            entered += 1
+            entered.insert(0, hook)
             changed = await hook.before_tool(at, call)
             if isinstance(changed, ActionResult):
                 result = changed
@@ -77,10 +72,8 @@ async def _with_hooks(
             result = await _act(episode, activation, offer, called, call)
     except DeniedError as denied:
         result = ActionResult(called.call_id, called.name, f"Denied: {denied}", str(denied))
-    finally:
-        if result is not None:
-            for hook in reversed(episode.task.hooks[:entered]):
-                result = await hook.after_tool(at, call, result) or result
+    for hook in entered:
+        result = await hook.after_tool(at, call, result) or result
     return result
 
 
@@ -120,9 +113,7 @@ def close_call(episode: Episode, activation: Activation, called: ev.ToolCalled, 
     )
     if journal.emit is not None:
         journal.emit(
-            ToolResultOutput(
-                trajectory_id=episode.record.id, agent=activation.agent, step=called.step, result=result
-            )
+            ToolResultOutput(trajectory_id=episode.record.id, agent=activation.agent, step=called.step, result=result)
         )
 
 

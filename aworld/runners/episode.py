@@ -108,7 +108,7 @@ class Episode:
         """The response of a run that has ended, as it was recorded."""
         answer = self.record.answer
         revive = getattr(self.task.agent, "revive", None)
-        response = TaskResponse(
+        return TaskResponse(
             self.record,
             self.record.status,
             revive(answer) if revive is not None and answer is not None else answer,
@@ -118,7 +118,6 @@ class Episode:
             give_reward=self.give_reward,
             store=self.journal.store,
         )
-        return response
 
     # One turn
 
@@ -249,8 +248,8 @@ class Episode:
         try:
             if ended and self.record.finished is None:
                 self._close_open_calls(status or "")
-                answer = self.record.activations[0].finished.answer if self._root_finished() else None
-                self.journal.add(ev.Finished, status=status, answer=answer, error=error)
+                root = self._root_finish()
+                self.journal.add(ev.Finished, status=status, answer=root.answer if root else None, error=error)
             if status != "interrupted":
                 await self.journal.commit()
         except StoreError as broken:
@@ -258,7 +257,7 @@ class Episode:
         response = TaskResponse(
             self.record,
             status or "running",
-            self._answer if self._root_finished() else None,
+            self._answer if self._root_finish() else None,
             error,
             self.spent,
             self.context if self.conf.resp_carry_context else None,
@@ -285,9 +284,9 @@ class Episode:
             for called in activation.open_calls:
                 interrupt_call(self, activation, called, why)
 
-    def _root_finished(self) -> bool:
+    def _root_finish(self) -> ev.AgentFinished | None:
         root = self.record.activations.get(0)
-        return root is not None and root.finished is not None
+        return root.finished if root is not None else None
 
     def _final_content(self) -> Content:
         finished = self.record.finished

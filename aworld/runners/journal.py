@@ -71,7 +71,5 @@ def give_reward(
     record = journal.record
     if step is not None and step not in record.calls:
         raise ValueError(f"Trajectory {record.id} has no step {step}; it has {len(record.calls)}, from 0.")
-    journal.add(
-        Rewarded, value=float(value), name=name, weight=float(weight), step=step, source=source, detail=detail
-    )
+    journal.add(Rewarded, value=float(value), name=name, weight=float(weight), step=step, source=source, detail=detail)
     return journal.commit()

@@ -16,13 +16,13 @@ from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, Turn
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import AWorldError, TaskError
+from aworld.core.exceptions import AWorldError, ModelError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.message import Content, Message, ToolCall
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task
 from aworld.core.tool.base import Tool, ToolContext
-from aworld.core.tool.toolkit import Toolkit
+from aworld.core.tool.toolkit import Offer, Toolkit
 from aworld.core.trajectory import Trajectory
 from aworld.models.call import CallFailed, Outcome
 from aworld.models.doubles import FunctionModel
@@ -30,6 +30,7 @@ from aworld.runners.episode import CORRECTION, Episode
 from aworld.runners.turn import result_of
 from aworld.runners.world import World
 from aworld.trajectory import MemoryStore
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -81,7 +82,8 @@ class RecordedWorld(World):
         """The reply that this agent got at this turn."""
         call = self.recorded(request.agent, request.turn)
         if call.reply is None:
-            raise CallFailed(call.error or "failed", attempts=call.attempts, started=call.started, ended=call.ended)
+            lost = ModelError(call.error or "failed")
+            raise CallFailed(lost, attempts=call.attempts, queued=call.queued, started=call.started, ended=call.ended)
         reply = ModelReply(
             self._record.messages[call.reply].message,
             call.finish_reason,

@@ -68,7 +68,7 @@ class RunStream:
     def _run(self) -> asyncio.Task[TaskResponse]:
         if self._task is None:
             self._news = asyncio.Event()
-            self._task = asyncio.ensure_future(self._start(self._emit))  # type: ignore[arg-type]
+            self._task = asyncio.ensure_future(self._start(self._emit))
             self._task.add_done_callback(self._done)
         return self._task
 

@@ -16,7 +16,7 @@ from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ModelError, TaskError
 from aworld.core.hooks import HookContext
-from aworld.core.message import Message, Origin, ToolCall, Tokens
+from aworld.core.message import Message, Origin, Tokens, ToolCall
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
 from aworld.core.output import MessageOutput, ReasoningOutput, RetryOutput, TextOutput
 from aworld.core.tool.toolkit import Offer, describe

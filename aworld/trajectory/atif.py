@@ -1,5 +1,6 @@
-"""ATIF 1.8, the Agent Trajectory Interchange Format (https://github.com/laude-institute/harbor): one document a trajectory.
+"""ATIF 1.8, the Agent Trajectory Interchange Format: one document a trajectory.
 
+Source: `harbor/models/trajectories` of https://github.com/laude-institute/harbor, whose models accept these documents.
 The first activation is the document; every other one is an embedded sub-agent, referred to by the result of the
 tool call that started it. ATIF has no field for rewards, statuses or errors: they stand in `extra`. Token ids of
 prompts are given whole, as the format wants them.

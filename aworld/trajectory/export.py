@@ -5,10 +5,11 @@ A file appears only when it is whole: what is written goes to a file beside it, 
 
 from __future__ import annotations
 
+import importlib
 import os
+import secrets
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,18 +64,20 @@ def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], 
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+def _whole_file(path: Path) -> Generator[BinaryIO, None, None]:
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a pipe or a device: nothing to take the name of
+        with path.open("wb") as file:
             yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # a temporary file is its owner's alone; what it becomes is an ordinary file
-        os.replace(name, path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb", buffering=1 << 20) as file:
+            yield file
+        beside.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -91,7 +94,8 @@ def _write_lines(store: TrajectoryStore, format: Format, file: BinaryIO, query: 
 
 def _import_pyarrow() -> Any:
     try:
-        import pyarrow.parquet
+        pyarrow = importlib.import_module("pyarrow")
+        importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise ConfigError("format=parquet needs pyarrow; install it with pip install 'aworld[parquet]'") from None
     return pyarrow

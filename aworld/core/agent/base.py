@@ -29,13 +29,25 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 class Turn(Protocol):
     """What an agent may see and do while it decides. One per turn, made by the runtime."""
 
-    messages: tuple[Message, ...]
-    """The agent's branch of the conversation, from its system prompt to the newest message."""
-    observation: Observation
-    """What came in since its last decision."""
-    context: Context
-    index: int
-    """How many decisions this agent has made before in this run."""
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The agent's branch of the conversation, from its system prompt to the newest message."""
+        ...
+
+    @property
+    def observation(self) -> Observation:
+        """What came in since its last decision."""
+        ...
+
+    @property
+    def context(self) -> Context:
+        """The state of the task."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """How many decisions this agent has made before in this run."""
+        ...
 
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
         """Ask a model, once a turn. The call is captured, retried and streamed by the runtime. Raises `ModelError`."""

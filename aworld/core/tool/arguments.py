@@ -10,22 +10,32 @@ from __future__ import annotations
 import json
 import re
 import sys
-import types
 from collections.abc import Iterable
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Optional,
+    Required,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from pydantic import Field as PydanticField
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import PydanticSerializationError, to_jsonable_python
-from typing_extensions import NotRequired, Required, TypedDict
+from pydantic_core import PydanticSerializationError, from_json, to_jsonable_python
+from typing_extensions import TypedDict
 
 from aworld.core.exceptions import ToolError
-from aworld.core.tool.schema import EMPTY, Field, Signature
+from aworld.core.tool.schema import EMPTY, Field, Signature, UnresolvedError, bare, is_union
 
 _SHOWN = 8
 """Faults told at once; a model that got more wrong than that reads the schema again."""
@@ -42,22 +52,25 @@ class Arguments:
         try:
             adapter = _adapter(signature.fields, signature.extra)
             schema = adapter.json_schema(schema_generator=_Schema)
-        except PydanticUndefinedAnnotation as error:
-            raise ToolError(f"{signature.label}: a type names {error.name!r}, which is not defined.") from error
-        except (PydanticUserError, TypeError) as error:
+        except (PydanticUserError, PydanticUndefinedAnnotation, TypeError) as error:
             raise _unfit(signature, error) from error
         self.schema = _finish(schema, signature.fields)
         """JSON schema of an object."""
+        self._open = signature.extra is not EMPTY
         self._validate = adapter.validator.validate_json
 
     def read(self, text: str) -> dict[str, Any]:
         """The JSON text as values of the annotated types; absent arguments are absent. Raises `ToolError`."""
         try:
-            return self._validate(text or "{}")
+            values = self._validate(text or "{}")
         except ValidationError as error:
             if text.strip() in ("", "null"):  # what some models send for no arguments
                 return self.read("{}")
             raise ToolError(self._explain(text, error)) from None
+        if self._open and not self._signature.reserved.isdisjoint(values):
+            taken = ", ".join(sorted(self._signature.reserved.intersection(values)))
+            raise ToolError(f"Wrong arguments.\n- {taken}: not allowed\nWanted: {signature_text(self.schema)}")
+        return values
 
     def _explain(self, text: str, error: ValidationError) -> str:
         faults = error.errors(include_url=False, include_context=False)
@@ -69,10 +82,10 @@ class Arguments:
         if not first["loc"]:
             got = _json_kind(first["input"])
             return f"The arguments must be one JSON object, but are {got}: {_clip(text)}\nWanted: {wanted}"
-        data = json.loads(text)
+        data = from_json(text)
         told: dict[str, list[str]] = {}
         for fault in faults:
-            where = _path(fault["loc"], data)
+            where = _path(fault["loc"], data, absent=fault["type"] == "missing")
             if (what := self._fault(fault["type"], fault["msg"], fault["input"], where)) not in told.setdefault(
                 where, []
             ):
@@ -134,14 +147,24 @@ def _adapter(fields: Iterable[Field], extra: Any) -> TypeAdapter[dict[str, Any]]
         if isinstance(field.default, FieldInfo):  # def f(x: int = Field(3, description=…))
             annotation = Annotated[annotation, field.default]
         elif field.default is not EMPTY:
-            annotation = NotRequired[annotation]
+            annotation = NotRequired[_optional(annotation) if field.default is None else annotation]
         members[field.name] = annotation
-    closed = extra is EMPTY
     make = cast("Any", TypedDict)  # a checker knows only literal members
-    made = make("Arguments", members) if closed else make("Arguments", members, extra_items=_modern(extra))
-    if closed:
-        made.__pydantic_config__ = {"extra": "forbid"}
+    if extra is not EMPTY:
+        return TypeAdapter(make("Arguments", members, extra_items=_modern(extra)))
+    made = make("Arguments", members)
+    made.__pydantic_config__ = {"extra": "forbid"}
     return TypeAdapter(made)
+
+
+def _optional(annotation: Any) -> Any:
+    """`x: int = None` means that None is allowed."""
+    inner = bare(annotation)
+    if inner is Any or inner is None or (is_union(inner) and type(None) in get_args(inner)):
+        return annotation
+    if inner is annotation:
+        return Optional[annotation]
+    return Annotated[Optional[inner], *annotation.__metadata__]
 
 
 def _described(annotation: Any) -> Any:
@@ -151,7 +174,7 @@ def _described(annotation: Any) -> Any:
     for item in annotation.__metadata__:
         text = item if isinstance(item, str) else getattr(item, "documentation", None)
         if isinstance(text, str):
-            return Annotated[annotation, PydanticField(description=text)]
+            return Annotated[annotation.__origin__, PydanticField(description=text), *annotation.__metadata__]
     return annotation
 
 
@@ -161,14 +184,19 @@ def _unfit(signature: Signature, error: Exception) -> ToolError:
     for field in fields if signature.extra is EMPTY else (*fields, Field("**kwargs", signature.extra)):
         try:
             _adapter([Field("x", field.annotation, field.default)], EMPTY).json_schema(schema_generator=_Schema)
-        except (PydanticUserError, TypeError) as reason:
-            said = str(reason).split("\n", 1)[0]
-            return ToolError(
-                f"{signature.label}: parameter {field.name!r} of type {_type_name(field.annotation)} cannot be offered to "
-                f"a model: {said} Use a JSON type, an enum, a dataclass, a TypedDict or a pydantic model, or fill it "
-                f"yourself with functools.partial."
-            )
-    return ToolError(f"{signature.label}: its parameters have no JSON schema: {error}")
+        except (PydanticUserError, PydanticUndefinedAnnotation, TypeError) as reason:
+            error = reason
+            owner = f"{signature.label}: parameter {field.name!r} of type {_type_name(field.annotation)}"
+            break
+    else:
+        owner = signature.label
+    said = str(error).split("\n", 1)[0].rstrip(".")
+    if isinstance(error, PydanticUndefinedAnnotation) or getattr(error, "code", None) == "class-not-fully-defined":
+        return UnresolvedError(f"{owner}: {said}. Define or import what its type names at the level of the module.")
+    return ToolError(
+        f"{owner} cannot be offered to a model: {said}. Use a JSON type, an enum, a dataclass, a TypedDict or a pydantic "
+        f"model, or fill it yourself with functools.partial."
+    )
 
 
 def _finish(schema: dict[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
@@ -224,30 +252,24 @@ def _modern(annotation: Any) -> Any:
     new = tuple(_modern(item) for item in old)
     if new == old:
         return annotation
-    return (
-        reduce(or_, new)
-        if origin is types.UnionType
-        else annotation.copy_with(new)
-        if hasattr(annotation, "copy_with")
-        else origin[new]
-    )
+    return Union[new] if is_union(annotation) else origin[new]
 
 
 def _unmarked(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) in (Required, NotRequired) else annotation
 
 
-def _path(loc: tuple[int | str, ...], data: Any) -> str:
-    """Where a fault lies, as `people.0.name`; the branches of unions that pydantic adds are left out."""
-    out: list[str] = []
-    for i, step in enumerate(loc):
+def _path(loc: tuple[int | str, ...], data: Any, *, absent: bool) -> str:
+    """Where a fault lies, as `people.0.name`; the branches of unions that pydantic names are left out."""
+    out = [str(loc[0])]
+    data = data.get(loc[0])
+    for step in loc[1:]:
         if isinstance(data, dict) and step in data:
             data = cast("dict[Any, Any]", data)[step]
         elif isinstance(data, list) and isinstance(step, int):
             data = cast("list[Any]", data)[step]
-        elif not isinstance(data, dict) or i < len(loc) - 1 or not i:
-            if i:
-                continue
+        elif not (absent and step == loc[-1]):
+            continue
         out.append(str(step))
     return ".".join(out)
 
@@ -261,15 +283,11 @@ def _json(value: Any) -> str:
 
 
 def _json_kind(value: Any) -> str:
-    names = {
-        list: "an array",
-        str: "a string",
-        bool: "a boolean",
-        type(None): "null",
-        int: "a number",
-        float: "a number",
-    }
-    return names.get(type(value), "something else")
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    return "an array" if isinstance(value, list) else "null" if value is None else "a string"
 
 
 def _clip(text: str) -> str:

@@ -13,15 +13,17 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset
-from aworld.core.tool.schema import Spec
+from aworld.core.tool.schema import Spec, definition
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
+
+_Binds: TypeAlias = Literal["self", "cls"] | None
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _registry: dict[str, dict[str, Tool]] = {}
@@ -34,6 +36,8 @@ class FunctionTool(Tool, Generic[P, R]):
     seconds; `inline` runs a synchronous function on the event loop instead of in a thread. Raises `ConfigError` for a
     name that providers refuse, and `ToolError` for a parameter that a model cannot fill.
     """
+
+    __wrapped__: Callable[..., Any]
 
     def __init__(
         self,
@@ -50,20 +54,18 @@ class FunctionTool(Tool, Generic[P, R]):
         self.timeout = timeout
         self.idempotent = idempotent
         self._description = description
+        self._otherwise = ""
         self._inline = inline
         self._spec = Spec(target, _label(target), skip_first=self._binds is not None)
-        self._set_function(target)
+        self._function = target
+        call = type(target).__call__
+        self._awaits = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
         update_wrapper(cast("Any", self), target, updated=())
-
-    def _set_function(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        call = type(function).__call__
-        self._awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
     @property
     def description(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read-only, and built late
         """What the model is told of the tool."""
-        return self._spec.doc[0] if self._description is None else self._description
+        return (self._spec.doc[0] or self._otherwise) if self._description is None else self._description
 
     @property
     def parameters(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride] - as above
@@ -88,7 +90,7 @@ class FunctionTool(Tool, Generic[P, R]):
         bound = cast("FunctionTool[..., Any]", object.__new__(type(self)))
         bound.__dict__.update(self.__dict__)
         bound._binds = None
-        bound._function = MethodType(self._function, subject)
+        bound._function = bound.__wrapped__ = MethodType(self._function, subject)
         return bound
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
@@ -98,10 +100,10 @@ class FunctionTool(Tool, Generic[P, R]):
         signature = spec.signature
         for name, whole in signature.injected:
             values[name] = context if whole else context.context
-        args = tuple(values.pop(name) for name in signature.positional) if signature.positional else ()
+        args = tuple(values.pop(name, default) for name, default in signature.positional)
         try:
             if self._awaits:
-                return await cast("Any", self._function(*args, **values))
+                return await self._function(*args, **values)
             if self._inline:
                 result = self._function(*args, **values)
             else:
@@ -158,10 +160,10 @@ def tool(
     """
 
     def decorate(function: Callable[..., Any]) -> FunctionTool[..., Any]:
-        described = desc if desc is not None or _has_text(function) else tool_desc
         made = FunctionTool(
-            function, name=name, description=described, timeout=timeout, idempotent=idempotent, inline=inline
+            function, name=name, description=desc, timeout=timeout, idempotent=idempotent, inline=inline
         )
+        made._otherwise = tool_desc or ""
         if tool_name is not None:
             _register(tool_name, made)
         return made
@@ -185,9 +187,8 @@ def as_tools(items: Any) -> list[Tool | Toolset]:
 
     Raises `ToolError` for a function that a model cannot call, naming the function, the parameter and the remedy.
     """
-    if isinstance(items, (list, tuple, set, frozenset)) or (
-        isinstance(items, Iterable) and not isinstance(items, (Tool, Toolset, str, dict, type)) and not callable(items)
-    ):
+    single = callable(items) or isinstance(items, (Tool, Toolset, str, dict))
+    if not single and isinstance(items, Iterable):
         return [made for item in cast("Iterable[Any]", items) for made in as_tools(item)]
     return [_as_tool(items)]
 
@@ -226,14 +227,15 @@ def _register(tool_name: str, made: FunctionTool[..., Any]) -> None:
     _registry.setdefault(tool_name, {})[made.name] = made
 
 
-def _unwrapped(function: Any) -> tuple[Callable[..., Any], Literal["self", "cls"] | None]:
+def _unwrapped(function: Any) -> tuple[Callable[..., Any], _Binds]:
     """The function below `staticmethod` and the like, and what its first parameter is bound to by attribute access."""
     if isinstance(function, staticmethod):
         return cast("staticmethod[..., Any]", function).__func__, None
     if isinstance(function, classmethod):
         return cast("classmethod[Any, ..., Any]", function).__func__, "cls"
     if isinstance(function, FunctionTool):
-        return cast("FunctionTool[..., Any]", function)._function, cast("FunctionTool[..., Any]", function)._binds
+        known = cast("FunctionTool[..., Any]", function)
+        return known._function, known._binds
     if not callable(function):
         raise ToolError(f"{function!r} is not callable, so it cannot be a tool. Give a function, a Tool or a Toolset.")
     if isinstance(function, type):
@@ -244,7 +246,8 @@ def _unwrapped(function: Any) -> tuple[Callable[..., Any], Literal["self", "cls"
         raise ToolError("A lambda has no name and no annotations. Write a def with annotated parameters.")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ToolError(f"{_label(function)} yields, but a tool gives one result. Return a list.")
-    return cast("Callable[..., Any]", function), "self" if _is_method(function) else None
+    binds: _Binds = "self" if _is_method(function) else None
+    return cast("Callable[..., Any]", function), binds
 
 
 def _is_method(function: Any) -> bool:
@@ -254,11 +257,11 @@ def _is_method(function: Any) -> bool:
     around = function.__qualname__.rpartition(".")[0]
     if not around or around.endswith("<locals>"):
         return False
-    code = function.__code__
-    if not code.co_argcount:
+    inner = definition(function)
+    if not isinstance(inner, FunctionType) or not inner.__code__.co_argcount:
         return False
-    first = code.co_varnames[0]
-    return first in ("self", "cls") or first not in function.__annotations__
+    first = inner.__code__.co_varnames[0]
+    return first in ("self", "cls") or first not in inner.__annotations__
 
 
 def _given_name(function: Any) -> str:
@@ -270,13 +273,8 @@ def _given_name(function: Any) -> str:
 def _label(function: Any) -> str:
     while isinstance(function, partial):
         function = function.func
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
-
-
-def _has_text(function: Any) -> bool:
-    from aworld.core.tool.schema import documented
-
-    return bool(documented(function).__doc__)
+    name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return name.rpartition("<locals>.")[2]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

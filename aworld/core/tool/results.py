@@ -6,8 +6,6 @@ and None (`null`) are results.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -36,6 +34,13 @@ def to_content(value: Any, limit: int | None = None) -> Content:
         return _parts((value,), limit)
     if isinstance(value, (list, tuple)) and any(isinstance(v, _PARTS) for v in cast("Sequence[Any]", value)):
         return _parts(cast("Sequence[Any]", value), limit)
+    if isinstance(value, dict):
+        for key, item in cast("dict[Any, Any]", value).items():
+            if isinstance(item, (Image, Audio, File)):
+                raise ToolError(
+                    f"The tool's result has an {type(item).__name__} at {key!r}, where a model cannot see it. "
+                    "It should return a list of text and parts."
+                )
     return _cut(_text(value), limit)
 
 
@@ -75,18 +80,26 @@ def _from_bytes(value: bytes) -> str:
 
 def _to_json(value: Any) -> str:
     try:
-        return _ENCODER.encode(value).decode()
-    except UnicodeEncodeError:  # a lone surrogate somewhere in it
-        plain = msgspec.to_builtins(value, enc_hook=_plain, str_keys=True)
-        return _valid(json.dumps(plain, ensure_ascii=False))
+        try:
+            return _ENCODER.encode(value).decode()
+        except UnicodeEncodeError:  # a lone surrogate somewhere in it
+            return _ENCODER.encode(_cleaned(msgspec.to_builtins(value, enc_hook=_plain, str_keys=True))).decode()
     except RecursionError:
         raise ToolError("The tool's result contains itself or is nested too deeply; JSON cannot show it.") from None
     except (TypeError, ValueError, OverflowError) as error:
-        where, what = _culprit(value, "result", 0) or ("result", str(error))
+        where, what = _culprit(value, "result", set()) or ("result", str(error))
         raise ToolError(
             f"The tool's result is not JSON-able: {where} is {what}. It should return text, numbers, lists, dicts, "
             "dataclasses, pydantic models or message parts."
         ) from error
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return _valid(value)
+    if isinstance(value, dict):
+        return {_cleaned(k): _cleaned(v) for k, v in cast("dict[Any, Any]", value).items()}
+    return [_cleaned(v) for v in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:
@@ -113,27 +126,32 @@ def _plain(value: Any) -> Any:
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 
-def _culprit(value: Any, where: str, depth: int) -> tuple[str, str] | None:
+def _culprit(value: Any, where: str, seen: set[int]) -> tuple[str, str] | None:
     """The first thing in `value` that cannot be encoded: where it lies, and what it is."""
-    if depth > 50 or _encodes(value):
+    if id(value) in seen or len(seen) > 500 or _encodes(value):
         return None
-    inner: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        for key, _ in items:
+    seen.add(id(value))
+    for place, item in _items(value, where):
+        if found := _culprit(item, place, seen):
+            return found
+    if isinstance(value, dict):
+        for key in cast("dict[Any, Any]", value):
             if not _encodes({key: None}):
                 return where, f"a dict with a key of type {type(key).__qualname__} ({key!r:.40})"
-        inner = ((f"{where}[{key!r:.40}]", item) for key, item in items)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inner = ((f"{where}.{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
-    elif isinstance(value, msgspec.Struct):
-        inner = ((f"{where}.{f}", getattr(value, f)) for f in value.__struct_fields__)
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        inner = ((f"{where}[{i}]", item) for i, item in enumerate(cast("Iterable[Any]", value)))
-    for place, item in inner:
-        if found := _culprit(item, place, depth + 1):
-            return found
     return where, f"of type {type(value).__qualname__}"
+
+
+def _items(value: Any, where: str) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return ((f"{where}[{key!r:.40}]", item) for key, item in cast("dict[Any, Any]", value).items())
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return ((f"{where}[{i}]", item) for i, item in enumerate(cast("Iterable[Any]", value)))
+    names: Iterable[str] = ()
+    if isinstance(value, msgspec.Struct):
+        names = value.__struct_fields__
+    elif hasattr(type(value), "__dataclass_fields__"):
+        names = type(value).__dataclass_fields__
+    return ((f"{where}.{name}", getattr(value, name)) for name in names)
 
 
 def _encodes(value: Any) -> bool:

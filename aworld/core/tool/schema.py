@@ -11,12 +11,11 @@ from __future__ import annotations
 import inspect
 import sys
 import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ToolError
@@ -30,7 +29,6 @@ EMPTY: Any = inspect.Parameter.empty
 
 _PLAIN = frozenset({str, int, float, bool, type(None), Any, list, dict})
 _JSON_TYPES: tuple[type, ...] = (bool, int, float, str, list, dict)
-_POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +51,22 @@ class Signature:
     """Filled by the model, in the order of the signature."""
     injected: tuple[tuple[str, bool], ...]
     """Filled by the runtime: the name, and whether it takes the `ToolContext` (else its `Context`)."""
-    positional: tuple[str, ...]
-    """Those that can be passed by position only."""
+    positional: tuple[tuple[str, Any], ...]
+    """Those that can be passed by position only, with their defaults."""
+    reserved: frozenset[str]
+    """Names that `**kwargs` must not take from a model: what the developer or the runtime has filled."""
     extra: Any = EMPTY
     """The type of what `**kwargs` takes; `EMPTY` without `**kwargs`."""
 
     @property
     def plain(self) -> bool:
         """Whether every type is one that surely has a schema, so that building it may wait."""
-        return all(_is_plain(f.annotation) and type(f.default).__module__ != "pydantic.fields" for f in self.fields)
+        types_ = [f.annotation for f in self.fields] + ([] if self.extra is EMPTY else [self.extra])
+        return all(map(_is_plain, types_)) and all(type(f.default).__name__ != "FieldInfo" for f in self.fields)
+
+
+class UnresolvedError(ToolError):
+    """An annotation names something that is not defined, or not yet."""
 
 
 class Spec:
@@ -78,7 +83,7 @@ class Spec:
         try:
             if not self.signature.plain:
                 self.require()
-        except _UnresolvedError:
+        except UnresolvedError:
             return
 
     def require(self) -> None:
@@ -102,7 +107,7 @@ class Spec:
         """The description of the tool, and of its parameters by name, from the docstring."""
         from aworld.core.tool.docstring import read_docstring
 
-        return read_docstring(documented(self._function).__doc__)
+        return read_docstring(_docstring(self._function))
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -116,10 +121,6 @@ class Spec:
             for name, value in schema["properties"].items()
         }
         return {**schema, "properties": properties}
-
-
-class _UnresolvedError(ToolError):
-    """An annotation names something that is not defined, or not yet."""
 
 
 def read_signature(function: Callable[..., Any], label: str, *, skip_first: bool = False) -> Signature:
@@ -145,23 +146,24 @@ def read_signature(function: Callable[..., Any], label: str, *, skip_first: bool
         annotation = types_.get(p.name, EMPTY)
         if p.kind is inspect.Parameter.VAR_POSITIONAL:
             raise ToolError(
-                f"{label}: a model cannot fill *{p.name}, as its arguments have names. Take a list: {p.name}: list[str]."
+                f"{label}: a model names its arguments, so it cannot fill *{p.name}. Take a list, {p.name}: list[str]."
             )
         if p.kind is inspect.Parameter.VAR_KEYWORD:
             extra = Any if annotation is EMPTY else annotation
         elif annotation is not EMPTY and (wanted := _injectable(annotation)):
             injected.append((p.name, wanted is ToolContext))
         else:
-            fields.append(Field(p.name, _annotation(annotation, p.default, p.name, label), p.default))
-    positional = tuple(p.name for p in parameters if p.kind is _POSITIONAL_ONLY)
-    return Signature(label, tuple(fields), tuple(injected), positional, extra)
+            fields.append(Field(p.name, _annotation(annotation, p, label), p.default))
+    positional = tuple((p.name, p.default) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY)
+    reserved = {*fixed, *inspect.signature(definition(function)).parameters} - {f.name for f in fields}
+    return Signature(label, tuple(fields), tuple(injected), positional, frozenset(reserved), extra)
 
 
-def _annotation(annotation: Any, default: Any, name: str, label: str) -> Any:
+def _annotation(annotation: Any, parameter: inspect.Parameter, label: str) -> Any:
     """The type of a parameter: as annotated, else that of its default."""
+    name, default = parameter.name, parameter.default
     if annotation is not EMPTY:
-        optional = default is None and annotation is not Any and not _allows_none(annotation)
-        return annotation | None if optional and isinstance(annotation, type) else annotation
+        return annotation
     if default is None:
         return Any
     if type(default) in _JSON_TYPES:
@@ -172,15 +174,13 @@ def _annotation(annotation: Any, default: Any, name: str, label: str) -> Any:
     )
 
 
-def _allows_none(annotation: Any) -> bool:
-    return annotation is None or annotation is type(None) or type(None) in get_args(_bare(annotation))
-
-
-def _bare(annotation: Any) -> Any:
+def bare(annotation: Any) -> Any:
+    """The type without what `Annotated` says of it."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _is_union(annotation: Any) -> bool:
+def is_union(annotation: Any) -> bool:
+    """Whether the type is `A | B`, `Union[A, B]` or `Optional[A]`."""
     return get_origin(annotation) in (Union, types.UnionType)
 
 
@@ -193,13 +193,13 @@ def _is_plain(annotation: Any) -> bool:
     origin = get_origin(annotation)
     if origin is Literal:
         return True
-    return (origin in (list, dict) or _is_union(annotation)) and all(map(_is_plain, get_args(annotation)))
+    return (origin in (list, dict) or is_union(annotation)) and all(map(_is_plain, get_args(annotation)))
 
 
-def _injectable(annotation: Any) -> type | None:
+def _injectable(annotation: Any) -> type[ToolContext | Context] | None:
     """`ToolContext` or `Context` when the runtime fills a parameter of this type, also where it is optional."""
-    annotation = _bare(annotation)
-    for option in get_args(annotation) if _is_union(annotation) else (annotation,):
+    annotation = bare(annotation)
+    for option in get_args(annotation) if is_union(annotation) else (annotation,):
         for wanted in (ToolContext, Context):
             if isinstance(option, type) and issubclass(option, wanted):
                 return wanted
@@ -215,21 +215,22 @@ def _fixed_keywords(function: Any) -> set[str]:
     return fixed
 
 
-def documented(function: Any) -> Any:
-    """The object that carries the docstring: what a `partial` wraps, the `__call__` of an object."""
+def _docstring(function: Any) -> str | None:
+    """The docstring of what a `partial` wraps, of a function, or of the `__call__` of an object (else its class)."""
     while isinstance(function, partial):
         function = function.func
     if inspect.isroutine(function) or hasattr(function, "__wrapped__"):
-        return function
-    call = type(function).__call__
-    return call if call.__doc__ else type(function)
+        return function.__doc__
+    made = type(function)
+    text: str | None = made.__call__.__doc__ or made.__doc__
+    return None if text and text.startswith(f"{made.__name__}(") else text  # what a dataclass writes of itself
 
 
-def _definition(function: Any) -> Any:
+def definition(function: Any) -> Any:
     """The innermost `def`, whose module and closure give the annotations their meaning."""
     while True:
         if isinstance(function, partial):
-            function = function.func
+            function = cast("Any", function).func
         elif inspect.ismethod(function):
             function = function.__func__
         elif hasattr(function, "__wrapped__"):
@@ -237,18 +238,18 @@ def _definition(function: Any) -> Any:
         elif inspect.isroutine(function):
             return function
         else:
-            function = type(function).__call__
+            function = cast("Any", type(function)).__call__
 
 
 def _resolve(annotations: dict[str, Any], function: Any, label: str) -> dict[str, Any]:
     """Annotations as types, whether written as such, as strings, or in a module with `from __future__`."""
-    definition = _definition(function)
-    space: dict[str, Any] = getattr(definition, "__globals__", {})
-    local = _closure(definition)
+    inner = definition(function)
+    space: dict[str, Any] = getattr(inner, "__globals__", {})
+    local = _closure(inner)
     try:
         return _hints(annotations, space, local)
     except NameError:
-        local = {**_enclosing(definition), **local}
+        local = {**_enclosing(inner), **local}
         for known in (ToolContext, Context):  # often imported for the type checker only
             if known.__name__ not in space:
                 local.setdefault(known.__name__, known)
@@ -257,7 +258,7 @@ def _resolve(annotations: dict[str, Any], function: Any, label: str) -> dict[str
         try:
             out.update(_hints({name: annotation}, space, local))
         except NameError as error:
-            raise _UnresolvedError(
+            raise UnresolvedError(
                 f"{label}: the annotation of parameter {name!r} cannot be understood: {error}. "
                 f"Define or import it in the function's module (not under TYPE_CHECKING)."
             ) from error
@@ -268,9 +269,9 @@ def _hints(annotations: dict[str, Any], space: dict[str, Any], local: Mapping[st
     return get_type_hints(SimpleNamespace(__annotations__=annotations), space, local, include_extras=True)
 
 
-def _closure(definition: Any) -> dict[str, Any]:
+def _closure(inner: Any) -> dict[str, Any]:
     """What the function sees of the functions around it."""
-    code, cells = getattr(definition, "__code__", None), getattr(definition, "__closure__", None)
+    code, cells = getattr(inner, "__code__", None), getattr(inner, "__closure__", None)
     out: dict[str, Any] = {}
     for name, cell in zip(code.co_freevars if code else (), cells or ()):
         try:
@@ -280,21 +281,22 @@ def _closure(definition: Any) -> dict[str, Any]:
     return out
 
 
-def _enclosing(definition: Any) -> dict[str, Any]:
+def _enclosing(inner: Any) -> dict[str, Any]:
     """Local names of the functions and classes in whose midst the function is being defined right now.
 
     A type that is only named in an annotation is not in the closure; where the definition is still under way, the
     frames that run it know the name. Asked for only when a name was not found otherwise.
     """
     outer: list[str] = []
-    name = getattr(definition, "__qualname__", "").rpartition(".")[0]
+    name = getattr(inner, "__qualname__", "").rpartition(".")[0]
     while name:
         outer.append(name.removesuffix(".<locals>"))
         name = name.removesuffix(".<locals>").rpartition(".")[0]
     out: dict[str, Any] = {}
+    space = getattr(inner, "__globals__", None)
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_qualname in outer and frame.f_globals is definition.__globals__:
+        if frame.f_code.co_qualname in outer and frame.f_globals is space:
             out = {**frame.f_locals, **out}
         frame = frame.f_back
     return out

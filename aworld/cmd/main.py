@@ -1,0 +1,54 @@
+"""The command line: `aworld run`, `aworld resume`, `aworld fork`, `aworld replay`, `aworld trajectories`.
+
+Exit codes: 0 all runs finished, 1 something did not (its status says what), 2 wrong usage or settings, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+
+from aworld import __version__
+from aworld.cmd import run, trajectories
+from aworld.core.exceptions import AWorldError, ConfigError, TaskError
+from aworld.runners.blocking import run_blocking
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(prog="aworld", description="The agent runtime for self-improvement.")
+    parser.add_argument("--version", action="version", version=f"aworld {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run.add_parsers(commands)
+    trajectories.add_parser(commands)
+    args = parser.parse_args(argv)
+    _read_env_file()
+    sys.path.insert(0, os.getcwd())  # so that --tool finds the modules of the working directory
+    try:
+        outcome = args.run(args)
+        code: int = run_blocking(outcome) if inspect.iscoroutine(outcome) else outcome
+        sys.stdout.flush()
+    except (ConfigError, TaskError) as misuse:
+        print(f"aworld: {misuse}", file=sys.stderr)
+        return 2
+    except AWorldError as error:
+        print(f"aworld: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("aworld: cancelled; what was done is in the store", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _read_env_file() -> None:
+    """Settings from `.env` in the working directory; what is set already stays."""
+    if os.path.exists(".env"):
+        from dotenv import load_dotenv
+
+        load_dotenv(".env")

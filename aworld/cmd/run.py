@@ -1,0 +1,306 @@
+"""`aworld run | resume | fork | replay`: runs from the command line, recorded in the store."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aworld.agents.llm_agent import Agent
+from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
+from aworld.core.exceptions import ConfigError
+from aworld.core.output import ReasoningOutput, RetryOutput, RunFinished, TextOutput, ToolCallOutput, ToolResultOutput
+from aworld.core.task import Task, TaskResponse
+from aworld.core.trajectory import Trajectory
+from aworld.runner import Runners
+from aworld.runners.local import load, store_of
+
+STORE = "sqlite:///.aworld/trajectories.db"
+
+
+def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser of `aworld`."""
+    run = commands.add_parser("run", help="run an agent on a question, or on many", description=_RUN)
+    run.add_argument("questions", nargs="*", metavar="QUESTION", help="what to ask; several are run side by side")
+    run.add_argument("--file", metavar="PATH", help="read questions from a file, one a line; - for standard input")
+    run.add_argument("--samples", type=int, default=1, metavar="N", help="run each question N times, as a group")
+    run.add_argument("--concurrency", type=int, default=100, metavar="N", help="runs in flight at once (100)")
+    run.add_argument("--id", help="id of the run, for a single question")
+    _add_agent(run)
+    _add_common(run)
+    run.set_defaults(run=_run)
+
+    resume = commands.add_parser("resume", help="continue a run whose process ended, from its last event")
+    resume.add_argument("id", metavar="ID")
+    resume.add_argument("--answer", action="append", default=[], metavar="TEXT", help="answer an open question")
+    _add_agent(resume)
+    _add_common(resume)
+    resume.set_defaults(run=_resume)
+
+    fork = commands.add_parser("fork", help="go on from a step of a recorded run, in runs of their own")
+    fork.add_argument("id", metavar="ID")
+    fork.add_argument("--at", type=int, metavar="STEP", help="first step to take anew, from 0 (after the last)")
+    fork.add_argument("-n", type=int, default=1, metavar="N", help="independent continuations (1)")
+    fork.add_argument("--say", metavar="TEXT", help="something for the agent to hear first")
+    _add_agent(fork)
+    _add_common(fork)
+    fork.set_defaults(run=_fork)
+
+    replay = commands.add_parser("replay", help="run a recording again without models and tools, and compare")
+    replay.add_argument("id", metavar="ID")
+    _add_common(replay)
+    replay.set_defaults(run=_replay)
+
+
+_RUN = (
+    "Run an agent. The model comes from --model, or from LLM_PROVIDER, LLM_MODEL_NAME, LLM_API_KEY and LLM_BASE_URL "
+    "(also read from .env). Every run is recorded: see `aworld trajectories`."
+)
+
+
+def _add_agent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="[PROVIDER:]NAME", help="such as gpt-4o or anthropic:claude-sonnet-4-5")
+    parser.add_argument("--base-url", metavar="URL", help="where the API lives")
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--tool", action="append", default=[], metavar="MODULE:FUNCTION", help="a tool; repeatable")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="most model calls of a run (100)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of a run")
+    parser.add_argument("--max-cost", type=float, metavar="USD", help="most US dollars of a run")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="longest time of a run")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        default=os.environ.get("AWORLD_STORE", STORE),
+        help=f"where runs are recorded ({STORE})",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a run, for scripts")
+
+
+async def _run(args: argparse.Namespace) -> int:
+    questions = [*args.questions, *_read_questions(args.file)]
+    if not questions:
+        raise ConfigError('Nothing to ask: give a QUESTION, such as aworld run "What is 17 * 23?", or --file.')
+    if args.id and (len(questions) > 1 or args.samples > 1):
+        raise ConfigError("--id names one run; leave it out for several.")
+    agent = _agent(args)
+    tasks = [
+        Task(
+            question,
+            agent=agent,
+            conf=_limits(args),
+            id=args.id,
+            group_id=group,
+        )
+        for question in questions
+        for group in [uuid.uuid4().hex[:12] if args.samples > 1 else None]
+        for _ in range(args.samples)
+    ]
+    conf = RunConfig(store=args.store, max_concurrency=args.concurrency)
+    if len(tasks) == 1:
+        return _report([await _stream(tasks[0], conf, quiet=args.json)], args)
+    return _report(await _many(tasks, conf, quiet=args.json), args)
+
+
+async def _resume(args: argparse.Namespace) -> int:
+    record = await _load(args)
+    open_ids = [id for id in record.questions if id not in record.answers]
+    if len(args.answer) > len(open_ids):
+        raise ConfigError(f"{len(args.answer)} answers for {len(open_ids)} open questions of {record.id}.")
+    answers = dict(zip(open_ids, args.answer))
+    response = await Runners.resume(record, _agent(args, record), store=args.store, answers=answers)
+    return _report([response], args, show=True)
+
+
+async def _fork(args: argparse.Namespace) -> int:
+    record = await _load(args)
+    given: dict[str, Any] = {}
+    if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
+        given["conf"] = _limits(args)
+    responses = await Runners.fork(
+        record, _agent(args, record), at=args.at, n=args.n, store=args.store, observation=args.say, **given
+    )
+    return _report(responses, args, show=True)
+
+
+async def _replay(args: argparse.Namespace) -> int:
+    report = await Runners.replay(await _load(args), store=args.store)
+    difference = str(report.difference) if report.difference else None
+    if args.json:
+        print(msgspec.json.encode({"same": report.same, "steps": report.steps, "difference": difference}).decode())
+    else:
+        print(f"{report.steps} steps replayed: " + ("no difference" if report.same else f"{difference}"))
+    return 0 if report.same else 1
+
+
+async def _load(args: argparse.Namespace) -> Trajectory:
+    return await load(args.id, store_of(args.store))
+
+
+def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Agent:
+    """The agent that the options describe; what they leave open is as it was recorded."""
+    settings: dict[str, Any] = {}
+    name = "assistant"
+    if record is not None and record.activations:
+        name = record.activations[0].agent
+        settings = record.agents.get(name, {})
+    conf = AgentConfig(**settings.get("llm_config", {}))
+    if args.base_url:
+        conf.llm_base_url = args.base_url
+    if args.temperature is not None:
+        conf.llm_temperature = args.temperature
+    if args.model:
+        provider, colon, model = args.model.partition(":")
+        conf.llm_model_name = model if colon else provider
+        if colon:
+            conf.llm_provider = provider
+    tools = [_import(spec) for spec in args.tool]
+    return Agent(name, conf, system_prompt=args.system or settings.get("system_prompt"), tools=tools)
+
+
+def _import(spec: str) -> Any:
+    module, colon, name = spec.partition(":")
+    if not colon or not module or not name:
+        raise ConfigError(f"--tool {spec!r}: write MODULE:FUNCTION, such as my_tools:search.")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"--tool {spec!r}: cannot import {module!r}: {error}.") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"--tool {spec!r}: {module!r} has no {name!r}.")
+        found = getattr(found, part)
+    return found
+
+
+def _limits(args: argparse.Namespace) -> TaskConfig:
+    names = ("max_steps", "max_tokens", "max_cost", "timeout")
+    try:
+        return TaskConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
+    except ValueError as error:
+        raise ConfigError(f"limits: {error}") from error
+
+
+def _read_questions(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--file {path!r}: {error.strerror}.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+async def _stream(task: Task, conf: RunConfig, *, quiet: bool) -> TaskResponse:
+    """Run one task and show it as it goes: the answer on standard output, all else on standard error."""
+    if quiet:
+        return (await Runners.run_task(task, conf))[task.id]
+    wrote = False
+    async for output in Runners.streamed_run_task(task, conf).stream_events():
+        match output:
+            case TextOutput():
+                print(output.text, end="", flush=True)
+                wrote = True
+            case ReasoningOutput():
+                _aside(output.text, end="")
+            case RetryOutput():
+                _aside(f"\n[retry in {output.wait:.1f} s: {output.error}]")
+            case ToolCallOutput():
+                _aside(f"\n→ {output.call.name}({output.call.arguments})")
+            case ToolResultOutput():
+                _aside(f"← {_short(output.result.content)}")
+            case RunFinished():
+                if wrote:
+                    print()
+                return output.response
+            case _:
+                pass
+    raise AssertionError("a stream ends with RunFinished")
+
+
+async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
+    """Run many tasks with a progress bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        bar = progress.add_task("running", total=len(tasks), rate="")
+        failed = 0
+
+        def done(response: TaskResponse) -> None:
+            nonlocal failed
+            failed += not response.success
+            progress.update(bar, advance=1, rate=f"{failed} not finished" if failed else "")
+
+        responses = await Runners.run_task(tasks, conf, on_done=done)
+    return list(responses.values())
+
+
+def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bool = False) -> int:
+    if args.json:
+        for response in responses:
+            print(msgspec.json.encode(_summary(response)).decode())
+    elif len(responses) == 1 and not show:
+        _tell_end(responses[0], args)
+    else:
+        for response in responses:
+            print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}")
+        good = sum(response.success for response in responses)
+        _aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{_store_option(args)}")
+    return 0 if all(response.success for response in responses) else 1
+
+
+def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
+    if not response.success:
+        print(f"aworld: {response.status}: {response.msg}", file=sys.stderr)
+        for question in response.record.questions.values():
+            if question.id not in response.record.answers:
+                print(f"aworld: it asks: {question.question}", file=sys.stderr)
+    usage = response.usage
+    tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
+    _aside(
+        f"[{response.status} in {response.time_cost:.1f} s, {len(response.record.calls)} steps{tokens}] "
+        f"aworld trajectories show {response.id}{_store_option(args)}"
+    )
+
+
+def _summary(response: TaskResponse) -> dict[str, Any]:
+    return {
+        "id": response.id,
+        "trajectory_id": response.trajectory_id,
+        "group_id": response.record.task.group_id,
+        "status": response.status,
+        "answer": response.record.answer,
+        "error": response.error,
+        "steps": len(response.record.calls),
+        "usage": msgspec.to_builtins(response.usage),
+        "time_cost": response.time_cost,
+    }
+
+
+def _store_option(args: argparse.Namespace) -> str:
+    return "" if args.store == STORE else f" --store {args.store}"
+
+
+def _aside(text: str, end: str = "\n") -> None:
+    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{dim}{text}{plain}", end=end, file=sys.stderr, flush=True)
+
+
+def _short(content: Any, width: int = 200) -> str:
+    text = content if isinstance(content, str) else str(content)
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width - 1]}…"

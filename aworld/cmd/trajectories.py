@@ -1,0 +1,257 @@
+"""`aworld trajectories`: list, show, export and delete what was recorded."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Coroutine
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from aworld.core.exceptions import AWorldError, StoreError, TaskError
+
+if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
+    from aworld.trajectory.store import Query, TrajectoryStore
+    from aworld.trajectory.summary import Summary
+
+DEFAULT_STORE = ".aworld/trajectories.db"
+"""Where the command line keeps its runs, under the working directory."""
+
+STATUSES = ("finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running")
+FORMATS = ("rows", "openai", "sharegpt", "atif", "parquet")
+
+
+class UsageError(AWorldError):
+    """The command was given in a way that cannot work: exit code 2."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `trajectories` and its commands to the parser of `aworld`; the arguments carry `run`."""
+    parser = subparsers.add_parser(
+        "trajectories", help="list, show, export or delete recorded runs", description=__doc__
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{list,show,export,delete}")
+    listing = commands.add_parser("list", help="a table of runs, the newest first")
+    _add_filters(listing)
+    listing.add_argument("--order", choices=("newest", "oldest", "best", "worst"), default="newest")
+    listing.add_argument("--limit", type=_natural, default=25, help="runs of one page (default: 25)")
+    listing.add_argument("--offset", type=_natural, default=0, help="runs to leave out at the beginning")
+    show = commands.add_parser("show", help="one run: the conversation, tool calls, timings, tokens, rewards")
+    show.add_argument("id", metavar="ID", help="id of the run, its beginning, or `last`")
+    show.add_argument("--full", action="store_true", help="cut nothing")
+    export = commands.add_parser("export", help="write runs to a file, for training and analysis")
+    export.add_argument("ids", metavar="ID", nargs="*", help="only these runs, or their beginnings")
+    export.add_argument("--format", choices=FORMATS, default="rows", help="default: rows, one JSON line a step")
+    export.add_argument("--output", "-o", default="-", metavar="FILE", help="default: standard output")
+    _add_filters(export)
+    export.add_argument("--limit", type=_natural, help="at most so many runs")
+    delete = commands.add_parser("delete", help="delete runs for good")
+    delete.add_argument("ids", metavar="ID", nargs="+", help="ids, their beginnings, or `last`")
+    delete.add_argument("--forks", action="store_true", help="also what was forked from them")
+    delete.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    for command in (listing, show, export, delete):
+        command.add_argument(
+            "--store", metavar="URL", help=f"address or path of the store (default: $AWORLD_STORE or {DEFAULT_STORE})"
+        )
+        command.add_argument("--json", action="store_true", help="JSON for scripts")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    filters = parser.add_argument_group("which runs")
+    filters.add_argument(
+        "--status", action="append", choices=STATUSES, metavar="STATUS", help=f"may be repeated: {', '.join(STATUSES)}"
+    )
+    for name, help in (
+        ("group", "group id"),
+        ("task", "task id"),
+        ("session", "session id"),
+        ("agent", "name of the agent that began"),
+    ):
+        filters.add_argument(f"--{name}", help=help)
+    filters.add_argument("--min-score", type=float, metavar="X", help="score of at least this")
+    filters.add_argument("--max-score", type=float, metavar="X", help="score of at most this")
+    filters.add_argument(
+        "--since", type=moment, metavar="TIME", help="2026-11-21, 2026-11-21T08:00, or 90m, 24h, 7d ago"
+    )
+    filters.add_argument("--until", type=moment, metavar="TIME", help="started before this time")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out a command; returns the exit code: 0, 1 for an error, 2 for a wrong use. Errors go to stderr."""
+    commands = {"list": _list, "show": _show, "export": _export, "delete": _delete}
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows `?` where it lacks a sign
+            cast(Any, stream).reconfigure(errors="replace")
+    try:
+        return asyncio.run(_with_store(args, commands[args.command]))
+    except UsageError as error:
+        print(f"aworld trajectories {args.command}: {error}", file=sys.stderr)
+        return 2
+    except AWorldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+async def _with_store(args: argparse.Namespace, command: Any) -> int:
+    store = open_existing(args.store)
+    try:
+        return await cast("Coroutine[Any, Any, int]", command(store, args))
+    finally:
+        await store.close()
+
+
+def open_existing(address: str | None) -> TrajectoryStore:
+    """The store at `address`, in `AWORLD_STORE` or at the default place. Raises `StoreError` if there is none."""
+    from aworld.trajectory.sqlite import SQLiteStore
+    from aworld.trajectory.store import open_store
+
+    store = open_store(address or os.environ.get("AWORLD_STORE") or DEFAULT_STORE)
+    if isinstance(store, SQLiteStore) and not Path(store.path).exists():
+        raise StoreError(f"no store at {store.path}; `aworld run` makes one, or give --store")
+    return store
+
+
+async def resolve(store: TrajectoryStore, given: str) -> str:
+    """The id that is meant by an id, the beginning of one, a task id, or `last`. Raises `TaskError`."""
+    from aworld.trajectory.store import Query
+
+    if given == "last":
+        newest = await store.query(Query(limit=1))
+        if not newest:
+            raise TaskError(f"the store {store.url} is empty")
+        return newest[0].id
+    for query in (Query(ids=(given,)), Query(prefix=given, limit=6), Query(task=given, limit=6)):
+        found = await store.query(query)
+        if len(found) == 1:
+            return found[0].id
+        if found:
+            named = ", ".join(summary.id for summary in found[:5]) + (", …" if len(found) > 5 else "")
+            raise TaskError(f"{given!r} may be {named}; give more of the id")
+    await store.read(given)  # says that there is none, and which is near
+    return given
+
+
+async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
+    from msgspec.structs import replace
+
+    query = replace(query_of(args), order=args.order, limit=args.limit, offset=args.offset)
+    found = await store.query(query)
+    if args.json:
+        _print_json(found)
+        return 0
+    from aworld.cmd.trajectory_view import console, table
+
+    total = await store.count(query)
+    out = console()
+    if not found:
+        out.print(f"No runs{' there' if total else ''}: {total} match in {store.url}", soft_wrap=True, highlight=False)
+        return 0
+    out.print(table(found, out.width, time.time()))
+    end = args.offset + len(found)
+    more = f" · next page: --offset {end}" if end < total else ""
+    out.print(f"{args.offset + 1}–{end} of {total:,}{more}", style="dim", highlight=False)
+    return 0
+
+
+async def _show(store: TrajectoryStore, args: argparse.Namespace) -> int:
+    from aworld.core.rows import rows
+    from aworld.core.trajectory import Trajectory
+    from aworld.trajectory.store import Query
+
+    id = await resolve(store, args.id)
+    trajectory = Trajectory.of(id, await store.read(id))
+    if args.json:
+        _print_json(rows(trajectory))
+        return 0
+    from aworld.cmd.trajectory_view import console, show
+
+    summaries: list[Summary] = await store.query(Query(ids=(id,)))
+    show(console(), trajectory, summaries[0], full=args.full)
+    return 0
+
+
+async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
+    from msgspec.structs import replace
+
+    from aworld.trajectory.export import export
+
+    ids = tuple([await resolve(store, each) for each in args.ids]) or None
+    query = replace(query_of(args), ids=ids, limit=args.limit)
+    count = await asyncio.to_thread(export, store, args.format, args.output, query)
+    if args.output == "-":
+        return 0
+    if args.json:
+        _print_json({"samples": count, "format": args.format, "output": args.output})
+    else:
+        print(f"{count:,} samples in {args.output}", file=sys.stderr)
+    return 0
+
+
+async def _delete(store: TrajectoryStore, args: argparse.Namespace) -> int:
+    ids = [await resolve(store, each) for each in args.ids]
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody can be asked here; give --yes to delete")
+        print(
+            f"Delete {', '.join(ids)}{' and what was forked from it' if args.forks else ''}? [y/N] ", end="", flush=True
+        )
+        if (await asyncio.to_thread(sys.stdin.readline)).strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.")
+            return 1
+    gone = sum([await store.delete(id, forks=args.forks) for id in dict.fromkeys(ids)])
+    if args.json:
+        _print_json({"deleted": gone})
+    else:
+        print(f"{gone} deleted")
+    return 0
+
+
+def query_of(args: argparse.Namespace) -> Query:
+    """The query of the filter options."""
+    from aworld.trajectory.store import Query
+
+    return Query(
+        group=args.group,
+        task=args.task,
+        session=args.session,
+        agent=args.agent,
+        status=tuple(args.status) if args.status else None,
+        min_score=args.min_score,
+        max_score=args.max_score,
+        since=args.since,
+        until=args.until,
+    )
+
+
+def moment(text: str) -> float:
+    """UNIX seconds of an ISO date or time (local unless it says its zone), or of so long ago: `90m`, `24h`, `7d`."""
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if ago:
+        return time.time() - float(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[ago[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give 2026-11-21, 2026-11-21T08:00 or 24h") from None
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
+    return int(text)
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,343 @@
+"""How a recorded run looks in a terminal: with and without colour, in 80 columns and in 200.
+
+What models and tools wrote is data from strangers: control characters, which could drive the terminal, are shown as
+a sign. Everything is built of `Text`, never of markup.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.highlighter import JSONHighlighter
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from aworld.core.event import Attempt, MessageAdded, ModelCalled, Rewarded, ToolCalled
+from aworld.core.message import Audio, Content, File, Image
+from aworld.core.trajectory import Step, Trajectory
+from aworld.trajectory.formats import parsed
+from aworld.trajectory.summary import Summary, answer_text
+
+LOOKS = {
+    "finished": ("✓", "green"),
+    "failed": ("✗", "red"),
+    "timeout": ("✗", "red"),
+    "cancelled": ("■", "yellow"),
+    "limit_reached": ("■", "yellow"),
+    "interrupted": ("■", "yellow"),
+    "waiting": ("?", "cyan"),
+    "running": ("…", "blue"),
+}
+"""Sign and colour of a status."""
+
+CUT = 1200
+"""Characters of one message that are shown without `--full`."""
+
+CUT_LINES = 16
+"""Lines of one message that are shown without `--full`."""
+
+
+def console() -> Console:
+    """Standard output, as wide as it is; colour if it takes any."""
+    return Console(highlight=False)
+
+
+def table(summaries: list[Summary], width: int, now: float) -> Table:
+    """The list of runs. Wide terminals show more columns."""
+    wide = width >= 110
+    out = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    out.add_column("run", no_wrap=True, overflow="ellipsis", max_width=None if wide else 14)
+    out.add_column("status", no_wrap=True)
+    out.add_column("score", justify="right", no_wrap=True)
+    out.add_column("steps", justify="right", no_wrap=True)
+    out.add_column("tokens", justify="right", no_wrap=True)
+    out.add_column("time", justify="right", no_wrap=True)
+    out.add_column("started", justify="right", no_wrap=True)
+    if wide:
+        out.add_column("agent", no_wrap=True, overflow="ellipsis", max_width=16)
+        out.add_column("group", no_wrap=True, overflow="ellipsis", max_width=16)
+    out.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=1)
+    for summary in summaries:
+        said = Text(_one_line(summary.error or summary.answer or ""), style="red" if summary.error else "")
+        out.add_row(
+            Text(clean(summary.id), style="cyan"),
+            status_text(summary.status),
+            _score(summary.score),
+            str(summary.steps),
+            _short_number(_total(summary)),
+            _lasted(summary),
+            _ago(now - summary.started_at),
+            *((Text(clean(summary.agent or "")), Text(clean(summary.group_id or ""))) if wide else ()),
+            said,
+        )
+    return out
+
+
+def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool = False) -> None:
+    """Print a run: a panel with the outcome, then the conversation step by step."""
+    out.print(_header(trajectory, summary, full))
+    seen: set[int] = set()
+    for step in trajectory.steps():
+        depth = _depth(trajectory, step.call.activation)
+        for id in trajectory.path_ids(step.call.prompt):
+            if id not in seen and trajectory.messages[id].origin != "tool":
+                out.print(_indented(_said(trajectory.messages[id], full), depth))
+            seen.add(id)
+        out.print()
+        out.print(_indented(_step_line(step), depth))
+        for piece in _step_body(trajectory, step, full):
+            out.print(_indented(piece, depth + 1))
+        seen.update(result.result for result in step.results.values())
+        if step.call.reply is not None:
+            seen.add(step.call.reply)
+    for question in trajectory.questions.values():
+        out.print(Text.assemble(("? asked  ", "cyan bold"), clean(question.question)))
+        reply = trajectory.answers.get(question.id)
+        out.print(Text.assemble(("  answer ", "cyan"), clean(reply) if reply is not None else "none yet"))
+    outcome = [reward for reward in trajectory.rewards if reward.step is None]
+    if outcome:
+        out.print()
+        for reward in outcome:
+            out.print(_reward(reward))
+
+
+def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
+    sign, colour = LOOKS[summary.status]
+    facts = [f"{summary.steps} step{'' if summary.steps == 1 else 's'}", _lasted(summary) or "no time known"]
+    if _total(summary) is not None:
+        facts.append(f"{_number(summary.input_tokens)} tokens in, {_number(summary.output_tokens)} out")
+    if trajectory.usage is not None and trajectory.usage.cost is not None:
+        facts.append(f"${trajectory.usage.cost:.4f}")
+    line = Text.assemble((f"{sign} {summary.status}", f"bold {colour}"), "  ")
+    if summary.score is not None:
+        line.append_text(Text.assemble(_score(summary.score), "  "))
+    line.append(" · ".join(facts))
+    lines: list[RenderableType] = [line]
+    started = datetime.fromtimestamp(summary.started_at).isoformat(sep=" ", timespec="seconds")
+    about = {
+        "task": summary.task_name or (summary.task_id if summary.task_id != summary.id else None),
+        "agent": summary.agent,
+        "group": summary.group_id,
+        "session": summary.session_id,
+        "forked from": summary.forked_from,
+        "started": started,
+    }
+    for name, value in about.items():
+        if value:
+            lines.append(Text.assemble((f"{name:<12}", "dim"), clean(value)))
+    if trajectory.error is not None:
+        lines.append(Text.assemble(("error       ", "dim"), (_cut(trajectory.error, full), "red")))
+    if trajectory.answer is not None:
+        lines.append(Text.assemble(("answer      ", "dim"), (_cut(answer_text(trajectory.answer), full), "bold")))
+    return Panel(
+        Group(*lines), title=Text(clean(summary.id), style="bold cyan"), title_align="left", border_style=colour
+    )
+
+
+def _step_line(step: Step) -> Text:
+    call = step.call
+    parts = [clean(call.model)] if call.model else ["decided by code"]
+    parts.append(seconds(call.ended - call.started))
+    if call.first_token is not None:
+        parts.append(f"first token {seconds(call.first_token - call.started)}")
+    if call.usage is not None:
+        parts.append(f"{_number(call.usage.input_tokens)} → {_number(call.usage.output_tokens)} tokens")
+        if call.usage.cached_tokens:
+            parts.append(f"{call.usage.cached_tokens:,} cached")
+    if call.queued > 0.001:
+        parts.append(f"waited {seconds(call.queued)} for the limiter")
+    if call.finish_reason not in (None, "stop", "tool_calls"):
+        parts.append(clean(str(call.finish_reason)))
+    line = Text.assemble((f"● {call.step}", "bold magenta"), "  ", (clean(call.agent), "bold"), "  ")
+    return line.append(" · ".join(parts), style="dim")
+
+
+def _step_body(trajectory: Trajectory, step: Step, full: bool) -> Iterator[RenderableType]:
+    call = step.call
+    for attempt in call.attempts:
+        yield _attempt(attempt)
+    reply = trajectory.messages[call.reply].message if call.reply is not None else None
+    if reply is not None:
+        if reply.reasoning:
+            yield Text(_cut(reply.reasoning, full), style="dim italic")
+        if reply.content:
+            yield Text(_cut(content(reply.content), full))
+    if call.error is not None:
+        yield Text(f"✗ {clean(call.error)}", style="red")
+    for tool_call in step.tool_calls or _unmade(call, trajectory):
+        yield from _tool_call(trajectory, step, tool_call, full)
+    for reward in step.rewards:
+        yield _reward(reward)
+
+
+def _unmade(call: ModelCalled, trajectory: Trajectory) -> list[ToolCalled]:
+    """What a model asked for and nobody ran: hand-offs and the calls of a run that ended."""
+    if call.reply is None:
+        return []
+    return [
+        ToolCalled(
+            seq=call.seq, at=call.at, step=call.step, call_id=c.id, name=c.name, arguments=c.arguments, result=-1
+        )
+        for c in trajectory.messages[call.reply].message.tool_calls
+    ]
+
+
+def _tool_call(trajectory: Trajectory, step: Step, call: ToolCalled, full: bool) -> Iterator[RenderableType]:
+    yield Text.assemble(("→ ", "blue"), (clean(call.name), "bold blue"), _arguments(call.arguments, full))
+    result = step.results.get(call.call_id)
+    if result is None:
+        yield Padding(Text("no result" if call.result >= 0 else "not run", style="yellow"), (0, 0, 0, 2))
+        return
+    took = "" if result.duration is None else f"  {seconds(result.duration)}"
+    node = trajectory.messages.get(result.result)
+    text = _cut(content(node.message.content), full) if node is not None else ""
+    if result.error is not None:
+        yield Text.assemble(("✗ ", "red"), (text or clean(result.error), "red"), (took, "dim"))
+        return
+    yield Text.assemble(("← ", "green"), text, (took, "dim"))
+
+
+def _arguments(arguments: str, full: bool) -> Text:
+    value = parsed(arguments)
+    if isinstance(value, str):  # not JSON: as the model wrote it
+        return Text(f"  {_cut(value, full)}")
+    flat = json.dumps(value, ensure_ascii=False)
+    pretty = flat if len(flat) <= 60 else json.dumps(value, ensure_ascii=False, indent=2)
+    text = JSONHighlighter()(Text(_cut(pretty, full)))
+    return Text.assemble("  " if pretty is flat else "\n", text)
+
+
+def _said(node: MessageAdded, full: bool) -> Text:
+    """A message that no step shows: what was put in by the task, a person, another agent or memory."""
+    colour = {"system": "dim", "user": "yellow"}.get(node.message.role, "")
+    speaker = node.message.role if node.origin in ("input", "model") else f"{node.message.role} ({node.origin})"
+    body = _cut(content(node.message.content), full)
+    return Text.assemble((f"{speaker}  ", f"bold {colour}"), (body, "dim" if node.message.role == "system" else ""))
+
+
+def _attempt(attempt: Attempt) -> Text:
+    status = f"{attempt.status} " if attempt.status is not None else ""
+    waited = f", then waited {seconds(attempt.waited)}" if attempt.waited else ""
+    return Text(f"↻ failed try: {status}{_one_line(attempt.error)}{waited}", style="yellow")
+
+
+def _reward(reward: Rewarded) -> Text:
+    star = "★" if reward.value > 0 else "☆"
+    line = Text.assemble((f"{star} {reward.value:g}", "bold yellow"), f"  {clean(reward.name)}")
+    if reward.weight != 1.0:
+        line.append(f" × {reward.weight:g}")
+    if reward.source:
+        line.append(f"  ({clean(reward.source)})", style="dim")
+    return line
+
+
+def status_text(status: str) -> Text:
+    """A status with its sign and colour."""
+    sign, colour = LOOKS[status]
+    return Text(f"{sign} {status}", style=colour)
+
+
+def content(value: Content | None) -> str:
+    """A message as text; a sign stands for pictures, sounds and files."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    pieces: list[str] = []
+    for part in value:
+        match part:
+            case Image(url=url):
+                pieces.append("[picture]" if url.startswith("data:") else f"[picture {url}]")
+            case Audio(format=format):
+                pieces.append(f"[sound, {format}]")
+            case File(name=name, file_id=file_id):
+                pieces.append(f"[file {name or file_id or ''}]")
+            case _:
+                pieces.append(part.text)
+    return "\n".join(pieces)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """`text` without what could drive a terminal: each control character becomes `�`."""
+    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
+
+
+def _cut(text: str, full: bool) -> str:
+    text = clean(text).rstrip()
+    if full:
+        return text
+    kept = "\n".join(text[:CUT].split("\n")[:CUT_LINES])
+    if len(kept) == len(text):
+        return text
+    return f"{kept.rstrip()} … ({len(text) - len(kept):,} more characters, --full shows them)"
+
+
+def _indented(piece: RenderableType, depth: int) -> RenderableType:
+    return Padding(piece, (0, 0, 0, 2 * depth)) if depth else piece
+
+
+def _depth(trajectory: Trajectory, id: int | None) -> int:
+    depth = 0
+    while id is not None and (activation := trajectory.activations.get(id)) is not None and depth < 8:
+        id = activation.caller
+        depth += id is not None
+    return depth
+
+
+def _one_line(text: str) -> str:
+    return " ".join(clean(text[:300]).split())
+
+
+def _score(score: float | None) -> Text:
+    if score is None:
+        return Text("–", style="dim")
+    return Text(f"★ {score:.3g}", style="bold yellow" if score > 0 else "yellow")
+
+
+def _total(summary: Summary) -> int | None:
+    known = [count for count in (summary.input_tokens, summary.output_tokens) if count is not None]
+    return sum(known) if known else None
+
+
+def _number(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _short_number(count: int | None) -> str:
+    if count is None:
+        return "–"
+    for limit, unit in ((1_000_000, "M"), (10_000, "k")):
+        if count >= limit:
+            return f"{count / (1_000_000 if unit == 'M' else 1000):.1f}{unit}"
+    return str(count)
+
+
+def _lasted(summary: Summary) -> str:
+    end = summary.finished_at or summary.updated_at
+    return seconds(end - summary.started_at)
+
+
+def seconds(duration: float) -> str:
+    """A duration for people."""
+    if duration < 0.0995:
+        return f"{max(duration, 0.0) * 1000:.0f} ms"
+    if duration < 99.5:
+        return f"{duration:.1f} s"
+    minutes, rest = divmod(round(duration), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _ago(duration: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if duration >= size:
+            return f"{duration // size:.0f} {unit} ago"
+    return "just now"

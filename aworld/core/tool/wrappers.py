@@ -1,0 +1,186 @@
+"""Small wrappers that give tools another shape: fewer, under other names, or only with a person's consent.
+
+Each takes what may stand in `tools=[…]` (a function, a tool, a toolset, or a sequence of them) and returns a list that
+may stand there too, so they nest in any order. Tools that are known are wrapped at once and their names checked; with
+a toolset among them, all are wrapped when it is asked for its tools.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.tool.base import Question, Tool, ToolContext, Toolset
+from aworld.core.tool.func_to_tool import as_tools, checked_name
+
+Change: TypeAlias = Callable[[Sequence[Tool]], Sequence[Tool]]
+When: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool] | Collection[str]
+"""Which calls need consent: names of tools, or a function of the tool's name, its arguments and the context."""
+Approve: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool | str | Awaitable[bool | str]]
+"""Asks for consent: True runs the call; False, or a text that says why, refuses it. A plain function may block."""
+
+_YES = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
+
+
+def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list[Tool | Toolset]:
+    """Only the tools that `keep` names, or for which it returns True. Raises `ConfigError` for a name that is not there."""
+    if callable(keep):
+        return _changed(tools, lambda known: [tool for tool in known if keep(tool)])
+    names = _names(keep, "filtered")
+
+    def change(known: Sequence[Tool]) -> Sequence[Tool]:
+        _check_known(names, known, "filtered")
+        return [tool for tool in known if tool.name in names]
+
+    return _changed(tools, change)
+
+
+def prefixed(tools: Any, prefix: str) -> list[Tool | Toolset]:
+    """The tools with `prefix` before their names. Raises `ConfigError` for a name that providers refuse."""
+    return _changed(tools, lambda known: [_Wrapped(tool, prefix + tool.name) for tool in known])
+
+
+def renamed(tools: Any, names: Mapping[str, str]) -> list[Tool | Toolset]:
+    """The tools under new names, `{old: new}`; the others as they are.
+
+    Raises `ConfigError` for an old name that is not there, and for a new one that providers refuse or two tools share.
+    """
+
+    def change(known: Sequence[Tool]) -> Sequence[Tool]:
+        _check_known(names, known, "renamed")
+        out = [_Wrapped(tool, names[tool.name]) if tool.name in names else tool for tool in known]
+        taken = [tool.name for tool in out]
+        if twice := next((name for name in names.values() if taken.count(name) > 1), None):
+            raise ConfigError(f"renamed: two tools would be named {twice!r}. Give each its own name.")
+        return out
+
+    return _changed(tools, change)
+
+
+def approval_required(tools: Any, when: When | None = None, approve: Approve | None = None) -> list[Tool | Toolset]:
+    """The tools, run only with consent: for every call, or for those that `when` picks.
+
+    `approve` is asked for it; without one, a person is (`Question`: the run waits until the answer comes), and yes,
+    y, true, approve or ok let the call run. A refusal goes to the model as a `ToolError` with the words of who refused.
+    Raises `ConfigError` when `when` names a tool that is not there.
+    """
+    if when is None or callable(when):
+        return _changed(tools, lambda known: [_Approved(tool, when, approve) for tool in known])
+    names = _names(when, "approval_required")
+
+    def change(known: Sequence[Tool]) -> Sequence[Tool]:
+        _check_known(names, known, "approval_required")
+        return [_Approved(tool, None, approve) if tool.name in names else tool for tool in known]
+
+    return _changed(tools, change)
+
+
+class _Changed:
+    """Tools of which some are known only when a run starts, changed when they are asked for."""
+
+    def __init__(self, items: Sequence[Tool | Toolset], change: Change) -> None:
+        self._items = items
+        self._change = change
+
+    async def list_tools(self) -> Sequence[Tool]:
+        known: list[Tool] = []
+        for item in self._items:
+            known += [item] if isinstance(item, Tool) else await item.list_tools()
+        return self._change(known)
+
+
+def _changed(tools: Any, change: Change) -> list[Tool | Toolset]:
+    items = as_tools(tools)
+    known = [item for item in items if isinstance(item, Tool)]
+    return [*change(known)] if len(known) == len(items) else [_Changed(items, change)]
+
+
+class _Wrapped(Tool):
+    """A tool in front of another one, under a name of its own."""
+
+    def __init__(self, inner: Tool, name: str) -> None:
+        self.name = checked_name(name, f"for {inner.name}")
+        self.description = inner.description
+        self.parameters = inner.parameters
+        self.timeout = inner.timeout
+        self.idempotent = inner.idempotent
+        self._inner = inner
+
+    async def invoke(self, arguments: str, context: ToolContext) -> Any:
+        return await self._inner.invoke(arguments, context)
+
+
+class _Approved(_Wrapped):
+    """A tool that asks before it runs."""
+
+    def __init__(
+        self, inner: Tool, when: Callable[[str, dict[str, Any], ToolContext], bool] | None, approve: Approve | None
+    ) -> None:
+        super().__init__(inner, inner.name)
+        self._when = when
+        self._approve = approve
+
+    async def invoke(self, arguments: str, context: ToolContext) -> Any:
+        values = _decoded(arguments)
+        if self._when is None or self._when(self.name, values, context):
+            await self._consent(values, context)
+        return await self._inner.invoke(arguments, context)
+
+    async def _consent(self, values: dict[str, Any], context: ToolContext) -> None:
+        if self._approve is None:
+            question = _question(self.name, values, context.agent)
+            if question not in context.answers:
+                raise Question(question)
+            said = context.answers[question].strip()
+            if said.lower().rstrip(".!") not in _YES:
+                raise ToolError(f"A person refused this call{_words(said)} Do not repeat it unchanged.")
+            return
+        verdict = await _ask(self._approve, self.name, values, context)
+        if isinstance(verdict, str) or not verdict:
+            raise ToolError(f"This call was refused{_words(verdict or '')} Do not repeat it unchanged.")
+
+
+async def _ask(approve: Approve, name: str, values: dict[str, Any], context: ToolContext) -> bool | str:
+    if inspect.iscoroutinefunction(approve):
+        return await cast("Awaitable[bool | str]", approve(name, values, context))
+    from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
+
+    verdict = await THREADS.run(partial(approve, name, values, context))
+    return await verdict if inspect.isawaitable(verdict) else verdict
+
+
+def _decoded(arguments: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ToolError(f"The arguments are not a JSON object: {error}") from None
+
+
+def _question(name: str, values: dict[str, Any], agent: str) -> str:
+    shown = [f"  {key}: {msgspec.json.encode(value).decode()}" for key, value in values.items()]
+    return "\n".join([f"May {agent} call {name}?", *shown, "Answer yes, or say why not."])
+
+
+def _words(said: str) -> str:
+    return f', saying: "{said}".' if said else "."
+
+
+def _names(names: Collection[str], owner: str) -> frozenset[str]:
+    if isinstance(names, str):
+        raise ConfigError(f"{owner}: {names!r} is one name; give a collection, such as [{names!r}].")
+    return frozenset(names)
+
+
+def _check_known(names: Collection[str], known: Sequence[Tool], owner: str) -> None:
+    there = [tool.name for tool in known]
+    for name in names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(there) or 'none'}."
+            raise ConfigError(f"{owner}: there is no tool {name!r}. {hint}")
