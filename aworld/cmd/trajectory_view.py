@@ -36,10 +36,10 @@ LOOKS = {
 }
 """Sign and colour of a status."""
 
-CUT = 1200
+CUT = 800
 """Characters of one message that are shown without `--full`."""
 
-CUT_LINES = 16
+CUT_LINES = 12
 """Lines of one message that are shown without `--full`."""
 
 
@@ -49,34 +49,46 @@ def console() -> Console:
 
 
 def table(summaries: list[Summary], width: int, now: float) -> Table:
-    """The list of runs. Wide terminals show more columns."""
+    """The list of runs. An id is cut to a beginning that `show` takes; wide terminals show more columns."""
     wide = width >= 110
-    out = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    out.add_column("run", no_wrap=True, overflow="ellipsis", max_width=None if wide else 14)
-    out.add_column("status", no_wrap=True)
-    out.add_column("score", justify="right", no_wrap=True)
-    out.add_column("steps", justify="right", no_wrap=True)
-    out.add_column("tokens", justify="right", no_wrap=True)
-    out.add_column("time", justify="right", no_wrap=True)
-    out.add_column("started", justify="right", no_wrap=True)
-    if wide:
-        out.add_column("agent", no_wrap=True, overflow="ellipsis", max_width=16)
-        out.add_column("group", no_wrap=True, overflow="ellipsis", max_width=16)
-    out.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=1)
+    begin = _telling([summary.id for summary in summaries])
+    names = ["run", "status", "score", "steps", "tokens", "time"] + (["started", "agent", "group"] if wide else [])
+    rows: list[list[Text]] = []
     for summary in summaries:
-        said = Text(_one_line(summary.error or summary.answer or ""), style="red" if summary.error else "")
-        out.add_row(
-            Text(clean(summary.id), style="cyan"),
+        row = [
+            Text(clean(summary.id[:begin]), style="cyan"),
             status_text(summary.status),
             _score(summary.score),
-            str(summary.steps),
-            _short_number(_total(summary)),
-            _lasted(summary),
-            _ago(now - summary.started_at),
-            *((Text(clean(summary.agent or "")), Text(clean(summary.group_id or ""))) if wide else ()),
-            said,
-        )
+            Text(str(summary.steps)),
+            Text(_short_number(_total(summary))),
+            Text(_lasted(summary)),
+        ]
+        if wide:
+            row += [
+                Text(_ago(now - summary.started_at)),
+                *(Text(clean(t or "")) for t in (summary.agent, summary.group_id)),
+            ]
+        rows.append(row)
+    out = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    left = width - 1
+    for place, name in enumerate(names):
+        size = min(max(len(name), *(row[place].cell_len for row in rows)), 24)
+        right = name in ("score", "steps", "tokens", "time", "started")
+        out.add_column(name, no_wrap=True, overflow="ellipsis", width=size, justify="right" if right else "left")
+        left -= size + 2
+    out.add_column("answer", no_wrap=True, overflow="ellipsis", width=max(left, 8))
+    for summary, row in zip(summaries, rows):
+        said = Text(_one_line(summary.error or summary.answer or ""), style="red" if summary.error else "")
+        out.add_row(*row, said)
     return out
+
+
+def _telling(ids: list[str]) -> int:
+    """The shortest length, 8 at least, at which the ids can be told apart."""
+    length = 8
+    while length < 24 and len({id[:length] for id in ids}) < len(set(ids)):
+        length += 1
+    return length
 
 
 def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool = False) -> None:
@@ -130,11 +142,12 @@ def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
     }
     for name, value in about.items():
         if value:
-            lines.append(Text.assemble((f"{name:<12}", "dim"), clean(value)))
+            lines.append(_hanging(Text(f"{name:<12}", "dim"), Text(clean(value))))
     if trajectory.error is not None:
-        lines.append(Text.assemble(("error       ", "dim"), (_cut(trajectory.error, full), "red")))
+        lines.append(_hanging(Text("error       ", "dim"), Text(_cut(trajectory.error, full), "red")))
     if trajectory.answer is not None:
-        lines.append(Text.assemble(("answer      ", "dim"), (_cut(answer_text(trajectory.answer), full), "bold")))
+        answer = Text(_cut(answer_text(trajectory.answer), full), "bold")
+        lines.append(_hanging(Text("answer      ", "dim"), answer))
     return Panel(
         Group(*lines), title=Text(clean(summary.id), style="bold cyan"), title_align="left", border_style=colour
     )
@@ -189,18 +202,17 @@ def _unmade(call: ModelCalled, trajectory: Trajectory) -> list[ToolCalled]:
 
 
 def _tool_call(trajectory: Trajectory, step: Step, call: ToolCalled, full: bool) -> Iterator[RenderableType]:
-    yield Text.assemble(("→ ", "blue"), (clean(call.name), "bold blue"), _arguments(call.arguments, full))
+    yield _hanging(Text("→ ", "blue"), Text.assemble((clean(call.name), "bold blue"), _arguments(call.arguments, full)))
     result = step.results.get(call.call_id)
     if result is None:
-        yield Padding(Text("no result" if call.result >= 0 else "not run", style="yellow"), (0, 0, 0, 2))
+        yield _hanging(Text("  "), Text("no result" if call.result >= 0 else "not run", style="yellow"))
         return
     took = "" if result.duration is None else f"  {seconds(result.duration)}"
     node = trajectory.messages.get(result.result)
     text = _cut(content(node.message.content), full) if node is not None else ""
-    if result.error is not None:
-        yield Text.assemble(("✗ ", "red"), (text or clean(result.error), "red"), (took, "dim"))
-        return
-    yield Text.assemble(("← ", "green"), text, (took, "dim"))
+    failed = result.error is not None
+    body = Text.assemble((text or clean(result.error or ""), "red" if failed else ""), (took, "dim"))
+    yield _hanging(Text("✗ ", "red") if failed else Text("← ", "green"), body)
 
 
 def _arguments(arguments: str, full: bool) -> Text:
@@ -213,16 +225,26 @@ def _arguments(arguments: str, full: bool) -> Text:
     return Text.assemble("  " if pretty is flat else "\n", text)
 
 
-def _said(node: MessageAdded, full: bool) -> Text:
+def _hanging(mark: Text, body: Text) -> RenderableType:
+    """`body` with its further lines under its first, `mark` standing out to the left."""
+    grid = Table.grid(expand=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, body)
+    return grid
+
+
+def _said(node: MessageAdded, full: bool) -> RenderableType:
     """A message that no step shows: what was put in by the task, a person, another agent or memory."""
     colour = {"system": "dim", "user": "yellow"}.get(node.message.role, "")
     speaker = node.message.role if node.origin in ("input", "model") else f"{node.message.role} ({node.origin})"
     body = _cut(content(node.message.content), full)
-    return Text.assemble((f"{speaker}  ", f"bold {colour}"), (body, "dim" if node.message.role == "system" else ""))
+    return _hanging(Text(f"{speaker:<6}  ", f"bold {colour}"), Text(body, "dim" if colour == "dim" else ""))
 
 
 def _attempt(attempt: Attempt) -> Text:
-    status = f"{attempt.status} " if attempt.status is not None else ""
+    named = attempt.status is None or str(attempt.status) in attempt.error
+    status = "" if named else f"{attempt.status} "
     waited = f", then waited {seconds(attempt.waited)}" if attempt.waited else ""
     return Text(f"↻ failed try: {status}{_one_line(attempt.error)}{waited}", style="yellow")
 

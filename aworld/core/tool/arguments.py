@@ -11,14 +11,13 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from functools import reduce
 from typing import (
     Annotated,
     Any,
     Literal,
     NotRequired,
-    Optional,
     Required,
-    Union,
     cast,
     get_args,
     get_origin,
@@ -74,59 +73,62 @@ class Arguments:
 
     def _explain(self, text: str, error: ValidationError) -> str:
         faults = error.errors(include_url=False, include_context=False)
-        wanted = signature_text(self.schema)
+        whole = signature_text(self.schema)
         first = faults[0]
         if first["type"] == "json_invalid":
             reason = first["msg"].removeprefix("Invalid JSON: ")
-            return f"The arguments are not valid JSON ({reason}): {_clip(text)}\nWanted: {wanted}"
+            return f"The arguments are not valid JSON ({reason}): {_clip(text)}\nWanted: {whole}"
         if not first["loc"]:
             got = _json_kind(first["input"])
-            return f"The arguments must be one JSON object, but are {got}: {_clip(text)}\nWanted: {wanted}"
+            return f"The arguments must be one JSON object, but are {got}: {_clip(text)}\nWanted: {whole}"
         data = from_json(text)
-        told: dict[str, list[str]] = {}
+        told: dict[str, dict[str, None]] = {}
         for fault in faults:
             where = _path(fault["loc"], data, absent=fault["type"] == "missing")
-            if (what := self._fault(fault["type"], fault["msg"], fault["input"], where)) not in told.setdefault(
-                where, []
-            ):
-                told[where].append(what)
-        lines = [f"- {where}: {' or '.join(whats)}" for where, whats in told.items()]
+            got, wanted = self._fault(fault["type"], fault["msg"], fault["input"], where)
+            told.setdefault(f"- {where}: {got}", {})[wanted] = None
+        lines = [got + " or ".join(wanted) for got, wanted in told.items()]
         if len(lines) > _SHOWN:
             lines[_SHOWN:] = [f"- and {len(lines) - _SHOWN} more"]
-        return "Wrong arguments.\n" + "\n".join(lines) + f"\nWanted: {wanted}"
+        return "\n".join(["Wrong arguments.", *lines, f"Wanted: {whole}"])
 
-    def _fault(self, kind: str, message: str, got: Any, where: str) -> str:
+    def _fault(self, kind: str, message: str, got: Any, where: str) -> tuple[str, str]:
+        """What was got and what was wanted; several wants for one thing are the branches of a union."""
         properties: dict[str, Any] = self.schema["properties"]
         if kind == "missing":
-            return f"missing, wanted {kind_text(properties[where])}" if where in properties else "missing"
+            wanted = kind_text(properties[where], self.schema.get("$defs", {})) if where in properties else ""
+            return "missing", f", wanted {wanted}" if wanted else ""
         if kind == "extra_forbidden":
-            return f"unknown, there are: {', '.join(properties) or 'none'}" if "." not in where else "unknown"
+            there = ", ".join(properties) or "none"
+            return "unknown", f", there are: {there}" if "." not in where else ""
         message = message.removeprefix("Input ").removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        return f"got {_clip(_json(got))}, {message}"
+        return f"got {_clip(_json(got))}, ", message
 
 
 def signature_text(schema: dict[str, Any]) -> str:
     """A schema in one short line, such as `{"a": integer, "b"?: string}`."""
     required = schema.get("required", ())
-    items = [f'"{n}"{"" if n in required else "?"}: {kind_text(v)}' for n, v in schema["properties"].items()]
+    named = schema.get("$defs", {})
+    items = [f'"{n}"{"" if n in required else "?"}: {kind_text(v, named)}' for n, v in schema["properties"].items()]
     if schema.get("additionalProperties"):
         items.append("…")
     return "{" + ", ".join(items) + "}"
 
 
-def kind_text(schema: Any) -> str:
-    """The kind of value a schema asks for, in a few words."""
+def kind_text(schema: Any, named: dict[str, Any]) -> str:
+    """The kind of value a schema asks for, in a few words; `named` holds the `$defs`."""
     if not isinstance(schema, dict):
         return "any"
     node = cast("dict[str, Any]", schema)
     if "enum" in node or "const" in node:
         return _clip(" | ".join(_json(v) for v in node.get("enum", [node.get("const")])))
     if options := node.get("anyOf") or node.get("oneOf"):
-        return " | ".join(dict.fromkeys(kind_text(option) for option in options))
+        return " | ".join(dict.fromkeys(kind_text(option, named) for option in options))
     if "$ref" in node:
-        return node["$ref"].rpartition("/")[2]
+        name = node["$ref"].rpartition("/")[2]
+        return kind_text(named[name], named) if "enum" in named.get(name, ()) else name
     if node.get("type") == "array" and "items" in node:
-        return f"array of {kind_text(node['items'])}"
+        return f"array of {kind_text(node['items'], named)}"
     return str(node.get("type", "any"))
 
 
@@ -163,8 +165,8 @@ def _optional(annotation: Any) -> Any:
     if inner is Any or inner is None or (is_union(inner) and type(None) in get_args(inner)):
         return annotation
     if inner is annotation:
-        return Optional[annotation]
-    return Annotated[Optional[inner], *annotation.__metadata__]
+        return annotation | None
+    return Annotated[inner | None, *annotation.__metadata__]
 
 
 def _described(annotation: Any) -> Any:
@@ -190,12 +192,12 @@ def _unfit(signature: Signature, error: Exception) -> ToolError:
             break
     else:
         owner = signature.label
-    said = str(error).split("\n", 1)[0].rstrip(".")
+    said = str(error).split("\n", 1)[0].split(". ", 1)[0].rstrip(".")
     if isinstance(error, PydanticUndefinedAnnotation) or getattr(error, "code", None) == "class-not-fully-defined":
         return UnresolvedError(f"{owner}: {said}. Define or import what its type names at the level of the module.")
     return ToolError(
-        f"{owner} cannot be offered to a model: {said}. Use a JSON type, an enum, a dataclass, a TypedDict or a pydantic "
-        f"model, or fill it yourself with functools.partial."
+        f"{owner} cannot be offered to a model: {said}. Use a JSON type, an enum, a dataclass, a TypedDict or a "
+        f"pydantic model, or fill it yourself with functools.partial."
     )
 
 
@@ -238,9 +240,12 @@ def _modern(annotation: Any) -> Any:
     if sys.version_info >= (3, 12):
         return annotation
     if is_typeddict(annotation) and type(annotation).__module__ == "typing":
-        keep = annotation.__required_keys__
-        hints = get_type_hints(annotation, include_extras=True)
-        members = {n: (Required if n in keep else NotRequired)[_modern(_unmarked(t))] for n, t in hints.items()}
+        members: dict[str, Any] = {}
+        for name, hint in get_type_hints(annotation, include_extras=True).items():
+            mark = Required if name in annotation.__required_keys__ else NotRequired
+            if get_origin(hint) in (Required, NotRequired):  # as strings they are not in `__required_keys__`
+                mark, hint = get_origin(hint), get_args(hint)[0]
+            members[name] = mark[_modern(hint)]
         made = cast("Any", TypedDict)(annotation.__name__, members)
         made.__doc__, made.__module__ = annotation.__doc__, annotation.__module__
         return made
@@ -252,11 +257,7 @@ def _modern(annotation: Any) -> Any:
     new = tuple(_modern(item) for item in old)
     if new == old:
         return annotation
-    return Union[new] if is_union(annotation) else origin[new]
-
-
-def _unmarked(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) in (Required, NotRequired) else annotation
+    return reduce(lambda a, b: a | b, new) if is_union(annotation) else origin[new]
 
 
 def _path(loc: tuple[int | str, ...], data: Any, *, absent: bool) -> str:

@@ -38,6 +38,7 @@ class FunctionTool(Tool, Generic[P, R]):
     """
 
     __wrapped__: Callable[..., Any]
+    _binds: _Binds
 
     def __init__(
         self,
@@ -246,8 +247,8 @@ def _unwrapped(function: Any) -> tuple[Callable[..., Any], _Binds]:
         raise ToolError("A lambda has no name and no annotations. Write a def with annotated parameters.")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ToolError(f"{_label(function)} yields, but a tool gives one result. Return a list.")
-    binds: _Binds = "self" if _is_method(function) else None
-    return cast("Callable[..., Any]", function), binds
+    made = cast("Callable[..., Any]", function)
+    return (made, "self") if _is_method(made) else (made, None)
 
 
 def _is_method(function: Any) -> bool:

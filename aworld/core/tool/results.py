@@ -131,6 +131,7 @@ def _culprit(value: Any, where: str, seen: set[int]) -> tuple[str, str] | None:
     if id(value) in seen or len(seen) > 500 or _encodes(value):
         return None
     seen.add(id(value))
+    kind = type(value).__qualname__
     for place, item in _items(value, where):
         if found := _culprit(item, place, seen):
             return found
@@ -138,20 +139,17 @@ def _culprit(value: Any, where: str, seen: set[int]) -> tuple[str, str] | None:
         for key in cast("dict[Any, Any]", value):
             if not _encodes({key: None}):
                 return where, f"a dict with a key of type {type(key).__qualname__} ({key!r:.40})"
-    return where, f"of type {type(value).__qualname__}"
+    return where, f"of type {kind}"
 
 
 def _items(value: Any, where: str) -> Iterable[tuple[str, Any]]:
     if isinstance(value, dict):
-        return ((f"{where}[{key!r:.40}]", item) for key, item in cast("dict[Any, Any]", value).items())
+        return [(f"{where}[{key!r:.40}]", item) for key, item in cast("dict[Any, Any]", value).items()]
     if isinstance(value, (list, tuple, set, frozenset, deque)):
-        return ((f"{where}[{i}]", item) for i, item in enumerate(cast("Iterable[Any]", value)))
-    names: Iterable[str] = ()
-    if isinstance(value, msgspec.Struct):
-        names = value.__struct_fields__
-    elif hasattr(type(value), "__dataclass_fields__"):
-        names = type(value).__dataclass_fields__
-    return ((f"{where}.{name}", getattr(value, name)) for name in names)
+        return [(f"{where}[{i}]", item) for i, item in enumerate(cast("Iterable[Any]", value))]
+    kind = cast("Any", type(value))
+    names: Iterable[str] = getattr(kind, "__struct_fields__", None) or getattr(kind, "__dataclass_fields__", ())
+    return [(f"{where}.{name}", getattr(value, name)) for name in names]
 
 
 def _encodes(value: Any) -> bool:

@@ -166,8 +166,9 @@ def _annotation(annotation: Any, parameter: inspect.Parameter, label: str) -> An
         return annotation
     if default is None:
         return Any
-    if type(default) in _JSON_TYPES:
-        return type(default)
+    kind: Any = cast("Any", type(default))
+    if kind in _JSON_TYPES:
+        return kind
     raise ToolError(
         f"{label}: parameter {name!r} has no annotation, so a model cannot know what to pass. "
         f"Annotate it, for example {name}: str."
@@ -196,14 +197,14 @@ def _is_plain(annotation: Any) -> bool:
     return (origin in (list, dict) or is_union(annotation)) and all(map(_is_plain, get_args(annotation)))
 
 
-def _injectable(annotation: Any) -> type[ToolContext | Context] | None:
+def _injectable(annotation: Any) -> type[ToolContext] | type[Context] | None:
     """`ToolContext` or `Context` when the runtime fills a parameter of this type, also where it is optional."""
     annotation = bare(annotation)
-    for option in get_args(annotation) if is_union(annotation) else (annotation,):
-        for wanted in (ToolContext, Context):
-            if isinstance(option, type) and issubclass(option, wanted):
-                return wanted
-    return None
+    options = get_args(annotation) if is_union(annotation) else (annotation,)
+    classes = [option for option in options if isinstance(option, type)]
+    if any(issubclass(option, ToolContext) for option in classes):
+        return ToolContext
+    return Context if any(issubclass(option, Context) for option in classes) else None
 
 
 def _fixed_keywords(function: Any) -> set[str]:
@@ -221,7 +222,7 @@ def _docstring(function: Any) -> str | None:
         function = function.func
     if inspect.isroutine(function) or hasattr(function, "__wrapped__"):
         return function.__doc__
-    made = type(function)
+    made = cast("type[Any]", type(function))
     text: str | None = made.__call__.__doc__ or made.__doc__
     return None if text and text.startswith(f"{made.__name__}(") else text  # what a dataclass writes of itself
 

@@ -29,7 +29,10 @@ _YES = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
 
 
 def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list[Tool | Toolset]:
-    """Only the tools that `keep` names, or for which it returns True. Raises `ConfigError` for a name that is not there."""
+    """Only the tools that `keep` names, or for which it returns True.
+
+    Raises `ConfigError` when `keep` names a tool that is not there.
+    """
     if callable(keep):
         return _changed(tools, lambda known: [tool for tool in known if keep(tool)])
     names = _names(keep, "filtered")
