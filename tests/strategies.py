@@ -182,14 +182,12 @@ def run_of(
     return log.events
 
 
-def fork_of(parent: list[ev.Event], id: str, at_seq: int, *, steps: int = 1) -> list[ev.Event]:
-    """The own events of a fork: those of a run that goes on after the first `at_seq` events of `parent`."""
-    source = parent[0]
-    assert isinstance(source, ev.Started)
+def fork_of(parent: list[ev.Event], id: str, at_seq: int, *, of: str = "parent", steps: int = 1) -> list[ev.Event]:
+    """The own events of a fork: those of a run that goes on after the first `at_seq` events of trajectory `of`."""
     log = LogBuilder(id, at=parent[at_seq - 1].at)
     for event in parent[:at_seq]:
         log.record.apply(event)
-    log.add(ev.Started, trajectory_id=id, task=ev.TaskInfo(id), forked_from=ev.Fork(source.trajectory_id, at_seq))
+    log.add(ev.Started, trajectory_id=id, task=ev.TaskInfo(id), forked_from=ev.Fork(of, at_seq))
     if not log.record.activations:
         log.activate("lead")
     for _ in range(steps):

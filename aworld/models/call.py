@@ -113,7 +113,7 @@ def _next_try(retry: Retry, error: ModelError, failed: int) -> tuple[float | Non
     asked = error.retry_after
     if asked is None:
         # Full jitter: spreads the tries of many tasks that failed together better than any fixed wait.
-        return random.uniform(0.0, min(retry.wait_max, retry.wait * 2**failed)), error
+        return random.uniform(0.0, min(retry.wait_max, retry.wait * 2.0 ** min(failed, 60))), error
     if asked > retry.wait_max:
         text = f"{error} (asks to wait {asked:.0f} s, more than llm_retry_wait_max, {retry.wait_max:g} s)"
         return None, ModelError(text, status=error.status, retryable=True, retry_after=asked)

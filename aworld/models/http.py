@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgspec
@@ -234,10 +234,12 @@ def _body_text(body: bytes) -> str:
 def _message(error: Any) -> str:
     """The message within an error object, whatever its shape."""
     if isinstance(error, dict):
+        known = cast("dict[str, Any]", error)
         for key in ("error", "message", "detail", "msg"):
-            found: Any = error.get(key)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            if found:
-                return _message(found)
+            if found := known.get(key):
+                cause = known.get("metadata")  # OpenRouter's place for what the provider behind it said
+                raw: Any = cast("dict[str, Any]", cause).get("raw") if isinstance(cause, dict) else None
+                return f"{_message(found)}: {raw}" if isinstance(raw, str) else _message(found)
     elif isinstance(error, list) and error:
         return _message(error[0])
     return error if isinstance(error, str) else msgspec.json.encode(error).decode()
@@ -256,11 +258,13 @@ async def _drain(content: aiohttp.StreamReader) -> None:
 
 async def _open_session() -> aiohttp.ClientSession:
     loop = asyncio.get_running_loop()
-    for stale in [known for known in list(_lifetimes) if known.is_closed()]:
-        _forget(stale)
-    lifetime = _lifetime(loop)
-    _lifetimes[loop] = lifetime
+    _lifetimes[loop] = lifetime = _lifetime(loop)
     await anext(lifetime)
+    # A loop that was closed without closing its generators has left its session here; its sockets died with it.
+    for stale in [known for known in list(_lifetimes) if known.is_closed()]:
+        _lifetimes.pop(stale, None)
+        if (session := _sessions.pop(stale, None)) is not None:
+            await session.close()
     return _sessions[loop]
 
 
@@ -281,11 +285,3 @@ async def _lifetime(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, Non
         _sessions.pop(loop, None)
         _lifetimes.pop(loop, None)
         await session.close()
-
-
-def _forget(loop: asyncio.AbstractEventLoop) -> None:
-    """Drop the session of a loop that was closed without closing its generators; its sockets died with it."""
-    _lifetimes.pop(loop, None)
-    session = _sessions.pop(loop, None)
-    if session is not None:
-        session.detach()

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from aworld.core.event import Event, encode_event
@@ -118,8 +118,8 @@ class SQLiteStore:
             raise failures[0]
 
     async def _settle(self) -> None:
-        if self._writer.queue or self._writer.busy:
-            await asyncio.wrap_future(self._writer.call(_nothing))
+        if (self._writer.queue or self._writer.busy) and not self._writer.closed:
+            await asyncio.wrap_future(self._writer.call(None))
 
     async def read(self, id: str) -> list[Event]:
         """See `TrajectoryStore.read`."""
@@ -143,20 +143,24 @@ class SQLiteStore:
 
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
         """See `TrajectoryStore.scan`."""
-        if self._writer.queue or self._writer.busy:
-            self._writer.call(_nothing).result()
+        if (self._writer.queue or self._writer.busy) and not self._writer.closed:
+            self._writer.call(None).result()
         with self._connection() as connection:
             yield from scanned(connection, self.url, query)
 
     @contextmanager
     def _connection(self) -> Generator[sqlite3.Connection, None, None]:
-        if not os.path.exists(self.path):
+        try:
+            os.stat(self.path)
+        except FileNotFoundError:
             yield empty()
             return
-        try:
+        except OSError as error:
+            raise explain(self.path, error) from error
+        connection = None
+        with suppress(IndexError):
             connection = self._idle.pop()
-        except IndexError:
-            connection = self._open()
+        connection = connection or self._open()
         try:
             yield connection
             self._idle.append(connection)
@@ -170,7 +174,7 @@ class SQLiteStore:
     def _open(self) -> sqlite3.Connection:
         connection = connect_to_read(self.path, timeout=self._timeout)
         if check_version(connection, self.path) < len(MIGRATIONS):
-            self._writer.call(_nothing).result()  # the writer brings an old file up to date when it opens it
+            self._writer.call(_opened).result()  # the writer brings an old file up to date when it opens it
         return connection
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
@@ -195,8 +199,8 @@ class SQLiteStore:
                 self._idle.pop().close()
 
 
-def _nothing(_: sqlite3.Connection) -> None:
-    """Be reached: all that was queued before is written."""
+def _opened(_: sqlite3.Connection) -> None:
+    """Be given a connection: it was opened, and an old file brought up to date."""
 
 
 def _end_linger(store: weakref.ref[SQLiteStore]) -> None:

@@ -106,9 +106,9 @@ def connect_to_read(path: str, *, timeout: float = 30.0) -> sqlite3.Connection:
         try:
             check_version(connection, path)
         except sqlite3.OperationalError as error:
-            # A log that was closed well, in a folder where nothing can be written: WAL needs a file beside it,
+            # A store that was closed well, in a folder where nothing can be written: WAL needs a file beside it,
             # unless SQLite is told that nobody writes.
-            if error.sqlite_errorname != "SQLITE_CANTOPEN" or os.path.exists(path + "-wal"):
+            if family(error) not in ("SQLITE_CANTOPEN", "SQLITE_READONLY") or os.path.exists(path + "-wal"):
                 raise
             connection.close()
             connection = sqlite3.connect(

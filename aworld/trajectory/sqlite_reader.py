@@ -50,7 +50,7 @@ def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | 
             row = connection.execute("SELECT key, parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
     try:
         return _log.decode(b"[" + b",".join(data for piece in reversed(pieces) for data in piece) + b"]")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, TypeError) as error:  # TypeError: somebody edited the file and left text, not bytes
         raise StoreError(
             f"store={path} | the log of {id!r} cannot be read: {error}; delete it, or restore it"
         ) from error

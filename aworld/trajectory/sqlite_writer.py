@@ -51,9 +51,9 @@ class Append(Struct):
 
 
 class Call(Struct):
-    """Something else to do on the writing connection, after all that was queued before."""
+    """Something else to do on the writing connection, after all that was queued before; None: only be reached."""
 
-    do: Callable[[sqlite3.Connection], Any]
+    do: Callable[[sqlite3.Connection], Any] | None
     waiter: Future[Any]
 
 
@@ -85,8 +85,8 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
         self._known: dict[str, Known] = {}
-        self._lost: dict[str, AWorldError] = {}
-        """Why the last events of a trajectory were not written: what comes after them cannot be either."""
+        self._lost: dict[str, tuple[int, AWorldError]] = {}
+        """The number after the last event of a trajectory that was refused, and why: what goes on there fails too."""
         self._version = -1
         _writers.add(self)
 
@@ -98,8 +98,11 @@ class Writer:
             with suppress(RuntimeError):  # another caller was quicker
                 self._wake.release()
 
-    def call(self, do: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
-        """Run `do` on the writing connection after everything queued so far. Raises `StoreError` when closed."""
+    def call(self, do: Callable[[sqlite3.Connection], Any] | None) -> Future[Any]:
+        """Run `do` on the writing connection after everything queued so far. Raises `StoreError` when closed.
+
+        Without `do`, what is returned is done when all that was queued is written or refused.
+        """
         if self.closed:
             raise self.shut()
         waiter: Future[Any] = Future()
@@ -195,7 +198,7 @@ class Writer:
 
     def _answer(self, call: Call) -> None:
         try:
-            call.waiter.set_result(call.do(self._connect()))
+            call.waiter.set_result(call.do and call.do(self._connect()))
         except (sqlite3.Error, AWorldError) as error:
             self._known.clear()
             call.waiter.set_exception(error if isinstance(error, AWorldError) else explain(self.path, error))
@@ -223,13 +226,16 @@ class Writer:
             self._disconnect()
             if again:
                 return [outcome for job in jobs for outcome in self._write([job])]
-        if len(self._lost) > KEPT:
-            self._lost.clear()
         for job in jobs:
-            self._lost[job.id] = failure
+            self._lose(job, failure)
         return [(job, failure) for job in jobs]
 
+    def _lose(self, job: Append, error: AWorldError) -> None:
+        self._lost[job.id] = (job.events[-1].seq + 1, error)
+
     def _commit(self, connection: sqlite3.Connection, jobs: list[Append]) -> list[Outcome]:
+        if len(self._lost) > KEPT:
+            self._lost.clear()
         outcomes: list[Outcome] = []
         rows: list[tuple[int, bytes]] = []
         touched: dict[str, Known] = {}
@@ -243,6 +249,7 @@ class Writer:
                 try:
                     known = self._admit(connection, job)
                 except AWorldError as error:
+                    self._lose(job, error)
                     outcomes.append((job, error))
                     continue
                 base, seq = known.key << SEQ_BITS, known.tally.events
@@ -268,16 +275,17 @@ class Writer:
     def _admit(self, connection: sqlite3.Connection, job: Append) -> Known:
         known = self._known.get(job.id) or self._recall(connection, job.id)
         first = job.events[0]
+        end, lost = self._lost.get(job.id, (-1, None))
+        lost = lost if first.seq == end else None
         if isinstance(first, Started):
             if known is not None:
                 raise already_there(job.id, self.url)
             known = self._create(connection, job.id, first)
         elif known is None:
-            raise self._lost.get(job.id) or unknown_trajectory(job.id, self.url, nearest(connection, job.id))
+            raise lost or unknown_trajectory(job.id, self.url, nearest(connection, job.id))
         due = known.tally.events
         if first.seq != due:
-            lost = self._lost.get(job.id) if first.seq > due else None
-            raise lost or out_of_order(job.id, self.url, first.seq, due)
+            raise (lost if end > due else None) or out_of_order(job.id, self.url, first.seq, due)
         if due + len(job.data) >= 1 << SEQ_BITS:
             raise StoreError(f"store={self.url} | trajectory {job.id!r} has {due} events, the most that one can have")
         self._known[job.id] = known
@@ -327,7 +335,7 @@ class Writer:
             waiter = job.waiter
             if waiter is None:
                 if error is not None:
-                    self._lost[job.id] = self.unreported[job.id] = error
+                    self.unreported[job.id] = error
             elif isinstance(waiter, Future):
                 waiter.set_result(None) if error is None else waiter.set_exception(error)
             else:

@@ -12,23 +12,12 @@ as its documentation advises, so what is measured is running, not building. Tele
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 QUESTION = "Add the numbers, one call at a time, then say how many calls you made."
 KEY = "no-key"
 MAX_STEPS = 200
 """Where a framework limits the steps of a run; K=80 passes most defaults."""
-
-RunOne = Callable[[str, str], Awaitable[str]]
-
-
-class Adapter(Protocol):
-    """What a peer's module offers."""
-
-    run_one: RunOne
-    stream_one: RunOne
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ PEERS: dict[str, Peer] = {
     "agno": Peer("agno_", ("agno", "openai"), AGNO),
 }
 
-QUIET: dict[str, Any] = {
+QUIET = {
     "AGNO_TELEMETRY": "false",
     "ENABLE_INSTRUMENTATION": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -37,6 +37,7 @@ class FunctionTool(Tool, Generic[P, R]):
     name that providers refuse, and `ToolError` for a parameter that a model cannot fill.
     """
 
+    __name__: str
     __wrapped__: Callable[..., Any]
     _binds: _Binds
 
@@ -51,7 +52,8 @@ class FunctionTool(Tool, Generic[P, R]):
         inline: bool = False,
     ) -> None:
         target, self._binds = _unwrapped(function)
-        self.name = checked_name(name or _given_name(target), f"function {_label(target)}")
+        self.__name__ = _given_name(target)
+        self.name = checked_name(name or self.__name__, f"function {_label(target)}")
         self.timeout = timeout
         self.idempotent = idempotent
         self._description = description

@@ -104,12 +104,15 @@ def _cleaned(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """What JSON knows instead of a type that msgspec does not know. Raises `TypeError`."""
+    kind = type(value).__qualname__
     if hasattr(value, "model_dump") and not isinstance(value, type):  # pydantic
         return value.model_dump(mode="json")
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, float):
         return float(value)
+    if value is None or isinstance(value, bool):  # msgspec asks for these as keys only
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
         return int(value)
     if isinstance(value, PurePath):
@@ -118,9 +121,9 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         return dict(cast("Mapping[Any, Any]", value))
-    if isinstance(value, (Sequence, Set, deque)):
+    if isinstance(value, (Sequence, Set, deque)) and not isinstance(value, (list, tuple)):  # these only as keys
         return list(cast("Iterable[Any]", value))
-    raise TypeError(f"of type {type(value).__qualname__}")
+    raise TypeError(f"of type {kind}")
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)

@@ -1,0 +1,286 @@
+"""`aworld trajectories`, as a person and as a script use it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from aworld.cmd.trajectories import add_parser, moment, run
+from aworld.cmd.trajectory_view import clean, seconds, show, table
+from aworld.core import event as ev
+from aworld.core.message import Image, Message, Text, ToolCall, Usage
+from aworld.trajectory import Summary, open_store
+from aworld.trajectory.summary import Tally
+from tests.strategies import LogBuilder, fork_of, run_of
+
+CALLS = (ToolCall("c1", "weather", '{"city": "Paris"}'), ToolCall("c2", "ask", json.dumps({"question": "why " * 30})))
+
+
+def conversation() -> LogBuilder:
+    """A run with all that `show` can show."""
+    task = ev.TaskInfo("weather-1", "Weather", "session-1", None, "group-1")
+    log = LogBuilder("weather-1", task).start()
+    log.say(0, Message("user", (Text("\x1b[31mRed?"), Image("https://example.org/a.png"))), "human")
+    log.decide(failed="529 Overloaded")
+    log.decide(
+        text="Let me look.", calls=CALLS, usage=Usage(1200, 40, cached_tokens=64, cost=0.01), reasoning="I think."
+    )
+    weather, ask = log.record.activations[0].calls
+    child = log.activate("helper", 0, "c2")
+    log.say(child, Message("user", "Why?"), "agent")
+    log.decide(child, "Because.")
+    log.add(ev.AgentFinished, activation=child, agent="helper", answer="Because.")
+    log.answer(weather, "no such city", error="no such city")
+    log.answer(ask, "Because. " * 300)
+    log.add(ev.Rewarded, value=0.5, name="progress", step=1, source="judge")
+    log.add(ev.Asked, id="q1", question="Is it fine?")
+    log.add(ev.Answered, id="q1", answer="Yes.")
+    log.decide(text="It is sunny.")
+    log.finish(answer="It is sunny.")
+    log.add(ev.Rewarded, value=1.0, name="correct", weight=2.0)
+    return log
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a store where the command line looks for it."""
+
+    async def fill(path: Path) -> None:
+        store = open_store(str(path))
+        for n in range(30):
+            status: Any = "failed" if n % 10 == 3 else "finished"
+            await store.append(f"run-{n:02}", run_of(f"run-{n:02}", score=n / 30, status=status, at=1e9 + n))
+        log = conversation().events
+        await store.append("weather-1", log)
+        await store.append("weather-2", fork_of(log, "weather-2", 9, of="weather-1"))
+        await store.close()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AWORLD_STORE", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / ".aworld" / "trajectories.db"
+    asyncio.run(fill(path))
+    return path
+
+
+def aworld(*arguments: str) -> int:
+    parser = argparse.ArgumentParser(prog="aworld")
+    add_parser(parser.add_subparsers(required=True))
+    args = parser.parse_args(["trajectories", *arguments])
+    assert args.run is run
+    return run(args)
+
+
+def test_list_is_a_page_of_a_table(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--limit", "3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "status", "score", "steps", "tokens", "time", "answer"]
+    assert lines[1].startswith("weather-2  ✓ finished")
+    assert "It is sunny." in lines[2]
+    assert lines[-1] == "1–3 of 32 · next page: --offset 3"
+    assert all(len(line) <= 80 for line in lines)
+    assert aworld("list", "--offset", "30") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "31–32 of 32"
+
+
+def test_list_with_filters(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--status", "failed", "--max-score", "0.5", "--order", "best", "--json") == 0
+    assert [summary["id"] for summary in json.loads(capsys.readouterr().out)] == ["run-13", "run-03"]
+    assert aworld("list", "--group", "group-1", "--agent", "lead", "--json") == 0
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert (summary["score"], summary["status"], summary["task_name"]) == (2.5, "finished", "Weather")
+    assert aworld("list", "--since", "2200-01-01") == 0
+    assert "0 match" in capsys.readouterr().out
+
+
+def test_show_tells_everything_in_eighty_columns_without_colour(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert aworld("show", "weather-1") == 0
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    for piece in (
+        "weather-1", "✓ finished  ★ 2.5", "4 steps", "1,200 tokens in, 40 out", "$0.0100", "group-1", "session-1",
+        "system  Be brief.", "user    Why?", "�[31mRed?", "[picture https://example.org/a.png]", "✗ 529 Overloaded",
+        "● 1  lead  model-1 · 0.2 s · first token 0.1 s · 1,200 → 40 tokens", "64 cached", "I think.", "Let me look.",
+        '→ weather  {"city": "Paris"}', "✗ no such city  50 ms", "→ ask", '"question": "why why', "← Because. Because.",
+        "--full shows", "★ 0.5  progress  (judge)", "  ● 2  helper", "    Because.", "? asked  Is it fine?", "Yes.",
+        "It is sunny.", "★ 1  correct × 2",
+    ):  # fmt: skip
+        assert piece in out, piece
+    assert "\x1b" not in out
+
+
+def test_show_full_cuts_nothing(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("show", "weather-1", "--full") == 0
+    out = capsys.readouterr().out
+    assert "--full" not in out
+    assert out.count("Because.") > 300
+
+
+def test_show_takes_the_beginning_of_an_id_and_last(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("show", "run-00") == aworld("show", "run-00", "--json") == 0
+    capsys.readouterr()
+    assert aworld("show", "last") == 0
+    out = capsys.readouterr().out
+    assert "weather-2" in out
+    assert "forked from weather-1" in out
+    assert aworld("show", "weather-1", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["meta"]["step"] for row in rows] == [0, 1, 2, 3]
+    assert aworld("show", "weather") == 1
+    assert "'weather' may be weather-2, weather-1; give more of the id" in capsys.readouterr().err
+
+
+def test_show_has_colour_where_there_is_a_terminal() -> None:
+    log = conversation()
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, color_system="standard", highlight=False)
+    show(console, log.record, Tally.of("weather-1", log.events).summary())
+    assert "\x1b[31m" in out.getvalue()  # the tool's error is red, and the message's own escape is gone
+    assert "\x1b[31mRed" not in out.getvalue()
+
+
+def test_a_run_in_the_middle_can_be_shown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = conversation().events
+    for length in range(1, len(log)):
+        console = Console(file=io.StringIO(), width=80)
+        builder = LogBuilder("weather-1")
+        for event in log[:length]:
+            builder.record.apply(event)
+        show(console, builder.record, Tally.of("weather-1", log[:length]).summary())
+
+
+def test_wide_terminals_show_more_columns() -> None:
+    summary = Summary(id="x" * 30, task_id="t", agent="lead", group_id="g", status="limit_reached", started_at=1e9)
+    out = io.StringIO()
+    Console(file=out, width=160).print(table([summary], 160, 1e9 + 7300))
+    assert "2 h ago" in out.getvalue()
+    assert out.getvalue().split()[:9] == [
+        "run",
+        "status",
+        "score",
+        "steps",
+        "tokens",
+        "time",
+        "started",
+        "agent",
+        "group",
+    ]
+
+
+def test_export_to_a_file_and_to_standard_output(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert aworld("export", "--format", "openai", "-o", str(out), "--min-score", "0.9", "--status", "finished") == 0
+    assert "5 samples in" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 5
+    assert aworld("export", "weather-1", "run-07", "--format", "atif", "-o", str(out), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"samples": 2, "format": "atif", "output": str(out)}
+
+
+def test_delete(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert aworld("delete", "run-00", "run-01", "--yes", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"deleted": 2}
+    assert aworld("delete", "weather-1", "--yes") == 1
+    assert "shares its beginning with weather-2" in capsys.readouterr().err
+    assert aworld("delete", "weather-1", "--yes", "--forks") == 0
+    assert capsys.readouterr().out == "2 deleted\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert aworld("delete", "run-02") == 2
+    assert "give --yes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("reply", "code", "left"), [("y\n", 0, 31), ("\n", 1, 32)])
+def test_delete_asks(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, reply: str, code: int, left: int
+) -> None:
+    terminal = io.StringIO(reply)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert aworld("delete", "run-02") == code
+    assert "Delete run-02? [y/N]" in capsys.readouterr().out
+    assert aworld("list", "--limit", "100", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == left
+
+
+def test_errors_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    assert aworld("show", "weathre-1") == 1
+    assert "did you mean 'weather-1'" in capsys.readouterr().err
+    assert aworld("list", "--store", str(tmp_path / "none.db")) == 1
+    assert "no store at" in capsys.readouterr().err
+    assert not (tmp_path / "none.db").exists()
+    assert aworld("list", "--store", "postgresql://me:s3cret@host/db") == 1
+    captured = capsys.readouterr()
+    assert "comes in a later version" in captured.err
+    assert "s3cret" not in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list", "--status", "lost"], ["list", "--since", "soon"], ["list", "--limit", "-1"], ["show"], []]
+)
+def test_wrong_use_is_told_with_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        aworld(*arguments)
+    assert ending.value.code == 2
+    assert "usage: aworld trajectories" in capsys.readouterr().err
+
+
+def test_the_store_may_stand_in_the_environment(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert aworld("list") == 1
+    monkeypatch.setenv("AWORLD_STORE", f"sqlite:///{store}")
+    assert aworld("list", "--json") == 0
+
+
+def test_a_reader_that_has_seen_enough(store: Path) -> None:
+    code = "import sys; from aworld.cmd.main import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, "trajectories", "export", "--store", str(store), "--format", "rows"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(20) == 0
+
+
+def test_the_command_line_starts_without_what_it_does_not_need() -> None:
+    unneeded = ("rich", "sqlite3", "pyarrow", "aiohttp")
+    code = f"import sys, aworld.cmd.trajectories; print([name for name in {unneeded} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_times() -> None:
+    assert moment("1970-01-02T00:00+00:00") == 86400
+    assert moment("2d") == pytest.approx(moment("48h"), abs=1)
+    with pytest.raises(argparse.ArgumentTypeError):
+        moment("soon")
+    assert [seconds(s) for s in (0, 0.0123, 1.26, 61.4, 200, 7300)] == [
+        "0 ms",
+        "12 ms",
+        "1.3 s",
+        "61.4 s",
+        "3 min 20 s",
+        "2 h 1 min",
+    ]
+
+
+def test_nothing_that_drives_a_terminal_gets_through() -> None:
+    assert clean("a\x1b]0;title\x07b\r\nc\td\u202e") == "a�]0;title�b\nc\td�"

@@ -1,0 +1,213 @@
+"""From settings and environment to a model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import aworld.models
+from aworld.config.conf import ModelConfig
+from aworld.config.errors import ConfigError
+from aworld.core.message import Message
+from aworld.core.model import ModelRequest
+from aworld.models import (
+    AnthropicModel,
+    AzureModel,
+    OpenAIModel,
+    ScriptedModel,
+    build_model,
+    known_providers,
+    register_provider,
+)
+from aworld.models.providers import _models, _providers
+
+from .provider import Provider, answer, chat
+
+VARIABLES = [
+    *("LLM_PROVIDER", "LLM_MODEL_NAME", "LLM_API_KEY", "LLM_BASE_URL", "LLM_TEMPERATURE"),
+    *(f"{p}_{v}" for p in ("OPENAI", "ANTHROPIC", "OPENROUTER", "DEEPSEEK", "DASHSCOPE", "OLLAMA", "VLLM")
+      for v in ("API_KEY", "BASE_URL")),
+    *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def built(config: ModelConfig | str) -> OpenAIModel:
+    model = build_model(config)
+    assert isinstance(model, OpenAIModel)
+    return model
+
+
+def key_of(model: OpenAIModel | AnthropicModel) -> str | None:
+    return model.config.llm_api_key
+
+
+def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_MODEL_NAME", "gpt-4")
+    monkeypatch.setenv("LLM_API_KEY", "sk-env\n")
+    monkeypatch.setenv("LLM_BASE_URL", "https://gate.example/v1")
+    monkeypatch.setenv("LLM_TEMPERATURE", "0.25")
+    model = built(ModelConfig())
+    assert (model.provider, model.name, model.url) == ("openai", "gpt-4", "https://gate.example/v1/chat/completions")
+    assert (model.params, key_of(model)) == ({"temperature": 0.25}, "sk-env")
+    # Settings win, and the environment is read at each call.
+    own = built(ModelConfig(llm_model_name="own", llm_api_key="sk-own", llm_temperature=0.0))
+    assert (own.name, key_of(own), own.params) == ("own", "sk-own", {"temperature": 0.0})
+    monkeypatch.setenv("LLM_MODEL_NAME", "gpt-5")
+    assert build_model(ModelConfig()).name == "gpt-5"
+
+
+def test_the_providers_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://eu.example/v1")
+    model = built("gpt-4o")
+    assert (key_of(model), model.url) == ("sk-openai", "https://eu.example/v1/chat/completions")
+    monkeypatch.setenv("LLM_API_KEY", "sk-llm")
+    assert key_of(built("gpt-4o")) == "sk-llm"
+
+
+PRESETS = {
+    "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1/chat/completions"),
+    "openrouter": ("OPENROUTER_API_KEY", "https://openrouter.ai/api/v1/chat/completions"),
+    "deepseek": ("DEEPSEEK_API_KEY", "https://api.deepseek.com/v1/chat/completions"),
+    "qwen": ("DASHSCOPE_API_KEY", "https://dashscope.aliyuncs.com/compatible-mode/v1/chat/completions"),
+    "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com/v1/messages"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_know_address_and_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable, url = PRESETS[name]
+    with pytest.raises(ConfigError, match=rf"No API key for {name}: set LLM_API_KEY or {variable}"):
+        build_model(ModelConfig(llm_provider=name, llm_model_name="m"))
+    monkeypatch.setenv(variable, "sk-own")
+    model = build_model(ModelConfig(llm_provider=name, llm_model_name="m"))
+    assert isinstance(model, OpenAIModel | AnthropicModel)
+    assert (model.provider, model.url, key_of(model)) == (name, url, "sk-own")
+
+
+@pytest.mark.parametrize(("name", "port"), [("ollama", 11434), ("vllm", 8000)])
+def test_local_servers_need_no_key(name: str, port: int) -> None:
+    assert built(f"{name}:qwen3:8b").url == f"http://localhost:{port}/v1/chat/completions"
+    assert built(f"{name}:qwen3:8b").name == "qwen3:8b"
+
+
+async def test_without_a_key_nothing_is_sent() -> None:
+    async with Provider(answer(chat())) as provider:
+        await build_model(provider.config()).generate(ModelRequest(messages=(Message("user", "hi"),)))
+        assert "authorization" not in provider.requests[0].headers
+
+
+def test_azure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://me.openai.azure.com")
+    monkeypatch.setenv("OPENAI_API_VERSION", "2025-01-01")
+    model = build_model("azure:gpt-4o")
+    assert isinstance(model, AzureModel)
+    assert model.url.endswith("me.openai.azure.com/openai/deployments/gpt-4o/chat/completions?api-version=2025-01-01")
+
+
+def test_a_key_does_not_go_to_another_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", "openai")
+    monkeypatch.setenv("LLM_API_KEY", "sk-for-openai")
+    monkeypatch.setenv("LLM_BASE_URL", "https://openai.example/v1")
+    with pytest.raises(ConfigError, match="ANTHROPIC_API_KEY"):
+        build_model("anthropic:claude")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant")
+    monkeypatch.delenv("LLM_PROVIDER")
+    model = build_model("anthropic:claude")
+    assert isinstance(model, AnthropicModel)
+    assert (key_of(model), model.url) == ("sk-ant", "https://api.anthropic.com/v1/messages")
+    # One set of variables and no other: they are meant for whatever is asked.
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    monkeypatch.delenv("LLM_BASE_URL")
+    model = build_model("anthropic:claude")
+    assert isinstance(model, AnthropicModel)
+    assert key_of(model) == "sk-for-openai"
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({}, r"No model name: set LLM_MODEL_NAME or AgentConfig\(llm_model_name=...\)"),
+    ({"llm_provider": "antropic", "llm_model_name": "m"}, "Unknown provider 'antropic'.*did you mean 'anthropic'"),
+    ({"llm_provider": "zzz", "llm_model_name": "m"}, "Unknown provider 'zzz'.*Known are: .*openai"),
+    ({"llm_model_name": "m", "llm_base_url": "localhost:8000/v1"}, "must begin with http"),
+    ({"llm_provider": "azure", "llm_model_name": "m"}, "AZURE_OPENAI_ENDPOINT"),
+]
+
+
+@pytest.mark.parametrize(("settings", "text"), MISTAKES)
+def test_mistakes_are_named(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        build_model(ModelConfig(**settings))
+
+
+def test_a_temperature_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_TEMPERATURE", "warm")
+    with pytest.raises(ConfigError, match="LLM_TEMPERATURE must be a number, and is 'warm'"):
+        build_model("ollama:m")
+
+
+def test_equal_settings_give_the_same_model() -> None:
+    config = ModelConfig(llm_provider="ollama", llm_model_name="m", params={"top_k": 1})
+    model = build_model(config)
+    assert build_model(config) is model
+    assert build_model(ModelConfig(llm_provider="ollama", llm_model_name="m", params={"top_k": 1})) is model
+    config.params["top_k"] = 2  # a change in place is a change
+    assert build_model(config).params == {"top_k": 2}
+    assert model.params == {"top_k": 1}
+    for number in range(600):
+        build_model(f"ollama:m{number}")
+    assert len(_models) <= 256
+
+
+def test_plug_ins() -> None:
+    register_provider("mine", lambda config: ScriptedModel(["hi"], name=config.llm_model_name or ""))
+    try:
+        model = build_model("mine:actor")
+        assert isinstance(model, ScriptedModel)
+        assert model.name == "actor"
+        assert build_model("mine:actor") is model
+        assert "mine" in known_providers()
+    finally:
+        del _providers["mine"]
+
+
+def test_the_public_names() -> None:
+    assert sorted(dir(aworld.models)) == [
+        "AnthropicModel",
+        "AzureModel",
+        "CallFailed",
+        "FunctionModel",
+        "Limits",
+        "LiteLLMModel",
+        "ModelServer",
+        "OpenAIModel",
+        "Outcome",
+        "Retry",
+        "ScriptedModel",
+        "build_model",
+        "call_model",
+        "close_transports",
+        "known_providers",
+        "register_provider",
+    ]
+    assert all(getattr(aworld.models, name) is not None for name in dir(aworld.models))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = aworld.models.nothing
+
+
+def test_importing_costs_no_http_client_and_no_sdk() -> None:
+    code = (
+        "import sys, aworld.models; from aworld.models import build_model, call_model, ScriptedModel;"
+        "build_model('ollama:m'); print([m for m in ('aiohttp', 'openai', 'litellm', 'yarl') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,31 @@
+"""What every test of the runtime needs: connections closed, an environment without keys, a store on disk."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aworld.models import close_transports
+from aworld.trajectory import TrajectoryStore, open_store
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PROVIDER", "MODEL_NAME", "API_KEY", "BASE_URL", "TEMPERATURE"):
+        monkeypatch.delenv(f"LLM_{variable}", raising=False)
+        monkeypatch.delenv(f"OPENAI_{variable}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+async def closed_connections() -> AsyncIterator[None]:
+    yield
+    await close_transports()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[TrajectoryStore]:
+    opened = open_store(f"sqlite:///{tmp_path}/runs.db")
+    yield opened
+    await opened.close()
