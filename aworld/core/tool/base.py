@@ -29,7 +29,7 @@ class ToolContext:
     """What people answered to this call, by question."""
 
 
-class Question(Exception):  # noqa: N818 - it asks, it is no error
+class Question(Exception):
     """Raised by a tool to ask a person. The run waits, durably; with the answer the tool is called again and finds it
     in `ToolContext.answers`."""
 
