@@ -1,7 +1,7 @@
 """Who is on stage: agents and teams begin, end, and begin again after a crash.
 
-Every agent or team at work is an activation of the log. Agents take turns; a team's `Flow` is told what its members came
-to, in the order of the log, and moves. `ready` holds the agents whose turn is due, fairly in the order of waiting.
+Every agent or team at work is an activation of the log. Agents take turns; a team's `Flow` is told what its members
+came to, in the order of the log, and moves. `ready` holds the agents whose turn is due, in the order of waiting.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
@@ -304,7 +304,7 @@ class Cast:
     # Beginning again
 
     def recover(self) -> None:
-        """Read off the log who is due. Teams are told again what they were told; calls whose outcome is lost are closed."""
+        """Read off the log who is due. Teams are told again what they were told; calls of lost outcome are closed."""
         episode, record = self._episode, self._episode.record
         missing = {a.agent for a in record.activations.values()} - self.units.keys()
         if missing:
@@ -400,7 +400,7 @@ def _argument(called: ev.ToolCalled, name: str) -> str | None:
         value: Any = json.loads(called.arguments or "{}")
     except json.JSONDecodeError:
         return None
-    found: Any = value.get(name) if isinstance(value, dict) else None  # pyright: ignore[reportUnknownMemberType]
+    found: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
     return found if isinstance(found, str) else None
 
 

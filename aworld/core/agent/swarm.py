@@ -50,9 +50,8 @@ class Swarm(Topology):
 
     def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Swarm:
         """Choose the kind."""
-        if cls is Swarm:
-            cls = _KINDS[GraphBuildType(build_type or "workflow")]
-        return super().__new__(cls)
+        kind = _KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls
+        return object.__new__(kind)
 
     def __init__(
         self,
@@ -250,7 +249,8 @@ class _HandoffFlow:
         key = (result.agent, result.handoff, words)
         self._words[key] = self._words.get(key, 0) + 1
         if self._words[key] >= swarm.max_repeats:
-            text = f"No progress: {result.agent!r} handed over to {result.handoff!r} {self._words[key]} times in the same words."
+            again = f"{self._words[key]} times in the same words"
+            text = f"No progress: {result.agent!r} handed over to {result.handoff!r} {again}."
             return [End(error=text, status="limit_reached")]
         if self._handoffs > swarm.max_handoffs:
             return [End(error=f"max_handoffs={swarm.max_handoffs} of {swarm.name!r} reached.", status="limit_reached")]

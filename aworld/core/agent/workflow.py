@@ -1,7 +1,7 @@
 """Workflows: members in an order that is known beforehand.
 
-A workflow is an acyclic graph. A node starts when all it depends on have ended, parallel ones at once; an edge may carry
-a condition, and a node none of whose edges was taken is left out. `Loop` and `Map` are nodes that repeat a member.
+A workflow is an acyclic graph. A node starts when all it depends on have ended, parallel ones at once; an edge may
+carry a condition, and a node none of whose edges was taken is left out. `Loop` and `Map` repeat a member.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import End, Flow, Move, OnError, Result, Start, State, Topology, Unit, joined, readable
@@ -93,9 +93,9 @@ class Graph:
     def _group(self, item: Any) -> tuple[list[str], list[str]]:
         """A list side by side, a tuple one after the other, anything else a place of its own."""
         if isinstance(item, tuple):
-            return self._chain(_filled(item, self._owner))
+            return self._chain(_filled(cast("tuple[Any, ...]", item), self._owner))
         if isinstance(item, list):
-            groups = [self._group(member) for member in _filled(item, self._owner)]
+            groups = [self._group(member) for member in _filled(cast("list[Any]", item), self._owner)]
             return [h for heads, _ in groups for h in heads], [t for _, tails in groups for t in tails]
         place = self._place(item)
         return [place], [place]
@@ -286,8 +286,8 @@ class Map(Topology):
     """One member for many inputs, side by side.
 
     `over(input)` gives the inputs; without it the input is a JSON array, or the whole text `times` times. `reduce` is a
-    function of the list of outputs, in the order of the inputs, or a member that reads them; without it the answer is the
-    list. `max_parallel` bounds how many run at once.
+    function of the list of outputs, in the order of the inputs, or a member that reads them; without it the answer is
+    the list. `max_parallel` bounds how many run at once.
     """
 
     def __init__(
@@ -329,8 +329,7 @@ class Map(Topology):
             found = None
         if not isinstance(found, list):
             raise ValueError("its input is not a JSON array; give over=, a function of the input")
-        items: list[Any] = found
-        return [_content(item) for item in items]
+        return [_content(item) for item in cast("list[Any]", found)]
 
 
 class _MapFlow:
@@ -392,4 +391,4 @@ def _filled(items: Sequence[Any], owner: str) -> Sequence[Any]:
 
 
 def _content(value: Any) -> Content:
-    return value if isinstance(value, str | tuple) else readable(value)
+    return cast("Content", value) if isinstance(value, str | tuple) else readable(value)

@@ -51,7 +51,7 @@ class Tool:
     """Whether the tool may run again when the process died while it ran."""
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        """Run with the JSON text `arguments`. Returns anything JSON-able, text, or message parts; raises `ToolError`."""
+        """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""
         raise NotImplementedError
 
     @property
