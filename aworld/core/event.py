@@ -79,7 +79,9 @@ class MessageAdded(Entry, frozen=True, tag="message", kw_only=True, omit_default
     parent: int | None = None
     agent: str
     activation: int = 0
-    message: Message
+    message: Message | None = None
+    same_as: int | None = None
+    """The node that holds the message, where it stands in a second branch: each message is stored once."""
     origin: Origin
 
 
@@ -166,6 +168,8 @@ class AgentFinished(Entry, frozen=True, tag="agent_finished", kw_only=True, omit
     agent: str
     answer: Any = None
     error: str | None = None
+    handoff: str | None = None
+    """The agent to which control passes; `answer` is then what it is told."""
 
 
 class Rewarded(Entry, frozen=True, tag="reward", kw_only=True, omit_defaults=True):

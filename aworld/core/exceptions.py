@@ -7,6 +7,7 @@
     ├── ToolError            a tool cannot be built, found or called; its text goes back to the model
     ├── DeniedError          a hook or a person refused an action
     ├── LimitReached         a limit of the task ended the run; names the limit
+    ├── AgentLimit           a limit of one agent ended its work; its team is told
     └── StoreError           the log could not be written or read; what was acknowledged before is safe
 
 Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
@@ -57,6 +58,10 @@ class LimitReached(AWorldError):
     def __init__(self, limit: str, message: str) -> None:
         super().__init__(message)
         self.limit = limit
+
+
+class AgentLimit(AWorldError):
+    """A limit of one agent was reached; it ends that agent's work, and the run only if the agent was alone."""
 
 
 class StoreError(AWorldError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from aworld.config.conf import TaskConfig
+from aworld.core.agent.base import BaseAgent
 from aworld.core.event import ModelCalled
-from aworld.core.exceptions import LimitReached
-from aworld.core.trajectory import Trajectory
+from aworld.core.exceptions import AgentLimit, LimitReached
+from aworld.core.trajectory import Activation, Trajectory
 
 
 def check_limits(conf: TaskConfig, record: Trajectory, step: int) -> None:
@@ -20,6 +21,12 @@ def check_limits(conf: TaskConfig, record: Trajectory, step: int) -> None:
         cost = sum(_cost(call) for call in record.calls.values())
         if cost >= conf.max_cost:
             raise LimitReached("max_cost", f"max_cost={conf.max_cost} reached: {cost:.6f} US dollars spent.")
+
+
+def check_agent_limits(agent: BaseAgent, activation: Activation) -> None:
+    """Refuse one more decision of one agent in one piece of work. Raises `AgentLimit`."""
+    if agent.max_steps is not None and activation.steps >= agent.max_steps:
+        raise AgentLimit(f"max_steps={agent.max_steps} of agent {agent.name!r} reached.")
 
 
 def _tokens(call: ModelCalled, limit: str) -> int:

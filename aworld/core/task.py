@@ -173,4 +173,5 @@ def content_of(value: Any) -> Content:
     parts = tuple(Text(p) if isinstance(p, str) else p for p in parts)
     if parts and all(isinstance(p, Text | Image | Audio | File) for p in parts):
         return parts
-    raise TaskError(f"Input must be text or message parts (Text, Image, Audio, File); got {type(given).__name__}.")
+    kind = type(cast("object", given)).__name__
+    raise TaskError(f"Input must be text or message parts (Text, Image, Audio, File); got {kind}.")

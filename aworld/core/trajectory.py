@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from aworld.core import event as ev
-from aworld.core.message import Message, Tokens, Usage
+from aworld.core.message import Message, Origin, Tokens, Usage
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -24,6 +24,8 @@ class Activation:
     caller: int | None = None
     call_id: str | None = None
     node: str | None = None
+    began: int = 0
+    """Number of the event with which it began."""
     leaf: int | None = None
     """Id of the last message of the branch; None before the first."""
     calls: list[ev.ToolCalled] = field(default_factory=list[ev.ToolCalled])
@@ -31,12 +33,24 @@ class Activation:
     returned: dict[str, ev.ToolReturned] = field(default_factory=dict[str, ev.ToolReturned])
     """Closed tool calls of the last turn, by call id."""
     last: ev.ModelCalled | None = None
+    steps: int = 0
+    """Decisions taken."""
     finished: ev.AgentFinished | None = None
 
     @property
     def open_calls(self) -> list[ev.ToolCalled]:
         """Tool calls that are not closed."""
         return [call for call in self.calls if call.call_id not in self.returned]
+
+
+class Node(NamedTuple):
+    """A message in its place in the graph."""
+
+    message: Message
+    parent: int | None
+    origin: Origin
+    agent: str
+    activation: int
 
 
 @dataclass(slots=True)
@@ -78,6 +92,7 @@ class Trajectory:
         "task",
         "toolsets",
         "usage",
+        "writers",
     )
 
     def __init__(self, id: str) -> None:
@@ -86,12 +101,13 @@ class Trajectory:
         self.started: ev.Started | None = None
         self.task = ev.TaskInfo(id=id)
         self.agents: dict[str, Any] = {}
-        self.messages: dict[int, ev.MessageAdded] = {}
+        self.messages: dict[int, Node] = {}
         self.toolsets: dict[str, tuple[dict[str, Any], ...]] = {}
         self.activations: dict[int, Activation] = {}
         self.calls: dict[int, ev.ModelCalled] = {}
         self.rewards: list[ev.Rewarded] = []
         self.state: dict[str, Any] = {}
+        self.writers: dict[str, int | None] = {}
         self.questions: dict[str, ev.Asked] = {}
         self.answers: dict[str, str] = {}
         self.usage: Usage | None = None
@@ -215,12 +231,15 @@ class Trajectory:
         self.toolsets[event.digest] = event.tools
 
     def _message(self, event: ev.MessageAdded) -> None:
-        self.messages[event.id] = event
+        message = event.message
+        if message is None:
+            message = self.messages[event.same_as or 0].message
+        self.messages[event.id] = Node(message, event.parent, event.origin, event.agent, event.activation)
         if event.id >= self.next_message:
             self.next_message = event.id + 1
         activation = self.activations.get(event.activation)
-        if activation is not None and event.origin != "tool":
-            activation.leaf = event.id
+        if activation is not None and (event.origin != "tool" or event.same_as is not None):
+            activation.leaf = event.id  # a tool's answer counts when all calls of its turn are closed
 
     def _model_call(self, event: ev.ModelCalled) -> None:
         self.calls[event.step] = event
@@ -231,6 +250,7 @@ class Trajectory:
             self.usage = event.usage if self.usage is None else self.usage + event.usage
         activation = self.activations[event.activation]
         activation.last = event
+        activation.steps += 1
         activation.calls, activation.returned = [], {}
 
     def _tool_call(self, event: ev.ToolCalled) -> None:
@@ -248,7 +268,7 @@ class Trajectory:
 
     def _agent_started(self, event: ev.AgentStarted) -> None:
         self.activations[event.activation] = Activation(
-            event.activation, event.agent, event.caller, event.call_id, event.node
+            event.activation, event.agent, event.caller, event.call_id, event.node, event.seq
         )
 
     def _agent_finished(self, event: ev.AgentFinished) -> None:
@@ -259,6 +279,7 @@ class Trajectory:
 
     def _state(self, event: ev.StateSet) -> None:
         self.state[event.key] = event.value
+        self.writers[event.key] = event.activation
 
     def _asked(self, event: ev.Asked) -> None:
         self.questions[event.id] = event

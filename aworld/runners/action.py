@@ -23,7 +23,9 @@ INTERRUPTED = "interrupted"
 
 async def run_tools(episode: Episode, activation: Activation, offer: Offer) -> None:
     """Run the open calls of an activation and close each with its result."""
-    calls = activation.open_calls
+    calls = [c for c in activation.open_calls if not episode.cast.runs_itself(c, offer) and not episode.unanswered(c)]
+    if not calls:
+        return
     if len(calls) == 1:
         await _run_call(episode, activation, offer, calls[0])
         return
@@ -81,7 +83,12 @@ async def _act(
     episode: Episode, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall
 ) -> ActionResult:
     context = ToolContext(
-        episode.record.id, activation.agent, called.step, called.call_id, episode.context, episode.answers_to(called)
+        episode.record.id,
+        activation.agent,
+        called.step,
+        called.call_id,
+        episode.context_of(activation),
+        episode.answers_to(called),
     )
     return await episode.world.act(offer, call, context, episode.conf)
 

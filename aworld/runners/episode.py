@@ -10,7 +10,6 @@ import asyncio
 import logging
 import platform
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,15 +18,16 @@ from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.common import Observation
 from aworld.core.context.base import Context
-from aworld.core.exceptions import AWorldError, LimitReached, StoreError, TaskError
+from aworld.core.exceptions import AgentLimit, AWorldError, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext
-from aworld.core.limits import check_limits
+from aworld.core.limits import check_agent_limits, check_limits
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import AnyOutput, RunFinished, StepFinished, StepStarted
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.runners.action import interrupt_call, replace_results, run_tools
+from aworld.runners.cast import Cast
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.turn import AgentTurn, observe
 from aworld.runners.world import World
@@ -57,17 +57,18 @@ class Episode:
         self.record = record if record is not None else Trajectory(task.id)
         self.journal = Journal(self.record, store, emit)
         self.world = world or World()
-        self.agents: dict[str, BaseAgent] = {task.agent.name: task.agent}
-        self.context = Context(self.record.id, task.info, self.record.state, self._set_state)
+        self.cast = Cast(self, task.agent)
+        self.context = self.context_of(None)
+        self.is_fork = task.prefix is not None
         self.spent = 0.0
         self.response: TaskResponse | None = None
         self._begun = False
-        self._ready: deque[int] = deque()
-        self._offers: dict[str, Offer] = {}
-        self._answer: Any = None
+        self._workers: dict[int, asyncio.Task[None]] = {}
+        self._news: asyncio.Event | None = None
         self._trouble: tuple[ev.Status, str] | None = None
+        self._steps = self.record.next_step
 
-    # The three ways to drive it
+    # The ways to drive it
 
     async def run(self) -> TaskResponse:
         """Take turns until the end. Raises only CancelledError, after the log says so."""
@@ -89,8 +90,8 @@ class Episode:
             except TaskError as error:  # the caller's mistake, not the run's: nothing was done
                 misuse = error
                 return
-            if self._ready:
-                await self.turn(self.record.activations[self._ready.popleft()])
+            if self.cast.ready:
+                await self.turn(self.record.activations[self.cast.ready.popleft()])
 
         response = await self._guarded(one_turn)
         if misuse is not None:
@@ -119,22 +120,73 @@ class Episode:
             store=self.journal.store,
         )
 
+    async def _drive(self) -> None:
+        """Take all turns: one after the other while one agent is due, side by side when several are."""
+        try:
+            while self._trouble is None:
+                if not self._workers and len(self.cast.ready) == 1 and self.cast.is_alone():
+                    await self.turn(self.record.activations[self.cast.ready.popleft()])
+                    continue
+                self._news = self._news or asyncio.Event()
+                self._news.clear()
+                while self.cast.ready:
+                    id = self.cast.ready.popleft()
+                    worker = self._workers[id] = asyncio.create_task(self._work(self.record.activations[id]))
+                    worker.add_done_callback(lambda _: self.wake())
+                if not self._workers:
+                    return
+                await self._news.wait()
+                self._collect()
+        finally:
+            for worker in self._workers.values():
+                worker.cancel()
+            await asyncio.gather(*self._workers.values(), return_exceptions=True)
+            self._workers.clear()
+
+    async def _work(self, activation: Activation) -> None:
+        """Take the turns of one agent until it is not due at once."""
+        ready = self.cast.ready
+        await self.turn(activation)
+        while ready and ready[-1] == activation.id and self._trouble is None:
+            ready.pop()
+            await self.turn(activation)
+
+    def _collect(self) -> None:
+        for id, worker in list(self._workers.items()):
+            if worker.done():
+                del self._workers[id]
+                if not worker.cancelled():
+                    worker.result()
+
+    def wake(self) -> None:
+        """There is news for the driver: somebody is due, or has stopped."""
+        if self._news is not None:
+            self._news.set()
+
+    def stop_work(self, activation: int) -> None:
+        """Nobody waits for this agent any more: stop what it is doing."""
+        worker = self._workers.get(activation)
+        if worker is not None:
+            worker.cancel()
+
     # One turn
 
     async def turn(self, activation: Activation) -> None:
-        """Let one agent decide once and let the world answer."""
-        agent = self.agents[activation.agent]
-        offer = await self._offer(agent)
-        if activation.open_calls:  # the process died, or a person was asked, in mid-turn
-            step = activation.open_calls[0].step
-        else:
-            step = await self._decide(activation, agent, offer)
-        if activation.calls:
-            await run_tools(self, activation, offer)
-            if not activation.open_calls:
-                self._ready.append(activation.id)
-        else:
-            self._conclude(activation, agent)
+        """Let one agent decide once and let the world answer. What an agent cannot get over ends its work."""
+        agent = self.cast.agent(activation)
+        step = self.record.next_step
+        self.cast.begin_turn(activation)
+        try:
+            step = await self._turn(activation, agent)
+        except (LimitReached, StoreError):
+            raise
+        except AWorldError as error:
+            self.cast.fail(activation, str(error), "limit_reached" if isinstance(error, AgentLimit) else None)
+        except Exception as bug:
+            logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
+            self.cast.fail(activation, f"{type(bug).__name__}: {bug}")
+        finally:
+            self.cast.end_turn(activation)
         emit = self.journal.emit
         if emit is not None:
             await self.journal.commit()
@@ -142,9 +194,27 @@ class Episode:
             usage = call.usage if call is not None else None
             emit(StepFinished(trajectory_id=self.record.id, agent=agent.name, step=step, usage=usage))
 
+    async def _turn(self, activation: Activation, agent: BaseAgent) -> int:
+        offer = await self.cast.offer(activation)
+        if activation.open_calls:  # the process died, or a person was asked, in mid-turn
+            step = activation.open_calls[0].step
+        elif self._has_answered(activation):  # the process died before the answer was taken
+            step = self.record.next_step
+        else:
+            step = await self._decide(activation, agent, offer)
+        if not activation.calls:
+            self._conclude(activation, agent)
+            return step
+        self.cast.start_called(activation, offer)
+        await run_tools(self, activation, offer)
+        self.cast.hand_over(activation, offer)
+        return step
+
     async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> int:
-        step = self.record.next_step
+        step = self._steps
         check_limits(self.conf, self.record, step)
+        check_agent_limits(agent, activation)
+        self._steps += 1
         if self.journal.emit is not None:
             self.journal.emit(StepStarted(trajectory_id=self.record.id, agent=agent.name, step=step))
         turn = AgentTurn(self, activation, agent, offer, step)
@@ -157,6 +227,12 @@ class Episode:
             await self.journal.commit()
         return step
 
+    def _has_answered(self, activation: Activation) -> bool:
+        leaf = activation.leaf
+        if activation.calls or activation.last is None or leaf is None:
+            return False
+        return self.record.messages[leaf].message.role == "assistant"
+
     def _conclude(self, activation: Activation, agent: BaseAgent) -> None:
         """The agent has answered: end its work, or tell it why the answer does not do."""
         assert activation.leaf is not None  # it has just said something
@@ -166,31 +242,17 @@ class Episode:
         except ValueError as error:
             if self._corrections(activation) >= agent.output_retries:
                 text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {error}"
-                self._finish_agent(activation, None, text)
-                self._trouble = ("failed", text)
+                self.cast.fail(activation, text)
             else:
-                text = f"{error}{CORRECTION}"
-                self.add_message(activation, Message("user", text), activation.leaf, "agent")
-                self._ready.append(activation.id)
+                self.add_message(activation, Message("user", f"{error}{CORRECTION}"), activation.leaf, "agent")
             return
-        self._finish_agent(activation, answer, None)
+        self.cast.finish(activation, answer)
 
     def _corrections(self, activation: Activation) -> int:
-        messages = self.record.messages
-        path = [messages[id] for id in self.record.path_ids(activation.leaf)]
-        return sum(1 for node in path if node.origin == "agent" and node.message.role == "user")
-
-    def _finish_agent(self, activation: Activation, answer: Any, error: str | None) -> None:
-        self.journal.add(
-            ev.AgentFinished, activation=activation.id, agent=activation.agent, answer=plain(answer), error=error
-        )
-        self._answer = answer
+        path = (self.record.messages[id] for id in self.record.path_ids(activation.leaf))
+        return sum(1 for n in path if n.activation == activation.id and n.message.text.endswith(CORRECTION))
 
     # From the first event to the last
-
-    async def _drive(self) -> None:
-        while self._ready and self._trouble is None:
-            await self.turn(self.record.activations[self._ready.popleft()])
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> TaskResponse:
         """The one place that says how a run ended. Whatever breaks in it becomes the run's status."""
@@ -235,8 +297,14 @@ class Episode:
             return self._trouble
         root = self.record.activations[0]
         if root.finished is None:
-            return ("waiting", None) if not self._ready and self.open_questions() else (None, None)
-        for agent in self.agents.values():
+            if self.cast.ready:
+                return None, None
+            if self.open_questions():
+                return "waiting", None
+            return "failed", "Nobody is due, and nobody has answered: a member waits for one that never began."
+        if root.finished.error is not None:
+            return self.cast.status or "failed", root.finished.error
+        for agent in self.cast.agents():
             unused = agent.unused_replies(self.record.steps_by_agent.get(agent.name, 0))
             if unused is not None:
                 return "failed", unused
@@ -257,7 +325,7 @@ class Episode:
         response = TaskResponse(
             self.record,
             status or "running",
-            self._answer if self._root_finish() else None,
+            self.cast.answers.get(0),
             error,
             self.spent,
             self.context if self.conf.resp_carry_context else None,
@@ -299,16 +367,13 @@ class Episode:
     async def _begin(self) -> None:
         if self._begun:
             return
-        for agent in self.agents.values():
-            agent.check()
-        for name in {a.agent for a in self.record.activations.values() if a.finished is None} - self.agents.keys():
-            raise TaskError(f"The log has an agent {name!r} that was not given; given are {list(self.agents)}.")
+        self.task.agent.check()
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
-            self._recover()
+            self.cast.recover()
         else:
-            self._start_agent(self.task.agent)
+            self.cast.start(self.task.agent, self.task.input)
         self.journal.store.attach(self.record)
         await self.journal.commit()
         self._begun = True
@@ -323,47 +388,13 @@ class Episode:
             ev.Started,
             trajectory_id=self.record.id,
             task=self.task.info,
-            agents={agent.name: agent.settings() for agent in self.agents.values()},
+            agents={name: unit.settings() for name, unit in self.cast.units.items()},
             conf=self.conf.model_dump(mode="json", exclude_defaults=True),
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             versions=_VERSIONS,
         )
         for key, value in self.task.context.items():
             self.context.set(key, value)
-
-    def _start_agent(self, agent: BaseAgent) -> None:
-        number = len(self.record.activations)
-        self.journal.add(ev.AgentStarted, activation=number, agent=agent.name)
-        activation = self.record.activations[number]
-        if agent.system_prompt:
-            self.add_message(activation, Message("system", agent.system_prompt), None, "agent")
-        self.add_message(activation, Message("user", self.task.input), activation.leaf, "input")
-        self._ready.append(number)
-
-    def _recover(self) -> None:
-        """Read off the log who is due. Calls whose outcome is lost are closed, unless they may run again."""
-        for activation in self.record.activations.values():
-            if activation.finished is not None:
-                continue
-            asked = {q.call_id: q for q in self.record.questions.values()}
-            for called in activation.open_calls:
-                if called.call_id not in asked and not called.idempotent:
-                    interrupt_call(self, activation, called, "the process that ran it ended")
-            if any(self._unanswered(called) for called in activation.open_calls):
-                continue
-            leaf = self.record.messages[activation.leaf] if activation.leaf is not None else None
-            if leaf is not None and leaf.message.role == "assistant" and not leaf.message.tool_calls:
-                self._conclude(activation, self.agents[activation.agent])
-            else:
-                self._ready.append(activation.id)
-
-    async def _offer(self, agent: BaseAgent) -> Offer:
-        offer = self._offers.get(agent.name)
-        if offer is None:
-            extra = self.task.tools if agent is self.task.agent else ()
-            offer = agent.toolkit.ready() if not extra else None
-            offer = self._offers[agent.name] = offer or await agent.toolkit.resolve(extra)
-        return offer
 
     # What others write through it
 
@@ -402,11 +433,34 @@ class Episode:
         asked = (q for q in self.record.questions.values() if q.call_id == called.call_id)
         return {q.question: self.record.answers[q.id] for q in asked if q.id in self.record.answers}
 
-    def _unanswered(self, called: ev.ToolCalled) -> bool:
+    def unanswered(self, called: ev.ToolCalled) -> bool:
+        """Whether a person still has to answer before a call can go on."""
         return any(q.call_id == called.call_id for q in self.open_questions())
 
-    def _set_state(self, key: str, value: Any) -> None:
-        self.journal.add(ev.StateSet, key=key, value=plain(value))
+    def context_of(self, activation: Activation | None) -> Context:
+        """The task's context, as one agent writes it."""
+
+        def write(key: str, value: Any) -> None:
+            self._set_state(activation, key, value)
+
+        return Context(self.record.id, self.task.info, self.record.state, write)
+
+    def _set_state(self, activation: Activation | None, key: str, value: Any) -> None:
+        before = self.record.writers.get(key)
+        other = self.record.activations.get(before) if before is not None else None
+        if activation is not None and other is not None and self.cast.side_by_side(activation, other):
+            reducer = self.cast.reducer(key)
+            if reducer is None:
+                self._trouble = (
+                    "failed",
+                    f"{other.agent!r} and {activation.agent!r} work side by side and both set {key!r}: give them "
+                    f"different keys, or say how to join them: Swarm(..., state={{{key!r}: function}}).",
+                )
+                raise TaskError(self._trouble[1])
+            value = reducer(self.record.state[key], value)
+        self.journal.add(
+            ev.StateSet, key=key, value=plain(value), activation=activation.id if activation is not None else None
+        )
 
     def _intervene(self, observation: Content | None, tool_results: dict[str, Content] | None) -> None:
         """What the caller of `step` puts in before the next turn."""
@@ -417,12 +471,12 @@ class Episode:
             mine = {c.call_id for c in activation.calls} & (tool_results or {}).keys()
             if mine:
                 replace_results(self, activation, {id: (tool_results or {})[id] for id in mine})
-                if not activation.open_calls and activation.id not in self._ready:
-                    self._ready.append(activation.id)
+                if not activation.open_calls:
+                    self.cast.make_due(activation)
         known = {c.call_id for a in active for c in a.calls}
         if unknown := (tool_results or {}).keys() - known:
             raise TaskError(f"No pending tool call {sorted(unknown)}; pending are {sorted(known)}.")
         if observation is not None:
-            due = self._ready[0] if self._ready else active[0].id
+            due = self.cast.ready[0] if self.cast.ready else active[0].id
             activation = self.record.activations[due]
             self.add_message(activation, Message("user", observation), activation.leaf, "human")

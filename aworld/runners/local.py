@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aworld.config.conf import EngineName, RunConfig
-from aworld.core.event import AgentFinished, Finished, MessageAdded
+from aworld.core.event import AgentFinished, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.output import AnyOutput
 from aworld.core.task import Task, TaskResponse
@@ -115,9 +115,11 @@ def fork_point(record: Trajectory, at: int | None) -> int:
     if at is not None and not 0 <= at <= record.next_step:
         raise TaskError(f"Trajectory {record.id} has {record.next_step} steps; at={at} is not between 0 and that.")
     first = min((n for n in record.calls if at is not None and n >= at), default=None)
-    if first is None:  # everything but the end
-        ends = [e.seq for e in record.events if isinstance(e, AgentFinished | Finished)]
-        return min(ends, default=len(record.events))
+    if first is None:  # everything but the end, which is drawn again, and what was said after it
+        seq = len(record.events)
+        while isinstance(record.events[seq - 1], AgentFinished | Finished | Rewarded):
+            seq -= 1
+        return seq
     call = record.calls[first]
     # A step begins with the message of its reply, or with the call where no reply came.
     return next(e.seq for e in record.events if e is call or (isinstance(e, MessageAdded) and e.id == call.reply))

@@ -187,7 +187,7 @@ def _interventions(record: Trajectory, step: int) -> tuple[Content | None, dict[
     said: Content | None = None
     results: dict[str, Content] = {}
     for event in record.events[lower:upper]:
-        if isinstance(event, ev.MessageAdded) and event.origin == "human":
+        if isinstance(event, ev.MessageAdded) and event.origin == "human" and event.message is not None:
             if event.message.role == "tool":
                 results[event.message.tool_call_id or ""] = event.message.content or ""
             else:

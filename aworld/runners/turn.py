@@ -57,7 +57,7 @@ class AgentTurn:
     @property
     def context(self) -> Context:
         """The state of the task."""
-        return self.episode.context
+        return self.episode.context_of(self.activation)
 
     @property
     def index(self) -> int:

@@ -21,6 +21,7 @@ from aworld.core.context.base import Context
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Message, ToolCall
 from aworld.core.model import Model, OutputSchema
+from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Toolkit
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -57,12 +58,15 @@ class Turn(Protocol):
 class BaseAgent:
     """Base of every agent.
 
-    `tools` takes functions, tools and toolsets; `tool_names` finds those that `be_tool(tool_name=...)` registered.
+    `tools` takes functions, tools, toolsets, agents and swarms; `tool_names` finds those that
+    `be_tool(tool_name=...)` registered.
     """
 
     system_prompt: str | None = None
     output_type: Any = None
     output_retries: int = 0
+    max_steps: int | None = None
+    """Most decisions in one piece of work; the task's own limit counts all agents together."""
 
     def __init__(
         self,
@@ -81,7 +85,13 @@ class BaseAgent:
     @property
     def id(self) -> str:
         """The name as a model or a provider takes it: letters, digits, `_` and `-`, at most 64."""
-        return self.name if _NAME.fullmatch(self.name) else re.sub(r"[^a-zA-Z0-9_-]+", "_", self.name)[:64]
+        return checked_id(self.name)
+
+    def as_tool(self) -> Tool:
+        """The agent as a tool of another agent."""
+        from aworld.core.agent.flow import UnitTool  # teams are made of agents, so they know of each other
+
+        return UnitTool(self)
 
     async def policy(self, observation: Observation) -> ActionModel | Sequence[ActionModel]:
         """Decide: observation in, actions out. An action with content and no tool ends the agent's work."""
@@ -119,6 +129,16 @@ class BaseAgent:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+
+def checked_id(name: str) -> str:
+    """A name as a provider takes it: 1 to 64 letters, digits, `_` and `-`. Raises ConfigError when nothing is left."""
+    if _NAME.fullmatch(name):
+        return name
+    id = re.sub(r"[^a-zA-Z0-9_-]+", "_", name).strip("_")[:64]
+    if not re.search(r"[a-zA-Z0-9]", id):
+        raise ConfigError(f"No provider accepts {name!r} as a name; use letters, digits, '_' and '-'.")
+    return id
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The context of a task: state that its agents and tools share. Every write is an event of the log."""
+"""The context of a task: state that its agents and tools share. Every write is an event of the log.
+
+Members of a team that work side by side may not write the same key, unless the team says how such writes are joined.
+"""
 
 from __future__ import annotations
 

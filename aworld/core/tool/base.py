@@ -29,7 +29,7 @@ class ToolContext:
     """What people answered to this call, by question."""
 
 
-class Question(Exception):  # noqa: N818 - it asks, it is no error
+class Question(Exception):
     """Raised by a tool to ask a person. The run waits, durably; with the answer the tool is called again and finds it
     in `ToolContext.answers`."""
 
@@ -51,7 +51,7 @@ class Tool:
     """Whether the tool may run again when the process died while it ran."""
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        """Run with the JSON text `arguments`. Returns anything JSON-able, text, or message parts; raises `ToolError`."""
+        """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""
         raise NotImplementedError
 
     @property

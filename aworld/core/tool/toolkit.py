@@ -17,7 +17,7 @@ from aworld.core.tool.func_to_tool import as_tools, find_tools
 class Offer:
     """A resolved set of tools: what is sent, and what is called."""
 
-    __slots__ = ("by_name", "digest", "dicts", "schemas")
+    __slots__ = ("by_name", "dicts", "digest", "schemas")
 
     def __init__(self, tools: Iterable[Tool], owner: str) -> None:
         self.by_name: dict[str, Tool] = {}
@@ -45,7 +45,7 @@ class Toolkit:
 
     def __init__(self, tools: Sequence[Any] = (), tool_names: Sequence[str] = (), *, owner: str) -> None:
         self.owner = owner
-        self.items: list[Tool | Toolset] = as_tools(tools)
+        self.items: list[Tool | Toolset] = as_tools([_unit_as_tool(item) for item in tools])
         for name in tool_names:
             self.items += find_tools(name)
         self._static = [item for item in self.items if isinstance(item, Tool)]
@@ -63,3 +63,9 @@ class Toolkit:
         for item in [*self.items, *extra]:
             tools += [item] if isinstance(item, Tool) else await item.list_tools()
         return Offer(tools, self.owner)
+
+
+def _unit_as_tool(item: Any) -> Any:
+    """Agents and swarms are tools by what they say of themselves; everything else is left as it is."""
+    as_tool = getattr(item, "as_tool", None)
+    return item if as_tool is None or isinstance(item, type) else as_tool()

@@ -1,0 +1,204 @@
+"""How a team decides who acts next: a pure function of the log, kept up to date event by event.
+
+A `Topology` is a value like an agent, and stands wherever an agent may. Running it makes a `Flow`, a reducer: it is
+told its input and then each result, in the order of the log, and answers with moves. The runtime carries out those
+moves that the log does not have yet. So the same few lines run a team, step it, resume it after a crash and fork it
+anywhere; all that they need is that a flow, told the same, moves the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import msgspec
+
+from aworld.core.agent.base import BaseAgent, checked_id, plain
+from aworld.core.event import Status
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Content
+from aworld.core.tool.base import Tool, ToolContext
+
+OnError: TypeAlias = Literal["fail", "skip", "tell"]
+"""What a failed member means: the team fails with it, goes on without it, or is told and goes on."""
+
+State: TypeAlias = Mapping[str, Any]
+"""The task's context, as it stood when the flow was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """Earlier messages that an agent sees before its input: those of another agent's branch, all or the last ones."""
+
+    activation: int
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Move: let a member begin. `node` names its place and is used once in a flow."""
+
+    node: str
+    unit: Unit
+    input: Content
+    carry: Carry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Move: the team has its answer, or has failed with `error`. Members still at work are stopped."""
+
+    answer: Any = None
+    error: str | None = None
+    status: Status = "failed"
+    """What a run that ends with this error is called."""
+
+
+Move: TypeAlias = Start | End
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a member came to. `handoff` is the agent to which it passes control, with `answer` as its words."""
+
+    node: str
+    agent: str
+    activation: int
+    answer: Any = None
+    error: str | None = None
+    handoff: str | None = None
+
+
+class Flow(Protocol):
+    """A team at work."""
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        """The first moves."""
+        ...
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        """The moves after a member's result; told in the order of the log."""
+        ...
+
+
+class Topology:
+    """Base of every team. Immutable in use; one instance serves any number of tasks."""
+
+    def __init__(self, name: str, desc: str | None = None) -> None:
+        if not name:
+            raise ConfigError(f"{type(self).__name__} needs a name.")
+        self.name = name
+        self.desc = desc
+        self.tools_of: dict[str, tuple[Tool, ...]] = {}
+        """Tools that this team adds to those of a member, by the member's name."""
+        self.reducers: dict[str, Callable[[Any, Any], Any]] = {}
+        """How writes of parallel members to one key of the state are joined, by key."""
+
+    @property
+    def id(self) -> str:
+        """The name as a provider takes it."""
+        return checked_id(self.name)
+
+    def members(self) -> list[Unit]:
+        """The agents and teams that this team is made of."""
+        raise NotImplementedError
+
+    def flow(self) -> Flow:
+        """A new reducer for one run of this team."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Called before a run begins. Raises ConfigError when a member misses a setting."""
+        for member in self.members():
+            member.check()
+
+    def settings(self) -> dict[str, Any]:
+        """What the log keeps of the team."""
+        return {"type": type(self).__name__, "desc": self.desc, "members": [m.name for m in self.members()]}
+
+    def as_tool(self) -> Tool:
+        """The team as a tool of an agent."""
+        return UnitTool(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {', '.join(m.name for m in self.members())}>"
+
+
+Unit: TypeAlias = BaseAgent | Topology
+"""Whatever can act: an agent or a team."""
+
+
+class UnitTool(Tool):
+    """An agent or a team that another agent calls. The runtime starts it in a branch of its own."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.name = checked_id(unit.name)
+        self.description = unit.desc or f"Ask {unit.name} to do something, and get its answer."
+        self.parameters = {
+            "type": "object",
+            "properties": {"input": {"type": "string", "description": "What it shall do, with all it needs to know."}},
+            "required": ["input"],
+            "additionalProperties": False,
+        }
+
+    async def invoke(self, arguments: str, context: ToolContext) -> Any:
+        """Never called: the runtime starts `unit` instead."""
+        raise NotImplementedError(f"{self.name} is run by the runtime")
+
+
+class HandoffTool(Tool):
+    """Passes control to another agent. The runtime ends the caller's work and starts the other's."""
+
+    def __init__(self, target: Unit) -> None:
+        self.target = target.name
+        self.name = f"handoff_to_{checked_id(target.name)}"[:64]
+        self.description = f"Hand over to {target.name}" + (f": {target.desc}" if target.desc else ".")
+        self.parameters = {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string", "description": "What the other needs to know to go on: task, findings."}
+            },
+            "required": ["message"],
+            "additionalProperties": False,
+        }
+
+    async def invoke(self, arguments: str, context: ToolContext) -> Any:
+        """Never called: the runtime hands over instead."""
+        raise NotImplementedError(f"{self.name} is run by the runtime")
+
+
+def units_of(root: Unit) -> dict[str, Unit]:
+    """All agents and teams of a tree by name. Raises ConfigError when two different ones share a name."""
+    found: dict[str, Unit] = {}
+    waiting: list[Unit] = [root]
+    while waiting:
+        unit = waiting.pop()
+        known = found.get(unit.name)
+        if known is unit:
+            continue
+        if known is not None:
+            raise ConfigError(f"Two members of {root.name!r} are named {unit.name!r}; give one another name=.")
+        found[unit.name] = unit
+        if isinstance(unit, Topology):
+            waiting += unit.members()
+        else:
+            waiting += [item.unit for item in unit.toolkit.items if isinstance(item, UnitTool)]
+    return found
+
+
+def readable(value: Any) -> str:
+    """A result as a model reads it: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(plain(value)).decode()
+
+
+def joined(results: Sequence[tuple[str, Any]], input: Content | None = None) -> Content:
+    """Several named results as one text that keeps them apart, after the input they come from, if given."""
+    if len(results) == 1 and input is None:
+        return readable(results[0][1])
+    pieces: list[str] = []
+    if isinstance(input, str):
+        pieces.append(f"<task>\n{input}\n</task>")
+    pieces += [f'<result from="{name}">\n{readable(value)}\n</result>' for name, value in results]
+    return "\n\n".join(pieces)

@@ -1,0 +1,290 @@
+"""Swarms: teams of agents. A swarm stands wherever an agent may, in another swarm too, to any depth.
+
+Swarm(a, [b, c], d)              a workflow: a, then b and c side by side, then d with what both said
+Swarm((a, b), (a, c), (b, d))    the same as edges, when every argument is a pair
+TeamSwarm(leader, a, b)          the leader calls its members as tools
+HandoffSwarm((a, b), (b, a))     control moves along the edges
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, Literal
+
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Carry, End, Flow, HandoffTool, Move, OnError, Result, Start, State, Topology, Unit
+from aworld.core.agent.flow import units_of as units_of
+from aworld.core.agent.picture import mermaid, tree
+from aworld.core.agent.workflow import Edge as Edge
+from aworld.core.agent.workflow import Graph, WorkflowFlow
+from aworld.core.agent.workflow import Loop as Loop
+from aworld.core.agent.workflow import Map as Map
+from aworld.core.agent.workflow import Node as Node
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Content
+
+
+class GraphBuildType(StrEnum):
+    """How the arguments of `Swarm` are read."""
+
+    WORKFLOW = "workflow"
+    TEAM = "team"
+    HANDOFF = "handoff"
+
+
+class Swarm(Topology):
+    """A team of agents. `Swarm(...)` itself makes the kind that `build_type` says, a workflow when it says nothing.
+
+    Args:
+        members: Agents, swarms and groups of them; `topology=[...]` takes the same as a list.
+        root_agent: The agent that begins, where the members do not say: a team's leader, a hand-off's first.
+        build_type: `GraphBuildType.WORKFLOW`, `TEAM` or `HANDOFF`.
+        name: Its name in logs and other teams; made of its members' when not given.
+        desc: What it is good at, for agents that may call it.
+        state: How writes of parallel members to one key of the task's context are joined, by key.
+
+    Raises:
+        ConfigError: For an empty swarm, cycles in a workflow, two members of one name, or a member that is none.
+    """
+
+    def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Swarm:
+        """Choose the kind."""
+        kind = _KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls
+        return object.__new__(kind)
+
+    def __init__(
+        self,
+        *members: Any,
+        topology: Sequence[Any] | None = None,
+        root_agent: Unit | None = None,
+        build_type: GraphBuildType | str | None = None,
+        name: str | None = None,
+        desc: str | None = None,
+        state: dict[str, Callable[[Any, Any], Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        if members and topology:
+            raise ConfigError("Give a swarm's members as arguments or as topology=[...], not both.")
+        given = list(members or topology or ())
+        if not given and root_agent is None:
+            raise ConfigError("A swarm needs members: Swarm(agent, ...).")
+        self._build(given, root_agent, name, **options)
+        super().__init__(name or self._default_name(), desc)
+        self.reducers = dict(state or {})
+        units_of(self)
+
+    def _build(self, members: list[Any], root_agent: Unit | None, name: str | None, **options: Any) -> None:
+        raise NotImplementedError
+
+    def _default_name(self) -> str:
+        return "-".join(member.name for member in self.members())[:60]
+
+    def draw(self, *, style: Literal["mermaid", "tree"] = "mermaid") -> str:
+        """A picture: Mermaid text, or a tree for a terminal."""
+        return mermaid(self) if style == "mermaid" else tree(self)
+
+
+class WorkflowSwarm(Swarm):
+    """Members in an order that is known beforehand; see `aworld.core.agent.workflow`.
+
+    `on_error` says what a failed member means: `fail` (default), `skip`, or `tell` those that come after it.
+    """
+
+    graph: Graph
+    on_error: OnError
+
+    def _build(
+        self,
+        members: list[Any],
+        root_agent: Unit | None,
+        name: str | None,
+        *,
+        on_error: OnError = "fail",
+        **unknown: Any,
+    ) -> None:
+        _refuse(unknown, "WorkflowSwarm", "on_error")
+        self.on_error = on_error
+        self.graph = Graph(([root_agent] if root_agent is not None else []) + members, name or "workflow")
+
+    def members(self) -> list[Unit]:
+        """The members, each once, in the order in which they were named."""
+        return list({id(place.unit): place.unit for place in self.graph.places.values()}.values())
+
+    def flow(self) -> Flow:
+        """A new run of the graph."""
+        return WorkflowFlow(self.graph, self.name, self.on_error)
+
+
+class TeamSwarm(Swarm):
+    """A leader that calls its members as tools, several at once if it likes, and ends the work. The leader comes first.
+
+    A member that fails tells the leader so.
+    """
+
+    leader: BaseAgent
+    team: list[Unit]
+
+    def _build(self, members: list[Any], root_agent: Unit | None, name: str | None, **unknown: Any) -> None:
+        _refuse(unknown, "TeamSwarm")
+        leader, *team = ([root_agent] if root_agent is not None else []) + members
+        for member in (leader, *team):
+            _refuse_strangers(member, "TeamSwarm")
+        if not isinstance(leader, BaseAgent):
+            raise ConfigError(
+                f"The leader of a team is an agent that can call its members; {leader.name!r} is a swarm."
+            )
+        if not team:
+            raise ConfigError(
+                f"TeamSwarm has a leader, {leader.name!r}, and no members: TeamSwarm(leader, member, ...)."
+            )
+        self.leader, self.team = leader, team
+
+    def __init__(self, *members: Any, **options: Any) -> None:
+        super().__init__(*members, **options)
+        self.tools_of = {self.leader.name: tuple(member.as_tool() for member in self.team)}
+        _refuse_doubles(self.tools_of[self.leader.name], self.name)
+
+    def _default_name(self) -> str:
+        return f"{self.leader.name}-team"
+
+    def members(self) -> list[Unit]:
+        """The leader and its members."""
+        return [self.leader, *self.team]
+
+    def flow(self) -> Flow:
+        """The leader's work is the team's."""
+        return _LeaderFlow(self.leader)
+
+
+class _LeaderFlow:
+    def __init__(self, leader: BaseAgent) -> None:
+        self._leader = leader
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        return [Start("leader", self._leader, input)]
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        return [End(result.answer, result.error)]
+
+
+class HandoffSwarm(Swarm):
+    """Control moves along the edges, given as pairs; the first agent of the first pair begins, or `root_agent`.
+
+    `history` says what the receiver sees: `"full"` (the conversation so far), a number (its last messages), `"summary"`
+    (the task and what the other says), `"none"` (what the other says). After `max_handoffs`, or when the same hand-over
+    is made `max_repeats` times in the same words, the run ends with a status that says so.
+    """
+
+    edges: list[tuple[Unit, Unit]]
+    root: Unit
+    history: Literal["full", "summary", "none"] | int
+
+    def _build(
+        self,
+        members: list[Any],
+        root_agent: Unit | None,
+        name: str | None,
+        *,
+        history: Literal["full", "summary", "none"] | int = "full",
+        max_handoffs: int = 50,
+        max_repeats: int = 3,
+        **unknown: Any,
+    ) -> None:
+        _refuse(unknown, "HandoffSwarm", "history", "max_handoffs", "max_repeats")
+        for pair in members:
+            if not isinstance(pair, tuple) or len(pair) != 2:  # pyright: ignore[reportUnknownArgumentType]
+                raise ConfigError(f"HandoffSwarm takes pairs (from, to); got {pair!r}.")
+            for member in pair:  # pyright: ignore[reportUnknownVariableType]
+                _refuse_strangers(member, "HandoffSwarm")
+            if isinstance(pair[0], Topology):
+                raise ConfigError(f"{pair[0].name!r} is a swarm: it can be handed to, but only an agent hands over.")
+        if isinstance(history, str) and history not in ("full", "summary", "none"):
+            raise ConfigError(f'history={history!r}: use "full", "summary", "none" or a number of messages.')
+        self.edges = list(members)
+        self.root = root_agent if root_agent is not None else self.edges[0][0]
+        if root_agent is not None and all(root_agent not in edge for edge in self.edges):
+            raise ConfigError(f"root_agent {root_agent.name!r} is in none of the pairs, so it could not hand over.")
+        self.history, self.max_handoffs, self.max_repeats = history, max_handoffs, max_repeats
+
+    def __init__(self, *members: Any, **options: Any) -> None:
+        super().__init__(*members, **options)
+        for source in self.members():
+            targets = [target for origin, target in self.edges if origin is source]
+            if targets:
+                self.tools_of[source.name] = tuple(HandoffTool(target) for target in targets)
+                _refuse_doubles(self.tools_of[source.name], self.name)
+
+    def members(self) -> list[Unit]:
+        """The agents, each once, the first one first."""
+        found: dict[int, Unit] = {id(self.root): self.root}
+        for edge in self.edges:
+            for unit in edge:
+                found.setdefault(id(unit), unit)
+        return list(found.values())
+
+    def flow(self) -> Flow:
+        """A new passing of control."""
+        return _HandoffFlow(self)
+
+
+class _HandoffFlow:
+    def __init__(self, swarm: HandoffSwarm) -> None:
+        self._swarm = swarm
+        self._units = {unit.name: unit for unit in swarm.members()}
+        self._handoffs = 0
+        self._words: dict[tuple[str, str, str], int] = {}
+        self._task: Content = ""
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        self._task = input
+        return [Start("0", self._swarm.root, input)]
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        swarm = self._swarm
+        if result.error is not None or result.handoff is None:
+            return [End(result.answer, result.error)]
+        words = str(result.answer)
+        self._handoffs += 1
+        key = (result.agent, result.handoff, words)
+        self._words[key] = self._words.get(key, 0) + 1
+        if self._words[key] >= swarm.max_repeats:
+            again = f"{self._words[key]} times in the same words"
+            text = f"No progress: {result.agent!r} handed over to {result.handoff!r} {again}."
+            return [End(error=text, status="limit_reached")]
+        if self._handoffs > swarm.max_handoffs:
+            return [End(error=f"max_handoffs={swarm.max_handoffs} of {swarm.name!r} reached.", status="limit_reached")]
+        target = self._units[result.handoff]
+        said = f"{result.agent} hands over to you and says:\n{words}"
+        if isinstance(target, Topology) or swarm.history in ("summary", "none"):
+            task = (
+                f"<task>\n{self._task}\n</task>\n\n" if swarm.history != "none" and isinstance(self._task, str) else ""
+            )
+            return [Start(str(self._handoffs), target, task + said)]
+        last = swarm.history if isinstance(swarm.history, int) else None
+        return [Start(str(self._handoffs), target, said, Carry(result.activation, last))]
+
+
+_KINDS: dict[GraphBuildType, type[Swarm]] = {
+    GraphBuildType.WORKFLOW: WorkflowSwarm,
+    GraphBuildType.TEAM: TeamSwarm,
+    GraphBuildType.HANDOFF: HandoffSwarm,
+}
+
+
+def _refuse(unknown: dict[str, Any], kind: str, *known: str) -> None:
+    if unknown:
+        options = ", ".join((*known, "name", "desc", "root_agent", "topology", "state"))
+        raise ConfigError(f"{kind} has no option {', '.join(unknown)}; known: {options}.")
+
+
+def _refuse_strangers(member: Any, kind: str) -> None:
+    if not isinstance(member, BaseAgent | Topology):
+        raise ConfigError(f"{member!r} cannot be a member of {kind}: members are agents and swarms.")
+
+
+def _refuse_doubles(tools: Sequence[Any], owner: str) -> None:
+    names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"Two members of {owner!r} are offered to a model as {name!r}; rename one.")

@@ -1,0 +1,394 @@
+"""Workflows: members in an order that is known beforehand.
+
+A workflow is an acyclic graph. A node starts when all it depends on have ended, parallel ones at once; an edge may
+carry a condition, and a node none of whose edges was taken is left out. `Loop` and `Map` repeat a member.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import End, Flow, Move, OnError, Result, Start, State, Topology, Unit, joined, readable
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Content, content_text
+
+Condition = Callable[[State, Any], bool]
+"""A function of the task's state and the output of the node before."""
+
+Aggregate = Callable[[dict[str, Any]], Any]
+"""Makes a node's input from the outputs of those before, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A member with what is special about its place.
+
+    `input` makes its input from the outputs before it, by name. `on_error` says what its failure means (None: what the
+    workflow says), after `retries` further tries.
+    """
+
+    unit: Any
+    input: Aggregate | None = None
+    on_error: OnError | None = None
+    retries: int = 0
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One member after another, if `when` says so."""
+
+    source: Any
+    target: Any
+    when: Condition | None = None
+
+
+@dataclass(slots=True)
+class Place:
+    """A node of the graph: a member, what it waits for, and what waits for it."""
+
+    id: str
+    node: Node
+    before: dict[str, Condition | None] = field(default_factory=dict[str, "Condition | None"])
+    after: list[str] = field(default_factory=list[str])
+
+    @property
+    def unit(self) -> Unit:
+        """The member."""
+        return self.node.unit
+
+
+class Graph:
+    """The places of a workflow, in the order in which they were named. Raises ConfigError for cycles."""
+
+    def __init__(self, items: Sequence[Any], owner: str) -> None:
+        self.places: dict[str, Place] = {}
+        self._owner = owner
+        self._known: dict[int, str] = {}
+        if all(isinstance(item, Edge) or (isinstance(item, tuple) and len(item) == 2) for item in items):  # pyright: ignore[reportUnknownArgumentType]
+            for item in items:
+                edge = item if isinstance(item, Edge) else Edge(*item)
+                self._connect(self._place(edge.source, once=True), self._place(edge.target, once=True), edge.when)
+        else:
+            self._chain(items)
+        self._refuse_cycles()
+
+    def _chain(self, items: Sequence[Any]) -> tuple[list[str], list[str]]:
+        """One after the other; returns the first and the last places."""
+        first: list[str] | None = None
+        last: list[str] = []
+        for item in items:
+            heads, tails = self._group(item)
+            for source in last:
+                for target in heads:
+                    self._connect(source, target, None)
+            first, last = first if first is not None else heads, tails
+        return first or [], last
+
+    def _group(self, item: Any) -> tuple[list[str], list[str]]:
+        """A list side by side, a tuple one after the other, anything else a place of its own."""
+        if isinstance(item, tuple):
+            return self._chain(_filled(cast("tuple[Any, ...]", item), self._owner))
+        if isinstance(item, list):
+            groups = [self._group(member) for member in _filled(cast("list[Any]", item), self._owner)]
+            return [h for heads, _ in groups for h in heads], [t for _, tails in groups for t in tails]
+        place = self._place(item)
+        return [place], [place]
+
+    def _place(self, item: Any, *, once: bool = False) -> str:
+        """The id of a place for `item`; with `once` the same object is always the same place."""
+        if once and id(item) in self._known:
+            return self._known[id(item)]
+        node = item if isinstance(item, Node) else Node(item)
+        if not isinstance(node.unit, BaseAgent | Topology):
+            raise ConfigError(
+                f"A member of {self._owner!r} is {node.unit!r}; members are agents, swarms, Node(...), lists "
+                "(side by side) and tuples (one after the other)."
+            )
+        base = node.name or node.unit.name
+        name, number = base, 2
+        while name in self.places:
+            name, number = f"{base}-{number}", number + 1
+        self.places[name] = Place(name, node)
+        self._known[id(item)] = name
+        return name
+
+    def _connect(self, source: str, target: str, when: Condition | None) -> None:
+        if source not in self.places[target].before:
+            self.places[source].after.append(target)
+        self.places[target].before[source] = when
+
+    def _refuse_cycles(self) -> None:
+        waiting = {id: len(place.before) for id, place in self.places.items()}
+        free = deque(id for id, count in waiting.items() if count == 0)
+        while free:
+            for target in self.places[free.popleft()].after:
+                waiting[target] -= 1
+                if waiting[target] == 0:
+                    free.append(target)
+        stuck = [id for id, count in waiting.items() if count > 0]
+        if stuck:
+            raise ConfigError(
+                f"{self._owner!r} has a cycle through {', '.join(map(repr, stuck))}. A workflow is acyclic: use "
+                "Loop(member, until=..., max_rounds=...) to repeat, or HandoffSwarm for control that comes back."
+            )
+
+
+class WorkflowFlow:
+    """A workflow at work. Each edge is settled once, so that a whole run takes linear time."""
+
+    def __init__(self, graph: Graph, owner: str, on_error: OnError) -> None:
+        self._places = graph.places
+        self._owner = owner
+        self._on_error = on_error
+        self._waiting = {id: len(place.before) for id, place in graph.places.items()}
+        self._inputs: dict[str, dict[str, Any]] = {id: {} for id in graph.places}
+        self._outputs: dict[str, Any] = {}
+        self._running = 0
+        self._input: Content = ""
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        """Start every place that waits for nothing."""
+        self._input = input
+        return self._start([id for id, count in self._waiting.items() if count == 0])
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        """Hand a result on along the edges."""
+        id, _, tried = result.node.partition("~")
+        place = self._places[id]
+        self._running -= 1
+        output: Any = result.answer
+        skipped = False
+        if result.error is not None:
+            tries = int(tried or 0)
+            if tries < place.node.retries:
+                self._running += 1
+                return [Start(f"{id}~{tries + 1}", place.unit, self._input_of(place))]
+            policy = place.node.on_error or self._on_error
+            if policy == "fail":
+                return [End(error=f"Member {id!r} of {self._owner!r} failed: {result.error}")]
+            skipped = policy == "skip"
+            output = f"(failed: {result.error})"
+        if not skipped:
+            self._outputs[id] = output
+        moves = self._start(self._settle(id, skipped, state))
+        return moves if self._running else [*moves, self._end()]
+
+    def _settle(self, id: str, skipped: bool, state: State) -> list[str]:
+        """Settle the edges out of a place, and of all that are left out by it; returns the places that are free now."""
+        free: list[str] = []
+        settled = deque([(id, skipped)])
+        while settled:
+            source, left_out = settled.popleft()
+            for target in self._places[source].after:
+                when = self._places[target].before[source]
+                if not left_out and (when is None or when(state, self._outputs[source])):
+                    self._inputs[target][source] = self._outputs[source]
+                self._waiting[target] -= 1
+                if self._waiting[target] == 0:
+                    if self._inputs[target]:
+                        free.append(target)
+                    else:
+                        settled.append((target, True))
+        return free
+
+    def _start(self, ids: Sequence[str]) -> list[Move]:
+        self._running += len(ids)
+        return [Start(id, self._places[id].unit, self._input_of(self._places[id])) for id in ids]
+
+    def _input_of(self, place: Place) -> Content:
+        given = self._inputs[place.id]
+        if not place.before:
+            given = {"input": self._input}
+        if place.node.input is not None:
+            return _content(place.node.input(given))
+        return self._input if not place.before else joined(list(given.items()))
+
+    def _end(self) -> End:
+        """The answer: that of the last place, or of all last places by name."""
+        last = {id: self._outputs[id] for id, place in self._places.items() if not place.after and id in self._outputs}
+        if not last:
+            return End(error=f"{self._owner!r} came to no end: every last member was left out.")
+        return End(answer=next(iter(last.values())) if len(last) == 1 else last)
+
+
+class Loop(Topology):
+    """Repeats a member until `until(state, output)` holds, at most `max_rounds` times.
+
+    From the second round on its input is the task and the output of the round before, or what `input(task, output)`
+    makes of them. `answer(output)` picks the answer out of the last output. Rounds that run out end it with the last
+    answer, or fail it where `must_hold`.
+    """
+
+    def __init__(
+        self,
+        body: Unit | Sequence[Any],
+        *,
+        until: Condition,
+        max_rounds: int = 10,
+        input: Callable[[Content, Any], Any] | None = None,
+        answer: Callable[[Any], Any] | None = None,
+        must_hold: bool = False,
+        name: str | None = None,
+        desc: str | None = None,
+    ) -> None:
+        self.body = as_unit(body)
+        if max_rounds < 1:
+            raise ConfigError(f"Loop over {self.body.name!r}: max_rounds must be at least 1; got {max_rounds}.")
+        super().__init__(name or f"{self.body.name}-loop", desc)
+        self.until, self.max_rounds, self.input, self.answer, self.must_hold = (
+            until, max_rounds, input, answer, must_hold,
+        )  # fmt: skip
+
+    def members(self) -> list[Unit]:
+        """The member that is repeated."""
+        return [self.body]
+
+    def flow(self) -> Flow:
+        """A new loop."""
+        return _LoopFlow(self)
+
+
+class _LoopFlow:
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._round = 1
+        self._task: Content = ""
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        self._task = input
+        return [Start("round-1", self._loop.body, input)]
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        loop = self._loop
+        if result.error is not None:
+            return [End(error=f"Round {self._round} of {loop.name!r} failed: {result.error}")]
+        answer = loop.answer(result.answer) if loop.answer is not None else result.answer
+        if loop.until(state, result.answer):
+            return [End(answer)]
+        if self._round >= loop.max_rounds:
+            if loop.must_hold:
+                return [End(error=f"{loop.name!r} ran out of max_rounds={loop.max_rounds}.", status="limit_reached")]
+            return [End(answer)]
+        self._round += 1
+        if loop.input is not None:
+            return [Start(f"round-{self._round}", loop.body, _content(loop.input(self._task, result.answer)))]
+        said = joined([(f"round {self._round - 1}", result.answer)], self._task)
+        return [Start(f"round-{self._round}", loop.body, said)]
+
+
+class Map(Topology):
+    """One member for many inputs, side by side.
+
+    `over(input)` gives the inputs; without it the input is a JSON array, or the whole text `times` times. `reduce` is a
+    function of the list of outputs, in the order of the inputs, or a member that reads them; without it the answer is
+    the list. `max_parallel` bounds how many run at once.
+    """
+
+    def __init__(
+        self,
+        unit: Unit,
+        *,
+        over: Callable[[str], Sequence[Any]] | None = None,
+        times: int | None = None,
+        reduce: Callable[[list[Any]], Any] | Unit | None = None,
+        max_parallel: int | None = None,
+        on_error: OnError = "fail",
+        name: str | None = None,
+        desc: str | None = None,
+    ) -> None:
+        super().__init__(name or f"{unit.name}-map", desc)
+        if over is not None and times is not None:
+            raise ConfigError(f"Map {self.name!r}: give over= or times=, not both.")
+        self.unit, self.over, self.times, self.reduce = unit, over, times, reduce
+        self.max_parallel, self.on_error = max_parallel, on_error
+
+    def members(self) -> list[Unit]:
+        """The member that is repeated, and the one that reads the results."""
+        return [self.unit, self.reduce] if isinstance(self.reduce, BaseAgent | Topology) else [self.unit]
+
+    def flow(self) -> Flow:
+        """A new map."""
+        return _MapFlow(self)
+
+    def items(self, input: Content) -> list[Content]:
+        """The inputs. Raises ValueError when there is nothing to map over."""
+        text = content_text(input)
+        if self.times is not None:
+            return [input] * self.times
+        if self.over is not None:
+            return [_content(item) for item in self.over(text)]
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, list):
+            raise ValueError("its input is not a JSON array; give over=, a function of the input")
+        return [_content(item) for item in cast("list[Any]", found)]
+
+
+class _MapFlow:
+    def __init__(self, owner: Map) -> None:
+        self._owner = owner
+        self._items: list[Content] = []
+        self._outputs: dict[int, Any] = {}
+        self._settled = 0
+        self._next = 0
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        try:
+            self._items = self._owner.items(input)
+        except ValueError as error:
+            return [End(error=f"{self._owner.name!r}: {error}")]
+        if not self._items:
+            return self._reduce()
+        self._next = min(len(self._items), self._owner.max_parallel or len(self._items))
+        return [Start(str(i), self._owner.unit, self._items[i]) for i in range(self._next)]
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        owner = self._owner
+        if result.node == "reduce":
+            return [End(result.answer, result.error)]
+        if result.error is not None and owner.on_error == "fail":
+            return [End(error=f"Input {result.node} of {owner.name!r} failed: {result.error}")]
+        self._settled += 1
+        if result.error is None:
+            self._outputs[int(result.node)] = result.answer
+        elif owner.on_error == "tell":
+            self._outputs[int(result.node)] = f"(failed: {result.error})"
+        if self._next < len(self._items):
+            self._next += 1
+            return [Start(str(self._next - 1), owner.unit, self._items[self._next - 1])]
+        return self._reduce() if self._settled == len(self._items) else []
+
+    def _reduce(self) -> list[Move]:
+        outputs = [self._outputs[i] for i in sorted(self._outputs)]
+        reduce = self._owner.reduce
+        if isinstance(reduce, BaseAgent | Topology):
+            named = [(f"{self._owner.unit.name} {i + 1}", output) for i, output in sorted(self._outputs.items())]
+            return [Start("reduce", reduce, joined(named) if named else "[]")]
+        return [End(reduce(outputs) if reduce is not None else outputs)]
+
+
+def as_unit(item: Any) -> Unit:
+    """An agent or team as it is; a sequence of them as a chain."""
+    if isinstance(item, BaseAgent | Topology):
+        return item
+    from aworld.core.agent.swarm import WorkflowSwarm  # a swarm is made of what stands here
+
+    return WorkflowSwarm(*item)
+
+
+def _filled(items: Sequence[Any], owner: str) -> Sequence[Any]:
+    if not items:
+        raise ConfigError(f"{owner!r} has an empty group; leave it out or put members in.")
+    return items
+
+
+def _content(value: Any) -> Content:
+    return cast("Content", value) if isinstance(value, str | tuple) else readable(value)
