@@ -69,6 +69,21 @@ class LogBuilder:
         )
         return id
 
+    def repeat(self, activation: int, same_as: int, parent: int | None) -> int:
+        """Put a message that is stored already into a second branch, where the agent goes on."""
+        where, node = self.record.activations[activation], self.record.messages[same_as]
+        id = self.record.next_message
+        self.add(
+            ev.MessageAdded,
+            id=id,
+            parent=parent,
+            agent=where.agent,
+            activation=activation,
+            same_as=same_as,
+            origin=node.origin,
+        )
+        return id
+
     def decide(
         self,
         activation: int = 0,
@@ -260,9 +275,13 @@ def _turn(draw: st.DrawFn, log: LogBuilder, activation: int, with_tokens: bool, 
 
 def _aside(draw: st.DrawFn, log: LogBuilder, activation: int) -> None:
     """Something that is no decision: state, a question to a person, a person's word."""
-    match draw(st.sampled_from(("state", "question", "open question", "word"))):
+    match draw(st.sampled_from(("state", "question", "open question", "word", "compaction"))):
         case "state":
             log.add(ev.StateSet, key=draw(words), value=draw(json_values))
+        case "compaction":
+            first = next(id for id, node in log.record.messages.items() if node.activation == activation)
+            root = log.repeat(activation, first, None)
+            log.say(activation, Message("user", draw(words)), "memory", parent=root)
         case "word":
             log.say(activation, Message("user", draw(words)), "human")
         case kind:

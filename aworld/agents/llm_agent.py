@@ -56,6 +56,7 @@ class Agent(BaseAgent):
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
         self._model = model
+        self._found: Model | None = None
         self._settings: dict[str, Any] | None = None
         self._output: OutputSchema | None = None
         self._wrapped = False
@@ -73,16 +74,16 @@ class Agent(BaseAgent):
     def with_model(self, model: Model | str) -> Agent:
         """The same agent asking another model."""
         other = copy.copy(self)
-        other._model, other._settings = model, None
+        other._model, other._found, other._settings = model, None, None
         return other
 
     def check(self) -> None:
-        """Find the model. Raises ConfigError that names a missing setting and its variable."""
-        _ = self.model
+        """Find the model, as the environment stands when a run begins. Raises ConfigError that names a variable."""
+        self._found = self.model
 
     async def decide(self, turn: Turn) -> Message:
         """Ask the model once."""
-        return await turn.generate(self.model, output=self._output)
+        return await turn.generate(self._found or self.model, output=self._output)
 
     def answer_of(self, message: Message) -> Any:
         """The answer: text, or an instance of `output_type`. Raises ValueError that says what does not fit."""
@@ -91,13 +92,13 @@ class Agent(BaseAgent):
         text = message.text
         fenced = _FENCE.match(text)
         try:
-            value = json.loads(fenced.group(1) if fenced else text)
+            value: Any = json.loads(fenced.group(1) if fenced else text)
         except json.JSONDecodeError as error:
             raise ValueError(f"The answer is not JSON: {error}.") from None
         if self._wrapped:
             if not isinstance(value, dict) or "result" not in value:
                 raise ValueError('The answer must be a JSON object {"result": ...}.')
-            value: Any = value["result"]
+            value = value["result"]  # pyright: ignore[reportUnknownVariableType]
         return self.revive(value)
 
     def revive(self, value: Any) -> Any:
@@ -128,7 +129,8 @@ class Agent(BaseAgent):
 
     def unused_replies(self, turns: int) -> str | None:
         """What a scripted model still holds after `turns` calls."""
-        left = getattr(self._model, "unused", lambda _: 0)(turns)
+        unused = getattr(self._model, "unused", None)
+        left = unused(turns) if unused is not None else 0
         return f"{left} scripted replies of agent {self.name!r} were not used." if left else None
 
 

@@ -125,8 +125,9 @@ async def _fork(args: argparse.Namespace) -> int:
     given: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
         given["conf"] = _limits(args)
+    count: int = args.n
     responses = await Runners.fork(
-        record, _agent(args, record), at=args.at, n=args.n, store=args.store, observation=args.say, **given
+        record, _agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
     )
     return _report(responses, args, show=True)
 

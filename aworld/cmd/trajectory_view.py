@@ -18,9 +18,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from aworld.core.event import Attempt, MessageAdded, ModelCalled, Rewarded, ToolCalled
+from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
-from aworld.core.trajectory import Step, Trajectory
+from aworld.core.trajectory import Node, Step, Trajectory
 from aworld.trajectory.formats import parsed
 from aworld.trajectory.summary import Summary, answer_text
 
@@ -234,7 +234,7 @@ def _hanging(mark: Text, body: Text) -> RenderableType:
     return grid
 
 
-def _said(node: MessageAdded, full: bool) -> RenderableType:
+def _said(node: Node, full: bool) -> RenderableType:
     """A message that no step shows: what was put in by the task, a person, another agent or memory."""
     colour = {"system": "dim", "user": "yellow"}.get(node.message.role, "")
     speaker = node.message.role if node.origin in ("input", "model") else f"{node.message.role} ({node.origin})"

@@ -90,7 +90,8 @@ class Message(Struct, frozen=True, omit_defaults=True):
     is_error: bool = False
     """On a tool's answer: the call failed, and the content says why."""
     opaque: dict[str, Any] | None = None
-    """What a provider wants back untouched with this message (signatures of thinking blocks and the like)."""
+    """What a provider wants back untouched with this message, such as signatures of thinking blocks; by the name of the
+    API that it belongs to (`chat`, `anthropic`)."""
 
     @property
     def text(self) -> str:

@@ -46,11 +46,13 @@ class Activation:
 class Node(NamedTuple):
     """A message in its place in the graph."""
 
+    id: int
     message: Message
     parent: int | None
     origin: Origin
     agent: str
     activation: int
+    at: float
 
 
 @dataclass(slots=True)
@@ -234,7 +236,9 @@ class Trajectory:
         message = event.message
         if message is None:
             message = self.messages[event.same_as or 0].message
-        self.messages[event.id] = Node(message, event.parent, event.origin, event.agent, event.activation)
+        self.messages[event.id] = Node(
+            event.id, message, event.parent, event.origin, event.agent, event.activation, event.at
+        )
         if event.id >= self.next_message:
             self.next_message = event.id + 1
         activation = self.activations.get(event.activation)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from aworld.core import event as ev
 from aworld.core.common import ActionResult
 from aworld.core.exceptions import DeniedError
@@ -62,6 +64,7 @@ async def _with_hooks(
     at = HookContext(episode.record, episode.context, activation.agent, called.step)
     entered: list[Hooks] = []
     result: ActionResult | None = None
+    broken: BaseException | None = None
     try:
         for hook in episode.task.hooks:
             entered.insert(0, hook)
@@ -74,9 +77,17 @@ async def _with_hooks(
             result = await _act(episode, activation, offer, called, call)
     except DeniedError as denied:
         result = ActionResult(called.call_id, called.name, f"Denied: {denied}", str(denied))
+    except BaseException as raised:  # noqa: BLE001 - raised again when every hook knows of it
+        broken = raised
+        result = ActionResult(called.call_id, called.name, "", f"{type(raised).__name__}: {raised}")
     for hook in entered:
-        result = await hook.after_tool(at, call, result) or result
-    return result
+        try:
+            result = await hook.after_tool(at, call, result) or result
+        except Exception as raised:  # noqa: BLE001 - the same
+            broken = broken or raised
+    if broken is not None:
+        raise broken
+    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name)
 
 
 async def _act(

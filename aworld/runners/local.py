@@ -72,8 +72,8 @@ async def run_many(
     if len(set(ids)) != len(ids):
         twice = next(id for id in ids if ids.count(id) > 1)
         raise TaskError(f"Two tasks have the id {twice!r}; give each its own, or leave the id out.")
-    for task in tasks:
-        task.agent.check()
+    for agent in {id(task.agent): task.agent for task in tasks}.values():
+        agent.check()  # misuse is told before any task begins
     store = store_of(conf.store)
     if conf.sequence_dependent:
         return await _in_sequence(tasks, store, done)

@@ -77,7 +77,8 @@ class RunStream:
             self._end = output
         self._outputs.append(output)
         assert self._news is not None  # the run starts after it is made
-        self._news.set()
+        if not self._news.is_set():
+            self._news.set()
 
     def _done(self, task: asyncio.Task[TaskResponse]) -> None:
         assert self._news is not None

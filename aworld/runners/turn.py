@@ -15,7 +15,7 @@ from aworld.core.agent.base import BaseAgent
 from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ModelError, TaskError
-from aworld.core.hooks import HookContext
+from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Message, Origin, Tokens, ToolCall
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
 from aworld.core.output import MessageOutput, ReasoningOutput, RetryOutput, TextOutput
@@ -88,26 +88,35 @@ class AgentTurn:
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
         at = HookContext(self.episode.record, self.context, self.agent.name, self.step)
-        entered = 0
+        entered: list[Hooks] = []
         outcome: Outcome | None = None
-        error: Exception | None = None
         reply: ModelReply | None = None
+        error: BaseException | None = None
         try:
             for hook in self.episode.task.hooks:
-                entered += 1
+                entered.insert(0, hook)
                 request = await hook.before_model(at, request) or request
             self._branch(request.messages)
             outcome = await self._ask(model, request)
             reply = outcome.reply
-        except Exception as raised:
+        except BaseException as raised:  # noqa: BLE001 - raised again when every hook knows of it
             error = raised
-            raise
-        finally:
-            for hook in reversed(self.episode.task.hooks[:entered]):
-                reply = await hook.after_model(at, request, reply, error) or reply
-            if isinstance(error, ModelError):
-                self._record_failure(model, request, error)
-        return self._record(model, request, outcome, reply)
+        broken = error
+        for hook in entered:
+            try:
+                told = error if isinstance(error, Exception) else None
+                reply = await hook.after_model(at, request, reply, told) or reply
+            except Exception as raised:  # noqa: BLE001 - the same
+                broken = broken or raised
+        if isinstance(error, ModelError):
+            self._record_failure(model, request, error)
+        if outcome is None:
+            assert broken is not None  # there is an outcome or an error
+            raise broken
+        message = self._record(model, request, outcome, reply)
+        if broken is not None:
+            raise broken
+        return message
 
     def _branch(self, messages: Sequence[Message]) -> None:
         """Make `messages` a path of the graph: what a hook rewrote is a branch from where it differs."""

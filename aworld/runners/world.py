@@ -13,8 +13,8 @@ from typing import Any
 
 from aworld.config.conf import TaskConfig
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import ModelError, ToolError
-from aworld.core.message import ToolCall
+from aworld.core.exceptions import AWorldError, ModelError, ToolError
+from aworld.core.message import ToolCall, content_text
 from aworld.core.model import Delta, Model, ModelRequest
 from aworld.core.tool.base import Question, Tool, ToolContext
 from aworld.core.tool.results import to_content
@@ -37,8 +37,15 @@ class World:
         on_delta: Callable[[Delta], None] | None = None,
         on_retry: Callable[[ModelError, float], None] | None = None,
     ) -> Outcome:
-        """Ask a model, with its retries and limits. Raises `CallFailed`."""
-        return await call_model(model, request, on_delta=on_delta, on_retry=on_retry)
+        """Ask a model, with its retries and limits. Raises `CallFailed`, and `ModelError` for what a model of somebody
+        else's making raised."""
+        try:
+            return await call_model(model, request, on_delta=on_delta, on_retry=on_retry)
+        except AWorldError:
+            raise
+        except Exception as raised:
+            logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
+            raise ModelError(f"Model {model.name!r} raised {_described(raised)}") from raised
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """Call a tool. Every failure is a result that tells the model what was wrong. Raises only `Question`."""
@@ -58,11 +65,12 @@ class World:
             content = f"Tool {call.name!r} failed. {error}"
         except ToolError as refused:
             content = error = str(refused)
-        except (Exception, SystemExit) as raised:  # whatever a tool raises is the model's to read
+        except Exception as raised:  # whatever a tool raises is the model's to read
             logger.info("trajectory=%s tool=%s | raised", context.trajectory_id, call.name, exc_info=raised)
-            error = f"{type(raised).__name__}: {raised}"
+            error = _described(raised)
             content = f"Tool {call.name!r} failed. {error}"
-        if error is not None:
+        if error is not None:  # as text that can be stored, and no longer than a result may be
+            error = content_text(to_content(error, conf.max_tool_result))
             content = to_content(content, conf.max_tool_result)
         return ActionResult(call.id, call.name, content, error, time.perf_counter() - started)
 
@@ -72,7 +80,7 @@ async def _bounded(tool: Tool, arguments: str, context: ToolContext, limit: floa
 
     The tool runs in a task of its own, so that one that ignores its cancellation cannot hold up the run.
     """
-    task = asyncio.ensure_future(tool.invoke(arguments, context))
+    task = asyncio.ensure_future(_invoked(tool, arguments, context))
     try:
         done, _ = await asyncio.wait((task,), timeout=limit)
     except asyncio.CancelledError:
@@ -84,6 +92,22 @@ async def _bounded(tool: Tool, arguments: str, context: ToolContext, limit: floa
     if task.cancelled():  # by itself, not by us
         raise ToolError(f"Tool {tool.name!r} cancelled itself.")
     return task.result()
+
+
+async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
+    """The tool's value. A task that ends with SystemExit would take the event loop with it."""
+    try:
+        return await tool.invoke(arguments, context)
+    except SystemExit as raised:
+        raise ToolError(f"Tool {tool.name!r} tried to end the program (exit code {raised.code}).") from raised
+
+
+def _described(raised: BaseException) -> str:
+    """Type and text of an exception, also of one that cannot tell its text."""
+    try:
+        return f"{type(raised).__name__}: {raised}"
+    except Exception:  # noqa: BLE001 - somebody else's `__str__`
+        return type(raised).__name__
 
 
 async def _abandon(task: asyncio.Future[Any]) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from aworld.core.event import MessageAdded, ModelCalled, Rewarded
+from aworld.core.event import ModelCalled, Rewarded
 from aworld.core.message import Audio, Content, File, Image, Text, content_text
-from aworld.core.trajectory import Activation, Trajectory
+from aworld.core.trajectory import Activation, Node, Trajectory
 from aworld.trajectory.formats import parsed, tools_of
 
 SCHEMA_VERSION = "ATIF-v1.8"
@@ -69,7 +69,7 @@ def _document(trajectory: Trajectory, activation: Activation, calls: dict[int, M
     }
 
 
-def _step(trajectory: Trajectory, node: MessageAdded, calls: dict[int, ModelCalled]) -> dict[str, Any]:
+def _step(trajectory: Trajectory, node: Node, calls: dict[int, ModelCalled]) -> dict[str, Any]:
     message = node.message
     if message.role != "assistant":
         return {"source": message.role, "message": _content(message.content)}
@@ -99,7 +99,7 @@ def _tool_call(id: str, name: str, arguments: str) -> dict[str, Any]:
     return {**call, "arguments": {}, "extra": {"arguments_as_received": arguments}}
 
 
-def _observe(trajectory: Trajectory, activation: Activation, steps: list[dict[str, Any]], node: MessageAdded) -> None:
+def _observe(trajectory: Trajectory, activation: Activation, steps: list[dict[str, Any]], node: Node) -> None:
     """Put a tool's result on the step that called it."""
     call_id = node.message.tool_call_id
     result = _present(source_call_id=call_id, content=_content(node.message.content))

@@ -13,10 +13,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from aworld.core.event import MessageAdded
 from aworld.core.message import Message, chat_format
 from aworld.core.rows import rows
-from aworld.core.trajectory import Activation, Trajectory
+from aworld.core.trajectory import Activation, Node, Trajectory
 
 Format: TypeAlias = Callable[[Trajectory], Iterator[dict[str, Any]]]
 
@@ -34,7 +33,7 @@ def openai(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
         yield {"messages": messages, "tools": tools} if tools else {"messages": messages}
 
 
-def _openai_message(node: MessageAdded) -> dict[str, Any]:
+def _openai_message(node: Node) -> dict[str, Any]:
     known = ("role", "content", "tool_calls", "tool_call_id")
     message = {key: value for key, value in chat_format(node.message).items() if key in known}
     if node.message.role == "assistant" and node.origin != "model":
@@ -83,7 +82,7 @@ def _joined(speaker: str, said: list[Any]) -> str:
     return one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
 
 
-def ended_branches(trajectory: Trajectory) -> Iterator[tuple[Activation, list[MessageAdded]]]:
+def ended_branches(trajectory: Trajectory) -> Iterator[tuple[Activation, list[Node]]]:
     """Each activation that ended with its final path, up to the last message of an assistant."""
     for activation in trajectory.activations.values():
         if activation.finished is None and trajectory.finished is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from aworld.core.event import Event, Started
@@ -10,6 +11,8 @@ from aworld.core.exceptions import StoreError, TaskError
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.store import DONE, EVERYTHING, Query, already_there, unknown_trajectory
 from aworld.trajectory.summary import Summary, Tally
+
+T = TypeVar("T")
 
 
 class MemoryStore:
@@ -69,7 +72,7 @@ class MemoryStore:
 
     async def count(self, query: Query = EVERYTHING) -> int:
         """See `TrajectoryStore.count`."""
-        return sum(matches(tally.summary(), query) for tally in self._tallies.values())
+        return sum(matches(tally.summary(), query) for tally in _named(self._tallies, query))
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
         """See `TrajectoryStore.delete`."""
@@ -144,7 +147,7 @@ class WeakStore:
 
     async def count(self, query: Query = EVERYTHING) -> int:
         """See `TrajectoryStore.count`."""
-        return sum(matches(Tally.of(t.id, t.events).summary(), query) for t in list(self._live.values()))
+        return sum(matches(Tally.of(t.id, t.events).summary(), query) for t in _named(self._live, query))
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
         """See `TrajectoryStore.delete`. Forks of a weakly held trajectory hold their own events and stay."""
@@ -163,6 +166,13 @@ class WeakStore:
 
     async def close(self) -> None:
         """See `TrajectoryStore.close`."""
+
+
+def _named(found: Mapping[str, T], query: Query) -> list[T]:
+    """What can match at all: a query by id looks at those alone."""
+    if query.ids is None:
+        return list(found.values())
+    return [value for id in query.ids if (value := found.get(id)) is not None]
 
 
 def matches(summary: Summary, query: Query) -> bool:

@@ -13,15 +13,16 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from aworld.core.event import Event, encode_event
-from aworld.core.exceptions import AWorldError, ConfigError, StoreError
+from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
 from aworld.trajectory.sqlite_reader import compose, counted, listed, scanned
-from aworld.trajectory.sqlite_writer import Append, Waiter, Writer, vacuum
+from aworld.trajectory.sqlite_tables import vacuum
+from aworld.trajectory.sqlite_writer import Append, Waiter, Writer
 from aworld.trajectory.store import DONE, EVERYTHING, Query
 from aworld.trajectory.summary import Summary
 
@@ -67,8 +68,9 @@ class SQLiteStore:
         self._lingering: asyncio.AbstractEventLoop | None = None
         self._me: weakref.ref[SQLiteStore] = weakref.ref(self)
         self._idle: deque[sqlite3.Connection] = deque()
-        # The thread holds the writer, never the store, so a store that was dropped without `close` ends it.
-        weakref.finalize(self, self._writer.stop).atexit = False  # the end of the interpreter waits for the thread
+        # The thread holds the writer, never the store, so a store that was dropped without `close` ends it. At the end
+        # of the interpreter the writer's own hook waits for the thread.
+        weakref.finalize(self, _let_go, self._writer, self._idle).atexit = False
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
         """See `TrajectoryStore.append`. Callable from any thread, with or without a running event loop."""
@@ -153,7 +155,8 @@ class SQLiteStore:
         try:
             os.stat(self.path)
         except FileNotFoundError:
-            yield empty()
+            with closing(empty()) as nothing:
+                yield nothing
             return
         except OSError as error:
             raise explain(self.path, error) from error
@@ -163,13 +166,13 @@ class SQLiteStore:
         connection = connection or self._open()
         try:
             yield connection
-            self._idle.append(connection)
         except sqlite3.Error as error:
             connection.close()
             raise explain(self.path, error) from error
-        except AWorldError:
+        except BaseException:  # a scan that is left early among them
             self._idle.append(connection)
             raise
+        self._idle.append(connection)
 
     def _open(self) -> sqlite3.Connection:
         connection = connect_to_read(self.path, timeout=self._timeout)
@@ -195,12 +198,17 @@ class SQLiteStore:
         finally:
             self._writer.stop()
             await asyncio.to_thread(self._writer.join)
-            while self._idle:
-                self._idle.pop().close()
+            _let_go(self._writer, self._idle)
 
 
 def _opened(_: sqlite3.Connection) -> None:
     """Be given a connection: it was opened, and an old file brought up to date."""
+
+
+def _let_go(writer: Writer, idle: deque[sqlite3.Connection]) -> None:
+    writer.stop()
+    while idle:
+        idle.pop().close()
 
 
 def _end_linger(store: weakref.ref[SQLiteStore]) -> None:

@@ -21,16 +21,15 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
-import msgspec
 from msgspec import Struct
 
-from aworld.core.event import Event, Started, TaskInfo
+from aworld.core.event import Event, Started
 from aworld.core.exceptions import AWorldError, StoreError
-from aworld.trajectory.memory import check_fork, has_forks, out_of_order
+from aworld.trajectory.memory import out_of_order
 from aworld.trajectory.sqlite_file import PARTICULAR, SEQ_BITS, connect, explain, family, roll_back
-from aworld.trajectory.sqlite_reader import compose, nearest
+from aworld.trajectory.sqlite_reader import nearest
+from aworld.trajectory.sqlite_tables import Known, create, recall, remove, write_tallies
 from aworld.trajectory.store import already_there, unknown_trajectory
-from aworld.trajectory.summary import Tally
 
 BATCH = 500
 """Events of one transaction; more gain nothing and make the first of them wait."""
@@ -55,13 +54,6 @@ class Call(Struct):
 
     do: Callable[[sqlite3.Connection], Any] | None
     waiter: Future[Any]
-
-
-class Known(Struct):
-    """A log as the writer knows it: the number of its trajectory and the tally up to its last event."""
-
-    key: int
-    tally: Tally
 
 
 Outcome: TypeAlias = "tuple[Append, AWorldError | None]"
@@ -259,7 +251,7 @@ class Writer:
                 touched[job.id] = known
                 outcomes.append((job, None))
             connection.executemany("INSERT INTO events VALUES (?, ?)", rows)
-            _write_tallies(connection, touched)
+            write_tallies(connection, touched)
             connection.execute("COMMIT")
         except BaseException:
             self._known.clear()  # the tallies have run ahead of the file
@@ -273,14 +265,14 @@ class Writer:
         return outcomes
 
     def _admit(self, connection: sqlite3.Connection, job: Append) -> Known:
-        known = self._known.get(job.id) or self._recall(connection, job.id)
+        known = self._known.get(job.id) or recall(connection, job.id)
         first = job.events[0]
         end, lost = self._lost.get(job.id, (-1, None))
         lost = lost if first.seq == end else None
         if isinstance(first, Started):
             if known is not None:
                 raise already_there(job.id, self.url)
-            known = self._create(connection, job.id, first)
+            known = create(connection, self.url, job.id, first)
         elif known is None:
             raise lost or unknown_trajectory(job.id, self.url, nearest(connection, job.id))
         due = known.tally.events
@@ -290,44 +282,6 @@ class Writer:
             raise StoreError(f"store={self.url} | trajectory {job.id!r} has {due} events, the most that one can have")
         self._known[job.id] = known
         return known
-
-    def _recall(self, connection: sqlite3.Connection, id: str) -> Known | None:
-        row = connection.execute(f"SELECT {', '.join(_COLUMNS)}, asked, key FROM trajectories WHERE id = ?", (id,))
-        found = row.fetchone()
-        if found is None:
-            return None
-        task, rest = found[1:6], found[6:]
-        (agent, status, score, started, updated, finished, steps, events, inputs, outputs, answer, error, forked) = (
-            rest[:13]
-        )
-        tally = Tally(
-            id=id, task=TaskInfo(*task), agent=agent, ended=None if finished is None else status,
-            score=score, started_at=started, updated_at=updated, finished_at=finished, steps=steps, events=events,
-            input_tokens=inputs, output_tokens=outputs, answer=answer, error=error, forked_from=forked,
-            asked=msgspec.json.decode(rest[13] or b"[]"), changed=False,
-        )  # fmt: skip
-        return Known(rest[14], tally)
-
-    def _create(self, connection: sqlite3.Connection, id: str, started: Started) -> Known:
-        fork, parent, tally = started.forked_from, None, Tally(id=id, task=started.task)
-        if fork is None and started.seq != 0:
-            raise out_of_order(id, self.url, started.seq, 0)
-        if fork is not None:
-            row = connection.execute("SELECT key FROM trajectories WHERE id = ?", (fork.id,)).fetchone()
-            if row is None:
-                raise unknown_trajectory(fork.id, self.url, nearest(connection, fork.id))
-            parent = row[0]
-            tally = Tally.of(id, check_fork(id, started, compose(connection, self.path, fork.id, until=fork.seq)))
-        cursor = connection.execute(
-            "INSERT INTO trajectories (id, task_id, task_name, group_id, session_id, user_id, status, started_at,"
-            " updated_at, steps, events, forked_from, parent, first) VALUES (?,?,?,?,?,?,'running',?,?,0,0,?,?,?)",
-            (
-                id, started.task.id, started.task.name, started.task.group_id, started.task.session_id,
-                started.task.user_id, started.at, started.at, fork.id if fork else None, parent, started.seq,
-            ),
-        )  # fmt: skip
-        assert cursor.lastrowid is not None  # an insert that succeeded has one
-        return Known(cursor.lastrowid, tally)
 
     def _tell(self, outcomes: list[Outcome]) -> None:
         loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], AWorldError | None]]] = {}
@@ -343,72 +297,6 @@ class Writer:
         for loop, waiters in loops.items():
             with suppress(RuntimeError):  # the loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve, waiters)
-
-
-_COLUMNS = (
-    "id", "task_id", "task_name", "session_id", "user_id", "group_id", "agent", "status", "score", "started_at",
-    "updated_at", "finished_at", "steps", "events", "input_tokens", "output_tokens", "answer", "error", "forked_from",
-)  # fmt: skip
-
-_RUNNING = "UPDATE trajectories SET updated_at=?, steps=?, events=?, input_tokens=?, output_tokens=? WHERE key=?"
-# The columns that have an index stand only here: most batches leave them as they are.
-_WHOLE = (
-    "UPDATE trajectories SET agent=?, status=?, score=?, finished_at=?, answer=?, error=?, asked=?,"
-    " updated_at=?, steps=?, events=?, input_tokens=?, output_tokens=? WHERE key=?"
-)
-
-
-def _write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> None:
-    running: list[tuple[Any, ...]] = []
-    whole: list[tuple[Any, ...]] = []
-    for known in touched.values():
-        t = known.tally
-        figures = (t.updated_at, t.steps, t.events, t.input_tokens, t.output_tokens, known.key)
-        if t.changed:
-            asked = msgspec.json.encode(t.asked) if t.asked else None
-            whole.append((t.agent, t.status, t.score, t.finished_at, t.answer, t.error, asked, *figures))
-            t.changed = False
-        else:
-            running.append(figures)
-    if running:
-        connection.executemany(_RUNNING, running)
-    if whole:
-        connection.executemany(_WHOLE, whole)
-
-
-def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> list[str]:
-    """Delete a trajectory, and with `forks` those forked from it, in one transaction; the ids that are gone.
-
-    Raises `TaskError` if unknown, `StoreError` if others were forked from it and `forks` is not set.
-    """
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        found = connection.execute(
-            "WITH RECURSIVE doomed(key, id, depth) AS (SELECT key, id, 0 FROM trajectories WHERE id = ? UNION ALL"
-            " SELECT t.key, t.id, depth + 1 FROM trajectories t JOIN doomed ON t.parent = doomed.key)"
-            " SELECT key, id, depth FROM doomed",
-            (id,),
-        ).fetchall()
-        if not found:
-            raise unknown_trajectory(id, url, nearest(connection, id))
-        if len(found) > 1 and not forks:
-            raise has_forks(id, url, [child for _, child, depth in found if depth == 1])
-        for key, _, _ in found:
-            connection.execute(
-                "DELETE FROM events WHERE key >= ? AND key < ?", (key << SEQ_BITS, (key + 1) << SEQ_BITS)
-            )
-            connection.execute("DELETE FROM trajectories WHERE key = ?", (key,))
-        connection.execute("COMMIT")
-    except BaseException:
-        roll_back(connection)
-        raise
-    return [gone for _, gone, _ in found]
-
-
-def vacuum(connection: sqlite3.Connection) -> None:
-    """Rewrite the file without its free pages."""
-    connection.execute("VACUUM")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _resolve(waiters: list[tuple[asyncio.Future[None], AWorldError | None]]) -> None:

@@ -67,7 +67,7 @@ class Provider:
         return ModelConfig(**{**base, **settings})
 
     async def __aenter__(self) -> Provider:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
         self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -45,6 +46,22 @@ async def test_requests_in_any_window_stay_below_the_limit() -> None:
     assert all(later - earlier >= window - 0.005 for earlier, later in zip(times, times[4:], strict=False))
 
 
+async def test_a_newcomer_does_not_overtake() -> None:
+    limiter = Limiter(Limits(requests_per_minute=1), minute=0.02)
+    await limiter.acquire()
+    order: list[str] = []
+
+    async def caller(name: str) -> None:
+        await limiter.acquire()
+        order.append(name)
+
+    waiting = asyncio.ensure_future(caller("first"))
+    await asyncio.sleep(0)
+    time.sleep(0.03)  # noqa: ASYNC251  # the loop is busy while the window opens
+    await asyncio.gather(waiting, caller("second"))
+    assert order == ["first", "second"]
+
+
 async def test_tokens_are_charged_afterwards() -> None:
     window = 0.05
     limiter = Limiter(Limits(tokens_per_minute=100), minute=window)
@@ -70,10 +87,10 @@ async def test_who_is_cancelled_while_waiting_takes_nothing() -> None:
     await asyncio.sleep(0)
     waiting[0].cancel()
     limiter.release()
-    assert await waiting[1] > 0
+    assert await asyncio.wait_for(waiting[1], 1) > 0
     assert limiter.in_flight == 1
     limiter.release()
-    await waiting[2]
+    await asyncio.wait_for(waiting[2], 1)
     assert waiting[0].cancelled()
 
 
@@ -87,10 +104,10 @@ async def test_who_is_cancelled_after_its_turn_came_passes_it_on() -> None:
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    await second
+    await asyncio.wait_for(second, 1)
     assert limiter.in_flight == 1
     limiter.release()
-    assert await limiter.acquire() == 0.0  # two requests were made, not three: the third of the minute is free
+    assert await asyncio.wait_for(limiter.acquire(), 1) == 0.0  # two requests were made, not three
 
 
 async def test_equal_limits_share_a_limiter() -> None:

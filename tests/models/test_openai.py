@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -23,7 +24,7 @@ from aworld.core.model import (
 )
 from aworld.models.openai import AzureModel, OpenAIModel
 
-from .provider import DONE, Provider, answer, chat, event, piece, stream
+from .provider import DONE, EVENTS, Connection, Provider, answer, chat, chunked, event, piece, stream
 
 ADD = ToolSchema("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
 HI = ModelRequest(messages=(Message("user", "hi"),))
@@ -213,6 +214,19 @@ async def test_a_streamed_reply() -> None:
     assert (reply.finish_reason, reply.model, reply.response_id) == ("stop", "m-2", "c1")
     assert reply.first_token is not None
     assert connections == 1  # a stream that was read to its end leaves the connection usable
+
+
+async def test_a_stream_whose_end_comes_late_leaves_the_connection_usable() -> None:
+    async def late(connection: Connection) -> None:
+        await connection.send(EVENTS + chunked(piece("stop", content="x")) + chunked(DONE))
+        await asyncio.sleep(0.01)  # the client has read the last event by now
+        await connection.send(b"0\r\n\r\n")
+
+    async with Provider(late, answer(chat())) as provider:
+        model = OpenAIModel(provider.config())
+        await drained(model, HI)
+        await model.generate(HI)
+        assert provider.connections == 1
 
 
 async def test_streamed_tool_calls_are_joined() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,12 +40,19 @@ def expected(lines: list[bytes]) -> list[bytes]:
     return events
 
 
-@given(st.lists(LINES, max_size=12), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
-def test_cut_anywhere_the_events_are_the_same(lines: list[bytes], end: bytes, data: st.DataObject) -> None:
-    stream = b"".join(line + end for line in lines)
+ENDS = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"])
+
+
+@given(st.lists(st.tuples(LINES, ENDS), max_size=12), st.data())
+def test_cut_anywhere_the_events_are_the_same(lines: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
+    stream = b"".join(line + end for line, end in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert parse(*chunks) == expected(lines)
+    assert parse(*chunks) == expected(re.split(rb"\r\n|\n|\r", stream))
+
+
+def test_line_ends_may_be_mixed() -> None:
+    assert parse(b"data: a\rdata: b\n\n") == [b"a\nb"]
 
 
 def test_a_character_may_be_cut() -> None:

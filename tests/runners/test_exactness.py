@@ -84,10 +84,11 @@ async def test_corrections_of_a_structured_answer() -> None:
 
 
 class Reminder(Hooks):
-    """Ends what is sent with a reminder, and leaves all but the last four messages out."""
+    """Leaves the system prompt out, ends what is sent with a reminder, and offers one tool."""
 
     async def before_model(self, at: HookContext, request: ModelRequest) -> ModelRequest:
-        kept = (*request.messages[-4:], Message("user", f"Remember: {at.step}"))
+        said = (message for message in request.messages if message.role != "system")
+        kept = (*said, Message("user", f"Remember: {at.step}"))
         return msgspec.structs.replace(request, messages=kept, tools=request.tools[:1])
 
     async def after_model(

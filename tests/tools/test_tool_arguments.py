@@ -191,7 +191,11 @@ async def test_a_model_cannot_fill_what_the_runtime_or_the_developer_fills(conte
     secured = partial(f, key="developer")
     assert "- key: not allowed" in await fault(secured, '{"key": "model"}', context)
     assert "- call: not allowed" in await fault(secured, '{"call": "model"}', context)
-    assert await call(secured, '{"other": "x"}', context) == (context, "developer", {"other": "x"})
+    assert await call(secured, '{"other": "x", "more": "y"}', context) == (
+        context,
+        "developer",
+        {"other": "x", "more": "y"},
+    )
 
 
 async def test_lone_surrogates_and_deep_nesting_are_errors_and_no_crash(context: ToolContext) -> None:

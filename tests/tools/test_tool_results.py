@@ -191,10 +191,22 @@ def test_a_structure_that_contains_itself_is_an_error_and_no_crash(value: Any) -
         to_content(value, 100)
 
 
-def test_a_structure_that_contains_itself_and_a_stranger_is_searched_once() -> None:
-    value: list[Any] = []
-    value += [value, value, value, {1: value}, object()]
-    with pytest.raises(ToolError):
+def test_the_search_for_a_stranger_stays_out_of_what_contains_itself() -> None:
+    value: dict[Any, Any] = {"first": [object()]}
+    value["then"] = [value, value, [value]]
+    with pytest.raises(ToolError, match=r"result\['first'\]\[0\] is of type object"):
+        to_content(value, 100)
+    value = {(1, 2): 0}
+    value["then"] = [value, value]
+    with pytest.raises(ToolError, match=r"result is a dict with a key of type tuple"):
+        to_content(value, 100)
+
+
+def test_a_stranger_deep_inside_is_an_error_and_no_crash() -> None:
+    value: Any = object()
+    for _ in range(400):
+        value = [value]
+    with pytest.raises(ToolError, match=r"result\[0\].*\[0\] is of type list"):
         to_content(value, 100)
 
 

@@ -296,6 +296,23 @@ def test_a_type_defined_further_down_is_read_at_the_first_use() -> None:
     assert early.parameters["$defs"]["Late"]["properties"] == {"x": {"type": "integer"}}
 
 
+class Parcel(BaseModel):
+    content: Item
+
+
+@tool
+def send(parcel: Parcel) -> str:
+    return parcel.content.name
+
+
+class Item(BaseModel):
+    name: str
+
+
+def test_a_model_whose_fields_are_defined_further_down_is_read_at_the_first_use() -> None:
+    assert set(send.parameters["$defs"]) == {"Parcel", "Item"}
+
+
 def test_an_unknown_name_is_an_error_that_names_it() -> None:
     def f(a: OnlyForTheChecker) -> None: ...
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aworld.core.tool.threads import DaemonThreads
+from aworld.core.tool.threads import DaemonThreads, _Call
 
 who: ContextVar[str] = ContextVar("who")
 
@@ -105,21 +105,27 @@ async def test_a_cancelled_call_is_abandoned_without_noise() -> None:
     assert noise == []
 
 
-async def test_an_error_that_arrives_with_the_cancellation_makes_no_noise() -> None:
+@pytest.mark.parametrize("cancel_first", [True, False])
+async def test_an_error_that_arrives_with_the_cancellation_makes_no_noise(
+    cancel_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noise: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, report: noise.append(report))
+    calls: list[asyncio.Task[None]] = []
+    settle = _Call._settle
 
-    loop, calls = asyncio.get_running_loop(), list[asyncio.Task[None]]()
-
-    def cancel_next() -> None:  # runs just before the outcome is set, and cancels just after
-        loop.call_soon(lambda: calls[0].cancel())
+    def cancel_and_settle(call: _Call) -> None:
+        if cancel_first:
+            calls[0].cancel()
+        settle(call)
+        calls[0].cancel()
 
     def fail() -> None:
-        loop.call_soon_threadsafe(cancel_next)
         raise ValueError("too late")
 
+    monkeypatch.setattr(_Call, "_settle", cancel_and_settle)
     calls.append(asyncio.create_task(DaemonThreads().run(fail)))
-    with pytest.raises((asyncio.CancelledError, ValueError)):
+    with pytest.raises(asyncio.CancelledError):
         await calls[0]
     calls.clear()
     gc.collect()
@@ -170,14 +176,24 @@ async def test_hanging_calls_do_not_use_up_the_threads_of_others() -> None:
 
 async def test_stand_ins_are_bounded_too() -> None:
     threads = DaemonThreads(bound=1, spare=2)
-    gate = threading.Event()
-    for _ in range(6):
-        call = asyncio.create_task(threads.run(gate.wait))
+    gate, entered = threading.Event(), threading.Semaphore(0)
+
+    def hang() -> None:
+        entered.release()
+        gate.wait()
+
+    for i in range(6):
+        call = asyncio.create_task(threads.run(hang))
+        if i < 3:
+            await _when(entered)
         await asyncio.sleep(0)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-    assert threads.size <= 3
+    waiting = asyncio.create_task(threads.run(lambda: "through"))
+    await asyncio.sleep(0)
+    assert threads.size == 3
     gate.set()
+    assert await waiting == "through"
 
 
 def test_several_loops_share_the_threads() -> None:
@@ -198,14 +214,13 @@ def test_several_loops_share_the_threads() -> None:
 def test_a_result_for_a_closed_loop_is_dropped_and_the_thread_goes_on() -> None:
     threads = DaemonThreads(bound=1)
     gate = threading.Event()
-
-    async def leave() -> None:
-        asyncio.create_task(threads.run(gate.wait))  # noqa: RUF006 - it is left behind on purpose
-        await asyncio.sleep(0)
-
-    asyncio.run(leave())
+    loop = asyncio.new_event_loop()
+    left = loop.create_task(threads.run(gate.wait))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
     gate.set()
     assert asyncio.run(threads.run(lambda: 5)) == 5
+    left._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue] - it is left behind on purpose
 
 
 _HANG = """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import json
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -15,15 +15,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from aworld.config import RunConfig
 from aworld.core import event as ev
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.message import Audio, File, Image, Message, Text, Tokens, ToolCall, Usage
 from aworld.core.rows import rows
 from aworld.core.trajectory import Trajectory
+from aworld.models.doubles import call
+from aworld.runner import Runners
 from aworld.trajectory import MemoryStore, Query, TrajectoryStore, open_store
 from aworld.trajectory.atif import atif
 from aworld.trajectory.export import FORMATS, export
 from aworld.trajectory.formats import openai, sharegpt
+from tests.runners.scenes import server_of
 from tests.strategies import TOOLS, LogBuilder, builders, run_of
 
 TWO = (ToolCall("c1", "search", '{"q": "a"}'), ToolCall("c2", "search", "not json"))
@@ -253,6 +257,20 @@ async def test_an_incomplete_trajectory_is_not_trained_on(tmp_path: Path) -> Non
     assert export(store, "openai", tmp_path / "text.jsonl") == 1
 
 
+async def test_no_key_gets_into_the_store_or_an_export(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "runs.db"))
+    server = server_of(call("add", a=1, b=2), "Three.")
+    async with server:
+        response = await Runners.run("How much?", server.agent(), run_conf=RunConfig(store=store))
+        assert response.success
+        assert server.headers[0]["Authorization"] == "Bearer sk-of-the-test"
+    for format in FORMATS:
+        await asyncio.to_thread(export, store, format, tmp_path / format)
+    await store.close()
+    assert "How much?" in (tmp_path / "rows").read_text()
+    assert all(b"sk-of-the-test" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
 def test_parquet_without_pyarrow_names_the_extra(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,14 +343,6 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path, format: str) -> Non
     assert many < few + (2_000_000 if format != "parquet" else 8_000_000)
 
 
-def test_no_module_of_the_room_imports_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def refuse(name: str, *rest: Any) -> Any:
-        assert not name.startswith("pyarrow")
-        return imported(name, *rest)
-
-    for name in [name for name in sys.modules if name.startswith("aworld.trajectory")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    imported("aworld.trajectory.export")
+def test_the_room_imports_pyarrow_only_to_write_parquet() -> None:
+    code = "import sys, aworld.trajectory.export, aworld.trajectory.sqlite; print('pyarrow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -28,8 +28,9 @@ async def test_an_append_is_acknowledged_when_another_connection_sees_it(tmp_pat
     store = SQLiteStore(tmp_path / "runs.db")
     for n in range(20):
         await store.append(f"run-{n}", run_of(f"run-{n}"))
-        seen = sqlite3.connect(tmp_path / "runs.db").execute("SELECT count(*) FROM trajectories").fetchone()[0]
-        assert seen == n + 1
+        other = sqlite3.connect(tmp_path / "runs.db")
+        assert other.execute("SELECT count(*) FROM trajectories").fetchone() == (n + 1,)
+        other.close()
     await store.close()
 
 
@@ -49,9 +50,10 @@ async def test_what_nobody_waits_for_is_written_after_a_moment(tmp_path: Path, m
     assert len(wakes) <= 1  # one timer for the three, and none when the writer was still awake
     wakes.clear()
     store.append("run", log[5:6], wait=False)
-    await store.append("run", log[6:])  # takes along what was queued
-    assert await other.read("run") == log
+    awaited = store.append("run", log[6:])
     assert len(wakes) == 1
+    await awaited
+    assert await other.read("run") == log
     await other.close()
     await store.close()
 
@@ -230,6 +232,7 @@ async def _append_and_flush(store: SQLiteStore) -> None:
     await store.append("child", run_of("child"))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # that is the point
 def test_a_forked_process_writes_with_a_thread_of_its_own(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "runs.db")
     asyncio.run(_append_and_flush(SQLiteStore(tmp_path / "other.db")))

@@ -360,7 +360,7 @@ async def test_a_mistake_of_ours_in_the_writer_leaves_nobody_waiting(
     store = SQLiteStore(tmp_path / "runs.db")
     await store.append("run", run_of("run")[:1])
     monkeypatch.setattr("threading.excepthook", _ignore)
-    monkeypatch.setattr("aworld.trajectory.sqlite_writer._write_tallies", _divide)
+    monkeypatch.setattr("aworld.trajectory.sqlite_writer.write_tallies", _divide)
     with pytest.raises(StoreError, match=r"the writer stopped: ZeroDivisionError.*this is a bug"):
         await store.append("run", run_of("run")[1:2])
     with pytest.raises(StoreError, match="the store is closed"):

@@ -20,6 +20,9 @@ from aworld.core.message import Audio, Content, File, Image, Part, Text
 
 _PARTS = (Text, Image, Audio, File)
 
+_DEPTH = 30
+"""Levels searched for what cannot be encoded; each level down encodes the rest once more."""
+
 
 def to_content(value: Any, limit: int | None = None) -> Content:
     """A tool's result as text or message parts; text beyond `limit` characters is cut, with a note that says so.
@@ -87,7 +90,7 @@ def _to_json(value: Any) -> str:
     except RecursionError:
         raise ToolError("The tool's result contains itself or is nested too deeply; JSON cannot show it.") from None
     except (TypeError, ValueError, OverflowError) as error:
-        where, what = _culprit(value, "result", set()) or ("result", str(error))
+        where, what = _culprit(value, "result", _DEPTH) or ("result", str(error))
         raise ToolError(
             f"The tool's result is not JSON-able: {where} is {what}. It should return text, numbers, lists, dicts, "
             "dataclasses, pydantic models or message parts."
@@ -129,19 +132,21 @@ def _plain(value: Any) -> Any:
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 
-def _culprit(value: Any, where: str, seen: set[int]) -> tuple[str, str] | None:
-    """The first thing in `value` that cannot be encoded: where it lies, and what it is."""
-    if id(value) in seen or len(seen) > 500 or _encodes(value):
+def _culprit(value: Any, where: str, depth: int) -> tuple[str, str] | None:
+    """The first thing in `value` that cannot be encoded, at most `depth` levels down: where it lies, and what it is.
+
+    What comes before it could be encoded, so the search never enters a structure that contains itself.
+    """
+    if _encodes(value):
         return None
-    seen.add(id(value))
     kind = type(value).__qualname__
-    for place, item in _items(value, where):
-        if found := _culprit(item, place, seen):
-            return found
     if isinstance(value, dict):
         for key in cast("dict[Any, Any]", value):
             if not _encodes({key: None}):
                 return where, f"a dict with a key of type {type(key).__qualname__} ({key!r:.40})"
+    for place, item in _items(value, where) if depth else ():
+        if found := _culprit(item, place, depth - 1):
+            return found
     return where, f"of type {kind}"
 
 

@@ -155,8 +155,15 @@ def read_signature(function: Callable[..., Any], label: str, *, skip_first: bool
         else:
             fields.append(Field(p.name, _annotation(annotation, p, label), p.default))
     positional = tuple((p.name, p.default) for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY)
-    reserved = {*fixed, *inspect.signature(definition(function)).parameters} - {f.name for f in fields}
-    return Signature(label, tuple(fields), tuple(injected), positional, frozenset(reserved), extra)
+    reserved = frozenset[str]() if extra is EMPTY else _filled_elsewhere(function, {f.name for f in fields})
+    return Signature(label, tuple(fields), tuple(injected), positional, reserved, extra)
+
+
+def _filled_elsewhere(function: Any, fields: set[str]) -> frozenset[str]:
+    """Named parameters that are no field: `self`, what a `partial` has filled, what the runtime fills."""
+    inner = inspect.signature(definition(function)).parameters.values()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return (_fixed_keywords(function) | {p.name for p in inner if p.kind not in variable}) - fields
 
 
 def _annotation(annotation: Any, parameter: inspect.Parameter, label: str) -> Any:
@@ -207,13 +214,13 @@ def _injectable(annotation: Any) -> type[ToolContext] | type[Context] | None:
     return Context if any(issubclass(option, Context) for option in classes) else None
 
 
-def _fixed_keywords(function: Any) -> set[str]:
+def _fixed_keywords(function: Any) -> frozenset[str]:
     """Parameters that a `partial` has filled: they are the developer's (keys, clients), not the model's."""
     fixed: set[str] = set()
     while isinstance(function, partial):
         fixed.update(function.keywords)
         function = function.func
-    return fixed
+    return frozenset(fixed)
 
 
 def _docstring(function: Any) -> str | None:

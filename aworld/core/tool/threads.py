@@ -99,8 +99,6 @@ class DaemonThreads:
             return await call.future
         except CancelledError:
             self._abandon(call)
-            if call.future.done() and not call.future.cancelled():
-                call.future.exception()  # seen, so that asyncio does not report it as lost
             raise
 
     def _grow(self, calls: int) -> None:
