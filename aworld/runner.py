@@ -14,6 +14,7 @@ from aworld.core.exceptions import TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.output import AnyOutput
 from aworld.core.task import Prefix, Task, TaskResponse, content_of
+from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners.blocking import run_blocking
 from aworld.runners.episode import Episode
@@ -123,7 +124,7 @@ class Runners:
                     raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
             task.episode = Episode(task, store, record)
         given = None if observation is None else content_of(observation)
-        results = {id: content_of(value) for id, value in (tool_results or {}).items()}
+        results = {id: to_content(value) for id, value in (tool_results or {}).items()}
         return await task.episode.step(given, results)
 
     @staticmethod

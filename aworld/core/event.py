@@ -145,6 +145,8 @@ class ToolReturned(Entry, frozen=True, tag="tool_result", kw_only=True, omit_def
     call_id: str
     name: str
     result: int
+    arguments: str | None = None
+    """What the tool was called with, where a hook rewrote it."""
     error: str | None = None
     duration: float | None = None
     """Seconds."""

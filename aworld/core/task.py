@@ -8,8 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
+
 from aworld.config.conf import TaskConfig
-from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.base import BaseAgent, plain
+from aworld.core.agent.flow import Topology, Unit
 from aworld.core.context.base import Context
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import TaskError
@@ -76,7 +79,7 @@ class Task:
         if (agent is None) == (swarm is None):
             raise TaskError("A task needs either agent=... or swarm=..., and not both.")
         self.input = content_of(input)
-        self.agent: Any = agent if agent is not None else swarm
+        self.agent: Unit = _unit(agent if agent is not None else swarm)
         self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
         if timeout is not None:
             self.conf = self.conf.model_copy(update={"timeout": timeout})
@@ -88,7 +91,7 @@ class Task:
         self.tools: list[Tool | Toolset] = as_tools(tools) if tools else []
         for tool_name in tool_names:
             self.tools += find_tools(tool_name)
-        self.context = dict(context or {})
+        self.context = _checked_state(context or {})
         self.hooks = tuple(hooks)
         self.prefix: Prefix | None = None
         self.said: Content | None = None
@@ -167,9 +170,34 @@ class TaskResponse:
         return self.give_reward(value, name=name, weight=weight, step=self.step, source=source, detail=detail)
 
 
+def _unit(value: object) -> Unit:
+    if isinstance(value, BaseAgent | Topology):
+        return value
+    raise TaskError(f"A task is done by an agent or a swarm; got {value!r}.")
+
+
+def _checked_state(state: dict[str, Any]) -> dict[str, Any]:
+    for key, value in state.items():
+        try:
+            msgspec.json.encode(plain(value))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise TaskError(f"context[{key!r}] cannot be written to the log: {error}.") from error
+    return dict(state)
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(
+            f"Input has a lone surrogate at {error.start}, which is no text: {error.object[error.start]!r}."
+        ) from None
+
+
 def content_of(value: Any) -> Content:
     """What a caller gave as input, as message content. Raises TaskError for anything but text and parts."""
     if isinstance(value, str):
+        _refuse_surrogates(value)
         return value
     if isinstance(value, Text | Image | Audio | File):
         return (value,)

@@ -46,21 +46,23 @@ async def _run_call(episode: Episode, activation: Activation, offer: Offer, call
     call = ToolCall(called.call_id, called.name, called.arguments)
     if emit is not None:
         emit(ToolCallOutput(trajectory_id=episode.record.id, agent=activation.agent, step=called.step, call=call))
+    used: str | None = None
     try:
         if episode.task.hooks:
-            result = await _with_hooks(episode, activation, offer, called, call)
+            result, used = await _with_hooks(episode, activation, offer, called, call)
         else:
             result = await _act(episode, activation, offer, called, call)
     except Question as question:
         ask(episode, called, question.text)
         return
-    close_call(episode, activation, called, result)
+    close_call(episode, activation, called, result, used)
     episode.journal.hand_over()
 
 
 async def _with_hooks(
     episode: Episode, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall
-) -> ActionResult:
+) -> tuple[ActionResult, str | None]:
+    """The result, and the arguments that were used where a hook rewrote them."""
     at = HookContext(episode.record, episode.context, activation.agent, called.step)
     entered: list[Hooks] = []
     result: ActionResult | None = None
@@ -87,7 +89,8 @@ async def _with_hooks(
             broken = broken or raised
     if broken is not None:
         raise broken
-    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name)
+    used = None if call.arguments == called.arguments else call.arguments
+    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), used
 
 
 async def _act(
@@ -104,7 +107,9 @@ async def _act(
     return await episode.world.act(offer, call, context, episode.conf)
 
 
-def close_call(episode: Episode, activation: Activation, called: ev.ToolCalled, result: ActionResult) -> None:
+def close_call(
+    episode: Episode, activation: Activation, called: ev.ToolCalled, result: ActionResult, used: str | None = None
+) -> None:
     """Write the answer to a call, in the place that was kept for it."""
     place = next(i for i, call in enumerate(activation.calls) if call.call_id == called.call_id)
     parent = activation.calls[place - 1].result if place else activation.leaf
@@ -126,6 +131,7 @@ def close_call(episode: Episode, activation: Activation, called: ev.ToolCalled, 
         call_id=called.call_id,
         name=called.name,
         result=called.result,
+        arguments=used,
         error=result.error,
         duration=result.duration,
     )

@@ -16,10 +16,11 @@ from typing import Any
 from aworld import __version__
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
+from aworld.core.agent.flow import readable
 from aworld.core.common import Observation
 from aworld.core.context.base import Context
 from aworld.core.exceptions import AgentLimit, AWorldError, LimitReached, StoreError, TaskError
-from aworld.core.hooks import HookContext
+from aworld.core.hooks import HookContext, Hooks
 from aworld.core.limits import check_agent_limits, check_limits
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import AnyOutput, RunFinished, StepFinished, StepStarted
@@ -63,6 +64,7 @@ class Episode:
         self.spent = 0.0
         self.response: TaskResponse | None = None
         self._begun = False
+        self._entered: list[Hooks] = []
         self._workers: dict[int, asyncio.Task[None]] = {}
         self._news: asyncio.Event | None = None
         self._trouble: tuple[ev.Status, str] | None = None
@@ -339,8 +341,11 @@ class Episode:
 
     async def _leave(self, response: TaskResponse) -> None:
         at = HookContext(self.record, self.context)
-        for hook in reversed(self.task.hooks):
-            await hook.after_task(at, response)
+        for hook in reversed(self._entered):
+            try:
+                await hook.after_task(at, response)
+            except Exception:  # the run has ended: its outcome stands
+                logger.exception("trajectory=%s | after_task of %s failed", self.record.id, type(hook).__name__)
         if self.journal.emit is not None:
             step = max(self.record.next_step - 1, 0)
             self.journal.emit(
@@ -360,7 +365,7 @@ class Episode:
         finished = self.record.finished
         if finished is None or finished.answer is None:
             return ""
-        return finished.answer if isinstance(finished.answer, str) else str(finished.answer)
+        return readable(finished.answer)
 
     # Beginning, and beginning again
 
@@ -380,6 +385,7 @@ class Episode:
         self._intervene(self.task.said, None)
         at = HookContext(self.record, self.context)
         for hook in self.task.hooks:
+            self._entered.append(hook)
             await hook.before_task(at)
 
     def _start(self) -> None:
@@ -467,15 +473,15 @@ class Episode:
         if observation is None and not tool_results:
             return
         active = [a for a in self.record.activations.values() if a.finished is None]
+        known = {c.call_id for a in active for c in a.calls}
+        if unknown := (tool_results or {}).keys() - known:
+            raise TaskError(f"No pending tool call {sorted(unknown)}; pending are {sorted(known)}.")
         for activation in active:
             mine = {c.call_id for c in activation.calls} & (tool_results or {}).keys()
             if mine:
                 replace_results(self, activation, {id: (tool_results or {})[id] for id in mine})
                 if not activation.open_calls:
                     self.cast.make_due(activation)
-        known = {c.call_id for a in active for c in a.calls}
-        if unknown := (tool_results or {}).keys() - known:
-            raise TaskError(f"No pending tool call {sorted(unknown)}; pending are {sorted(known)}.")
         if observation is not None:
             due = self.cast.ready[0] if self.cast.ready else active[0].id
             activation = self.record.activations[due]

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import ActionResult, Observation
@@ -133,11 +135,11 @@ class AgentTurn:
     ) -> Message:
         """Write the call and its tool calls; returns the message that is used."""
         reply = outcome.reply
-        message = _unique_ids(reply.message)
+        message = _valid(reply.message)
         prompt = self.leaf
         reply_id = self._add_message(message, prompt, "model")
         if rewritten is not None and rewritten.message is not reply.message:
-            message = _unique_ids(rewritten.message)
+            message = _valid(rewritten.message)
             self._add_message(message, prompt, "agent")
         self.episode.journal.add(
             ev.ModelCalled,
@@ -165,7 +167,7 @@ class AgentTurn:
 
     def decided(self, message: Message, started: float) -> Message:
         """Write a decision that code made, without a model."""
-        message = _unique_ids(message)
+        message = _valid(message)
         prompt = self.leaf
         reply_id = self._add_message(message, prompt, "agent")
         self.episode.journal.add(
@@ -297,8 +299,16 @@ def _delta(record: Trajectory, activation: Activation, tokens: Tokens) -> Tokens
     )  # fmt: skip
 
 
-def _unique_ids(message: Message) -> Message:
-    """Answers are matched to calls by id, so an id that a model left out or used twice is made unique."""
+def _valid(message: Message) -> Message:
+    """A message that the log and every provider can take.
+
+    Answers are matched to calls by id, so an id that a model left out or used twice is made unique; and text that is no
+    Unicode (half of a surrogate pair) is written out.
+    """
+    try:
+        msgspec.json.encode(message)
+    except UnicodeEncodeError:
+        message = _written_out(message)
     calls = message.tool_calls
     if len({call.id for call in calls}) == len(calls) and all(call.id for call in calls):
         return message
@@ -310,7 +320,16 @@ def _unique_ids(message: Message) -> Message:
             id = f"{id}-{number}"
         seen.add(id)
         unique.append(ToolCall(id, call.name, call.arguments))
-    return Message(
-        message.role, message.content, tuple(unique), message.reasoning, message.tool_call_id, message.name,
-        message.is_error, message.opaque,
-    )  # fmt: skip
+    return msgspec.structs.replace(message, tool_calls=tuple(unique))
+
+
+def _written_out(message: Message) -> Message:
+    def text(value: str) -> str:
+        return value.encode("utf-8", "backslashreplace").decode()
+
+    return msgspec.structs.replace(
+        message,
+        content=text(message.content) if isinstance(message.content, str) else message.content,
+        reasoning=None if message.reasoning is None else text(message.reasoning),
+        tool_calls=tuple(ToolCall(text(c.id), text(c.name), text(c.arguments)) for c in message.tool_calls),
+    )

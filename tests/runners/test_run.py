@@ -364,27 +364,23 @@ async def test_two_runs_of_one_script_have_equal_logs() -> None:
     assert kinds(first.record) == kinds(second.record)
 
 
-@pytest.mark.xfail(strict=True, reason="Task takes anything as agent; AttributeError later")
 async def test_what_is_no_agent_is_misuse() -> None:
     wrong: Any = "researcher"
     with pytest.raises(TaskError):
         await Runners.run("x", wrong)
 
 
-@pytest.mark.xfail(strict=True, reason="Task.context is not checked; the run fails instead")
 async def test_a_context_that_json_cannot_hold_is_misuse() -> None:
     with pytest.raises(TaskError):
         await Runners.run("x", adder(), context={"session": object()})
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeEncodeError in append is followed by no trajectory ... in store")
 async def test_an_input_that_no_store_can_hold_is_a_clear_error(store: TrajectoryStore) -> None:
     name = b"report-\xff.pdf".decode(errors="surrogateescape")  # as os.listdir gives it
     with pytest.raises(TaskError, match="surrogate"):
         await Runners.run(f"Read {name}", scripted("ok"), run_conf=RunConfig(store=store))
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeEncodeError escapes from Episode._close")
 async def test_a_reply_with_a_lone_surrogate_does_not_break_the_log(store: TrajectoryStore) -> None:
     response = await Runners.run("x", scripted("half \ud83d of a face"), run_conf=RunConfig(store=store))
     assert response.status in ("finished", "failed")

@@ -166,7 +166,6 @@ async def test_results_of_earlier_turns_and_unknown_calls_cannot_be_replaced() -
     assert response.success
 
 
-@pytest.mark.xfail(strict=True, reason="_intervene replaces the known results before it refuses the unknown")
 async def test_a_mistake_among_right_results_changes_nothing() -> None:
     task = Task("x", scripted(call("add", a=1, b=2), "done"))
     await Runners.step(task)
@@ -293,14 +292,12 @@ async def test_a_structured_answer_is_observed_as_json() -> None:
     assert json.loads(str(observation.content)) == [1, 2]
 
 
-@pytest.mark.xfail(strict=True, reason="Episode._final_content is the repr of Python")
 async def test_a_structured_answer_with_text_is_observed_as_json() -> None:
     task = Task("x", scripted('{"result": ["a"]}', output_type=list[str], tools=()))
     _, observation, _ = await Runners.step(task)
     assert json.loads(str(observation.content)) == ["a"]
 
 
-@pytest.mark.xfail(strict=True, reason="Runners.step takes text and parts only")
 async def test_a_result_may_be_replaced_by_any_json_able_value() -> None:
     task = Task("x", scripted(call("add", a=1, b=2), "done"))
     await Runners.step(task)
