@@ -32,6 +32,7 @@ class Agent(BaseAgent):
         tool_names: Registered tools, by `be_tool(tool_name=...)`.
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
+        max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
         model: A model object, or a short form such as `"openai:gpt-4o"`, in place of `conf`'s.
 
     Raises:
@@ -48,10 +49,14 @@ class Agent(BaseAgent):
         tools: Sequence[Any] = (),
         tool_names: Sequence[str] = (),
         output_type: Any = None,
+        max_steps: int | None = None,
         model: Model | str | None = None,
     ) -> None:
         super().__init__(name, desc, tools=tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
+        if max_steps is not None and max_steps < 1:
+            raise ConfigError(f"Agent {name!r}: max_steps must be at least 1; got {max_steps}.")
+        self.max_steps = max_steps
         self.system_prompt = system_prompt if system_prompt is not None else self.conf.system_prompt
         self.output_type = output_type
         self.output_retries = self.conf.output_retries

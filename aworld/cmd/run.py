@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from aworld.agents.llm_agent import Agent
+from aworld.cmd.trajectories import DEFAULT_STORE, resolve
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.output import ReasoningOutput, RetryOutput, RunFinished, TextOutput, ToolCallOutput, ToolResultOutput
@@ -21,7 +22,7 @@ from aworld.core.trajectory import Trajectory
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
 
-STORE = "sqlite:///.aworld/trajectories.db"
+STORE = f"sqlite:///{DEFAULT_STORE}"
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -143,7 +144,8 @@ async def _replay(args: argparse.Namespace) -> int:
 
 
 async def _load(args: argparse.Namespace) -> Trajectory:
-    return await load(args.id, store_of(args.store))
+    store = store_of(args.store)
+    return await load(await resolve(store, args.id), store)
 
 
 def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Agent:

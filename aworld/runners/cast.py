@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from aworld.core import event as ev
@@ -28,7 +29,7 @@ from aworld.core.agent.flow import (
     units_of,
 )
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import TaskError
+from aworld.core.exceptions import AWorldError, TaskError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import HandoffOutput
 from aworld.core.tool.base import Tool
@@ -120,7 +121,7 @@ class Cast:
         if isinstance(unit, Topology):
             episode.add_message(activation, Message("user", input), None, origin)
             flow = self._flows[number] = unit.flow()
-            self._move(activation, flow.begin(input, episode.record.state))
+            self._move(activation, _moves(partial(flow.begin, input, episode.record.state)))
             return
         if unit.system_prompt:
             episode.add_message(activation, Message("system", unit.system_prompt), None, "agent")
@@ -220,7 +221,7 @@ class Cast:
             self._return_call(caller, activation, answer, error)
             return
         result = Result(activation.node or "", activation.agent, activation.id, answer, error, handoff)
-        self._move(caller, self._flows[caller.id].done(result, self._episode.record.state))
+        self._move(caller, _moves(partial(self._flows[caller.id].done, result, self._episode.record.state)))
 
     def _return_call(self, caller: Activation, activation: Activation, answer: Any, error: str | None) -> None:
         """Give a member's answer to the agent that called it as a tool."""
@@ -358,7 +359,8 @@ class Cast:
                     begun.setdefault(event.caller, set()).add(event.node)
                 if isinstance(unit, Topology):
                     flow = self._flows[event.activation] = unit.flow()
-                    due[event.activation] = list(flow.begin(self._input_of(event.activation), dict(state)))
+                    asked = self._input_of(event.activation)
+                    due[event.activation] = _moves(partial(flow.begin, asked, dict(state)))
             elif isinstance(event, ev.AgentFinished):
                 moves = self._tell_result(record.activations[event.activation], event, dict(state))
                 if moves is not None:
@@ -382,7 +384,7 @@ class Cast:
             return None
         answer = self.answers[activation.id]
         result = Result(activation.node or "", event.agent, activation.id, answer, event.error, event.handoff)
-        moves = list(self._flows[caller].done(result, state))
+        moves = _moves(partial(self._flows[caller].done, result, state))
         for move in moves:
             if isinstance(move, End):
                 self.answers[caller] = move.answer
@@ -392,6 +394,16 @@ class Cast:
         """What a team was asked: the one message of its own."""
         node = next(n for n in self._episode.record.messages.values() if n.activation == team)
         return node.message.content or ""
+
+
+def _moves(tell: Callable[[], Sequence[Move]]) -> list[Move]:
+    """What a flow answers. An error in a function that the team was given, such as `until`, is the end of the team."""
+    try:
+        return list(tell())
+    except AWorldError as error:
+        return [End(error=str(error))]
+    except Exception as bug:  # noqa: BLE001 - whatever the team's functions raise is data of the run
+        return [End(error=f"{type(bug).__name__}: {bug}")]
 
 
 def _argument(called: ev.ToolCalled, name: str) -> str | None:

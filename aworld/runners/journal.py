@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from numbers import Real
 from typing import Any, TypeVar
 
+from aworld.core.agent.base import plain
 from aworld.core.event import Event, Rewarded
 from aworld.core.output import AnyOutput
 from aworld.core.trajectory import Trajectory
@@ -63,7 +64,8 @@ def give_reward(
 ) -> Awaitable[None]:
     """Reward a step, or the whole when `step` is None. It counts at once; await the result to know it durable.
 
-    Raises ValueError for a value that no sum could use, or a step that the trajectory does not have.
+    Raises ValueError for a value that no sum could use, a step that the trajectory does not have, or a detail that JSON
+    cannot hold.
     """
     for label, number in (("value", value), ("weight", weight)):
         if not isinstance(number, Real) or not math.isfinite(number):
@@ -71,5 +73,9 @@ def give_reward(
     record = journal.record
     if step is not None and step not in record.calls:
         raise ValueError(f"Trajectory {record.id} has no step {step}; it has {len(record.calls)}, from 0.")
+    try:
+        detail = plain(detail)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"A reward's detail must be JSON-able: {error}") from error
     journal.add(Rewarded, value=float(value), name=name, weight=float(weight), step=step, source=source, detail=detail)
     return journal.commit()

@@ -122,6 +122,11 @@ class RecordedAgent(BaseAgent):
         self._settings: dict[str, Any] = record.agents.get(name, {})
         self.system_prompt = self._settings.get("system_prompt")
         self.output_retries = len(record.messages)
+        self._corrections = _corrections(record)
+        self._ended = next((a.finished for a in record.activations.values() if a.agent == name and a.finished), None)
+        if self._ended is not None and self._ended.error is not None:  # its answer was given up
+            self.output_retries = len(self._corrections)
+        self._reply: int | None = None  # of the decision under way: this agent lives for one replay
         call = next((c for c in record.calls.values() if c.agent == name and c.toolset), None)
         tools = record.toolsets[call.toolset] if call is not None and call.toolset is not None else ()
         self.toolkit = Toolkit([RecordedTool(tool) for tool in tools], owner=f"agent {name!r}")
@@ -133,19 +138,33 @@ class RecordedAgent(BaseAgent):
     async def decide(self, turn: Turn) -> Message:
         """What was decided."""
         call = self._world.recorded(self.name, turn.index)
+        self._reply = call.reply
         if call.provider is None and call.reply is not None:  # code decided
             return self._record.messages[call.reply].message
-        return await turn.generate(FunctionModel(lambda _: ""))
+        return await turn.generate(FunctionModel(lambda _: "", name=call.model))
 
     def answer_of(self, message: Message) -> Any:
         """The recorded answer. Raises ValueError, with the recorded words, where a correction was asked for."""
-        replies = {call.reply for call in self._record.calls.values()}
-        own = {id for id in replies if id is not None and self._record.messages[id].message == message}
-        for node in self._record.messages.values():
-            if node.parent in own and node.origin == "agent" and node.message.role == "user":
-                raise ValueError(node.message.text.removesuffix(CORRECTION))
-        ends = [a.finished for a in self._record.activations.values() if a.agent == self.name and a.finished]
-        return ends[0].answer if ends else message.text
+        correction = self._corrections.get(self._reply)
+        if correction is not None:
+            raise ValueError(correction.removesuffix(CORRECTION))
+        if self._ended is None:
+            return message.text
+        if self._ended.error is not None:
+            raise ValueError(self._ended.error)
+        return self._ended.answer
+
+
+def _corrections(record: Trajectory) -> dict[int | None, str]:
+    """What was said to answers that did not do, by the message that it answered."""
+    return {
+        node.parent: node.message.text
+        for node in record.messages.values()
+        if node.origin == "agent"
+        and node.message.role == "user"
+        and node.parent is not None
+        and record.messages[node.parent].message.role == "assistant"
+    }
 
 
 class RecordedTool(Tool):
@@ -164,7 +183,8 @@ async def replay(record: Trajectory, agent: BaseAgent | None = None, hooks: Sequ
         actor: BaseAgent = RecordedAgent(record.activations[0].agent, world, record)
     else:
         swap = getattr(agent, "with_model", None)
-        actor = swap(FunctionModel(lambda _: "")) if swap is not None else agent
+        named = next((call.model for call in record.calls.values() if call.model), None)
+        actor = swap(FunctionModel(lambda _: "", name=named)) if swap is not None else agent
     first = next(n for n in record.messages.values() if n.origin == "input")
     task = Task(first.message.content or "", agent=actor, conf=record.started.conf, id=record.id, hooks=hooks)
     episode = Episode(task, MemoryStore(), world=world)

@@ -92,13 +92,15 @@ class SQLiteStore:
         waiter: Waiter | None = None
         if wait or len(writer.queue) > BACKLOG:
             waiter = Future[Any]() if loop is None else loop.create_future()
-        writer.queue.append(Append(trajectory_id, events, data, waiter))
+        job = Append(trajectory_id, events, data, waiter)
+        writer.queue.append(job)
         if waiter is None and loop is not None:
             if self._lingering is not loop:
                 self._lingering = loop
                 loop.call_later(LINGER, _end_linger, self._me)
             return DONE
-        writer.wake()
+        if not (wait and writer.write_here(job, loop)):
+            writer.wake()
         if waiter is None:
             return DONE
         return Pending(waiter) if isinstance(waiter, Future) else waiter

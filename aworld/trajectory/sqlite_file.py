@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +21,9 @@ APPLICATION_ID = 0x41576C64
 
 SEQ_BITS = 24
 """Bits of an event's key that are its place in the log: 16.7 million events a trajectory."""
+
+PAGE_SIZE = 4096
+"""Bytes; SQLite's default."""
 
 MIGRATIONS = (
     """
@@ -74,10 +78,9 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = wal")
+        _begin_log(connection, timeout)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        # 16 MB of log between checkpoints: pages of running tasks are rewritten often and copied back once.
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it, where nobody waits
         connection.execute("PRAGMA journal_size_limit = 67108864")
         migrate(connection, path)
     except (OSError, sqlite3.Error) as error:
@@ -89,6 +92,20 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
             connection.close()
         raise
     return connection
+
+
+def _begin_log(connection: sqlite3.Connection, timeout: float) -> None:
+    """Write ahead from now on. Processes that make the same file at the same moment are refused without a wait."""
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = wal")
+        except sqlite3.OperationalError as error:
+            if family(error) != "SQLITE_BUSY" or time.monotonic() >= until:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def empty() -> sqlite3.Connection:

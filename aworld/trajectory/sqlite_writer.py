@@ -1,10 +1,14 @@
-"""The one thread that writes a SQLite store.
+"""The one writer of a SQLite store.
 
-Callers of any thread and loop queue jobs; the thread takes what has gathered and writes it in one transaction (group
+Callers of any thread and loop queue jobs; a thread takes what has gathered and writes it in one transaction (group
 commit), so that the cost of a commit is shared by all running tasks. The transaction takes the write lock at its
 beginning, looks whether another process wrote since (`PRAGMA data_version`), and therefore knows for certain where
 each log ends. A job that does not fit is refused alone; a failure of the file refuses the batch and leaves nothing
 half-written. Waiting callers are told by one call into each of their loops.
+
+What a run that is alone waits for is written by its own thread (`write_here`), at a third of the cost. That never waits,
+neither for the writer's thread nor for another process nor for the disk: what cannot be written at once is left to the
+thread, and so are all failures. Whoever holds `_pen` is the writer.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import atexit
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,16 +28,35 @@ from weakref import WeakSet
 
 from msgspec import Struct
 
-from aworld.core.event import Event, Started
+from aworld.core.event import Event, Finished, Started
 from aworld.core.exceptions import AWorldError, StoreError
 from aworld.trajectory.memory import out_of_order
-from aworld.trajectory.sqlite_file import PARTICULAR, SEQ_BITS, connect, explain, family, roll_back
+from aworld.trajectory.sqlite_file import (
+    APPLICATION_ID,
+    PAGE_SIZE,
+    PARTICULAR,
+    SEQ_BITS,
+    connect,
+    explain,
+    family,
+    roll_back,
+)
 from aworld.trajectory.sqlite_reader import nearest
 from aworld.trajectory.sqlite_tables import Known, create, recall, remove, write_tallies
 from aworld.trajectory.store import already_there, unknown_trajectory
 
 BATCH = 500
 """Events of one transaction; more gain nothing and make the first of them wait."""
+
+ALONE = 0.001
+"""Seconds after which the events of another run are no longer company."""
+
+SMALL = 50
+"""Events of a batch that a caller writes itself, at most of 64 KB; it holds up its event loop meanwhile."""
+
+LOG_PAGES = 4000
+"""Pages of the log beside the file (16 MB) after which they are copied back: those of running tasks are rewritten
+often and copied once. Copying waits for the disk, so only the thread does it."""
 
 KEPT = 50_000
 """Tallies of running tasks that are kept between batches; one takes about 1 KB."""
@@ -65,12 +89,22 @@ class Writer:
     def __init__(self, path: str, url: str, synchronous: str, timeout: float) -> None:
         self.path, self.url = path, url
         self.queue: deque[Append | Call] = deque()
-        self.busy = False
         self.closed = False
         self._taken: list[Append] = []
         self.unreported: dict[str, AWorldError] = {}
         """Failures of appends for which nobody waited, by trajectory."""
         self._settings: dict[str, Any] = {"synchronous": synchronous, "timeout": timeout}
+        self._syncs = synchronous == "full"
+        self._waits = True
+        """Whether the connection waits for the lock of another process."""
+        self._last: str | None = None
+        self._last_at = 0.0
+        """Whose events were the last that somebody waits for, and when they came; None when that run was alone and has
+        ended."""
+        self._pages = 0
+        """About how many pages were written since they were last copied back."""
+        self._pen = threading.Lock()
+        """Held by who takes jobs from the queue and uses the connection."""
         self._wake = threading.Lock()
         self._wake.acquire()
         self._start = threading.Lock()
@@ -82,6 +116,11 @@ class Writer:
         self._version = -1
         _writers.add(self)
 
+    @property
+    def busy(self) -> bool:
+        """Whether jobs are taken and not yet done."""
+        return self._pen.locked()
+
     def wake(self) -> None:
         """Let the thread write what is queued."""
         if self._thread is None:
@@ -89,6 +128,39 @@ class Writer:
         if self._wake.locked():
             with suppress(RuntimeError):  # another caller was quicker
                 self._wake.release()
+
+    def write_here(self, job: Append, loop: asyncio.AbstractEventLoop | None) -> bool:
+        """Write all that is queued, `job` last, in the calling thread, which runs `loop`; whether that was done.
+
+        Not done is: what can share a commit with other runs, a large batch, what has to wait for anybody or for the
+        disk, and what fails in any way.
+        """
+        if self._syncs or not self._is_alone(job) or self._pages >= LOG_PAGES or not self._pen.acquire(blocking=False):
+            return False
+        try:
+            jobs = list(self.queue)  # others may queue more meanwhile, behind these
+            if self._connection is None or not _is_little(jobs):
+                return False
+            try:
+                self._set_waits(self._connection, False)
+                outcomes = self._commit(self._connection, jobs)
+            except Exception:  # noqa: BLE001 - nothing was written: the thread meets it again, and tells who waits
+                return False
+            for _ in jobs:
+                self.queue.popleft()
+            self._tell(outcomes, loop)
+        finally:
+            self._pen.release()
+        if self._pages >= LOG_PAGES:
+            self.wake()
+        return True
+
+    def _is_alone(self, job: Append) -> bool:
+        """Whether no other run has written just now: one of many does better to share a commit."""
+        now = time.monotonic()
+        alone = self._last is None or self._last == job.id or now - self._last_at > ALONE
+        self._last, self._last_at = None if alone and isinstance(job.events[-1], Finished) else job.id, now
+        return alone
 
     def call(self, do: Callable[[sqlite3.Connection], Any] | None) -> Future[Any]:
         """Run `do` on the writing connection after everything queued so far. Raises `StoreError` when closed.
@@ -135,11 +207,10 @@ class Writer:
         """In a forked child: the thread, its connection and the queue are the parent's."""
         _inherited.append(self._connection)
         self.queue.clear()
-        self._wake, self._start = threading.Lock(), threading.Lock()
+        self._pen, self._wake, self._start = threading.Lock(), threading.Lock(), threading.Lock()
         self._wake.acquire()
         self._thread = self._connection = None
         self._known.clear()
-        self.busy = False
 
     def _begin(self) -> None:
         with self._start:
@@ -158,14 +229,16 @@ class Writer:
             raise
 
     def _serve(self) -> None:
-        self.busy = True
-        while self.queue:
-            self._work()
-        self.busy = False
+        while self.queue or self._pages >= LOG_PAGES:
+            with self._pen:
+                self._work()
         if self.closed:
-            self._disconnect()
+            with self._pen:
+                self._disconnect()
 
     def _work(self) -> None:
+        if self._pages >= LOG_PAGES:
+            self._copy_back()
         queue, jobs, size = self.queue, self._taken, 0
         while queue and size < BATCH and isinstance(job := queue[0], Append):
             jobs.append(job)
@@ -174,8 +247,24 @@ class Writer:
         if jobs:
             self._tell(self._write(jobs))
             jobs.clear()
-        elif isinstance(job := queue.popleft(), Call):
+        elif queue and isinstance(job := queue.popleft(), Call):
             self._answer(job)
+
+    def _copy_back(self) -> None:
+        """Copy the pages of the log into the file, so that the log can begin anew."""
+        self._pages = 0
+        if self._connection is None:
+            return
+        with suppress(sqlite3.Error):  # it is tried again when as much has been written again
+            self._connection.execute("PRAGMA wal_checkpoint")
+            # The first write of a log that begins anew waits for the disk: this one, which changes nothing.
+            self._set_waits(self._connection, True)
+            self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    def _set_waits(self, connection: sqlite3.Connection, waits: bool) -> None:
+        if waits != self._waits:
+            connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._settings['timeout']) if waits else 0}")
+            self._waits = waits
 
     def _abandon(self, error: BaseException) -> None:
         """Leave nobody waiting when the thread dies of a mistake of ours."""
@@ -198,6 +287,8 @@ class Writer:
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = connect(self.path, **self._settings)
+            self._waits = True
+        self._set_waits(self._connection, True)
         return self._connection
 
     def _disconnect(self) -> None:
@@ -257,6 +348,8 @@ class Writer:
             self._known.clear()  # the tallies have run ahead of the file
             roll_back(connection)
             raise
+        # Measured: 2 pages a trajectory and one more a batch, beside the events.
+        self._pages += 1 + 2 * len(touched) + sum(len(data) for _, data in rows) // PAGE_SIZE
         for id, known in touched.items():
             if known.tally.ended is not None:
                 self._known.pop(id, None)
@@ -283,7 +376,8 @@ class Writer:
         self._known[job.id] = known
         return known
 
-    def _tell(self, outcomes: list[Outcome]) -> None:
+    def _tell(self, outcomes: list[Outcome], here: asyncio.AbstractEventLoop | None = None) -> None:
+        """Tell who waits; those of the loop that runs in this thread, `here`, directly."""
         loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], AWorldError | None]]] = {}
         for job, error in outcomes:
             waiter = job.waiter
@@ -295,6 +389,9 @@ class Writer:
             else:
                 loops.setdefault(waiter.get_loop(), []).append((waiter, error))
         for loop, waiters in loops.items():
+            if loop is here:
+                _resolve(waiters)
+                continue
             with suppress(RuntimeError):  # the loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve, waiters)
 
@@ -307,6 +404,16 @@ def _resolve(waiters: list[tuple[asyncio.Future[None], AWorldError | None]]) -> 
             waiter.set_result(None)
         else:
             waiter.set_exception(error)
+
+
+def _is_little(jobs: Sequence[Append | Call]) -> bool:
+    events = size = 0
+    for job in jobs:
+        if isinstance(job, Call):
+            return False
+        events += len(job.data)
+        size += sum(map(len, job.data))
+    return events <= SMALL and size <= 65_536
 
 
 _writers: WeakSet[Writer] = WeakSet()

@@ -25,7 +25,7 @@ from tests.runners.scenes import Gate, RecordingServer, add, assert_sound, loopi
 async def test_an_endless_tool_loop_ends_at_the_limit_with_everything_kept() -> None:
     response = await Runners.run("x", looping(), conf=TaskConfig(max_steps=25))
     assert response.status == "limit_reached"
-    assert response.msg == "max_steps=25 reached; raise TaskConfig(max_steps=...) to go on."
+    assert "max_steps=25 reached" in response.msg
     assert len(response.trajectory) == 25
     assert [row["observation"][0]["content"] for row in response.trajectory] == [str(n + 1) for n in range(25)]
     assert_sound(response.record)
@@ -104,7 +104,7 @@ async def test_the_deadline_passes_while_the_model_thinks() -> None:
 
     response = await Runners.run("x", thinking(slow, tools=[add]), timeout=0.05)
     assert response.status == "timeout"
-    assert response.msg == "timeout=0.05 s passed; raise TaskConfig(timeout=...)."
+    assert "timeout=0.05 s passed" in response.msg
     assert response.trajectory[0]["observation"][0]["content"] == "3"
     assert_sound(response.record)
 
@@ -269,9 +269,11 @@ async def test_a_cancelled_run_is_in_the_log_with_all_that_was_done(store: Traje
         await gate.pass_through()
         return ""
 
-    agent = scripted(call("add", a=1, b=2), [call("wait"), call("add", a=2, b=2)], tools=[add, wait])
+    agent = scripted(call("add", a=1, b=2), [call("add", a=2, b=2), call("wait")], tools=[add, wait])
     running = asyncio.create_task(Runners.run("x", agent, id="run", run_conf=RunConfig(store=store)))
     await gate.until(1)
+    for _ in range(10):  # the turns of the loop in which the other call is closed
+        await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -281,7 +283,7 @@ async def test_a_cancelled_run_is_in_the_log_with_all_that_was_done(store: Traje
     assert_sound(record)
     results = [result for step in record.steps() for result in step.results.values()]
     assert sorted((result.call_id, result.error) for result in results) == [
-        ("call_0_0", None), ("call_1_0", "interrupted"), ("call_1_1", None),
+        ("call_0_0", None), ("call_1_0", None), ("call_1_1", "interrupted"),
     ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import msgspec
 from aworld.core.agent.base import BaseAgent, checked_id, plain
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import Content
+from aworld.core.message import Content, Text
 from aworld.core.tool.base import Tool, ToolContext
 
 OnError: TypeAlias = Literal["fail", "skip", "tell"]
@@ -197,8 +197,9 @@ def joined(results: Sequence[tuple[str, Any]], input: Content | None = None) -> 
     """Several named results as one text that keeps them apart, after the input they come from, if given."""
     if len(results) == 1 and input is None:
         return readable(results[0][1])
-    pieces: list[str] = []
-    if isinstance(input, str):
-        pieces.append(f"<task>\n{input}\n</task>")
-    pieces += [f'<result from="{name}">\n{readable(value)}\n</result>' for name, value in results]
+    pieces = [f'<result from="{name}">\n{readable(value)}\n</result>' for name, value in results]
+    if isinstance(input, tuple):
+        return (*input, Text("\n\n".join(pieces)))
+    if input is not None:
+        pieces.insert(0, f"<task>\n{input}\n</task>")
     return "\n\n".join(pieces)

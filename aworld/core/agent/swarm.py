@@ -8,16 +8,17 @@ HandoffSwarm((a, b), (b, a))     control moves along the edges
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Carry, End, Flow, HandoffTool, Move, OnError, Result, Start, State, Topology, Unit
 from aworld.core.agent.flow import units_of as units_of
 from aworld.core.agent.picture import mermaid, tree
+from aworld.core.agent.workflow import Aggregate, Graph, WorkflowFlow, refuse_count, refuse_on_error
 from aworld.core.agent.workflow import Edge as Edge
-from aworld.core.agent.workflow import Graph, WorkflowFlow
 from aworld.core.agent.workflow import Loop as Loop
 from aworld.core.agent.workflow import Map as Map
 from aworld.core.agent.workflow import Node as Node
@@ -50,8 +51,10 @@ class Swarm(Topology):
 
     def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Swarm:
         """Choose the kind."""
-        kind = _KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls
-        return object.__new__(kind)
+        if build_type is not None and build_type not in list(GraphBuildType):
+            known = ", ".join(repr(kind.value) for kind in GraphBuildType)
+            raise ConfigError(f"build_type={build_type!r}; use one of {known}.")
+        return object.__new__(_KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls)
 
     def __init__(
         self,
@@ -78,7 +81,8 @@ class Swarm(Topology):
         raise NotImplementedError
 
     def _default_name(self) -> str:
-        return "-".join(member.name for member in self.members())[:60]
+        names = [member.name for member in self.members()]
+        return "-".join(names)[:60] if len(names) > 1 else f"{names[0]}-alone"
 
     def draw(self, *, style: Literal["mermaid", "tree"] = "mermaid") -> str:
         """A picture: Mermaid text, or a tree for a terminal."""
@@ -89,10 +93,14 @@ class WorkflowSwarm(Swarm):
     """Members in an order that is known beforehand; see `aworld.core.agent.workflow`.
 
     `on_error` says what a failed member means: `fail` (default), `skip`, or `tell` those that come after it.
+    `answer` makes the answer from the outputs of all members, by name; without it the last one's is the answer.
     """
 
+    items: list[Any]
+    """The members, groups or edges as they were given."""
     graph: Graph
     on_error: OnError
+    answer: Aggregate | None
 
     def _build(
         self,
@@ -101,11 +109,18 @@ class WorkflowSwarm(Swarm):
         name: str | None,
         *,
         on_error: OnError = "fail",
+        answer: Aggregate | None = None,
         **unknown: Any,
     ) -> None:
-        _refuse(unknown, "WorkflowSwarm", "on_error")
-        self.on_error = on_error
-        self.graph = Graph(([root_agent] if root_agent is not None else []) + members, name or "workflow")
+        _refuse(unknown, "WorkflowSwarm", "on_error", "answer")
+        owner = name or "workflow"
+        refuse_on_error(on_error, owner)
+        if answer is not None and not callable(answer):
+            raise ConfigError(f"{owner!r}: answer={answer!r} is no function of the outputs by name.")
+        self.on_error, self.answer = on_error, answer
+        begins = root_agent is None or (members and members[0] is root_agent)
+        self.items = members if begins else [root_agent, *members]
+        self.graph = Graph(self.items, owner)
 
     def members(self) -> list[Unit]:
         """The members, each once, in the order in which they were named."""
@@ -113,7 +128,7 @@ class WorkflowSwarm(Swarm):
 
     def flow(self) -> Flow:
         """A new run of the graph."""
-        return WorkflowFlow(self.graph, self.name, self.on_error)
+        return WorkflowFlow(self.graph, self.name, self.on_error, self.answer)
 
 
 class TeamSwarm(Swarm):
@@ -127,7 +142,7 @@ class TeamSwarm(Swarm):
 
     def _build(self, members: list[Any], root_agent: Unit | None, name: str | None, **unknown: Any) -> None:
         _refuse(unknown, "TeamSwarm")
-        leader, *team = ([root_agent] if root_agent is not None else []) + members
+        leader, *team = members if root_agent is None else [root_agent, *(m for m in members if m is not root_agent)]
         for member in (leader, *team):
             _refuse_strangers(member, "TeamSwarm")
         if not isinstance(leader, BaseAgent):
@@ -199,12 +214,20 @@ class HandoffSwarm(Swarm):
                 _refuse_strangers(member, "HandoffSwarm")
             if isinstance(pair[0], Topology):
                 raise ConfigError(f"{pair[0].name!r} is a swarm: it can be handed to, but only an agent hands over.")
-        if isinstance(history, str) and history not in ("full", "summary", "none"):
+            if members.count(pair) > 1:
+                names = " to ".join(repr(member.name) for member in cast("tuple[Unit, Unit]", pair))
+                raise ConfigError(f"HandoffSwarm has the pair {names} twice; leave one out.")
+        if history not in ("full", "summary", "none") and (type(history) is not int or history < 0):
             raise ConfigError(f'history={history!r}: use "full", "summary", "none" or a number of messages.')
+        refuse_count(max_handoffs, "max_handoffs", name or "HandoffSwarm")
+        refuse_count(max_repeats, "max_repeats", name or "HandoffSwarm")
         self.edges = list(members)
         self.root = root_agent if root_agent is not None else self.edges[0][0]
         if root_agent is not None and all(root_agent not in edge for edge in self.edges):
-            raise ConfigError(f"root_agent {root_agent.name!r} is in none of the pairs, so it could not hand over.")
+            raise ConfigError(
+                f"root_agent {getattr(root_agent, 'name', root_agent)!r} is in none of the pairs, so it could not hand "
+                "over; add a pair (root_agent, other)."
+            )
         self.history, self.max_handoffs, self.max_repeats = history, max_handoffs, max_repeats
 
     def __init__(self, *members: Any, **options: Any) -> None:
@@ -273,9 +296,11 @@ _KINDS: dict[GraphBuildType, type[Swarm]] = {
 
 
 def _refuse(unknown: dict[str, Any], kind: str, *known: str) -> None:
-    if unknown:
-        options = ", ".join((*known, "name", "desc", "root_agent", "topology", "state"))
-        raise ConfigError(f"{kind} has no option {', '.join(unknown)}; known: {options}.")
+    options = (*known, "name", "desc", "root_agent", "topology", "state", "build_type")
+    for option in unknown:
+        near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(options)}."
+        raise ConfigError(f"{kind} has no option {option!r}; {hint}")
 
 
 def _refuse_strangers(member: Any, kind: str) -> None:

@@ -10,12 +10,12 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import End, Flow, Move, OnError, Result, Start, State, Topology, Unit, joined, readable
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import Content, content_text
+from aworld.core.message import Content, Part, content_text
 
 Condition = Callable[[State, Any], bool]
 """A function of the task's state and the output of the node before."""
@@ -28,8 +28,8 @@ Aggregate = Callable[[dict[str, Any]], Any]
 class Node:
     """A member with what is special about its place.
 
-    `input` makes its input from the outputs before it, by name. `on_error` says what its failure means (None: what the
-    workflow says), after `retries` further tries.
+    `input` makes its input from the outputs before it, by name, and the workflow's own input under `"input"`.
+    `on_error` says what its failure means (None: what the workflow says), after `retries` further tries.
     """
 
     unit: Any
@@ -37,6 +37,15 @@ class Node:
     on_error: OnError | None = None
     retries: int = 0
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, naming the member."""
+        what = f"Node of {getattr(self.unit, 'name', self.unit)!r}"
+        refuse_on_error(self.on_error, what)
+        if self.input is not None and not callable(self.input):
+            raise ConfigError(f"{what}: input={self.input!r} is no function of the outputs before it.")
+        if type(self.retries) is not int or self.retries < 0:
+            raise ConfigError(f"{what}: retries={self.retries!r}; give the number of further tries, from 0.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,12 @@ class Edge:
     source: Any
     target: Any
     when: Condition | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a condition that is none."""
+        if self.when is not None and not callable(self.when):
+            ends = " to ".join(repr(getattr(end, "name", end)) for end in (self.source, self.target))
+            raise ConfigError(f"Edge from {ends}: when={self.when!r} is no function of the state and the output.")
 
 
 @dataclass(slots=True)
@@ -142,10 +157,11 @@ class Graph:
 class WorkflowFlow:
     """A workflow at work. Each edge is settled once, so that a whole run takes linear time."""
 
-    def __init__(self, graph: Graph, owner: str, on_error: OnError) -> None:
+    def __init__(self, graph: Graph, owner: str, on_error: OnError, answer: Aggregate | None = None) -> None:
         self._places = graph.places
         self._owner = owner
         self._on_error = on_error
+        self._answer = answer
         self._waiting = {id: len(place.before) for id, place in graph.places.items()}
         self._inputs: dict[str, dict[str, Any]] = {id: {} for id in graph.places}
         self._outputs: dict[str, Any] = {}
@@ -159,7 +175,9 @@ class WorkflowFlow:
 
     def done(self, result: Result, state: State) -> Sequence[Move]:
         """Hand a result on along the edges."""
-        id, _, tried = result.node.partition("~")
+        id, tried = result.node, ""
+        if id not in self._places:  # a further try
+            id, _, tried = result.node.rpartition("~")
         place = self._places[id]
         self._running -= 1
         output: Any = result.answer
@@ -203,17 +221,17 @@ class WorkflowFlow:
 
     def _input_of(self, place: Place) -> Content:
         given = self._inputs[place.id]
-        if not place.before:
-            given = {"input": self._input}
         if place.node.input is not None:
-            return _content(place.node.input(given))
+            return _content(place.node.input({"input": self._input, **given}))
         return self._input if not place.before else joined(list(given.items()))
 
     def _end(self) -> End:
-        """The answer: that of the last place, or of all last places by name."""
+        """The answer: that of the last place, of all last places by name, or what `answer` makes of all outputs."""
         last = {id: self._outputs[id] for id, place in self._places.items() if not place.after and id in self._outputs}
         if not last:
             return End(error=f"{self._owner!r} came to no end: every last member was left out.")
+        if self._answer is not None:
+            return End(answer=self._answer({id: self._outputs[id] for id in self._places if id in self._outputs}))
         return End(answer=next(iter(last.values())) if len(last) == 1 else last)
 
 
@@ -238,8 +256,11 @@ class Loop(Topology):
         desc: str | None = None,
     ) -> None:
         self.body = as_unit(body)
-        if max_rounds < 1:
-            raise ConfigError(f"Loop over {self.body.name!r}: max_rounds must be at least 1; got {max_rounds}.")
+        what = f"Loop over {self.body.name!r}"
+        refuse_count(max_rounds, "max_rounds", what)
+        for option, function in (("until", until), ("input", input), ("answer", answer)):
+            if not callable(function) and (function is not None or option == "until"):
+                raise ConfigError(f"{what}: {option}={function!r} is no function.")
         super().__init__(name or f"{self.body.name}-loop", desc)
         self.until, self.max_rounds, self.input, self.answer, self.must_hold = (
             until, max_rounds, input, answer, must_hold,
@@ -302,9 +323,21 @@ class Map(Topology):
         name: str | None = None,
         desc: str | None = None,
     ) -> None:
+        if not isinstance(unit, BaseAgent | Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"Map repeats an agent or a swarm; got {unit!r}.")
         super().__init__(name or f"{unit.name}-map", desc)
+        what = f"Map {self.name!r}"
         if over is not None and times is not None:
-            raise ConfigError(f"Map {self.name!r}: give over= or times=, not both.")
+            raise ConfigError(f"{what}: give over= or times=, not both.")
+        if over is not None and not callable(over):
+            raise ConfigError(f"{what}: over={over!r} is no function of the input; it gives the list of inputs.")
+        readers = (BaseAgent, Topology)
+        if reduce is not None and not callable(reduce) and not isinstance(reduce, readers):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"{what}: reduce={reduce!r} is neither a function of the outputs nor an agent or swarm.")
+        for option, count in (("times", times), ("max_parallel", max_parallel)):
+            if count is not None:
+                refuse_count(count, option, what)
+        refuse_on_error(on_error, what)
         self.unit, self.over, self.times, self.reduce = unit, over, times, reduce
         self.max_parallel, self.on_error = max_parallel, on_error
 
@@ -379,9 +412,23 @@ def as_unit(item: Any) -> Unit:
     """An agent or team as it is; a sequence of them as a chain."""
     if isinstance(item, BaseAgent | Topology):
         return item
+    if not isinstance(item, Sequence) or isinstance(item, str):
+        raise ConfigError(f"A Loop repeats an agent, a swarm or a sequence of them; got {item!r}.")
     from aworld.core.agent.swarm import WorkflowSwarm  # a swarm is made of what stands here
 
-    return WorkflowSwarm(*item)
+    return WorkflowSwarm(*cast("Sequence[Any]", item))
+
+
+def refuse_count(count: Any, option: str, owner: str) -> None:
+    """Raise ConfigError unless `count` is a number from 1."""
+    if type(count) is not int or count < 1:
+        raise ConfigError(f"{owner}: {option} must be a number of at least 1; got {count!r}.")
+
+
+def refuse_on_error(on_error: Any, owner: str) -> None:
+    """Raise ConfigError for a policy that is none."""
+    if on_error is not None and on_error not in get_args(OnError):
+        raise ConfigError(f"{owner}: on_error={on_error!r}; use one of {', '.join(map(repr, get_args(OnError)))}.")
 
 
 def _filled(items: Sequence[Any], owner: str) -> Sequence[Any]:
@@ -391,4 +438,6 @@ def _filled(items: Sequence[Any], owner: str) -> Sequence[Any]:
 
 
 def _content(value: Any) -> Content:
-    return cast("Content", value) if isinstance(value, str | tuple) else readable(value)
+    if isinstance(value, tuple) and value and all(isinstance(part, Part) for part in cast("tuple[Any, ...]", value)):
+        return cast("Content", value)
+    return readable(value)

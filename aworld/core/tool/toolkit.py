@@ -45,9 +45,15 @@ class Toolkit:
 
     def __init__(self, tools: Sequence[Any] = (), tool_names: Sequence[str] = (), *, owner: str) -> None:
         self.owner = owner
-        self.items: list[Tool | Toolset] = as_tools([_unit_as_tool(item) for item in tools])
+        self.tool_names = tuple(tool_names)
+        self.given: list[Tool | Toolset] = as_tools([_unit_as_tool(item) for item in tools])
+        """What was handed over, without what was found by name."""
+        self.items: list[Tool | Toolset] = list(self.given)
         for name in tool_names:
-            self.items += find_tools(name)
+            try:
+                self.items += find_tools(name)
+            except ConfigError as error:
+                raise ConfigError(f"{owner[:1].upper()}{owner[1:]} misses a tool. {error}") from None
         self._static = [item for item in self.items if isinstance(item, Tool)]
         self._offer = Offer(self._static, owner) if len(self._static) == len(self.items) else None
 

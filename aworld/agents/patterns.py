@@ -1,0 +1,337 @@
+"""Ready patterns: solver and verifier, debate, votes, best of n, map and reduce, and functions as members.
+
+Each is made of the pieces of `aworld.core.agent`, so it steps, resumes, forks and nests like every team. What a pattern
+needs to decide (accept, count, score) is a plain function, told nothing but what is in the log.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from aworld.core.agent.base import BaseAgent, Turn, plain
+from aworld.core.agent.flow import End, Flow, Move, Result, Start, State, Topology, Unit, joined, readable
+from aworld.core.agent.swarm import WorkflowSwarm
+from aworld.core.agent.workflow import Map, Node, refuse_count
+from aworld.core.exceptions import AWorldError, ConfigError
+from aworld.core.message import Content, Message, Text, content_text
+
+ACCEPT = "ACCEPT"
+"""The word with which a verifier begins when it has nothing to object to."""
+
+_VERIFY = (
+    f"Check the last result against the task. Begin with {ACCEPT} if it is complete and correct; otherwise say "
+    "everything that is wrong or missing."
+)
+_IMPROVE = "The last result was not accepted. Do the task again, and mend what the remarks say."
+_DEBATE = "These are the statements so far. Weigh them, then state your answer anew: keep it or change it, and say why."
+_JUDGE = "These are the last statements of a debate. Decide, and give the answer to the task."
+_SCORE = "How good is this result of the task? Begin with a number: the higher, the better."
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+class FunctionAgent(BaseAgent):
+    """A Python function as a member: text in, answer out, no model.
+
+    `function(text)` or `function(text, context)`, plain or async; `context` is the state of the task. A plain one runs
+    on the event loop, so one that waits should be async. Any JSON-able answer is kept as it is.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str | None = None, desc: str | None = None) -> None:
+        if not callable(function):
+            raise ConfigError(f"function_agent takes a function of the input; got {function!r}.")
+        found = name or getattr(function, "__name__", type(function).__name__)
+        super().__init__("function" if found == "<lambda>" else found, desc)
+        self.function = function
+        self._takes_context = _takes_context(function, self.name)
+
+    async def decide(self, turn: Turn) -> Message:
+        """Call the function. Raises AWorldError that names the agent when the function raises."""
+        text = content_text(turn.observation.content)
+        try:
+            answer = self.function(text, turn.context) if self._takes_context else self.function(text)
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except AWorldError:
+            raise
+        except Exception as error:
+            raise AWorldError(f"{self.name} raised {type(error).__name__}: {error}") from error
+        if isinstance(answer, str):
+            return Message("assistant", answer)
+        # The text is what others read; the answer itself goes along, since "3" and 3 read the same.
+        return Message("assistant", readable(answer), opaque={"answer": plain(answer)})
+
+    def answer_of(self, message: Message) -> Any:
+        """What the function returned."""
+        return message.text if message.opaque is None else message.opaque.get("answer")
+
+    def settings(self) -> dict[str, Any]:
+        """What the log keeps: which function it is."""
+        place = f"{getattr(self.function, '__module__', '')}:{getattr(self.function, '__qualname__', self.name)}"
+        return {**super().settings(), "function": place}
+
+
+def function_agent(function: Callable[..., Any], name: str | None = None, desc: str | None = None) -> FunctionAgent:
+    """A plain or async function as an agent; named like the function when `name` is not given."""
+    return FunctionAgent(function, name, desc)
+
+
+def accepted(remarks: Any) -> bool:
+    """Whether a verifier's answer accepts: True, a field `accepted` that is true, or text that begins with ACCEPT."""
+    if isinstance(remarks, bool):
+        return remarks
+    if isinstance(remarks, str):
+        return remarks.lstrip(" \n*#_`>").upper().startswith(ACCEPT)
+    if isinstance(remarks, Mapping):
+        return bool(remarks.get("accepted"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return bool(getattr(remarks, "accepted", False))
+
+
+class Guard(Topology):
+    """A solver whose solution a verifier must accept; see `solver_verifier`."""
+
+    def __init__(
+        self,
+        solver: Unit,
+        verifier: Unit,
+        *,
+        accept: Callable[[Any], bool] = accepted,
+        max_rounds: int = 5,
+        must_hold: bool = True,
+        name: str | None = None,
+        desc: str | None = None,
+    ) -> None:
+        _refuse_strangers("solver_verifier", solver, verifier)
+        what = f"solver_verifier({solver.name!r}, {verifier.name!r})"
+        if solver is verifier:
+            raise ConfigError(
+                f"{what}: nobody verifies himself here; give a second agent, of the same model if need be."
+            )
+        if not callable(accept):
+            raise ConfigError(f"{what}: accept={accept!r} is no function of the verifier's answer.")
+        refuse_count(max_rounds, "max_rounds", what)
+        super().__init__(name or f"{solver.name}-verified", desc)
+        self.solver, self.verifier, self.accept = solver, verifier, accept
+        self.max_rounds, self.must_hold = max_rounds, must_hold
+
+    def members(self) -> list[Unit]:
+        """The solver and the verifier."""
+        return [self.solver, self.verifier]
+
+    def flow(self) -> Flow:
+        """A new run of the loop."""
+        return _GuardFlow(self)
+
+
+class _GuardFlow:
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._task: Content = ""
+        self._round = 1
+        self._solution: Any = None
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        self._task = input
+        return [Start("solution-1", self._guard.solver, input)]
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        guard = self._guard
+        if result.error is not None:
+            return [End(error=f"{result.agent!r} failed in round {self._round} of {guard.name!r}: {result.error}")]
+        if result.node.startswith("solution"):
+            self._solution = result.answer
+            shown = _asked([(guard.solver.name, self._solution)], self._task, _VERIFY)
+            return [Start(f"remarks-{self._round}", guard.verifier, shown)]
+        if guard.accept(result.answer):
+            return [End(self._solution)]
+        if self._round >= guard.max_rounds:
+            error = f"No solution of {guard.name!r} was accepted in max_rounds={guard.max_rounds} rounds."
+            return [End(self._solution, error if guard.must_hold else None, "limit_reached")]
+        self._round += 1
+        tried = [("your last solution", self._solution), (f"remarks of {guard.verifier.name}", result.answer)]
+        return [Start(f"solution-{self._round}", guard.solver, _asked(tried, self._task, _IMPROVE))]
+
+
+def solver_verifier(
+    solver: Unit,
+    verifier: Unit,
+    *,
+    accept: Callable[[Any], bool] = accepted,
+    max_rounds: int = 5,
+    must_hold: bool = True,
+    name: str | None = None,
+    desc: str | None = None,
+) -> Guard:
+    """Let a solver try until a verifier accepts. The answer is the accepted solution, not the verifier's words.
+
+    From the second round on the solver is told the task, its last solution and the verifier's remarks.
+    `accept(answer)` reads the verifier's answer; see `accepted` for what it takes without one. When the rounds run out
+    the run ends with `limit_reached`, the last solution being its answer, or well where not `must_hold`.
+    """
+    return Guard(
+        solver, verifier, accept=accept, max_rounds=max_rounds, must_hold=must_hold, name=name, desc=desc
+    )  # fmt: skip
+
+
+def debate(debaters: Sequence[Unit], judge: Unit, rounds: int = 2, *, name: str | None = None) -> Topology:
+    """Let several state their answers, hear each other, and state them anew; a judge decides after the last round."""
+    _refuse_strangers("debate", *debaters, judge)
+    if len(debaters) < 2:
+        raise ConfigError(f"debate needs two debaters or more; got {[d.name for d in debaters]}.")
+    refuse_count(rounds, "rounds", "debate")
+
+    def heard(last: int, ask: str) -> Callable[[dict[str, Any]], Content]:
+        """What was said in a round, by the names of those who said it."""
+        said = {f"{debater.name} {last}": debater.name for debater in debaters}
+        return lambda given: _asked([(said[key], given[key]) for key in said if key in given], given["input"], ask)
+
+    first: list[Any] = [Node(debater, name=f"{debater.name} 1") for debater in debaters]
+    later: list[Any] = [
+        [Node(debater, name=f"{debater.name} {number}", input=heard(number - 1, _DEBATE)) for debater in debaters]
+        for number in range(2, rounds + 1)
+    ]
+    return WorkflowSwarm(first, *later, Node(judge, input=heard(rounds, _JUDGE)), name=name or f"debate-{judge.name}")
+
+
+def majority_vote(
+    agents: Unit | Sequence[Unit],
+    n: int | None = None,
+    *,
+    key: Callable[[Any], Any] | None = None,
+    name: str | None = None,
+) -> Topology:
+    """Ask several agents, or one agent `n` times, side by side: the answer that most of them gave.
+
+    Answers count as equal when `key(answer)` is; without it, texts are compared without case, spaces around and the
+    full stop. The first of the equal ones is the answer; between equal counts, the earlier. Who fails does not vote.
+    """
+    if key is not None and not callable(key):
+        raise ConfigError(f"majority_vote: key={key!r} is no function of an answer.")
+
+    def count(answers: Sequence[Any]) -> Any:
+        return _most_common(answers, key or _normal)
+
+    if isinstance(agents, BaseAgent | Topology):
+        refuse_count(n, "n", f"majority_vote of {agents.name!r}")
+        return Map(agents, times=n, reduce=count, on_error="skip", name=name or f"{agents.name}-vote")
+    _refuse_strangers("majority_vote", *agents)
+    if n is not None or len(agents) < 2:
+        raise ConfigError("majority_vote takes several agents, or one agent and n=, the number of its votes.")
+
+    def elect(outputs: dict[str, Any]) -> Any:
+        return count(list(outputs.values()))
+
+    return WorkflowSwarm(list(agents), answer=elect, on_error="skip", name=name or "vote")
+
+
+def best_of_n(agent: Unit, n: int, *, scorer: Callable[[Any], float] | Unit, name: str | None = None) -> Topology:
+    """Let an agent try `n` times, side by side: the answer with the highest score, between equals the earliest.
+
+    `scorer` is a function of an answer, or an agent that reads task and answer and replies with a number (or with text
+    that has one). A try that fails is left out.
+    """
+    _refuse_strangers("best_of_n", agent)
+    what = f"best_of_n of {agent.name!r}"
+    refuse_count(n, "n", what)
+    name = name or f"{agent.name}-best"
+    if not isinstance(scorer, BaseAgent | Topology):
+        if not callable(scorer):
+            raise ConfigError(f"{what}: scorer={scorer!r} is neither a function of an answer nor an agent.")
+        return Map(agent, times=n, reduce=lambda tries: max(_some(tries), key=scorer), on_error="skip", name=name)
+
+    def shown(given: dict[str, Any]) -> Content:
+        return _asked([(agent.name, given[agent.name])], given["input"], _SCORE)
+
+    def pair(outputs: dict[str, Any]) -> Any:
+        return [outputs[agent.name], _number(outputs[scorer.name], scorer.name)]
+
+    scored = WorkflowSwarm(agent, Node(scorer, input=shown), answer=pair, name=f"{name}-try")
+    return Map(scored, times=n, reduce=lambda tries: max(_some(tries), key=_second)[0], on_error="skip", name=name)
+
+
+def map_reduce(
+    mapper: Unit,
+    reducer: Callable[[list[Any]], Any] | Unit,
+    *,
+    over: Callable[[str], Sequence[Any]] | None = None,
+    max_parallel: int | None = None,
+    name: str | None = None,
+) -> Map:
+    """Give each part of the input to `mapper`, side by side, and all results to `reducer`, a function or an agent.
+
+    `over(input)` gives the parts; without it the input is a JSON array.
+    """
+    return Map(mapper, over=over, reduce=reducer, max_parallel=max_parallel, name=name)
+
+
+def _asked(results: Sequence[tuple[str, Any]], task: Content, ask: str) -> Content:
+    """The task, named results, and what is to be done with them."""
+    told = joined(results, task)
+    return f"{told}\n\n{ask}" if isinstance(told, str) else (*told, Text(ask))
+
+
+def _most_common(answers: Sequence[Any], key: Callable[[Any], Any]) -> Any:
+    counts: dict[str, int] = {}
+    first: dict[str, Any] = {}
+    for answer in _some(answers):
+        # As JSON, so that lists and objects can be counted too.
+        mark = msgspec.json.encode(plain(key(answer)), order="deterministic").decode()
+        first.setdefault(mark, answer)
+        counts[mark] = counts.get(mark, 0) + 1
+    return first[max(counts, key=lambda mark: counts[mark])]
+
+
+def _normal(answer: Any) -> Any:
+    return answer.strip().rstrip(".").casefold() if isinstance(answer, str) else answer
+
+
+def _second(pair: Sequence[Any]) -> Any:
+    return pair[1]
+
+
+def _some(answers: Sequence[Any]) -> Sequence[Any]:
+    if not answers:
+        raise AWorldError("every try failed, so there is nothing to choose from")
+    return answers
+
+
+def _number(said: Any, scorer: str) -> float:
+    """The score in a scorer's answer: a number, or the first one in its text."""
+    if isinstance(said, int | float):
+        return float(said)
+    found = _NUMBER.search(readable(said))
+    if found is None:
+        raise AWorldError(f"{scorer!r} gave no number as a score: {readable(said)[:200]!r}")
+    return float(found.group())
+
+
+def _takes_context(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function wants the state of the task after the text. Raises ConfigError when neither call fits."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-ins do not say; they take the text
+        return False
+    if _binds(signature, 1):
+        second = list(signature.parameters)[1:2]
+        return second == ["context"]
+    if _binds(signature, 2):
+        return True
+    raise ConfigError(f"The function of {name!r} must take (text) or (text, context); it takes {signature}.")
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _refuse_strangers(pattern: str, *units: Any) -> None:
+    for unit in units:
+        if not isinstance(unit, BaseAgent | Topology):
+            raise ConfigError(f"{pattern} is made of agents and swarms; got {unit!r}.")

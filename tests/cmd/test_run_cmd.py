@@ -1,0 +1,197 @@
+"""`aworld run | resume | fork | replay` as a person and as a script uses them: real processes, a real model server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aworld import __version__
+from aworld.core.model import ModelRequest
+from aworld.models import FunctionModel, ModelServer
+from aworld.models.doubles import Said, call
+from aworld.trajectory import Query, open_store
+
+TOOLS = '''
+from aworld.core.tool.func_to_tool import tool
+
+
+@tool(idempotent=True)  # so that it may run again after the kill
+def multiply(a: int, b: int) -> int:
+    """Multiply two numbers."""
+    return a * b
+'''
+
+
+class Server(ModelServer):
+    """A model that multiplies with a tool when it has one; `hold` keeps its answers back until it is set."""
+
+    def __init__(self) -> None:
+        self.hold: asyncio.Event | None = None
+        self.asked = asyncio.Semaphore(0)
+        super().__init__(FunctionModel(self._think))
+
+    async def _think(self, request: ModelRequest) -> Said:
+        self.asked.release()
+        if self.hold is not None and request.turn == 1:
+            await self.hold.wait()
+        if request.tools and request.turn == 0:
+            return call("multiply", a=17, b=23)
+        return f"The answer is {request.messages[-1].text}."
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    async with made:
+        yield made
+
+
+class Shell:
+    """Runs `aworld` in a folder of its own."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.folder = folder
+        (folder / "my_tools.py").write_text(TOOLS)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("LLM_", "OPENAI_", "AWORLD_"))}
+        self.settings = {"LLM_MODEL_NAME": "m", "LLM_API_KEY": "sk-very-secret", "LLM_BASE_URL": server.base_url}
+
+    async def start(self, *words: str, **settings: str) -> asyncio.subprocess.Process:
+        """Start `aworld words...`."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "aworld", *words, cwd=self.folder,
+            env={**self.environment, **self.settings, **settings},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    async def run(self, *words: str, **settings: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of `aworld words...`."""
+        process = await self.start(*words, **settings)
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode is not None
+        return process.returncode, out.decode(), err.decode()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, server: Server) -> Shell:
+    return Shell(tmp_path, server)
+
+
+async def test_version(shell: Shell) -> None:
+    assert await shell.run("--version") == (0, f"aworld {__version__}\n", "")
+
+
+async def test_run_prints_the_answer_and_tells_the_rest_beside_it(shell: Shell) -> None:
+    code, out, err = await shell.run("run", "17 * 23?", "--tool", "my_tools:multiply")
+    assert (code, out) == (0, "The answer is 391.\n")
+    assert 'multiply({"a":17,"b":23})' in err
+    assert "← 391" in err
+    assert "aworld trajectories show " in err
+    assert "sk-very-secret" not in err + (shell.folder / ".aworld/trajectories.db").read_bytes().decode(
+        errors="replace"
+    )
+
+
+async def test_json_is_for_scripts(shell: Shell) -> None:
+    code, out, err = await shell.run("run", "a", "b", "--samples", "2", "--json")
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["answer"] for row in rows] == ["The answer is a."] * 2 + ["The answer is b."] * 2
+    assert len({row["id"] for row in rows}) == 4
+    assert len({row["group_id"] for row in rows}) == 2
+
+
+async def test_questions_come_from_a_file(shell: Shell) -> None:
+    (shell.folder / "questions.txt").write_text("a\n\n b \n")
+    code, out, _ = await shell.run("run", "--file", "questions.txt", "--json")
+    assert code == 0
+    assert [json.loads(line)["answer"] for line in out.splitlines()] == ["The answer is a.", "The answer is b."]
+
+
+async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
+    (shell.folder / ".env").write_text("\n".join(f"{k}={v}" for k, v in shell.settings.items()))
+    shell.settings = {}
+    assert (await shell.run("run", "a"))[:2] == (0, "The answer is a.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run",), "Nothing to ask"),
+        (("run", "a", "--tool", "my_tools"), "MODULE:FUNCTION"),
+        (("run", "a", "--tool", "my_tools:divide"), "has no 'divide'"),
+        (("run", "a", "--tool", "your_tools:divide"), "cannot import 'your_tools'"),
+        (("run", "a", "--max-steps", "0"), "max_steps"),
+        (("run", "a", "b", "--id", "x"), "--id names one run"),
+        (("run", "--file", "nowhere.txt"), "nowhere.txt"),
+        (("run", "a", "--store", "ftp://x"), "not an address of a store"),
+        (("resume", "nobody"), "no trajectory 'nobody'"),
+        (("fork", "nobody"), "no trajectory 'nobody'"),
+        (("replay", "nobody"), "no trajectory 'nobody'"),
+        (("fly",), "invalid choice"),
+    ],
+)
+async def test_misuse_has_exit_code_2_and_says_what_to_do(shell: Shell, words: tuple[str, ...], said: str) -> None:
+    code, out, err = await shell.run(*words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+async def test_a_missing_setting_names_its_variable(shell: Shell) -> None:
+    code, _, err = await shell.run("run", "a", LLM_MODEL_NAME="")
+    assert code == 2
+    assert "LLM_MODEL_NAME" in err
+
+
+async def test_a_run_that_does_not_finish_has_exit_code_1(shell: Shell) -> None:
+    code, out, err = await shell.run("run", "17 * 23?", "--tool", "my_tools:multiply", "--max-steps", "1")
+    assert (code, out) == (1, "")
+    assert "limit_reached: max_steps=1" in err
+
+
+async def test_a_killed_run_is_resumed_forked_and_replayed(shell: Shell, server: Server) -> None:
+    server.hold = asyncio.Event()
+    process = await shell.start("run", "17 * 23?", "--tool", "my_tools:multiply", "--id", "sum")
+    await server.asked.acquire()
+    await server.asked.acquire()  # the second call: the tool has run
+    process.kill()
+    await process.wait()
+    server.hold.set()
+    code, out, _ = await shell.run("resume", "sum", "--tool", "my_tools:multiply", "--json")
+    row = json.loads(out)
+    assert (code, row["status"], row["answer"], row["steps"]) == (0, "finished", "The answer is 391.", 2)
+
+    code, out, _ = await shell.run("fork", "sum", "--at", "1", "-n", "2", "--tool", "my_tools:multiply", "--json")
+    forks = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [fork["answer"] for fork in forks] == ["The answer is 391."] * 2
+    assert len({"sum", *(fork["trajectory_id"] for fork in forks)}) == 3
+
+    assert await shell.run("replay", "sum") == (0, "2 steps replayed: no difference\n", "")
+    code, out, _ = await shell.run("replay", "last", "--json")
+    assert (code, json.loads(out)["same"]) == (0, True)
+
+
+async def test_ctrl_c_ends_every_run_cancelled_and_keeps_what_was_done(shell: Shell, server: Server) -> None:
+    server.hold = asyncio.Event()
+    questions = [f"{n}?" for n in range(20)]
+    process = await shell.start("run", *questions, "--tool", "my_tools:multiply")
+    for _ in range(40):  # all twenty wait for their second answer
+        await server.asked.acquire()
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 2)
+    assert process.returncode == 130
+    assert "Traceback" not in err.decode()
+    store = open_store(f"sqlite:///{shell.folder}/.aworld/trajectories.db")
+    runs = await store.query(Query())
+    await store.close()
+    assert [run.status for run in runs] == ["cancelled"] * 20
+    assert [run.steps for run in runs] == [1] * 20

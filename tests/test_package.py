@@ -1,0 +1,52 @@
+"""The names and costs that users rely on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+NAMES = {
+    "aworld.agents.llm_agent": ["Agent"],
+    "aworld.runner": ["Resumed", "Runners"],
+    "aworld.config": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
+    "aworld.config.conf": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
+    "aworld.core.agent.base": ["BaseAgent", "Turn"],
+    "aworld.core.agent.swarm": [
+        "Edge", "GraphBuildType", "HandoffSwarm", "Loop", "Map", "Node", "Swarm", "TeamSwarm", "WorkflowSwarm",
+    ],
+    "aworld.core.common": ["ActionModel", "ActionResult", "Observation"],
+    "aworld.core.hooks": ["HookContext", "Hooks"],
+    "aworld.core.task": ["Task", "TaskResponse", "TaskStatus"],
+    "aworld.core.tool.func_to_tool": ["be_tool", "find_tools", "tool"],
+    "aworld.core.trajectory": ["Step", "Trajectory"],
+    "aworld.logs.util": ["logger"],
+    "aworld.models": [
+        "AnthropicModel", "AzureModel", "FunctionModel", "LiteLLMModel", "ModelServer", "OpenAIModel", "ScriptedModel",
+        "build_model", "register_provider",
+    ],
+    "aworld.trajectory": ["MemoryStore", "Query", "Summary", "TrajectoryStore", "open_store"],
+}  # fmt: skip
+
+HEAVY = {"aiohttp", "fastapi", "openai", "anthropic", "litellm", "torch", "numpy", "pyarrow", "rich", "griffe", "mcp"}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_public_names_stand_where_they_are_known(module: str) -> None:
+    found = __import__(module, fromlist=NAMES[module])
+    assert [name for name in NAMES[module] if not hasattr(found, name)] == []
+
+
+def test_importing_an_agent_brings_nothing_heavy() -> None:
+    code = (
+        "import sys; from aworld.agents.llm_agent import Agent; print(*sorted(m for m in sys.modules if '.' not in m))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_importing_the_package_brings_nothing_of_it() -> None:
+    code = "import sys, aworld; print([m for m in sys.modules if m.startswith(('aworld.', 'pydantic', 'msgspec'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,88 @@
+"""Every code block of the README runs, in order, as a reader would run it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aworld.core.model import ModelRequest
+from aworld.models import FunctionModel, ModelServer
+from aworld.models.doubles import Said, call
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def traveller(request: ModelRequest) -> Said:
+    """Looks at the weather where it can, then says what it heard."""
+    if request.tools and request.messages[-1].role == "user":
+        return call("weather", city="Oslo")
+    return f"Dress for this: {request.messages[-1].text}"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment of a reader who has a model server, in a thread of its own: the blocks run their own loops."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    server = ModelServer(FunctionModel(traveller))
+
+    async def serve() -> None:
+        async with server:
+            ready.set()
+            await stopping.wait()
+
+    stopping = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(10)
+    monkeypatch.setenv("LLM_BASE_URL", server.base_url)
+    monkeypatch.setenv("LLM_MODEL_NAME", "traveller")
+    monkeypatch.setenv("LLM_API_KEY", "none")
+    yield
+    loop.call_soon_threadsafe(stopping.set)
+    thread.join(10)
+    loop.close()
+
+
+def test_the_readme_has_blocks_of_both_kinds() -> None:
+    assert {kind for kind, _ in BLOCKS} == {"bash", "python"}
+
+
+def test_python_blocks_run(
+    served: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "readme"}
+    said: list[str] = []
+    for kind, block in BLOCKS:
+        if kind == "python":
+            exec(compile(block, str(README), "exec"), names)
+            said.append(capsys.readouterr().out)
+    agent, step, store, team, _ = said
+    assert agent.startswith("finished Dress for this: Oslo: sunny")
+    assert "user -> [{" in agent
+    assert step.strip() == "Dress for this: Oslo: snow 0.5"
+    assert store.strip() == "['finished', 'finished', 'finished', 'finished'] True True"
+    assert "researcher-writer (workflow)" in team
+
+
+def test_bash_blocks_run(served: None, tmp_path: Path) -> None:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    for kind, block in BLOCKS:
+        if kind == "bash" and not block.startswith("export"):  # the settings, which stand for the reader's own
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", block],
+                cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count('"status":"finished"') == 4
+    assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 5
