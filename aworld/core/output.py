@@ -48,6 +48,14 @@ class ToolCallOutput(Output, frozen=True, tag="tool_call", kw_only=True):
     call: ToolCall
 
 
+class ToolNoteOutput(Output, frozen=True, tag="tool_note", kw_only=True):
+    """A tool tells of its progress while it runs."""
+
+    call_id: str
+    kind: str
+    data: Any = None
+
+
 class ToolResultOutput(Output, frozen=True, tag="tool_result", kw_only=True):
     """A tool has answered."""
 
@@ -91,6 +99,7 @@ AnyOutput: TypeAlias = (
     | ReasoningOutput
     | RetryOutput
     | ToolCallOutput
+    | ToolNoteOutput
     | ToolResultOutput
     | HandoffOutput
     | MessageOutput

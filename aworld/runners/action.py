@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,7 +13,7 @@ from aworld.core.common import ActionResult
 from aworld.core.exceptions import DeniedError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message, ToolCall
-from aworld.core.output import QuestionOutput, ToolCallOutput, ToolResultOutput
+from aworld.core.output import QuestionOutput, ToolCallOutput, ToolNoteOutput, ToolResultOutput
 from aworld.core.tool.base import Question, ToolContext
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation
@@ -103,8 +104,29 @@ async def _act(
         called.call_id,
         episode.context_of(activation),
         episode.answers_to(called),
+        _notifier(episode, activation, called),
     )
     return await episode.world.act(offer, call, context, episode.conf)
+
+
+def _notifier(episode: Episode, activation: Activation, called: ev.ToolCalled) -> Callable[[str, Any], None] | None:
+    emit = episode.journal.emit
+    if emit is None:
+        return None
+
+    def notify(kind: str, data: Any) -> None:
+        emit(
+            ToolNoteOutput(
+                trajectory_id=episode.record.id,
+                agent=activation.agent,
+                step=called.step,
+                call_id=called.call_id,
+                kind=kind,
+                data=data,
+            )
+        )
+
+    return notify
 
 
 def close_call(

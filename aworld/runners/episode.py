@@ -25,6 +25,7 @@ from aworld.core.limits import check_agent_limits, check_limits
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import AnyOutput, RunFinished, StepFinished, StepStarted
 from aworld.core.task import Task, TaskResponse
+from aworld.core.tool.base import RunScoped
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.runners.action import interrupt_call, replace_results, run_tools
@@ -35,6 +36,9 @@ from aworld.runners.world import World
 from aworld.trajectory.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
+
+LET_GO = 10.0
+"""Seconds that a tool has to let go of what it held for a run."""
 
 CORRECTION = "\nAnswer again, in the required form only."
 """What follows the error when an answer is sent back to the agent."""
@@ -339,7 +343,18 @@ class Episode:
             await self._leave(response)
         return response
 
+    async def _let_go(self) -> None:
+        """Tell tools that hold something for the run that it is over; none of them may hold the run up."""
+        extra = [item for item in self.task.tools if isinstance(item, RunScoped)]
+        for item in {id(i): i for agent in self.cast.agents() for i in (*agent.toolkit.scoped, *extra)}.values():
+            try:
+                await asyncio.wait_for(item.end_run(self.record.id), LET_GO)
+            except Exception:  # the run has ended: its outcome stands
+                logger.exception("trajectory=%s | end_run of %r failed", self.record.id, item)
+
     async def _leave(self, response: TaskResponse) -> None:
+        if response.status != "waiting":
+            await self._let_go()
         at = HookContext(self.record, self.context)
         for hook in reversed(self._entered):
             try:

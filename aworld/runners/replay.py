@@ -82,7 +82,7 @@ class RecordedWorld(World):
         """The reply that this agent got at this turn."""
         call = self.recorded(request.agent, request.turn)
         if call.reply is None:
-            lost = ModelError(call.error or "failed")
+            lost = ModelError((call.error or "failed").removesuffix(f" (after {len(call.attempts)} tries)"))
             raise CallFailed(lost, attempts=call.attempts, queued=call.queued, started=call.started, ended=call.ended)
         reply = ModelReply(
             self._record.messages[call.reply].message,

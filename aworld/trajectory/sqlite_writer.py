@@ -6,9 +6,9 @@ beginning, looks whether another process wrote since (`PRAGMA data_version`), an
 each log ends. A job that does not fit is refused alone; a failure of the file refuses the batch and leaves nothing
 half-written. Waiting callers are told by one call into each of their loops.
 
-What a run that is alone waits for is written by its own thread (`write_here`), at a third of the cost. That never waits,
-neither for the writer's thread nor for another process nor for the disk: what cannot be written at once is left to the
-thread, and so are all failures. Whoever holds `_pen` is the writer.
+What a run that is alone waits for is written by its own thread (`write_here`), at less than half the cost. That never
+waits, neither for the writer's thread nor for another process nor for the disk: what cannot be written at once is left
+to the thread, and so are all failures. Whoever holds `_pen` is the writer.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ BATCH = 500
 ALONE = 0.001
 """Seconds after which the events of another run are no longer company."""
 
-SMALL = 50
-"""Events of a batch that a caller writes itself, at most of 64 KB; it holds up its event loop meanwhile."""
+SMALL, SMALL_SIZE = 50, 65_536
+"""Events and bytes of the largest batch that a run writes itself; it holds up its event loop meanwhile."""
 
 LOG_PAGES = 4000
 """Pages of the log beside the file (16 MB) after which they are copied back: those of running tasks are rewritten
@@ -138,8 +138,8 @@ class Writer:
         if self._syncs or not self._is_alone(job) or self._pages >= LOG_PAGES or not self._pen.acquire(blocking=False):
             return False
         try:
-            jobs = list(self.queue)  # others may queue more meanwhile, behind these
-            if self._connection is None or not _is_little(jobs):
+            jobs = self._little()
+            if self._connection is None or not jobs:
                 return False
             try:
                 self._set_waits(self._connection, False)
@@ -154,6 +154,18 @@ class Writer:
         if self._pages >= LOG_PAGES:
             self.wake()
         return True
+
+    def _little(self) -> list[Append]:
+        """All that is queued, if it is little; else nothing."""
+        jobs: list[Append] = []
+        events = size = 0
+        for job in list(self.queue) if len(self.queue) <= SMALL else ():  # others may queue more meanwhile
+            if isinstance(job, Call):
+                return []
+            jobs.append(job)
+            events += len(job.data)
+            size += sum(map(len, job.data))
+        return jobs if events <= SMALL and size <= SMALL_SIZE else []
 
     def _is_alone(self, job: Append) -> bool:
         """Whether no other run has written just now: one of many does better to share a commit."""
@@ -404,16 +416,6 @@ def _resolve(waiters: list[tuple[asyncio.Future[None], AWorldError | None]]) -> 
             waiter.set_result(None)
         else:
             waiter.set_exception(error)
-
-
-def _is_little(jobs: Sequence[Append | Call]) -> bool:
-    events = size = 0
-    for job in jobs:
-        if isinstance(job, Call):
-            return False
-        events += len(job.data)
-        size += sum(map(len, job.data))
-    return events <= SMALL and size <= 65_536
 
 
 _writers: WeakSet[Writer] = WeakSet()

@@ -7,7 +7,7 @@ back to the model; `ToolError` says it in the tool's own words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +27,9 @@ class ToolContext:
     """The state of the task, shared by its agents and tools."""
     answers: dict[str, str] = field(default_factory=dict[str, str])
     """What people answered to this call, by question."""
+    notify: Callable[[str, Any], None] | None = None
+    """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
+    are no readers."""
 
 
 class Question(Exception):
@@ -61,6 +64,15 @@ class Tool:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+@runtime_checkable
+class RunScoped(Protocol):
+    """A tool or toolset that holds something for the length of a run, such as a session or a sandbox."""
+
+    async def end_run(self, trajectory_id: str) -> None:
+        """The run is over, whatever its status: let go of what was held for it. Called once, and bounded in time."""
+        ...
 
 
 @runtime_checkable

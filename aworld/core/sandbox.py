@@ -1,0 +1,116 @@
+"""The contract of a sandbox: a place with files and processes of its own, and limits that hold.
+
+Code that a model asks for runs here and nowhere else. A place that cannot isolate refuses to open; there is no silent
+fall-back to a plain process. Paths are inside the sandbox's work folder; `..` and links that lead out are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from aworld.core.exceptions import AWorldError
+
+
+class SandboxError(AWorldError):
+    """A sandbox cannot be opened or used; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLimits:
+    """What a sandbox may use."""
+
+    cpu_seconds: float = 60.0
+    """Processor time of one command."""
+    wall_seconds: float = 120.0
+    """Time of one command, unless the call gives its own."""
+    memory_mb: int = 1024
+    processes: int = 64
+    disk_mb: int = 512
+    output_bytes: int = 1_000_000
+    """Of standard output and of standard error of one command; the rest is dropped, and the result says so."""
+    network: bool = False
+
+
+class ExecResult(Struct, frozen=True):
+    """How a command ended. Output is bytes, as it came."""
+
+    exit_code: int
+    """The exit code, or minus the number of the signal that ended it."""
+    stdout: bytes
+    stderr: bytes
+    duration: float
+    """Seconds."""
+    timed_out: bool = False
+    truncated: bool = False
+
+
+class FileInfo(Struct, frozen=True):
+    """An entry of a folder."""
+
+    name: str
+    is_folder: bool
+    size: int
+    """Bytes; 0 for folders."""
+
+
+class Sandbox(Protocol):
+    """One isolated place. Not shared between runs."""
+
+    id: str
+
+    async def exec(
+        self,
+        command: Sequence[str] | str,
+        *,
+        stdin: bytes | None = None,
+        cwd: str = ".",
+        env: dict[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> ExecResult:
+        """Run a program (a list) or a shell line (text) to its end. Raises SandboxError when it cannot be started."""
+        ...
+
+    async def read(self, path: str) -> bytes:
+        """A file's bytes. Raises FileNotFoundError, IsADirectoryError, or SandboxError for a path that leads out."""
+        ...
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Write a file; its folders are made."""
+        ...
+
+    async def list(self, path: str = ".") -> list[FileInfo]:
+        """The entries of a folder, by name."""
+        ...
+
+    async def upload(self, source: Path, path: str) -> None:
+        """Copy a file or folder of this machine into the sandbox."""
+        ...
+
+    async def snapshot(self) -> bytes:
+        """The work folder as a tar archive."""
+        ...
+
+    async def restore(self, snapshot: bytes) -> None:
+        """Put a snapshot in the place of the work folder."""
+        ...
+
+    async def close(self) -> None:
+        """Destroy the sandbox: no process and no file is left. Does nothing the second time."""
+        ...
+
+
+class SandboxSource(Protocol):
+    """Gives each run a sandbox of its own, for as long as the run lasts."""
+
+    async def lease(self, trajectory_id: str) -> Sandbox:
+        """The sandbox of this run; the same one until `end_run`. Raises SandboxError."""
+        ...
+
+    async def end_run(self, trajectory_id: str) -> None:
+        """The run is over: destroy its sandbox."""
+        ...

@@ -1,0 +1,1 @@
+"""Isolated places where tools run."""
