@@ -10,7 +10,7 @@ from typing import Any, overload
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import Observation
-from aworld.core.exceptions import TaskError
+from aworld.core.exceptions import AWorldError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.output import AnyOutput
 from aworld.core.task import Prefix, Task, TaskResponse, content_of
@@ -35,6 +35,8 @@ class Resumed:
     finished: int = 0
     failed: int = 0
     left: int = 0
+    errors: dict[str, str] = field(default_factory=dict[str, str])
+    """Why a run that should have gone on was left, by id."""
     responses: dict[str, TaskResponse] = field(default_factory=dict[str, TaskResponse])
 
 
@@ -161,7 +163,12 @@ class Runners:
                 if name not in known or record.status == "waiting":
                     counts.left += 1
                     return
-                response = await Episode(_task_of(record, known[name], {}), opened, record).run()
+                try:
+                    response = await Episode(_task_of(record, known[name], {}), opened, record).run()
+                except AWorldError as error:  # this one cannot go on; the others can
+                    counts.left += 1
+                    counts.errors[id] = str(error)
+                    return
                 counts.responses[id] = response
                 if response.success:
                     counts.finished += 1

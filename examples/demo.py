@@ -59,7 +59,9 @@ def shop_assistant(request: ModelRequest) -> str | list[ToolCall]:
         return f"That makes {results[-1]['total']:.2f} euros."
     if all(fruit in prices for _, fruit in wanted):
         return [call("total", counts=[n for n, _ in wanted], prices=[prices[fruit] for _, fruit in wanted])]
-    slip = "o" if request.turn == 0 and sum(question.encode()) % 4 == 0 else ""  # a bad habit; the tool's error mends it
+    slip = (
+        "o" if request.turn == 0 and sum(question.encode()) % 4 == 0 else ""
+    )  # a bad habit; the tool's error mends it
     return [call("price", fruit=fruit + slip) for _, fruit in wanted if fruit not in prices]
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -126,6 +127,8 @@ class Agent(BaseAgent):
         config = self.conf.llm_config.model_dump(
             exclude={"llm_api_key", "llm_headers"}, exclude_defaults=True, exclude_none=True, mode="json"
         )
+        if self.conf.llm_base_url is not None:
+            config["llm_base_url"] = _without_secrets(self.conf.llm_base_url)
         model = self._model if isinstance(self._model, str | None) else f"{self._model.provider}:{self._model.name}"
         found = {**super().settings(), "llm_config": config, "model": model}
         if self._output is not None:
@@ -137,6 +140,12 @@ class Agent(BaseAgent):
         unused = getattr(self._model, "unused", None)
         left = unused(turns) if unused is not None else 0
         return f"{left} scripted replies of agent {self.name!r} were not used." if left else None
+
+
+def _without_secrets(url: str) -> str:
+    """The address without user, password and query, which may hold a key."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _agent_config(conf: AgentConfig | ModelConfig | dict[str, Any] | None) -> AgentConfig:

@@ -32,8 +32,8 @@ class Listed(list[Any]):
 
 def parse(text: str, source: str) -> Any:
     """The document in `text`. Raises ConfigError that names `source` and the line."""
-    loader = yaml.SafeLoader(text)
     try:
+        loader: Any = yaml.SafeLoader(text)
         node = loader.get_single_node()
         return None if node is None else _Reader(loader, source).value(node)
     except yaml.YAMLError as error:
@@ -43,12 +43,10 @@ def parse(text: str, source: str) -> Any:
         raise ConfigError(f"{source}{place}: this is not YAML: {problem}.") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deep.") from error
-    finally:
-        loader.dispose()
 
 
 class _Reader:
-    def __init__(self, loader: yaml.SafeLoader, source: str) -> None:
+    def __init__(self, loader: Any, source: str) -> None:
         self._loader = loader
         self._source = source
         self._made: dict[int, Any] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import uuid
@@ -13,10 +12,22 @@ from typing import Any
 import msgspec
 
 from aworld.agents.llm_agent import Agent
+from aworld.agents.references import find
+from aworld.cmd.swarm import is_file, named
 from aworld.cmd.trajectories import DEFAULT_STORE, resolve
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
+from aworld.core.agent.flow import Topology, Unit, readable
 from aworld.core.exceptions import ConfigError
-from aworld.core.output import ReasoningOutput, RetryOutput, RunFinished, TextOutput, ToolCallOutput, ToolResultOutput
+from aworld.core.output import (
+    HandoffOutput,
+    MessageOutput,
+    ReasoningOutput,
+    RetryOutput,
+    RunFinished,
+    TextOutput,
+    ToolCallOutput,
+    ToolResultOutput,
+)
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runner import Runners
@@ -27,8 +38,13 @@ STORE = f"sqlite:///{DEFAULT_STORE}"
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser of `aworld`."""
-    run = commands.add_parser("run", help="run an agent on a question, or on many", description=_RUN)
-    run.add_argument("questions", nargs="*", metavar="QUESTION", help="what to ask; several are run side by side")
+    run = commands.add_parser("run", help="run an agent or a team on a question, or on many", description=_RUN)
+    run.add_argument(
+        "questions",
+        nargs="*",
+        metavar="[FILE.yaml] QUESTION",
+        help="what to ask, and before it the file of an agent or team; several questions are run side by side",
+    )
     run.add_argument("--file", metavar="PATH", help="read questions from a file, one a line; - for standard input")
     run.add_argument("--samples", type=int, default=1, metavar="N", help="run each question N times, as a group")
     run.add_argument("--concurrency", type=int, default=100, metavar="N", help="runs in flight at once (100)")
@@ -66,6 +82,7 @@ _RUN = (
 
 
 def _add_agent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
     parser.add_argument("--model", metavar="[PROVIDER:]NAME", help="such as gpt-4o or anthropic:claude-sonnet-4-5")
     parser.add_argument("--base-url", metavar="URL", help="where the API lives")
     parser.add_argument("--temperature", type=float, metavar="T")
@@ -87,6 +104,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run(args: argparse.Namespace) -> int:
+    if args.agent is None and args.questions and is_file(args.questions[0]):
+        args.agent = args.questions.pop(0)
     questions = [*args.questions, *_read_questions(args.file)]
     if not questions:
         raise ConfigError('Nothing to ask: give a QUESTION, such as aworld run "What is 17 * 23?", or --file.')
@@ -96,7 +115,7 @@ async def _run(args: argparse.Namespace) -> int:
     tasks = [
         Task(
             question,
-            agent=agent,
+            swarm=agent,
             conf=_limits(args),
             id=args.id,
             group_id=group,
@@ -117,7 +136,7 @@ async def _resume(args: argparse.Namespace) -> int:
     if len(args.answer) > len(open_ids):
         raise ConfigError(f"{len(args.answer)} answers for {len(open_ids)} open questions of {record.id}.")
     answers = dict(zip(open_ids, args.answer))
-    response = await Runners.resume(record, _agent(args, record), store=args.store, answers=answers)
+    response = await Runners.resume(record, swarm=_agent(args, record), store=args.store, answers=answers)
     return _report([response], args, show=True)
 
 
@@ -128,7 +147,7 @@ async def _fork(args: argparse.Namespace) -> int:
         given["conf"] = _limits(args)
     count: int = args.n
     responses = await Runners.fork(
-        record, _agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
+        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
     )
     return _report(responses, args, show=True)
 
@@ -148,8 +167,15 @@ async def _load(args: argparse.Namespace) -> Trajectory:
     return await load(await resolve(store, args.id), store)
 
 
-def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Agent:
-    """The agent that the options describe; what they leave open is as it was recorded."""
+def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
+    """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
+    if args.agent is not None:
+        for option in ("model", "base_url", "temperature", "system", "tool"):
+            if getattr(args, option) not in (None, []):
+                raise ConfigError(f"--{option.replace('_', '-')} describes an agent, but {args.agent} is one already.")
+        return named(args.agent)
+    if record is not None and len(record.agents) > 1:
+        raise ConfigError(f"Run {record.id} was made by a team, {record.activations[0].agent!r}: name it with --agent.")
     settings: dict[str, Any] = {}
     name = "assistant"
     if record is not None and record.activations:
@@ -165,23 +191,8 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Agent:
         conf.llm_model_name = model if colon else provider
         if colon:
             conf.llm_provider = provider
-    tools = [_import(spec) for spec in args.tool]
+    tools = [find(spec, "--tool") for spec in args.tool]
     return Agent(name, conf, system_prompt=args.system or settings.get("system_prompt"), tools=tools)
-
-
-def _import(spec: str) -> Any:
-    module, colon, name = spec.partition(":")
-    if not colon or not module or not name:
-        raise ConfigError(f"--tool {spec!r}: write MODULE:FUNCTION, such as my_tools:search.")
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"--tool {spec!r}: cannot import {module!r}: {error}.") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"--tool {spec!r}: {module!r} has no {name!r}.")
-        found = getattr(found, part)
-    return found
 
 
 def _limits(args: argparse.Namespace) -> TaskConfig:
@@ -206,6 +217,8 @@ async def _stream(task: Task, conf: RunConfig, *, quiet: bool) -> TaskResponse:
     """Run one task and show it as it goes: the answer on standard output, all else on standard error."""
     if quiet:
         return (await Runners.run_task(task, conf))[task.id]
+    if isinstance(task.agent, Topology):
+        return await _stream_team(task, conf)
     wrote = False
     async for output in Runners.streamed_run_task(task, conf).stream_events():
         match output:
@@ -223,6 +236,29 @@ async def _stream(task: Task, conf: RunConfig, *, quiet: bool) -> TaskResponse:
             case RunFinished():
                 if wrote:
                     print()
+                return output.response
+            case _:
+                pass
+    raise AssertionError("a stream ends with RunFinished")
+
+
+async def _stream_team(task: Task, conf: RunConfig) -> TaskResponse:
+    """The same for a team. Members talk at the same time, so what each says is shown when it is said."""
+    async for output in Runners.streamed_run_task(task, conf).stream_events():
+        match output:
+            case MessageOutput() if output.message.text:
+                _aside(f"[{output.agent}] {output.message.text}")
+            case ToolCallOutput():
+                _aside(f"[{output.agent}] → {output.call.name}({output.call.arguments})")
+            case ToolResultOutput():
+                _aside(f"[{output.agent}] ← {_short(output.result.content)}")
+            case HandoffOutput():
+                _aside(f"[{output.agent}] hands over to {output.to}")
+            case RetryOutput():
+                _aside(f"[{output.agent}] retry in {output.wait:.1f} s: {output.error}")
+            case RunFinished():
+                if output.response.success:
+                    print(readable(output.response.record.answer))
                 return output.response
             case _:
                 pass

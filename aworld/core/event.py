@@ -123,8 +123,8 @@ class ModelCalled(Entry, frozen=True, tag="model_call", kw_only=True, omit_defau
 
 
 class ToolCalled(Entry, frozen=True, tag="tool_call", kw_only=True, omit_defaults=True):
-    """A tool is about to run. `result` is the message id kept for its answer, so that answers stand in the order of
-    the calls whichever ends first."""
+    """A tool is about to run, or to run again with a person's answer. `result` is the message id kept for its answer,
+    so that answers stand in the order of the calls whichever ends first."""
 
     step: int
     activation: int = 0

@@ -6,7 +6,7 @@ exactly one attempt. Retries, limits, capture and streaming to readers belong to
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct
@@ -87,6 +87,6 @@ class Model(Protocol):
         """Answer once. Raises `ModelError`."""
         ...
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[Delta | ModelReply]:
-        """Answer in pieces; the last item is the whole reply. Raises `ModelError`."""
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
+        """Answer once, and hand on each piece as it comes; `on_delta` must not raise. Raises `ModelError`."""
         ...

@@ -78,6 +78,7 @@ class Trajectory:
         "__weakref__",
         "activations",
         "agents",
+        "answered_at",
         "answers",
         "calls",
         "events",
@@ -112,6 +113,7 @@ class Trajectory:
         self.writers: dict[str, int | None] = {}
         self.questions: dict[str, ev.Asked] = {}
         self.answers: dict[str, str] = {}
+        self.answered_at: dict[str, int] = {}
         self.usage: Usage | None = None
         self.finished: ev.Finished | None = None
         self.next_message = 0
@@ -131,7 +133,7 @@ class Trajectory:
         """How the run stands; `running` also for one whose process died."""
         if self.finished is not None:
             return self.finished.status
-        return "waiting" if self.questions.keys() - self.answers.keys() else "running"
+        return "waiting" if self.questions and self.open_questions() else "running"
 
     @property
     def answer(self) -> Any:
@@ -152,6 +154,20 @@ class Trajectory:
     def complete(self) -> bool:
         """Whether no model call is missing: step numbers are dense. Only complete trajectories are trained on."""
         return self.next_step == len(self.calls)
+
+    def open_questions(self) -> list[ev.Asked]:
+        """Questions that nobody has answered and that still matter: their call is open."""
+        return [q for q in self.questions.values() if q.id not in self.answers and self._matters(q)]
+
+    def questions_of(self, called: ev.ToolCalled) -> list[ev.Asked]:
+        """What was asked for one tool call."""
+        return [q for q in self.questions.values() if q.call_id == called.call_id and q.step == called.step]
+
+    def _matters(self, question: ev.Asked) -> bool:
+        activation = self.activations.get(question.activation)
+        if activation is None or activation.finished is not None:
+            return False
+        return any(c.call_id == question.call_id and c.step == question.step for c in activation.open_calls)
 
     def path(self, leaf: int | None) -> tuple[Message, ...]:
         """The messages from the root to `leaf`: the prompt of a call whose `prompt` is `leaf`."""
@@ -182,7 +198,9 @@ class Trajectory:
                     steps[event.step] = Step(event, [], {}, [], last)
                     last = event.agent
                 case ev.ToolCalled():
-                    steps[event.step].tool_calls.append(event)
+                    calls = steps[event.step].tool_calls
+                    if all(call.call_id != event.call_id for call in calls):
+                        calls.append(event)
                 case ev.ToolReturned():
                     steps[event.step].results[event.call_id] = event
                 case _:
@@ -258,7 +276,12 @@ class Trajectory:
         activation.calls, activation.returned = [], {}
 
     def _tool_call(self, event: ev.ToolCalled) -> None:
-        self.activations[event.activation].calls.append(event)
+        calls = self.activations[event.activation].calls
+        place = next((i for i, call in enumerate(calls) if call.call_id == event.call_id), None)
+        if place is None:
+            calls.append(event)
+        else:
+            calls[place] = event  # it runs again, with a person's answer
         if event.result >= self.next_message:
             self.next_message = event.result + 1
 
@@ -290,6 +313,7 @@ class Trajectory:
 
     def _answered(self, event: ev.Answered) -> None:
         self.answers[event.id] = event.answer
+        self.answered_at[event.id] = event.seq
 
     def _finished(self, event: ev.Finished) -> None:
         self.finished = event

@@ -6,8 +6,7 @@ Source: https://docs.anthropic.com/en/api/messages
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -72,18 +71,18 @@ class AnthropicModel(RemoteModel):
         reply = ModelReply(message, answer.stop_reason, model=answer.model, response_id=answer.id)
         return self._priced(reply, answer.usage)
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelReply, None]:
-        """Answer in pieces; the last item is the whole reply. Raises `ModelError`."""
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
+        """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
         body = self.body(request)
         body["stream"] = True
-        answer = _Answer()
-        async with aclosing(self.endpoint.events(self.encode(body), _is_last)) as batches:
-            async for batch in batches:
-                for data in batch:
-                    event = self._decoded(data)
-                    delta = answer.add(event)
-                    if delta is not None:
-                        yield delta
+        answer = _Answer(on_delta)
+
+        def take(events: list[bytes]) -> bool:
+            for data in events:
+                answer.add(self._decoded(data))
+            return answer.complete
+
+        await self.endpoint.events(self.encode(body), take)
         if not answer.complete:
             raise self.endpoint.unreadable("only the beginning of a stream")
         message = assistant_message(answer.finished_blocks())
@@ -94,7 +93,7 @@ class AnthropicModel(RemoteModel):
             response_id=answer.response_id,
             first_token=answer.first_token,
         )
-        yield self._priced(reply, answer.usage)
+        return self._priced(reply, answer.usage)
 
     def body(self, request: ModelRequest) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
@@ -129,7 +128,8 @@ class AnthropicModel(RemoteModel):
 class _Answer:
     """A streamed answer as it comes in."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
+        self._on_delta = on_delta
         self.complete = False
         self.stop_reason: str | None = None
         self.model: str | None = None
@@ -139,11 +139,11 @@ class _Answer:
         self._blocks: dict[int, Block] = {}
         self._grown: dict[tuple[int, str], list[str]] = {}
 
-    def add(self, event: StreamEvent) -> Delta | None:
-        """Take in an event; what of it a reader of the stream wants to see."""
+    def add(self, event: StreamEvent) -> None:
+        """Take in an event, and hand on what of it a reader of the stream wants to see."""
         match event.type:
             case "content_block_delta":
-                return self._grow(event)
+                self._grow(event)
             case "content_block_start":
                 self._blocks[event.index] = dict(event.content_block or {})
             case "message_start" if event.message is not None:
@@ -158,7 +158,6 @@ class _Answer:
                 self.complete = True
             case _:
                 pass  # pings, ends of blocks, and kinds to come
-        return None
 
     def finished_blocks(self) -> list[Block]:
         """The blocks in order, each with all its pieces."""
@@ -172,26 +171,25 @@ class _Answer:
         self._grown.clear()
         return [self._blocks[index] for index in sorted(self._blocks)]
 
-    def _grow(self, event: StreamEvent) -> Delta | None:
+    def _grow(self, event: StreamEvent) -> None:
         piece = event.delta
         if piece is None:
-            return None
+            return
         if self.first_token is None:
             self.first_token = time.time()
         match piece.type:
             case "text_delta":
                 self._piece(event.index, "text", piece.text)
-                return TextDelta(piece.text)
+                self._on_delta(TextDelta(piece.text))
             case "thinking_delta":
                 self._piece(event.index, "thinking", piece.thinking)
-                return ReasoningDelta(piece.thinking)
+                self._on_delta(ReasoningDelta(piece.thinking))
             case "signature_delta":
                 self._piece(event.index, "signature", piece.signature)
             case "input_json_delta":
                 self._piece(event.index, "input", piece.partial_json)
             case _:
                 pass  # citations, and kinds to come
-        return None
 
     def _piece(self, index: int, key: str, text: str) -> None:
         self._grown.setdefault((index, key), []).append(text)
@@ -227,7 +225,3 @@ def _translated(params: dict[str, Any]) -> dict[str, Any]:
 
 def _tool(tool: ToolSchema) -> dict[str, Any]:
     return {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
-
-
-def _is_last(data: bytes) -> bool:
-    return len(data) < 100 and b'"message_stop"' in data

@@ -90,7 +90,7 @@ async def call_model(
         first = first or began
         reply: ModelReply | None = None
         try:
-            reply = await (model.generate(request) if on_delta is None else _stream(model, request, on_delta))
+            reply = await (model.generate(request) if on_delta is None else model.stream(request, on_delta))
             return Outcome(reply, attempts, queued, first, time.time())
         except ModelError as error:
             failure = error
@@ -118,24 +118,6 @@ def _next_try(retry: Retry, error: ModelError, failed: int) -> tuple[float | Non
         text = f"{error} (asks to wait {asked:.0f} s, more than llm_retry_wait_max, {retry.wait_max:g} s)"
         return None, ModelError(text, status=error.status, retryable=True, retry_after=asked)
     return asked * random.uniform(1.0, 1.1), error  # not all at the same moment
-
-
-async def _stream(model: Model, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
-    reply: ModelReply | None = None
-    pieces = model.stream(request)
-    try:
-        async for piece in pieces:
-            if isinstance(piece, ModelReply):
-                reply = piece
-            else:
-                on_delta(piece)
-    finally:
-        close = getattr(pieces, "aclose", None)  # generators have it; the contract asks only for an iterator
-        if close is not None:
-            await close()
-    if reply is None:
-        raise ModelError(f"{model.provider} ended the stream without a reply", retryable=True)
-    return reply
 
 
 def _spent(reply: ModelReply | None) -> int | None:

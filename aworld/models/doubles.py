@@ -7,7 +7,7 @@ Both stream as well, and name tool calls by turn and place, so that two runs of 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -50,11 +50,9 @@ class ScriptedModel:
             )
         return _reply(self.replies[request.turn], request, self.name)
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelReply, None]:
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """The same in small pieces."""
-        reply = await self.generate(request)
-        for piece in _pieces(reply):
-            yield piece
+        return _in_pieces(await self.generate(request), on_delta)
 
     def unused(self, turns: int) -> int:
         """How many replies a run of `turns` model calls has left over."""
@@ -93,11 +91,9 @@ class FunctionModel:
             raise ModelError(f"{self.name} raised {type(error).__name__}: {error}") from error
         return _reply(said, request, self.name)
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelReply, None]:
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """The same in small pieces."""
-        reply = await self.generate(request)
-        for piece in _pieces(reply):
-            yield piece
+        return _in_pieces(await self.generate(request), on_delta)
 
 
 def _reply(said: Said, request: ModelRequest, name: str) -> ModelReply:
@@ -130,9 +126,11 @@ def _named(message: Message, request: ModelRequest) -> Message:
     return msgspec.structs.replace(message, tool_calls=calls)
 
 
-def _pieces(reply: ModelReply) -> list[Delta | ModelReply]:
-    thought = reply.message.reasoning or ""
-    text = reply.message.text
-    pieces: list[Delta | ModelReply] = [ReasoningDelta(thought[i : i + _PIECE]) for i in range(0, len(thought), _PIECE)]
-    pieces += [TextDelta(text[i : i + _PIECE]) for i in range(0, len(text), _PIECE)]
-    return [*pieces, reply]
+def _in_pieces(reply: ModelReply, on_delta: Callable[[Delta], None]) -> ModelReply:
+    """The reply, after its thinking and its text were handed on in pieces."""
+    thought, text = reply.message.reasoning or "", reply.message.text
+    for start in range(0, len(thought), _PIECE):
+        on_delta(ReasoningDelta(thought[start : start + _PIECE]))
+    for start in range(0, len(text), _PIECE):
+        on_delta(TextDelta(text[start : start + _PIECE]))
+    return reply

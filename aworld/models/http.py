@@ -90,11 +90,11 @@ class Endpoint:
             # aiohttp's errors may carry the request's headers, so they are not chained.
             raise self._failure(error) from None
 
-    async def events(self, body: bytes, last: Callable[[bytes], bool]) -> AsyncGenerator[list[bytes], None]:
-        """Send `body`; the data of the events of the reply, in the batches in which they arrive.
+    async def events(self, body: bytes, take: Callable[[list[bytes]], bool]) -> None:
+        """Send `body`, and hand on the data of the events of the reply, all that one read brought at once.
 
-        `last` tells the final event of the protocol. A server that answers with plain JSON all the same gives one
-        event, the whole reply. Raises `ModelError`.
+        `take` tells whether the final event of the protocol was among them. A server that answers with plain JSON all
+        the same gives one event, the whole reply. Raises `ModelError`, and what `take` raises.
         """
         session = _sessions.get(asyncio.get_running_loop()) or await _open_session()
         try:
@@ -105,7 +105,7 @@ class Endpoint:
                     raise self._refusal(response, await self._read(response))
                 kind = response.content_type
                 if kind == "application/json":
-                    yield [await self._read(response)]
+                    take([await self._read(response)])
                     return
                 if kind not in ("text/event-stream", "application/octet-stream"):  # the latter: none was given
                     raise self.unreadable(f"{kind} instead of an event stream", await self._read(response))
@@ -116,13 +116,11 @@ class Endpoint:
                     size += len(chunk)
                     if size > MAX_REPLY:
                         raise self._too_large()
-                    if found := parser.feed(chunk):
-                        yield found
-                        if last(found[-1]):
-                            await _drain(content)
-                            return
+                    if (found := parser.feed(chunk)) and take(found):
+                        await _drain(content)
+                        return
                 if found := parser.finish():
-                    yield found
+                    take(found)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(error) from None
 

@@ -6,7 +6,7 @@ Source: https://docs.litellm.ai/docs/completion
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -40,21 +40,20 @@ class LiteLLMModel(RemoteModel):
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`."""
-        answer = Answer(streamed=False)
+        answer = Answer()
         answer.add(_chunk(await self._ask(request)))
         return self._finished(answer, request)
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelReply, None]:
-        """Answer in pieces; the last item is the whole reply. Raises `ModelError`."""
-        answer = Answer(streamed=True)
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
+        """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
+        answer = Answer(on_delta)
         pieces = await self._ask(request, stream=True, stream_options={"include_usage": True})
         try:
             async for piece in pieces:
-                for delta in answer.add(_chunk(piece)):
-                    yield delta
+                answer.add(_chunk(piece))
         except self._errors as error:
             raise self._failure(error) from None
-        yield self._finished(answer, request)
+        return self._finished(answer, request)
 
     async def _ask(self, request: ModelRequest, **more: Any) -> Any:
         config = self.config

@@ -6,8 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -44,27 +43,29 @@ class OpenAIModel(RemoteModel):
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`."""
         data, kind = await self.endpoint.post(self.encode(self.body(request)))
-        answer = Answer(streamed=False)
+        answer = Answer()
         answer.add(self._decoded(data, kind))
         return self._finished(answer, request, data)
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta | ModelReply, None]:
-        """Answer in pieces; the last item is the whole reply. Raises `ModelError`."""
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
+        """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
         body = self.body(request)
         body["stream"] = True
         body.setdefault("stream_options", {"include_usage": True})
-        answer = Answer(streamed=True)
-        async with aclosing(self.endpoint.events(self.encode(body), _is_done)) as batches:
-            async for batch in batches:
-                for data in batch:
-                    if data == b"[DONE]":
-                        answer.complete = True
-                        continue
-                    for delta in answer.add(self._decoded(data)):
-                        yield delta
+        answer = Answer(on_delta)
+
+        def take(events: list[bytes]) -> bool:
+            done = events[-1] == b"[DONE]"
+            for data in events:
+                if data != b"[DONE]":
+                    answer.add(self._decoded(data))
+            answer.complete = answer.complete or done
+            return done
+
+        await self.endpoint.events(self.encode(body), take)
         if not answer.complete:
             raise self.endpoint.unreadable("only the beginning of a stream")
-        yield self._finished(answer, request, b"")
+        return self._finished(answer, request, b"")
 
     def body(self, request: ModelRequest) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
@@ -167,10 +168,6 @@ def wire_output(output: OutputSchema) -> dict[str, Any]:
 def _is_official(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "api.openai.com" or host.endswith(".openai.azure.com")
-
-
-def _is_done(data: bytes) -> bool:
-    return data == b"[DONE]"
 
 
 def _status(error: Any) -> int | None:

@@ -7,7 +7,7 @@ Servers differ. The shapes name only what is used, take `null` everywhere, and n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -129,12 +129,13 @@ class Answer:
     """A reply as it comes in, whole or piece by piece; choice 0 only."""
 
     __slots__ = (
-        "_calls", "_content", "_details", "_ids", "_logprobs", "_model", "_prompt_ids", "_reasoning", "_response_id",
-        "_streamed", "_usage", "complete", "finish_reason", "first_token", "seen",
+        "_calls", "_content", "_details", "_ids", "_logprobs", "_model", "_on_delta", "_prompt_ids", "_reasoning",
+        "_response_id", "_usage", "complete", "finish_reason", "first_token", "seen",
     )  # fmt: skip
 
-    def __init__(self, *, streamed: bool) -> None:
-        self._streamed = streamed
+    def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
+        """With `on_delta` the reply is streamed: each piece of text and thinking is handed on."""
+        self._on_delta = on_delta
         self.seen = False
         """Whether there was any choice."""
         self.complete = False
@@ -153,8 +154,8 @@ class Answer:
         self._model: str | None = None
         self._response_id: str | None = None
 
-    def add(self, chunk: Chunk) -> tuple[Delta, ...]:
-        """Take in a whole reply or a chunk; what of it a reader of the stream wants to see."""
+    def add(self, chunk: Chunk) -> None:
+        """Take in a whole reply or a chunk."""
         if self._response_id is None and chunk.id is not None:
             self._response_id = str(chunk.id)
             self._model = chunk.model
@@ -177,8 +178,8 @@ class Answer:
                 self._logprobs = (self._logprobs or []) + [token.logprob for token in choice.logprobs.content]
             said = choice.delta or choice.message
             if said is not None:
-                return self._say(said)
-        return ()
+                self._say(said)
+                return
 
     def reply(self, request: ModelRequest) -> ModelReply:
         """The whole reply to `request`."""
@@ -190,7 +191,7 @@ class Answer:
         message = Message(
             role="assistant",
             # Streams begin with an empty text, also where no text comes.
-            content=None if self._streamed and calls and not content else content,
+            content=None if self._on_delta is not None and calls and not content else content,
             tool_calls=calls,
             reasoning="".join(self._reasoning) if self._reasoning else None,
             opaque=self._opaque(calls),
@@ -199,8 +200,8 @@ class Answer:
             message, self.finish_reason, self._usage, tokens, self._model, self._response_id, self.first_token
         )
 
-    def _say(self, said: Said) -> tuple[Delta, ...]:
-        deltas: tuple[Delta, ...] = ()
+    def _say(self, said: Said) -> None:
+        on_delta = self._on_delta
         reasoning: Any = said.reasoning_content or said.reasoning
         content = said.content if said.content is not None else said.refusal
         if isinstance(content, list):
@@ -208,22 +209,23 @@ class Answer:
             reasoning = reasoning or thought
         if reasoning and isinstance(reasoning, str):
             self._reasoning.append(reasoning)
-            deltas = (ReasoningDelta(reasoning),)
+            if on_delta is not None:
+                on_delta(ReasoningDelta(reasoning))
         if content is not None:
             if self._content is None:
                 self._content = []
             if content:
                 self._content.append(content)
-                deltas = (*deltas, TextDelta(content))
+                if on_delta is not None:
+                    on_delta(TextDelta(content))
         for call in said.tool_calls or ():
             self._add_call(call)
         if said.function_call is not None:
             self._add_call(Call(index=0, function=said.function_call))
         for detail in said.reasoning_details or ():
             self._add_detail(detail)
-        if self._streamed and self.first_token is None and (deltas or self._calls):
+        if self.first_token is None and on_delta is not None and (self._content or self._reasoning or self._calls):
             self.first_token = time.time()
-        return deltas
 
     def _add_call(self, piece: Call) -> None:
         """Join the pieces of a call. They go by index; servers that leave it out, or give parallel calls the same one,

@@ -10,6 +10,7 @@ otherwise, and asks for no key.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from types import TracebackType
@@ -35,7 +36,7 @@ from aworld.core.message import (
     chat_format,
     tool_call_format,
 )
-from aworld.core.model import Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
+from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
 
 _MAX_BODY = 64 * 1024 * 1024
 _encode = msgspec.json.encode
@@ -103,7 +104,7 @@ class ModelServer:
         app = web.Application(client_max_size=_MAX_BODY)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port, backlog=4096)
         await site.start()
@@ -147,20 +148,26 @@ class ModelServer:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         head = {"id": f"chatcmpl-{self.requests}", "object": "chat.completion.chunk", "created": int(time.time())}
         head["model"] = self.model.name
+        pieces: asyncio.Queue[Delta | None] = asyncio.Queue()
+        asking = asyncio.ensure_future(self.model.stream(request, pieces.put_nowait))
+        asking.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
-            async for piece in self.model.stream(request):
+            while (piece := await pieces.get()) is not None:
                 if not response.prepared:
                     await response.prepare(http)
-                if isinstance(piece, ModelReply):
-                    for chunk in _last_chunks(piece, request, bool((asked.stream_options or {}).get("include_usage"))):
-                        await response.write(_event({**head, **chunk}))
-                else:
-                    key = "content" if isinstance(piece, TextDelta) else "reasoning_content"
-                    await response.write(_event({**head, "choices": [{"index": 0, "delta": {key: piece.text}}]}))
+                key = "content" if isinstance(piece, TextDelta) else "reasoning_content"
+                await response.write(_event({**head, "choices": [{"index": 0, "delta": {key: piece.text}}]}))
+            reply = await asking
+            if not response.prepared:
+                await response.prepare(http)
+            for chunk in _last_chunks(reply, request, bool((asked.stream_options or {}).get("include_usage"))):
+                await response.write(_event({**head, **chunk}))
         except ModelError as error:
             if not response.prepared:
                 raise
             await response.write(_event({"error": {"message": str(error), "code": error.status}}))
+        finally:
+            asking.cancel()
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response

@@ -47,6 +47,18 @@ async def _run_call(episode: Episode, activation: Activation, offer: Offer, call
     call = ToolCall(called.call_id, called.name, called.arguments)
     if emit is not None:
         emit(ToolCallOutput(trajectory_id=episode.record.id, agent=activation.agent, step=called.step, call=call))
+    if episode.answers_to(called):  # on record before it has an effect, as when it was first called
+        called = episode.journal.add(
+            ev.ToolCalled,
+            step=called.step,
+            activation=called.activation,
+            call_id=called.call_id,
+            name=called.name,
+            arguments=called.arguments,
+            result=called.result,
+            idempotent=called.idempotent,
+        )
+        await episode.journal.commit()
     used: str | None = None
     try:
         if episode.task.hooks:
@@ -212,8 +224,10 @@ def replace_results(episode: Episode, activation: Activation, results: dict[str,
 
 def ask(episode: Episode, called: ev.ToolCalled, question: str) -> None:
     """Put a question of a tool to a person; the call stays open until the answer comes."""
-    number = sum(1 for q in episode.record.questions.values() if q.call_id == called.call_id)
-    id = f"{called.call_id}-{number}" if number else called.call_id
+    id, number = called.call_id, 0
+    while id in episode.record.questions:
+        number += 1
+        id = f"{called.call_id}-{number}"
     episode.journal.add(
         ev.Asked, id=id, question=question, step=called.step, activation=called.activation, call_id=called.call_id
     )

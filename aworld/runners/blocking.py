@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from importlib.util import find_spec
+from types import FrameType
 from typing import Any, TypeVar
 
 from aworld.models import close_transports
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 0.5
+"""Seconds that cancelled tasks have to end before they are left behind."""
 
 
 def run_blocking(work: Coroutine[Any, Any, T]) -> T:
@@ -32,9 +41,23 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
             return await work
         finally:
             await close_transports()
+            await _leave_stragglers()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main())
+
+
+async def _leave_stragglers() -> None:
+    """Cancel what is still running, and leave behind what ignores that: closing the loop would wait for it for ever."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if not others:
+        return
+    for task in others:
+        task.cancel()
+    _, stuck = await asyncio.wait(others, timeout=PATIENCE)
+    for task in stuck:
+        logger.warning("task=%s | ignores its cancellation and is left behind", task.get_name())
+        asyncio._unregister_task(task)  # the documented way for a loop's user to take a task out of its care
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -62,12 +85,36 @@ def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
             outcome.set_exception(error)
 
-    thread = threading.Thread(target=target, name="aworld-sync-run", daemon=True)
-    thread.start()
-    try:
-        return outcome.result()
-    except KeyboardInterrupt:
+    def interrupt() -> None:
         for loop, task in running:
             loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
+
+    thread = threading.Thread(target=target, name="aworld-sync-run", daemon=True)
+    with _on_ctrl_c(interrupt):
+        thread.start()
+        try:
+            return outcome.result()
+        except KeyboardInterrupt:
+            interrupt()
+            thread.join()
+            raise
+
+
+@contextmanager
+def _on_ctrl_c(act: Callable[[], None]) -> Generator[None]:
+    """Do something more on Ctrl-C: the running loop of this thread takes the signal, and would not pass it on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        act()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

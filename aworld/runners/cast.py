@@ -324,16 +324,21 @@ class Cast:
         record = episode.record
         below = [record.activations[child] for child in self._children.get(activation.id, ())]
         working = {child.call_id for child in below if child.finished is None}
-        asked = {q.call_id for q in record.questions.values()}
+        ours = self._runtime_names(activation)
         for called in activation.open_calls:
-            ours = (
-                called.call_id in working or called.call_id in asked or called.name in self._runtime_names(activation)
-            )
-            if not ours and not called.idempotent and not episode.is_fork:
+            known = called.call_id in working or called.name in ours or called.idempotent or episode.is_fork
+            if not known and self._was_running(called):
                 interrupt_call(episode, activation, called, "the process that ran it ended")
-        blocked = [c for c in activation.open_calls if c.call_id in working or episode.unanswered(c)]
-        if not blocked:
+        still = activation.open_calls
+        blocked = [c for c in still if c.call_id in working or episode.unanswered(c)]
+        if len(blocked) < len(still) or not still:
             self.make_due(activation)
+
+    def _was_running(self, called: ev.ToolCalled) -> bool:
+        """Whether a call was at work when its process ended, and did not wait for a person."""
+        record = self._episode.record
+        questions = record.questions_of(called)
+        return all(q.id in record.answers and record.answered_at[q.id] < called.seq for q in questions)
 
     def _runtime_names(self, activation: Activation) -> set[str]:
         """Names of the calls of an agent that start other agents or hand over."""

@@ -109,7 +109,10 @@ class Episode:
             return over, Observation(self._final_content()), response
         if response.status == "waiting":
             return over, Observation("\n".join(q.question for q in self.open_questions())), response
-        return over, observe(self.record, self.record.activations[call.activation]), response
+        seen = self.record.activations[call.activation]
+        if seen.finished is not None and self.cast.ready:  # its work is done: what the next one will see
+            seen = self.record.activations[self.cast.ready[0]]
+        return over, observe(self.record, seen), response
 
     def recorded_response(self) -> TaskResponse:
         """The response of a run that has ended, as it was recorded."""
@@ -445,18 +448,20 @@ class Episode:
 
     def open_questions(self) -> list[ev.Asked]:
         """Questions that nobody has answered."""
-        return [q for q in self.record.questions.values() if q.id not in self.record.answers]
+        return self.record.open_questions()
 
     def answers_to(self, called: ev.ToolCalled) -> dict[str, str]:
         """What people answered to the questions of one call, by question."""
         if not self.record.answers:
             return {}
-        asked = (q for q in self.record.questions.values() if q.call_id == called.call_id)
-        return {q.question: self.record.answers[q.id] for q in asked if q.id in self.record.answers}
+        answers = self.record.answers
+        return {q.question: answers[q.id] for q in self.record.questions_of(called) if q.id in answers}
 
     def unanswered(self, called: ev.ToolCalled) -> bool:
         """Whether a person still has to answer before a call can go on."""
-        return any(q.call_id == called.call_id for q in self.open_questions())
+        if not self.record.questions:
+            return False
+        return any(q.id not in self.record.answers for q in self.record.questions_of(called))
 
     def context_of(self, activation: Activation | None) -> Context:
         """The task's context, as one agent writes it."""

@@ -151,6 +151,13 @@ def _asked(tally: Tally, event: ev.Asked) -> None:
     tally.asked, tally.changed = [*tally.asked, event.id], True
 
 
+def _tool_result(tally: Tally, event: ev.ToolReturned) -> None:
+    if tally.asked:  # a question of a closed call is moot; its id is the call's, with a number from the second on
+        left = [id for id in tally.asked if id != event.call_id and not id.startswith(f"{event.call_id}-")]
+        tally.changed = tally.changed or len(left) < len(tally.asked)
+        tally.asked = left
+
+
 def _answered(tally: Tally, event: ev.Answered) -> None:
     tally.asked, tally.changed = [id for id in tally.asked if id != event.id], True
 
@@ -166,6 +173,7 @@ _HANDLERS: dict[type, Any] = {
     ev.AgentStarted: _agent_started,
     ev.ModelCalled: _model_call,
     ev.Rewarded: _reward,
+    ev.ToolReturned: _tool_result,
     ev.Asked: _asked,
     ev.Answered: _answered,
     ev.Finished: _finished,

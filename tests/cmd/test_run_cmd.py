@@ -125,7 +125,7 @@ async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
     ("words", "said"),
     [
         (("run",), "Nothing to ask"),
-        (("run", "a", "--tool", "my_tools"), "MODULE:FUNCTION"),
+        (("run", "a", "--tool", "my_tools"), "MODULE:NAME"),
         (("run", "a", "--tool", "my_tools:divide"), "has no 'divide'"),
         (("run", "a", "--tool", "your_tools:divide"), "cannot import 'your_tools'"),
         (("run", "a", "--max-steps", "0"), "max_steps"),

@@ -113,15 +113,6 @@ async def test_doubles_stream_in_pieces(kind: str) -> None:
     assert len(deltas) > 3
 
 
-async def test_a_stream_without_a_reply_is_an_error() -> None:
-    class Mute(ScriptedModel):
-        async def stream(self, request: ModelRequest):
-            yield TextDelta("...")
-
-    with pytest.raises(CallFailed, match="without a reply"):
-        await call_model(Mute([]), asked(), on_delta=lambda _: None)
-
-
 def test_they_are_models() -> None:
     assert isinstance(ScriptedModel([]), Model)
     assert isinstance(FunctionModel(lambda _: "x"), Model)

@@ -85,12 +85,15 @@ def test_nothing_is_said_at_exit() -> None:
     assert (done.stdout, done.stderr) == ("hi\n", "")
 
 
-async def test_leaving_a_stream_early_closes_its_connection() -> None:
+async def test_cancelling_a_stream_closes_its_connection() -> None:
     async with Provider(stalled(EVENTS + chunked(piece(content="Hel"))), answer(chat())) as provider:
         model = OpenAIModel(provider.config())
-        pieces = model.stream(HI)
-        await anext(pieces)
-        await pieces.aclose()
+        begun = asyncio.Event()
+        asking = asyncio.create_task(model.stream(HI, lambda _: begun.set()))
+        await begun.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
         await model.generate(HI)
         assert provider.connections == 2
 

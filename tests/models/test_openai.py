@@ -32,11 +32,8 @@ HI = ModelRequest(messages=(Message("user", "hi"),))
 
 async def drained(model: OpenAIModel, request: ModelRequest) -> tuple[list[Delta], ModelReply]:
     deltas: list[Delta] = []
-    async for item in model.stream(request):
-        if isinstance(item, ModelReply):
-            return deltas, item
-        deltas.append(item)
-    raise AssertionError("no reply")
+    reply = await model.stream(request, deltas.append)
+    return deltas, reply
 
 
 async def test_what_is_sent_is_the_encoding_of_the_messages() -> None:

@@ -21,7 +21,7 @@ from aworld.runner import Runners
 from tests.runners.scenes import thinking
 
 TASKS = 200
-STEPS = 3
+STEPS = 4
 STORE, EFFECTS = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
@@ -46,8 +46,8 @@ async def look(number: int) -> str:
 
 
 async def think(request: ModelRequest) -> Any:
-    """Pays and looks, three times; then says how often it was answered."""
-    await asyncio.sleep(random.uniform(0.001, 0.03))
+    """Pays and looks, four times; then says how often it was answered."""
+    await asyncio.sleep(random.uniform(0.01, 0.08))
     if request.turn < STEPS:
         return [call("pay", amount=request.turn), call("look", number=request.turn)]
     return f"{sum(message.role == 'tool' for message in request.messages)} answers"

@@ -45,7 +45,11 @@ def adder(name: str = "adder") -> Agent:
 
 
 def thinking(
-    think: Callable[[ModelRequest], Said | Awaitable[Said]], *, tools: Sequence[Any] = (), name: str = "agent", **settings: Any
+    think: Callable[[ModelRequest], Said | Awaitable[Said]],
+    *,
+    tools: Sequence[Any] = (),
+    name: str = "agent",
+    **settings: Any,
 ) -> Agent:
     """An agent whose model is a function of the request."""
     return Agent(name, model=FunctionModel(think), tools=tools, **settings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 from pydantic import BaseModel
 
@@ -39,7 +37,12 @@ async def test_a_streamed_run() -> None:
 
 
 async def test_pictures_sounds_and_files() -> None:
-    parts = [Text("What?"), Image("data:image/png;base64,AA==", "low"), Audio("AAAA"), File("data:a/b;base64,AA==", "f")]
+    parts = [
+        Text("What?"),
+        Image("data:image/png;base64,AA==", "low"),
+        Audio("AAAA"),
+        File("data:a/b;base64,AA==", "f"),
+    ]
     async with server_of("That.") as server:
         response = await Runners.run(parts, server.agent())
         server.assert_exact(response.record)
@@ -57,7 +60,12 @@ async def test_thinking_goes_back_as_it_came() -> None:
 
 
 async def test_malformed_and_repeated_calls() -> None:
-    calls = (ToolCall("c", "add", '{"a": 1'), ToolCall("c", "add", ""), ToolCall("", "add", "null"), ToolCall("", "", "x"))
+    calls = (
+        ToolCall("c", "add", '{"a": 1'),
+        ToolCall("c", "add", ""),
+        ToolCall("", "add", "null"),
+        ToolCall("", "", "x"),
+    )
     async with server_of(Message("assistant", "Hm.", tool_calls=calls), "done") as server:
         response = await Runners.run("x", server.agent())
         server.assert_exact(response.record)
@@ -185,7 +193,9 @@ async def test_token_ids_are_as_reported() -> None:
     from aworld.core.message import Tokens
 
     replies = [
-        ModelReply(Message("assistant", tool_calls=(call("add", a=1, b=2),)), tokens=Tokens((1, 2), (3, 4), (-0.5, -0.25))),
+        ModelReply(
+            Message("assistant", tool_calls=(call("add", a=1, b=2),)), tokens=Tokens((1, 2), (3, 4), (-0.5, -0.25))
+        ),
         ModelReply(Message("assistant", "done"), tokens=Tokens((1, 2, 3, 4, 5), (6,), (-1.0,))),
     ]
     async with server_of(*replies) as server:

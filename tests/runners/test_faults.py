@@ -38,7 +38,8 @@ async def test_an_unknown_tool() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", ['{"a": 1', "", "null", "[1, 2]", '"text"', '{"a": 1}', '{"a": "x", "b": 2}', '{"a": 1, "b": 2, "c": 3}']
+    "arguments",
+    ['{"a": 1', "", "null", "[1, 2]", '"text"', '{"a": 1}', '{"a": "x", "b": 2}', '{"a": 1, "b": 2, "c": 3}'],
 )
 async def test_arguments_that_do_not_fit(arguments: str) -> None:
     ((content, error),) = await told(ToolCall("c", "add", arguments))
@@ -53,7 +54,9 @@ async def test_the_same_id_twice_and_no_ids() -> None:
 
 
 async def test_the_same_id_in_every_turn() -> None:
-    agent = scripted(*[Message("assistant", tool_calls=(ToolCall("c", "add", f'{{"a":{n},"b":0}}'),)) for n in range(3)], "ok")
+    agent = scripted(
+        *[Message("assistant", tool_calls=(ToolCall("c", "add", f'{{"a":{n},"b":0}}'),)) for n in range(3)], "ok"
+    )
     response = await Runners.run("x", agent)
     assert response.success
     assert [row["observation"][0]["content"] for row in response.trajectory[:3]] == ["0", "1", "2"]

@@ -10,8 +10,8 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import RunConfig
 from aworld.core import event as ev
-from aworld.core.common import ActionModel, Observation
 from aworld.core.agent.base import BaseAgent
+from aworld.core.common import ActionModel, Observation
 from aworld.core.exceptions import ModelError, TaskError
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
@@ -23,7 +23,7 @@ from aworld.models import FunctionModel, Retry
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.trajectory import MemoryStore, TrajectoryStore
-from tests.runners.scenes import Gate, add, adder, assert_sound, scripted, search, thinking
+from tests.runners.scenes import Gate, add, adder, scripted, search, thinking
 
 
 def counting() -> Agent:
@@ -242,7 +242,9 @@ async def test_a_replay_of_cancelled_and_late_runs(store: TrajectoryStore) -> No
 
 
 async def test_a_replay_of_a_run_that_a_person_approved() -> None:
-    agent = scripted([call("add", a=1, b=2), call("search", query="x")], "done", tools=[add, *approval_required(search)])
+    agent = scripted(
+        [call("add", a=1, b=2), call("search", query="x")], "done", tools=[add, *approval_required(search)]
+    )
     waiting = await Runners.run("x", agent)
     await assert_same(waiting, agent)
     (question,) = waiting.record.questions

@@ -27,7 +27,11 @@ ROOT = Path(__file__).parents[2]
 
 async def start(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, **{"cwd": ROOT, **options}
+        sys.executable,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        **{"cwd": ROOT, **options},
     )
 
 
@@ -81,7 +85,7 @@ async def test_kill_nine_at_random_moments_of_200_running_tasks(tmp_path: Path, 
     ended: set[str] = set()
     for round_ in range(6):
         child = await start(*child_of, "begin" if round_ == 0 else "resume")
-        lines = await lines_until(child, chance.randrange(30, 150))
+        lines = await lines_until(child, chance.randrange(10, 90))
         child.kill()
         rest, errors = await child.communicate()
         assert child.returncode == -signal.SIGKILL, errors.decode()
@@ -109,7 +113,7 @@ async def test_kill_nine_at_random_moments_of_200_running_tasks(tmp_path: Path, 
         if isinstance(before[id][-1], ev.Finished):
             assert len(events) == len(before[id])  # what had ended was left alone
         record = Trajectory.of(id, events)
-        assert (record.status, record.answer) == ("finished", "6 answers")
+        assert (record.status, record.answer) == ("finished", "8 answers")
         assert_sound(record)
         results = [event for event in events if isinstance(event, ev.ToolReturned)]
         assert {result.name for result in results if result.error} <= {"pay"}
@@ -165,7 +169,7 @@ async def interrupt(child: asyncio.subprocess.Process) -> tuple[float, str]:
     """Ctrl-C. Returns the seconds until the process ended, and what it said on standard error."""
     began = time.perf_counter()
     child.send_signal(signal.SIGINT)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(2.5):
         _, errors = await child.communicate()
     return time.perf_counter() - began, errors.decode()
 
@@ -248,7 +252,7 @@ print(response.status)
 
 async def test_sync_run_returns_although_a_tool_ignores_its_cancellation(tmp_path: Path) -> None:
     async with process("-c", _STUBBORN, f"sqlite:///{tmp_path}/runs.db", "late") as child:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(2.5):
             output, _ = await child.communicate()
     assert output.decode().splitlines() == ["here", "timeout"]
 

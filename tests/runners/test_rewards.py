@@ -37,7 +37,10 @@ async def test_a_reward_by_id_long_after_the_run(store: TrajectoryStore) -> None
     await Runners.reward(response.id, 0.25, step=0, store=store)
     await Runners.reward(response.id, -1, name="cost", weight=0.5, store=store)
     record = Trajectory.of(response.id, await store.read(response.id))
-    assert [(reward.step, reward.value, reward.weight) for reward in record.rewards] == [(0, 0.25, 1.0), (None, -1.0, 0.5)]
+    assert [(reward.step, reward.value, reward.weight) for reward in record.rewards] == [
+        (0, 0.25, 1.0),
+        (None, -1.0, 0.5),
+    ]
     assert record.score == -0.25
     assert (await store.query())[0].score == -0.25
     assert_sound(record)

@@ -64,6 +64,8 @@ def _edges(unit: Topology, id: str) -> list[str]:
         return [f"{id}_{number[source.name]} ==> {id}_{number[target.name]}" for source, target in handoffs]
     if hasattr(unit, "leader"):
         return [f"{id}_0 -.-> {id}_{number}" for number in range(1, len(members))]
+    if hasattr(unit, "verifier"):
+        return [f"{id}_0 --> {id}_1", f"{id}_1 -->|not accepted| {id}_0"]
     if hasattr(unit, "until"):
         return [f"{id}_0 -->|again| {id}_0"]
     return [f"{id}_0 --> {id}_1"] if len(members) > 1 else []
@@ -84,7 +86,7 @@ def _branch(unit: Unit, head: str, indent: str, lines: list[str], note: str) -> 
     if isinstance(unit, BaseAgent):
         below = [(tool, "") for tool in _called(unit)]
     elif places := _places(unit):
-        below = [(p.unit, f"  after {', '.join(p.before)}" if p.before else "") for p in places]
+        below = [(p.unit, _place_note(p)) for p in places]
     else:
         handoffs: Any = getattr(unit, "edges", ())
         for member in unit.members():
@@ -98,6 +100,12 @@ def _branch(unit: Unit, head: str, indent: str, lines: list[str], note: str) -> 
 def _places(unit: Topology) -> list[Place]:
     graph: Any = getattr(unit, "graph", None)
     return list(graph.places.values()) if graph is not None else []
+
+
+def _place_note(place: Place) -> str:
+    other = f"  as {place.id}" if place.id != place.unit.name else ""
+    after = [f"{source} (if)" if when else source for source, when in place.before.items()]
+    return other + (f"  after {', '.join(after)}" if after else "")
 
 
 def _called(agent: BaseAgent) -> list[Unit]:

@@ -93,6 +93,10 @@ class Graph:
             self._chain(items)
         self._refuse_cycles()
 
+    def place_of(self, end: Any) -> Place:
+        """The place of what stands at an end of an edge. Raises KeyError for what is at none."""
+        return self.places[self._known[id(end)]]
+
     def _chain(self, items: Sequence[Any]) -> tuple[list[str], list[str]]:
         """One after the other; returns the first and the last places."""
         first: list[str] | None = None
