@@ -255,8 +255,18 @@ class Runners:
         if isinstance(run, TaskResponse) and run.give_reward is not None:
             await run.give_reward(value, **fields)
             return
-        record, opened = await _find(run.id if isinstance(run, Task) else run, store)
-        await give_reward(Journal(record, opened), value, **fields)
+        opened = await _store_for(run.id if isinstance(run, Task) else run, store)
+        journal = Journal.live(opened, _id_of(run))
+        if journal is None:
+            record, _ = await _find(run.id if isinstance(run, Task) else run, store)
+            journal = Journal(record, opened)
+        await give_reward(journal, value, **fields)
+
+
+def _id_of(run: Task | Run) -> str:
+    if isinstance(run, TaskResponse):
+        return run.trajectory_id
+    return run if isinstance(run, str) else run.id
 
 
 async def _find(run: Run, store: Any) -> tuple[Trajectory, Any]:

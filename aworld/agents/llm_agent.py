@@ -107,6 +107,12 @@ class Agent(BaseAgent):
             value = value["result"]  # pyright: ignore[reportUnknownVariableType]
         return self.revive(value)
 
+    def recorded(self, answer: Any) -> Any:
+        """An answer as the log keeps it: the JSON form that its type reads back."""
+        if self._output is None or answer is None:
+            return answer
+        return self._adapter.dump_python(answer, mode="json", by_alias=True, round_trip=True)
+
     def revive(self, value: Any) -> Any:
         """An answer of `output_type` from its JSON data, as the log keeps it. Raises ValueError."""
         if self._output is None:

@@ -84,6 +84,8 @@ class Task:
         if timeout is not None:
             self.conf = self.conf.model_copy(update={"timeout": timeout})
         self.id = id or f"{_ids.getrandbits(128):032x}"
+        self.named = id is not None
+        """Whether the id is the caller's own."""
         self.name = name
         self.session_id = session_id
         self.user_id = user_id

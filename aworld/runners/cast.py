@@ -29,13 +29,13 @@ from aworld.core.agent.flow import (
     units_of,
 )
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import AWorldError, TaskError
+from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import HandoffOutput
 from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation
-from aworld.runners.action import close_call, interrupt_call
+from aworld.runners.action import announce, close_call, interrupt_call
 
 if TYPE_CHECKING:
     from aworld.runners.episode import Episode
@@ -46,8 +46,9 @@ class Cast:
 
     def __init__(self, episode: Episode, root: Unit) -> None:
         self.root = root
-        self.units: dict[str, Unit] = units_of(root) if _has_members(root) else {root.name: root}
+        self.units = self._all_units(root, episode.task.tools)
         self.ready: deque[int] = deque()
+        """The agents whose turn is due, by activation, in the order of waiting."""
         self.answers: dict[int, Any] = {}
         """Answers as Python objects, by activation; the log has their JSON form."""
         self.status: ev.Status | None = None
@@ -59,28 +60,62 @@ class Cast:
                 unit.toolkit.items if isinstance(unit, BaseAgent) else [t for ts in unit.tools_of.values() for t in ts]
             )
         )
+        self._first = _first_agent(root)
         self._episode = episode
         self._flows: dict[int, Flow] = {}
         self._children: dict[int, list[int]] = {}
         self._busy: set[int] = set()
         self._offers: dict[tuple[str, str | None], Offer] = {}
 
+    @staticmethod
+    def _all_units(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
+        units = units_of(root) if _has_members(root) else {root.name: root}
+        for tool in tools:
+            for name, unit in units_of(tool.unit).items() if isinstance(tool, UnitTool) else ():
+                if units.setdefault(name, unit) is not unit:
+                    raise ConfigError(f"A tool of the task and a member are both named {name!r}; give one another name=.")
+        return units
+
     def is_alone(self) -> bool:
         """Whether no agent calls another: then one that is due needs no worker of its own."""
         return not self._calls_others
 
     def side_by_side(self, one: Activation, other: Activation) -> bool:
-        """Whether two activations work at the same time, neither for the other."""
-        if one.id == other.id or self._works_for(one, other.id) or self._works_for(other, one.id):
+        """Whether two activations may work at the same time, neither for the other: a matter of the team, not of timing."""
+        above, beside = self._callers(one), self._callers(other)
+        depth = 0
+        while depth < min(len(above), len(beside)) and above[depth] is beside[depth]:
+            depth += 1
+        if depth == min(len(above), len(beside)):
             return False
-        first, second = (one, other) if one.began < other.began else (other, one)
-        return first.finished is None or first.finished.seq > second.began
+        first, second = above[depth], beside[depth]
+        common = self.units[above[depth - 1].agent]
+        if isinstance(common, Topology) and first.node is not None and second.node is not None:
+            return common.side_by_side(first.node, second.node)
+        if second.began < first.began:
+            first, second = second, first
+        return first.finished is None or first.finished.seq > second.began  # called in one turn of an agent
 
-    def _works_for(self, one: Activation, caller: int) -> bool:
-        up = one.caller
-        while up is not None and up != caller:
-            up = self._episode.record.activations[up].caller
-        return up is not None
+    def beside(self, activation: Activation, key: str, *, every: bool) -> Activation | None:
+        """Who set a key before and works side by side with `activation`.
+
+        The last one says it all, unless there is a function that joins such writes: then an earlier one may, whose
+        value is in what a later one joined.
+        """
+        activations = self._episode.record.activations
+        writers = self._episode.record.writers.get(key, ())
+        for number in reversed(writers) if every else writers[-1:]:
+            if number is not None and self.side_by_side(activation, activations[number]):
+                return activations[number]
+        return None
+
+    def _callers(self, activation: Activation) -> list[Activation]:
+        """The activations from the root down to this one."""
+        found = [activation]
+        while found[-1].caller is not None:
+            found.append(self._episode.record.activations[found[-1].caller])
+        found.reverse()
+        return found
 
     def reducer(self, key: str) -> Callable[[Any, Any], Any] | None:
         """How writes of parallel members to a key are joined, None when no team says."""
@@ -121,14 +156,17 @@ class Cast:
         if isinstance(unit, Topology):
             episode.add_message(activation, Message("user", input), None, origin)
             flow = self._flows[number] = unit.flow()
-            self._move(activation, _moves(partial(flow.begin, input, episode.record.state)))
+            self._move(activation, _moves(unit, partial(flow.begin, input, episode.record.state)))
             return
-        if unit.system_prompt:
-            episode.add_message(activation, Message("system", unit.system_prompt), None, "agent")
-        if carry is not None:
-            self._carry(activation, carry)
-        episode.add_message(activation, Message("user", input), activation.leaf, origin)
+        leaf = self._carry(activation, unit, carry) if carry is not None else self._system(activation, unit)
+        episode.add_message(activation, Message("user", input), leaf, origin)
         self.make_due(activation)
+
+    def _system(self, activation: Activation, agent: BaseAgent) -> int | None:
+        """Begin a branch with the system prompt, if there is one."""
+        if not agent.system_prompt:
+            return None
+        return self._episode.add_message(activation, Message("system", agent.system_prompt), None, "agent")
 
     def make_due(self, activation: Activation) -> None:
         """Line an agent up for its next turn; one whose turn is not over is lined up at its end."""
@@ -146,8 +184,12 @@ class Cast:
         if activation.finished is None and not activation.open_calls:
             self.make_due(activation)
 
-    def _carry(self, activation: Activation, carry: Carry) -> None:
-        """Let an agent see messages of another's branch; they are stored once."""
+    def _carry(self, activation: Activation, agent: BaseAgent, carry: Carry) -> int | None:
+        """Let an agent see messages of another's branch; they are stored once. Returns the last of them.
+
+        One that has been at work before goes on in its own branch, so that control may come and go without the log
+        growing faster than the conversation.
+        """
         record = self._episode.record
         ids = record.path_ids(record.activations[carry.activation].leaf)
         ids = [id for id in ids if record.messages[id].message.role != "system"]
@@ -155,16 +197,40 @@ class Cast:
             ids = ids[max(0, len(ids) - carry.last) :]
             while ids and record.messages[ids[0]].message.role == "tool":
                 ids.pop(0)  # an answer without its call is refused by providers
-        for id in ids:
+        leaf, known = self._own_branch(activation, agent, ids) if carry.last is None else (None, 0)
+        leaf = leaf if leaf is not None else self._system(activation, agent)
+        for id in ids[known:]:
+            parent, leaf = leaf, record.next_message
             self._episode.journal.add(
                 ev.MessageAdded,
-                id=record.next_message,
-                parent=activation.leaf,
+                id=leaf,
+                parent=parent,
                 agent=activation.agent,
                 activation=activation.id,
                 same_as=id,
                 origin=record.messages[id].origin,
             )
+        return leaf
+
+    def _own_branch(self, activation: Activation, agent: BaseAgent, ids: Sequence[int]) -> tuple[int | None, int]:
+        """Where the agent's last branch in this team ends that begins as `ids` do, and how many of them it has."""
+        record = self._episode.record
+        siblings = self._children.get(activation.caller if activation.caller is not None else -1, ())
+        before = next((n for n in reversed(siblings[:-1]) if record.activations[n].agent == agent.name), None)
+        if before is None:
+            return None, 0
+        own = record.path_ids(record.activations[before].leaf)
+        begins = record.messages[own[0]].message
+        system = begins.text if begins.role == "system" else None
+        if system != (agent.system_prompt or None):
+            return None, 0
+        first = int(system is not None)
+        known = 0
+        for mine, id in zip(own[first:], ids):
+            if record.messages[mine].message is not record.messages[id].message:
+                break
+            known += 1
+        return (own[first + known - 1], known) if first + known else (None, 0)
 
     def _move(self, team: Activation, moves: Sequence[Move]) -> None:
         for move in moves:
@@ -176,6 +242,7 @@ class Cast:
                 self._end_team(team, move)
 
     def _end_team(self, team: Activation, end: End) -> None:
+        end = _storable(team, end)
         if end.error is not None and team.caller is None:
             self.status = end.status
         self._stop_below(team.id, f"{team.agent} has ended")
@@ -207,7 +274,7 @@ class Cast:
             ev.AgentFinished,
             activation=activation.id,
             agent=activation.agent,
-            answer=plain(answer),
+            answer=self._recorded(activation, answer),
             error=error,
             handoff=handoff,
         )
@@ -221,18 +288,37 @@ class Cast:
             self._return_call(caller, activation, answer, error)
             return
         result = Result(activation.node or "", activation.agent, activation.id, answer, error, handoff)
-        self._move(caller, _moves(partial(self._flows[caller.id].done, result, self._episode.record.state)))
+        flow = self._flows[caller.id]
+        self._move(caller, _moves(self.units[caller.agent], partial(flow.done, result, self._episode.record.state)))
 
     def _return_call(self, caller: Activation, activation: Activation, answer: Any, error: str | None) -> None:
         """Give a member's answer to the agent that called it as a tool."""
         called = next(call for call in caller.open_calls if call.call_id == activation.call_id)
         content = f"{activation.agent} failed: {error}" if error is not None else readable(answer)
         close_call(self._episode, caller, called, ActionResult(called.call_id, called.name, content, error))
-        if not caller.open_calls:
+        if not self._waits(caller):
             self.make_due(caller)
+
+    def _waits(self, activation: Activation) -> bool:
+        """Whether an agent waits for members that it called, or for a person."""
+        below = (self._episode.record.activations[child] for child in self._children.get(activation.id, ()))
+        if any(child.finished is None for child in below):
+            return True
+        return any(self._episode.unanswered(called) for called in activation.open_calls)
+
+    def drop_called(self, activation: Activation) -> None:
+        """Stop the members whose calls have been answered by somebody else."""
+        still = {called.call_id for called in activation.open_calls}
+        for child in self._children.get(activation.id, ()):
+            below = self._episode.record.activations[child]
+            if below.finished is None and below.call_id not in still:
+                why = f"the call of {activation.agent} was answered in its place"
+                self._stop_below(child, why)
+                self._stop(below, why)
 
     def fail(self, activation: Activation, error: str, status: ev.Status | None = None) -> None:
         """An agent cannot go on."""
+        self._stop_below(activation.id, f"{activation.agent} has failed")
         for called in activation.open_calls:
             interrupt_call(self._episode, activation, called, error)
         if activation.caller is None:
@@ -244,19 +330,28 @@ class Cast:
     def start_called(self, activation: Activation, offer: Offer) -> None:
         """Start the agents and teams that a turn called as tools."""
         activations = self._episode.record.activations
-        begun = {activations[child].call_id for child in self._children.get(activation.id, ())}
+        last = activation.last.seq if activation.last is not None else 0  # call ids may come again in another turn
+        children = (activations[child] for child in self._children.get(activation.id, ()))
+        begun = {child.call_id for child in children if child.began > last}
         for called in activation.open_calls:
             tool = offer.by_name.get(called.name)
-            if not isinstance(tool, UnitTool) or called.call_id in begun:
+            if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
+                continue
+            announce(self._episode, activation, called)
+            if isinstance(tool, HandoffTool):
+                if _argument(called, "message") is None:
+                    self._refuse(activation, called, '{"message": "what the other needs to know"}')
                 continue
             text = _argument(called, "input")
             if text is None:
-                refusal = f'{called.name} wants {{"input": "what it shall do"}}; got {called.arguments[:200]!r}.'
-                close_call(
-                    self._episode, activation, called, ActionResult(called.call_id, called.name, refusal, refusal)
-                )
+                self._refuse(activation, called, '{"input": "what it shall do"}')
             else:
                 self.start(tool.unit, text, caller=activation.id, call_id=called.call_id)
+
+    def _refuse(self, activation: Activation, called: ev.ToolCalled, wanted: str) -> None:
+        """Tell an agent that it called another in words that cannot be read."""
+        text = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
+        close_call(self._episode, activation, called, ActionResult(called.call_id, called.name, text, text))
 
     def hand_over(self, activation: Activation, offer: Offer) -> bool:
         """Carry out the hand-over that a turn asked for, if it did: the first one, once nothing else is open."""
@@ -296,7 +391,7 @@ class Cast:
         offer = self._offers.get(key)
         if offer is None:
             extra: list[Any] = list(team.tools_of.get(agent.name, ())) if isinstance(team, Topology) else []
-            if activation.caller is None or agent is _first_agent(self.root):
+            if activation.caller is None or agent is self._first:
                 extra += self._episode.task.tools
             ready = agent.toolkit.ready() if not extra else None
             offer = self._offers[key] = ready or await agent.toolkit.resolve(extra)
@@ -313,7 +408,9 @@ class Cast:
         for activation in record.activations.values():
             if activation.caller is not None:
                 self._children.setdefault(activation.caller, []).append(activation.id)
-        self._tell_again()
+        for id, moves in self._tell_again().items():
+            if record.activations[id].finished is None:
+                self._move(record.activations[id], moves)
         for activation in list(record.activations.values()):
             unit = self.units[activation.agent]
             if activation.finished is not None or isinstance(unit, Topology) or activation.id in self.ready:
@@ -349,12 +446,23 @@ class Cast:
             tools += team.tools_of.get(agent.name, ()) if isinstance(team, Topology) else ()
         return {tool.name for tool in tools if isinstance(tool, Tool) and isinstance(tool, UnitTool | HandoffTool)}
 
-    def _tell_again(self) -> None:
-        """Rebuild the flows by telling them the log, and carry out the moves that it does not have."""
+    def recall(self) -> Any:
+        """The answer of a run that has ended, as the object that it was."""
+        self._tell_again()
+        return self.answers.get(0)
+
+    def _recorded(self, activation: Activation, answer: Any) -> Any:
+        unit = self.units[activation.agent]
+        return unit.recorded(answer) if isinstance(unit, BaseAgent) and not isinstance(answer, str) else plain(answer)
+
+    def _tell_again(self) -> dict[int, list[Move]]:
+        """Rebuild the flows by telling them the log. Returns the moves that it does not have, by team."""
         record = self._episode.record
+        inputs = self._inputs()
         state: dict[str, Any] = {}
         due: dict[int, list[Move]] = {}
         begun: dict[int, set[str | None]] = {}
+        over: set[int] = set()
         for event in list(record.events):
             if isinstance(event, ev.StateSet):
                 state[event.key] = event.value
@@ -364,51 +472,73 @@ class Cast:
                     begun.setdefault(event.caller, set()).add(event.node)
                 if isinstance(unit, Topology):
                     flow = self._flows[event.activation] = unit.flow()
-                    asked = self._input_of(event.activation)
-                    due[event.activation] = _moves(partial(flow.begin, asked, dict(state)))
+                    moves = _moves(unit, partial(flow.begin, inputs[event.activation], dict(state)))
+                    due[event.activation] = moves
+                    self._note_end(event.activation, moves, over)
             elif isinstance(event, ev.AgentFinished):
-                moves = self._tell_result(record.activations[event.activation], event, dict(state))
-                if moves is not None:
-                    due[moves[0]] += moves[1]
-        for id, moves in due.items():
-            activation = record.activations[id]
-            if activation.finished is None:
-                known = begun.get(id, set())
-                self._move(activation, [m for m in moves if not (isinstance(m, Start) and m.node in known)])
+                self._keep_answer(event)
+                caller = record.activations[event.activation].caller
+                if caller in due and caller not in over and record.activations[event.activation].call_id is None:
+                    moves = self._tell_result(caller, event, dict(state))
+                    due[caller] += moves
+                    self._note_end(caller, moves, over)
+        return {
+            id: [move for move in moves if not (isinstance(move, Start) and move.node in begun.get(id, ()))]
+            for id, moves in due.items()
+        }
 
-    def _tell_result(
-        self, activation: Activation, event: ev.AgentFinished, state: dict[str, Any]
-    ) -> tuple[int, list[Move]] | None:
-        """Tell a team again what a member came to; the answer is the object that it was, not its JSON form."""
-        if activation.id not in self.answers:
+    def _keep_answer(self, event: ev.AgentFinished) -> None:
+        """The answer of a member as the object that it was, not its JSON form."""
+        if event.error is not None or event.handoff is not None:
+            self.answers[event.activation] = event.answer
+        elif event.activation not in self.answers:
             revive = getattr(self.units[event.agent], "revive", None)
-            revived = event.answer is not None and revive is not None and event.handoff is None
-            self.answers[activation.id] = revive(event.answer) if revived and revive else event.answer
-        caller = activation.caller
-        if caller is None or caller not in self._flows or activation.call_id is not None:
-            return None
-        answer = self.answers[activation.id]
+            revived = revive is not None and event.answer is not None
+            self.answers[event.activation] = revive(event.answer) if revived and revive else event.answer
+
+    def _tell_result(self, team: int, event: ev.AgentFinished, state: dict[str, Any]) -> list[Move]:
+        """Tell a team again what a member came to."""
+        activation = self._episode.record.activations[event.activation]
+        answer = self.answers[event.activation]
         result = Result(activation.node or "", event.agent, activation.id, answer, event.error, event.handoff)
-        moves = _moves(partial(self._flows[caller].done, result, state))
-        for move in moves:
-            if isinstance(move, End):
-                self.answers[caller] = move.answer
-        return caller, moves
+        unit = self.units[self._episode.record.activations[team].agent]
+        return _moves(unit, partial(self._flows[team].done, result, state))
 
-    def _input_of(self, team: int) -> Content:
-        """What a team was asked: the one message of its own."""
-        node = next(n for n in self._episode.record.messages.values() if n.activation == team)
-        return node.message.content or ""
+    def _note_end(self, team: int, moves: list[Move], over: set[int]) -> None:
+        """Keep what the end of a team says beyond the log: the answer as an object, and what to call the run."""
+        move = next((move for move in moves if isinstance(move, End)), None)
+        if move is not None:
+            end = _storable(self._episode.record.activations[team], move)
+            self.answers[team] = end.answer
+            if team == 0 and end.error is not None:
+                self.status = end.status
+            over.add(team)
+
+    def _inputs(self) -> dict[int, Content]:
+        """What was said first to each activation: to a team, what it was asked."""
+        found: dict[int, Content] = {}
+        for node in self._episode.record.messages.values():
+            found.setdefault(node.activation, node.message.content or "")
+        return found
 
 
-def _moves(tell: Callable[[], Sequence[Move]]) -> list[Move]:
+def _moves(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
     """What a flow answers. An error in a function that the team was given, such as `until`, is the end of the team."""
     try:
         return list(tell())
     except AWorldError as error:
         return [End(error=str(error))]
     except Exception as bug:  # noqa: BLE001 - whatever the team's functions raise is data of the run
-        return [End(error=f"{type(bug).__name__}: {bug}")]
+        return [End(error=f"A function of {team.name!r} raised {type(bug).__name__}: {bug}")]
+
+
+def _storable(team: Activation, end: End) -> End:
+    """An end whose answer the log can keep; any other is an error."""
+    try:
+        plain(end.answer)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return End(error=f"The answer of {team.agent!r} is not JSON-able: {error}")
+    return end
 
 
 def _argument(called: ev.ToolCalled, name: str) -> str | None:

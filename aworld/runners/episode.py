@@ -11,6 +11,8 @@ import logging
 import platform
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import count
 from typing import Any
 
 from aworld import __version__
@@ -70,9 +72,16 @@ class Episode:
         self._begun = False
         self._entered: list[Hooks] = []
         self._workers: dict[int, asyncio.Task[None]] = {}
+        self._done: list[asyncio.Task[None]] = []
         self._news: asyncio.Event | None = None
         self._trouble: tuple[ev.Status, str] | None = None
+        self._numbers = count(self.record.next_step)
         self._steps = self.record.next_step
+        if self.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
+            self._numbers = (number for number in count() if number not in self.record.calls)
+            self._steps = len(self.record.calls)
+        self._turns: dict[str, int] = {}
+        self._now: dict[int, int] = {}
 
     # The ways to drive it
 
@@ -86,7 +95,6 @@ class Episode:
         """Take one turn; first add an observation or replace pending results, if given."""
         if self.response is not None and self.record.finished is not None:
             return True, Observation(self._final_content()), self.response
-        at = self.record.next_step
         misuse: TaskError | None = None
 
         async def one_turn() -> None:
@@ -102,7 +110,7 @@ class Episode:
         response = await self._guarded(one_turn)
         if misuse is not None:
             raise misuse
-        response.step = at if self.record.next_step > at else max(at - 1, 0)
+        response.step = next(reversed(self.record.calls), 0)
         over = response.status != "running"
         call = self.record.calls.get(response.step)
         if self.record.finished is not None or call is None:
@@ -110,18 +118,17 @@ class Episode:
         if response.status == "waiting":
             return over, Observation("\n".join(q.question for q in self.open_questions())), response
         seen = self.record.activations[call.activation]
-        if seen.finished is not None and self.cast.ready:  # its work is done: what the next one will see
+        if self.cast.ready and seen.id not in self.cast.ready:  # it has ended, or waits for others: the next one's view
             seen = self.record.activations[self.cast.ready[0]]
         return over, observe(self.record, seen), response
 
     def recorded_response(self) -> TaskResponse:
         """The response of a run that has ended, as it was recorded."""
-        answer = self.record.answer
-        revive = getattr(self.task.agent, "revive", None)
+        known = self.cast.units.keys() >= {a.agent for a in self.record.activations.values()}
         return TaskResponse(
             self.record,
             self.record.status,
-            revive(answer) if revive is not None and answer is not None else answer,
+            self.cast.recall() if known else self.record.answer,
             self.record.error,
             self.record.events[-1].at - self.record.events[0].at,
             self.context if self.conf.resp_carry_context else None,
@@ -141,11 +148,12 @@ class Episode:
                 while self.cast.ready:
                     id = self.cast.ready.popleft()
                     worker = self._workers[id] = asyncio.create_task(self._work(self.record.activations[id]))
-                    worker.add_done_callback(lambda _: self.wake())
+                    worker.add_done_callback(partial(self._stopped, id))
                 if not self._workers:
                     return
                 await self._news.wait()
-                self._collect()
+                while self._done:
+                    self._done.pop().result()
         finally:
             for worker in self._workers.values():
                 worker.cancel()
@@ -160,12 +168,13 @@ class Episode:
             ready.pop()
             await self.turn(activation)
 
-    def _collect(self) -> None:
-        for id, worker in list(self._workers.items()):
-            if worker.done():
-                del self._workers[id]
-                if not worker.cancelled():
-                    worker.result()
+    def _stopped(self, id: int, worker: asyncio.Task[None]) -> None:
+        """A worker has ended: the driver looks at how."""
+        if self._workers.get(id) is worker:  # the agent may be due again, and have another
+            del self._workers[id]
+        if not worker.cancelled():
+            self._done.append(worker)
+        self.wake()
 
     def wake(self) -> None:
         """There is news for the driver: somebody is due, or has stopped."""
@@ -183,50 +192,56 @@ class Episode:
     async def turn(self, activation: Activation) -> None:
         """Let one agent decide once and let the world answer. What an agent cannot get over ends its work."""
         agent = self.cast.agent(activation)
-        step = self.record.next_step
         self.cast.begin_turn(activation)
         try:
-            step = await self._turn(activation, agent)
-        except (LimitReached, StoreError):
-            raise
-        except AWorldError as error:
-            self.cast.fail(activation, str(error), "limit_reached" if isinstance(error, AgentLimit) else None)
-        except Exception as bug:
-            logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
-            self.cast.fail(activation, f"{type(bug).__name__}: {bug}")
+            try:
+                await self._turn(activation, agent)
+            except (LimitReached, StoreError):
+                raise
+            except AWorldError as error:
+                self.cast.fail(activation, str(error), "limit_reached" if isinstance(error, AgentLimit) else None)
+            except Exception as bug:
+                logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
+                self.cast.fail(activation, f"{type(bug).__name__}: {bug}")
+            if self.journal.emit is not None:
+                await self._show_end(activation)
         finally:
-            self.cast.end_turn(activation)
+            self.cast.end_turn(activation)  # last: from here on another worker may take the agent's next turn
+
+    async def _show_end(self, activation: Activation) -> None:
+        """Tell readers of the stream that a step is over, and durable."""
+        step = self._now.pop(activation.id, None)
+        await self.journal.commit()
         emit = self.journal.emit
-        if emit is not None:
-            await self.journal.commit()
+        if step is not None and emit is not None:
             call = self.record.calls.get(step)
             usage = call.usage if call is not None else None
-            emit(StepFinished(trajectory_id=self.record.id, agent=agent.name, step=step, usage=usage))
+            emit(StepFinished(trajectory_id=self.record.id, agent=activation.agent, step=step, usage=usage))
 
-    async def _turn(self, activation: Activation, agent: BaseAgent) -> int:
+    async def _turn(self, activation: Activation, agent: BaseAgent) -> None:
         offer = await self.cast.offer(activation)
-        if activation.open_calls:  # the process died, or a person was asked, in mid-turn
-            step = activation.open_calls[0].step
-        elif self._has_answered(activation):  # the process died before the answer was taken
-            step = self.record.next_step
+        last = activation.last
+        if last is not None and (activation.open_calls or self._has_answered(activation)):
+            self._now[activation.id] = last.step  # the process died, or a person was asked, in mid-turn
         else:
-            step = await self._decide(activation, agent, offer)
+            await self._decide(activation, agent, offer)
         if not activation.calls:
             self._conclude(activation, agent)
-            return step
+            return
         self.cast.start_called(activation, offer)
         await run_tools(self, activation, offer)
         self.cast.hand_over(activation, offer)
-        return step
 
-    async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> int:
-        step = self._steps
-        check_limits(self.conf, self.record, step)
+    async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
+        check_limits(self.conf, self.record, self._steps)
         check_agent_limits(agent, activation)
         self._steps += 1
+        step = self._now[activation.id] = next(self._numbers)
+        index = max(self._turns.get(agent.name, 0), self.record.steps_by_agent.get(agent.name, 0))
+        self._turns[agent.name] = index + 1
         if self.journal.emit is not None:
             self.journal.emit(StepStarted(trajectory_id=self.record.id, agent=agent.name, step=step))
-        turn = AgentTurn(self, activation, agent, offer, step)
+        turn = AgentTurn(self, activation, agent, offer, step, index)
         started = time.time()
         message = await agent.decide(turn)
         if not turn.called:
@@ -234,7 +249,6 @@ class Episode:
         turn.show(message)
         if message.tool_calls:
             await self.journal.commit()
-        return step
 
     def _has_answered(self, activation: Activation) -> bool:
         leaf = activation.leaf
@@ -322,6 +336,7 @@ class Episode:
     async def _close(self, status: ev.Status | None, error: str | None) -> TaskResponse:
         """Write the end, if this is it, and make the response."""
         ended = status not in (None, "waiting", "interrupted")
+        self.journal.held = False
         try:
             if ended and self.record.finished is None:
                 self._close_open_calls(status or "")
@@ -472,21 +487,28 @@ class Episode:
         return Context(self.record.id, self.task.info, self.record.state, write)
 
     def _set_state(self, activation: Activation | None, key: str, value: Any) -> None:
-        before = self.record.writers.get(key)
-        other = self.record.activations.get(before) if before is not None else None
-        if activation is not None and other is not None and self.cast.side_by_side(activation, other):
+        with self.journal.lock:  # a tool may run in a thread
+            if self.record.finished is not None or (activation is not None and activation.finished is not None):
+                raise TaskError(f"{key!r} was not set: the work that it belongs to has ended.")
             reducer = self.cast.reducer(key)
-            if reducer is None:
-                self._trouble = (
-                    "failed",
-                    f"{other.agent!r} and {activation.agent!r} work side by side and both set {key!r}: give them "
-                    f"different keys, or say how to join them: Swarm(..., state={{{key!r}: function}}).",
-                )
-                raise TaskError(self._trouble[1])
-            value = reducer(self.record.state[key], value)
-        self.journal.add(
-            ev.StateSet, key=key, value=plain(value), activation=activation.id if activation is not None else None
+            other = self.cast.beside(activation, key, every=reducer is not None) if activation is not None else None
+            if other is not None and activation is not None:
+                if reducer is None:
+                    raise self._conflict(other.agent, activation.agent, key)
+                value = reducer(self.record.state[key], value)
+            self.journal.add(
+                ev.StateSet, key=key, value=plain(value), activation=activation.id if activation is not None else None
+            )
+
+    def _conflict(self, one: str, other: str, key: str) -> TaskError:
+        """End the run: which of two values counts would be a matter of luck."""
+        text = (
+            f"{one!r} and {other!r} work side by side and both set {key!r}: give them different keys, or say how to "
+            f"join them: Swarm(..., state={{{key!r}: function}})."
         )
+        self._trouble = self._trouble or ("failed", text)
+        self.journal.held = True
+        return TaskError(text)
 
     def _intervene(self, observation: Content | None, tool_results: dict[str, Content] | None) -> None:
         """What the caller of `step` puts in before the next turn."""
@@ -500,9 +522,12 @@ class Episode:
             mine = {c.call_id for c in activation.calls} & (tool_results or {}).keys()
             if mine:
                 replace_results(self, activation, {id: (tool_results or {})[id] for id in mine})
+                self.cast.drop_called(activation)
                 if not activation.open_calls:
                     self.cast.make_due(activation)
         if observation is not None:
-            due = self.cast.ready[0] if self.cast.ready else active[0].id
-            activation = self.record.activations[due]
+            agents = [a for a in active if isinstance(self.cast.units[a.agent], BaseAgent)]
+            if not agents:
+                raise TaskError("Nobody is at work who could be told; fork before the last step.")
+            activation = self.record.activations[self.cast.ready[0]] if self.cast.ready else agents[0]
             self.add_message(activation, Message("user", observation), activation.leaf, "human")

@@ -38,7 +38,9 @@ def parallel() -> Unit:
 def team() -> Unit:
     lead = Agent(
         "lead",
-        model=ScriptedModel([[call("b", input="x"), call("add", a=1, b=2), call("pair", input="y")], call("b", input="z"), "done"]),
+        model=ScriptedModel(
+            [[call("b", input="x"), call("add", a=1, b=2), call("pair", input="y")], call("b", input="z"), "done"]
+        ),
         tools=[add],
         system_prompt="Lead.",
     )

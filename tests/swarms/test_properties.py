@@ -20,7 +20,20 @@ from aworld.core.model import ModelRequest
 from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import Said
 from aworld.runner import Runners
-from tests.swarms.stage import asks, assert_whole, calls, digest, double, outcome, ran, revived, says, stepped, streamed, yields
+from tests.swarms.stage import (
+    asks,
+    assert_whole,
+    calls,
+    digest,
+    double,
+    outcome,
+    ran,
+    revived,
+    says,
+    stepped,
+    streamed,
+    yields,
+)
 
 MOST_AGENTS = 8
 
@@ -174,7 +187,8 @@ def _graphs(draw: st.DrawFn, parts: st.SearchStrategy[Plan]) -> Plan:
 def _handoffs(draw: st.DrawFn, parts: st.SearchStrategy[Plan]) -> Plan:
     size = draw(st.integers(2, 3))
     edges = tuple(
-        frozenset(draw(st.sets(st.integers(0, size - 1).filter(lambda t, n=n: t != n), min_size=1))) for n in range(size)
+        frozenset(draw(st.sets(st.integers(0, size - 1).filter(lambda t, n=n: t != n), min_size=1)))
+        for n in range(size)
     )
     history = draw(st.sampled_from(["full", 3, "summary", "none"]))
     return Plan("handoff", tuple(draw(st.lists(parts, max_size=1))), (("edges", edges), ("history", history)))
@@ -204,10 +218,12 @@ def _teams(parts: st.SearchStrategy[Plan]) -> st.SearchStrategy[Plan]:
     )
 
 
-plans = st.recursive(_agents, _teams, max_leaves=6).filter(lambda plan: plan.kind != "agent" and plan.agents <= MOST_AGENTS)
+plans = st.recursive(_agents, _teams, max_leaves=6).filter(
+    lambda plan: plan.kind != "agent" and plan.agents <= MOST_AGENTS
+)
 
 _checks = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=int(__import__("os").environ.get("EX", "150")), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 _LIMIT: dict[str, Any] = {"conf": {"max_steps": None}}
 
@@ -283,7 +299,11 @@ def test_every_prefix_is_a_valid_state(plan: Plan) -> None:
             assert calls(follower) <= calls(whole.record)
             if number % 7 == 0:
                 other = Trajectory.of(whole.record.id, events[: number + 1])
-                assert (other.status, other.state, other.messages) == (follower.status, follower.state, follower.messages)
+                assert (other.status, other.state, other.messages) == (
+                    follower.status,
+                    follower.state,
+                    follower.messages,
+                )
         assert calls(follower) == calls(whole.record)
 
     asyncio.run(check())

@@ -64,7 +64,9 @@ async def test_members_are_at_work_at_once_and_answer_in_the_order_of_the_calls(
 
 
 async def test_a_member_sees_its_own_conversation_only() -> None:
-    lead = leader([call("a", input="do a"), call("b", input="do b")], call("a", input="again"), "done", system_prompt="L")
+    lead = leader(
+        [call("a", input="do a"), call("b", input="do b")], call("a", input="again"), "done", system_prompt="L"
+    )
     response = await run(TeamSwarm(lead, echo("a", system_prompt="A"), echo("b")))
     prompts = {row["meta"]["agent_id"]: row["state"]["messages"] for row in response.trajectory}
     assert prompts["a#2"] == [{"role": "system", "content": "A"}, {"role": "user", "content": "do a"}]
@@ -106,7 +108,15 @@ async def test_a_member_may_be_a_swarm_or_a_team() -> None:
     assert told(response, 0) == ["b(a(x))", "inner done"]
     names = {a.id: a.agent for a in response.record.activations.values()}
     callers = {names[a.id]: names.get(a.caller) for a in response.record.activations.values() if a.caller is not None}
-    assert callers == {"lead": "lead-team", "pair": "lead", "a": "pair", "b": "pair", "inner": "lead", "boss": "inner", "c": "boss"}
+    assert callers == {
+        "lead": "lead-team",
+        "pair": "lead",
+        "a": "pair",
+        "b": "pair",
+        "inner": "lead",
+        "boss": "inner",
+        "c": "boss",
+    }
 
 
 async def test_wrong_arguments_go_back_to_the_leader() -> None:
@@ -161,10 +171,12 @@ async def test_an_agent_takes_agents_and_swarms_as_tools() -> None:
 
 async def test_an_agent_may_be_a_tool_of_the_task() -> None:
     lone = leader(call("helper", input="1"), "done")
-    response = await Runners.run("Q", agent=lone, tools=[echo("helper")])
+    response = await Runners.run("Q", agent=lone, tools=[echo("helper").as_tool()])
     assert (response.status, response.msg) == ("finished", "")
     assert told(response, 0) == ["helper(1)"]
-    led = await run(TeamSwarm(leader([call("helper", input="1"), call("a", input="2")], "done"), echo("a")), tools=[echo("helper")])
+    led = await run(
+        TeamSwarm(leader([call("helper", input="1"), call("a", input="2")], "done"), echo("a")), tools=[echo("helper").as_tool()]
+    )
     assert told(led, 0) == ["helper(1)", "a(2)"]
 
 
@@ -227,7 +239,12 @@ def asking(name: str = "asker") -> Agent:
 
 async def test_a_member_asks_a_person_and_the_others_go_on() -> None:
     def team() -> TeamSwarm:
-        return TeamSwarm(leader([call("one", input="x"), call("two", input="y"), call("a", input="z")], "done"), asking("one"), asking("two"), echo("a"))
+        return TeamSwarm(
+            leader([call("one", input="x"), call("two", input="y"), call("a", input="z")], "done"),
+            asking("one"),
+            asking("two"),
+            echo("a"),
+        )
 
     store = MemoryStore()
     waiting = await Runners.run("Q", swarm=team(), run_conf={"store": store})
@@ -239,14 +256,18 @@ async def test_a_member_asks_a_person_and_the_others_go_on() -> None:
     assert half.status == "waiting"
     whole = await Runners.resume(waiting.id, swarm=team(), store=store, answers={questions["May one?"]: "no"})
     assert whole.answer == "done"
-    by_agent = {row["meta"]["agent"]: row["observation"][0]["content"] for row in whole.trajectory if row["observation"]}
+    by_agent = {
+        row["meta"]["agent"]: row["observation"][0]["content"] for row in whole.trajectory if row["observation"]
+    }
     assert by_agent["one"] == "one got no"
     assert by_agent["two"] == "two got yes"
     assert_whole(whole.record)
 
 
 async def test_a_result_given_in_place_of_a_members_stops_the_member() -> None:
-    task = Task("Q", swarm=TeamSwarm(leader([call("a", input="x"), call("b", input="y")], "done"), echo("a"), echo("b")))
+    task = Task(
+        "Q", swarm=TeamSwarm(leader([call("a", input="x"), call("b", input="y")], "done"), echo("a"), echo("b"))
+    )
     await Runners.step(task)
     over, _, response = await Runners.step(task, tool_results={"call_0_0": "mine"})
     while not over:
@@ -259,7 +280,9 @@ async def test_a_result_given_in_place_of_a_members_stops_the_member() -> None:
 
 
 def nested() -> TeamSwarm:
-    inner = TeamSwarm(leader([call("c", input="deep"), call("c", input="er")], "inner", name="boss"), echo("c"), name="inner")
+    inner = TeamSwarm(
+        leader([call("c", input="deep"), call("c", input="er")], "inner", name="boss"), echo("c"), name="inner"
+    )
     lead = leader([call("pair", input="x"), call("inner", input="y"), call("add", a=1, b=2)], "done", tools=[add])
     return TeamSwarm(lead, Swarm(echo("a"), echo("b"), name="pair"), inner)
 

@@ -108,6 +108,10 @@ class Topology:
         """A new reducer for one run of this team."""
         raise NotImplementedError
 
+    def side_by_side(self, one: str, other: str) -> bool:
+        """Whether two nodes of a flow may be at work at the same time; one after the other when a team does not say."""
+        return False
+
     def check(self) -> None:
         """Called before a run begins. Raises ConfigError when a member misses a setting."""
         for member in self.members():
