@@ -75,7 +75,7 @@ class ToolCall(Struct, frozen=True, gc=False):
     arguments: str
 
 
-class Message(Struct, frozen=True, omit_defaults=True):
+class Message(Struct, frozen=True, omit_defaults=True, gc=False):
     """One message of a conversation."""
 
     role: Role
@@ -119,7 +119,7 @@ class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
         return Usage(*(_add(getattr(self, f), getattr(other, f)) for f in Usage.__struct_fields__))
 
 
-class Tokens(Struct, frozen=True, omit_defaults=True):
+class Tokens(Struct, frozen=True, omit_defaults=True, gc=False):
     """Token ids and log-probabilities of one call, as the server gave them.
 
     `prompt_ids` is stored as a delta: where `base` names an earlier step of the log, the whole prompt is that step's

@@ -115,7 +115,8 @@ class WeakStore:
         """See `TrajectoryStore.append`. Stores nothing: the events are in the attached trajectory."""
         if events and isinstance(events[0], Started):
             live = self._live.get(trajectory_id)
-            if live is not None and live.finished is None and live.started not in (None, events[0]):
+            running = live is not None and live.finished is None and live.started is not None
+            if running and live is not None and live.started is not events[0]:
                 raise already_there(trajectory_id, self.url)
         return DONE
 
