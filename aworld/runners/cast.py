@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from aworld.runners.episode import Episode
 
 
+STOPPED = "stopped: "
+"""How the error of an agent begins for which nobody waits any more."""
+
+
 class Cast:
     """The agents and teams of one run."""
 
@@ -262,7 +266,7 @@ class Cast:
         if activation.id in self.ready:
             self.ready.remove(activation.id)
         self._episode.journal.add(
-            ev.AgentFinished, activation=activation.id, agent=activation.agent, error=f"stopped: {why}"
+            ev.AgentFinished, activation=activation.id, agent=activation.agent, error=f"{STOPPED}{why}"
         )
         self._episode.stop_work(activation.id)
 
@@ -552,7 +556,7 @@ def _argument(called: ev.ToolCalled, name: str) -> str | None:
 
 
 def _first_agent(unit: Unit) -> Unit:
-    while isinstance(unit, Topology):
+    while isinstance(unit, Topology) and unit.members():
         unit = unit.members()[0]
     return unit
 

@@ -105,7 +105,7 @@ class Episode:
                 misuse = error
                 return
             if self.cast.ready:
-                await self.turn(self.record.activations[self.cast.ready.popleft()])
+                await self.turn(self.record.activations[self.next_due()])
 
         response = await self._guarded(one_turn)
         if misuse is not None:
@@ -121,6 +121,10 @@ class Episode:
         if self.cast.ready and seen.id not in self.cast.ready:  # it has ended, or waits for others: the next one's view
             seen = self.record.activations[self.cast.ready[0]]
         return over, observe(self.record, seen), response
+
+    def next_due(self) -> int:
+        """Whose turn the next step takes: the one that has waited longest."""
+        return self.cast.ready.popleft()
 
     def recorded_response(self) -> TaskResponse:
         """The response of a run that has ended, as it was recorded."""

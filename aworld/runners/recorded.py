@@ -52,6 +52,10 @@ class Paths:
         self._read()
         return self._ids.get(path)
 
+    def newest(self) -> Path:
+        """The path of the activation that began last."""
+        return self.of(len(self._record.activations) - 1)
+
     def _read(self) -> None:
         for id in range(len(self._paths), len(self._record.activations)):
             one = self._record.activations[id]
@@ -265,13 +269,106 @@ class _RecordedFlow:
 
     def _start(self, started: ev.AgentStarted, cause: Result | None) -> Start:
         record = self._cast.world.record
-        own = [n for n in record.messages.values() if n.activation == started.activation]
-        input = next(n for n in own if n.message.role == "user" and n.origin in ("agent", "input") and not n.again)
-        carry: Carry | None = None
+        input = self._cast.inputs[started.activation]
         before = [record.messages[id] for id in record.path_ids(input.parent)]
         carried = [node for node in before if node.message.role != "system"]
+        carry: Carry | None = None
         if carried and cause is not None:
-            shared = any(node.activation != started.activation for node in before)
+            shared = any(node.activation != started.activation for node in before)  # it went on in its own branch
             carry = Carry(cause.activation, None if shared else len(carried))
-        unit = self._cast.units[started.agent]
-        return Start(started.node or "", unit, input.message.content or "", carry)
+        return Start(started.node or "", self._cast.units[started.agent], _content(input), carry)
+
+
+class RecordedCast:
+    """All agents and teams of a run as its log tells of them."""
+
+    def __init__(self, world: RecordedWorld) -> None:
+        self.world = world
+        self.live: Paths | None = None
+        """The paths of the replay, once there is one."""
+        record = world.record
+        self.inputs: dict[int, ev.MessageAdded] = {}
+        """What was said first to each activation."""
+        self.scripts: dict[int, _Script] = {}
+        self._read_scripts()
+        names = list(dict.fromkeys(a.agent for a in record.activations.values()))
+        teams = {record.activations[id].agent for id in self.scripts}
+        teams |= {name for name in names if "members" in record.agents.get(name, {})}
+        agents = {name: RecordedAgent(name, world) for name in names if name not in teams}
+        self.units: dict[str, Unit] = {**agents, **{name: RecordedTeam(name, self) for name in names if name in teams}}
+        self.members = list(self.units.values())
+        self._hand_out_tools(agents)
+
+    def newest(self) -> int | None:
+        """The recorded activation in whose place one has begun just now."""
+        assert self.live is not None  # set before the replay begins
+        return self.world.paths.find(self.live.newest())
+
+    def _read_scripts(self) -> None:
+        activations = self.world.record.activations
+        for event in self.world.record.events:
+            match event:
+                case ev.MessageAdded(message=message) if message is not None and message.role == "user":
+                    self.inputs.setdefault(event.activation, event)
+                case ev.AgentStarted(caller=int(team), call_id=None):
+                    script = self.scripts.setdefault(team, _Script())
+                    (script.after[-1][1] if script.after else script.first).append(event)
+                case ev.AgentFinished() if not (event.error or "").startswith(STOPPED):
+                    one = activations[event.activation]
+                    if one.caller is not None and one.call_id is None:
+                        self.scripts[one.caller].after.append((one.node or "", []))
+                    script = self.scripts.get(one.id)
+                    if script is not None:
+                        script.end = (len(script.after), event)
+                case _:
+                    pass
+
+    def _hand_out_tools(self, agents: dict[str, RecordedAgent]) -> None:
+        """Give agents what they were offered: as their own, or in the place in a team where they were offered it."""
+        record = self.world.record
+        placed: dict[tuple[str, str | None], str] = {}
+        for call in record.calls.values():
+            one = record.activations[call.activation]
+            team = record.activations[one.caller].agent if one.caller is not None and one.call_id is None else None
+            if call.toolset is not None:
+                placed.setdefault((call.agent, team), call.toolset)
+        called = self._called()
+        own: dict[str, set[str]] = {}
+        for (agent, team), toolset in sorted(placed.items(), key=lambda item: item[0][1] is not None):
+            tools = [self._tool(schema, called.get(agent, {})) for schema in record.toolsets[toolset]]
+            if team is None:
+                agents[agent].toolkit = Toolkit(tools, owner=f"agent {agent!r}")
+                own[agent] = {tool.name for tool in tools}
+            else:
+                self.units[team].tools_of[agent] = tuple(t for t in tools if t.name not in own.get(agent, ()))  # pyright: ignore
+
+    def _called(self) -> dict[str, dict[str, str]]:
+        """The members that an agent called or handed over to, by the name of the tool."""
+        record = self.world.record
+        names = {(e.activation, e.call_id): e.name for e in record.events if isinstance(e, ev.ToolCalled)}
+        called: dict[str, dict[str, str]] = {}
+        for one in record.activations.values():
+            if one.caller is not None and one.call_id is not None:
+                caller = record.activations[one.caller]
+                called.setdefault(caller.agent, {})[names[caller.id, one.call_id]] = one.agent
+            if one.finished is not None and one.finished.handoff is not None:
+                called.setdefault(one.agent, {})[handoff_name(one.finished.handoff)] = one.finished.handoff
+        return called
+
+    def _tool(self, schema: dict[str, Any], called: dict[str, str]) -> Tool:
+        name = called.get(schema["name"])
+        if name is None:
+            return _described(Tool(), schema)
+        if schema["name"] == handoff_name(name):
+            return _described(HandoffTool(name), schema)
+        return _described(UnitTool(self.units[name]), schema)
+
+
+def _described(tool: Tool, schema: dict[str, Any]) -> Tool:
+    """The tool under the name and with the words of the log; the recorded world answers in its place."""
+    tool.name, tool.description, tool.parameters = schema["name"], schema["description"], schema["parameters"]
+    return tool
+
+
+def _content(added: ev.MessageAdded) -> Content:
+    return (added.message.content if added.message is not None else None) or ""

@@ -155,10 +155,10 @@ class UnitTool(Tool):
 class HandoffTool(Tool):
     """Passes control to another agent. The runtime ends the caller's work and starts the other's."""
 
-    def __init__(self, target: Unit) -> None:
-        self.target = target.name
-        self.name = f"handoff_to_{checked_id(target.name)}"[:64]
-        self.description = f"Hand over to {target.name}" + (f": {target.desc}" if target.desc else ".")
+    def __init__(self, target: str, desc: str | None = None) -> None:
+        self.target = target
+        self.name = handoff_name(target)
+        self.description = f"Hand over to {target}" + (f": {desc}" if desc else ".")
         self.parameters = {
             "type": "object",
             "properties": {
@@ -171,6 +171,11 @@ class HandoffTool(Tool):
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Never called: the runtime hands over instead."""
         raise NotImplementedError(f"{self.name} is run by the runtime")
+
+
+def handoff_name(target: str) -> str:
+    """The name of the tool that passes control to an agent."""
+    return f"handoff_to_{checked_id(target)}"[:64]
 
 
 def units_of(root: Unit) -> dict[str, Unit]:

@@ -245,7 +245,7 @@ class HandoffSwarm(Swarm):
         for source in self.members():
             targets = [target for origin, target in self.edges if origin is source]
             if targets:
-                self.tools_of[source.name] = tuple(HandoffTool(target) for target in targets)
+                self.tools_of[source.name] = tuple(HandoffTool(target.name, target.desc) for target in targets)
                 _refuse_doubles(source, self.tools_of[source.name], self.name)
 
     def members(self) -> list[Unit]:
