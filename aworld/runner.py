@@ -222,15 +222,15 @@ class Runners:
 
     @staticmethod
     async def replay(
-        id: Run, agent: BaseAgent | None = None, *, store: Any = None, hooks: Sequence[Hooks] = ()
+        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, store: Any = None, hooks: Sequence[Hooks] = ()
     ) -> ReplayReport:
         """Run a recorded trajectory again without any model or tool, and report the first difference.
 
-        With today's `agent` it tells whether prompts, tools and parsing still do what they did; without one it checks
-        that the log is consistent in itself.
+        With today's `agent` or `swarm` it tells whether prompts, tools and parsing still do what they did; without one
+        it checks that the log is consistent in itself.
         """
         record, _ = await _find(id, store)
-        return await replay(record, agent, hooks)
+        return await replay(record, agent if agent is not None else swarm, hooks)
 
     @staticmethod
     async def reward(

@@ -1,13 +1,14 @@
 """Teams of agents: CPU per model call against a single agent, many teams at once, and how large a graph may be.
 
-    python benchmarks/swarms.py [--peers aworld,langgraph,openai-agents] [--rounds 3] [--budget 1.5] [--json FILE]
+    python benchmarks/swarms.py [--peers bare,aworld,langgraph,openai-agents] [--rounds 3] [--budget 1.5] [--json FILE]
 
 - `single`, `chain`, `graph`, `team`: ten agents (the single one makes ten calls), runs in flight 32 at a time, or one
   after the other. The figure is CPU of the client process per model call, and its ratio to `single` of the same peer.
 - `teams`: 1,000 teams of five at once against a server that takes 1 s for a reply; the ideal is 3 s.
 - `schedule`: a graph of 250 to 2,000 nodes with a model in the process; milliseconds of CPU a node.
 
-AWorld writes every event to SQLite; the others record nothing. The server, the environments and the way of measuring
+`bare` is the floor: aiohttp, msgspec and a log in SQLite. AWorld writes every event to SQLite; the frameworks record
+nothing. The server, the environments and the way of measuring
 are those of `overhead.py` and `measure.py`: a fresh client process for each measurement, rounds over all in turn.
 """
 
@@ -32,7 +33,7 @@ from model_server import answer
 from overhead import LIMIT, _names, _output, medians, python_of, server, versions_of
 from topologies import SHAPES
 
-ADAPTERS = {"aworld": "aworld_", "langgraph": "langgraph_", "openai-agents": "openai_agents_"}
+ADAPTERS = {"bare": "bare_", "aworld": "aworld_", "langgraph": "langgraph_", "openai-agents": "openai_agents_"}
 CASES = {
     f"{shape} x{in_flight}": (shape, in_flight)
     for in_flight in (32, 1)

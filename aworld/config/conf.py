@@ -106,9 +106,6 @@ class AgentConfig(Settings):
     def __init__(self, **data: Any) -> None:  # for type checkers: the settings of a model are taken too
         super().__init__(**data)
 
-    def __init__(self, **data: Any) -> None:
-        super().__init__(**data)
-
     @classmethod
     def known(cls) -> list[str]:
         """The keywords of this class and of `ModelConfig`."""

@@ -157,9 +157,10 @@ def chat_format(message: Message) -> dict[str, Any]:
 
     Of `opaque` only the part named `chat` is in that API's words; the parts of other providers stay out.
     """
-    out: dict[str, Any] = {"role": message.role}
-    content = message.content
-    out["content"] = content if content is None or isinstance(content, str) else [_chat_part(p) for p in content]
+    content: Any = message.content
+    if content is not None and type(content) is not str:
+        content = [_chat_part(part) for part in content]
+    out: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:
         out["tool_calls"] = [tool_call_format(call) for call in message.tool_calls]
     if message.tool_call_id is not None:

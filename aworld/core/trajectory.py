@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
+
+from msgspec import Struct
 
 from aworld.core import event as ev
 from aworld.core.message import Message, Origin, Tokens, Usage
@@ -44,7 +46,7 @@ class Activation:
         return [call for call in self.calls if call.call_id not in self.returned]
 
 
-class Node(NamedTuple):
+class Node(Struct, frozen=True, gc=False):
     """A message in its place in the graph."""
 
     id: int

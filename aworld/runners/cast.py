@@ -77,7 +77,9 @@ class Cast:
         for tool in tools:
             for name, unit in units_of(tool.unit).items() if isinstance(tool, UnitTool) else ():
                 if units.setdefault(name, unit) is not unit:
-                    raise ConfigError(f"A tool of the task and a member are both named {name!r}; give one another name=.")
+                    raise ConfigError(
+                        f"A tool of the task and a member are both named {name!r}; give one another name=."
+                    )
         return units
 
     def is_alone(self) -> bool:
@@ -85,7 +87,7 @@ class Cast:
         return not self._calls_others
 
     def side_by_side(self, one: Activation, other: Activation) -> bool:
-        """Whether two activations may work at the same time, neither for the other: a matter of the team, not of timing."""
+        """Whether two activations may work at the same time, neither for the other: their team says, not the clock."""
         above, beside = self._callers(one), self._callers(other)
         depth = 0
         while depth < min(len(above), len(beside)) and above[depth] is beside[depth]:

@@ -72,7 +72,7 @@ class Episode:
         self._begun = False
         self._entered: list[Hooks] = []
         self._workers: dict[int, asyncio.Task[None]] = {}
-        self._done: list[asyncio.Task[None]] = []
+        self._failed: list[asyncio.Task[None]] = []
         self._news: asyncio.Event | None = None
         self._trouble: tuple[ev.Status, str] | None = None
         self._numbers = count(self.record.next_step)
@@ -82,6 +82,8 @@ class Episode:
             self._steps = len(self.record.calls)
         self._turns: dict[str, int] = {}
         self._now: dict[int, int] = {}
+        self._over: list[StepFinished] = []
+        """What readers of the stream are told when it is durable."""
 
     # The ways to drive it
 
@@ -156,8 +158,8 @@ class Episode:
                 if not self._workers:
                     return
                 await self._news.wait()
-                while self._done:
-                    self._done.pop().result()
+                if self._failed:
+                    self._failed[0].result()
         finally:
             for worker in self._workers.values():
                 worker.cancel()
@@ -176,8 +178,8 @@ class Episode:
         """A worker has ended: the driver looks at how."""
         if self._workers.get(id) is worker:  # the agent may be due again, and have another
             del self._workers[id]
-        if not worker.cancelled():
-            self._done.append(worker)
+        if not worker.cancelled() and worker.exception() is not None:
+            self._failed.append(worker)
         self.wake()
 
     def wake(self) -> None:
@@ -213,14 +215,22 @@ class Episode:
             self.cast.end_turn(activation)  # last: from here on another worker may take the agent's next turn
 
     async def _show_end(self, activation: Activation) -> None:
-        """Tell readers of the stream that a step is over, and durable."""
+        """Tell readers of the stream that a step is over, and durable; of the last one with the end."""
         step = self._now.pop(activation.id, None)
-        await self.journal.commit()
-        emit = self.journal.emit
-        if step is not None and emit is not None:
+        if step is not None:
             call = self.record.calls.get(step)
             usage = call.usage if call is not None else None
-            emit(StepFinished(trajectory_id=self.record.id, agent=activation.agent, step=step, usage=usage))
+            self._over.append(
+                StepFinished(trajectory_id=self.record.id, agent=activation.agent, step=step, usage=usage)
+            )
+        if self.record.activations[0].finished is None:
+            await self.journal.commit()
+            self._show_over()
+
+    def _show_over(self) -> None:
+        emit, over = self.journal.emit, self._over
+        while over and emit is not None:
+            emit(over.pop(0))
 
     async def _turn(self, activation: Activation, agent: BaseAgent) -> None:
         offer = await self.cast.offer(activation)
@@ -384,6 +394,8 @@ class Episode:
             except Exception:  # the run has ended: its outcome stands
                 logger.exception("trajectory=%s | after_task of %s failed", self.record.id, type(hook).__name__)
         if self.journal.emit is not None:
+            if response.status != "interrupted":
+                self._show_over()
             step = max(self.record.next_step - 1, 0)
             self.journal.emit(
                 RunFinished(trajectory_id=self.record.id, agent=self.task.agent.name, step=step, response=response)
@@ -409,7 +421,7 @@ class Episode:
     async def _begin(self) -> None:
         if self._begun:
             return
-        self.task.agent.check()
+        self.check()
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
@@ -424,6 +436,10 @@ class Episode:
         for hook in self.task.hooks:
             self._entered.append(hook)
             await hook.before_task(at)
+
+    def check(self) -> None:
+        """Raise ConfigError when an agent misses a setting."""
+        self.task.agent.check()
 
     def _start(self) -> None:
         prefix = self.task.prefix

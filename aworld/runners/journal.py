@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from threading import RLock
 from collections.abc import Awaitable, Callable
 from numbers import Real
+from threading import RLock
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -39,7 +39,7 @@ class Journal:
         self.store = store
         self.emit = emit
         self.held = False
-        """Whether nothing is handed on any more until the end is written: what came after the cause is not for a resume."""
+        """Whether nothing is handed on until the end is written, because a resume would not come to the same end."""
         self.lock = RLock()
         """Held while the log is written: tools in threads set state."""
         self._outbox: list[Event] = []

@@ -13,8 +13,20 @@ from typing import Any, TypeAlias
 from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, Turn
-from aworld.core.agent.flow import Carry, End, Flow, HandoffTool, Move, Result, Start, State, Topology, Unit, UnitTool
-from aworld.core.agent.flow import handoff_name
+from aworld.core.agent.flow import (
+    Carry,
+    End,
+    Flow,
+    HandoffTool,
+    Move,
+    Result,
+    Start,
+    State,
+    Topology,
+    Unit,
+    UnitTool,
+    handoff_name,
+)
 from aworld.core.common import ActionResult
 from aworld.core.exceptions import AWorldError, ModelError
 from aworld.core.message import Content, Message, ToolCall

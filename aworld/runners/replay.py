@@ -59,10 +59,11 @@ class ReplayEpisode(Episode):
         super().__init__(task, MemoryStore(), world=world)
         self.paths = Paths(self.record)
         self._world = world
+        named = {call.agent: call.model for call in world.record.calls.values() if call.model}
         for name, unit in self.cast.units.items():
             swap = getattr(unit, "with_model", None)
             if swap is not None:  # the recorded world answers; today's key may be missing
-                self.cast.units[name] = swap(FunctionModel(lambda _: ""))
+                self.cast.units[name] = swap(FunctionModel(lambda _: "", name=named.get(name)))
 
     def next_due(self) -> int:
         """Whose turn was next; where that one is not due, whoever has no recorded turn left."""
@@ -70,13 +71,13 @@ class ReplayEpisode(Episode):
         path = self._world.next_path()
         due = self.paths.find(path) if path is not None else None
         if due not in ready:
-            due = next((id for id in ready if not self._world.has_turn(self.paths.of(id), self._turn(id))), ready[0])
+            due = next((id for id in ready if not self._world.has_turn(self.paths.of(id), self._taken(id))), ready[0])
         assert due is not None  # it is in ready
         ready.remove(due)
-        self._world.begin(self.paths.of(due), self._turn(due))
+        self._world.begin(self.paths.of(due), self._taken(due))
         return due
 
-    def _turn(self, id: int) -> int:
+    def _taken(self, id: int) -> int:
         return self.record.activations[id].steps
 
     def check(self) -> None:
@@ -207,10 +208,10 @@ def _compare(recorded: Trajectory, replayed: Trajectory, cut: bool) -> Differenc
 
 def _is_natural(record: Trajectory) -> bool:
     """Whether a run came to an end of its own, that a replay comes to as well."""
-    root = record.activations[0]
-    if record.status == "limit_reached":
-        return root.finished is not None or record.complete
-    return record.status == "finished" or (record.status == "failed" and root.finished is not None)
+    if record.status == "limit_reached":  # where several were at work, calls under way were lost
+        working = {one.id: one.caller for one in record.activations.values() if one.finished is None}
+        return len(working.keys() - working.values()) <= 1
+    return record.status == "finished" or (record.status == "failed" and record.activations[0].finished is not None)
 
 
 def _name(event: ev.Event) -> str:

@@ -16,9 +16,8 @@ from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Node, Swarm, 
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ConfigError
 from aworld.core.hooks import HookContext, Hooks
-from aworld.core.message import ToolCall, Usage
+from aworld.core.message import Message, ToolCall, Usage
 from aworld.core.model import ModelReply, ModelRequest
-from aworld.core.message import Message
 from aworld.core.output import HandoffOutput, RunFinished, StepFinished, StepStarted, ToolCallOutput, ToolResultOutput
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.func_to_tool import tool
@@ -235,7 +234,7 @@ async def test_a_stream_tells_of_all_members_in_order() -> None:
     results = [o.result.tool_call_id for o in outputs if isinstance(o, ToolResultOutput)]
     assert sorted(calls) == sorted(results) == ["call_0_0", "call_0_1"]
     for id in calls:
-        kinds = [
+        kinds: list[Any] = [
             type(o)
             for o in outputs
             if getattr(getattr(o, "call", None), "id", None) == id
@@ -249,7 +248,7 @@ async def test_a_stream_tells_of_hand_overs() -> None:
     _, _, outputs = await streamed(HandoffSwarm((a, echo("b"))))
     (handoff,) = [o for o in outputs if isinstance(o, HandoffOutput)]
     assert (handoff.agent, handoff.to, handoff.step) == ("a", "b", 0)
-    order = [type(o) for o in outputs]
+    order: list[Any] = [type(o) for o in outputs]
     assert order.index(ToolCallOutput) < order.index(ToolResultOutput) < order.index(HandoffOutput)
     assert order.index(HandoffOutput) < next(n for n, o in enumerate(outputs) if isinstance(o, StepFinished))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -143,7 +143,8 @@ def build(plan: Plan, names: Any = None) -> Unit:
             return says(name, think, tools=[double, *parts], system_prompt="Ask them.")
         case "handoff":
             hosts = [f"{name}-{n}" for n in range(len(plan.option("edges")))]
-            targets = [[hosts[t] for t in sorted(ts)] for ts in plan.option("edges")]
+            reached: list[frozenset[int]] = plan.option("edges")
+            targets = [[hosts[number] for number in sorted(numbers)] for numbers in reached]
             targets[-1] += [part.name for part in parts]
             agents: dict[str, Unit] = {
                 host: says(host, passes_on(host, targets[n]), tools=[double], system_prompt=f"{host}!")
@@ -154,7 +155,7 @@ def build(plan: Plan, names: Any = None) -> Unit:
             return HandoffSwarm(*pairs, name=name, history=plan.option("history"), max_handoffs=4)
         case "loop":
             rounds = plan.option("rounds")
-            return Loop(parts[0], until=lambda _, output: digest_of(output) % 3 == 0, max_rounds=rounds, name=name)
+            return Loop(parts[0], until=_is_round, max_rounds=rounds, name=name)
         case _:
             reduce: Any = agent(f"{name}-r") if plan.option("reduce") else None
             items = plan.option("items")
@@ -168,7 +169,15 @@ def digest_of(output: Any) -> int:
     return sum(map(ord, str(output)))
 
 
-_WHEN: dict[str, Any] = {"always": None, "odd": lambda _, output: digest_of(output) % 2 == 1}
+def _is_round(_: Any, output: Any) -> bool:
+    return digest_of(output) % 3 == 0
+
+
+def _is_odd(_: Any, output: Any) -> bool:
+    return digest_of(output) % 2 == 1
+
+
+_WHEN: dict[str, Any] = {"always": None, "odd": _is_odd}
 
 _agents = st.sampled_from(["plain", "plain", "tool", "frail"]).map(lambda m: Plan("agent", options=(("manner", m),)))
 _policies = st.sampled_from(["tell", "skip"])
@@ -223,7 +232,9 @@ plans = st.recursive(_agents, _teams, max_leaves=6).filter(
 )
 
 _checks = settings(
-    max_examples=int(__import__("os").environ.get("EX", "150")), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 _LIMIT: dict[str, Any] = {"conf": {"max_steps": None}}
 
@@ -249,7 +260,7 @@ def test_killed_and_resumed_says_what_running_says(plan: Plan, data: st.DataObje
         once, ends, _ = await streamed(build(plan))
         assert outcome(once) == outcome(whole)
         for cut in ends:
-            again, later = await revived(build(plan), once.record, cut)
+            again, _ = await revived(build(plan), once.record, cut)
             assert_whole(again.record, complete=False)
             assert outcome(again) == outcome(whole)
         record = once.record
@@ -279,7 +290,7 @@ def test_forked_at_every_step_says_what_running_says(plan: Plan) -> None:
 def test_a_replay_finds_no_difference(plan: Plan) -> None:
     async def check() -> None:
         whole, _ = await ran(build(plan), **_LIMIT)
-        report = await Runners.replay(whole, build(plan))
+        report = await Runners.replay(whole, swarm=build(plan))
         assert report.difference is None
         report = await Runners.replay(whole)
         assert report.difference is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,10 @@ def writer(name: str, key: str = "k", waits: int = 0, *, tool: Any = note) -> Ag
         return name
 
     return says(name, think, tools=[tool])
+
+
+def merged(one: list[str], other: list[str]) -> list[str]:
+    return sorted(one + other)
 
 
 async def run(unit: Unit, input: Any = "Q", **task: Any) -> TaskResponse:
@@ -94,7 +99,7 @@ async def test_what_is_at_once_is_a_matter_of_the_graph_and_not_of_timing(
         return Swarm([(writer("a"), echo("a2")), (echo("b", tools=[]), writer("b2", waits=waits))], **options)
 
     assert_conflict(await drive(branches()), "a", "b2")
-    joined = await drive(branches(state={"k": lambda x, y: sorted(x + y)}))
+    joined = await drive(branches(state={"k": merged}))
     assert joined.record.state == {"k": ["a", "b2"]}
 
 
@@ -172,6 +177,26 @@ async def test_writes_from_threads_are_all_kept() -> None:
     assert len(written) == 20
 
 
+async def test_threads_that_write_at_every_moment_do_not_break_the_log() -> None:
+    @tool
+    def count(context: Context, name: str) -> str:
+        """Write often."""
+        for number in range(200):
+            context.set(name, number)
+        return "kept"
+
+    def counter(name: str) -> Agent:
+        return scripted(call("count", name=name), "done", name=name, tools=[count])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        response = await run(Swarm([counter(f"w{n}") for n in range(8)]))
+    finally:
+        sys.setswitchinterval(before)
+    assert response.record.state == {f"w{n}": 199 for n in range(8)}
+
+
 async def test_a_call_that_was_given_up_writes_nothing_any_more() -> None:
     released, written = asyncio.Event(), asyncio.Event()
     errors: list[BaseException] = []
@@ -214,7 +239,7 @@ async def test_state_is_the_same_after_a_kill() -> None:
         return Swarm(
             [writer("a"), (echo("b1"), writer("b")), writer("c", "other")],
             writer("z"),
-            state={"k": lambda x, y: sorted(x + y)},
+            state={"k": merged},
         )
 
     whole, ends, _ = await streamed(swarm())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from aworld.agents.llm_agent import Agent
 from aworld.core import event as ev
 from aworld.core.agent.flow import Unit
@@ -14,6 +16,7 @@ from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Question, ToolContext
 from aworld.core.tool.func_to_tool import tool
+from aworld.core.tool.wrappers import prefixed
 from aworld.models import ScriptedModel
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
@@ -175,9 +178,16 @@ async def test_an_agent_may_be_a_tool_of_the_task() -> None:
     assert (response.status, response.msg) == ("finished", "")
     assert told(response, 0) == ["helper(1)"]
     led = await run(
-        TeamSwarm(leader([call("helper", input="1"), call("a", input="2")], "done"), echo("a")), tools=[echo("helper").as_tool()]
+        TeamSwarm(leader([call("helper", input="1"), call("a", input="2")], "done"), echo("a")),
+        tools=[echo("helper").as_tool()],
     )
     assert told(led, 0) == ["helper(1)", "a(2)"]
+
+
+@pytest.mark.xfail(strict=True, reason="wrappers hide that a tool is an agent, so the runtime does not start it")
+async def test_an_agent_under_another_name_is_still_an_agent() -> None:
+    lone = leader(call("my_helper", input="1"), "done", tools=prefixed([echo("helper").as_tool()], "my_"))
+    assert told(await Runners.run("Q", agent=lone), 0) == ["helper(1)"]
 
 
 async def test_rows_are_in_order_of_time_with_their_agents_and_callers() -> None:
@@ -292,7 +302,7 @@ async def test_a_killed_team_goes_on_where_it_was() -> None:
     assert whole.success
     for cut in ends:
         again, _ = await revived(nested(), whole.record, cut)
-        lost = any(e.kind_error == "interrupted" for e in ()) or "interrupted" in str(told(again, 0))
+        lost = "interrupted" in str(told(again, 0))  # of the function that ran when the process died
         assert again.success
         assert lost or outcome(again) == outcome(whole)
         assert_whole(again.record, complete=False)

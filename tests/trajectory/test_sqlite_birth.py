@@ -5,8 +5,6 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-import pytest
-
 from aworld.trajectory.sqlite_file import check_version, connect
 
 

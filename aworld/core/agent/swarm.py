@@ -322,8 +322,9 @@ def _refuse_strangers(member: Any, kind: str) -> None:
         raise ConfigError(f"{member!r} cannot be a member of {kind}: members are agents and swarms.")
 
 
-def _refuse_doubles(agent: BaseAgent, tools: Sequence[Tool], owner: str) -> None:
-    own = {tool.name for tool in agent.toolkit.items if isinstance(tool, Tool)}
+def _refuse_doubles(agent: Unit, tools: Sequence[Tool], owner: str) -> None:
+    items = agent.toolkit.items if isinstance(agent, BaseAgent) else ()
+    own = {tool.name for tool in items if isinstance(tool, Tool)}
     names = [tool.name for tool in tools]
     if taken := next((name for name in names if name in own), None):
         raise ConfigError(f"Agent {agent.name!r} has a tool {taken!r} already, which {owner!r} adds; rename one.")
