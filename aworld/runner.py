@@ -250,7 +250,7 @@ class Runners:
         """
         fields: dict[str, Any] = {"name": name, "weight": weight, "step": step, "source": source, "detail": detail}
         if isinstance(run, Task) and run.episode is not None:
-            await run.episode.give_reward(value, **fields)
+            await give_reward(run.episode.journal, value, **fields)
             return
         if isinstance(run, TaskResponse) and run.give_reward is not None:
             await run.give_reward(value, **fields)

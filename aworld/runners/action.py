@@ -111,7 +111,7 @@ async def _act(
         activation.agent,
         called.step,
         called.call_id,
-        episode.context_of(activation),
+        episode.state.context_of(activation),
         episode.answers_to(called),
         _notifier(episode, activation, called),
     )

@@ -29,10 +29,9 @@ from aworld.core.agent.flow import (
     units_of,
 )
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import AWorldError, ConfigError, TaskError
+from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import HandoffOutput
-from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation
 from aworld.runners.action import announce, close_call, interrupt_call
@@ -65,9 +64,9 @@ class Cast:
             )
         )
         self._first = _first_agent(root)
-        self._episode = episode
-        self._flows: dict[int, Flow] = {}
-        self._children: dict[int, list[int]] = {}
+        self.episode = episode
+        self.flows: dict[int, Flow] = {}
+        self.children: dict[int, list[int]] = {}
         self._busy: set[int] = set()
         self._offers: dict[tuple[str, str | None], Offer] = {}
 
@@ -82,51 +81,13 @@ class Cast:
                     )
         return units
 
+    def leave(self) -> None:
+        """The run is over: let go of it, so that its memory is free without the garbage collector."""
+        del self.episode
+
     def is_alone(self) -> bool:
         """Whether no agent calls another: then one that is due needs no worker of its own."""
         return not self._calls_others
-
-    def side_by_side(self, one: Activation, other: Activation) -> bool:
-        """Whether two activations may work at the same time, neither for the other: their team says, not the clock."""
-        above, beside = self._callers(one), self._callers(other)
-        depth = 0
-        while depth < min(len(above), len(beside)) and above[depth] is beside[depth]:
-            depth += 1
-        if depth == min(len(above), len(beside)):
-            return False
-        first, second = above[depth], beside[depth]
-        common = self.units[above[depth - 1].agent]
-        if isinstance(common, Topology) and first.node is not None and second.node is not None:
-            return common.side_by_side(first.node, second.node)
-        if second.began < first.began:
-            first, second = second, first
-        return first.finished is None or first.finished.seq > second.began  # called in one turn of an agent
-
-    def beside(self, activation: Activation, key: str, *, every: bool) -> Activation | None:
-        """Who set a key before and works side by side with `activation`.
-
-        The last one says it all, unless there is a function that joins such writes: then an earlier one may, whose
-        value is in what a later one joined.
-        """
-        activations = self._episode.record.activations
-        writers = self._episode.record.writers.get(key, ())
-        for number in reversed(writers) if every else writers[-1:]:
-            if number is not None and self.side_by_side(activation, activations[number]):
-                return activations[number]
-        return None
-
-    def _callers(self, activation: Activation) -> list[Activation]:
-        """The activations from the root down to this one."""
-        found = [activation]
-        while found[-1].caller is not None:
-            found.append(self._episode.record.activations[found[-1].caller])
-        found.reverse()
-        return found
-
-    def reducer(self, key: str) -> Callable[[Any, Any], Any] | None:
-        """How writes of parallel members to a key are joined, None when no team says."""
-        teams = (unit for unit in self.units.values() if isinstance(unit, Topology))
-        return next((team.reducers[key] for team in teams if key in team.reducers), None)
 
     def agent(self, activation: Activation) -> BaseAgent:
         """The agent that is at work in an activation."""
@@ -150,19 +111,19 @@ class Cast:
         carry: Carry | None = None,
     ) -> None:
         """Let an agent or team begin in a branch of its own."""
-        episode = self._episode
+        episode = self.episode
         number = len(episode.record.activations)
         episode.journal.add(
             ev.AgentStarted, activation=number, agent=unit.name, caller=caller, call_id=call_id, node=node
         )
         activation = episode.record.activations[number]
         if caller is not None:
-            self._children.setdefault(caller, []).append(number)
+            self.children.setdefault(caller, []).append(number)
         origin: Origin = "input" if caller is None else "agent"
         if isinstance(unit, Topology):
             episode.add_message(activation, Message("user", input), None, origin)
-            flow = self._flows[number] = unit.flow()
-            self._move(activation, _moves(unit, partial(flow.begin, input, episode.record.state)))
+            flow = self.flows[number] = unit.flow()
+            self.move(activation, moves_of(unit, partial(flow.begin, input, episode.record.state)))
             return
         leaf = self._carry(activation, unit, carry) if carry is not None else self._system(activation, unit)
         episode.add_message(activation, Message("user", input), leaf, origin)
@@ -172,13 +133,13 @@ class Cast:
         """Begin a branch with the system prompt, if there is one."""
         if not agent.system_prompt:
             return None
-        return self._episode.add_message(activation, Message("system", agent.system_prompt), None, "agent")
+        return self.episode.add_message(activation, Message("system", agent.system_prompt), None, "agent")
 
     def make_due(self, activation: Activation) -> None:
         """Line an agent up for its next turn; one whose turn is not over is lined up at its end."""
         if activation.id not in self._busy and activation.id not in self.ready:
             self.ready.append(activation.id)
-            self._episode.wake()
+            self.episode.wake()
 
     def begin_turn(self, activation: Activation) -> None:
         """The agent is at work."""
@@ -196,7 +157,7 @@ class Cast:
         One that has been at work before goes on in its own branch, so that control may come and go without the log
         growing faster than the conversation.
         """
-        record = self._episode.record
+        record = self.episode.record
         ids = record.path_ids(record.activations[carry.activation].leaf)
         ids = [id for id in ids if record.messages[id].message.role != "system"]
         if carry.last is not None:
@@ -207,7 +168,7 @@ class Cast:
         leaf = leaf if leaf is not None else self._system(activation, agent)
         for id in ids[known:]:
             parent, leaf = leaf, record.next_message
-            self._episode.journal.add(
+            self.episode.journal.add(
                 ev.MessageAdded,
                 id=leaf,
                 parent=parent,
@@ -220,8 +181,8 @@ class Cast:
 
     def _own_branch(self, activation: Activation, agent: BaseAgent, ids: Sequence[int]) -> tuple[int | None, int]:
         """Where the agent's last branch in this team ends that begins as `ids` do, and how many of them it has."""
-        record = self._episode.record
-        siblings = self._children.get(activation.caller if activation.caller is not None else -1, ())
+        record = self.episode.record
+        siblings = self.children.get(activation.caller if activation.caller is not None else -1, ())
         before = next((n for n in reversed(siblings[:-1]) if record.activations[n].agent == agent.name), None)
         if before is None:
             return None, 0
@@ -238,7 +199,8 @@ class Cast:
             known += 1
         return (own[first + known - 1], known) if first + known else (None, 0)
 
-    def _move(self, team: Activation, moves: Sequence[Move]) -> None:
+    def move(self, team: Activation, moves: Sequence[Move]) -> None:
+        """Carry out what a team decided."""
         for move in moves:
             if team.finished is not None:
                 return
@@ -248,15 +210,15 @@ class Cast:
                 self._end_team(team, move)
 
     def _end_team(self, team: Activation, end: End) -> None:
-        end = _storable(team, end)
+        end = storable(team, end)
         if end.error is not None and team.caller is None:
             self.status = end.status
         self._stop_below(team.id, f"{team.agent} has ended")
         self.finish(team, end.answer, end.error)
 
     def _stop_below(self, id: int, why: str) -> None:
-        for child in self._children.get(id, ()):
-            activation = self._episode.record.activations[child]
+        for child in self.children.get(id, ()):
+            activation = self.episode.record.activations[child]
             if activation.finished is None:
                 self._stop_below(child, why)
                 self._stop(activation, why)
@@ -264,19 +226,19 @@ class Cast:
     def _stop(self, activation: Activation, why: str) -> None:
         """End an activation that nobody waits for any more."""
         for called in activation.open_calls:
-            interrupt_call(self._episode, activation, called, why)
+            interrupt_call(self.episode, activation, called, why)
         if activation.id in self.ready:
             self.ready.remove(activation.id)
-        self._episode.journal.add(
+        self.episode.journal.add(
             ev.AgentFinished, activation=activation.id, agent=activation.agent, error=f"{STOPPED}{why}"
         )
-        self._episode.stop_work(activation.id)
+        self.episode.stop_work(activation.id)
 
     # Ending
 
     def finish(self, activation: Activation, answer: Any, error: str | None = None, handoff: str | None = None) -> None:
         """An agent or team has come to its end: write it, and tell whoever waits for it."""
-        self._episode.journal.add(
+        self.episode.journal.add(
             ev.AgentFinished,
             activation=activation.id,
             agent=activation.agent,
@@ -287,36 +249,36 @@ class Cast:
         self.answers[activation.id] = answer
         if activation.caller is None:
             return
-        caller = self._episode.record.activations[activation.caller]
+        caller = self.episode.record.activations[activation.caller]
         if caller.finished is not None:
             return
         if activation.call_id is not None:
             self._return_call(caller, activation, answer, error)
             return
         result = Result(activation.node or "", activation.agent, activation.id, answer, error, handoff)
-        flow = self._flows[caller.id]
-        self._move(caller, _moves(self.units[caller.agent], partial(flow.done, result, self._episode.record.state)))
+        flow = self.flows[caller.id]
+        self.move(caller, moves_of(self.units[caller.agent], partial(flow.done, result, self.episode.record.state)))
 
     def _return_call(self, caller: Activation, activation: Activation, answer: Any, error: str | None) -> None:
         """Give a member's answer to the agent that called it as a tool."""
         called = next(call for call in caller.open_calls if call.call_id == activation.call_id)
         content = f"{activation.agent} failed: {error}" if error is not None else readable(answer)
-        close_call(self._episode, caller, called, ActionResult(called.call_id, called.name, content, error))
+        close_call(self.episode, caller, called, ActionResult(called.call_id, called.name, content, error))
         if not self._waits(caller):
             self.make_due(caller)
 
     def _waits(self, activation: Activation) -> bool:
         """Whether an agent waits for members that it called, or for a person."""
-        below = (self._episode.record.activations[child] for child in self._children.get(activation.id, ()))
+        below = (self.episode.record.activations[child] for child in self.children.get(activation.id, ()))
         if any(child.finished is None for child in below):
             return True
-        return any(self._episode.unanswered(called) for called in activation.open_calls)
+        return any(self.episode.unanswered(called) for called in activation.open_calls)
 
     def drop_called(self, activation: Activation) -> None:
         """Stop the members whose calls have been answered by somebody else."""
         still = {called.call_id for called in activation.open_calls}
-        for child in self._children.get(activation.id, ()):
-            below = self._episode.record.activations[child]
+        for child in self.children.get(activation.id, ()):
+            below = self.episode.record.activations[child]
             if below.finished is None and below.call_id not in still:
                 why = f"the call of {activation.agent} was answered in its place"
                 self._stop_below(child, why)
@@ -326,7 +288,7 @@ class Cast:
         """An agent cannot go on."""
         self._stop_below(activation.id, f"{activation.agent} has failed")
         for called in activation.open_calls:
-            interrupt_call(self._episode, activation, called, error)
+            interrupt_call(self.episode, activation, called, error)
         if activation.caller is None:
             self.status = status
         self.finish(activation, None, error)
@@ -335,15 +297,15 @@ class Cast:
 
     def start_called(self, activation: Activation, offer: Offer) -> None:
         """Start the agents and teams that a turn called as tools."""
-        activations = self._episode.record.activations
+        activations = self.episode.record.activations
         last = activation.last.seq if activation.last is not None else 0  # call ids may come again in another turn
-        children = (activations[child] for child in self._children.get(activation.id, ()))
+        children = (activations[child] for child in self.children.get(activation.id, ()))
         begun = {child.call_id for child in children if child.began > last}
         for called in activation.open_calls:
             tool = offer.by_name.get(called.name)
             if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
                 continue
-            announce(self._episode, activation, called)
+            announce(self.episode, activation, called)
             if isinstance(tool, HandoffTool):
                 if _argument(called, "message") is None:
                     self._refuse(activation, called, '{"message": "what the other needs to know"}')
@@ -357,7 +319,7 @@ class Cast:
     def _refuse(self, activation: Activation, called: ev.ToolCalled, wanted: str) -> None:
         """Tell an agent that it called another in words that cannot be read."""
         text = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
-        close_call(self._episode, activation, called, ActionResult(called.call_id, called.name, text, text))
+        close_call(self.episode, activation, called, ActionResult(called.call_id, called.name, text, text))
 
     def hand_over(self, activation: Activation, offer: Offer) -> bool:
         """Carry out the hand-over that a turn asked for, if it did: the first one, once nothing else is open."""
@@ -372,12 +334,12 @@ class Cast:
                 f"Control passes to {tool.target}." if called is first else "Only one hand-over a turn; this is void."
             )
             error = None if called is first else text
-            close_call(self._episode, activation, called, ActionResult(called.call_id, called.name, text, error))
-        emit = self._episode.journal.emit
+            close_call(self.episode, activation, called, ActionResult(called.call_id, called.name, text, error))
+        emit = self.episode.journal.emit
         if emit is not None:
             emit(
                 HandoffOutput(
-                    trajectory_id=self._episode.record.id, agent=activation.agent, step=first.step, to=tool.target
+                    trajectory_id=self.episode.record.id, agent=activation.agent, step=first.step, to=tool.target
                 )
             )
         self.finish(activation, _argument(first, "message") or "", handoff=tool.target)
@@ -392,143 +354,23 @@ class Cast:
         agent = self.agent(activation)
         team = None
         if activation.caller is not None and activation.call_id is None:
-            team = self.units[self._episode.record.activations[activation.caller].agent]
+            team = self.units[self.episode.record.activations[activation.caller].agent]
         key = (agent.name, team.name if team is not None else None)
         offer = self._offers.get(key)
         if offer is None:
             extra: list[Any] = list(team.tools_of.get(agent.name, ())) if isinstance(team, Topology) else []
             if activation.caller is None or agent is self._first:
-                extra += self._episode.task.tools
+                extra += self.episode.task.tools
             ready = agent.toolkit.ready() if not extra else None
             offer = self._offers[key] = ready or await agent.toolkit.resolve(extra)
         return offer
-
-    # Beginning again
-
-    def recover(self) -> None:
-        """Read off the log who is due. Teams are told again what they were told; calls of lost outcome are closed."""
-        episode, record = self._episode, self._episode.record
-        missing = {a.agent for a in record.activations.values()} - self.units.keys()
-        if missing:
-            raise TaskError(f"The log has members that were not given: {sorted(missing)}; given: {list(self.units)}.")
-        for activation in record.activations.values():
-            if activation.caller is not None:
-                self._children.setdefault(activation.caller, []).append(activation.id)
-        for id, moves in self._tell_again().items():
-            if record.activations[id].finished is None:
-                self._move(record.activations[id], moves)
-        for activation in list(record.activations.values()):
-            unit = self.units[activation.agent]
-            if activation.finished is not None or isinstance(unit, Topology) or activation.id in self.ready:
-                continue
-            self._recover_agent(episode, activation)
-
-    def _recover_agent(self, episode: Episode, activation: Activation) -> None:
-        record = episode.record
-        below = [record.activations[child] for child in self._children.get(activation.id, ())]
-        working = {child.call_id for child in below if child.finished is None}
-        ours = self._runtime_names(activation)
-        for called in activation.open_calls:
-            known = called.call_id in working or called.name in ours or called.idempotent or episode.is_fork
-            if not known and self._was_running(called):
-                interrupt_call(episode, activation, called, "the process that ran it ended")
-        still = activation.open_calls
-        blocked = [c for c in still if c.call_id in working or episode.unanswered(c)]
-        if len(blocked) < len(still) or not still:
-            self.make_due(activation)
-
-    def _was_running(self, called: ev.ToolCalled) -> bool:
-        """Whether a call was at work when its process ended, and did not wait for a person."""
-        record = self._episode.record
-        questions = record.questions_of(called)
-        return all(q.id in record.answers and record.answered_at[q.id] < called.seq for q in questions)
-
-    def _runtime_names(self, activation: Activation) -> set[str]:
-        """Names of the calls of an agent that start other agents or hand over."""
-        agent = self.agent(activation)
-        tools: list[Any] = [*agent.toolkit.items, *self._episode.task.tools]
-        if activation.caller is not None:
-            team = self.units[self._episode.record.activations[activation.caller].agent]
-            tools += team.tools_of.get(agent.name, ()) if isinstance(team, Topology) else ()
-        return {tool.name for tool in tools if isinstance(tool, Tool) and isinstance(tool, UnitTool | HandoffTool)}
-
-    def recall(self) -> Any:
-        """The answer of a run that has ended, as the object that it was."""
-        self._tell_again()
-        return self.answers.get(0)
 
     def _recorded(self, activation: Activation, answer: Any) -> Any:
         unit = self.units[activation.agent]
         return unit.recorded(answer) if isinstance(unit, BaseAgent) and not isinstance(answer, str) else plain(answer)
 
-    def _tell_again(self) -> dict[int, list[Move]]:
-        """Rebuild the flows by telling them the log. Returns the moves that it does not have, by team."""
-        record = self._episode.record
-        inputs = self._inputs()
-        state: dict[str, Any] = {}
-        due: dict[int, list[Move]] = {}
-        begun: dict[int, set[str | None]] = {}
-        over: set[int] = set()
-        for event in list(record.events):
-            if isinstance(event, ev.StateSet):
-                state[event.key] = event.value
-            elif isinstance(event, ev.AgentStarted):
-                unit = self.units[event.agent]
-                if event.caller is not None and event.call_id is None:
-                    begun.setdefault(event.caller, set()).add(event.node)
-                if isinstance(unit, Topology):
-                    flow = self._flows[event.activation] = unit.flow()
-                    moves = _moves(unit, partial(flow.begin, inputs[event.activation], dict(state)))
-                    due[event.activation] = moves
-                    self._note_end(event.activation, moves, over)
-            elif isinstance(event, ev.AgentFinished):
-                self._keep_answer(event)
-                caller = record.activations[event.activation].caller
-                if caller in due and caller not in over and record.activations[event.activation].call_id is None:
-                    moves = self._tell_result(caller, event, dict(state))
-                    due[caller] += moves
-                    self._note_end(caller, moves, over)
-        return {
-            id: [move for move in moves if not (isinstance(move, Start) and move.node in begun.get(id, ()))]
-            for id, moves in due.items()
-        }
 
-    def _keep_answer(self, event: ev.AgentFinished) -> None:
-        """The answer of a member as the object that it was, not its JSON form."""
-        if event.error is not None or event.handoff is not None:
-            self.answers[event.activation] = event.answer
-        elif event.activation not in self.answers:
-            revive = getattr(self.units[event.agent], "revive", None)
-            revived = revive is not None and event.answer is not None
-            self.answers[event.activation] = revive(event.answer) if revived and revive else event.answer
-
-    def _tell_result(self, team: int, event: ev.AgentFinished, state: dict[str, Any]) -> list[Move]:
-        """Tell a team again what a member came to."""
-        activation = self._episode.record.activations[event.activation]
-        answer = self.answers[event.activation]
-        result = Result(activation.node or "", event.agent, activation.id, answer, event.error, event.handoff)
-        unit = self.units[self._episode.record.activations[team].agent]
-        return _moves(unit, partial(self._flows[team].done, result, state))
-
-    def _note_end(self, team: int, moves: list[Move], over: set[int]) -> None:
-        """Keep what the end of a team says beyond the log: the answer as an object, and what to call the run."""
-        move = next((move for move in moves if isinstance(move, End)), None)
-        if move is not None:
-            end = _storable(self._episode.record.activations[team], move)
-            self.answers[team] = end.answer
-            if team == 0 and end.error is not None:
-                self.status = end.status
-            over.add(team)
-
-    def _inputs(self) -> dict[int, Content]:
-        """What was said first to each activation: to a team, what it was asked."""
-        found: dict[int, Content] = {}
-        for node in self._episode.record.messages.values():
-            found.setdefault(node.activation, node.message.content or "")
-        return found
-
-
-def _moves(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
+def moves_of(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
     """What a flow answers. An error in a function that the team was given, such as `until`, is the end of the team."""
     try:
         return list(tell())
@@ -538,7 +380,7 @@ def _moves(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
         return [End(error=f"A function of {team.name!r} raised {type(bug).__name__}: {bug}")]
 
 
-def _storable(team: Activation, end: End) -> End:
+def storable(team: Activation, end: End) -> End:
     """An end whose answer the log can keep; any other is an error."""
     try:
         plain(end.answer)

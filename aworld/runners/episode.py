@@ -13,14 +13,12 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
-from typing import Any
 
 from aworld import __version__
 from aworld.core import event as ev
-from aworld.core.agent.base import BaseAgent, plain
+from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import readable
 from aworld.core.common import Observation
-from aworld.core.context.base import Context
 from aworld.core.exceptions import AgentLimit, AWorldError, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.limits import check_agent_limits, check_limits
@@ -33,6 +31,8 @@ from aworld.core.trajectory import Activation, Trajectory
 from aworld.runners.action import interrupt_call, replace_results, run_tools
 from aworld.runners.cast import Cast
 from aworld.runners.journal import Journal, give_reward
+from aworld.runners.recovery import Recovery
+from aworld.runners.state import SharedState
 from aworld.runners.turn import AgentTurn, observe
 from aworld.runners.world import World
 from aworld.trajectory.store import TrajectoryStore
@@ -65,7 +65,8 @@ class Episode:
         self.journal = Journal(self.record, store, emit)
         self.world = world or World()
         self.cast = Cast(self, task.agent)
-        self.context = self.context_of(None)
+        self.state = SharedState(self.journal, self.cast.units)
+        self.context = self.state.context_of(None)
         self.is_fork = task.prefix is not None
         self.spent = 0.0
         self.response: TaskResponse | None = None
@@ -74,7 +75,6 @@ class Episode:
         self._workers: dict[int, asyncio.Task[None]] = {}
         self._failed: list[asyncio.Task[None]] = []
         self._news: asyncio.Event | None = None
-        self._trouble: tuple[ev.Status, str] | None = None
         self._numbers = count(self.record.next_step)
         self._steps = self.record.next_step
         if self.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
@@ -134,18 +134,18 @@ class Episode:
         return TaskResponse(
             self.record,
             self.record.status,
-            self.cast.recall() if known else self.record.answer,
+            Recovery(self.cast).recall() if known else self.record.answer,
             self.record.error,
             self.record.events[-1].at - self.record.events[0].at,
             self.context if self.conf.resp_carry_context else None,
-            give_reward=self.give_reward,
+            give_reward=partial(give_reward, self.journal),
             store=self.journal.store,
         )
 
     async def _drive(self) -> None:
         """Take all turns: one after the other while one agent is due, side by side when several are."""
         try:
-            while self._trouble is None:
+            while self.state.conflict is None:
                 if not self._workers and len(self.cast.ready) == 1 and self.cast.is_alone():
                     await self.turn(self.record.activations[self.cast.ready.popleft()])
                     continue
@@ -170,7 +170,7 @@ class Episode:
         """Take the turns of one agent until it is not due at once."""
         ready = self.cast.ready
         await self.turn(activation)
-        while ready and ready[-1] == activation.id and self._trouble is None:
+        while ready and ready[-1] == activation.id and self.state.conflict is None:
             ready.pop()
             await self.turn(activation)
 
@@ -330,8 +330,8 @@ class Episode:
 
     def _verdict(self) -> tuple[ev.Status | None, str | None]:
         """How the run stands after work has been done; None while turns are left."""
-        if self._trouble is not None:
-            return self._trouble
+        if self.state.conflict is not None:
+            return "failed", self.state.conflict
         root = self.record.activations[0]
         if root.finished is None:
             if self.cast.ready:
@@ -367,12 +367,15 @@ class Episode:
             error,
             self.spent,
             self.context if self.conf.resp_carry_context else None,
-            give_reward=self.give_reward,
+            give_reward=partial(give_reward, self.journal),
             store=self.journal.store,
         )
         self.response = response
         if status is not None:
             await self._leave(response)
+        if ended:
+            self.cast.leave()
+            self.journal.emit = None
         return response
 
     async def _let_go(self) -> None:
@@ -425,7 +428,7 @@ class Episode:
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
-            self.cast.recover()
+            Recovery(self.cast).recover()
         else:
             self.cast.start(self.task.agent, self.task.input)
         self.journal.store.attach(self.record)
@@ -471,10 +474,6 @@ class Episode:
         )
         return id
 
-    def give_reward(self, value: float, **fields: Any) -> Awaitable[None]:
-        """Reward a step, or the whole run; see `journal.give_reward`."""
-        return give_reward(self.journal, value, **fields)
-
     def answer(self, question: str, text: str) -> None:
         """Record a person's answer to an open question."""
         if question not in {q.id for q in self.open_questions()}:
@@ -497,38 +496,6 @@ class Episode:
         if not self.record.questions:
             return False
         return any(q.id not in self.record.answers for q in self.record.questions_of(called))
-
-    def context_of(self, activation: Activation | None) -> Context:
-        """The task's context, as one agent writes it."""
-
-        def write(key: str, value: Any) -> None:
-            self._set_state(activation, key, value)
-
-        return Context(self.record.id, self.task.info, self.record.state, write)
-
-    def _set_state(self, activation: Activation | None, key: str, value: Any) -> None:
-        with self.journal.lock:  # a tool may run in a thread
-            if self.record.finished is not None or (activation is not None and activation.finished is not None):
-                raise TaskError(f"{key!r} was not set: the work that it belongs to has ended.")
-            reducer = self.cast.reducer(key)
-            other = self.cast.beside(activation, key, every=reducer is not None) if activation is not None else None
-            if other is not None and activation is not None:
-                if reducer is None:
-                    raise self._conflict(other.agent, activation.agent, key)
-                value = reducer(self.record.state[key], value)
-            self.journal.add(
-                ev.StateSet, key=key, value=plain(value), activation=activation.id if activation is not None else None
-            )
-
-    def _conflict(self, one: str, other: str, key: str) -> TaskError:
-        """End the run: which of two values counts would be a matter of luck."""
-        text = (
-            f"{one!r} and {other!r} work side by side and both set {key!r}: give them different keys, or say how to "
-            f"join them: Swarm(..., state={{{key!r}: function}})."
-        )
-        self._trouble = self._trouble or ("failed", text)
-        self.journal.held = True
-        return TaskError(text)
 
     def _intervene(self, observation: Content | None, tool_results: dict[str, Content] | None) -> None:
         """What the caller of `step` puts in before the next turn."""

@@ -63,7 +63,7 @@ class AgentTurn:
     @property
     def context(self) -> Context:
         """The state of the task."""
-        return self.episode.context_of(self.activation)
+        return self.episode.state.context_of(self.activation)
 
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
         """Ask the model once; captured, retried, streamed. Raises `ModelError`."""
