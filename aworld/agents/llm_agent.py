@@ -59,6 +59,8 @@ class Agent(BaseAgent):
             raise ConfigError(f"Agent {name!r}: max_steps must be at least 1; got {max_steps}.")
         self.max_steps = max_steps
         self.system_prompt = system_prompt if system_prompt is not None else self.conf.system_prompt
+        if self.system_prompt is not None and not isinstance(self.system_prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"system_prompt of agent {name!r} must be text; got {type(self.system_prompt).__name__}.")
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
         self._model = model

@@ -37,6 +37,8 @@ def store_of(value: Any) -> TrajectoryStore:
     if value is None:
         return _memory
     if not isinstance(value, str):
+        if not hasattr(value, "append") or not hasattr(value, "attach"):
+            raise ConfigError(f"store takes a store or an address such as sqlite:///runs.db; got {value!r}.")
         return value
     store = _opened.get(value)
     if store is None or getattr(store, "closed", False):
@@ -116,7 +118,7 @@ async def _in_sequence(
 
 def fork_point(record: Trajectory, at: int | None) -> int:
     """How many events a fork before step `at` shares (None: after the last step). Raises TaskError."""
-    if at is not None and not 0 <= at <= record.next_step:
+    if at is not None and (not isinstance(at, int) or not 0 <= at <= record.next_step):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers of a front door give anything
         raise TaskError(f"Trajectory {record.id} has {record.next_step} steps; at={at} is not between 0 and that.")
     anew = [call for step, call in record.calls.items() if at is not None and step >= at]
     if not anew:  # everything but the end, which is drawn again, and what was said after it

@@ -59,6 +59,7 @@ async def test_rows_are_json_and_show_each_step() -> None:
         "step": 0,
         "execute_time": 0,
         "pre_agent": None,
+        "caller": None,
     }
     assert first["state"]["input"] == "1 + 2?"
     assert [message["role"] for message in first["state"]["messages"]] == ["system", "user"]
