@@ -7,8 +7,8 @@ not trust it: isolation is the kernel's, deadlines and the size of output are th
 
 One socket joins both, a datagram for each message, texts separated by NUL and preceded by their number. To the worker:
 
-    run ID FOLDER ARGV.. "" ENV..    with two descriptors, output and errors, or three, input first
-    do ID OPERATION PATH             the same, for an operation on files
+    run ID FOLDER COUNT ARGV.. ENV..    with two descriptors, output and errors, or three, input first
+    do ID OPERATION PATH [OPTION]       the same, for an operation on files
     kill ID
 
 and from it `ready`, then for each command `end ID STATUS LIMIT ERROR`: the status as of `wait`, the limit that ended it
@@ -234,8 +234,8 @@ class Worker:
             file_operation(self.settings.root, *rest)
             os._exit(0)
         os.chdir(inside(self.settings.root, os.fsdecode(rest[0])))
-        cut = rest.index(b"")
-        argv, env = rest[1:cut], dict(pair.split(b"=", 1) for pair in rest[cut + 1 :])
+        cut = 2 + int(rest[1])
+        argv, env = rest[2:cut], dict(pair.split(b"=", 1) for pair in rest[cut:])
         os.execvpe(argv[0], argv, env)
 
     def limit(self) -> None:
@@ -473,6 +473,8 @@ def main() -> None:
         pass  # the runtime is gone
     finally:
         worker.end_all(b"")
+        while not settings.boxed and worker.reap():
+            time.sleep(0.001)  # killed ones end at once; what is left unreaped would stay as a zombie
 
 
 if __name__ == "__main__":
