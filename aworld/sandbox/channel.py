@@ -96,7 +96,7 @@ class Channel:
             raise SandboxError(self._reason) from None
 
     async def run(self, words: Sequence[bytes], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
-        """Run one command, `run` or `do` and its arguments, to its end. Raises `SandboxError` if the sandbox is gone."""
+        """Run one command, `run` or `do` and its arguments, to its end. Raises `SandboxError` if the box is gone."""
         if not self.alive:
             raise SandboxError(self._reason or "the sandbox is closed")
         id = b"%d" % next(self._numbers)

@@ -48,7 +48,13 @@ class SandboxPool:
         task = self._leases.get(trajectory_id)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = self._leases[trajectory_id] = self._spawn(self._acquire())
-        return await asyncio.shield(task)
+            task.add_done_callback(_retrieve)  # who asked may have been cancelled
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and trajectory_id not in self._leases:
+                raise SandboxError("the run ended while it waited for a sandbox") from None
+            raise
 
     async def end_run(self, trajectory_id: str) -> None:
         """The run is over: destroy its sandbox, also when it is still being made."""
@@ -73,10 +79,7 @@ class SandboxPool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.shield(self._spawn_close())
-
-    def _spawn_close(self) -> asyncio.Task[None]:
-        return asyncio.create_task(self.close())
+        await asyncio.shield(asyncio.create_task(self.close()))
 
     def _start(self) -> None:
         """Check the use; the first time, reap and prepare."""

@@ -126,7 +126,8 @@ def worker_arguments(root: str, boxed: bool, limits: SandboxLimits) -> list[str]
     """The arguments of the worker, as its `Settings` reads them."""
     files = limits.disk_mb * FILES_PER_MB if boxed else 0
     numbers = (limits.cpu_seconds, limits.memory_mb, limits.processes, limits.disk_mb, files)
-    return [root, "boxed" if boxed else "open", *map(str, numbers)]
+    sockets = "own" if boxed and not limits.network else "shared"
+    return [root, "boxed" if boxed else "open", *map(str, numbers), sockets]
 
 
 def worker_source() -> bytes:

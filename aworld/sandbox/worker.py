@@ -41,8 +41,10 @@ MESSAGE_BYTES = 192 * 1024
 """A datagram has to fit the kernel's default socket buffer of 208 KB."""
 TICK = 0.1
 """Seconds between looks at what runs. A look at 64 processes takes 4 ms."""
-SETTLE = 50
-"""Rounds of killing before everything is killed at once."""
+SOCKET_BYTES = 212992
+"""What a socket counts as memory: the buffer that the kernel lets it fill, which belongs to no process."""
+SETTLE = 0.5
+"""Seconds in which what was killed has to end; then everything in the box is killed at once."""
 CLOCK = os.sysconf("SC_CLK_TCK")
 FILE_ERROR = 3
 """The exit code of an operation on files that failed; why is on its standard error."""
@@ -63,6 +65,8 @@ class Settings:
         self.disk = int(words[5]) << 20
         self.files = int(words[6])
         """How many files there may be in all folders that can be written; 0 for any number."""
+        self.sockets = words[7] == "own"
+        """Whether all sockets of the network namespace are the sandbox's."""
 
 
 class Command:
@@ -285,10 +289,13 @@ class Worker:
             self.end(list(trees))
             self.orphans_cpu = 0.0
         most = self.settings.memory
-        if sum(memory_of(pid, exact=False) for pid in found) > most:
+        sockets = SOCKET_BYTES * used_sockets() if self.settings.sockets else 0
+        if sum(memory_of(pid, exact=False) for pid in found) + sockets > most:
             sizes = {pid: memory_of(pid, exact=True) for pid in found}
             if sum(sizes.values()) > most:
                 self.end_largest({**trees, 0: orphans}, sizes)
+            elif sum(sizes.values()) + sockets > most:
+                self.end_all(b"memory_mb")
         if self.settings.files:
             count = used_files(("/tmp", "/dev/shm", self.settings.root))
             if count > max(self.settings.files, self.files):  # grown: one that deletes files may go on
@@ -316,7 +323,8 @@ class Worker:
 
     def end(self, roots: list[int]) -> None:
         """Kill all processes but these and their descendants, until none is left."""
-        for _ in range(SETTLE if roots or not self.settings.boxed else 0):
+        deadline = time.monotonic() + (SETTLE if roots or not self.settings.boxed else 0)
+        while time.monotonic() < deadline:
             found = processes()
             kept = {pid for root in roots for pid in tree(found, root)}
             victims = [pid for pid, process in found.items() if pid not in kept and not process.zombie]
@@ -324,6 +332,7 @@ class Worker:
                 return
             for pid in victims:
                 send_kill(pid)
+            time.sleep(0.001)  # the kernel takes a moment
         if self.settings.boxed:
             send_kill(-1)  # every process but this, in one call that nothing outruns
 
@@ -334,6 +343,12 @@ def send_kill(pid: int) -> None:
         os.kill(pid, signals.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def used_sockets() -> int:
+    """How many sockets there are."""
+    with open("/proc/net/sockstat", "rb") as file:
+        return int(file.readline().split()[2])
 
 
 def used_files(folders: tuple[str, ...]) -> int:
