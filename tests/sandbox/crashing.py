@@ -20,7 +20,8 @@ async def main() -> None:
             sandbox = await pool.lease(name)
             await sandbox.write("left", b"behind")
             await sandbox.exec(f"setsid -f sh -c \"trap '' TERM HUP; while :; do sleep {MARK}; done\" >/dev/null 2>&1")
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     await (await boxed.lease("a")).exec(f"sleep {MARK}")
 
 

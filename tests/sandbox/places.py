@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,13 +21,12 @@ needs_bubblewrap = pytest.mark.skipif(
 SMALL = SandboxLimits(
     cpu_seconds=5, wall_seconds=20, memory_mb=128, processes=24, disk_mb=16, output_bytes=10_000, network=False
 )
-Run = Callable[[str], Awaitable[ExecResult]]
 
 
 @asynccontextmanager
 async def local(
     limits: SandboxLimits = SMALL, isolation: Isolation = "bubblewrap", **options: Any
-) -> AsyncIterator[LocalSandbox]:
+) -> AsyncGenerator[LocalSandbox]:
     """A sandbox for the length of a test."""
     sandbox = await LocalSandbox.open(limits, isolation=isolation, **options)
     async with sandbox:

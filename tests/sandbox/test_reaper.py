@@ -38,7 +38,7 @@ def left_behind(base: Path, kind: str = "folder", id: str = "aworld-dead") -> Pa
 @needs_bubblewrap
 async def test_a_killed_runtime_leaves_nothing(base: Path) -> None:
     mark = "7771"
-    runtime = subprocess.Popen(
+    runtime = subprocess.Popen(  # noqa: ASYNC220 - there is nothing else to do meanwhile
         [sys.executable, "-m", "tests.sandbox.crashing", mark],
         stdout=subprocess.PIPE,
         env=os.environ | {"TMPDIR": str(base.parent)},
