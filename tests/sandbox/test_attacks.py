@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pytest
 
 from aworld.core.sandbox import SandboxError, SandboxLimits
 from aworld.sandbox.profile import MASKED
-from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, python
+from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, new_mark, python
 
 pytestmark = needs_bubblewrap
 ROOT = os.geteuid() == 0
@@ -46,9 +47,9 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    folder = tmp_path_factory.mktemp("host")
-    folder.chmod(0o755)
+def host() -> Iterator[Host]:
+    folder = Path(tempfile.mkdtemp(prefix="aworld-host-"))
+    folder.chmod(0o777)  # whoever the box is, what keeps it away is not the mode
     (folder / "secret").write_text("host-secret")
     listening = socket.create_server(("127.0.0.1", 0))
     abstract = socket.socket(socket.AF_UNIX)
@@ -73,6 +74,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     for server in (listening, abstract):
         server.shutdown(socket.SHUT_RDWR)
         server.close()
+    shutil.rmtree(folder)
 
 
 PROGRAMS = {
@@ -88,7 +90,7 @@ for path in glob.glob('/proc/[0-9]*/environ'):
     except OSError:
         pass
 """,
-    "other processes": "import os; os.kill({victim}, 0); print('host-secret')",
+    "other processes": "print(open('/proc/{victim}/cmdline').read().replace('sleep', 'host-secret'))",
     "network": "import socket; print(socket.create_connection(('127.0.0.1', {port}), 2).recv(99))",
     "abstract socket": """
 import socket
@@ -403,28 +405,30 @@ async def test_processor_time_is_limited() -> None:
             assert result.limit == "cpu_seconds"
             assert result.exit_code == -9
         # Processes that were left behind share one such amount; each of these forks the next and ends.
-        chain = "import os\nwhile True:\n  sum(range(200000))\n  if os.fork(): os._exit(0)"
+        mark = new_mark()
+        chain = f"import os\nwhile True:\n  sum(range(200000))\n  if os.fork(): os._exit(0)\n#{mark}"
         begun = await box.exec(["setsid", "-f", "python", "-c", chain])
         assert begun.exit_code == 0
-        left = marked("sum(range(200000))")
+        left = marked(mark)
         assert left
         async with asyncio.timeout(10):
-            while marked("sum(range(200000))"):
+            while marked(mark):
                 await box.exec("true")
     async with local(SandboxLimits(cpu_seconds=0.4, wall_seconds=1)) as box:
         assert (await box.exec("sleep 9")).limit == "wall_seconds"  # waiting costs none
 
 
 async def test_a_detached_child_ends_with_a_time_out() -> None:
+    mark, other_mark = new_mark(), new_mark()
     async with local() as box:
-        line = "setsid -f sh -c 'trap \"\" TERM HUP INT; while :; do sleep 7751; done'; sleep 60"
+        line = f"setsid -f sh -c 'trap \"\" TERM HUP INT; while :; do sleep {mark}; done'; sleep 60"
         running = asyncio.create_task(box.exec(line, timeout=1))
-        while not (left := marked("7751")):
+        while not (left := marked(mark)):
             await box.exec("true")
         assert (await running).timed_out
-        assert gone(left + marked("7751"))
-        await box.exec("setsid -f sleep 7752 > /dev/null 2>&1")
-        left = marked("7752")
+        assert gone(left + marked(mark))
+        await box.exec(f"setsid -f sleep {other_mark} > /dev/null 2>&1")
+        left = marked(other_mark)
     assert left
     assert gone(left, 0)
 
@@ -490,10 +494,12 @@ for path in ('mem', 'environ', 'maps', 'fd/0', 'root', 'cwd'):
 
 
 async def test_boxes_do_not_see_each_other() -> None:
+    mark = new_mark()
     async with local() as one, local() as other:
-        await one.exec("echo mine > /tmp/a; echo mine > /dev/shm/a; echo mine > a; sleep 7761 & echo")
-        seen = await other.exec("cat /tmp/a /dev/shm/a a; ps ax | grep -c '[7]761'")
-        assert seen.stdout == b"0\n"
+        await one.exec(f"echo mine > /tmp/a; echo mine > /dev/shm/a; echo mine > a; sleep {mark} & echo")
+        look = f"cat /tmp/a /dev/shm/a a; ps ax -o args | grep -v grep | grep -c 'sleep {mark}'"
+        assert (await one.exec(look)).stdout == b"mine\nmine\nmine\n1\n"
+        assert (await other.exec(look)).stdout == b"0\n"
         if ROOT:
             users = {os.stat(f"/proc/{box.pid}").st_uid for box in (one, other)}
             assert len(users | {0}) == 3  # root gives each a user of its own

@@ -15,7 +15,7 @@ from aworld.config.errors import ConfigError
 from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
 from aworld.sandbox import open_sandbox, profile
 from aworld.sandbox.local import LocalSandbox
-from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, python
+from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, new_mark, python
 
 pytestmark = needs_bubblewrap
 
@@ -143,21 +143,23 @@ async def test_folders_of_the_machine_can_be_shown(open_folder: Path) -> None:
 
 
 async def test_a_background_process_outlives_its_command_but_not_the_sandbox() -> None:
+    mark = new_mark()
     async with local() as box:
-        begun = await box.exec("(while :; do echo tick; sleep 0.05; done > ticks & echo $! > pid); sleep 7731 &")
+        begun = await box.exec(f"(while :; do echo tick; sleep 0.05; done > ticks & echo $! > pid); sleep {mark} &")
         assert begun.exit_code == 0
         assert (await box.exec("kill -0 $(cat pid) && echo alive")).stdout == b"alive\n"
-        left = marked("7731")
+        left = marked(mark)
         assert left
     assert gone(left, 0)
 
 
 async def test_a_cancelled_command_ends() -> None:
+    mark = new_mark()
     async with local() as box:
-        task = asyncio.create_task(box.exec("sleep 7732 & echo $$ > pid; sleep 7732"))
+        task = asyncio.create_task(box.exec(f"sleep {mark} & echo $$ > pid; sleep {mark}"))
         while not any(entry.name == "pid" and entry.size for entry in await box.list()):
             assert not task.done()
-        left = marked("7732")
+        left = marked(mark)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

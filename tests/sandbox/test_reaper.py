@@ -16,7 +16,7 @@ import pytest
 from aworld.core.sandbox import SandboxError
 from aworld.sandbox import SandboxPool, open_sandbox, reaper
 from aworld.sandbox.reaper import Record, forget, reap, record
-from tests.sandbox.places import SMALL, gone, marked, needs_bubblewrap
+from tests.sandbox.places import SMALL, gone, marked, needs_bubblewrap, new_mark
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def left_behind(base: Path, kind: str = "folder", id: str = "aworld-dead") -> Pa
 
 @needs_bubblewrap
 async def test_a_killed_runtime_leaves_nothing(base: Path) -> None:
-    mark = "7771"
+    mark = new_mark()
     runtime = subprocess.Popen(  # noqa: ASYNC220 - there is nothing else to do meanwhile
         [sys.executable, "-m", "tests.sandbox.crashing", mark],
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ from aworld.config.errors import ConfigError
 from aworld.core.sandbox import SandboxError
 from aworld.sandbox import open_sandbox, unisolated
 from aworld.sandbox.local import LocalSandbox
-from tests.sandbox.places import SMALL, gone, local, marked
+from tests.sandbox.places import SMALL, gone, local, marked, new_mark
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +45,13 @@ async def test_commands_files_and_snapshots(own_records: Path) -> None:
 
 
 async def test_its_processes_end_with_it() -> None:
+    mark, other_mark = new_mark(), new_mark()
     async with local(isolation="none") as box:
-        late = await box.exec("setsid sleep 7741 & trap '' TERM; sleep 7741", timeout=0.3)
+        late = await box.exec(f"setsid sleep {mark} & trap '' TERM; sleep {mark}", timeout=0.3)
         assert late.timed_out
-        assert gone(marked("7741"))
-        await box.exec("setsid nohup sleep 7742 >/dev/null 2>&1 &")
-        left = marked("7742")
+        assert gone(marked(mark))
+        await box.exec(f"setsid nohup sleep {other_mark} >/dev/null 2>&1 &")
+        left = marked(other_mark)
     assert left
     assert gone(left, 0)
 
