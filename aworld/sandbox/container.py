@@ -34,7 +34,8 @@ IDLE = "while :; do sleep 3600 & wait; done"
 MISSING, OUTSIDE, FOLDER, OTHER = 44, 45, 46, 47
 _PLACE = f"""
 cd "$(dirname "$1")" 2>/dev/null || exit {MISSING}
-f=$(readlink -f "$(basename "$1")") || exit {MISSING}
+b=$(basename "$1")
+if [ -e "$b" ] || [ -L "$b" ]; then f=$(readlink -f "$b") || exit {OUTSIDE}; else f=$(pwd -P)/$b; fi
 case "$f/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac
 """
 READ = (
@@ -46,8 +47,16 @@ WRITE = (
 )
 LIST = f"{_PLACE}cd \"$f\" || exit {MISSING}; exec find . -mindepth 1 -maxdepth 1 -exec stat -c '%f %s %n' {{}} +"
 UNPACK = f'mkdir -p "$1" || exit 1{_PLACE}exec tar -x -f - -C "$f"'
-EMPTY = f"find {WORK} -mindepth 1 -delete; exec tar -x -f - -C {WORK}"
-PACK = f"exec tar -c -f - -C {WORK} ."
+REPLACE = f"cd {WORK} && rm -rf -- ./* ./.[!.]* ./..?* && exec tar -x -f -"
+PACK = f"""
+cd {WORK}
+for e in * .[!.]* ..?*; do if [ -e "$e" ] || [ -L "$e" ]; then set -- "$@" "./$e"; fi; done
+shift
+[ $# -gt 0 ] || exec head -c 10240 /dev/zero
+exec tar -c -f - "$@"
+"""
+"""The entries one by one: the folder itself belongs to root, so that nobody inside could restore it. An empty archive
+is all zeros."""
 
 
 class ContainerSandbox(BaseSandbox):
@@ -148,7 +157,7 @@ class ContainerSandbox(BaseSandbox):
 
     async def restore(self, snapshot: bytes) -> None:
         """Put a snapshot in the place of the work folder."""
-        await self._script(EMPTY, ".", stdin=snapshot)
+        await self._script(REPLACE, ".", stdin=snapshot)
 
     async def close(self) -> None:
         """Remove the container with everything in it."""
@@ -165,11 +174,12 @@ class ContainerSandbox(BaseSandbox):
             raise FileNotFoundError(f"{path}: no such file or folder")
         if result.exit_code == FOLDER:
             raise IsADirectoryError(f"{path}: is a folder")
-        if result.exit_code != 0 or result.truncated:
+        if result.exit_code != 0:
             reasons = {OUTSIDE: "leads out of the work folder", OTHER: "is not a file"}
-            said = result.stderr.decode(errors="replace").strip()[-500:] or f"failed with {result.exit_code}"
-            reason = f"has more than {most} bytes" if result.truncated else reasons.get(result.exit_code, said)
-            raise SandboxError(f"{path}: {reason}")
+            said = result.stderr.decode(errors="replace").strip()[:500] or f"failed with {result.exit_code}"
+            raise SandboxError(f"{path}: {reasons.get(result.exit_code, said)}")
+        if result.truncated:
+            raise SandboxError(f"{path}: has more than {most} bytes")
         return result.stdout
 
     async def _run(
@@ -269,7 +279,7 @@ def _settings(image: str, limits: SandboxLimits, id: str, env: Mapping[str, str]
     # Processes are limited by PidsLimit; the kernel counts `nproc` for a user over all containers. Without both of
     # these Podman asks for more than it may have.
     ulimits = {"nofile": 1024, "nproc": 32768, "core": 0, "cpu": seconds, "fsize": limits.disk_mb << 20}
-    folder = "rw,exec,nosuid,nodev,size={}m,mode=0700,uid=1000,gid=1000"
+    folder = "rw,exec,nosuid,nodev,size={}m,mode=1777"  # Podman cannot give it an owner
     variables = {"HOME": WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8", **env}
     return {
         "Image": image,
