@@ -88,7 +88,7 @@ class _Changed:
     """Tools of which some are known only when a run starts, changed when they are asked for."""
 
     def __init__(self, items: Sequence[Tool | Toolset], change: Change) -> None:
-        self._items = items
+        self._items = self.uses = items
         self._change = change
 
     async def list_tools(self) -> Sequence[Tool]:
@@ -113,6 +113,7 @@ class _Wrapped(Tool):
         self.parameters = inner.parameters
         self.timeout = inner.timeout
         self.idempotent = inner.idempotent
+        self.uses = (inner,)
         self._inner = inner
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
