@@ -25,7 +25,12 @@ When: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool] | Collectio
 Approve: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool | str | Awaitable[bool | str]]
 """Asks for consent: True runs the call; False, or a text that says why, refuses it. A plain function may block."""
 
-_YES = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
+_YES = frozenset({"yes", "y", "true", "approve", "approved", "ok", "okay"})
+
+
+def means_yes(said: str) -> bool:
+    """Whether a person's words are consent: a plain yes and nothing else, as more words may take it back."""
+    return said.strip().lower().rstrip(".!") in _YES
 
 
 def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list[Tool | Toolset]:
@@ -142,7 +147,7 @@ class _Approved(_Wrapped):
             if question not in context.answers:
                 raise Question(question)
             said = context.answers[question].strip()
-            if said.lower().rstrip(".!") not in _YES:
+            if not means_yes(said):
                 raise ToolError(f"A person refused this call{_words(said)} Do not repeat it unchanged.")
             return
         verdict = await _ask(self._approve, self.name, values, context)
