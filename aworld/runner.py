@@ -16,6 +16,7 @@ from aworld.core.output import AnyOutput
 from aworld.core.task import Prefix, Task, TaskResponse, content_of
 from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
+from aworld.runners.answering import put_answer
 from aworld.runners.blocking import run_blocking
 from aworld.runners.episode import Episode
 from aworld.runners.journal import Journal, give_reward
@@ -148,6 +149,21 @@ class Runners:
         for question, answer in (answers or {}).items():
             episode.answer(question, answer)
         return await episode.run()
+
+    @staticmethod
+    async def answer(id: Run, text: str, *, question: str | None = None, store: Any = None) -> Trajectory:
+        """Answer what a waiting run asked; the run goes on when it is resumed, by whichever process.
+
+        `question` is the id of the question, needed when several are open. Durable when it returns; returns the
+        record, whose `open_questions()` tells what is left. Raises `TaskError` when the run asks no such thing, or
+        is still at work.
+        """
+        record, opened = await _find(id, store)
+        if not isinstance(id, str):  # somebody else may have answered since
+            stored = await load(record.id, opened)
+            record = stored if len(stored.events) > len(record.events) else record
+        await put_answer(record, opened, text, question)
+        return record
 
     @staticmethod
     async def resume_all(store: Any, agents: Iterable[BaseAgent], run_conf: Conf = None) -> Resumed:

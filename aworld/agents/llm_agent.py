@@ -16,6 +16,7 @@ from aworld.core.agent.base import BaseAgent, Turn
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Model, OutputSchema
+from aworld.core.sandbox import Sandbox, SandboxSource
 from aworld.models import build_model
 
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
@@ -31,6 +32,8 @@ class Agent(BaseAgent):
         system_prompt: Said to the model before everything else.
         tools: Functions, tools and toolsets.
         tool_names: Registered tools, by `be_tool(tool_name=...)`.
+        sandbox: A source of sandboxes, or one sandbox: the agent gets python, a shell and files in it. From a source
+            each run has a sandbox of its own, destroyed when the run is over.
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
@@ -49,10 +52,15 @@ class Agent(BaseAgent):
         system_prompt: str | None = None,
         tools: Sequence[Any] = (),
         tool_names: Sequence[str] = (),
+        sandbox: Sandbox | SandboxSource | None = None,
         output_type: Any = None,
         max_steps: int | None = None,
         model: Model | str | None = None,
     ) -> None:
+        if sandbox is not None:
+            from aworld.tools.sandboxed import sandbox_tools  # not imported by agents that have no use for it
+
+            tools = [*tools, *sandbox_tools(sandbox)]
         super().__init__(name, desc, tools=tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
         if max_steps is not None and max_steps < 1:

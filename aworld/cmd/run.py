@@ -132,7 +132,7 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def _resume(args: argparse.Namespace) -> int:
     record = await _load(args)
-    open_ids = [id for id in record.questions if id not in record.answers]
+    open_ids = [asked.id for asked in record.open_questions()]
     if len(args.answer) > len(open_ids):
         raise ConfigError(f"{len(args.answer)} answers for {len(open_ids)} open questions of {record.id}.")
     answers = dict(zip(open_ids, args.answer))
@@ -305,9 +305,10 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if not response.success:
         print(f"aworld: {response.status}: {response.msg}", file=sys.stderr)
-        for question in response.record.questions.values():
-            if question.id not in response.record.answers:
-                print(f"aworld: it asks: {question.question}", file=sys.stderr)
+        for question in response.record.open_questions():
+            print(f"aworld: it asks: {question.question}", file=sys.stderr)
+        if response.status == "waiting":
+            _aside(f'Answer with: aworld answer {response.id} "..."{_store_option(args)}')
     usage = response.usage
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
     _aside(

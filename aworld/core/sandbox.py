@@ -65,6 +65,26 @@ class FileInfo(Struct, frozen=True):
     """Bytes; 0 for folders."""
 
 
+class SandboxProcess(Protocol):
+    """A program that goes on running inside a sandbox, such as a Python that keeps its variables between calls.
+
+    Its caller bounds the time of each exchange and stops it; the limits of time do not count for it, all others do. It
+    ends with the sandbox. Its standard error is dropped.
+    """
+
+    async def send(self, data: bytes) -> None:
+        """Write to its standard input, waiting while it does not read. Raises SandboxError when it has ended."""
+        ...
+
+    async def receive(self, size: int = 65_536) -> bytes:
+        """The next bytes of its standard output, at least one and at most `size`; none when it has ended."""
+        ...
+
+    async def stop(self) -> None:
+        """Kill it with everything that it started, and wait until that is done. Does nothing the second time."""
+        ...
+
+
 class Sandbox(Protocol):
     """One isolated place. Not shared between runs."""
 
@@ -89,6 +109,12 @@ class Sandbox(Protocol):
         Its background processes may outlive it, but not a time-out: then it ends with all that it started. `timeout`
         is in seconds and takes the place of `wall_seconds`. Raises SandboxError when it cannot be started.
         """
+        ...
+
+    async def open_process(
+        self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
+    ) -> SandboxProcess:
+        """Start a program and leave it running. Raises SandboxError when it cannot be started."""
         ...
 
     async def read(self, path: str) -> bytes:

@@ -25,7 +25,7 @@ from aworld.core.limits import check_agent_limits, check_limits
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import AnyOutput, RunFinished, StepFinished, StepStarted
 from aworld.core.task import Task, TaskResponse
-from aworld.core.tool.base import RunScoped
+from aworld.core.tool.base import run_scoped
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.runners.action import interrupt_call, replace_results, run_tools
@@ -380,7 +380,7 @@ class Episode:
 
     async def _let_go(self) -> None:
         """Tell tools that hold something for the run that it is over; none of them may hold the run up."""
-        extra = [item for item in self.task.tools if isinstance(item, RunScoped)]
+        extra = [held for item in self.task.tools for held in run_scoped(item)]
         for item in {id(i): i for agent in self.cast.agents() for i in (*agent.toolkit.scoped, *extra)}.values():
             try:
                 await asyncio.wait_for(item.end_run(self.record.id), LET_GO)

@@ -7,7 +7,7 @@ back to the model; `ToolError` says it in the tool's own words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,6 +52,9 @@ class Tool:
     """Seconds; None takes the task's `tool_timeout`."""
     idempotent: bool = False
     """Whether the tool may run again when the process died while it ran."""
+    uses: Sequence[Any] = ()
+    """What the tool works through, such as the tool that it wraps or a source of sandboxes; what of this is
+    `RunScoped` is told when a run is over, once, also when several tools share it."""
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""
@@ -82,3 +85,11 @@ class Toolset(Protocol):
     async def list_tools(self) -> Sequence[Tool]:
         """The tools, in the order in which they are offered."""
         ...
+
+
+def run_scoped(item: Any) -> Iterator[RunScoped]:
+    """What a tool or toolset, or anything that it `uses`, holds for the length of a run."""
+    if isinstance(item, RunScoped):
+        yield item
+    for used in getattr(item, "uses", ()):
+        yield from run_scoped(used)

@@ -10,7 +10,7 @@ import msgspec
 
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import ToolSchema
-from aworld.core.tool.base import RunScoped, Tool, Toolset
+from aworld.core.tool.base import RunScoped, Tool, Toolset, run_scoped
 from aworld.core.tool.func_to_tool import as_tools, find_tools
 
 
@@ -54,7 +54,7 @@ class Toolkit:
                 self.items += find_tools(name)
             except ConfigError as error:
                 raise ConfigError(f"{owner[:1].upper()}{owner[1:]} misses a tool. {error}") from None
-        self.scoped: list[RunScoped] = [item for item in self.items if isinstance(item, RunScoped)]
+        self.scoped: list[RunScoped] = [held for item in self.items for held in run_scoped(item)]
         """Those that hold something for the length of a run."""
         self._static = [item for item in self.items if isinstance(item, Tool)]
         self._offer = Offer(self._static, owner) if len(self._static) == len(self.items) else None

@@ -25,7 +25,12 @@ When: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool] | Collectio
 Approve: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool | str | Awaitable[bool | str]]
 """Asks for consent: True runs the call; False, or a text that says why, refuses it. A plain function may block."""
 
-_YES = frozenset({"yes", "y", "true", "approve", "approved", "ok"})
+_YES = frozenset({"yes", "y", "true", "approve", "approved", "ok", "okay"})
+
+
+def means_yes(said: str) -> bool:
+    """Whether a person's words are consent: a plain yes and nothing else, as more words may take it back."""
+    return said.strip().lower().rstrip(".!") in _YES
 
 
 def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list[Tool | Toolset]:
@@ -88,7 +93,7 @@ class _Changed:
     """Tools of which some are known only when a run starts, changed when they are asked for."""
 
     def __init__(self, items: Sequence[Tool | Toolset], change: Change) -> None:
-        self._items = items
+        self._items = self.uses = items
         self._change = change
 
     async def list_tools(self) -> Sequence[Tool]:
@@ -113,6 +118,7 @@ class _Wrapped(Tool):
         self.parameters = inner.parameters
         self.timeout = inner.timeout
         self.idempotent = inner.idempotent
+        self.uses = (inner,)
         self._inner = inner
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
@@ -141,7 +147,7 @@ class _Approved(_Wrapped):
             if question not in context.answers:
                 raise Question(question)
             said = context.answers[question].strip()
-            if said.lower().rstrip(".!") not in _YES:
+            if not means_yes(said):
                 raise ToolError(f"A person refused this call{_words(said)} Do not repeat it unchanged.")
             return
         verdict = await _ask(self._approve, self.name, values, context)

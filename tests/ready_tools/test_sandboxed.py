@@ -1,0 +1,353 @@
+"""Files, a shell and Python in a sandbox, and what a run does with its sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.agent.swarm import Swarm
+from aworld.core.context.base import Context
+from aworld.core.event import TaskInfo
+from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.tool.base import Tool, ToolContext
+from aworld.core.tool.wrappers import approval_required
+from aworld.models import FunctionModel, ScriptedModel
+from aworld.models.doubles import call
+from aworld.runner import Runners
+from aworld.tools.files import file_tools
+from aworld.tools.place import LONGEST, shown
+from aworld.tools.python import python_tool
+from aworld.tools.sandboxed import sandbox_tools
+from aworld.tools.shell import shell_tool
+from tests.ready_tools.folder_sandbox import FolderSandbox, FolderSource
+
+
+def at(run: str = "run") -> ToolContext:
+    return ToolContext(run, "agent", 0, "c", Context(run, TaskInfo(id=run), {}, lambda key, value: None))
+
+
+class Hand:
+    """Calls tools by name, as a model does."""
+
+    def __init__(self, tools: list[Tool]) -> None:
+        self.tools = {tool.name: tool for tool in tools}
+
+    async def __call__(self, tool: str, /, run: str = "run", **arguments: Any) -> Any:
+        return await self.tools[tool].invoke(json.dumps(arguments), at(run))
+
+
+@pytest.fixture
+async def box(tmp_path: Path) -> AsyncIterator[FolderSandbox]:
+    made = FolderSandbox(tmp_path / "box")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def hand(box: FolderSandbox) -> Hand:
+    return Hand(sandbox_tools(box))
+
+
+# Files
+
+
+async def test_a_file_is_written_read_and_edited(hand: Hand) -> None:
+    assert await hand("write_file", path="src/a.py", content="one\ntwo\nthree\n") == "Wrote 14 bytes to src/a.py."
+    assert await hand("read_file", path="src/a.py") == "    1  one\n    2  two\n    3  three"
+    assert await hand("read_file", path="src/a.py", start=2, end=2) == "    2  two\n[lines 2 to 2 of 3]"
+    assert await hand("read_file", path="src/a.py", start=-1) == "    3  three\n[lines 3 to 3 of 3]"
+    assert await hand("edit_file", path="src/a.py", old="two\nth", new="2\nTh") == "Edited src/a.py at line 2."
+    assert await hand("read_file", path="src/a.py") == "    1  one\n    2  2\n    3  Three"
+    assert await hand("list_files") == "src/"
+    assert await hand("list_files", path="src") == "a.py  12"
+
+
+async def test_an_edit_says_why_it_cannot_be(hand: Hand) -> None:
+    await hand("write_file", path="a", content="x = 1\n  y = 2\nx = 1\n")
+    for old, why in (
+        ("x = 1", "not unique in a: it begins at lines 1, 3"),
+        ("z", "is not in a. Read the file"),
+        ("y = 2\n x", r"its first line is \(line 2\)"),
+        ("", "`old` is empty"),
+    ):
+        with pytest.raises(ToolError, match=why):
+            await hand("edit_file", path="a", old=old, new="!")
+    with pytest.raises(ToolError, match="the same"):
+        await hand("edit_file", path="a", old="y", new="y")
+    with pytest.raises(ToolError, match="There is no b"):
+        await hand("edit_file", path="b", old="y", new="z")
+    await hand("write_file", path="a", content="aaa")
+    with pytest.raises(ToolError, match="not unique"):  # places that overlap
+        await hand("edit_file", path="a", old="aa", new="b")
+
+
+async def test_lines_are_found_by_an_expression(hand: Hand) -> None:
+    await hand("write_file", path="a.py", content="import os\nx = os.sep\n")
+    await hand("write_file", path="deep/er/b.txt", content="os\n")
+    assert await hand("search_files", pattern=r"\bos\b") == "a.py:1: import os\na.py:2: x = os.sep\ndeep/er/b.txt:1: os"
+    assert await hand("search_files", pattern="^os$", path="deep") == "deep/er/b.txt:1: os"
+    assert await hand("search_files", pattern="os", glob="*.txt") == "deep/er/b.txt:1: os"
+    assert await hand("search_files", pattern="nowhere") == "No line matches, in 2 files."
+    assert await hand("search_files", pattern="os", path="a.py") == "a.py:1: import os\na.py:2: x = os.sep"
+    with pytest.raises(ToolError, match="no regular expression"):
+        await hand("search_files", pattern="(")
+    with pytest.raises(ToolError, match="There is no c"):
+        await hand("search_files", pattern="x", path="c")
+
+
+async def test_an_expression_that_never_ends_is_stopped(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aworld.tools.files.SEARCH_SECONDS", 0.3)
+    await hand("write_file", path="a", content="a" * 50 + "!")
+    with pytest.raises(ToolError, match="longer than"):
+        await hand("search_files", pattern="(a+)+$")
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "out/secret", "out"])
+async def test_paths_and_links_do_not_lead_out(box: FolderSandbox, hand: Hand, tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret").write_text("treasure")
+    (box.folder / "out").symlink_to(tmp_path)
+    if path == "out":
+        (box.folder / "out").unlink()
+        (box.folder / "out").symlink_to(tmp_path / "secret")
+    with pytest.raises(ToolError, match="leads out"):
+        await hand("read_file", path=path)
+    with pytest.raises(ToolError, match="leads out"):
+        await hand("write_file", path=path, content="gone")
+    with pytest.raises(ToolError, match="leads out"):
+        await hand("edit_file", path=path, old="treasure", new="gone")
+    with pytest.raises(ToolError, match="leads out"):
+        await hand("search_files", pattern="treasure", path=path)
+    with pytest.raises(ToolError, match="leads out"):
+        await hand("list_files", path=path)
+    assert "treasure" not in await hand("search_files", pattern="treasure")
+    assert (tmp_path / "secret").read_text() == "treasure"
+
+
+async def test_what_is_no_text_or_too_much_is_not_shown(box: FolderSandbox, hand: Hand) -> None:
+    (box.folder / "binary").write_bytes(bytes(range(256)))
+    with pytest.raises(ToolError, match=r"no UTF-8 text \(256 bytes\)"):
+        await hand("read_file", path="binary")
+    assert await hand("search_files", pattern=".") == "No line matches, in 0 files."
+    with (box.folder / "huge").open("wb") as file:
+        file.truncate(10_000_000_000)
+    with pytest.raises(ToolError, match="10,000,000,000 bytes"):
+        await hand("read_file", path="huge")
+    (box.folder / "long").write_text("x" * 1_000_000 + "\n" + "y\n" * 100_000)
+    text = await hand("read_file", path="long")
+    assert len(text) < LONGEST + 200
+    assert text.endswith("[the rest of this line is cut]\n[lines 1 to 1 of 100001]")
+    assert (await hand("read_file", path="long", start=2)).endswith("[lines 2 to 2001 of 100001]")
+    hits = await hand("search_files", pattern="y", path="long")
+    assert hits.count("\n") == 200
+    assert hits.endswith("[more lines match than the 200 shown]")
+
+
+# Shell
+
+
+async def test_a_command_tells_its_output_and_exit_code(hand: Hand) -> None:
+    assert await hand("shell", command="echo out; echo err >&2; exit 3") == (
+        "out\n[standard error]\nerr\n[exit code 3]"
+    )
+    assert await hand("shell", command="true") == "[exit code 0]"
+    assert await hand("shell", command="kill -9 $$") == "[killed by signal 9]\n[exit code -9]"
+    assert "[killed after 0.1 s]" in await hand("shell", command="sleep 60", timeout=0.1)
+    with pytest.raises(ToolError, match="between 0 and 600"):
+        await hand("shell", command="true", timeout=10_000)
+
+
+async def test_a_flood_of_output_is_cut_in_the_middle(hand: Hand) -> None:
+    said = await hand("shell", command="echo first; seq 1 300000; echo last")
+    assert len(said) < LONGEST + 200
+    assert said.startswith("first\n")
+    assert "characters cut]" in said
+    assert "there was more output than is kept" in said
+    assert await hand("shell", command=r"printf 'a\0b'") == "[3 bytes that are not text]\n[exit code 0]"
+    assert await hand("shell", command=r"printf 'caf\351'") == "caf\\xe9\n[exit code 0]"
+
+
+def test_the_beginning_and_the_end_of_a_long_text_are_shown() -> None:
+    assert shown("a" * 10, 10) == "a" * 10
+    assert shown("a" * 6 + "-" * 90 + "z" * 4, 9) == "aaaaaa\n[91 characters cut]\nzzz"
+
+
+# Python
+
+
+async def test_variables_stay_from_call_to_call(hand: Hand) -> None:
+    assert await hand("python", code="import math\nx = 20\ndef twice(n): return 2 * n") == "[no output]"
+    assert await hand("python", code="print('so')\ntwice(x) + 2") == "so\n42"
+    assert await hand("python", code="_ / 2") == "21.0"
+    assert await hand("python", code="import asyncio\nawait asyncio.sleep(0, 'slept')") == "'slept'"
+    assert await hand("python", code="None") == "[no output]"
+    assert await hand("python", code="x", run="run") == "20"
+
+
+async def test_an_exception_is_a_traceback_and_loses_nothing(hand: Hand) -> None:
+    await hand("python", code="def f(n):\n    return 1 / n")
+    with pytest.raises(ToolError) as raised:
+        await hand("python", code="x = 5\nprint('before')\nf(0)")
+    assert str(raised.value).splitlines()[0] == "before"
+    assert 'File "<cell 2>", line 3, in <module>' in str(raised.value)
+    assert "    return 1 / n" in str(raised.value)
+    assert str(raised.value).endswith("ZeroDivisionError: division by zero")
+    assert "kernel" not in str(raised.value)
+    for code, error in (("1 +", "SyntaxError"), ("exit(3)", "SystemExit: 3"), ("input()", "EOFError")):
+        with pytest.raises(ToolError, match=error):
+            await hand("python", code=code)
+    assert await hand("python", code="x") == "5"
+
+
+async def test_output_of_children_stands_where_it_was_written(hand: Hand) -> None:
+    code = """
+        import subprocess, sys
+        print(1)
+        subprocess.run(["sh", "-c", "echo 2; echo 3 >&2"])
+        end = print(4, file=sys.stderr)
+    """
+    assert await hand("python", code=dedent(code)) == "1\n2\n3\n4"
+    assert await hand("python", code="import os\nos.write(1, b'\\xff\\x00')\nNone") == "[output that is not text]"
+    flood = await hand("python", code="for _ in range(200): print('x' * 9999)")
+    assert flood.startswith("xxx")
+    assert "1,980,000 more bytes of output were dropped" in flood
+    assert await hand("python", code="import sys; sys.stdout.close()") == "[no output]"
+    assert await hand("python", code="sys.stdout = None") == "[no output]"
+    assert await hand("python", code="print('still here')") == "still here"
+
+
+async def test_code_that_does_not_end_is_killed_and_the_model_is_told(box: FolderSandbox) -> None:
+    hand = Hand([python_tool(box, timeout=0.7)])
+    await hand("python", code="x = 1")
+    with pytest.raises(ToolError, match=r"killed after 0.7 s. Variables and imports are lost"):
+        await hand("python", code="while True: pass")
+    with pytest.raises(ToolError, match="NameError"):
+        await hand("python", code="x")
+    with pytest.raises(ToolError, match="Python ended, because of the code"):
+        await hand("python", code="import os; os._exit(1)")
+    assert await hand("python", code="1 + 1") == "2"
+
+
+async def test_an_answer_that_the_code_forges_does_no_harm(hand: Hand) -> None:
+    for lie in ("b'[]'", "b'x' * 5_000_000"):
+        forge = f"""
+            import os
+            for number in range(3, 9):
+                try:
+                    os.write(number, {lie} + b"\\n")
+                except OSError:
+                    pass
+        """
+        with pytest.raises(ToolError, match="Python ended"):
+            await hand("python", code=dedent(forge))
+    assert await hand("python", code="'well'") == "'well'"
+
+
+async def test_calls_of_one_turn_stand_in_line(hand: Hand) -> None:
+    await hand("python", code="seen = []")
+    await asyncio.gather(*(hand("python", code=f"seen.append({n})") for n in range(10)))
+    assert await hand("python", code="seen == sorted(seen) and len(seen)") == "10"
+
+
+async def test_a_cancelled_call_does_not_answer_the_next_one(hand: Hand) -> None:
+    await hand("python", code="import time")
+    running = asyncio.create_task(hand("python", code="open('begun', 'w').close()\ntime.sleep(60)\n'late'"))
+    while "begun" not in await hand("list_files"):
+        pass
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await hand("python", code="'next'") == "'next'"
+
+
+# Runs
+
+
+def working(*, sandbox: Any, name: str = "worker", tools: Any = ()) -> Agent:
+    script = [call("python", code="open('mark', 'w').write('me')\nx = 1"), call("shell", command="cat mark"), "done"]
+    return Agent(name, model=ScriptedModel(script), sandbox=sandbox, tools=tools)
+
+
+async def test_each_run_has_a_sandbox_of_its_own_and_lets_it_go(tmp_path: Path) -> None:
+    source = FolderSource(tmp_path)
+    agent = working(sandbox=source)
+    assert list(agent.toolkit.ready().by_name) == [  # pyright: ignore[reportOptionalMemberAccess]
+        "python", "shell", "read_file", "write_file", "edit_file", "search_files", "list_files",
+    ]  # fmt: skip
+    responses = await asyncio.gather(*(Runners.run("x", agent, id=f"r{n}") for n in range(3)))
+    for response in responses:
+        assert response.success, response.msg
+        assert response.trajectory[1]["observation"][0]["content"] == "me\n[exit code 0]"
+    assert sorted(source.ended) == ["r0", "r1", "r2"]
+    assert source.open == {}
+
+
+async def test_a_team_shares_the_sandbox_of_its_run(tmp_path: Path) -> None:
+    source = FolderSource(tmp_path)
+    first = Agent("first", model=ScriptedModel([call("write_file", path="a", content="b"), "on"]), sandbox=source)
+    second = Agent("second", model=ScriptedModel([call("read_file", path="a"), "done"]), sandbox=source)
+    response = await Runners.run("x", swarm=Swarm(first, second), id="team")
+    assert response.success, response.msg
+    assert response.trajectory[2]["observation"][0]["content"] == "    1  b"
+    assert source.ended == ["team"]
+
+
+async def granted(name: str, arguments: dict[str, Any], at: ToolContext) -> bool:
+    return True
+
+
+async def test_tools_behind_wrappers_and_of_a_task_let_go_too(tmp_path: Path) -> None:
+    source, other = FolderSource(tmp_path / "a"), FolderSource(tmp_path / "b")
+    agent = Agent(
+        "a",
+        model=ScriptedModel([[call("shell", command="true"), call("read_file", path="x")], "done"]),
+        tools=approval_required([shell_tool(source)], approve=granted),
+    )
+    response = await Runners.run("x", agent, id="wrapped", tools=file_tools(other))
+    assert response.success, response.msg
+    assert (source.ended, other.ended) == (["wrapped"], ["wrapped"])
+
+
+async def test_a_run_that_is_cancelled_or_fails_lets_go(tmp_path: Path) -> None:
+    source = FolderSource(tmp_path)
+    begun = asyncio.Event()
+
+    async def think(request: Any) -> Any:
+        if request.turn == 0:
+            return call("python", code="import os\nprint(os.getpid())")
+        begun.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    agent = Agent("a", model=FunctionModel(think), sandbox=source)
+    run = asyncio.create_task(Runners.run("x", agent, id="cancelled"))
+    await asyncio.wait((run, asyncio.ensure_future(begun.wait())), return_when=asyncio.FIRST_COMPLETED)
+    assert not run.done(), run.result()
+    (process,) = source.open["cancelled"].processes
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert source.ended == ["cancelled"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.process.pid, 0)
+
+
+async def test_a_sandbox_that_was_given_as_such_stays_open(box: FolderSandbox) -> None:
+    agent = working(sandbox=box)
+    assert (await Runners.run("x", agent)).success
+    assert box.closed == 0
+    assert len(box.processes) == 1
+    assert box.processes[0].process.returncode is not None
+    assert (await box.read("mark")) == b"me"
+
+
+def test_anything_else_is_no_sandbox() -> None:
+    with pytest.raises(ConfigError, match="got str"):
+        sandbox_tools("docker")  # pyright: ignore[reportArgumentType]
