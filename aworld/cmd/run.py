@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
@@ -29,6 +30,8 @@ from aworld.core.output import (
     ToolResultOutput,
 )
 from aworld.core.task import Task, TaskResponse
+from aworld.core.tool.base import Tool
+from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.trajectory import Trajectory
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
@@ -109,6 +112,8 @@ async def _run(args: argparse.Namespace) -> int:
     questions = [*args.questions, *_read_questions(args.file)]
     if not questions:
         raise ConfigError('Nothing to ask: give a QUESTION, such as aworld run "What is 17 * 23?", or --file.')
+    if args.samples < 1 or args.concurrency < 1:
+        raise ConfigError("--samples and --concurrency must be at least 1.")
     if args.id and (len(questions) > 1 or args.samples > 1):
         raise ConfigError("--id names one run; leave it out for several.")
     agent = _agent(args)
@@ -146,6 +151,8 @@ async def _fork(args: argparse.Namespace) -> int:
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
         given["conf"] = _limits(args)
     count: int = args.n
+    if count < 1:
+        raise ConfigError(f"-n {count}: at least one continuation.")
     responses = await Runners.fork(
         record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
     )
@@ -192,15 +199,31 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
         if colon:
             conf.llm_provider = provider
     tools = [find(spec, "--tool") for spec in args.tool]
+    _refuse_missing_tools(record, tools)
     return Agent(name, conf, system_prompt=args.system or settings.get("system_prompt"), tools=tools)
+
+
+def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
+    """A run that had tools would go on without them, and nobody would see that it is another agent."""
+    if record is None:
+        return
+    had = {tool["name"] for tools in record.toolsets.values() for tool in tools}
+    given = {tool.name for tool in as_tools(tools) if isinstance(tool, Tool)}
+    if missing := had - given:
+        raise ConfigError(
+            f"Run {record.id} had the tools {', '.join(sorted(missing))}: give them with --tool MODULE:FUNCTION, or "
+            "the whole agent with --agent MODULE:OBJECT (code is not in the record)."
+        )
 
 
 def _limits(args: argparse.Namespace) -> TaskConfig:
     names = ("max_steps", "max_tokens", "max_cost", "timeout")
     try:
         return TaskConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
-    except ValueError as error:
-        raise ConfigError(f"limits: {error}") from error
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option}: {wrong['msg'].lower()}.") from error
 
 
 def _read_questions(path: str | None) -> list[str]:
