@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
@@ -73,7 +73,7 @@ class Runners:
 
         Returns responses by task id, in the order of the tasks. `on_done` is called after each.
         """
-        return await run_many([task] if isinstance(task, Task) else task, run_config(run_conf), on_done)
+        return await run_many(_tasks(task), run_config(run_conf), on_done)
 
     @staticmethod
     def sync_run_task(task: Task | Sequence[Task], run_conf: Conf = None) -> dict[str, TaskResponse]:
@@ -118,6 +118,7 @@ class Runners:
         Returns whether the run is over, what the agent will see next (the answer when it has finished), and a response
         whose `trajectory` is the row of this step.
         """
+        _tasks(task)
         if task.episode is None:
             store = store_of(run_config(run_conf).store)
             record = forked(task)
@@ -169,6 +170,8 @@ class Runners:
         """Continue every unfinished run of a store whose agent is among `agents`; the others, and those that wait for
         people, are left."""
         opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
+        if not isinstance(agents, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TaskError(f"agents takes a list; got {agents!r}.")
         known = {agent.name: agent for agent in agents}
         gate = asyncio.Semaphore(conf.max_concurrency)
 
@@ -218,6 +221,8 @@ class Runners:
         `at` is the first step that is taken anew (None: after the last; a run that had ended needs an `observation`
         to have something to do). `n` gives that many independent continuations, side by side, as a list.
         """
+        if n is not None and n < 1:
+            raise TaskError(f"fork(n={n}): at least one continuation.")
         tasks = [await Runners.forked_task(id, agent, swarm, at=at, store=store, **task) for _ in range(n or 1)]
         if observation is not None:
             for forked_task in tasks:
@@ -238,15 +243,15 @@ class Runners:
 
     @staticmethod
     async def replay(
-        id: Run, agent: BaseAgent | None = None, *, store: Any = None, hooks: Sequence[Hooks] = ()
+        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, store: Any = None, hooks: Sequence[Hooks] = ()
     ) -> ReplayReport:
         """Run a recorded trajectory again without any model or tool, and report the first difference.
 
-        With today's `agent` it tells whether prompts, tools and parsing still do what they did; without one it checks
-        that the log is consistent in itself.
+        With today's `agent` or `swarm` it tells whether prompts, tools and parsing still do what they did; without one
+        it checks that the log is consistent in itself.
         """
         record, _ = await _find(id, store)
-        return await replay(record, agent, hooks)
+        return await replay(record, agent if agent is not None else swarm, hooks)
 
     @staticmethod
     async def reward(
@@ -266,13 +271,31 @@ class Runners:
         """
         fields: dict[str, Any] = {"name": name, "weight": weight, "step": step, "source": source, "detail": detail}
         if isinstance(run, Task) and run.episode is not None:
-            await run.episode.give_reward(value, **fields)
+            await give_reward(run.episode.journal, value, **fields)
             return
         if isinstance(run, TaskResponse) and run.give_reward is not None:
             await run.give_reward(value, **fields)
             return
-        record, opened = await _find(run.id if isinstance(run, Task) else run, store)
-        await give_reward(Journal(record, opened), value, **fields)
+        opened = await _store_for(run.id if isinstance(run, Task) else run, store)
+        journal = Journal.live(opened, _id_of(run))
+        if journal is None:
+            record, _ = await _find(run.id if isinstance(run, Task) else run, store)
+            journal = Journal(record, opened)
+        await give_reward(journal, value, **fields)
+
+
+def _tasks(given: object) -> list[Task]:
+    tasks: list[object] = [given] if isinstance(given, Task) else list(cast("Iterable[object]", given))
+    for task in tasks if not isinstance(given, str) else [given]:
+        if not isinstance(task, Task):
+            raise TaskError(f"Expected a Task, such as Task({task!r}, agent=...); got {type(task).__name__}.")
+    return cast("list[Task]", tasks)
+
+
+def _id_of(run: Task | Run) -> str:
+    if isinstance(run, TaskResponse):
+        return run.trajectory_id
+    return run if isinstance(run, str) else run.id
 
 
 async def _find(run: Run, store: Any) -> tuple[Trajectory, Any]:
@@ -309,4 +332,5 @@ def _task_of(record: Trajectory, actor: Any, given: dict[str, Any], *, same: boo
     }
     if same:
         fields["id"] = record.id
-    return Task("", agent=actor, **fields)
+    said = next((node.message.content for node in record.messages.values() if node.origin == "input"), None)
+    return Task(said or "(the log has no input)", agent=actor, **fields)

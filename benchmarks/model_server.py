@@ -3,6 +3,7 @@
 The model name says how it behaves: `bench-k4-l0.5-c50` asks for 4 calls of the tool `add(a, b)`, one a turn, then
 answers with a text; each reply takes 0.5 s; a text is streamed in 50 chunks when the request says `"stream": true`.
 With `-final` at the end the text comes as a call of the tool `final_answer(answer)`, as smolagents wants it.
+With `-team` the calls are all made in the first turn, one each of the tools `m0(input)`, `m1(input)` and so on.
 
 The server keeps no state: the number of tool results in the request says which turn it is, counted by
 `bytes.count` without parsing JSON, and the sum of the last call must be there, or the reply is a 400.
@@ -23,7 +24,7 @@ import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-MODEL = re.compile(rb"bench-k(\d+)-l([\d.]+)-c(\d+)(-final)?")
+MODEL = re.compile(rb"bench-k(\d+)-l([\d.]+)-c(\d+)(-final|-team)?")
 LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 TOOL_RESULTS = (b'"role":"tool"', b'"role": "tool"')
 OBSERVATION = b'"Observation:\\n'
@@ -42,11 +43,13 @@ class Behaviour(NamedTuple):
     """Pieces in which the text is streamed."""
     final: bool
     """The text comes as a call of `final_answer`."""
+    team: bool
+    """All calls are made at once, each of a tool of its own."""
 
 
-def model_name(calls: int, latency: float = 0, chunks: int = 1, final: bool = False) -> str:
+def model_name(calls: int, latency: float = 0, chunks: int = 1, final: bool = False, team: bool = False) -> str:
     """Name a model that makes `calls` tool calls, takes `latency` seconds and streams its text in `chunks` pieces."""
-    return f"bench-k{calls}-l{latency:g}-c{chunks}{'-final' if final else ''}"
+    return f"bench-k{calls}-l{latency:g}-c{chunks}{'-final' if final else '-team' if team else ''}"
 
 
 def arguments(turn: int) -> tuple[int, int]:
@@ -74,8 +77,8 @@ def behaviour_of(body: bytes) -> Behaviour:
     found = MODEL.search(body, max(0, body.find(b"bench-k")))
     if found is None:
         raise ValueError("the model must be named like bench-k4-l0-c1")
-    name, calls, latency, chunks, final = (found.group(i) for i in range(5))
-    return Behaviour(name.decode(), int(calls), float(latency), int(chunks), final is not None)
+    name, calls, latency, chunks, kind = (found.group(i) for i in range(5))
+    return Behaviour(name.decode(), int(calls), float(latency), int(chunks), kind == b"-final", kind == b"-team")
 
 
 def turn_of(body: bytes, behaviour: Behaviour) -> int:
@@ -85,7 +88,7 @@ def turn_of(body: bytes, behaviour: Behaviour) -> int:
         ValueError: The sum of the last call is missing.
     """
     turn = body.count(OBSERVATION) if behaviour.final else sum(body.count(mark) for mark in TOOL_RESULTS)
-    if turn and str(sum(arguments(turn - 1))).encode() not in body:
+    if turn and not behaviour.team and str(sum(arguments(turn - 1))).encode() not in body:
         raise ValueError(f"the sum of call {turn} is not in the request")
     return turn
 
@@ -94,6 +97,8 @@ def turn_of(body: bytes, behaviour: Behaviour) -> int:
 def _reply(behaviour: Behaviour, turn: int, stream: bool, usage: bool) -> bytes:
     """The whole HTTP reply of one turn; the same for all conversations, so it is built once."""
     call: tuple[str, str] | None = None
+    if behaviour.team and turn < behaviour.calls:
+        return _json(_team_calls(behaviour))
     if turn < behaviour.calls:
         a, b = arguments(turn)
         call = "add", json.dumps({"a": a, "b": b})
@@ -115,6 +120,15 @@ def _completion(behaviour: Behaviour, turn: int, call: tuple[str, str] | None, u
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return {"id": f"chatcmpl-{turn}", "object": "chat.completion", "created": 1_760_000_000, "model": behaviour.name,
             "choices": [choice], "usage": usage}  # fmt: skip
+
+
+def _team_calls(behaviour: Behaviour) -> dict[str, Any]:
+    """The first reply of a leader: every member is called."""
+    counts = {"prompt_tokens": 100, "completion_tokens": 20 * behaviour.calls, "total_tokens": 100}
+    reply = _completion(behaviour, 0, ("m0", "{}"), counts)
+    told = (json.dumps({"input": f"Do part {n} of the work."}) for n in range(behaviour.calls))
+    reply["choices"][0]["message"]["tool_calls"] = [_tool_call(n, f"m{n}", text) for n, text in enumerate(told)]
+    return reply
 
 
 def _tool_call(turn: int, name: str, text: str) -> dict[str, Any]:

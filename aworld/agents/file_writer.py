@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, cast
 
 import yaml
@@ -43,7 +44,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _write_text(dumper: Any, text: str) -> Any:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = "|" if "\n" in text else None
+    if any(sign in text for sign in "\x85\u2028\u2029"):  # line breaks to YAML, which folds them unless escaped
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _write_line(dumper: Any, items: _Line) -> Any:
@@ -128,7 +132,7 @@ def _swarm(swarm: Topology) -> dict[str, Any]:
         case WorkflowSwarm() if _is_edges(swarm):
             return {"edges": _edges(swarm), **_options("edges", swarm, nodes=_nodes(swarm))}
         case WorkflowSwarm():
-            return {"workflow": [_group(item, swarm.name) for item in swarm.items], **_options("workflow", swarm)}
+            return {"workflow": _chain(swarm.items, swarm.name), **_options("workflow", swarm)}
         case TeamSwarm():
             return {"team": _Line(member.name for member in swarm.members()), **_options("team", swarm)}
         case HandoffSwarm():
@@ -171,10 +175,18 @@ def _value(value: Any, what: str, option: str) -> Any:
     return value
 
 
+def _chain(items: Iterable[Any], owner: str) -> list[Any]:
+    """The items of a chain; a serial group in it is the same as its members."""
+    flat: list[Any] = []
+    for item in items:
+        flat += _chain(cast("tuple[Any, ...]", item), owner) if isinstance(item, tuple) else [_group(item, owner)]
+    return flat
+
+
 def _group(item: Any, owner: str) -> Any:
     """A member of a chain: a name, a list side by side, a serial group, or a node with what is special about it."""
     if isinstance(item, tuple):
-        return {"serial": [_group(member, owner) for member in cast("tuple[Any, ...]", item)]}
+        return {"serial": _chain(cast("tuple[Any, ...]", item), owner)}
     if isinstance(item, list):
         return _Line(_group(member, owner) for member in cast("list[Any]", item))
     if isinstance(item, Node):
@@ -202,7 +214,7 @@ def _edges(swarm: WorkflowSwarm) -> list[Any]:
     written: list[Any] = []
     for item in swarm.items:
         edge = item if isinstance(item, Edge) else Edge(*item)
-        source, target = (swarm.graph.place_of(end).id for end in (edge.source, edge.target))
+        source, target = (swarm.graph.at(end).id for end in (edge.source, edge.target))
         if edge.when is None:
             written.append(_Line((source, target)))
         else:

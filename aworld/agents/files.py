@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from aworld.agents.file_schema import (
     AGENT,
     EDGE,
@@ -167,7 +169,12 @@ class _File:
                 raise self._error(line, f"{what}: {key} does not go into conf; write it beside it")
             if key not in AgentConfig.known():
                 raise self._error(line, f"{what} has no setting {key!r}; {_nearest(key, AgentConfig.known())}")
-        return AgentConfig(**conf)
+        try:
+            return AgentConfig(**conf)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = str(first["loc"][0])
+            raise self._error(conf.lines.get(key, conf.line), f"{what}: {key}: {first['msg']}") from error
 
     def _tools(self, given: Mapped, what: str) -> list[Any]:
         """Members by their names, everything else as `module:function`."""
@@ -245,7 +252,7 @@ class _File:
             return self._unit(item, line)
         if "serial" in item:
             self._refuse_unknown(item, ("serial",), "A serial group")
-            return tuple(self._group(member, at) for member, at in self._list(item, "serial"))
+            return tuple(self._chain(item, "serial"))
         return self._node(item, line)
 
     def _node(self, given: Mapped, line: int, name: str | None = None) -> Node:

@@ -67,6 +67,8 @@ class Agent(BaseAgent):
             raise ConfigError(f"Agent {name!r}: max_steps must be at least 1; got {max_steps}.")
         self.max_steps = max_steps
         self.system_prompt = system_prompt if system_prompt is not None else self.conf.system_prompt
+        if self.system_prompt is not None and not isinstance(self.system_prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"system_prompt of agent {name!r} must be text; got {type(self.system_prompt).__name__}.")
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
         self._model = model
@@ -114,6 +116,12 @@ class Agent(BaseAgent):
                 raise ValueError('The answer must be a JSON object {"result": ...}.')
             value = value["result"]  # pyright: ignore[reportUnknownVariableType]
         return self.revive(value)
+
+    def recorded(self, answer: Any) -> Any:
+        """An answer as the log keeps it: the JSON form that its type reads back."""
+        if self._output is None or answer is None:
+            return answer
+        return self._adapter.dump_python(answer, mode="json", by_alias=True, round_trip=True)
 
     def revive(self, value: Any) -> Any:
         """An answer of `output_type` from its JSON data, as the log keeps it. Raises ValueError."""

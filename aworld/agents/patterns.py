@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, Turn, plain
-from aworld.core.agent.flow import End, Flow, Move, Result, Start, State, Topology, Unit, joined, readable
+from aworld.core.agent.flow import End, Flow, Move, Result, Start, State, Topology, Unit, joined, readable, units_of
 from aworld.core.agent.swarm import WorkflowSwarm
 from aworld.core.agent.workflow import Map, Node, refuse_count
 from aworld.core.exceptions import AWorldError, ConfigError
@@ -117,6 +117,7 @@ class Guard(Topology):
         super().__init__(name or f"{solver.name}-verified", desc)
         self.solver, self.verifier, self.accept = solver, verifier, accept
         self.max_rounds, self.must_hold = max_rounds, must_hold
+        units_of(self)
 
     def members(self) -> list[Unit]:
         """The solver and the verifier."""

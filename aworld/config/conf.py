@@ -103,6 +103,9 @@ class AgentConfig(Settings):
     output_retries: int = Field(default=2, ge=0)
     """How often an answer that does not fit `output_type` is sent back to the model with the error."""
 
+    def __init__(self, **data: Any) -> None:  # for type checkers: the settings of a model are taken too
+        super().__init__(**data)
+
     @classmethod
     def known(cls) -> list[str]:
         """The keywords of this class and of `ModelConfig`."""

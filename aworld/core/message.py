@@ -75,7 +75,7 @@ class ToolCall(Struct, frozen=True, gc=False):
     arguments: str
 
 
-class Message(Struct, frozen=True, omit_defaults=True):
+class Message(Struct, frozen=True, omit_defaults=True, gc=False):
     """One message of a conversation."""
 
     role: Role
@@ -119,7 +119,7 @@ class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
         return Usage(*(_add(getattr(self, f), getattr(other, f)) for f in Usage.__struct_fields__))
 
 
-class Tokens(Struct, frozen=True, omit_defaults=True):
+class Tokens(Struct, frozen=True, omit_defaults=True, gc=False):
     """Token ids and log-probabilities of one call, as the server gave them.
 
     `prompt_ids` is stored as a delta: where `base` names an earlier step of the log, the whole prompt is that step's
@@ -157,9 +157,10 @@ def chat_format(message: Message) -> dict[str, Any]:
 
     Of `opaque` only the part named `chat` is in that API's words; the parts of other providers stay out.
     """
-    out: dict[str, Any] = {"role": message.role}
-    content = message.content
-    out["content"] = content if content is None or isinstance(content, str) else [_chat_part(p) for p in content]
+    content: Any = message.content
+    if content is not None and type(content) is not str:
+        content = [_chat_part(part) for part in content]
+    out: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:
         out["tool_calls"] = [tool_call_format(call) for call in message.tool_calls]
     if message.tool_call_id is not None:

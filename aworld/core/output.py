@@ -22,13 +22,13 @@ class StepStarted(Output, frozen=True, tag="step_started", kw_only=True):
     """An agent begins a turn."""
 
 
-class TextOutput(Output, frozen=True, tag="text", kw_only=True):
+class TextOutput(Output, frozen=True, tag="text", kw_only=True, gc=False):
     """A piece of the answer, as the model writes it."""
 
     text: str
 
 
-class ReasoningOutput(Output, frozen=True, tag="reasoning", kw_only=True):
+class ReasoningOutput(Output, frozen=True, tag="reasoning", kw_only=True, gc=False):
     """A piece of the model's thinking."""
 
     text: str

@@ -53,6 +53,7 @@ def _row(
             "step": call.step,
             "execute_time": call.started,
             "pre_agent": step.pre_agent,
+            "caller": _caller(trajectory, call.activation),
         },
         "state": {
             "input": users[0]["content"] if users else None,
@@ -88,6 +89,12 @@ def _row(
             "logprobs": _list(tokens.logprobs),
         },
     }
+
+
+def _caller(trajectory: Trajectory, activation: int) -> str | None:
+    """The agent or team at work that this one works for, None for the root."""
+    caller = trajectory.activations[activation].caller
+    return None if caller is None else f"{trajectory.activations[caller].agent}#{caller}"
 
 
 def _finished_by(trajectory: Trajectory, step: Step) -> bool:

@@ -25,12 +25,15 @@ class SandboxLimits:
     """What a sandbox may use."""
 
     cpu_seconds: float = 60.0
-    """Processor time of one command."""
+    """Processor time of one command with all its processes. What commands leave behind has together as much again."""
     wall_seconds: float = 120.0
     """Time of one command, unless the call gives its own."""
     memory_mb: int = 1024
+    """Of all processes together."""
     processes: int = 64
+    """And threads, at the same time."""
     disk_mb: int = 512
+    """Of the work folder."""
     output_bytes: int = 1_000_000
     """Of standard output and of standard error of one command; the rest is dropped, and the result says so."""
     network: bool = False
@@ -46,7 +49,11 @@ class ExecResult(Struct, frozen=True):
     duration: float
     """Seconds."""
     timed_out: bool = False
+    """Whether its wall time was over."""
     truncated: bool = False
+    """Whether output was dropped."""
+    limit: str | None = None
+    """The limit that ended it, by its name in `SandboxLimits`, where that is known."""
 
 
 class FileInfo(Struct, frozen=True):
@@ -83,6 +90,11 @@ class Sandbox(Protocol):
 
     id: str
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be used, as far as is known here."""
+        ...
+
     async def exec(
         self,
         command: Sequence[str] | str,
@@ -92,7 +104,11 @@ class Sandbox(Protocol):
         env: dict[str, str] | None = None,
         timeout: float | None = None,
     ) -> ExecResult:
-        """Run a program (a list) or a shell line (text) to its end. Raises SandboxError when it cannot be started."""
+        """Run a program (a list) or a shell line (text) to its end.
+
+        Its background processes may outlive it, but not a time-out: then it ends with all that it started. `timeout`
+        is in seconds and takes the place of `wall_seconds`. Raises SandboxError when it cannot be started.
+        """
         ...
 
     async def open_process(
@@ -102,7 +118,7 @@ class Sandbox(Protocol):
         ...
 
     async def read(self, path: str) -> bytes:
-        """A file's bytes. Raises FileNotFoundError, IsADirectoryError, or SandboxError for a path that leads out."""
+        """A file's bytes. Raises FileNotFoundError, IsADirectoryError, or SandboxError if the path leads out."""
         ...
 
     async def write(self, path: str, data: bytes) -> None:

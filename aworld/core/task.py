@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -82,8 +83,10 @@ class Task:
         self.agent: Unit = _unit(agent if agent is not None else swarm)
         self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
         if timeout is not None:
-            self.conf = self.conf.model_copy(update={"timeout": timeout})
+            self.conf = _with_timeout(self.conf, timeout)
         self.id = id or f"{_ids.getrandbits(128):032x}"
+        self.named = id is not None
+        """Whether the id is the caller's own."""
         self.name = name
         self.session_id = session_id
         self.user_id = user_id
@@ -92,7 +95,7 @@ class Task:
         for tool_name in tool_names:
             self.tools += find_tools(tool_name)
         self.context = _checked_state(context or {})
-        self.hooks = tuple(hooks)
+        self.hooks = _checked_hooks(hooks)
         self.prefix: Prefix | None = None
         self.said: Content | None = None
         """What is said to the agent when a forked run goes on."""
@@ -176,6 +179,26 @@ def _unit(value: object) -> Unit:
     raise TaskError(f"A task is done by an agent or a swarm; got {value!r}.")
 
 
+def _with_timeout(conf: TaskConfig, timeout: float) -> TaskConfig:
+    settings: dict[str, Any] = {**conf.model_dump(), "timeout": timeout}
+    return TaskConfig(**settings)
+
+
+def _checked_hooks(hooks: object) -> tuple[Hooks, ...]:
+    """The hooks of a task. One whose method is misspelt would never be called, so that is an error."""
+    if not isinstance(hooks, list | tuple):
+        raise TaskError(f"hooks takes a list of Hooks; got {hooks!r}.")
+    known = {name for name in vars(Hooks) if not name.startswith("_")}
+    for hook in cast("Sequence[object]", hooks):
+        if not isinstance(hook, Hooks):
+            raise TaskError(f"hooks takes instances of subclasses of Hooks; got {hook!r}.")
+        for name in vars(type(hook)):
+            if name.startswith(("before_", "after_")) and name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise TaskError(f"{type(hook).__name__} has {name!r}, which nobody calls; did you mean {near!r}?")
+    return tuple(cast("Sequence[Hooks]", hooks))
+
+
 def _checked_state(state: dict[str, Any]) -> dict[str, Any]:
     for key, value in state.items():
         try:
@@ -197,6 +220,8 @@ def _refuse_surrogates(text: str) -> None:
 def content_of(value: Any) -> Content:
     """What a caller gave as input, as message content. Raises TaskError for anything but text and parts."""
     if isinstance(value, str):
+        if not value.strip():
+            raise TaskError("The input is empty; say what is to be done.")
         _refuse_surrogates(value)
         return value
     if isinstance(value, Text | Image | Audio | File):

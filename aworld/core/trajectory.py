@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from msgspec import Struct
 
 from aworld.core import event as ev
 from aworld.core.message import Message, Origin, Tokens, Usage
@@ -43,7 +46,7 @@ class Activation:
         return [call for call in self.calls if call.call_id not in self.returned]
 
 
-class Node(NamedTuple):
+class Node(Struct, frozen=True, gc=False):
     """A message in its place in the graph."""
 
     id: int
@@ -110,7 +113,8 @@ class Trajectory:
         self.calls: dict[int, ev.ModelCalled] = {}
         self.rewards: list[ev.Rewarded] = []
         self.state: dict[str, Any] = {}
-        self.writers: dict[str, int | None] = {}
+        self.writers: dict[str, list[int | None]] = {}
+        """Activations that set a key of the state, by key, in the order in which they did."""
         self.questions: dict[str, ev.Asked] = {}
         self.answers: dict[str, str] = {}
         self.answered_at: dict[str, int] = {}
@@ -165,8 +169,8 @@ class Trajectory:
 
     def _matters(self, question: ev.Asked) -> bool:
         activation = self.activations.get(question.activation)
-        if activation is None or activation.finished is not None:
-            return False
+        if question.call_id is None or activation is None:
+            return True
         return any(c.call_id == question.call_id and c.step == question.step for c in activation.open_calls)
 
     def path(self, leaf: int | None) -> tuple[Message, ...]:
@@ -191,12 +195,10 @@ class Trajectory:
     def steps(self) -> list[Step]:
         """One step for each decision, in order of step numbers."""
         steps: dict[int, Step] = {}
-        last: str | None = None
         for event in self.events:
             match event:
                 case ev.ModelCalled():
-                    steps[event.step] = Step(event, [], {}, [], last)
-                    last = event.agent
+                    steps[event.step] = Step(event, [], {}, [], None)
                 case ev.ToolCalled():
                     calls = steps[event.step].tool_calls
                     if all(call.call_id != event.call_id for call in calls):
@@ -208,7 +210,10 @@ class Trajectory:
         for reward in self.rewards:
             if reward.step is not None and reward.step in steps:
                 steps[reward.step].rewards.append(reward)
-        return [steps[number] for number in sorted(steps)]
+        found = [steps[number] for number in sorted(steps)]
+        for before, step in pairwise(found):  # replies of parallel agents may overtake each other
+            step.pre_agent = before.call.agent
+        return found
 
     def tokens(self, call: ev.ModelCalled) -> Tokens | None:
         """The tokens of a call with the whole prompt, its stored delta resolved."""
@@ -306,7 +311,9 @@ class Trajectory:
 
     def _state(self, event: ev.StateSet) -> None:
         self.state[event.key] = event.value
-        self.writers[event.key] = event.activation
+        writers = self.writers.setdefault(event.key, [])
+        if not writers or writers[-1] != event.activation:
+            writers.append(event.activation)
 
     def _asked(self, event: ev.Asked) -> None:
         self.questions[event.id] = event

@@ -55,11 +55,12 @@ class OpenAIModel(RemoteModel):
         answer = Answer(on_delta)
 
         def take(events: list[bytes]) -> bool:
-            done = events[-1] == b"[DONE]"
+            done = False
             for data in events:
-                if data != b"[DONE]":
+                if data == b"[DONE]":
+                    answer.complete = done = True
+                else:
                     answer.add(self._decoded(data))
-            answer.complete = answer.complete or done
             return done
 
         await self.endpoint.events(self.encode(body), take)

@@ -43,10 +43,7 @@ async def run_tools(episode: Episode, activation: Activation, offer: Offer) -> N
 
 
 async def _run_call(episode: Episode, activation: Activation, offer: Offer, called: ev.ToolCalled) -> None:
-    emit = episode.journal.emit
-    call = ToolCall(called.call_id, called.name, called.arguments)
-    if emit is not None:
-        emit(ToolCallOutput(trajectory_id=episode.record.id, agent=activation.agent, step=called.step, call=call))
+    call = announce(episode, activation, called)
     if episode.answers_to(called):  # on record before it has an effect, as when it was first called
         called = episode.journal.add(
             ev.ToolCalled,
@@ -114,7 +111,7 @@ async def _act(
         activation.agent,
         called.step,
         called.call_id,
-        episode.context_of(activation),
+        episode.state.context_of(activation),
         episode.answers_to(called),
         _notifier(episode, activation, called),
     )
@@ -139,6 +136,15 @@ def _notifier(episode: Episode, activation: Activation, called: ev.ToolCalled) -
         )
 
     return notify
+
+
+def announce(episode: Episode, activation: Activation, called: ev.ToolCalled) -> ToolCall:
+    """Tell readers of the stream that a call is about to be carried out."""
+    call = ToolCall(called.call_id, called.name, called.arguments)
+    emit = episode.journal.emit
+    if emit is not None:
+        emit(ToolCallOutput(trajectory_id=episode.record.id, agent=activation.agent, step=called.step, call=call))
+    return call
 
 
 def close_call(

@@ -28,11 +28,15 @@ def run_blocking(work: Coroutine[Any, Any, T]) -> T:
 
     Ctrl-C cancels the work, waits until it has written its end, and is raised as KeyboardInterrupt.
     """
+    return _run_in_thread(work) if _has_running_loop() else _run(work)
+
+
+def _has_running_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _run(work)
-    return _run_in_thread(work)
+        return False
+    return True
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

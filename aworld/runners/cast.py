@@ -29,16 +29,19 @@ from aworld.core.agent.flow import (
     units_of,
 )
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import AWorldError, TaskError
+from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import HandoffOutput
-from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation
-from aworld.runners.action import close_call, interrupt_call
+from aworld.runners.action import announce, close_call, interrupt_call
 
 if TYPE_CHECKING:
     from aworld.runners.episode import Episode
+
+
+STOPPED = "stopped: "
+"""How the error of an agent begins for which nobody waits any more."""
 
 
 class Cast:
@@ -46,8 +49,9 @@ class Cast:
 
     def __init__(self, episode: Episode, root: Unit) -> None:
         self.root = root
-        self.units: dict[str, Unit] = units_of(root) if _has_members(root) else {root.name: root}
+        self.units = self._all_units(root, episode.task.tools)
         self.ready: deque[int] = deque()
+        """The agents whose turn is due, by activation, in the order of waiting."""
         self.answers: dict[int, Any] = {}
         """Answers as Python objects, by activation; the log has their JSON form."""
         self.status: ev.Status | None = None
@@ -59,33 +63,31 @@ class Cast:
                 unit.toolkit.items if isinstance(unit, BaseAgent) else [t for ts in unit.tools_of.values() for t in ts]
             )
         )
-        self._episode = episode
-        self._flows: dict[int, Flow] = {}
-        self._children: dict[int, list[int]] = {}
+        self._first = _first_agent(root)
+        self.episode = episode
+        self.flows: dict[int, Flow] = {}
+        self.children: dict[int, list[int]] = {}
         self._busy: set[int] = set()
         self._offers: dict[tuple[str, str | None], Offer] = {}
+
+    @staticmethod
+    def _all_units(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
+        units = units_of(root) if _has_members(root) else {root.name: root}
+        for tool in tools:
+            for name, unit in units_of(tool.unit).items() if isinstance(tool, UnitTool) else ():
+                if units.setdefault(name, unit) is not unit:
+                    raise ConfigError(
+                        f"A tool of the task and a member are both named {name!r}; give one another name=."
+                    )
+        return units
+
+    def leave(self) -> None:
+        """The run is over: let go of it, so that its memory is free without the garbage collector."""
+        del self.episode
 
     def is_alone(self) -> bool:
         """Whether no agent calls another: then one that is due needs no worker of its own."""
         return not self._calls_others
-
-    def side_by_side(self, one: Activation, other: Activation) -> bool:
-        """Whether two activations work at the same time, neither for the other."""
-        if one.id == other.id or self._works_for(one, other.id) or self._works_for(other, one.id):
-            return False
-        first, second = (one, other) if one.began < other.began else (other, one)
-        return first.finished is None or first.finished.seq > second.began
-
-    def _works_for(self, one: Activation, caller: int) -> bool:
-        up = one.caller
-        while up is not None and up != caller:
-            up = self._episode.record.activations[up].caller
-        return up is not None
-
-    def reducer(self, key: str) -> Callable[[Any, Any], Any] | None:
-        """How writes of parallel members to a key are joined, None when no team says."""
-        teams = (unit for unit in self.units.values() if isinstance(unit, Topology))
-        return next((team.reducers[key] for team in teams if key in team.reducers), None)
 
     def agent(self, activation: Activation) -> BaseAgent:
         """The agent that is at work in an activation."""
@@ -109,32 +111,35 @@ class Cast:
         carry: Carry | None = None,
     ) -> None:
         """Let an agent or team begin in a branch of its own."""
-        episode = self._episode
+        episode = self.episode
         number = len(episode.record.activations)
         episode.journal.add(
             ev.AgentStarted, activation=number, agent=unit.name, caller=caller, call_id=call_id, node=node
         )
         activation = episode.record.activations[number]
         if caller is not None:
-            self._children.setdefault(caller, []).append(number)
+            self.children.setdefault(caller, []).append(number)
         origin: Origin = "input" if caller is None else "agent"
         if isinstance(unit, Topology):
             episode.add_message(activation, Message("user", input), None, origin)
-            flow = self._flows[number] = unit.flow()
-            self._move(activation, _moves(partial(flow.begin, input, episode.record.state)))
+            flow = self.flows[number] = unit.flow()
+            self.move(activation, moves_of(unit, partial(flow.begin, input, episode.record.state)))
             return
-        if unit.system_prompt:
-            episode.add_message(activation, Message("system", unit.system_prompt), None, "agent")
-        if carry is not None:
-            self._carry(activation, carry)
-        episode.add_message(activation, Message("user", input), activation.leaf, origin)
+        leaf = self._carry(activation, unit, carry) if carry is not None else self._system(activation, unit)
+        episode.add_message(activation, Message("user", input), leaf, origin)
         self.make_due(activation)
+
+    def _system(self, activation: Activation, agent: BaseAgent) -> int | None:
+        """Begin a branch with the system prompt, if there is one."""
+        if not agent.system_prompt:
+            return None
+        return self.episode.add_message(activation, Message("system", agent.system_prompt), None, "agent")
 
     def make_due(self, activation: Activation) -> None:
         """Line an agent up for its next turn; one whose turn is not over is lined up at its end."""
         if activation.id not in self._busy and activation.id not in self.ready:
             self.ready.append(activation.id)
-            self._episode.wake()
+            self.episode.wake()
 
     def begin_turn(self, activation: Activation) -> None:
         """The agent is at work."""
@@ -146,27 +151,56 @@ class Cast:
         if activation.finished is None and not activation.open_calls:
             self.make_due(activation)
 
-    def _carry(self, activation: Activation, carry: Carry) -> None:
-        """Let an agent see messages of another's branch; they are stored once."""
-        record = self._episode.record
+    def _carry(self, activation: Activation, agent: BaseAgent, carry: Carry) -> int | None:
+        """Let an agent see messages of another's branch; they are stored once. Returns the last of them.
+
+        One that has been at work before goes on in its own branch, so that control may come and go without the log
+        growing faster than the conversation.
+        """
+        record = self.episode.record
         ids = record.path_ids(record.activations[carry.activation].leaf)
         ids = [id for id in ids if record.messages[id].message.role != "system"]
         if carry.last is not None:
             ids = ids[max(0, len(ids) - carry.last) :]
             while ids and record.messages[ids[0]].message.role == "tool":
                 ids.pop(0)  # an answer without its call is refused by providers
-        for id in ids:
-            self._episode.journal.add(
+        leaf, known = self._own_branch(activation, agent, ids) if carry.last is None else (None, 0)
+        leaf = leaf if leaf is not None else self._system(activation, agent)
+        for id in ids[known:]:
+            parent, leaf = leaf, record.next_message
+            self.episode.journal.add(
                 ev.MessageAdded,
-                id=record.next_message,
-                parent=activation.leaf,
+                id=leaf,
+                parent=parent,
                 agent=activation.agent,
                 activation=activation.id,
                 same_as=id,
                 origin=record.messages[id].origin,
             )
+        return leaf
 
-    def _move(self, team: Activation, moves: Sequence[Move]) -> None:
+    def _own_branch(self, activation: Activation, agent: BaseAgent, ids: Sequence[int]) -> tuple[int | None, int]:
+        """Where the agent's last branch in this team ends that begins as `ids` do, and how many of them it has."""
+        record = self.episode.record
+        siblings = self.children.get(activation.caller if activation.caller is not None else -1, ())
+        before = next((n for n in reversed(siblings[:-1]) if record.activations[n].agent == agent.name), None)
+        if before is None:
+            return None, 0
+        own = record.path_ids(record.activations[before].leaf)
+        begins = record.messages[own[0]].message
+        system = begins.text if begins.role == "system" else None
+        if system != (agent.system_prompt or None):
+            return None, 0
+        first = int(system is not None)
+        known = 0
+        for mine, id in zip(own[first:], ids):
+            if record.messages[mine].message is not record.messages[id].message:
+                break
+            known += 1
+        return (own[first + known - 1], known) if first + known else (None, 0)
+
+    def move(self, team: Activation, moves: Sequence[Move]) -> None:
+        """Carry out what a team decided."""
         for move in moves:
             if team.finished is not None:
                 return
@@ -176,14 +210,15 @@ class Cast:
                 self._end_team(team, move)
 
     def _end_team(self, team: Activation, end: End) -> None:
+        end = storable(team, end)
         if end.error is not None and team.caller is None:
             self.status = end.status
         self._stop_below(team.id, f"{team.agent} has ended")
         self.finish(team, end.answer, end.error)
 
     def _stop_below(self, id: int, why: str) -> None:
-        for child in self._children.get(id, ()):
-            activation = self._episode.record.activations[child]
+        for child in self.children.get(id, ()):
+            activation = self.episode.record.activations[child]
             if activation.finished is None:
                 self._stop_below(child, why)
                 self._stop(activation, why)
@@ -191,50 +226,69 @@ class Cast:
     def _stop(self, activation: Activation, why: str) -> None:
         """End an activation that nobody waits for any more."""
         for called in activation.open_calls:
-            interrupt_call(self._episode, activation, called, why)
+            interrupt_call(self.episode, activation, called, why)
         if activation.id in self.ready:
             self.ready.remove(activation.id)
-        self._episode.journal.add(
-            ev.AgentFinished, activation=activation.id, agent=activation.agent, error=f"stopped: {why}"
+        self.episode.journal.add(
+            ev.AgentFinished, activation=activation.id, agent=activation.agent, error=f"{STOPPED}{why}"
         )
-        self._episode.stop_work(activation.id)
+        self.episode.stop_work(activation.id)
 
     # Ending
 
     def finish(self, activation: Activation, answer: Any, error: str | None = None, handoff: str | None = None) -> None:
         """An agent or team has come to its end: write it, and tell whoever waits for it."""
-        self._episode.journal.add(
+        self.episode.journal.add(
             ev.AgentFinished,
             activation=activation.id,
             agent=activation.agent,
-            answer=plain(answer),
+            answer=self._recorded(activation, answer),
             error=error,
             handoff=handoff,
         )
         self.answers[activation.id] = answer
         if activation.caller is None:
             return
-        caller = self._episode.record.activations[activation.caller]
+        caller = self.episode.record.activations[activation.caller]
         if caller.finished is not None:
             return
         if activation.call_id is not None:
             self._return_call(caller, activation, answer, error)
             return
         result = Result(activation.node or "", activation.agent, activation.id, answer, error, handoff)
-        self._move(caller, _moves(partial(self._flows[caller.id].done, result, self._episode.record.state)))
+        flow = self.flows[caller.id]
+        self.move(caller, moves_of(self.units[caller.agent], partial(flow.done, result, self.episode.record.state)))
 
     def _return_call(self, caller: Activation, activation: Activation, answer: Any, error: str | None) -> None:
         """Give a member's answer to the agent that called it as a tool."""
         called = next(call for call in caller.open_calls if call.call_id == activation.call_id)
         content = f"{activation.agent} failed: {error}" if error is not None else readable(answer)
-        close_call(self._episode, caller, called, ActionResult(called.call_id, called.name, content, error))
-        if not caller.open_calls:
+        close_call(self.episode, caller, called, ActionResult(called.call_id, called.name, content, error))
+        if not self._waits(caller):
             self.make_due(caller)
+
+    def _waits(self, activation: Activation) -> bool:
+        """Whether an agent waits for members that it called, or for a person."""
+        below = (self.episode.record.activations[child] for child in self.children.get(activation.id, ()))
+        if any(child.finished is None for child in below):
+            return True
+        return any(self.episode.unanswered(called) for called in activation.open_calls)
+
+    def drop_called(self, activation: Activation) -> None:
+        """Stop the members whose calls have been answered by somebody else."""
+        still = {called.call_id for called in activation.open_calls}
+        for child in self.children.get(activation.id, ()):
+            below = self.episode.record.activations[child]
+            if below.finished is None and below.call_id not in still:
+                why = f"the call of {activation.agent} was answered in its place"
+                self._stop_below(child, why)
+                self._stop(below, why)
 
     def fail(self, activation: Activation, error: str, status: ev.Status | None = None) -> None:
         """An agent cannot go on."""
+        self._stop_below(activation.id, f"{activation.agent} has failed")
         for called in activation.open_calls:
-            interrupt_call(self._episode, activation, called, error)
+            interrupt_call(self.episode, activation, called, error)
         if activation.caller is None:
             self.status = status
         self.finish(activation, None, error)
@@ -243,20 +297,29 @@ class Cast:
 
     def start_called(self, activation: Activation, offer: Offer) -> None:
         """Start the agents and teams that a turn called as tools."""
-        activations = self._episode.record.activations
-        begun = {activations[child].call_id for child in self._children.get(activation.id, ())}
+        activations = self.episode.record.activations
+        last = activation.last.seq if activation.last is not None else 0  # call ids may come again in another turn
+        children = (activations[child] for child in self.children.get(activation.id, ()))
+        begun = {child.call_id for child in children if child.began > last}
         for called in activation.open_calls:
             tool = offer.by_name.get(called.name)
-            if not isinstance(tool, UnitTool) or called.call_id in begun:
+            if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
+                continue
+            announce(self.episode, activation, called)
+            if isinstance(tool, HandoffTool):
+                if _argument(called, "message") is None:
+                    self._refuse(activation, called, '{"message": "what the other needs to know"}')
                 continue
             text = _argument(called, "input")
             if text is None:
-                refusal = f'{called.name} wants {{"input": "what it shall do"}}; got {called.arguments[:200]!r}.'
-                close_call(
-                    self._episode, activation, called, ActionResult(called.call_id, called.name, refusal, refusal)
-                )
+                self._refuse(activation, called, '{"input": "what it shall do"}')
             else:
                 self.start(tool.unit, text, caller=activation.id, call_id=called.call_id)
+
+    def _refuse(self, activation: Activation, called: ev.ToolCalled, wanted: str) -> None:
+        """Tell an agent that it called another in words that cannot be read."""
+        text = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
+        close_call(self.episode, activation, called, ActionResult(called.call_id, called.name, text, text))
 
     def hand_over(self, activation: Activation, offer: Offer) -> bool:
         """Carry out the hand-over that a turn asked for, if it did: the first one, once nothing else is open."""
@@ -271,12 +334,12 @@ class Cast:
                 f"Control passes to {tool.target}." if called is first else "Only one hand-over a turn; this is void."
             )
             error = None if called is first else text
-            close_call(self._episode, activation, called, ActionResult(called.call_id, called.name, text, error))
-        emit = self._episode.journal.emit
+            close_call(self.episode, activation, called, ActionResult(called.call_id, called.name, text, error))
+        emit = self.episode.journal.emit
         if emit is not None:
             emit(
                 HandoffOutput(
-                    trajectory_id=self._episode.record.id, agent=activation.agent, step=first.step, to=tool.target
+                    trajectory_id=self.episode.record.id, agent=activation.agent, step=first.step, to=tool.target
                 )
             )
         self.finish(activation, _argument(first, "message") or "", handoff=tool.target)
@@ -291,124 +354,39 @@ class Cast:
         agent = self.agent(activation)
         team = None
         if activation.caller is not None and activation.call_id is None:
-            team = self.units[self._episode.record.activations[activation.caller].agent]
+            team = self.units[self.episode.record.activations[activation.caller].agent]
         key = (agent.name, team.name if team is not None else None)
         offer = self._offers.get(key)
         if offer is None:
             extra: list[Any] = list(team.tools_of.get(agent.name, ())) if isinstance(team, Topology) else []
-            if activation.caller is None or agent is _first_agent(self.root):
-                extra += self._episode.task.tools
+            if activation.caller is None or agent is self._first:
+                extra += self.episode.task.tools
             ready = agent.toolkit.ready() if not extra else None
             offer = self._offers[key] = ready or await agent.toolkit.resolve(extra)
         return offer
 
-    # Beginning again
-
-    def recover(self) -> None:
-        """Read off the log who is due. Teams are told again what they were told; calls of lost outcome are closed."""
-        episode, record = self._episode, self._episode.record
-        missing = {a.agent for a in record.activations.values()} - self.units.keys()
-        if missing:
-            raise TaskError(f"The log has members that were not given: {sorted(missing)}; given: {list(self.units)}.")
-        for activation in record.activations.values():
-            if activation.caller is not None:
-                self._children.setdefault(activation.caller, []).append(activation.id)
-        self._tell_again()
-        for activation in list(record.activations.values()):
-            unit = self.units[activation.agent]
-            if activation.finished is not None or isinstance(unit, Topology) or activation.id in self.ready:
-                continue
-            self._recover_agent(episode, activation)
-
-    def _recover_agent(self, episode: Episode, activation: Activation) -> None:
-        record = episode.record
-        below = [record.activations[child] for child in self._children.get(activation.id, ())]
-        working = {child.call_id for child in below if child.finished is None}
-        ours = self._runtime_names(activation)
-        for called in activation.open_calls:
-            known = called.call_id in working or called.name in ours or called.idempotent or episode.is_fork
-            if not known and self._was_running(called):
-                interrupt_call(episode, activation, called, "the process that ran it ended")
-        still = activation.open_calls
-        blocked = [c for c in still if c.call_id in working or episode.unanswered(c)]
-        if len(blocked) < len(still) or not still:
-            self.make_due(activation)
-
-    def _was_running(self, called: ev.ToolCalled) -> bool:
-        """Whether a call was at work when its process ended, and did not wait for a person."""
-        record = self._episode.record
-        questions = record.questions_of(called)
-        return all(q.id in record.answers and record.answered_at[q.id] < called.seq for q in questions)
-
-    def _runtime_names(self, activation: Activation) -> set[str]:
-        """Names of the calls of an agent that start other agents or hand over."""
-        agent = self.agent(activation)
-        tools: list[Any] = [*agent.toolkit.items, *self._episode.task.tools]
-        if activation.caller is not None:
-            team = self.units[self._episode.record.activations[activation.caller].agent]
-            tools += team.tools_of.get(agent.name, ()) if isinstance(team, Topology) else ()
-        return {tool.name for tool in tools if isinstance(tool, Tool) and isinstance(tool, UnitTool | HandoffTool)}
-
-    def _tell_again(self) -> None:
-        """Rebuild the flows by telling them the log, and carry out the moves that it does not have."""
-        record = self._episode.record
-        state: dict[str, Any] = {}
-        due: dict[int, list[Move]] = {}
-        begun: dict[int, set[str | None]] = {}
-        for event in list(record.events):
-            if isinstance(event, ev.StateSet):
-                state[event.key] = event.value
-            elif isinstance(event, ev.AgentStarted):
-                unit = self.units[event.agent]
-                if event.caller is not None and event.call_id is None:
-                    begun.setdefault(event.caller, set()).add(event.node)
-                if isinstance(unit, Topology):
-                    flow = self._flows[event.activation] = unit.flow()
-                    asked = self._input_of(event.activation)
-                    due[event.activation] = _moves(partial(flow.begin, asked, dict(state)))
-            elif isinstance(event, ev.AgentFinished):
-                moves = self._tell_result(record.activations[event.activation], event, dict(state))
-                if moves is not None:
-                    due[moves[0]] += moves[1]
-        for id, moves in due.items():
-            activation = record.activations[id]
-            if activation.finished is None:
-                known = begun.get(id, set())
-                self._move(activation, [m for m in moves if not (isinstance(m, Start) and m.node in known)])
-
-    def _tell_result(
-        self, activation: Activation, event: ev.AgentFinished, state: dict[str, Any]
-    ) -> tuple[int, list[Move]] | None:
-        """Tell a team again what a member came to; the answer is the object that it was, not its JSON form."""
-        if activation.id not in self.answers:
-            revive = getattr(self.units[event.agent], "revive", None)
-            revived = event.answer is not None and revive is not None and event.handoff is None
-            self.answers[activation.id] = revive(event.answer) if revived and revive else event.answer
-        caller = activation.caller
-        if caller is None or caller not in self._flows or activation.call_id is not None:
-            return None
-        answer = self.answers[activation.id]
-        result = Result(activation.node or "", event.agent, activation.id, answer, event.error, event.handoff)
-        moves = _moves(partial(self._flows[caller].done, result, state))
-        for move in moves:
-            if isinstance(move, End):
-                self.answers[caller] = move.answer
-        return caller, moves
-
-    def _input_of(self, team: int) -> Content:
-        """What a team was asked: the one message of its own."""
-        node = next(n for n in self._episode.record.messages.values() if n.activation == team)
-        return node.message.content or ""
+    def _recorded(self, activation: Activation, answer: Any) -> Any:
+        unit = self.units[activation.agent]
+        return unit.recorded(answer) if isinstance(unit, BaseAgent) and not isinstance(answer, str) else plain(answer)
 
 
-def _moves(tell: Callable[[], Sequence[Move]]) -> list[Move]:
+def moves_of(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
     """What a flow answers. An error in a function that the team was given, such as `until`, is the end of the team."""
     try:
         return list(tell())
     except AWorldError as error:
         return [End(error=str(error))]
     except Exception as bug:  # noqa: BLE001 - whatever the team's functions raise is data of the run
-        return [End(error=f"{type(bug).__name__}: {bug}")]
+        return [End(error=f"A function of {team.name!r} raised {type(bug).__name__}: {bug}")]
+
+
+def storable(team: Activation, end: End) -> End:
+    """An end whose answer the log can keep; any other is an error."""
+    try:
+        plain(end.answer)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return End(error=f"The answer of {team.agent!r} is not JSON-able: {error}")
+    return end
 
 
 def _argument(called: ev.ToolCalled, name: str) -> str | None:
@@ -422,7 +400,7 @@ def _argument(called: ev.ToolCalled, name: str) -> str | None:
 
 
 def _first_agent(unit: Unit) -> Unit:
-    while isinstance(unit, Topology):
+    while isinstance(unit, Topology) and unit.members():
         unit = unit.members()[0]
     return unit
 

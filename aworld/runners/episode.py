@@ -11,14 +11,14 @@ import logging
 import platform
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from itertools import count
 
 from aworld import __version__
 from aworld.core import event as ev
-from aworld.core.agent.base import BaseAgent, plain
+from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import readable
 from aworld.core.common import Observation
-from aworld.core.context.base import Context
 from aworld.core.exceptions import AgentLimit, AWorldError, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.limits import check_agent_limits, check_limits
@@ -31,6 +31,8 @@ from aworld.core.trajectory import Activation, Trajectory
 from aworld.runners.action import interrupt_call, replace_results, run_tools
 from aworld.runners.cast import Cast
 from aworld.runners.journal import Journal, give_reward
+from aworld.runners.recovery import Recovery
+from aworld.runners.state import SharedState
 from aworld.runners.turn import AgentTurn, observe
 from aworld.runners.world import World
 from aworld.trajectory.store import TrajectoryStore
@@ -63,16 +65,25 @@ class Episode:
         self.journal = Journal(self.record, store, emit)
         self.world = world or World()
         self.cast = Cast(self, task.agent)
-        self.context = self.context_of(None)
+        self.state = SharedState(self.journal, self.cast.units)
+        self.context = self.state.context_of(None)
         self.is_fork = task.prefix is not None
         self.spent = 0.0
         self.response: TaskResponse | None = None
         self._begun = False
         self._entered: list[Hooks] = []
         self._workers: dict[int, asyncio.Task[None]] = {}
+        self._failed: list[asyncio.Task[None]] = []
         self._news: asyncio.Event | None = None
-        self._trouble: tuple[ev.Status, str] | None = None
+        self._numbers = count(self.record.next_step)
         self._steps = self.record.next_step
+        if self.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
+            self._numbers = (number for number in count() if number not in self.record.calls)
+            self._steps = len(self.record.calls)
+        self._turns: dict[str, int] = {}
+        self._now: dict[int, int] = {}
+        self._over: list[StepFinished] = []
+        """What readers of the stream are told when it is durable."""
 
     # The ways to drive it
 
@@ -86,7 +97,6 @@ class Episode:
         """Take one turn; first add an observation or replace pending results, if given."""
         if self.response is not None and self.record.finished is not None:
             return True, Observation(self._final_content()), self.response
-        at = self.record.next_step
         misuse: TaskError | None = None
 
         async def one_turn() -> None:
@@ -97,12 +107,12 @@ class Episode:
                 misuse = error
                 return
             if self.cast.ready:
-                await self.turn(self.record.activations[self.cast.ready.popleft()])
+                await self.turn(self.record.activations[self.next_due()])
 
         response = await self._guarded(one_turn)
         if misuse is not None:
             raise misuse
-        response.step = at if self.record.next_step > at else max(at - 1, 0)
+        response.step = next(reversed(self.record.calls), 0)
         over = response.status != "running"
         call = self.record.calls.get(response.step)
         if self.record.finished is not None or call is None:
@@ -110,29 +120,32 @@ class Episode:
         if response.status == "waiting":
             return over, Observation("\n".join(q.question for q in self.open_questions())), response
         seen = self.record.activations[call.activation]
-        if seen.finished is not None and self.cast.ready:  # its work is done: what the next one will see
+        if self.cast.ready and seen.id not in self.cast.ready:  # it has ended, or waits for others: the next one's view
             seen = self.record.activations[self.cast.ready[0]]
         return over, observe(self.record, seen), response
 
+    def next_due(self) -> int:
+        """Whose turn the next step takes: the one that has waited longest."""
+        return self.cast.ready.popleft()
+
     def recorded_response(self) -> TaskResponse:
         """The response of a run that has ended, as it was recorded."""
-        answer = self.record.answer
-        revive = getattr(self.task.agent, "revive", None)
+        known = self.cast.units.keys() >= {a.agent for a in self.record.activations.values()}
         return TaskResponse(
             self.record,
             self.record.status,
-            revive(answer) if revive is not None and answer is not None else answer,
+            Recovery(self.cast).recall() if known else self.record.answer,
             self.record.error,
             self.record.events[-1].at - self.record.events[0].at,
             self.context if self.conf.resp_carry_context else None,
-            give_reward=self.give_reward,
+            give_reward=partial(give_reward, self.journal),
             store=self.journal.store,
         )
 
     async def _drive(self) -> None:
         """Take all turns: one after the other while one agent is due, side by side when several are."""
         try:
-            while self._trouble is None:
+            while self.state.conflict is None:
                 if not self._workers and len(self.cast.ready) == 1 and self.cast.is_alone():
                     await self.turn(self.record.activations[self.cast.ready.popleft()])
                     continue
@@ -141,11 +154,12 @@ class Episode:
                 while self.cast.ready:
                     id = self.cast.ready.popleft()
                     worker = self._workers[id] = asyncio.create_task(self._work(self.record.activations[id]))
-                    worker.add_done_callback(lambda _: self.wake())
+                    worker.add_done_callback(partial(self._stopped, id))
                 if not self._workers:
                     return
                 await self._news.wait()
-                self._collect()
+                if self._failed:
+                    self._failed[0].result()
         finally:
             for worker in self._workers.values():
                 worker.cancel()
@@ -156,16 +170,17 @@ class Episode:
         """Take the turns of one agent until it is not due at once."""
         ready = self.cast.ready
         await self.turn(activation)
-        while ready and ready[-1] == activation.id and self._trouble is None:
+        while ready and ready[-1] == activation.id and self.state.conflict is None:
             ready.pop()
             await self.turn(activation)
 
-    def _collect(self) -> None:
-        for id, worker in list(self._workers.items()):
-            if worker.done():
-                del self._workers[id]
-                if not worker.cancelled():
-                    worker.result()
+    def _stopped(self, id: int, worker: asyncio.Task[None]) -> None:
+        """A worker has ended: the driver looks at how."""
+        if self._workers.get(id) is worker:  # the agent may be due again, and have another
+            del self._workers[id]
+        if not worker.cancelled() and worker.exception() is not None:
+            self._failed.append(worker)
+        self.wake()
 
     def wake(self) -> None:
         """There is news for the driver: somebody is due, or has stopped."""
@@ -183,50 +198,64 @@ class Episode:
     async def turn(self, activation: Activation) -> None:
         """Let one agent decide once and let the world answer. What an agent cannot get over ends its work."""
         agent = self.cast.agent(activation)
-        step = self.record.next_step
         self.cast.begin_turn(activation)
         try:
-            step = await self._turn(activation, agent)
-        except (LimitReached, StoreError):
-            raise
-        except AWorldError as error:
-            self.cast.fail(activation, str(error), "limit_reached" if isinstance(error, AgentLimit) else None)
-        except Exception as bug:
-            logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
-            self.cast.fail(activation, f"{type(bug).__name__}: {bug}")
+            try:
+                await self._turn(activation, agent)
+            except (LimitReached, StoreError):
+                raise
+            except AWorldError as error:
+                self.cast.fail(activation, str(error), "limit_reached" if isinstance(error, AgentLimit) else None)
+            except Exception as bug:
+                logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
+                self.cast.fail(activation, f"{type(bug).__name__}: {bug}")
+            if self.journal.emit is not None:
+                await self._show_end(activation)
         finally:
-            self.cast.end_turn(activation)
-        emit = self.journal.emit
-        if emit is not None:
-            await self.journal.commit()
+            self.cast.end_turn(activation)  # last: from here on another worker may take the agent's next turn
+
+    async def _show_end(self, activation: Activation) -> None:
+        """Tell readers of the stream that a step is over, and durable; of the last one with the end."""
+        step = self._now.pop(activation.id, None)
+        if step is not None:
             call = self.record.calls.get(step)
             usage = call.usage if call is not None else None
-            emit(StepFinished(trajectory_id=self.record.id, agent=agent.name, step=step, usage=usage))
+            self._over.append(
+                StepFinished(trajectory_id=self.record.id, agent=activation.agent, step=step, usage=usage)
+            )
+        if self.record.activations[0].finished is None:
+            await self.journal.commit()
+            self._show_over()
 
-    async def _turn(self, activation: Activation, agent: BaseAgent) -> int:
+    def _show_over(self) -> None:
+        emit, over = self.journal.emit, self._over
+        while over and emit is not None:
+            emit(over.pop(0))
+
+    async def _turn(self, activation: Activation, agent: BaseAgent) -> None:
         offer = await self.cast.offer(activation)
-        if activation.open_calls:  # the process died, or a person was asked, in mid-turn
-            step = activation.open_calls[0].step
-        elif self._has_answered(activation):  # the process died before the answer was taken
-            step = self.record.next_step
+        last = activation.last
+        if last is not None and (activation.open_calls or self._has_answered(activation)):
+            self._now[activation.id] = last.step  # the process died, or a person was asked, in mid-turn
         else:
-            step = await self._decide(activation, agent, offer)
+            await self._decide(activation, agent, offer)
         if not activation.calls:
             self._conclude(activation, agent)
-            return step
+            return
         self.cast.start_called(activation, offer)
         await run_tools(self, activation, offer)
         self.cast.hand_over(activation, offer)
-        return step
 
-    async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> int:
-        step = self._steps
-        check_limits(self.conf, self.record, step)
+    async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
+        check_limits(self.conf, self.record, self._steps)
         check_agent_limits(agent, activation)
         self._steps += 1
+        step = self._now[activation.id] = next(self._numbers)
+        index = max(self._turns.get(agent.name, 0), self.record.steps_by_agent.get(agent.name, 0))
+        self._turns[agent.name] = index + 1
         if self.journal.emit is not None:
             self.journal.emit(StepStarted(trajectory_id=self.record.id, agent=agent.name, step=step))
-        turn = AgentTurn(self, activation, agent, offer, step)
+        turn = AgentTurn(self, activation, agent, offer, step, index)
         started = time.time()
         message = await agent.decide(turn)
         if not turn.called:
@@ -234,7 +263,6 @@ class Episode:
         turn.show(message)
         if message.tool_calls:
             await self.journal.commit()
-        return step
 
     def _has_answered(self, activation: Activation) -> bool:
         leaf = activation.leaf
@@ -302,8 +330,8 @@ class Episode:
 
     def _verdict(self) -> tuple[ev.Status | None, str | None]:
         """How the run stands after work has been done; None while turns are left."""
-        if self._trouble is not None:
-            return self._trouble
+        if self.state.conflict is not None:
+            return "failed", self.state.conflict
         root = self.record.activations[0]
         if root.finished is None:
             if self.cast.ready:
@@ -322,6 +350,7 @@ class Episode:
     async def _close(self, status: ev.Status | None, error: str | None) -> TaskResponse:
         """Write the end, if this is it, and make the response."""
         ended = status not in (None, "waiting", "interrupted")
+        self.journal.held = False
         try:
             if ended and self.record.finished is None:
                 self._close_open_calls(status or "")
@@ -338,12 +367,15 @@ class Episode:
             error,
             self.spent,
             self.context if self.conf.resp_carry_context else None,
-            give_reward=self.give_reward,
+            give_reward=partial(give_reward, self.journal),
             store=self.journal.store,
         )
         self.response = response
         if status is not None:
             await self._leave(response)
+        if ended:
+            self.cast.leave()
+            self.journal.emit = None
         return response
 
     async def _let_go(self) -> None:
@@ -365,6 +397,8 @@ class Episode:
             except Exception:  # the run has ended: its outcome stands
                 logger.exception("trajectory=%s | after_task of %s failed", self.record.id, type(hook).__name__)
         if self.journal.emit is not None:
+            if response.status != "interrupted":
+                self._show_over()
             step = max(self.record.next_step - 1, 0)
             self.journal.emit(
                 RunFinished(trajectory_id=self.record.id, agent=self.task.agent.name, step=step, response=response)
@@ -390,11 +424,11 @@ class Episode:
     async def _begin(self) -> None:
         if self._begun:
             return
-        self.task.agent.check()
+        self.check()
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
-            self.cast.recover()
+            Recovery(self.cast).recover()
         else:
             self.cast.start(self.task.agent, self.task.input)
         self.journal.store.attach(self.record)
@@ -405,6 +439,10 @@ class Episode:
         for hook in self.task.hooks:
             self._entered.append(hook)
             await hook.before_task(at)
+
+    def check(self) -> None:
+        """Raise ConfigError when an agent misses a setting."""
+        self.task.agent.check()
 
     def _start(self) -> None:
         prefix = self.task.prefix
@@ -436,10 +474,6 @@ class Episode:
         )
         return id
 
-    def give_reward(self, value: float, **fields: Any) -> Awaitable[None]:
-        """Reward a step, or the whole run; see `journal.give_reward`."""
-        return give_reward(self.journal, value, **fields)
-
     def answer(self, question: str, text: str) -> None:
         """Record a person's answer to an open question."""
         if question not in {q.id for q in self.open_questions()}:
@@ -463,31 +497,6 @@ class Episode:
             return False
         return any(q.id not in self.record.answers for q in self.record.questions_of(called))
 
-    def context_of(self, activation: Activation | None) -> Context:
-        """The task's context, as one agent writes it."""
-
-        def write(key: str, value: Any) -> None:
-            self._set_state(activation, key, value)
-
-        return Context(self.record.id, self.task.info, self.record.state, write)
-
-    def _set_state(self, activation: Activation | None, key: str, value: Any) -> None:
-        before = self.record.writers.get(key)
-        other = self.record.activations.get(before) if before is not None else None
-        if activation is not None and other is not None and self.cast.side_by_side(activation, other):
-            reducer = self.cast.reducer(key)
-            if reducer is None:
-                self._trouble = (
-                    "failed",
-                    f"{other.agent!r} and {activation.agent!r} work side by side and both set {key!r}: give them "
-                    f"different keys, or say how to join them: Swarm(..., state={{{key!r}: function}}).",
-                )
-                raise TaskError(self._trouble[1])
-            value = reducer(self.record.state[key], value)
-        self.journal.add(
-            ev.StateSet, key=key, value=plain(value), activation=activation.id if activation is not None else None
-        )
-
     def _intervene(self, observation: Content | None, tool_results: dict[str, Content] | None) -> None:
         """What the caller of `step` puts in before the next turn."""
         if observation is None and not tool_results:
@@ -500,9 +509,12 @@ class Episode:
             mine = {c.call_id for c in activation.calls} & (tool_results or {}).keys()
             if mine:
                 replace_results(self, activation, {id: (tool_results or {})[id] for id in mine})
+                self.cast.drop_called(activation)
                 if not activation.open_calls:
                     self.cast.make_due(activation)
         if observation is not None:
-            due = self.cast.ready[0] if self.cast.ready else active[0].id
-            activation = self.record.activations[due]
+            agents = [a for a in active if isinstance(self.cast.units[a.agent], BaseAgent)]
+            if not agents:
+                raise TaskError("Nobody is at work who could be told; fork before the last step.")
+            activation = self.record.activations[self.cast.ready[0]] if self.cast.ready else agents[0]
             self.add_message(activation, Message("user", observation), activation.leaf, "human")

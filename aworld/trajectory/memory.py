@@ -115,14 +115,19 @@ class WeakStore:
         """See `TrajectoryStore.append`. Stores nothing: the events are in the attached trajectory."""
         if events and isinstance(events[0], Started):
             live = self._live.get(trajectory_id)
-            if live is not None and live.started is not None and live.started is not events[0]:
+            running = live is not None and live.finished is None and live.started is not None
+            if running and live is not None and live.started is not events[0]:
                 raise already_there(trajectory_id, self.url)
         return DONE
 
     def attach(self, trajectory: Trajectory) -> None:
-        """See `TrajectoryStore.attach`. Raises `TaskError` when another run of this id is held by somebody."""
+        """See `TrajectoryStore.attach`. Raises `TaskError` when another run of this id has not ended.
+
+        One that has ended gives way: how long it stays in memory is the garbage collector's business.
+        """
         live = self._live.get(trajectory.id)
-        if live is not None and live is not trajectory and live.started not in (None, trajectory.started):
+        running = live is not None and live is not trajectory and live.finished is None
+        if running and live is not None and live.started not in (None, trajectory.started):
             raise already_there(trajectory.id, self.url)
         self._live[trajectory.id] = trajectory
 

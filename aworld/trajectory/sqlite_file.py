@@ -141,7 +141,12 @@ def check_version(connection: sqlite3.Connection, path: str) -> int:
     """The version of a file's tables, 0 for an empty file. Raises `StoreError` for a newer or a foreign file."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-    if application != APPLICATION_ID and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application != APPLICATION_ID and tables:
+        # Another connection may have made the tables between the questions: then the mark is there now.
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID and tables:
         raise StoreError(f"store={path} | a SQLite file of another program; give the store a file of its own")
     if version > len(MIGRATIONS):
         raise StoreError(

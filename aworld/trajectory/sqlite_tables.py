@@ -46,7 +46,7 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
         id=id, task=TaskInfo(*row[:5]), agent=agent, ended=None if finished is None else status, score=score,
         started_at=started, updated_at=updated, finished_at=finished, steps=steps, events=events,
         input_tokens=inputs, output_tokens=outputs, answer=answer, error=error, forked_from=forked,
-        asked=msgspec.json.decode(row[18] or b"[]"), changed=False,
+        asked=msgspec.json.decode(row[18] or b"[]", type=list[tuple[str, str | None]]), changed=False,
     )  # fmt: skip
     return Known(row[19], tally)
 

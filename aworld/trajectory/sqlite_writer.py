@@ -18,7 +18,6 @@ import atexit
 import os
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -47,9 +46,6 @@ from aworld.trajectory.store import already_there, unknown_trajectory
 
 BATCH = 500
 """Events of one transaction; more gain nothing and make the first of them wait."""
-
-ALONE = 0.001
-"""Seconds after which the events of another run are no longer company."""
 
 SMALL, SMALL_SIZE = 50, 65_536
 """Events and bytes of the largest batch that a run writes itself; it holds up its event loop meanwhile."""
@@ -98,9 +94,7 @@ class Writer:
         self._waits = True
         """Whether the connection waits for the lock of another process."""
         self._last: str | None = None
-        self._last_at = 0.0
-        """Whose events were the last that somebody waits for, and when they came; None when that run was alone and has
-        ended."""
+        """The run that had to wait last for its events to be written; None when it was alone and has ended."""
         self._pages = 0
         """About how many pages were written since they were last copied back."""
         self._pen = threading.Lock()
@@ -168,10 +162,9 @@ class Writer:
         return jobs if events <= SMALL and size <= SMALL_SIZE else []
 
     def _is_alone(self, job: Append) -> bool:
-        """Whether no other run has written just now: one of many does better to share a commit."""
-        now = time.monotonic()
-        alone = self._last is None or self._last == job.id or now - self._last_at > ALONE
-        self._last, self._last_at = None if alone and isinstance(job.events[-1], Finished) else job.id, now
+        """Whether no other run has written since this one did: one of many does better to share a commit."""
+        alone = self._last is None or self._last == job.id
+        self._last = None if alone and isinstance(job.events[-1], Finished) else job.id
         return alone
 
     def call(self, do: Callable[[sqlite3.Connection], Any] | None) -> Future[Any]:

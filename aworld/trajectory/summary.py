@@ -69,8 +69,8 @@ class Tally(Struct, kw_only=True):
     answer: str | None = None
     error: str | None = None
     forked_from: str | None = None
-    asked: list[str] = []
-    """Questions without a reply."""
+    asked: list[tuple[str, str | None]] = []
+    """Questions without a reply, with the tool calls that they belong to."""
     changed: bool = True
     """Whether anything but the running figures (times, steps, events, tokens) changed since this was last cleared."""
 
@@ -148,18 +148,18 @@ def _reward(tally: Tally, event: ev.Rewarded) -> None:
 
 
 def _asked(tally: Tally, event: ev.Asked) -> None:
-    tally.asked, tally.changed = [*tally.asked, event.id], True
+    tally.asked, tally.changed = [*tally.asked, (event.id, event.call_id)], True
 
 
 def _tool_result(tally: Tally, event: ev.ToolReturned) -> None:
-    if tally.asked:  # a question of a closed call is moot; its id is the call's, with a number from the second on
-        left = [id for id in tally.asked if id != event.call_id and not id.startswith(f"{event.call_id}-")]
+    if tally.asked:  # a question of a closed call is moot
+        left = [question for question in tally.asked if question[1] != event.call_id]
         tally.changed = tally.changed or len(left) < len(tally.asked)
         tally.asked = left
 
 
 def _answered(tally: Tally, event: ev.Answered) -> None:
-    tally.asked, tally.changed = [id for id in tally.asked if id != event.id], True
+    tally.asked, tally.changed = [question for question in tally.asked if question[0] != event.id], True
 
 
 def _finished(tally: Tally, event: ev.Finished) -> None:

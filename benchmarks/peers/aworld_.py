@@ -68,10 +68,10 @@ async def run_one(base_url: str, model: str) -> str:
 
 async def stream_one(base_url: str, model: str) -> str:
     """Run one task, its outputs read as they come."""
-    response: Any = None
+    last: Any = None
     async for output in Runners.streamed_run_task(task_for(base_url, model), RunConfig(store=_store())).stream_events():
-        response = getattr(output, "response", response)
-    return response.answer
+        last = output  # a reader shows it; the last one carries the response
+    return last.response.answer
 
 
 async def run_many(base_url: str, model: str, tasks: int, in_flight: int) -> list[str]:

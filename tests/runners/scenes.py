@@ -66,6 +66,10 @@ class RecordingServer(ModelServer):
     bodies: list[dict[str, Any]]
     headers: list[dict[str, str]]
 
+    async def __aenter__(self) -> RecordingServer:
+        await self.start()
+        return self
+
     async def start(self) -> None:
         self.bodies, self.headers = [], []
         await super().start()

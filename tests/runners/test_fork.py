@@ -304,7 +304,7 @@ async def test_a_log_that_was_tampered_with_is_found(store: TrajectoryStore) -> 
     record = (await Runners.run("x", adder())).record
     for number, event in enumerate(record.events):
         if isinstance(event, ev.MessageAdded) and event.origin == "tool":
-            message = Message("tool", "4", tool_call_id=event.message.tool_call_id, name="add")
+            message = Message("tool", "4", tool_call_id="call_0_0", name="add")
             forged = msgspec.structs.replace(event, message=message)
             events = [*record.events[:number], forged, *record.events[number + 1 :]]
             report = await Runners.replay(Trajectory.of(record.id, events))

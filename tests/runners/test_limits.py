@@ -92,7 +92,7 @@ async def test_max_cost_from_configured_prices() -> None:
         )
         response = await Runners.run("x", Agent("a", conf, tools=[add]), conf={"max_cost": 0.5})
     assert (response.status, len(response.trajectory)) == ("limit_reached", 3)
-    assert response.usage.cost == pytest.approx(0.6)  # pyright: ignore[reportUnknownMemberType]
+    assert response.usage.cost == pytest.approx(0.6)
 
 
 async def test_the_deadline_passes_while_the_model_thinks() -> None:
@@ -110,15 +110,37 @@ async def test_the_deadline_passes_while_the_model_thinks() -> None:
 
 
 async def test_the_deadline_passes_while_a_server_is_silent() -> None:
+    let_go = asyncio.Event()
+
     async def silent(_: ModelRequest) -> str:
-        await asyncio.Event().wait()
+        await let_go.wait()
         return ""
 
     async with ModelServer(FunctionModel(silent)) as server:
         agent = Agent("a", AgentConfig(llm_base_url=server.base_url, llm_model_name="m"))
         response = await Runners.run("x", agent, timeout=0.1)
+        let_go.set()
     assert response.status == "timeout"
     assert response.time_cost < 1
+
+
+async def test_a_server_stops_at_once_though_an_answer_is_under_way() -> None:
+    let_go = asyncio.Event()
+
+    async def silent(_: ModelRequest) -> str:
+        await let_go.wait()
+        return ""
+
+    server = ModelServer(FunctionModel(silent))
+    await server.start()
+    agent = Agent("a", AgentConfig(llm_base_url=server.base_url, llm_model_name="m"))
+    assert (await Runners.run("x", agent, timeout=0.1)).status == "timeout"
+    try:
+        async with asyncio.timeout(1):
+            await server.stop()
+    finally:
+        let_go.set()
+        await server.stop()
 
 
 @tool
@@ -155,7 +177,7 @@ async def test_a_tool_that_hangs_is_stopped_and_the_model_is_told() -> None:
     (seen,) = response.trajectory[0]["observation"]
     assert seen["error"] == "No answer within 0.05 s; it was stopped."
     assert "No answer within 0.05 s" in seen["content"]
-    assert seen["duration"] == pytest.approx(0.05, abs=0.2)  # pyright: ignore[reportUnknownMemberType]
+    assert seen["duration"] == pytest.approx(0.05, abs=0.2)
 
 
 async def test_a_tool_may_have_a_time_limit_of_its_own() -> None:

@@ -56,10 +56,8 @@ class Area(BaseModel, extra="forbid"):
         return self.side**2
 
 
-_PLAIN = pytest.mark.xfail(strict=True, reason="plain() writes an answer in a form that revive() cannot read")
-
-CASES: list[tuple[Any, str, Any]] = [
-    (City, '{"name": "Ghent", "people": 265000, "founded": "0630-01-01"}', City(name="Ghent", people=265000, founded=date(630, 1, 1))),
+CASES: list[Any] = [
+    (City, '{"name": "G", "people": 2, "founded": "0630-01-01"}', City(name="G", people=2, founded=date(630, 1, 1))),
     (Point, '{"x": 1.5}', Point(1.5)),
     (list[int], '{"result": [1, 2]}', [1, 2]),
     (int, '{"result": 5}', 5),
@@ -74,8 +72,8 @@ CASES: list[tuple[Any, str, Any]] = [
     (City | Point, '{"result": {"x": 2}}', Point(2.0)),
     (date, '{"result": "2026-11-21"}', date(2026, 11, 21)),
     (City, '```json\n{"name": "Ghent", "people": 1}\n```', City(name="Ghent", people=1)),
-    pytest.param(Aliased, '{"firstName": "Ada"}', Aliased(firstName="Ada"), id="alias", marks=_PLAIN),
-    pytest.param(Area, '{"side": 3}', Area(side=3), id="computed", marks=_PLAIN),
+    pytest.param(Aliased, '{"firstName": "Ada"}', Aliased(firstName="Ada"), id="alias"),
+    pytest.param(Area, '{"side": 3}', Area(side=3), id="computed"),
 ]  # fmt: skip
 
 

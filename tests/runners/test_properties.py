@@ -39,20 +39,35 @@ def fail(text: str) -> str:
 
 
 texts = st.text(max_size=8).filter(lambda text: text.isprintable())
-calls = st.one_of(
-    st.builds(lambda a, b: ("add", f'{{"a": {a}, "b": {b}}}'), st.integers(-9, 9), st.integers(-9, 9)),
-    st.builds(lambda n: ("echo", f'{{"text": "{"x" * n}"}}'), st.integers(0, 9)),
-    st.just(("fail", '{"text": "no"}')),
-    st.sampled_from([("add", "{"), ("add", "[]"), ("nobody", "{}"), ("echo", '{"test": 1}'), ("", "")]),
-)
+bad_calls = st.sampled_from([("add", "{"), ("add", "[]"), ("nobody", "{}"), ("echo", '{"test": 1}'), ("", "")])
 ids = st.sampled_from(["", "a", "b", "call_0", "a-1"])
-tool_calls = st.builds(lambda id, call: ToolCall(id, *call), ids, calls)
-turns = st.builds(
-    lambda text, called: Message("assistant", text, tool_calls=tuple(called)),
-    st.none() | texts,
-    st.lists(tool_calls, min_size=1, max_size=5),
-)
-scripts = st.builds(lambda acting, last: [*acting, last], st.lists(turns, max_size=5), texts)
+
+
+@st.composite
+def tool_calls(draw: st.DrawFn) -> ToolCall:
+    """A call of a tool: right, failing or malformed, with an id that may be missing or used twice."""
+    kind = draw(st.sampled_from(["add", "echo", "fail", "bad"]))
+    number = draw(st.integers(0, 9))
+    match kind:
+        case "add":
+            name, arguments = "add", f'{{"a": {number}, "b": {draw(st.integers(-9, 9))}}}'
+        case "echo":
+            name, arguments = "echo", f'{{"text": "{"x" * number}"}}'
+        case "fail":
+            name, arguments = "fail", '{"text": "no"}'
+        case _:
+            name, arguments = draw(bad_calls)
+    return ToolCall(draw(ids), name, arguments)
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[Said]:
+    """What a model says in a run: turns with tool calls, then a text."""
+    said: list[Said] = []
+    for _ in range(draw(st.integers(0, 5))):
+        called = draw(st.lists(tool_calls(), min_size=1, max_size=5))
+        said.append(Message("assistant", draw(st.none() | texts), tool_calls=tuple(called)))
+    return [*said, draw(texts)]
 
 
 def agent_of(script: list[Said]) -> Agent:
@@ -67,7 +82,7 @@ async def recorded(agent: Agent) -> tuple[Trajectory, list[int]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(scripts)
+@given(scripts())
 def test_every_conversation_gives_a_sound_log(script: list[Said]) -> None:
     record, _ = asyncio.run(recorded(agent_of(script)))
     assert_sound(record)
@@ -76,7 +91,7 @@ def test_every_conversation_gives_a_sound_log(script: list[Said]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(scripts, st.data())
+@given(scripts(), st.data())
 def test_a_run_that_was_killed_anywhere_ends_with_the_same_answer(script: list[Said], data: st.DataObject) -> None:
     async def main() -> None:
         agent = agent_of(script)
@@ -106,7 +121,7 @@ def content(record: Trajectory) -> list[Any]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(scripts, st.data())
+@given(scripts(), st.data())
 def test_a_run_killed_twice_ends_too(script: list[Said], data: st.DataObject) -> None:
     async def main() -> None:
         agent = agent_of(script)
@@ -126,7 +141,7 @@ def test_a_run_killed_twice_ends_too(script: list[Said], data: st.DataObject) ->
 
 
 @settings(max_examples=40, deadline=None)
-@given(scripts)
+@given(scripts())
 def test_stepping_and_running_write_the_same_log(script: list[Said]) -> None:
     async def main() -> None:
         agent = agent_of(script)
@@ -151,7 +166,7 @@ def in_order(record: Trajectory) -> list[dict[str, Any]]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(scripts, st.data())
+@given(scripts(), st.data())
 def test_forks_at_every_step_end_with_the_same_answer_and_replay(script: list[Said], data: st.DataObject) -> None:
     async def main() -> None:
         agent = agent_of(script)
@@ -171,7 +186,7 @@ def test_forks_at_every_step_end_with_the_same_answer_and_replay(script: list[Sa
 
 
 @settings(max_examples=40, deadline=None)
-@given(scripts, st.data())
+@given(scripts(), st.data())
 def test_a_fold_of_any_prefix_of_a_real_run_is_valid(script: list[Said], data: st.DataObject) -> None:
     async def main() -> None:
         whole, _ = await recorded(agent_of(script))

@@ -46,7 +46,6 @@ async def test_a_reward_by_id_long_after_the_run(store: TrajectoryStore) -> None
     assert_sound(record)
 
 
-@pytest.mark.xfail(strict=True, reason="the response writes on from its own copy of the record")
 async def test_rewards_by_id_and_by_response_meet_in_one_log(store: TrajectoryStore) -> None:
     response = await Runners.run("x", adder(), run_conf=RunConfig(store=store))
     await Runners.reward(response.id, 0.25, store=store)
@@ -61,7 +60,6 @@ async def test_a_reward_by_response_needs_no_store() -> None:
     assert response.trajectory[1]["reward"]["score"] == 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="without a store a reward by task is written to a copy and lost")
 async def test_a_reward_by_task_after_its_run() -> None:
     task = Task("x", adder())
     response = (await Runners.run_task(task))[task.id]
@@ -69,7 +67,6 @@ async def test_a_reward_by_task_after_its_run() -> None:
     assert response.record.score == 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="without a store a reward by id is written to a copy and lost")
 async def test_a_reward_by_id_without_a_store() -> None:
     response = await Runners.run("x", adder())
     await Runners.reward(response.id, 0.5)
@@ -84,7 +81,6 @@ async def test_a_reward_of_a_stepped_task_by_the_task() -> None:
     assert response.record.score == 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="a reward by id breaks the run in progress")
 async def test_a_reward_while_the_run_goes_on(store: TrajectoryStore) -> None:
     gate = Gate()
 
@@ -144,7 +140,7 @@ async def test_rewards_from_code_of_a_thousand_runs() -> None:
     tasks = [Task(str(n), adder(), group_id="sums") for n in range(200)]
     responses = await Runners.run_task(tasks, RunConfig(store=store))
     await asyncio.gather(*(response.reward(n / 10) for n, response in enumerate(responses.values())))
-    assert sum(summary.score or 0 for summary in await store.query()) == pytest.approx(1990)  # pyright: ignore[reportUnknownMemberType]
+    assert sum(summary.score or 0 for summary in await store.query()) == pytest.approx(1990)
 
 
 async def test_a_detail_that_is_no_json_is_refused(store: TrajectoryStore) -> None:

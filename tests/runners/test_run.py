@@ -59,6 +59,7 @@ async def test_rows_are_json_and_show_each_step() -> None:
         "step": 0,
         "execute_time": 0,
         "pre_agent": None,
+        "caller": None,
     }
     assert first["state"]["input"] == "1 + 2?"
     assert [message["role"] for message in first["state"]["messages"]] == ["system", "user"]
@@ -198,7 +199,6 @@ async def test_an_id_is_used_once_in_a_store(store: TrajectoryStore) -> None:
     assert (await Runners.run("y", adder(), id="mine", run_conf=RunConfig(store=MemoryStore()))).success
 
 
-@pytest.mark.xfail(strict=True, reason="a finished run lives in cycles until the collector comes, and holds its id")
 async def test_an_id_is_free_again_when_nobody_holds_the_run_and_there_is_no_store() -> None:
     gc.disable()
     try:
@@ -310,7 +310,7 @@ async def test_an_agent_without_a_policy_says_what_is_missing() -> None:
 
 
 def test_a_task_needs_one_who_does_it() -> None:
-    with pytest.raises(TaskError, match="either agent=... or swarm=..."):
+    with pytest.raises(TaskError, match="needs either agent="):
         Task("x")
     with pytest.raises(TaskError, match="not both"):
         Task("x", adder(), adder())

@@ -68,6 +68,7 @@ async def test_a_server_that_echoes_them_in_its_errors(
     conf.llm_provider = provider
     agent = Agent("a", conf, tools=[add])
     seen = ""
+    response: Any = None
     if streamed:
         async for output in Runners.streaming_run("x", agent, run_conf=RunConfig(store=store)):
             seen += repr(output)
@@ -118,7 +119,6 @@ async def test_a_key_in_the_address_is_not_logged(store: TrajectoryStore, echoin
     assert KEY not in everything_shown(response)
 
 
-async def test_a_key_in_the_query_of_the_address_is_not_logged(store: TrajectoryStore, echoing: str) -> None:
-    conf = AgentConfig(llm_base_url=f"{echoing}/hard?api_key={KEY}", llm_model_name="m", llm_max_retries=0)
-    response = await Runners.run("x", Agent("a", conf), run_conf=RunConfig(store=store))
-    assert KEY not in everything_shown(response)
+def test_a_key_in_the_query_of_the_address_is_not_among_the_settings_that_are_logged() -> None:
+    conf = AgentConfig(llm_base_url=f"http://localhost/v1?api_key={KEY}", llm_model_name="m")
+    assert Agent("a", conf).settings()["llm_config"]["llm_base_url"] == "http://localhost/v1"

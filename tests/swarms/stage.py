@@ -25,7 +25,7 @@ from aworld.trajectory import MemoryStore
 from tests.runners.scenes import assert_answered
 
 Make = Callable[[], Unit]
-"""Builds a fresh swarm: an other process would have other objects."""
+"""Builds a fresh swarm: another process would have other objects."""
 
 
 def says(name: str, think: Callable[[ModelRequest], Said | Awaitable[Said]], **settings: Any) -> Agent:
@@ -97,7 +97,7 @@ async def ran(unit: Unit, input: Any = "Q", **task: Any) -> tuple[TaskResponse, 
 async def streamed(unit: Unit, input: Any = "Q") -> tuple[TaskResponse, list[int], list[Any]]:
     """The same, read while it goes on: the log is written more often."""
     store = Cuts()
-    outputs = [o async for o in Runners.streaming_run(input, swarm=unit, run_conf=RunConfig(store=store))]
+    outputs: list[Any] = [o async for o in Runners.streaming_run(input, swarm=unit, run_conf=RunConfig(store=store))]
     return outputs[-1].response, store.ends[:-1], outputs
 
 

@@ -19,7 +19,7 @@ from aworld.models.doubles import Said, call
 from aworld.runner import Runners
 from aworld.trajectory import MemoryStore
 from tests.runners.scenes import add, scripted
-from tests.swarms.stage import Cuts, assert_whole, echo, fails, outcome, ran, says, stepped, streamed, yields
+from tests.swarms.stage import Cuts, echo, fails, outcome, ran, revived, says, stepped, streamed, yields
 
 
 def slow(name: str, waits: int) -> Agent:
@@ -38,7 +38,9 @@ def parallel() -> Unit:
 def team() -> Unit:
     lead = Agent(
         "lead",
-        model=ScriptedModel([[call("b", input="x"), call("add", a=1, b=2), call("pair", input="y")], call("b", input="z"), "done"]),
+        model=ScriptedModel(
+            [[call("b", input="x"), call("add", a=1, b=2), call("pair", input="y")], call("b", input="z"), "done"]
+        ),
         tools=[add],
         system_prompt="Lead.",
     )
@@ -96,17 +98,13 @@ async def test_a_fork_at_any_step_says_the_same(make: Callable[[], Unit]) -> Non
         fork = await Runners.fork(whole, swarm=make(), at=at)
         assert outcome(fork) == outcome(whole)
         assert sorted(row["meta"]["step"] for row in fork.trajectory) == list(range(len(whole.record.calls)))
-        assert_whole(Cut(fork.record))
-
-
-def Cut(record: Any) -> Any:
-    return record
+        assert fork.record.complete
 
 
 @pytest.mark.parametrize("make", UNITS)
 async def test_a_replay_with_and_without_the_agents_finds_no_difference(make: Callable[[], Unit]) -> None:
     whole, _ = await ran(make())
-    with_agents = await Runners.replay(whole, make())
+    with_agents = await Runners.replay(whole, swarm=make())
     assert (with_agents.difference, with_agents.steps) == (None, len(whole.record.calls))
     without = await Runners.replay(whole)
     assert (without.difference, without.steps) == (None, len(whole.record.calls))
@@ -118,8 +116,36 @@ async def test_a_replay_of_a_run_that_failed_finds_no_difference() -> None:
 
     whole, _ = await ran(failing())
     assert whole.status == "failed"
-    assert (await Runners.replay(whole, failing())).difference is None
+    assert (await Runners.replay(whole, swarm=failing())).difference is None
     assert (await Runners.replay(whole)).difference is None
+
+
+async def test_a_replay_of_a_run_that_was_cut_short_finds_no_difference() -> None:
+    def limited() -> Unit:
+        return Swarm(echo("a"), [slow("b", 9), (slow("c", 1), slow("d", 1)), slow("e", 3)], echo("f"))
+
+    for most in range(1, 6):
+        whole, _ = await ran(limited(), conf={"max_steps": most})
+        assert whole.status == "limit_reached"
+        assert (await Runners.replay(whole, swarm=limited())).difference is None
+        assert (await Runners.replay(whole)).difference is None
+
+    async def never(request: ModelRequest) -> Said:
+        await asyncio.Event().wait()
+        return ""
+
+    late, _ = await ran(Swarm(echo("a"), [says("b", never), slow("c", 1)], echo("d")), timeout=0.05)
+    assert late.status == "timeout"
+    assert (await Runners.replay(late)).difference is None
+
+
+async def test_a_replay_of_a_run_that_was_killed_and_resumed_finds_no_difference() -> None:
+    for make in UNITS:
+        whole, ends, _ = await streamed(make())
+        for cut in ends:
+            again, _ = await revived(make(), whole.record, cut)
+            assert (await Runners.replay(again, swarm=make())).difference is None
+            assert (await Runners.replay(again)).difference is None
 
 
 async def test_a_replay_tells_which_member_changed() -> None:
@@ -127,7 +153,7 @@ async def test_a_replay_tells_which_member_changed() -> None:
         return Swarm([echo("a"), echo("b", system_prompt=prompt)], echo("c"), name="three")
 
     whole, _ = await ran(pair("Be kind."))
-    report = await Runners.replay(whole, pair("Be rude."))
+    report = await Runners.replay(whole, swarm=pair("Be rude."))
     assert report.difference is not None
     assert "Be rude." in str(report.difference)
 
@@ -198,7 +224,7 @@ def mapped_chains(size: int) -> Unit:
 
 
 def one_agent(size: int) -> Unit:
-    return Swarm(*[plain("a")] * 1 * size)
+    return Swarm(*[plain("a")] * size)
 
 
 _OPEN: dict[str, Any] = {"conf": {"max_steps": None}}

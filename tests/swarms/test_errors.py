@@ -16,9 +16,8 @@ from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Node, Swarm, 
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ConfigError
 from aworld.core.hooks import HookContext, Hooks
-from aworld.core.message import ToolCall, Usage
+from aworld.core.message import Message, ToolCall, Usage
 from aworld.core.model import ModelReply, ModelRequest
-from aworld.core.message import Message
 from aworld.core.output import HandoffOutput, RunFinished, StepFinished, StepStarted, ToolCallOutput, ToolResultOutput
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.func_to_tool import tool
@@ -128,7 +127,9 @@ BROKEN: dict[str, Callable[[], Unit]] = {
 
 @pytest.mark.parametrize("make", BROKEN.values(), ids=BROKEN.keys())
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
-async def test_a_function_of_a_swarm_that_raises_fails_the_swarm_by_name(make: Callable[[], Unit], nested: bool) -> None:
+async def test_a_function_of_a_swarm_that_raises_fails_the_swarm_by_name(
+    make: Callable[[], Unit], nested: bool
+) -> None:
     def unit() -> Unit:
         return Swarm(echo("x"), make(), name="outer") if nested else make()
 
@@ -233,7 +234,12 @@ async def test_a_stream_tells_of_all_members_in_order() -> None:
     results = [o.result.tool_call_id for o in outputs if isinstance(o, ToolResultOutput)]
     assert sorted(calls) == sorted(results) == ["call_0_0", "call_0_1"]
     for id in calls:
-        kinds = [type(o) for o in outputs if getattr(getattr(o, "call", None), "id", None) == id or getattr(getattr(o, "result", None), "tool_call_id", None) == id]
+        kinds: list[Any] = [
+            type(o)
+            for o in outputs
+            if getattr(getattr(o, "call", None), "id", None) == id
+            or getattr(getattr(o, "result", None), "tool_call_id", None) == id
+        ]
         assert kinds == [ToolCallOutput, ToolResultOutput]
 
 
@@ -242,7 +248,7 @@ async def test_a_stream_tells_of_hand_overs() -> None:
     _, _, outputs = await streamed(HandoffSwarm((a, echo("b"))))
     (handoff,) = [o for o in outputs if isinstance(o, HandoffOutput)]
     assert (handoff.agent, handoff.to, handoff.step) == ("a", "b", 0)
-    order = [type(o) for o in outputs]
+    order: list[Any] = [type(o) for o in outputs]
     assert order.index(ToolCallOutput) < order.index(ToolResultOutput) < order.index(HandoffOutput)
     assert order.index(HandoffOutput) < next(n for n, o in enumerate(outputs) if isinstance(o, StepFinished))
 
@@ -261,7 +267,15 @@ async def test_a_hundred_runs_of_one_swarm_at_once_do_not_mix() -> None:
         context.set("text", text)
         return text
 
-    keeper = says("keeper", lambda r: ToolCall("1", "remember", f'{{"text": "{r.messages[0].text}"}}') if len(r.messages) == 1 else r.messages[-1].text, tools=[tool(inline=True)(remember)])
+    keeper = says(
+        "keeper",
+        lambda r: (
+            ToolCall("1", "remember", f'{{"text": "{r.messages[0].text}"}}')
+            if len(r.messages) == 1
+            else r.messages[-1].text
+        ),
+        tools=[tool(inline=True)(remember)],
+    )
     swarm = Swarm([keeper, echo("b")], echo("c"))
     tasks = [Task(f"Q{n}", swarm=swarm) for n in range(100)]
     responses = await Runners.run_task(tasks)

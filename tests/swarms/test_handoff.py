@@ -65,7 +65,13 @@ async def test_history_of_some_messages_has_no_answer_without_its_call() -> None
     assert shown(await run(desk(history=1)), 2) == [("system", "bills!"), said]
     assert shown(await run(desk(history=2)), 2) == [("system", "bills!"), *handed, said]
     assert shown(await run(desk(history=3)), 2) == [("system", "bills!"), *handed, said]
-    assert shown(await run(desk(history=4)), 2) == [("system", "bills!"), ("assistant", ["add"]), ("tool", "3"), *handed, said]
+    assert shown(await run(desk(history=4)), 2) == [
+        ("system", "bills!"),
+        ("assistant", ["add"]),
+        ("tool", "3"),
+        *handed,
+        said,
+    ]
 
 
 async def test_history_as_a_summary_or_none() -> None:
@@ -83,7 +89,10 @@ async def test_of_two_hand_overs_in_one_turn_the_first_counts() -> None:
     assert response.record.activations[0].finished
     assert response.record.activations[0].finished.answer == "c"
     answers = response.trajectory[0]["observation"]
-    assert [answer["content"] for answer in answers] == ["Control passes to c.", "Only one hand-over a turn; this is void."]
+    assert [answer["content"] for answer in answers] == [
+        "Control passes to c.",
+        "Only one hand-over a turn; this is void.",
+    ]
 
 
 async def test_a_hand_over_waits_for_the_functions_of_its_turn() -> None:

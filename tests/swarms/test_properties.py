@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -20,7 +20,20 @@ from aworld.core.model import ModelRequest
 from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import Said
 from aworld.runner import Runners
-from tests.swarms.stage import asks, assert_whole, calls, digest, double, outcome, ran, revived, says, stepped, streamed, yields
+from tests.swarms.stage import (
+    asks,
+    assert_whole,
+    calls,
+    digest,
+    double,
+    outcome,
+    ran,
+    revived,
+    says,
+    stepped,
+    streamed,
+    yields,
+)
 
 MOST_AGENTS = 8
 
@@ -130,7 +143,8 @@ def build(plan: Plan, names: Any = None) -> Unit:
             return says(name, think, tools=[double, *parts], system_prompt="Ask them.")
         case "handoff":
             hosts = [f"{name}-{n}" for n in range(len(plan.option("edges")))]
-            targets = [[hosts[t] for t in sorted(ts)] for ts in plan.option("edges")]
+            reached: list[frozenset[int]] = plan.option("edges")
+            targets = [[hosts[number] for number in sorted(numbers)] for numbers in reached]
             targets[-1] += [part.name for part in parts]
             agents: dict[str, Unit] = {
                 host: says(host, passes_on(host, targets[n]), tools=[double], system_prompt=f"{host}!")
@@ -141,7 +155,7 @@ def build(plan: Plan, names: Any = None) -> Unit:
             return HandoffSwarm(*pairs, name=name, history=plan.option("history"), max_handoffs=4)
         case "loop":
             rounds = plan.option("rounds")
-            return Loop(parts[0], until=lambda _, output: digest_of(output) % 3 == 0, max_rounds=rounds, name=name)
+            return Loop(parts[0], until=_is_round, max_rounds=rounds, name=name)
         case _:
             reduce: Any = agent(f"{name}-r") if plan.option("reduce") else None
             items = plan.option("items")
@@ -155,7 +169,15 @@ def digest_of(output: Any) -> int:
     return sum(map(ord, str(output)))
 
 
-_WHEN: dict[str, Any] = {"always": None, "odd": lambda _, output: digest_of(output) % 2 == 1}
+def _is_round(_: Any, output: Any) -> bool:
+    return digest_of(output) % 3 == 0
+
+
+def _is_odd(_: Any, output: Any) -> bool:
+    return digest_of(output) % 2 == 1
+
+
+_WHEN: dict[str, Any] = {"always": None, "odd": _is_odd}
 
 _agents = st.sampled_from(["plain", "plain", "tool", "frail"]).map(lambda m: Plan("agent", options=(("manner", m),)))
 _policies = st.sampled_from(["tell", "skip"])
@@ -174,7 +196,8 @@ def _graphs(draw: st.DrawFn, parts: st.SearchStrategy[Plan]) -> Plan:
 def _handoffs(draw: st.DrawFn, parts: st.SearchStrategy[Plan]) -> Plan:
     size = draw(st.integers(2, 3))
     edges = tuple(
-        frozenset(draw(st.sets(st.integers(0, size - 1).filter(lambda t, n=n: t != n), min_size=1))) for n in range(size)
+        frozenset(draw(st.sets(st.integers(0, size - 1).filter(lambda t, n=n: t != n), min_size=1)))
+        for n in range(size)
     )
     history = draw(st.sampled_from(["full", 3, "summary", "none"]))
     return Plan("handoff", tuple(draw(st.lists(parts, max_size=1))), (("edges", edges), ("history", history)))
@@ -204,10 +227,14 @@ def _teams(parts: st.SearchStrategy[Plan]) -> st.SearchStrategy[Plan]:
     )
 
 
-plans = st.recursive(_agents, _teams, max_leaves=6).filter(lambda plan: plan.kind != "agent" and plan.agents <= MOST_AGENTS)
+plans = st.recursive(_agents, _teams, max_leaves=6).filter(
+    lambda plan: plan.kind != "agent" and plan.agents <= MOST_AGENTS
+)
 
 _checks = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 _LIMIT: dict[str, Any] = {"conf": {"max_steps": None}}
 
@@ -233,7 +260,7 @@ def test_killed_and_resumed_says_what_running_says(plan: Plan, data: st.DataObje
         once, ends, _ = await streamed(build(plan))
         assert outcome(once) == outcome(whole)
         for cut in ends:
-            again, later = await revived(build(plan), once.record, cut)
+            again, _ = await revived(build(plan), once.record, cut)
             assert_whole(again.record, complete=False)
             assert outcome(again) == outcome(whole)
         record = once.record
@@ -263,7 +290,7 @@ def test_forked_at_every_step_says_what_running_says(plan: Plan) -> None:
 def test_a_replay_finds_no_difference(plan: Plan) -> None:
     async def check() -> None:
         whole, _ = await ran(build(plan), **_LIMIT)
-        report = await Runners.replay(whole, build(plan))
+        report = await Runners.replay(whole, swarm=build(plan))
         assert report.difference is None
         report = await Runners.replay(whole)
         assert report.difference is None
@@ -283,7 +310,11 @@ def test_every_prefix_is_a_valid_state(plan: Plan) -> None:
             assert calls(follower) <= calls(whole.record)
             if number % 7 == 0:
                 other = Trajectory.of(whole.record.id, events[: number + 1])
-                assert (other.status, other.state, other.messages) == (follower.status, follower.state, follower.messages)
+                assert (other.status, other.state, other.messages) == (
+                    follower.status,
+                    follower.state,
+                    follower.messages,
+                )
         assert calls(follower) == calls(whole.record)
 
     asyncio.run(check())

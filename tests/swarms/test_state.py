@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ from tests.swarms.stage import asks, assert_whole, echo, outcome, ran, revived, 
 def note(context: Context, key: str, value: list[str]) -> str:
     """Keep something."""
     context.set(key, value)
-    return f"{key}={context[key]}"
+    return "kept"
 
 
 @tool
@@ -47,6 +48,10 @@ def writer(name: str, key: str = "k", waits: int = 0, *, tool: Any = note) -> Ag
         return name
 
     return says(name, think, tools=[tool])
+
+
+def merged(one: list[str], other: list[str]) -> list[str]:
+    return sorted(one + other)
 
 
 async def run(unit: Unit, input: Any = "Q", **task: Any) -> TaskResponse:
@@ -87,12 +92,14 @@ async def test_one_after_the_other_may_set_a_key_again() -> None:
 
 @pytest.mark.parametrize("drive", [run, stepped], ids=["run", "step"])
 @pytest.mark.parametrize("waits", [0, 30], ids=["overlapping", "not overlapping"])
-async def test_what_is_at_once_is_a_matter_of_the_graph_and_not_of_timing(waits: int, drive: Callable[..., Any]) -> None:
+async def test_what_is_at_once_is_a_matter_of_the_graph_and_not_of_timing(
+    waits: int, drive: Callable[..., Any]
+) -> None:
     def branches(**options: Any) -> Swarm:
         return Swarm([(writer("a"), echo("a2")), (echo("b", tools=[]), writer("b2", waits=waits))], **options)
 
     assert_conflict(await drive(branches()), "a", "b2")
-    joined = await drive(branches(state={"k": lambda x, y: sorted(x + y)}))
+    joined = await drive(branches(state={"k": merged}))
     assert joined.record.state == {"k": ["a", "b2"]}
 
 
@@ -133,7 +140,9 @@ async def test_members_called_in_one_turn_are_at_once_and_in_two_turns_are_not()
 
 async def test_a_leader_may_set_what_its_members_set() -> None:
     lead = Agent(
-        "lead", model=ScriptedModel([[call("note", key="k", value=["lead"]), call("a", input="x")], "done"]), tools=[note]
+        "lead",
+        model=ScriptedModel([[call("note", key="k", value=["lead"]), call("a", input="x")], "done"]),
+        tools=[note],
     )
     response = await run(TeamSwarm(lead, writer("a")))
     assert response.success
@@ -166,6 +175,26 @@ async def test_writes_from_threads_are_all_kept() -> None:
     assert response.record.state == {name: [name] for name in names}
     written = [event for event in response.record.events if isinstance(event, ev.StateSet)]
     assert len(written) == 20
+
+
+async def test_threads_that_write_at_every_moment_do_not_break_the_log() -> None:
+    @tool
+    def count(context: Context, name: str) -> str:
+        """Write often."""
+        for number in range(200):
+            context.set(name, number)
+        return "kept"
+
+    def counter(name: str) -> Agent:
+        return scripted(call("count", name=name), "done", name=name, tools=[count])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        response = await run(Swarm([counter(f"w{n}") for n in range(8)]))
+    finally:
+        sys.setswitchinterval(before)
+    assert response.record.state == {f"w{n}": 199 for n in range(8)}
 
 
 async def test_a_call_that_was_given_up_writes_nothing_any_more() -> None:
@@ -207,7 +236,11 @@ async def test_a_call_that_was_given_up_writes_nothing_any_more() -> None:
 
 async def test_state_is_the_same_after_a_kill() -> None:
     def swarm() -> Swarm:
-        return Swarm([writer("a"), (echo("b1"), writer("b")), writer("c", "other")], writer("z"), state={"k": lambda x, y: sorted(x + y)})
+        return Swarm(
+            [writer("a"), (echo("b1"), writer("b")), writer("c", "other")],
+            writer("z"),
+            state={"k": merged},
+        )
 
     whole, ends, _ = await streamed(swarm())
     assert whole.record.state == {"k": ["z"], "other": ["c"]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from aworld.agents.llm_agent import Agent
 from aworld.core import event as ev
 from aworld.core.agent.flow import Unit
@@ -14,6 +16,7 @@ from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Question, ToolContext
 from aworld.core.tool.func_to_tool import tool
+from aworld.core.tool.wrappers import prefixed
 from aworld.models import ScriptedModel
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
@@ -64,7 +67,9 @@ async def test_members_are_at_work_at_once_and_answer_in_the_order_of_the_calls(
 
 
 async def test_a_member_sees_its_own_conversation_only() -> None:
-    lead = leader([call("a", input="do a"), call("b", input="do b")], call("a", input="again"), "done", system_prompt="L")
+    lead = leader(
+        [call("a", input="do a"), call("b", input="do b")], call("a", input="again"), "done", system_prompt="L"
+    )
     response = await run(TeamSwarm(lead, echo("a", system_prompt="A"), echo("b")))
     prompts = {row["meta"]["agent_id"]: row["state"]["messages"] for row in response.trajectory}
     assert prompts["a#2"] == [{"role": "system", "content": "A"}, {"role": "user", "content": "do a"}]
@@ -106,7 +111,15 @@ async def test_a_member_may_be_a_swarm_or_a_team() -> None:
     assert told(response, 0) == ["b(a(x))", "inner done"]
     names = {a.id: a.agent for a in response.record.activations.values()}
     callers = {names[a.id]: names.get(a.caller) for a in response.record.activations.values() if a.caller is not None}
-    assert callers == {"lead": "lead-team", "pair": "lead", "a": "pair", "b": "pair", "inner": "lead", "boss": "inner", "c": "boss"}
+    assert callers == {
+        "lead": "lead-team",
+        "pair": "lead",
+        "a": "pair",
+        "b": "pair",
+        "inner": "lead",
+        "boss": "inner",
+        "c": "boss",
+    }
 
 
 async def test_wrong_arguments_go_back_to_the_leader() -> None:
@@ -161,11 +174,20 @@ async def test_an_agent_takes_agents_and_swarms_as_tools() -> None:
 
 async def test_an_agent_may_be_a_tool_of_the_task() -> None:
     lone = leader(call("helper", input="1"), "done")
-    response = await Runners.run("Q", agent=lone, tools=[echo("helper")])
+    response = await Runners.run("Q", agent=lone, tools=[echo("helper").as_tool()])
     assert (response.status, response.msg) == ("finished", "")
     assert told(response, 0) == ["helper(1)"]
-    led = await run(TeamSwarm(leader([call("helper", input="1"), call("a", input="2")], "done"), echo("a")), tools=[echo("helper")])
+    led = await run(
+        TeamSwarm(leader([call("helper", input="1"), call("a", input="2")], "done"), echo("a")),
+        tools=[echo("helper").as_tool()],
+    )
     assert told(led, 0) == ["helper(1)", "a(2)"]
+
+
+@pytest.mark.xfail(strict=True, reason="wrappers hide that a tool is an agent, so the runtime does not start it")
+async def test_an_agent_under_another_name_is_still_an_agent() -> None:
+    lone = leader(call("my_helper", input="1"), "done", tools=prefixed([echo("helper").as_tool()], "my_"))
+    assert told(await Runners.run("Q", agent=lone), 0) == ["helper(1)"]
 
 
 async def test_rows_are_in_order_of_time_with_their_agents_and_callers() -> None:
@@ -227,7 +249,12 @@ def asking(name: str = "asker") -> Agent:
 
 async def test_a_member_asks_a_person_and_the_others_go_on() -> None:
     def team() -> TeamSwarm:
-        return TeamSwarm(leader([call("one", input="x"), call("two", input="y"), call("a", input="z")], "done"), asking("one"), asking("two"), echo("a"))
+        return TeamSwarm(
+            leader([call("one", input="x"), call("two", input="y"), call("a", input="z")], "done"),
+            asking("one"),
+            asking("two"),
+            echo("a"),
+        )
 
     store = MemoryStore()
     waiting = await Runners.run("Q", swarm=team(), run_conf={"store": store})
@@ -239,14 +266,18 @@ async def test_a_member_asks_a_person_and_the_others_go_on() -> None:
     assert half.status == "waiting"
     whole = await Runners.resume(waiting.id, swarm=team(), store=store, answers={questions["May one?"]: "no"})
     assert whole.answer == "done"
-    by_agent = {row["meta"]["agent"]: row["observation"][0]["content"] for row in whole.trajectory if row["observation"]}
+    by_agent = {
+        row["meta"]["agent"]: row["observation"][0]["content"] for row in whole.trajectory if row["observation"]
+    }
     assert by_agent["one"] == "one got no"
     assert by_agent["two"] == "two got yes"
     assert_whole(whole.record)
 
 
 async def test_a_result_given_in_place_of_a_members_stops_the_member() -> None:
-    task = Task("Q", swarm=TeamSwarm(leader([call("a", input="x"), call("b", input="y")], "done"), echo("a"), echo("b")))
+    task = Task(
+        "Q", swarm=TeamSwarm(leader([call("a", input="x"), call("b", input="y")], "done"), echo("a"), echo("b"))
+    )
     await Runners.step(task)
     over, _, response = await Runners.step(task, tool_results={"call_0_0": "mine"})
     while not over:
@@ -259,7 +290,9 @@ async def test_a_result_given_in_place_of_a_members_stops_the_member() -> None:
 
 
 def nested() -> TeamSwarm:
-    inner = TeamSwarm(leader([call("c", input="deep"), call("c", input="er")], "inner", name="boss"), echo("c"), name="inner")
+    inner = TeamSwarm(
+        leader([call("c", input="deep"), call("c", input="er")], "inner", name="boss"), echo("c"), name="inner"
+    )
     lead = leader([call("pair", input="x"), call("inner", input="y"), call("add", a=1, b=2)], "done", tools=[add])
     return TeamSwarm(lead, Swarm(echo("a"), echo("b"), name="pair"), inner)
 
@@ -269,7 +302,7 @@ async def test_a_killed_team_goes_on_where_it_was() -> None:
     assert whole.success
     for cut in ends:
         again, _ = await revived(nested(), whole.record, cut)
-        lost = any(e.kind_error == "interrupted" for e in ()) or "interrupted" in str(told(again, 0))
+        lost = "interrupted" in str(told(again, 0))  # of the function that ran when the process died
         assert again.success
         assert lost or outcome(again) == outcome(whole)
         assert_whole(again.record, complete=False)

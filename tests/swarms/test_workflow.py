@@ -127,7 +127,9 @@ async def test_a_join_of_a_taken_and_a_left_out_edge_reads_the_taken_one() -> No
 
 async def test_a_condition_sees_the_state() -> None:
     a, b, c = echo("a"), echo("b"), echo("c")
-    graph = WorkflowSwarm(Edge(a, b, when=lambda state, _: state["way"] == "b"), Edge(a, c, when=lambda s, _: s["way"] == "c"))
+    graph = WorkflowSwarm(
+        Edge(a, b, when=lambda state, _: state["way"] == "b"), Edge(a, c, when=lambda s, _: s["way"] == "c")
+    )
     assert (await run(graph, context={"way": "b"})).answer == "b(a(Q))"
     assert (await run(graph, context={"way": "c"})).answer == "c(a(Q))"
 

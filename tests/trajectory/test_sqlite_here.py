@@ -33,12 +33,6 @@ def written_here(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-@pytest.fixture
-def together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are company for as long as a test may take."""
-    monkeypatch.setattr(sqlite_writer, "ALONE", 1e9)
-
-
 async def idle(store: SQLiteStore) -> None:
     """Wait until the thread, which tells who waits before it lets go, has let go."""
     await asyncio.to_thread(store._writer._pen.acquire)
@@ -49,7 +43,6 @@ def states(first: int, count: int = 1, size: int = 1) -> list[Event]:
     return [StateSet(seq=first + n, at=1.0, key="k", value="x" * size) for n in range(count)]
 
 
-@pytest.mark.usefixtures("together")
 async def test_a_run_that_is_alone_writes_itself(tmp_path: Path, written_here: list[bool]) -> None:
     store = SQLiteStore(tmp_path / "runs.db")
     log = run_of("run", steps=3)
@@ -67,10 +60,7 @@ async def test_a_run_that_is_alone_writes_itself(tmp_path: Path, written_here: l
     await store.close()
 
 
-async def test_a_run_is_alone_when_the_one_before_has_ended_or_is_slow(
-    tmp_path: Path, written_here: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite_writer, "ALONE", 1e9)
+async def test_runs_that_take_turns_share_commits(tmp_path: Path, written_here: list[bool]) -> None:
     store = SQLiteStore(tmp_path / "runs.db")
     for n in range(4):
         log = run_of(f"run-{n}")
@@ -78,13 +68,16 @@ async def test_a_run_is_alone_when_the_one_before_has_ended_or_is_slow(
         await idle(store)
         await store.append(f"run-{n}", log[3:])
     assert written_here == [False, *[True] * 7]
-    await store.append("open", run_of("open", status="running"))
-    await store.append("run", run_of("run"))
-    assert written_here[-2:] == [True, False]
+    written_here.clear()
+    a, b = run_of("a"), run_of("b")
+    await store.append("a", a[:1])
     await idle(store)
-    monkeypatch.setattr(sqlite_writer, "ALONE", 0.0)
-    await store.append("more", run_of("more"))
-    assert written_here[-1] is True
+    await store.append("b", b[:1])
+    await idle(store)
+    await store.append("a", a[1:2])
+    await idle(store)
+    await store.append("a", a[2:])
+    assert written_here == [True, False, False, True]
     await store.close()
 
 
@@ -174,7 +167,7 @@ async def test_the_log_beside_the_file_begins_anew(
     assert beside < 300 * 4096  # 500 appends have written more than 1,500 pages
     assert copied
     assert not any(copied)
-    assert sum(written_here) > 400
+    assert any(written_here)
     await store.close()
 
 

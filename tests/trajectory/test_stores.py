@@ -214,10 +214,6 @@ async def test_the_weak_store_knows_a_run_as_long_as_its_record_is_held() -> Non
     assert await store.read("run") == log
     assert [summary.score for summary in await store.query(Query(min_score=1.0))] == [1.0]
     assert await store.count() == 1
-    with pytest.raises(TaskError, match="already in store"):
-        store.append("run", run_of("run")[:1])
-    with pytest.raises(TaskError, match="already in store"):
-        store.attach(Trajectory("run"))
     store.attach(Trajectory.of("run", log))  # a resumed run goes on in another object
     del record
     gc.collect()
@@ -226,6 +222,20 @@ async def test_the_weak_store_knows_a_run_as_long_as_its_record_is_held() -> Non
         await store.read("run")
     assert "RunConfig(store=" in error.value.__notes__[0]
     await store.append("run", run_of("run"))
+
+
+async def test_the_weak_store_refuses_an_id_as_long_as_its_run_goes_on() -> None:
+    store = WeakStore()
+    log = run_of("run")
+    record = Trajectory.of("run", log[:-1])
+    store.attach(record)
+    with pytest.raises(TaskError, match="already in store"):
+        store.append("run", run_of("run")[:1])
+    with pytest.raises(TaskError, match="already in store"):
+        store.attach(Trajectory("run"))
+    record.apply(log[-1])
+    assert record.finished is not None
+    store.attach(Trajectory("run"))  # what has ended gives way
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

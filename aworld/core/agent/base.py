@@ -116,6 +116,14 @@ class BaseAgent:
         """The answer that a final message gives. Raises ValueError, shown to the agent, when it does not fit."""
         return message.text
 
+    def recorded(self, answer: Any) -> Any:
+        """An answer as the log keeps it: JSON-able, in the form that `revive` reads."""
+        return plain(answer)
+
+    def revive(self, value: Any) -> Any:
+        """An answer out of the form in which the log keeps it."""
+        return value
+
     def check(self) -> None:
         """Called before a run begins. Raises ConfigError when a setting is missing."""
 

@@ -108,6 +108,10 @@ class Topology:
         """A new reducer for one run of this team."""
         raise NotImplementedError
 
+    def side_by_side(self, one: str, other: str) -> bool:
+        """Whether two nodes of a flow may be at work at the same time; one after the other when a team does not say."""
+        return False
+
     def check(self) -> None:
         """Called before a run begins. Raises ConfigError when a member misses a setting."""
         for member in self.members():
@@ -151,10 +155,10 @@ class UnitTool(Tool):
 class HandoffTool(Tool):
     """Passes control to another agent. The runtime ends the caller's work and starts the other's."""
 
-    def __init__(self, target: Unit) -> None:
-        self.target = target.name
-        self.name = f"handoff_to_{checked_id(target.name)}"[:64]
-        self.description = f"Hand over to {target.name}" + (f": {target.desc}" if target.desc else ".")
+    def __init__(self, target: str, desc: str | None = None) -> None:
+        self.target = target
+        self.name = handoff_name(target)
+        self.description = f"Hand over to {target}" + (f": {desc}" if desc else ".")
         self.parameters = {
             "type": "object",
             "properties": {
@@ -167,6 +171,11 @@ class HandoffTool(Tool):
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Never called: the runtime hands over instead."""
         raise NotImplementedError(f"{self.name} is run by the runtime")
+
+
+def handoff_name(target: str) -> str:
+    """The name of the tool that passes control to an agent."""
+    return f"handoff_to_{checked_id(target)}"[:64]
 
 
 def units_of(root: Unit) -> dict[str, Unit]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Carry, End, Flow, HandoffTool, Move, OnError, Result, Start, State, Topology, Unit
@@ -23,7 +23,8 @@ from aworld.core.agent.workflow import Loop as Loop
 from aworld.core.agent.workflow import Map as Map
 from aworld.core.agent.workflow import Node as Node
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import Content
+from aworld.core.message import Content, Text
+from aworld.core.tool.base import Tool
 
 
 class GraphBuildType(StrEnum):
@@ -49,12 +50,13 @@ class Swarm(Topology):
         ConfigError: For an empty swarm, cycles in a workflow, two members of one name, or a member that is none.
     """
 
-    def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Swarm:
+    def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Self:
         """Choose the kind."""
         if build_type is not None and build_type not in list(GraphBuildType):
             known = ", ".join(repr(kind.value) for kind in GraphBuildType)
             raise ConfigError(f"build_type={build_type!r}; use one of {known}.")
-        return object.__new__(_KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls)
+        kind = _KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls
+        return cast("Self", object.__new__(kind))
 
     def __init__(
         self,
@@ -130,6 +132,11 @@ class WorkflowSwarm(Swarm):
         """A new run of the graph."""
         return WorkflowFlow(self.graph, self.name, self.on_error, self.answer)
 
+    def side_by_side(self, one: str, other: str) -> bool:
+        """Whether neither place waits for the other."""
+        first, second = self.graph.place_of(one), self.graph.place_of(other)
+        return first != second and not self.graph.follows(first, second) and not self.graph.follows(second, first)
+
 
 class TeamSwarm(Swarm):
     """A leader that calls its members as tools, several at once if it likes, and ends the work. The leader comes first.
@@ -158,7 +165,7 @@ class TeamSwarm(Swarm):
     def __init__(self, *members: Any, **options: Any) -> None:
         super().__init__(*members, **options)
         self.tools_of = {self.leader.name: tuple(member.as_tool() for member in self.team)}
-        _refuse_doubles(self.tools_of[self.leader.name], self.name)
+        _refuse_doubles(self.leader, self.tools_of[self.leader.name], self.name)
 
     def _default_name(self) -> str:
         return f"{self.leader.name}-team"
@@ -169,18 +176,21 @@ class TeamSwarm(Swarm):
 
     def flow(self) -> Flow:
         """The leader's work is the team's."""
-        return _LeaderFlow(self.leader)
+        return _LeaderFlow(self.leader, self.name)
 
 
 class _LeaderFlow:
-    def __init__(self, leader: BaseAgent) -> None:
+    def __init__(self, leader: BaseAgent, owner: str) -> None:
         self._leader = leader
+        self._owner = owner
 
     def begin(self, input: Content, state: State) -> Sequence[Move]:
         return [Start("leader", self._leader, input)]
 
     def done(self, result: Result, state: State) -> Sequence[Move]:
-        return [End(result.answer, result.error)]
+        if result.error is not None:
+            return [End(error=f"Leader {result.agent!r} of {self._owner!r} failed: {result.error}")]
+        return [End(result.answer)]
 
 
 class HandoffSwarm(Swarm):
@@ -235,8 +245,8 @@ class HandoffSwarm(Swarm):
         for source in self.members():
             targets = [target for origin, target in self.edges if origin is source]
             if targets:
-                self.tools_of[source.name] = tuple(HandoffTool(target) for target in targets)
-                _refuse_doubles(self.tools_of[source.name], self.name)
+                self.tools_of[source.name] = tuple(HandoffTool(target.name, target.desc) for target in targets)
+                _refuse_doubles(source, self.tools_of[source.name], self.name)
 
     def members(self) -> list[Unit]:
         """The agents, each once, the first one first."""
@@ -265,8 +275,10 @@ class _HandoffFlow:
 
     def done(self, result: Result, state: State) -> Sequence[Move]:
         swarm = self._swarm
-        if result.error is not None or result.handoff is None:
-            return [End(result.answer, result.error)]
+        if result.error is not None:
+            return [End(error=f"Member {result.agent!r} of {swarm.name!r} failed: {result.error}")]
+        if result.handoff is None:
+            return [End(result.answer)]
         words = str(result.answer)
         self._handoffs += 1
         key = (result.agent, result.handoff, words)
@@ -280,12 +292,14 @@ class _HandoffFlow:
         target = self._units[result.handoff]
         said = f"{result.agent} hands over to you and says:\n{words}"
         if isinstance(target, Topology) or swarm.history in ("summary", "none"):
-            task = (
-                f"<task>\n{self._task}\n</task>\n\n" if swarm.history != "none" and isinstance(self._task, str) else ""
-            )
-            return [Start(str(self._handoffs), target, task + said)]
+            return [Start(str(self._handoffs), target, said if swarm.history == "none" else self._after_task(said))]
         last = swarm.history if isinstance(swarm.history, int) else None
         return [Start(str(self._handoffs), target, said, Carry(result.activation, last))]
+
+    def _after_task(self, said: str) -> Content:
+        if isinstance(self._task, str):
+            return f"<task>\n{self._task}\n</task>\n\n{said}"
+        return (*self._task, Text(said))
 
 
 _KINDS: dict[GraphBuildType, type[Swarm]] = {
@@ -308,8 +322,12 @@ def _refuse_strangers(member: Any, kind: str) -> None:
         raise ConfigError(f"{member!r} cannot be a member of {kind}: members are agents and swarms.")
 
 
-def _refuse_doubles(tools: Sequence[Any], owner: str) -> None:
+def _refuse_doubles(agent: Unit, tools: Sequence[Tool], owner: str) -> None:
+    items = agent.toolkit.items if isinstance(agent, BaseAgent) else ()
+    own = {tool.name for tool in items if isinstance(tool, Tool)}
     names = [tool.name for tool in tools]
+    if taken := next((name for name in names if name in own), None):
+        raise ConfigError(f"Agent {agent.name!r} has a tool {taken!r} already, which {owner!r} adds; rename one.")
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"Two members of {owner!r} are offered to a model as {name!r}; rename one.")

@@ -13,7 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import End, Flow, Move, OnError, Result, Start, State, Topology, Unit, joined, readable
+from aworld.core.agent.flow import (
+    End,
+    Flow,
+    Move,
+    OnError,
+    Result,
+    Start,
+    State,
+    Topology,
+    Unit,
+    joined,
+    readable,
+    units_of,
+)
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Part, content_text
 
@@ -85,6 +98,7 @@ class Graph:
         self.places: dict[str, Place] = {}
         self._owner = owner
         self._known: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
         if all(isinstance(item, Edge) or (isinstance(item, tuple) and len(item) == 2) for item in items):  # pyright: ignore[reportUnknownArgumentType]
             for item in items:
                 edge = item if isinstance(item, Edge) else Edge(*item)
@@ -93,7 +107,7 @@ class Graph:
             self._chain(items)
         self._refuse_cycles()
 
-    def place_of(self, end: Any) -> Place:
+    def at(self, end: Any) -> Place:
         """The place of what stands at an end of an edge. Raises KeyError for what is at none."""
         return self.places[self._known[id(end)]]
 
@@ -129,10 +143,10 @@ class Graph:
                 f"A member of {self._owner!r} is {node.unit!r}; members are agents, swarms, Node(...), lists "
                 "(side by side) and tuples (one after the other)."
             )
-        base = node.name or node.unit.name
-        name, number = base, 2
+        base = name = node.name or node.unit.name
         while name in self.places:
-            name, number = f"{base}-{number}", number + 1
+            self._numbers[base] = self._numbers.get(base, 1) + 1
+            name = f"{base}-{self._numbers[base]}"
         self.places[name] = Place(name, node)
         self._known[id(item)] = name
         return name
@@ -157,11 +171,28 @@ class Graph:
                 "Loop(member, until=..., max_rounds=...) to repeat, or HandoffSwarm for control that comes back."
             )
 
+    def follows(self, later: str, earlier: str) -> bool:
+        """Whether a place waits, by way of others or not, for another."""
+        seen, waiting = {later}, [later]
+        while waiting:
+            for before in self.places[waiting.pop()].before:
+                if before == earlier:
+                    return True
+                if before not in seen:
+                    seen.add(before)
+                    waiting.append(before)
+        return False
+
+    def place_of(self, node: str) -> str:
+        """The place of a node of the flow: its own id, or one with the number of a further try."""
+        return node if node in self.places else node.rpartition("~")[0]
+
 
 class WorkflowFlow:
     """A workflow at work. Each edge is settled once, so that a whole run takes linear time."""
 
     def __init__(self, graph: Graph, owner: str, on_error: OnError, answer: Aggregate | None = None) -> None:
+        self._graph = graph
         self._places = graph.places
         self._owner = owner
         self._on_error = on_error
@@ -179,15 +210,13 @@ class WorkflowFlow:
 
     def done(self, result: Result, state: State) -> Sequence[Move]:
         """Hand a result on along the edges."""
-        id, tried = result.node, ""
-        if id not in self._places:  # a further try
-            id, _, tried = result.node.rpartition("~")
+        id = self._graph.place_of(result.node)
         place = self._places[id]
         self._running -= 1
         output: Any = result.answer
         skipped = False
         if result.error is not None:
-            tries = int(tried or 0)
+            tries = int(result.node[len(id) + 1 :] or 0)
             if tries < place.node.retries:
                 self._running += 1
                 return [Start(f"{id}~{tries + 1}", place.unit, self._input_of(place))]
@@ -224,7 +253,8 @@ class WorkflowFlow:
         return [Start(id, self._places[id].unit, self._input_of(self._places[id])) for id in ids]
 
     def _input_of(self, place: Place) -> Content:
-        given = self._inputs[place.id]
+        outputs = self._inputs[place.id]
+        given = {source: outputs[source] for source in place.before if source in outputs}  # whoever ended first
         if place.node.input is not None:
             return _content(place.node.input({"input": self._input, **given}))
         return self._input if not place.before else joined(list(given.items()))
@@ -269,6 +299,7 @@ class Loop(Topology):
         self.until, self.max_rounds, self.input, self.answer, self.must_hold = (
             until, max_rounds, input, answer, must_hold,
         )  # fmt: skip
+        units_of(self)
 
     def members(self) -> list[Unit]:
         """The member that is repeated."""
@@ -293,13 +324,11 @@ class _LoopFlow:
         loop = self._loop
         if result.error is not None:
             return [End(error=f"Round {self._round} of {loop.name!r} failed: {result.error}")]
-        answer = loop.answer(result.answer) if loop.answer is not None else result.answer
-        if loop.until(state, result.answer):
-            return [End(answer)]
-        if self._round >= loop.max_rounds:
-            if loop.must_hold:
-                return [End(error=f"{loop.name!r} ran out of max_rounds={loop.max_rounds}.", status="limit_reached")]
-            return [End(answer)]
+        holds = loop.until(state, result.answer)
+        if self._round >= loop.max_rounds and loop.must_hold and not holds:
+            return [End(error=f"{loop.name!r} ran out of max_rounds={loop.max_rounds}.", status="limit_reached")]
+        if holds or self._round >= loop.max_rounds:
+            return [End(loop.answer(result.answer) if loop.answer is not None else result.answer)]
         self._round += 1
         if loop.input is not None:
             return [Start(f"round-{self._round}", loop.body, _content(loop.input(self._task, result.answer)))]
@@ -344,6 +373,7 @@ class Map(Topology):
         refuse_on_error(on_error, what)
         self.unit, self.over, self.times, self.reduce = unit, over, times, reduce
         self.max_parallel, self.on_error = max_parallel, on_error
+        units_of(self)
 
     def members(self) -> list[Unit]:
         """The member that is repeated, and the one that reads the results."""
@@ -352,6 +382,10 @@ class Map(Topology):
     def flow(self) -> Flow:
         """A new map."""
         return _MapFlow(self)
+
+    def side_by_side(self, one: str, other: str) -> bool:
+        """All inputs are, however few may run at once."""
+        return one != other and "reduce" not in (one, other)
 
     def items(self, input: Content) -> list[Content]:
         """The inputs. Raises ValueError when there is nothing to map over."""
@@ -390,7 +424,8 @@ class _MapFlow:
     def done(self, result: Result, state: State) -> Sequence[Move]:
         owner = self._owner
         if result.node == "reduce":
-            return [End(result.answer, result.error)]
+            failed = f"The reduce step of {owner.name!r} failed: {result.error}"
+            return [End(result.answer, None if result.error is None else failed)]
         if result.error is not None and owner.on_error == "fail":
             return [End(error=f"Input {result.node} of {owner.name!r} failed: {result.error}")]
         self._settled += 1

@@ -46,7 +46,7 @@ class Toolkit:
     def __init__(self, tools: Sequence[Any] = (), tool_names: Sequence[str] = (), *, owner: str) -> None:
         self.owner = owner
         self.tool_names = tuple(tool_names)
-        self.given: list[Tool | Toolset] = as_tools([_unit_as_tool(item) for item in tools])
+        self.given: list[Tool | Toolset] = as_tools([_unit_as_tool(item) for item in _listed(tools)])
         """What was handed over, without what was found by name."""
         self.items: list[Tool | Toolset] = list(self.given)
         for name in tool_names:
@@ -71,6 +71,11 @@ class Toolkit:
         for item in [*self.items, *extra]:
             tools += [item] if isinstance(item, Tool) else await item.list_tools()
         return Offer(tools, self.owner)
+
+
+def _listed(tools: Any) -> Sequence[Any]:
+    """What was given as `tools`: a sequence, or a single one."""
+    return tools if isinstance(tools, Iterable) and not isinstance(tools, str) else [tools]  # pyright: ignore[reportUnknownVariableType, reportReturnType]
 
 
 def _unit_as_tool(item: Any) -> Any:

@@ -1,0 +1,63 @@
+"""What the kinds of sandboxes share."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import tarfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aworld.core.sandbox import SandboxError, SandboxLimits
+
+
+def new_id() -> str:
+    """A name for a sandbox, unique in the world."""
+    return f"aworld-{secrets.token_hex(6)}"
+
+
+class BaseSandbox:
+    """A name, limits, and `async with`, which closes."""
+
+    def __init__(self, limits: SandboxLimits, id: str | None = None) -> None:
+        self.id = id or new_id()
+        self.limits = limits
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Destroy the sandbox."""
+        raise NotImplementedError
+
+
+def archive(source: Path, name: str, most_bytes: int) -> bytes:
+    """A file under this name, or what is in a folder, as a tar archive. Links stay links; devices are left out.
+
+    Raises `FileNotFoundError`, and `SandboxError` when there is more than `most_bytes`.
+    """
+    buffer = io.BytesIO()
+    size = 0
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        nonlocal size
+        size += member.size
+        if size > most_bytes:
+            raise SandboxError(f"{source} has more than the {most_bytes} bytes that the sandbox may hold; see disk_mb")
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member if member.isreg() or member.isdir() or member.issym() else None
+
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        if source.is_dir():
+            for entry in sorted(source.iterdir()):
+                tar.add(entry, entry.name, filter=plain)
+        else:
+            tar.add(source.resolve(strict=True), name, filter=plain)
+    return buffer.getvalue()

@@ -1,0 +1,305 @@
+"""A sandbox in a container of Docker or Podman.
+
+The container has no network unless allowed, no capability, a read-only root and a user without rights; the work folder
+and /tmp are in memory, with their size limited. Files are worked on by small shell scripts inside, because an engine
+does not see into such folders; the image needs a shell, `cat`, `stat`, `find`, `readlink` and `tar`, as most have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits
+from aworld.sandbox import reaper
+from aworld.sandbox.base import BaseSandbox, archive, new_id
+from aworld.sandbox.engine import Engine, Stream, engine_address
+from aworld.sandbox.reaper import Record
+
+WORK = "/work"
+USER = "1000:1000"
+SCRATCH_MB = 64
+READ_BYTES = 64 << 20
+OBEY_SECONDS = 5.0
+"""Until what is killed has ended; then the container is removed."""
+IDLE = "while :; do sleep 3600 & wait; done"
+"""What process 1 does: it waits, and so takes note of processes that nobody else waits for."""
+
+MISSING, OUTSIDE, FOLDER, OTHER = 44, 45, 46, 47
+_PLACE = f"""
+cd "$(dirname "$1")" 2>/dev/null || exit {MISSING}
+b=$(basename "$1")
+if [ -e "$b" ] || [ -L "$b" ]; then f=$(readlink -f "$b") || exit {OUTSIDE}; else f=$(pwd -P)/$b; fi
+case "$f/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac
+"""
+READ = (
+    f'{_PLACE}[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] || exit {MISSING}; [ -f "$f" ] || exit {OTHER}; exec cat "$f"'
+)
+WRITE = (
+    f'mkdir -p "$(dirname "$1")" || exit 1{_PLACE}'
+    f'[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] && [ ! -f "$f" ] && exit {OTHER}; exec cat > "$f"'
+)
+LIST = f"{_PLACE}cd \"$f\" || exit {MISSING}; exec find . -mindepth 1 -maxdepth 1 -exec stat -c '%f %s %n' {{}} +"
+UNPACK = f'mkdir -p "$1" || exit 1{_PLACE}exec tar -x -f - -C "$f"'
+REPLACE = f"cd {WORK} && rm -rf -- ./* ./.[!.]* ./..?* && exec tar -x -f -"
+PACK = f"""
+cd {WORK}
+for e in * .[!.]* ..?*; do if [ -e "$e" ] || [ -L "$e" ]; then set -- "$@" "./$e"; fi; done
+shift
+[ $# -gt 0 ] || exec head -c 10240 /dev/zero
+exec tar -c -f - "$@"
+"""
+"""The entries one by one: the folder itself belongs to root, so that nobody inside could restore it. An empty archive
+is all zeros."""
+
+
+class ContainerSandbox(BaseSandbox):
+    """A container. Made by `open`."""
+
+    def __init__(self, limits: SandboxLimits, engine: Engine, id: str) -> None:
+        super().__init__(limits, id)
+        self._engine = engine
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        image: str,
+        limits: SandboxLimits | None = None,
+        *,
+        engine: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> ContainerSandbox:
+        """Make a container of an image, which is pulled if it is missing, and start it.
+
+        `engine` is the address of the engine, by default DOCKER_HOST or the socket of Docker or Podman. Raises
+        `SandboxError` if the engine cannot be reached or refuses.
+        """
+        limits = limits or SandboxLimits()
+        api = Engine(engine_address(engine))
+        sandbox = cls(limits, api, new_id())
+        reaper.record(sandbox.id, "container", {"engine": api.address})
+        try:
+            wanted = _settings(image, limits, sandbox.id, env or {})
+            path = f"/containers/create?name={sandbox.id}"
+            if "Id" not in (await api.ask("POST", path, wanted, accept=(404,)) or {}):
+                await api.ask("POST", f"/images/create?fromImage={quote(image)}")
+                await api.ask("POST", path, wanted)
+            await api.ask("POST", f"/containers/{sandbox.id}/start")
+        except BaseException:
+            await asyncio.shield(sandbox.close())
+            raise
+        return sandbox
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was not closed."""
+        return not self._closed
+
+    async def exec(
+        self,
+        command: Sequence[str] | str,
+        *,
+        stdin: bytes | None = None,
+        cwd: str = ".",
+        env: dict[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> ExecResult:
+        """Run a program (a list) or a shell line (text) to its end, and until nobody holds its output open any more.
+
+        After a time-out everything that runs in the container is killed. Exit codes above 128 are those of the engine.
+        """
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        if not argv:
+            raise SandboxError("no command was given")
+        # The folder is entered inside: an engine would make one that is missing, and follow a link that leads out.
+        folder = shlex.quote(_normal(cwd))
+        enter = f'cd {folder} || exit 126; case "$(pwd -P)/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac; exec "$@"'
+        argv = ["/bin/sh", "-c", enter, "sh", *argv]
+        limit = self.limits.output_bytes
+        return await self._run(argv, stdin, env or {}, self.limits.wall_seconds if timeout is None else timeout, limit)
+
+    async def read(self, path: str) -> bytes:
+        """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
+        return await self._script(READ, path, most=READ_BYTES)
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Write a file; its folders are made."""
+        await self._script(WRITE, path, stdin=data)
+
+    async def list(self, path: str = ".") -> list[FileInfo]:
+        """The entries of a folder, by name. Names with line breaks are not shown whole."""
+        text = (await self._script(LIST, path, most=READ_BYTES)).decode(errors="replace")
+        entries: list[FileInfo] = []
+        for line in text.splitlines():
+            mode, _, rest = line.partition(" ")
+            size, _, name = rest.partition(" ./")
+            if name and size.isdigit():
+                folder = int(mode, 16) & 0o170000 == 0o040000
+                entries.append(FileInfo(name, folder, 0 if folder else int(size)))
+        return sorted(entries, key=lambda entry: entry.name)
+
+    async def upload(self, source: Path, path: str) -> None:
+        """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
+        target = PurePosixPath(path)
+        data = await asyncio.to_thread(archive, source, target.name, self.limits.disk_mb << 20)
+        await self._script(UNPACK, str(target if source.is_dir() else target.parent), stdin=data)
+
+    async def snapshot(self) -> bytes:
+        """The work folder as a tar archive."""
+        return await self._script(PACK, ".", most=2 * (self.limits.disk_mb << 20))
+
+    async def restore(self, snapshot: bytes) -> None:
+        """Put a snapshot in the place of the work folder."""
+        await self._script(REPLACE, ".", stdin=snapshot)
+
+    async def close(self) -> None:
+        """Remove the container with everything in it."""
+        if not self._closed:
+            self._closed = True
+            await _remove(self._engine, self.id)
+            await reaper.forget(self.id)
+
+    async def _script(self, script: str, path: str, *, stdin: bytes | None = None, most: int = 0) -> bytes:
+        """Run a script on a path."""
+        argv = ["/bin/sh", "-c", script, "sh", _normal(path)]
+        result = await self._run(argv, stdin, {}, self.limits.wall_seconds, max(most, 1000))
+        if result.exit_code == MISSING:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        if result.exit_code == FOLDER:
+            raise IsADirectoryError(f"{path}: is a folder")
+        if result.exit_code != 0:
+            reasons = {OUTSIDE: "leads out of the work folder", OTHER: "is not a file"}
+            said = result.stderr.decode(errors="replace").strip()[:500] or f"failed with {result.exit_code}"
+            raise SandboxError(f"{path}: {reasons.get(result.exit_code, said)}")
+        if result.truncated:
+            raise SandboxError(f"{path}: has more than {most} bytes")
+        return result.stdout
+
+    async def _run(
+        self, argv: list[str], stdin: bytes | None, env: Mapping[str, str], timeout: float, limit: int
+    ) -> ExecResult:
+        if self._closed:
+            raise SandboxError("the sandbox is closed")
+        started = time.monotonic()
+        wanted: dict[str, Any] = {
+            "AttachStdin": stdin is not None, "AttachStdout": True, "AttachStderr": True, "Cmd": argv,
+            "Env": [f"{name}={value}" for name, value in env.items()], "User": USER, "WorkingDir": WORK,
+        }  # fmt: skip
+        made = await self._engine.ask("POST", f"/containers/{self.id}/exec", wanted)
+        stream = await self._engine.attach(f"/exec/{made['Id']}/start", {"Detach": False, "Tty": False})
+        kept = _Kept(limit)
+        late = False
+        try:
+            reading = asyncio.create_task(kept.read(stream, stdin))
+            try:
+                await asyncio.wait([reading], timeout=timeout)
+                late = not reading.done()
+            finally:
+                if not reading.done():
+                    await asyncio.shield(self._kill_all(reading))
+            await reading
+        finally:
+            stream.close()
+        code = (await self._engine.ask("GET", f"/exec/{made['Id']}/json"))["ExitCode"]
+        if code in (126, 127) and not late and not kept.out and argv[2].startswith("cd "):
+            raise SandboxError(f"{argv[4:]} cannot be started: {bytes(kept.err).decode(errors='replace').strip()}")
+        return ExecResult(
+            exit_code=-9 if late else code,
+            stdout=bytes(kept.out),
+            stderr=bytes(kept.err),
+            duration=time.monotonic() - started,
+            timed_out=late,
+            truncated=kept.truncated,
+            limit="wall_seconds" if late else None,
+        )
+
+    async def _kill_all(self, reading: asyncio.Task[None]) -> None:
+        """Kill all but process 1; a container in which something goes on nevertheless is removed."""
+        wanted = {"Cmd": ["/bin/sh", "-c", "kill -9 -1"], "User": USER}
+        made = await self._engine.ask("POST", f"/containers/{self.id}/exec", wanted)
+        await self._engine.ask("POST", f"/exec/{made['Id']}/start", {"Detach": True})
+        await asyncio.wait([reading], timeout=OBEY_SECONDS)
+        if not reading.done():
+            reading.cancel()
+            await self.close()
+            raise SandboxError("a command could not be killed, so its container was removed")
+
+
+class _Kept:
+    """The output of a command, as much as is kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.out = bytearray()
+        self.err = bytearray()
+        self.truncated = False
+        self._limit = limit
+
+    async def read(self, stream: Stream, stdin: bytes | None) -> None:
+        """Feed the input and read until the end."""
+        feeding = None if stdin is None else asyncio.create_task(stream.feed(stdin))
+        try:
+            async for channel, piece in stream.frames():
+                into = self.err if channel == 2 else self.out
+                room = self._limit - len(into)
+                into += piece[:room]
+                self.truncated = self.truncated or len(piece) > room
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+
+
+async def destroy(found: Record) -> None:
+    """Remove a container that a dead runtime left behind."""
+    await _remove(Engine(found.detail["engine"]), found.id)
+
+
+async def _remove(engine: Engine, id: str) -> None:
+    await engine.ask("DELETE", f"/containers/{id}?force=true&v=true", accept=(404,))
+
+
+def _normal(path: str) -> str:
+    """The path inside. Raises `SandboxError` if it leads out already by its words."""
+    full = posixpath.normpath(posixpath.join(WORK, path))
+    if "\0" in path or not f"{full}/".startswith(f"{WORK}/"):
+        raise SandboxError(f"{path}: leads out of the work folder")
+    return full
+
+
+def _settings(image: str, limits: SandboxLimits, id: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """What the engine is asked to make."""
+    memory = limits.memory_mb << 20
+    seconds = int(limits.cpu_seconds) + 1
+    # Processes are limited by PidsLimit; the kernel counts `nproc` for a user over all containers. Without both of
+    # these Podman asks for more than it may have.
+    ulimits = {"nofile": 1024, "nproc": 32768, "core": 0, "cpu": seconds, "fsize": limits.disk_mb << 20}
+    folder = "rw,exec,nosuid,nodev,size={}m,mode=1777"  # Podman cannot give it an owner
+    variables = {"HOME": WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8", **env}
+    return {
+        "Image": image,
+        "Entrypoint": ["/bin/sh", "-c", IDLE],
+        "Cmd": [],
+        "User": USER,
+        "WorkingDir": "/",
+        "Env": [f"{name}={value}" for name, value in variables.items()],
+        "Labels": {"aworld.sandbox": id},
+        "NetworkDisabled": not limits.network,
+        "HostConfig": {
+            "NetworkMode": "bridge" if limits.network else "none",
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "Memory": memory,
+            "MemorySwap": memory,
+            "PidsLimit": limits.processes + 2,
+            "ShmSize": SCRATCH_MB << 20,
+            "Tmpfs": {WORK: folder.format(limits.disk_mb), "/tmp": folder.format(SCRATCH_MB)},
+            "Ulimits": [{"Name": name, "Soft": most, "Hard": most} for name, most in ulimits.items()],
+        },
+    }

@@ -1,0 +1,188 @@
+"""The API of a container engine, Docker or Podman, over its socket: as much of it as sandboxes need.
+
+docker-py is not used: it blocks, so that every command that runs would hold a thread, and it reads the first bytes of
+a command's output into a buffer from which a raw socket never gives them. Source: https://docs.docker.com/reference/api/engine/
+(paths without a version, which every engine answers in its own).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import struct
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from aworld.config.errors import ConfigError
+from aworld.core.sandbox import SandboxError
+
+SOCKETS = ("/var/run/docker.sock", "{XDG_RUNTIME_DIR}/docker.sock", "{XDG_RUNTIME_DIR}/podman/podman.sock",
+           "/run/podman/podman.sock")  # fmt: skip
+ANSWER_SECONDS = 60.0
+"""Of an engine that is asked for something; making a container takes less than a second."""
+HEAD_BYTES = 1 << 16
+
+
+class Reply(NamedTuple):
+    """An answer of the engine."""
+
+    status: int
+    body: Any
+    """The JSON, or None."""
+
+
+def engine_address(given: str | None) -> str:
+    """Where the engine listens: the given address, DOCKER_HOST, or the first socket that there is."""
+    if address := given or os.environ.get("DOCKER_HOST"):
+        if not address.startswith(("unix://", "tcp://")):
+            raise ConfigError(f"engine={address!r} | must begin with unix:// or tcp://")
+        return address
+    for pattern in SOCKETS:
+        path = pattern.format(XDG_RUNTIME_DIR=os.environ.get("XDG_RUNTIME_DIR", "/nowhere"))
+        if os.path.exists(path):
+            return f"unix://{path}"
+    raise SandboxError(
+        "no container engine was found | start Docker, or Podman (systemctl start podman.socket), or name its address "
+        "in DOCKER_HOST"
+    )
+
+
+class Stream:
+    """The output and input of a command, as the engine passes them on."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def feed(self, data: bytes) -> None:
+        """Write all input, then its end; a command that does not read it to the end is fine."""
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+            self._writer.write_eof()
+        except (ConnectionError, OSError):
+            pass  # the command has ended
+
+    async def frames(self) -> AsyncGenerator[tuple[int, bytes]]:
+        """Pieces of output: 1 and what it wrote to standard output, 2 and what it wrote as errors."""
+        while True:
+            try:
+                channel, size = struct.unpack(">BxxxI", await self._reader.readexactly(8))
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return
+            while size:
+                piece = await self._reader.read(min(size, HEAD_BYTES))
+                if not piece:
+                    return
+                size -= len(piece)
+                yield channel, piece
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._writer.close()
+
+
+class Engine:
+    """One engine. Each request has a connection of its own."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def ask(self, method: str, path: str, body: Any = None, *, accept: tuple[int, ...] = ()) -> Any:
+        """The JSON of an answer. Raises `SandboxError` unless the status is below 400, or one of `accept`."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                reader, writer = await self._request(method, path, body, "close")
+                try:
+                    reply = await _reply(reader)
+                finally:
+                    writer.close()
+        except TimeoutError:
+            raise SandboxError(f"{self.address} did not answer {method} {path} in {ANSWER_SECONDS:g} s") from None
+        if reply.status >= 400 and reply.status not in accept:
+            raise SandboxError(f"{self.address}: {_told(reply)}")
+        return reply.body
+
+    async def attach(self, path: str, body: Any) -> Stream:
+        """Start a command and take over the connection for its output and input."""
+        reader, writer = await self._request("POST", path, body, "Upgrade\r\nUpgrade: tcp")
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                status, headers = await _head(reader)
+                if status >= 400:
+                    raise SandboxError(f"{self.address}: {_told(Reply(status, await _body(reader, headers)))}")
+        except BaseException:
+            writer.close()
+            raise
+        return Stream(reader, writer)
+
+    async def _request(
+        self, method: str, path: str, body: Any, connection: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        data = b"" if body is None else json.dumps(body).encode()
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: engine\r\nConnection: {connection}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        try:
+            reader, writer = await self._connect()
+            writer.write(head.encode() + data)
+            await writer.drain()
+        except OSError as error:
+            raise SandboxError(f"the container engine at {self.address} cannot be reached: {error}") from None
+        return reader, writer
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        parts = urlsplit(self.address)
+        if parts.scheme == "unix":
+            return await asyncio.open_unix_connection(parts.path)
+        context = None
+        if os.environ.get("DOCKER_TLS_VERIFY"):
+            folder = os.environ.get("DOCKER_CERT_PATH", os.path.expanduser("~/.docker"))
+            context = ssl.create_default_context(cafile=f"{folder}/ca.pem")
+            context.load_cert_chain(f"{folder}/cert.pem", f"{folder}/key.pem")
+        return await asyncio.open_connection(parts.hostname, parts.port or 2375, ssl=context)
+
+
+async def _reply(reader: asyncio.StreamReader) -> Reply:
+    status, headers = await _head(reader)
+    return Reply(status, await _body(reader, headers))
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    """The status and the headers, in small letters."""
+    try:
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return int(first.split()[1]), headers
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ValueError, IndexError):
+        raise SandboxError("the container engine gave an answer that is not HTTP") from None
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> Any:
+    """The JSON of the body: the last line of it where the engine reports progress."""
+    if headers.get("transfer-encoding") == "chunked":
+        data = b""
+        while size := int(await reader.readline(), 16):
+            data += await reader.readexactly(size)
+            await reader.readline()
+    elif "content-length" in headers:
+        data = await reader.readexactly(int(headers["content-length"]))
+    else:
+        data = await reader.read() if headers.get("connection") == "close" else b""
+    lines = data.strip().splitlines()
+    try:
+        return json.loads(data) if data.strip() else None
+    except ValueError:
+        try:
+            return json.loads(lines[-1])
+        except ValueError:
+            return {"message": data[-1000:].decode(errors="replace")}
+
+
+def _told(reply: Reply) -> str:
+    body: Any = reply.body
+    return f"{reply.status} {body.get('message', body) if isinstance(body, dict) else body}"  # pyright: ignore

@@ -1,0 +1,224 @@
+"""A sandbox on this machine, isolated by bubblewrap.
+
+A box is made once and lives until `close`: files stay from command to command, and a command costs a fork in the
+worker inside (`worker.py`) rather than a new box. Background processes live on after the command that started them;
+the time-out of a command ends them too, with it and its descendants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
+
+from aworld.config.errors import ConfigError
+from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits
+from aworld.sandbox import profile
+from aworld.sandbox.base import BaseSandbox, archive
+from aworld.sandbox.channel import Channel, Outcome
+from aworld.sandbox.worker import FILE_ERROR
+
+Isolation = Literal["bubblewrap", "none"]
+
+READ_BYTES = 64 << 20
+"""Most that `read` gives: it is held in the memory of the runtime."""
+ERROR_BYTES = 1000
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+FILE_ERRORS: dict[str, type[OSError]] = {
+    error.__name__: error for error in (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
+}
+"""Errors of files that are raised as they are; all others are `SandboxError`."""
+
+
+class LocalSandbox(BaseSandbox):
+    """An isolated place on this machine. Made by `open`; belongs to the event loop in which it was opened."""
+
+    def __init__(
+        self, limits: SandboxLimits, root: Path, env: Mapping[str, str], channel: Channel, *, id: str | None = None
+    ) -> None:
+        super().__init__(limits, id)
+        self._root = root
+        self._env = dict(env)
+        self._channel = channel
+        self._shell = shutil.which("bash", path="/usr/bin:/bin") or "/bin/sh"
+
+    @classmethod
+    async def open(
+        cls,
+        limits: SandboxLimits | None = None,
+        *,
+        isolation: Isolation = "bubblewrap",
+        python: str | None = None,
+        readonly: Mapping[str, Path] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> LocalSandbox:
+        """Make a sandbox.
+
+        `isolation="none"` makes a mere folder: commands run with the rights of this process, and only time, output and
+        the size of single processes are limited. `python` is the interpreter inside, by default the system's.
+        `readonly` shows files or folders of this machine, by their path inside. `env` is what commands find in their
+        environment besides PATH, HOME, LANG and TMPDIR. Raises `SandboxError`, with the remedy, where isolation cannot
+        be had.
+        """
+        limits = limits or SandboxLimits()
+        if isolation == "none":
+            if readonly:
+                raise ConfigError('readonly= | needs isolation="bubblewrap"; without it upload the files')
+            from aworld.sandbox.unisolated import UnisolatedSandbox
+
+            return await UnisolatedSandbox.start(limits, python, env or {})
+        user = profile.new_user()
+        interpreter = profile.find_python(python, everyone=user is not None)
+        descriptors: list[int] = []
+        try:
+            command = profile.box_command(limits, interpreter, readonly or {}, descriptors)
+            channel = launch(command, user, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        path = f"/sandbox/bin:{os.path.dirname(interpreter.path)}:{SYSTEM_PATH}"
+        base = {"PATH": path, "HOME": profile.WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+        return await cls(limits, Path(profile.WORK), base | dict(env or {}), channel)._begin()
+
+    async def _begin(self) -> Self:
+        """Wait until commands can be run."""
+        try:
+            await self._channel.ready()
+        except SandboxError as error:
+            await self.close()
+            raise SandboxError(f"local sandbox cannot be made | {error}. {profile.remedy(str(error))}") from None
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be used."""
+        return self._channel.alive
+
+    @property
+    def pid(self) -> int:
+        """The process of this machine that holds the sandbox; the sandbox ends with it."""
+        return self._channel.pid
+
+    async def exec(
+        self,
+        command: Sequence[str] | str,
+        *,
+        stdin: bytes | None = None,
+        cwd: str = ".",
+        env: dict[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> ExecResult:
+        """Run a program (a list) or a shell line (text, for bash where it is installed) to its end."""
+        argv = [self._shell, "-c", command] if isinstance(command, str) else list(command)
+        if not argv or not argv[0]:
+            raise SandboxError("no command was given")
+        settings = [f"{name}={value}" for name, value in (self._env | (env or {})).items()]
+        started = time.monotonic()
+        outcome = await self._ask(
+            ("run", cwd, str(len(argv)), *argv, *settings),
+            stdin=stdin,
+            timeout=self.limits.wall_seconds if timeout is None else timeout,
+            output_bytes=self.limits.output_bytes,
+        )
+        if outcome.error:
+            raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {outcome.error}")
+        return ExecResult(
+            exit_code=outcome.status,
+            stdout=outcome.stdout,
+            stderr=outcome.stderr,
+            duration=time.monotonic() - started,
+            timed_out=outcome.limit == "wall_seconds",
+            truncated=outcome.truncated,
+            limit=outcome.limit,
+        )
+
+    async def read(self, path: str) -> bytes:
+        """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
+        return await self._do("read", path, most=READ_BYTES)
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Write a file; its folders are made. Raises SandboxError when the disk limit is reached."""
+        await self._do("write", path, stdin=data)
+
+    async def list(self, path: str = ".") -> list[FileInfo]:
+        """The entries of a folder, by name. A name that is not UTF-8 is shown with replacement characters."""
+        lines = (await self._do("list", path, most=READ_BYTES)).split(b"\0")[:-1]
+        entries = [line.partition(b"/") for line in lines]
+        return [FileInfo(name.decode(errors="replace"), head[:1] == b"d", int(head[1:])) for head, _, name in entries]
+
+    async def upload(self, source: Path, path: str) -> None:
+        """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
+        target = PurePosixPath(path)
+        most = self.limits.disk_mb << 20
+        data = await asyncio.to_thread(archive, source, target.name, most)
+        folder = target if source.is_dir() else target.parent
+        await self._do("unpack", str(folder), stdin=data)
+
+    async def snapshot(self) -> bytes:
+        """The work folder as a tar archive."""
+        # Sparse files are packed in full, so an archive can be larger than what it was made of.
+        return await self._do("pack", ".", most=2 * (self.limits.disk_mb << 20))
+
+    async def restore(self, snapshot: bytes) -> None:
+        """Put a snapshot in the place of the work folder. After a failure the folder holds a part of it."""
+        await self._do("unpack", ".", "replace", stdin=snapshot)
+
+    async def close(self) -> None:
+        """Destroy the sandbox: no process and no file is left."""
+        await self._channel.close()
+
+    async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
+        """An operation on files, by the worker: a link can lead it nowhere but to other places in the box."""
+        outcome = await self._ask(
+            ("do", operation, path, *more),
+            stdin=stdin,
+            timeout=self.limits.wall_seconds,
+            output_bytes=max(most, ERROR_BYTES),
+        )
+        if outcome.status == FILE_ERROR:
+            kind, _, reason = outcome.stderr.decode(errors="replace").partition("\0")
+            raise FILE_ERRORS.get(kind, SandboxError)(f"{path}: {reason[:ERROR_BYTES]}")
+        if outcome.status != 0:
+            raise SandboxError(f"{operation} {path} failed: {outcome.limit or f'exit code {outcome.status}'}")
+        if outcome.truncated:
+            raise SandboxError(f"{path} has more than {most} bytes")
+        return outcome.stdout
+
+    async def _ask(self, words: Sequence[str], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
+        if any("\0" in word for word in words):
+            raise SandboxError("a NUL character cannot be part of a command or a path")
+        data = [word.encode(errors="surrogateescape") for word in words]
+        return await self._channel.run(data, stdin=stdin, timeout=timeout, output_bytes=output_bytes)
+
+
+def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int]) -> Channel:
+    """Start a worker, as another user if one is given, with nothing of this process but these descriptors."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=descriptors,
+            cwd="/",
+            env={},
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+        return Channel(process, ours, user)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()

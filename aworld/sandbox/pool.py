@@ -1,0 +1,193 @@
+"""Sandboxes for many runs at once: a bounded number of them, some prepared ahead, each destroyed after its run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any
+
+from aworld.config.errors import ConfigError
+from aworld.core.sandbox import Sandbox, SandboxError
+from aworld.sandbox.reaper import reap
+
+logger = logging.getLogger(__name__)
+
+
+class SandboxPool:
+    """Gives each run a sandbox of its own. A `SandboxSource`; belongs to the event loop that uses it first.
+
+    `make` opens a sandbox, for example `lambda: open_sandbox("local")`. At most `size` exist at a time, prepared ones
+    included; who comes later waits, in the order of coming. `warm` are prepared ahead. A sandbox is never used twice.
+    What dead runtimes left behind is destroyed when the pool is first used.
+    """
+
+    def __init__(self, make: Callable[[], Awaitable[Sandbox]], *, size: int = 16, warm: int = 0) -> None:
+        if size < 1 or not 0 <= warm <= size:
+            raise ConfigError(f"size={size}, warm={warm} | a pool needs size >= 1 and 0 <= warm <= size")
+        self._make = make
+        self._size = size
+        self._warm_wanted = warm
+        self._slots = asyncio.Semaphore(size)
+        self._held = 0
+        """Slots taken: leases that have a sandbox, or are about to."""
+        self._warm: deque[asyncio.Task[Sandbox]] = deque()
+        self._leases: dict[str, asyncio.Task[Sandbox]] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def lease(self, trajectory_id: str) -> Sandbox:
+        """The sandbox of this run; the same one until `end_run`. Waits while the pool is full.
+
+        Who is cancelled while waiting still ends with `end_run`. Raises `SandboxError`.
+        """
+        self._start()
+        task = self._leases.get(trajectory_id)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._leases[trajectory_id] = self._spawn(self._acquire())
+            task.add_done_callback(_retrieve)  # who asked may have been cancelled
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and trajectory_id not in self._leases:
+                raise SandboxError("the run ended while it waited for a sandbox") from None
+            raise
+
+    async def end_run(self, trajectory_id: str) -> None:
+        """The run is over: destroy its sandbox, also when it is still being made."""
+        task = self._leases.pop(trajectory_id, None)
+        if task is not None:
+            await asyncio.shield(self._spawn(self._end(task)))
+
+    async def close(self) -> None:
+        """Destroy all sandboxes, also those in use. No more can be had."""
+        self._closed = True
+        while self._leases:
+            self._spawn(self._end(self._leases.popitem()[1]))
+        while self._warm:
+            self._spawn(self._discard(self._warm.popleft()))
+        while self._background:
+            await asyncio.wait(self._background)
+
+    async def __aenter__(self) -> SandboxPool:
+        self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.shield(asyncio.create_task(self.close()))
+
+    def _start(self) -> None:
+        """Check the use; the first time, reap and prepare."""
+        if self._closed:
+            raise SandboxError("the pool of sandboxes is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._spawn(self._reap())
+            self._prepare()
+        elif self._loop is not loop:
+            raise SandboxError("a pool of sandboxes belongs to one event loop; make one for each sync_run or thread")
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run apart from the caller, whose cancellation must not leave half a sandbox."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def _prepare(self) -> None:
+        """Begin to make as many as are wanted ahead."""
+        while not self._closed and len(self._warm) < min(self._warm_wanted, self._size - self._held):
+            task = self._spawn(self._made())
+            task.add_done_callback(_retrieve)  # its error is logged when the sandbox is wanted
+            self._warm.append(task)
+
+    async def _made(self) -> Sandbox:
+        return await self._make()
+
+    async def _acquire(self) -> Sandbox:
+        """Wait for a slot, take a prepared sandbox or make one."""
+        await self._slots.acquire()
+        self._held += 1
+        try:
+            while self._warm:
+                task = self._warm.popleft()
+                sandbox = await self._taken(task)
+                if sandbox is not None:
+                    return sandbox
+            return await self._make_own()
+        except BaseException:
+            self._release()
+            raise
+        finally:
+            self._prepare()
+
+    async def _make_own(self) -> Sandbox:
+        task = self._spawn(self._made())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await self._discard(task)
+            raise
+
+    async def _taken(self, task: asyncio.Task[Sandbox]) -> Sandbox | None:
+        """A prepared sandbox; None if it could not be made, or has died meanwhile."""
+        try:
+            sandbox = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await self._discard(task)
+            raise
+        except (SandboxError, OSError) as error:
+            logger.warning("a sandbox could not be prepared | %s", error)
+            return None
+        if not sandbox.alive:
+            await self._destroy(sandbox)
+            return None
+        return sandbox
+
+    async def _end(self, lease: asyncio.Task[Sandbox]) -> None:
+        """End a lease in whatever state it is."""
+        lease.cancel()
+        await asyncio.wait([lease])
+        if lease.cancelled() or lease.exception() is not None:
+            return  # it gave back its slot itself
+        try:
+            await self._destroy(lease.result())
+        finally:
+            self._release()
+            self._prepare()
+
+    async def _discard(self, making: asyncio.Task[Sandbox]) -> None:
+        """Destroy a sandbox that may still be in the making."""
+        making.cancel()
+        await asyncio.wait([making])
+        if not making.cancelled() and making.exception() is None:
+            await self._destroy(making.result())
+
+    async def _destroy(self, sandbox: Sandbox) -> None:
+        try:
+            await sandbox.close()
+        except (SandboxError, OSError) as error:
+            # Its record is kept, so that the reaper of a later runtime tries again.
+            logger.warning("sandbox=%s | cannot be destroyed: %s", sandbox.id, error)
+
+    def _release(self) -> None:
+        self._held -= 1
+        self._slots.release()
+
+    async def _reap(self) -> None:
+        try:
+            await reap()
+        except (SandboxError, OSError) as error:
+            logger.warning("orphaned sandboxes cannot be looked for | %s", error)
+
+
+def _retrieve(task: asyncio.Task[Sandbox]) -> None:
+    """Take note of an error, so that it is not reported as never retrieved."""
+    if not task.cancelled():
+        task.exception()

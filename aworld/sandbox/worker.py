@@ -1,0 +1,496 @@
+"""The process inside a local sandbox that starts what the runtime asks for; a Python of the sandbox runs this source.
+
+In a box it is process 1: nobody inside can stop it, its end is the end of all, and detached processes become its
+children. It starts commands under their limits, and watches what the kernel does not limit for a box as a whole: the
+processor time of a command with all its processes, the memory of all processes, the number of files. The runtime does
+not trust it: isolation is the kernel's, deadlines and the size of output are the runtime's.
+
+One socket joins both, a datagram for each message, texts separated by NUL and preceded by their number. To the worker:
+
+    run ID FOLDER COUNT ARGV.. ENV..    with two descriptors, output and errors, or three, input first
+    do ID OPERATION PATH [OPTION]       the same, for an operation on files
+    kill ID
+
+and from it `ready`, then for each command `end ID STATUS LIMIT ERROR`: the status as of `wait`, the limit that ended it
+or nothing, and why it could not be started.
+
+It imports no more than it needs, and C modules directly where the Python ones around them cost milliseconds.
+Any Python from 3.8 runs it.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import resource
+import select
+import sys
+import time
+from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as signals
+    from collections.abc import Iterable
+    from tarfile import TarInfo
+else:
+    import _signal as signals
+
+MESSAGE_BYTES = 192 * 1024
+"""A datagram has to fit the kernel's default socket buffer of 208 KB."""
+TICK = 0.1
+"""Seconds between looks at what runs. A look at 64 processes takes 4 ms."""
+SOCKET_BYTES = 212992
+"""What a socket counts as memory: the buffer that the kernel lets it fill, which belongs to no process."""
+SETTLE = 0.5
+"""Seconds in which what was killed has to end; then everything in the box is killed at once."""
+CLOCK = os.sysconf("SC_CLK_TCK")
+FILE_ERROR = 3
+"""The exit code of an operation on files that failed; why is on its standard error."""
+
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
+"""Numbers of include/uapi/linux/prctl.h."""
+
+
+class Settings:
+    """The limits of the sandbox, from the command line."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.root = words[0]
+        self.boxed = words[1] == "boxed"
+        self.cpu = float(words[2])
+        self.memory = int(words[3]) << 20
+        self.processes = int(words[4])
+        self.disk = int(words[5]) << 20
+        self.files = int(words[6])
+        """How many files there may be in all folders that can be written; 0 for any number."""
+        self.sockets = words[7] == "own"
+        """Whether all sockets of the network namespace are the sandbox's."""
+
+
+class Command:
+    """A command that runs."""
+
+    def __init__(self, id: bytes, pid: int) -> None:
+        self.id = id
+        self.pid = pid
+        self.limit = b""
+
+
+class Process:
+    """A process as /proc shows it."""
+
+    __slots__ = ("children", "cpu", "parent", "zombie")
+
+    def __init__(self, pid: int) -> None:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+        self.zombie = fields[0] in b"ZX"
+        self.parent = int(fields[1])
+        self.cpu = sum(map(int, fields[11:15])) / CLOCK  # its own and that of children it waited for
+        self.children: list[int] = []
+
+
+def processes() -> dict[int, Process]:
+    """All descendants of this process."""
+    found: dict[int, Process] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:  # noqa: SIM105 - contextlib takes milliseconds to import
+                found[int(name)] = Process(int(name))
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # it ended meanwhile
+    for pid, process in found.items():
+        if process.parent in found:
+            found[process.parent].children.append(pid)
+    return {pid: found[pid] for pid in tree(found, os.getpid()) if pid != os.getpid()}
+
+
+def tree(found: dict[int, Process], root: int) -> list[int]:
+    """A process and its descendants."""
+    pids = [root] if root in found else []
+    for pid in pids:
+        pids += found[pid].children
+    return pids
+
+
+def memory_of(pid: int, exact: bool) -> int:
+    """Bytes of memory of a process; if exact, its share of what it has in common with others.
+
+    One that hides its share counts in full. Nothing, once it ended.
+    """
+    try:
+        if exact:
+            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+                return _sum_kb(file, (b"Pss_Anon", b"Pss_Shmem", b"SwapPss"))
+    except PermissionError:
+        pass
+    except OSError:
+        return 0
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return _sum_kb(file, (b"RssAnon", b"RssShmem", b"VmSwap"))
+    except OSError:
+        return 0
+
+
+def _sum_kb(lines: Iterable[bytes], names: tuple[bytes, ...]) -> int:
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(names))
+
+
+class Worker:
+    """Starts, watches and ends commands."""
+
+    def __init__(self, settings: Settings, channel: socket) -> None:
+        self.settings = settings
+        self.channel = channel
+        self.commands: dict[int, Command] = {}
+        self.files = 0
+        self.orphans_cpu = 0.0
+        """Processor seconds of ended processes that no command waited for."""
+
+    def serve(self) -> None:
+        """Answer until the runtime closes its end."""
+        woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(woken, False)
+        signals.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signals.signal(signals.SIGCHLD, woke)
+        poll = select.poll()
+        poll.register(self.channel.fileno(), select.POLLIN)
+        poll.register(woken, select.POLLIN)
+        self.channel.send(b"ready")
+        looked = time.monotonic()
+        while True:
+            busy = self.reap()
+            for descriptor, _ in poll.poll(TICK * 1000 if busy else None):
+                if descriptor == woken:
+                    os.read(woken, 4096)
+                elif not self.hear():
+                    return
+            if busy and time.monotonic() - looked >= TICK:
+                self.look()
+                looked = time.monotonic()
+
+    def hear(self) -> bool:
+        """Take a message; False when the runtime is gone."""
+        ints = array.array("i")
+        data, control, _, _ = self.channel.recvmsg(MESSAGE_BYTES, CMSG_LEN(3 * ints.itemsize), MSG_CMSG_CLOEXEC)
+        for level, kind, body in control:
+            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                ints.frombytes(body[: len(body) - len(body) % ints.itemsize])
+        if not data:
+            return False
+        word, id, *rest = data.split(b"\0")
+        if word == b"kill":
+            for command in self.commands.values():
+                if command.id == id:
+                    self.kill(command, b"")
+                    break
+            return True
+        try:
+            self.start(word, id, rest, list(ints))
+        except OSError as error:
+            self.tell(id, 0, b"", (error.strerror or str(error)).encode())
+        finally:
+            for descriptor in ints:
+                os.close(descriptor)
+        return True
+
+    def tell(self, id: bytes, status: int, limit: bytes, error: bytes) -> None:
+        """Say that a command ended."""
+        self.channel.send(b"\0".join((b"end", id, b"%d" % status, limit, error)))
+
+    def start(self, word: bytes, id: bytes, rest: list[bytes], descriptors: list[int]) -> None:
+        """Fork, and learn whether the program could be started."""
+        errors, report = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.become(word, rest, descriptors)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the copy of the worker must not go on
+                text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+                os.write(report, text.encode(errors="replace")[:1000])
+            finally:
+                os._exit(127)
+        os.close(report)
+        with open(errors, "rb") as file:
+            said = file.read() if word == b"run" else b""
+        if said:
+            os.waitpid(pid, 0)
+            self.tell(id, 0, b"", said)
+        else:
+            self.commands[pid] = Command(id, pid)
+
+    def become(self, word: bytes, rest: list[bytes], descriptors: list[int]) -> None:
+        """In the child: take its place, its limits and its descriptors, then be the program."""
+        os.setsid()
+        for number in (signals.SIGINT, signals.SIGPIPE, signals.SIGXFSZ, signals.SIGCHLD):
+            signals.signal(number, signals.SIG_DFL)
+        nothing = os.open("/dev/null", os.O_RDONLY)
+        source = [nothing, *descriptors][-3:]
+        for target, descriptor in enumerate(source):
+            os.dup2(descriptor, target)
+        self.limit()
+        if word == b"do":
+            self.channel.close()
+            file_operation(self.settings.root, *rest)
+            os._exit(0)
+        os.chdir(inside(self.settings.root, os.fsdecode(rest[0])))
+        cut = 2 + int(rest[1])
+        argv, env = rest[2:cut], dict(pair.split(b"=", 1) for pair in rest[cut:])
+        os.execvpe(argv[0], argv, env)
+
+    def limit(self) -> None:
+        """What the kernel limits, for a process each, but for the number of processes, which counts them all."""
+        settings = self.settings
+        seconds = int(settings.cpu) + 1
+        limits = [
+            (resource.RLIMIT_CPU, seconds),
+            (resource.RLIMIT_DATA, settings.memory),
+            (resource.RLIMIT_FSIZE, settings.disk),
+            (resource.RLIMIT_NOFILE, 1024),
+            (resource.RLIMIT_CORE, 0),
+        ]
+        if settings.boxed:  # elsewhere the processes of the user's other programs would count
+            limits.append((resource.RLIMIT_NPROC, settings.processes + 1))
+        for name, most in limits:
+            _, hard = resource.getrlimit(name)
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(name, (most, most))
+
+    def reap(self) -> bool:
+        """Take note of what ended; True while something runs."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                self.orphans_cpu = 0.0
+                return False
+            if pid == 0:
+                return True
+            command = self.commands.pop(pid, None)
+            if command is not None:
+                self.tell(command.id, status, command.limit, b"")
+            else:
+                self.orphans_cpu += usage.ru_utime + usage.ru_stime
+
+    def look(self) -> None:
+        """End what is over a limit."""
+        found = processes()
+        trees = {command.pid: tree(found, command.pid) for command in self.commands.values()}
+        for pid, pids in trees.items():
+            if sum(found[member].cpu for member in pids) > self.settings.cpu:
+                self.kill(self.commands[pid], b"cpu_seconds")
+        kept = {pid for pids in trees.values() for pid in pids}
+        orphans = [pid for pid in found if pid not in kept]
+        if sum(found[pid].cpu for pid in orphans) + self.orphans_cpu > self.settings.cpu:
+            self.end(list(trees))
+            self.orphans_cpu = 0.0
+        most = self.settings.memory
+        sockets = SOCKET_BYTES * used_sockets() if self.settings.sockets else 0
+        if sum(memory_of(pid, exact=False) for pid in found) + sockets > most:
+            sizes = {pid: memory_of(pid, exact=True) for pid in found}
+            if sum(sizes.values()) > most:
+                self.end_largest({**trees, 0: orphans}, sizes)
+            elif sum(sizes.values()) + sockets > most:
+                self.end_all(b"memory_mb")
+        if self.settings.files:
+            count = used_files(("/tmp", "/dev/shm", self.settings.root))
+            if count > max(self.settings.files, self.files):  # grown: one that deletes files may go on
+                self.end_all(b"disk_mb")
+            self.files = count
+
+    def end_largest(self, trees: dict[int, list[int]], sizes: dict[int, int]) -> None:
+        """End the command, or the processes without one, that has most memory."""
+        largest = max(trees, key=lambda root: sum(sizes[pid] for pid in trees[root]))
+        if largest in self.commands:
+            self.kill(self.commands[largest], b"memory_mb")
+        else:
+            self.end(list(self.commands))
+
+    def end_all(self, limit: bytes) -> None:
+        """End every process."""
+        for command in self.commands.values():
+            command.limit = command.limit or limit
+        self.end([])
+
+    def kill(self, command: Command, limit: bytes) -> None:
+        """End a command, its descendants, and all that belongs to no command any more."""
+        command.limit = command.limit or limit
+        self.end([pid for pid in self.commands if pid != command.pid])
+
+    def end(self, roots: list[int]) -> None:
+        """Kill all processes but these and their descendants, until none is left."""
+        deadline = time.monotonic() + (SETTLE if roots or not self.settings.boxed else 0)
+        while time.monotonic() < deadline:
+            found = processes()
+            kept = {pid for root in roots for pid in tree(found, root)}
+            victims = [pid for pid, process in found.items() if pid not in kept and not process.zombie]
+            if not victims:
+                return
+            for pid in victims:
+                send_kill(pid)
+            time.sleep(0.001)  # the kernel takes a moment
+        if self.settings.boxed:
+            send_kill(-1)  # every process but this, in one call that nothing outruns
+
+
+def send_kill(pid: int) -> None:
+    """Kill a process, or all with -1; one that ended meanwhile is fine."""
+    try:  # noqa: SIM105
+        os.kill(pid, signals.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def used_sockets() -> int:
+    """How many sockets there are."""
+    with open("/proc/net/sockstat", "rb") as file:
+        return int(file.readline().split()[2])
+
+
+def used_files(folders: tuple[str, ...]) -> int:
+    """How many files and folders there are."""
+    return sum(state.f_files - state.f_ffree for state in map(os.statvfs, folders))
+
+
+def woke(number: int, frame: object) -> None:
+    """The signal that a child ended has done its work by waking the poll."""
+
+
+class Outside(OSError):
+    """A path leads out of the work folder."""
+
+
+def inside(root: str, path: str) -> str:
+    """The path with links resolved. Raises Outside when it leads out."""
+    full = os.path.realpath(os.path.join(root, path))
+    if full != root and not full.startswith(root + "/"):
+        raise Outside(errno.EPERM, "leads out of the work folder", path)
+    return full
+
+
+def file_operation(root: str, operation: bytes, path: bytes, option: bytes = b"") -> None:
+    """Work on files, from standard input or to standard output; exit with FILE_ERROR and the reason if it fails."""
+    try:
+        OPERATIONS[operation](root, inside(root, os.fsdecode(path)), option)
+    except OSError as error:
+        os.write(2, f"{type(error).__name__}\0{error.strerror or error}".encode(errors="replace"))
+        os._exit(FILE_ERROR)
+
+
+def read_file(root: str, path: str, option: bytes) -> None:
+    """Copy a file to standard output. Pipes and devices are refused: they never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a folder")
+    if not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "is not a file")
+    while True:
+        data = os.read(descriptor, 1 << 20)
+        if not data:
+            return
+        with open(1, "wb", closefd=False) as out:
+            out.write(data)
+
+
+def write_file(root: str, path: str, option: bytes) -> None:
+    """Copy standard input into a file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise (
+            IsADirectoryError(errno.EISDIR, "is a folder")
+            if os.path.isdir(path)
+            else OSError(errno.EINVAL, "is not a file")
+        )
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file, open(0, "rb", closefd=False) as data:
+        while True:
+            piece = data.read(1 << 20)
+            if not piece:
+                return
+            file.write(piece)
+
+
+def list_folder(root: str, path: str, option: bytes) -> None:
+    """The entries of a folder: `d` or `f`, size, `/` and name, each ended by NUL."""
+    with os.scandir(path) as entries, open(1, "wb", closefd=False) as out:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            folder = entry.is_dir(follow_symlinks=False)
+            size = 0 if folder else entry.stat(follow_symlinks=False).st_size
+            out.write(b"%s%d/%s\0" % (b"d" if folder else b"f", size, os.fsencode(entry.name)))
+
+
+def pack(root: str, path: str, option: bytes) -> None:
+    """The folder as a tar archive."""
+    import tarfile
+
+    with open(1, "wb", closefd=False) as out, tarfile.open(fileobj=out, mode="w|") as tar:
+        for name in sorted(os.listdir(path)):
+            tar.add(os.path.join(path, name), name)
+
+
+def unpack(root: str, path: str, option: bytes) -> None:
+    """Fill a folder from a tar archive, emptied before if the option says so."""
+    import shutil
+    import tarfile
+
+    if option == b"replace":
+        for entry in list(os.scandir(path)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+    os.makedirs(path, exist_ok=True)
+    try:
+        with open(0, "rb", closefd=False) as data, tarfile.open(fileobj=data, mode="r|") as tar:
+            # In a box any link may be restored, it leads nowhere else; without one, none that leads out.
+            tar.extraction_filter = as_it_is if sys.argv[2] == "boxed" else getattr(tarfile, "data_filter", as_it_is)
+            tar.extractall(path)
+    except tarfile.TarError as error:
+        raise OSError(errno.EINVAL, str(error)) from error
+
+
+def as_it_is(member: TarInfo, folder: str) -> TarInfo:
+    """Change nothing of what is restored."""
+    return member
+
+
+OPERATIONS = {b"read": read_file, b"write": write_file, b"list": list_folder, b"pack": pack, b"unpack": unpack}
+
+
+def protect(boxed: bool) -> None:
+    """Hide this process from those it starts; outside a box, have their orphans, which in a box process 1 has."""
+    import ctypes
+
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # if the machine runs out of memory, a sandbox is the first to go
+    signals.signal(signals.SIGINT, signals.SIG_IGN)  # anyone in the box could send it
+    libc = ctypes.CDLL(None, use_errno=True)
+    option, value = (PR_SET_DUMPABLE, 0) if boxed else (PR_SET_CHILD_SUBREAPER, 1)
+    if libc.prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl {option} failed")
+
+
+def main() -> None:
+    """Serve on the socket that is standard input."""
+    settings = Settings(sys.argv[1:])
+    channel = socket(fileno=os.dup(0))
+    nothing = os.open("/dev/null", os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    protect(settings.boxed)
+    worker = Worker(settings, channel)
+    try:
+        worker.serve()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the runtime is gone
+    finally:
+        worker.end_all(b"")
+        while not settings.boxed and worker.reap():
+            time.sleep(0.001)  # killed ones end at once; what is left unreaped would stay as a zombie
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Fixtures of the tests of sandboxes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user can read: a runtime that is root starts sandboxes as another user."""
+    with tempfile.TemporaryDirectory(prefix="aworld-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

@@ -1,0 +1,79 @@
+"""What the tests of sandboxes share: boxes, and a look at the machine from outside."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from aworld.core.sandbox import ExecResult, SandboxLimits
+from aworld.sandbox.local import Isolation, LocalSandbox
+
+needs_bubblewrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None and not os.environ.get("CI"),  # CI installs it, and fails if it did not
+    reason="bubblewrap is not installed (apt install bubblewrap)",
+)
+SMALL = SandboxLimits(
+    cpu_seconds=5, wall_seconds=20, memory_mb=128, processes=24, disk_mb=16, output_bytes=10_000, network=False
+)
+
+
+@asynccontextmanager
+async def local(
+    limits: SandboxLimits = SMALL, isolation: Isolation = "bubblewrap", **options: Any
+) -> AsyncGenerator[LocalSandbox]:
+    """A sandbox for the length of a test."""
+    sandbox = await LocalSandbox.open(limits, isolation=isolation, **options)
+    async with sandbox:
+        yield sandbox
+
+
+async def python(sandbox: LocalSandbox, program: str, **options: Any) -> ExecResult:
+    """Run a Python program in a sandbox."""
+    return await sandbox.exec(["python", "-c", program], **options)
+
+
+def new_mark() -> str:
+    """Seconds to sleep that nothing else on this machine sleeps, by which a process is found from outside."""
+    return f"{random.randrange(1000, 9999)}.{os.getpid()}"
+
+
+def marked(marker: str) -> list[int]:
+    """The processes of this machine with a word in their command line."""
+    found: list[int] = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if marker.encode() in file.read() and int(name) != os.getpid():
+                    found.append(int(name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def gone(pids: list[int], seconds: float = 10) -> bool:
+    """Wait until these processes have ended, whosever they are."""
+    poll = select.poll()
+    watched: set[int] = set()
+    for pid in pids:
+        try:
+            watched.add(os.pidfd_open(pid))
+        except ProcessLookupError:
+            continue
+    for descriptor in watched:
+        poll.register(descriptor, select.POLLIN)
+    while watched:
+        ended = [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
+        for descriptor in ended:
+            poll.unregister(descriptor)
+            os.close(descriptor)
+        watched -= set(ended)
+        if not ended:
+            return False
+    return True

@@ -1,0 +1,169 @@
+"""A sandbox in a container. Needs an engine, and an image with a shell named in AWORLD_TEST_IMAGE."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from aworld.config.errors import ConfigError
+from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
+from aworld.sandbox import container, open_sandbox
+from aworld.sandbox.engine import Engine, engine_address
+from aworld.sandbox.reaper import Record
+from tests.sandbox.places import SMALL
+
+IMAGE = os.environ.get("AWORLD_TEST_IMAGE")
+
+
+@pytest.fixture
+def engine() -> str:
+    if IMAGE is None:
+        pytest.skip("AWORLD_TEST_IMAGE names no image to test with")
+    try:
+        return engine_address(None)
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+async def box(engine: str) -> AsyncGenerator[Sandbox]:
+    opened = await open_sandbox(f"container:{IMAGE}", SMALL, env={"COLOUR": "red"})
+    yield opened
+    await opened.close()
+
+
+async def test_commands(box: Sandbox) -> None:
+    result = await box.exec("echo hello; echo oops >&2; cat; exit 3", stdin=b"in")
+    assert (result.exit_code, result.stdout, result.stderr) == (3, b"hello\nin", b"oops\n")
+    made = await box.exec("mkdir -p deep; echo $COLOUR $SIZE $HOME", env={"SIZE": "9"})
+    assert made.stdout == b"red 9 /work\n"
+    assert (await box.exec(["pwd"], cwd="deep")).stdout == b"/work/deep\n"
+    assert (await box.exec(["printf", "%s|", "a b", "", "$HOME"])).stdout == b"a b||$HOME|"
+    with pytest.raises(SandboxError, match="cannot be started"):
+        await box.exec(["no-such-program"])
+    with pytest.raises(SandboxError, match="cannot be started"):
+        await box.exec("true", cwd="no-such-folder")
+
+
+async def test_files(box: Sandbox, tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    await box.write("a/b.bin", data)
+    assert await box.read("a/b.bin") == data
+    assert await box.list() == [FileInfo("a", True, 0)]
+    assert await box.list("a") == [FileInfo("b.bin", False, len(data))]
+    with pytest.raises(FileNotFoundError):
+        await box.read("missing")
+    with pytest.raises(IsADirectoryError):
+        await box.read("a")
+    (tmp_path / "run.sh").write_text("#!/bin/sh\necho ran\n")
+    (tmp_path / "run.sh").chmod(0o755)
+    await box.upload(tmp_path, "tools")
+    await box.upload(tmp_path / "run.sh", "copy.sh")
+    assert (await box.exec("tools/run.sh; ./copy.sh")).stdout == b"ran\nran\n"
+    kept = await box.snapshot()
+    await box.exec("rm -rf tools; touch .stale")
+    await box.restore(kept)
+    assert [entry.name for entry in await box.list()] == ["a", "copy.sh", "tools"]
+
+
+async def test_paths_that_lead_out(box: Sandbox) -> None:
+    await box.exec("ln -s /etc/hostname link; ln -s / all; mkfifo pipe")
+    for path in ("../etc/hostname", "/etc/hostname", "link", "all/etc/hostname"):
+        with pytest.raises(SandboxError, match="leads out"):
+            await box.read(path)
+    for path in ("../tmp/new", "all/tmp/new"):
+        with pytest.raises(SandboxError, match="leads out"):
+            await box.write(path, b"x")
+    with pytest.raises(SandboxError, match="leads out"):
+        await box.list("all")
+    with pytest.raises(SandboxError, match="not a file"):
+        await box.read("pipe")
+
+
+async def test_limits(box: Sandbox) -> None:
+    rights = await box.exec(
+        "id -u; grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; touch /x /etc/x; ls /sys/class/net"
+    )
+    assert rights.stdout.split() == [b"1000", b"CapEff:", b"0" * 16, b"CapBnd:", b"0" * 16, b"NoNewPrivs:", b"1", b"lo"]
+    assert rights.stderr.count(b"Read-only file system") == 2
+    full = await box.exec("head -c 40000000 /dev/zero > a; head -c 9000000 /dev/zero > b; du -sm . | cut -f1")
+    assert int(full.stdout) <= SMALL.disk_mb
+    flood = await box.exec("head -c 30000000 /dev/zero")
+    assert flood.truncated
+    assert len(flood.stdout) == SMALL.output_bytes
+    bomb = await box.exec("i=0; while [ $i -lt 60 ]; do sleep 2 & i=$((i+1)); done; echo all", timeout=3)
+    assert b"all" not in bomb.stdout
+    async with asyncio.timeout(10):
+        while (await box.exec("echo fine")).stdout != b"fine\n":  # until there is room again
+            pass
+
+
+async def test_time_outs(box: Sandbox) -> None:
+    late = await box.exec("trap '' TERM; setsid sleep 100 & echo begun; sleep 100", timeout=0.5)
+    assert (late.timed_out, late.limit, late.exit_code, late.stdout) == (True, "wall_seconds", -9, b"begun\n")
+    assert b"sleep 100" not in (await box.exec("ps | grep -v grep")).stdout
+    task = asyncio.create_task(box.exec("echo > begun; sleep 100"))
+    while not any(entry.name == "begun" for entry in await box.list()):
+        assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert b"sleep 100" not in (await box.exec("ps | grep -v grep")).stdout
+
+
+async def test_it_is_gone_when_closed_or_reaped(engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = await open_sandbox(f"container:{IMAGE}", SMALL)
+    assert list(tmp_path.glob(f"*/*/{opened.id}/record.json"))
+    await opened.close()
+    await opened.close()
+    assert not opened.alive
+    with pytest.raises(SandboxError, match="closed"):
+        await opened.exec("true")
+    with pytest.raises(SandboxError, match="404"):
+        await Engine(engine).ask("GET", f"/containers/{opened.id}/json")
+    assert not list(tmp_path.glob("*/*"))
+    left = await open_sandbox(f"container:{IMAGE}", SMALL)
+    found = Record(left.id, "container", 1, 0.0, {"engine": engine})
+    await container.destroy(found)
+    await container.destroy(found)
+    with pytest.raises(SandboxError, match="404"):
+        await left.exec("true")
+    await left.close()
+
+
+async def test_an_image_that_cannot_be_had(engine: str) -> None:
+    with pytest.raises(SandboxError, match="no-such-image"):
+        await open_sandbox("container:localhost/no-such-image:1", SandboxLimits())
+
+
+async def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(SandboxError, match=r"none\.sock cannot be reached"):
+        await open_sandbox("container:x")
+    monkeypatch.setenv("DOCKER_HOST", "ssh://somewhere")
+    with pytest.raises(ConfigError, match="unix:// or tcp://"):
+        await open_sandbox("container:x")
+    monkeypatch.delenv("DOCKER_HOST")
+    monkeypatch.setattr("aworld.sandbox.engine.SOCKETS", (str(tmp_path / "none"),))
+    with pytest.raises(SandboxError, match="start Docker, or Podman"):
+        await open_sandbox("container:x")
+
+
+async def test_an_engine_that_talks_nonsense(tmp_path: Path) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "s")
+    async with server:
+        with pytest.raises(SandboxError, match="not HTTP"):
+            await Engine(f"unix://{tmp_path}/s").ask("GET", "/info")
