@@ -63,7 +63,7 @@ async def get(url: str, policy: AddressPolicy, *, timeout: float, most: int) -> 
         async with aiohttp.ClientSession(
             connector=connector, headers=_HEADERS, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)
         ) as session:
-            return await _follow(session, _checked(url), deadline, most)
+            return await _follow(session, checked_url(url), deadline, most)
     except TimeoutError:
         raise ToolError(f"{url}: no answer within {timeout:g} s.") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -72,7 +72,7 @@ async def get(url: str, policy: AddressPolicy, *, timeout: float, most: int) -> 
         raise ToolError(f"{url} cannot be fetched: {str(error) or type(error).__name__}") from error
 
 
-def _checked(url: str) -> str:
+def checked_url(url: str) -> str:
     """The address, with a scheme. Raises `ToolError` for anything but http and https."""
     url = url.strip()
     if "://" not in url and not url.startswith(("data:", "file:", "javascript:", "about:")):
@@ -97,7 +97,7 @@ async def _follow(session: ClientSession, url: str, deadline: float, most: int) 
             if response.status not in (301, 302, 303, 307, 308) or target is None:
                 body, cut = await _body(response, deadline, most)
                 return Answer(url, response.status, _kind(response), _charset(response), body, cut)
-            url = _checked(urljoin(url, target))
+            url = checked_url(urljoin(url, target))
     raise ToolError(f"{url}: more than {REDIRECTS} redirects.")
 
 

@@ -1,4 +1,4 @@
-"""Programs that run inside a sandbox, never in the runtime. They need nothing but Python, and are sent as text."""
+"""Programs that run inside a sandbox or a page, never in the runtime. They need no packages, and are sent as text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 @cache
-def source(name: str) -> str:
-    """The text of one of these programs, for `python3 -c`."""
-    return (Path(__file__).with_name(f"{name}.py")).read_text(encoding="utf-8")
+def source(name: str, kind: str = "py") -> str:
+    """The text of one of these programs: for `python3 -c`, or (`js`) for a page."""
+    return (Path(__file__).with_name(f"{name}.{kind}")).read_text(encoding="utf-8")

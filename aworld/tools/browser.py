@@ -1,0 +1,349 @@
+"""A browser for agents: open, read as text with links numbered, click, type, go back, look.
+
+    agent = Agent("surfer", tools=[Browser()])
+
+Needs the extra `browser` (Playwright) and a Chromium of the system: `AWORLD_CHROMIUM` names it where it is not found.
+One browser serves all runs of an event loop, each in a context of its own, without cookies of others; it ends with the
+last of them. Private addresses are refused by a gate that every connection goes through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import os
+import shutil
+import weakref
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.message import Image, Part, Text
+from aworld.core.tool.base import Tool, ToolContext
+from aworld.core.tool.func_to_tool import tool
+from aworld.tools.addresses import AddressPolicy, Private
+from aworld.tools.gate import Gate
+from aworld.tools.inside import source
+from aworld.tools.web import checked_url
+
+if TYPE_CHECKING:  # an extra, imported when a page is opened
+    from playwright.async_api import Browser as Engine
+    from playwright.async_api import BrowserContext, Locator, Page, Playwright
+
+SHOWN = 15_000
+"""Characters of a page shown at once."""
+LONGEST = 500_000
+"""Characters of a page that are read."""
+_NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+_ARGUMENTS = (
+    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",  # calls between browsers would go around the gate
+    "--disable-dev-shm-usage",  # containers have little of it
+)
+
+
+class Browser:
+    """The tools of a browser: `browser_open`, `_read`, `_click`, `_type`, `_back` and `_screenshot`.
+
+    Args:
+        allow_private: Which private addresses may be reached: True for all, or addresses and networks, such as
+            `["127.0.0.1"]` for a site on this machine.
+        timeout: Seconds that a page has to open.
+        size: Width and height of the window in pixels.
+
+    Raises:
+        ConfigError: When a run starts and Playwright or Chromium is missing.
+    """
+
+    def __init__(
+        self, *, allow_private: Private = False, timeout: float = 20.0, size: tuple[int, int] = (1280, 900)
+    ) -> None:
+        self._policy = AddressPolicy(allow_private)
+        self._timeout = timeout
+        self._size = size
+        self._tabs: dict[str, _Tab] = {}
+
+    async def list_tools(self) -> Sequence[Tool]:
+        """The tools. Raises `ConfigError` that says what to install."""
+        find_chromium()
+        if importlib.util.find_spec("playwright") is None:
+            raise ConfigError('The browser needs Playwright: pip install "aworld[browser]".')
+        return [
+            self.browser_open, self.browser_read, self.browser_click,
+            self.browser_type, self.browser_back, self.browser_screenshot,
+        ]  # fmt: skip
+
+    async def end_run(self, trajectory_id: str) -> None:
+        """Close the window of a run, and the browser with the last one."""
+        tab = self._tabs.pop(trajectory_id, None)
+        if tab is not None:
+            await tab.close()
+
+    @tool
+    async def browser_open(self, url: str, at: ToolContext) -> str:
+        """Open a web page and read it. Links, buttons and fields are numbered, like [3].
+
+        Args:
+            url: The address, with http or https.
+        """
+        address = checked_url(url)
+        async with self._tab(at, open=True) as tab:
+            status = await tab.open(address)
+            return (f"[HTTP {status}]\n" if status >= 400 else "") + await tab.read_settled()
+
+    @tool
+    async def browser_read(self, at: ToolContext, start: int = 0) -> str:
+        """Read the page that is open, anew or further down.
+
+        Args:
+            start: For the next part of a long page: the character to begin with.
+        """
+        async with self._tab(at) as tab:
+            return await tab.read(start)
+
+    @tool
+    async def browser_click(self, number: int, at: ToolContext) -> str:
+        """Click a link, a button or a box by its number, and read what came of it.
+
+        Args:
+            number: The number in square brackets.
+        """
+        async with self._tab(at) as tab:
+            await (await tab.element(number)).click()
+            return await tab.read_settled()
+
+    @tool
+    async def browser_type(self, number: int, text: str, at: ToolContext, submit: bool = False) -> str:
+        """Fill in a field, or choose an option of a list, by its number.
+
+        Args:
+            number: The number in square brackets.
+            text: What to write, in place of what is there; or the option.
+            submit: Whether to press Enter afterwards.
+        """
+        async with self._tab(at) as tab:
+            element = await tab.element(number)
+            if await element.evaluate("element => element.tagName") == "SELECT":
+                await element.select_option(label=text)
+            else:
+                await element.fill(text)
+            if submit:
+                await element.press("Enter")
+            return await tab.read_settled()
+
+    @tool
+    async def browser_back(self, at: ToolContext) -> str:
+        """Go back to the page before, and read it."""
+        async with self._tab(at) as tab:
+            if await tab.page.go_back(wait_until="domcontentloaded") is None:
+                raise ToolError("There is no page before this one.")
+            return await tab.read()
+
+    @tool
+    async def browser_screenshot(self, at: ToolContext) -> list[Part]:
+        """Look at the visible part of the page as a picture."""
+        async with self._tab(at) as tab:
+            data = await tab.page.screenshot(type="jpeg", quality=70)
+            picture = Image(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}")
+            return [Text(tab.page.url), picture]
+
+    @asynccontextmanager
+    async def _tab(self, at: ToolContext, *, open: bool = False) -> AsyncGenerator[_Tab]:
+        """The window of a run, for one call at a time. What goes wrong in it is told in words for a model."""
+        from playwright.async_api import Error
+
+        tab = self._tabs.get(at.trajectory_id)
+        if tab is None:
+            if not open:
+                raise ToolError("No page is open. Use browser_open first.")
+            tab = self._tabs[at.trajectory_id] = _Tab(self._policy, self._timeout, self._size)
+        async with tab.lock:
+            try:
+                await tab.start()
+                yield tab
+            except Error as error:
+                refused = tab.gate.take_refused()
+                if refused:
+                    raise ToolError(f"Refused: {refused[0]}") from error
+                raise ToolError(f"The browser says: {error.message.splitlines()[0]}") from error
+
+
+class _Tab:
+    """The window of one run."""
+
+    page: Page
+
+    def __init__(self, policy: AddressPolicy, timeout: float, size: tuple[int, int]) -> None:
+        self.gate = Gate(policy)
+        self.lock = asyncio.Lock()
+        self._timeout = timeout
+        self._size = size
+        self._context: BrowserContext | None = None
+        self._engine: _Engine | None = None
+
+    async def start(self) -> None:
+        """Open the window, if it is not; anew where the browser has died."""
+        if self._engine is not None and self._engine.is_alive():
+            if not self.page.is_closed():
+                return
+            assert self._context is not None  # it is opened with the page
+            self.page = await self._context.new_page()
+            return
+        await self.close()
+        self.gate = await Gate(self.gate.policy).start()
+        engine = _engine()
+        await engine.enter(self)
+        self._engine = engine
+        self._context = await engine.context(self.gate.url, self._size, self._timeout)
+        self._context.on("page", self._opened)
+        self.page = await self._context.new_page()
+
+    def _opened(self, page: Page) -> None:
+        """A page opened another one: that is what a person would look at."""
+        self.page = page
+
+    async def close(self) -> None:
+        """Close the window."""
+        (context, engine), self._context, self._engine = (self._context, self._engine), None, None
+        try:
+            if context is not None and engine is not None and engine.is_alive():
+                await context.close()
+        finally:
+            await self.gate.close()
+            if engine is not None:
+                await engine.leave(self)
+
+    async def open(self, address: str) -> int:
+        """Go to a page. Returns the HTTP status, 0 when it is not known."""
+        from playwright.async_api import Error
+
+        for attempt in range(2):
+            try:
+                response = await self.page.goto(address, wait_until="domcontentloaded")
+            except Error as error:
+                if "interrupted by another navigation" not in error.message:
+                    raise
+                if "chrome-error:" not in error.message:
+                    return 0  # the page itself went on to another one
+                if attempt:
+                    raise
+                continue  # the error page of the address before came late
+            return response.status if response is not None else 0
+        raise AssertionError("the second attempt returns or raises")
+
+    async def element(self, number: int) -> Locator:
+        """What has this number in the page as it was last read."""
+        found = self.page.locator(f'[data-aworld="{number}"]')
+        if await found.count() != 1:
+            raise ToolError(f"There is no [{number}] in the page. Use browser_read to see what there is.")
+        return found
+
+    async def read_settled(self) -> str:
+        """Read after an action, which may have begun to open another page."""
+        await self.page.wait_for_load_state("domcontentloaded")
+        return await self.read()
+
+    async def read(self, start: int = 0) -> str:
+        """The text of the page, from a character on."""
+        found = cast("dict[str, str]", await self.page.evaluate(source("page", "js"), LONGEST))
+        text = found["text"]
+        if start < 0 or (start and start >= len(text)):
+            raise ToolError(f"The page has {len(text):,} characters; start={start} is not among them.")
+        part = text[start : start + SHOWN]
+        notes = [f"Refused: {refused}" for refused in dict.fromkeys(self.gate.take_refused())]
+        if len(part) < len(text):
+            notes.append(f"[characters {start:,} to {start + len(part):,} of {len(text):,}]")
+        heading = [line for line in (found["title"], self.page.url) if line]
+        return "\n".join((*heading, "", part or "[the page has no text]", *notes))
+
+
+class _Engine:
+    """One Chromium of one event loop, open while a window of it is."""
+
+    def __init__(self) -> None:
+        self._playwright: Playwright | None = None
+        self._browser: Engine | None = None
+        self._tabs: set[_Tab] = set()
+        self._lock = asyncio.Lock()
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._browser is not None and self._browser.is_connected()
+
+    async def enter(self, tab: _Tab) -> None:
+        """Start it for the first window."""
+        async with self._lock:
+            self._tabs.add(tab)
+            if self.is_alive():
+                return
+            await self._stop()
+            try:
+                await self._launch()
+            except BaseException:
+                self._tabs.discard(tab)
+                await self._stop()
+                raise
+
+    async def leave(self, tab: _Tab) -> None:
+        """End it with the last window."""
+        async with self._lock:
+            self._tabs.discard(tab)
+            if not self._tabs:
+                await self._stop()
+
+    async def context(self, proxy: str, size: tuple[int, int], timeout: float) -> BrowserContext:
+        """A window with storage of its own, which reaches the network through `proxy` only."""
+        assert self._browser is not None  # somebody entered
+        context = await self._browser.new_context(
+            proxy={"server": proxy, "bypass": "<-loopback>"},  # by default a browser goes to loopback directly
+            viewport={"width": size[0], "height": size[1]},
+            accept_downloads=False,
+            service_workers="block",
+        )
+        context.set_default_timeout(timeout * 1000)
+        return context
+
+    async def _launch(self) -> None:
+        from playwright.async_api import async_playwright
+
+        self._playwright = await async_playwright().start()
+        self._browser = await self._playwright.chromium.launch(
+            executable_path=find_chromium(),
+            chromium_sandbox=os.geteuid() != 0,  # Chromium's own sandbox does not work for root
+            args=list(_ARGUMENTS),
+        )
+
+    async def _stop(self) -> None:
+        browser, self._browser = self._browser, None
+        playwright, self._playwright = self._playwright, None
+        try:
+            if browser is not None and browser.is_connected():
+                await browser.close()
+        finally:
+            if playwright is not None:
+                await playwright.stop()
+
+
+_engines: weakref.WeakKeyDictionary[Any, _Engine] = weakref.WeakKeyDictionary()
+
+
+def _engine() -> _Engine:
+    """The one of the running event loop: Playwright's objects belong to theirs."""
+    return _engines.setdefault(asyncio.get_running_loop(), _Engine())
+
+
+def find_chromium() -> str:
+    """The path of the system's Chromium. Raises `ConfigError` that says how to get one."""
+    named = os.environ.get("AWORLD_CHROMIUM")
+    if named:
+        if shutil.which(named) is None:
+            raise ConfigError(f"AWORLD_CHROMIUM={named!r} is no program.")
+        return named
+    found = next((path for name in _NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        raise ConfigError(
+            "The browser needs Chromium, and there is none on the PATH. Install it (Debian: apt install chromium), or "
+            "name its program in AWORLD_CHROMIUM."
+        )
+    return found

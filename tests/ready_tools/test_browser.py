@@ -1,0 +1,236 @@
+"""A browser on a local site: what an agent reads and does, and where it cannot go."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.message import Image, Text
+from aworld.models import ScriptedModel
+from aworld.models.doubles import call
+from aworld.runner import Runners
+from aworld.tools.addresses import AddressPolicy
+from aworld.tools.browser import Browser, _engine, _Tab, find_chromium
+from aworld.tools.gate import Gate
+from tests.ready_tools.test_sandboxed import at
+
+if importlib.util.find_spec("playwright") is None:
+    pytest.skip('Playwright is not installed (pip install "aworld[browser]")', allow_module_level=True)
+try:
+    find_chromium()
+except ConfigError as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def kept_open() -> AsyncIterator[None]:
+    """One Chromium for all tests: a window of its own keeps it."""
+    keeper = _Tab(AddressPolicy(), 5, (100, 100))
+    await keeper.start()
+    yield
+    await keeper.close()
+    assert not _engine().is_alive()
+
+
+HOME = """<title>The shop</title><h1>Fruit</h1>
+<p>We sell <a href="/pears">pears</a> and <a href="/secret">more</a>.</p>
+<p style="display:none">hidden <a href="/x">link</a></p><script>document.cookie = "a=1"</script>
+<form action="/found"><label>What <input name="q" value="kiwi"></label><input type="hidden" name="h" value="1">
+<select name="size"><option>small<option>large</select><input type="password" name="p" value="pw">
+<input type="checkbox" name="fresh"> fresh <button>Search</button></form>
+<button type="button" onclick="document.getElementById('more').textContent = 'It was clicked.'">Press</button>
+<div id="more"></div>"""
+
+
+class Shop:
+    """127.0.0.1 stands for the public web, 127.0.0.2 for what is private."""
+
+    port = 0
+
+    def __init__(self) -> None:
+        self.private: list[str] = []
+
+    def url(self, path: str = "/", host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+    async def page(self, http: web.BaseRequest) -> web.StreamResponse:
+        assert http.transport is not None
+        if http.transport.get_extra_info("sockname")[0] != "127.0.0.1":
+            self.private.append(http.path)
+            return web.Response(text="SECRET", headers={"Access-Control-Allow-Origin": "*"})
+        match http.path:
+            case "/":
+                text = HOME
+            case "/found":
+                text = f"<p>{json.dumps(dict(http.query))}</p>"
+            case "/away":
+                return web.Response(status=302, headers={"Location": self.url("/secret", "127.0.0.2")})
+            case "/spy":
+                inside = self.url("/secret", "127.0.0.2")
+                text = f"""<p id=out>waiting</p><img src="{inside}"><iframe src="{inside}"></iframe><script>
+                    fetch("{inside}").then((r) => r.text()).catch((e) => "no: " + e.name)
+                        .then((t) => {{ document.getElementById("out").textContent = t; }});
+                    window.open("{inside}");
+                </script>"""
+            case "/cookie":
+                text = f"<p>cookies: {http.headers.get('Cookie')}</p>"
+            case "/endless":
+                text = "<p>" + "word " * 10_000
+            case _:
+                return web.Response(status=404, text="<p>Not here.", content_type="text/html")
+        return web.Response(text=text, content_type="text/html")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def shop() -> AsyncIterator[Shop]:
+    made = Shop()
+    runner = web.ServerRunner(web.Server(made.page), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made.port = runner.addresses[0][1]
+    await web.TCPSite(runner, "127.0.0.2", made.port).start()
+    yield made
+    await runner.cleanup()
+
+
+class Surfer:
+    """Calls the tools of a browser, as a model does."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+
+    async def __call__(self, what: str, /, run: str = "run", **arguments: Any) -> Any:
+        tools = {tool.name: tool for tool in await self.browser.list_tools()}
+        return await tools[f"browser_{what}"].invoke(json.dumps(arguments), at(run))
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def surfer() -> AsyncIterator[Surfer]:
+    browser = Browser(allow_private=["127.0.0.1"], timeout=5)
+    yield Surfer(browser)
+    for run in ("run", "other"):
+        await browser.end_run(run)
+
+
+async def test_a_page_is_read_and_used_by_numbers(surfer: Surfer, shop: Shop) -> None:
+    text = await surfer("open", url=shop.url())
+    assert (
+        text
+        == f"""The shop
+{shop.url()}
+
+# Fruit
+
+We sell [1] pears and [2] more .
+
+What [3: text "What" = "kiwi"] [4: select "size" chosen "small" of ["small","large"]] [5: password "p"] \
+[6: checkbox "fresh" not checked] fresh [7: button] Search
+[8: button] Press"""
+    )
+    assert "It was clicked." in await surfer("click", number=8)
+    await surfer("type", number=4, text="large")
+    await surfer("click", number=6)
+    found = await surfer("type", number=3, text="plum & pear", submit=True)
+    assert '{"q": "plum & pear", "h": "1", "size": "large", "p": "pw", "fresh": "on"}' in found
+    assert "# Fruit" in await surfer("back")
+    assert "Not here." in await surfer("click", number=2)
+    picture = await surfer("screenshot")
+    assert picture[0] == Text(shop.url("/secret"))
+    assert isinstance(picture[1], Image)
+    assert picture[1].url.startswith("data:image/jpeg;base64,")
+
+
+async def test_what_cannot_be_done_is_told(surfer: Surfer, shop: Shop) -> None:
+    with pytest.raises(ToolError, match="No page is open"):
+        await surfer("read")
+    for url in ("file:///etc/passwd", "chrome://version", "javascript:1"):
+        with pytest.raises(ToolError, match="only http and https"):
+            await surfer("open", url=url)
+    assert (await surfer("open", url=shop.url("/nothing"))).startswith("[HTTP 404]\n")
+    with pytest.raises(ToolError, match=r"There is no \[7\]"):
+        await surfer("click", number=7)
+    text = await surfer("open", url=shop.url("/endless"))
+    assert text.endswith("[characters 0 to 15,000 of 49,999]")
+    assert (await surfer("read", start=49_990)).count("word") == 2
+
+
+async def test_private_addresses_are_refused_to_every_part_of_a_page(surfer: Surfer, shop: Shop) -> None:
+    for url in (shop.url("/", "127.0.0.2"), shop.url("/away"), shop.url("/", "[::1]")):
+        with pytest.raises(ToolError, match=r"Refused: .*may not be reached"):
+            await surfer("open", url=url)
+    await surfer("open", url=shop.url("/spy"))
+    page = surfer.browser._tabs["run"]._context.pages[0]  # pyright: ignore[reportOptionalMemberAccess]
+    await page.wait_for_function("document.getElementById('out').textContent != 'waiting'")
+    assert await page.evaluate("document.getElementById('out').textContent") == "no: TypeError"
+    assert shop.private == []
+
+
+async def test_without_leave_this_machine_is_private_too(shop: Shop) -> None:
+    surfer = Surfer(Browser(timeout=5))
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(ToolError, match="Refused"):
+            await surfer("open", url=shop.url("/", host))
+    await surfer.browser.end_run("run")
+    everywhere = Surfer(Browser(allow_private=True, timeout=5))  # without the protection it is reached
+    assert "SECRET" in await everywhere("open", url=shop.url("/away"))
+    await everywhere.browser.end_run("run")
+
+
+async def test_runs_share_a_browser_and_nothing_else(surfer: Surfer, shop: Shop) -> None:
+    await surfer("open", url=shop.url())
+    assert "cookies: a=1" in await surfer("open", url=shop.url("/cookie"))
+    assert "cookies: None" in await surfer("open", run="other", url=shop.url("/cookie"))
+    engines = {id(tab._engine) for tab in surfer.browser._tabs.values()}
+    assert len(engines) == 1
+    await surfer.browser.end_run("run")
+    assert "cookies: None" in await surfer("open", run="other", url=shop.url("/cookie"))
+    with pytest.raises(ToolError, match="No page is open"):
+        await surfer("read")
+
+
+async def test_an_agent_surfs_and_its_window_closes_with_the_run(shop: Shop) -> None:
+    browser = Browser(allow_private=["127.0.0.1"], timeout=5)
+    script = [call("browser_open", url=shop.url()), call("browser_click", number=1), "done"]
+    agent = Agent("surfer", model=ScriptedModel(script), tools=[browser])
+    response = await Runners.run("Look at the pears.", agent)
+    assert response.success, response.msg
+    assert "We sell [1] pears" in response.trajectory[0]["observation"][0]["content"]
+    assert "Not here." in response.trajectory[1]["observation"][0]["content"]
+    assert browser._tabs == {}
+
+
+async def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWORLD_CHROMIUM", "/nowhere/chromium")
+    with pytest.raises(ConfigError, match="AWORLD_CHROMIUM='/nowhere/chromium' is no program"):
+        await Browser().list_tools()
+    monkeypatch.delenv("AWORLD_CHROMIUM")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="apt install chromium"):
+        await Browser().list_tools()
+
+
+async def test_the_gate_speaks_no_more_than_it_must() -> None:
+    gate = await Gate(AddressPolicy()).start()
+    port = int(gate.url.rpartition(":")[2])
+    for sent, answer in (
+        (b"\x05\x01\x00" + b"\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50", b"\x05\x00\x05\x07"),  # BIND
+        (b"\x05\x01\x00" + b"\x05\x01\x00\x09", b"\x05\x00\x05\x08"),  # an unknown kind of address
+        (b"\x05\x01\x00" + b"\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x50", b"\x05\x00\x05\x02"),  # 127.0.0.1
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        assert (await reader.read()).startswith(answer)
+        writer.close()
+    assert gate.take_refused() == ["127.0.0.1 is a private or reserved address, which may not be reached."]
+    await gate.close()
