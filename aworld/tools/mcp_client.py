@@ -105,7 +105,7 @@ class Link:
                 if cursor is None:
                     return found
         except (MCPError, ValidationError, RuntimeError) as error:
-            raise self._failure(error, "its tools could not be listed") from None
+            raise await self._failure(error, "its tools could not be listed") from None
         raise ToolError(f"MCP server {self._resolved.name!r}: its list of tools has no end.")
 
     async def call(self, tool: str, arguments: dict[str, Any], context: ToolContext) -> Content:
@@ -121,7 +121,7 @@ class Link:
         try:
             result = await self.client.call_tool(tool, arguments, progress_callback=progress, meta=meta)
         except (MCPError, ValidationError, RuntimeError) as error:
-            raise self._failure(error, "the call failed") from None
+            raise await self._failure(error, "the call failed") from None
         finally:
             self._calls.pop(number, None)
         content = self._redacted(content_of(result))
@@ -135,13 +135,15 @@ class Link:
         words = self._process.last_words if self._process is not None else ""
         return self._resolved.redact(f", {words}") if words else ""
 
-    def _failure(self, error: Exception, what: str) -> AWorldError:
+    async def _failure(self, error: Exception, what: str) -> AWorldError:
         name = self._resolved.name
         if isinstance(error, MCPError):
             if error.code == types.INVALID_REQUEST and error.message == "Session terminated":
                 return SessionLost(f"MCP server {name!r} has forgotten the session.")
             if error.code == types.CONNECTION_CLOSED:
                 self.ended.set()
+                if self._process is not None:
+                    await self._process.settle()
                 return ToolError(
                     f"MCP server {name!r} ended before it answered{self.last_words()}. "
                     "The call may or may not have taken effect."

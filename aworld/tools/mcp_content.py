@@ -61,21 +61,26 @@ def _said(structured: Any, texts: Sequence[str]) -> bool:
 
     A result that is no object is wrapped as `{"result": …}` in the structured form, and a list is a text an item.
     """
-    if not texts:
-        return False
-    values = [_decoded(text) for text in texts]
     candidates = [structured]
     if isinstance(structured, dict):
         wrapped = cast("dict[str, Any]", structured)
         candidates += [wrapped["result"]] if wrapped.keys() == {"result"} else []
-    return any(one in (values, values[0] if len(values) == 1 else values, *texts[:1]) for one in candidates)
+    for value in candidates:
+        if len(texts) == 1 and _same(value, texts[0]):
+            return True
+        items = cast("list[Any]", value) if isinstance(value, list) else []
+        if items and len(items) == len(texts) and all(map(_same, items, texts)):
+            return True
+    return False
 
 
-def _decoded(text: str) -> Any:
+def _same(value: Any, text: str) -> bool:
+    if value == text:
+        return True
     try:
-        return msgspec.json.decode(text)
+        return value == msgspec.json.decode(text)
     except (msgspec.MsgspecError, UnicodeError):
-        return text
+        return False
 
 
 def request_of(params: types.CreateMessageRequestParams) -> ModelRequest:

@@ -27,6 +27,7 @@ PATIENCE = 2.0
 """Seconds that a server has to end by itself when its input is closed, and again when it is told to."""
 
 _LAST_WORDS = 600  # bytes of standard error that are kept
+_SETTLE = 0.2  # seconds
 _LINGER = 1.0  # seconds in which what a dead server wrote is still read, when a child of it holds the pipe
 
 
@@ -72,9 +73,17 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     @property
     def last_words(self) -> str:
-        """What is known of why it ended: what it did wrong, and the end of its standard error."""
-        errors = self._errors.decode(errors="replace").strip()
-        return "; ".join(filter(None, (self._trouble, errors and f"its last words: {errors}")))
+        """What is known of why it ended: what it did wrong, its exit code, and the end of its standard error."""
+        code = self._transport.get_returncode() if self._transport is not None else None
+        ended = "" if code is None else f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+        errors = " ".join(self._errors.decode(errors="replace").split())
+        return ", ".join(filter(None, (self._trouble, ended, errors and f"its last words: {errors}")))
+
+    async def settle(self) -> None:
+        """After it said its last, wait a moment for its exit code and what it wrote to standard error."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE):
+                await self._exited.wait()
 
     async def read(self) -> bytes | None:
         """The next line, without its end; None when the server says nothing more. For one reader."""

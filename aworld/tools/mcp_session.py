@@ -155,7 +155,7 @@ class Session:
                 self._opening = None
                 opening.set_result(link)
                 await link.ended.wait()
-                reason = f"it ended{link.last_words()}"
+            reason = f"it ended{link.last_words()}"
         except ConfigError as wrong:
             opening.set_exception(wrong)
         except asyncio.CancelledError:
