@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, cast
+from weakref import WeakSet
 
 import anyio
 import httpx2
@@ -45,12 +46,38 @@ _caller: ContextVar[ToolContext | None] = ContextVar("mcp_caller", default=None)
 """The call that a message belongs to, where the transport carries it: streamable HTTP and the newest protocol."""
 
 
-class Link:
-    """An open connection to a server."""
+class _Keyless(logging.Filter):
+    """Keeps keys out of what the SDK and its HTTP client log: they write addresses, and what servers sent."""
+
+    known: WeakSet[Resolved] = WeakSet()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let everything through, without keys."""
+        text = record.getMessage()
+        trace = record.exc_text or (_FORMATTER.formatException(record.exc_info) if record.exc_info else None)
+        for resolved in list(self.known):
+            text = resolved.redact(text)
+            trace = trace and resolved.redact(trace)
+        record.msg, record.args, record.exc_info, record.exc_text = text, None, None, trace
+        return True
+
+
+_FORMATTER = logging.Formatter()
+for _name in ("mcp.client.sse", "mcp.client.streamable_http", "mcp.client.session", "mcp.client.client", "httpx2"):
+    logging.getLogger(_name).addFilter(_Keyless())
+
+
+class Link(AbstractAsyncContextManager["Link"]):
+    """A connection to a server, open within `async with`.
+
+    A class, as are the transports of stdio: the generator of an `@asynccontextmanager` would be closed with the loop's
+    other generators, out of turn and by the wrong task.
+    """
 
     def __init__(self, resolved: Resolved, handlers: Handlers, process: ServerProcess | None) -> None:
         self.ended = asyncio.Event()
         """The connection is of no more use, or is to be closed."""
+        _Keyless.known.add(resolved)
         self._resolved = resolved
         self._handlers = handlers
         self._process = process
@@ -89,9 +116,17 @@ class Link:
         timeout = httpx2.Timeout(conf.timeout, read=conf.sse_read_timeout)
         return _streamable_http(resolved.url, http_client(resolved.headers, timeout))
 
-    def opened(self) -> None:
-        """The protocol has been agreed on."""
+    async def __aenter__(self) -> Self:
+        """Open the connection. Raises whatever the server and the SDK make of it."""
+        await self.client.__aenter__()
         self._modern = self.client.protocol_version in MODERN_PROTOCOL_VERSIONS
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it, in the task that opened it."""
+        await self.client.__aexit__(kind, error, trace)
 
     async def list_tools(self) -> list[Listed]:
         """What the server offers, page after page. Raises ToolError."""
@@ -222,17 +257,6 @@ class Link:
         tokens = {} if usage is None else {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
         self._note("sampling", {"model": answer.model, **tokens})
         return answer
-
-
-@asynccontextmanager
-async def open_link(
-    resolved: Resolved, handlers: Handlers, process: ServerProcess | None
-) -> AsyncGenerator[Link, None]:
-    """A connection, closed at the end by the task that opened it. Raises whatever the server and the SDK make of it."""
-    link = Link(resolved, handlers, process)
-    async with link.client:
-        link.opened()
-        yield link
 
 
 def _listed(tool: types.Tool) -> Listed:

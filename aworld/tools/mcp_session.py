@@ -179,7 +179,7 @@ class Session:
             )
             stack.push_async_callback(self._process.stop)
         sdk = await _sdk()
-        return await stack.enter_async_context(sdk.open_link(resolved, self._handlers, self._process))
+        return await stack.enter_async_context(sdk.Link(resolved, self._handlers, self._process))
 
     def _describe(self, error: BaseException) -> str:
         """Why there is no connection, in one line without keys."""

@@ -18,11 +18,18 @@ MODES = set(sys.argv[1:])
 TOOLS = ["echo", "crash", "garble", "pids", "log", "elicit", "sample", "swallow"]
 
 
+def put(line: str, fd: int = 1) -> None:
+    """One line, at once."""
+    data = f"{line}\n".encode()
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def say(message: dict[str, Any]) -> None:
     """One line."""
     if "babble" in MODES:
-        print("loading model… 50 %\n{not json}\n\x00\xff")
-    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+        put("loading model… 50 %\n{not json}\n\x00\xff")
+    put(json.dumps({"jsonrpc": "2.0", **message}))
 
 
 def answer(id: Any, text: str) -> None:
@@ -44,10 +51,10 @@ def call(id: Any, name: str, arguments: dict[str, Any]) -> None:
     """Run a tool."""
     match name:
         case "crash":
-            print(f"cannot go on, key={os.environ.get('SERVICE_API_KEY')}", file=sys.stderr, flush=True)
+            put(f"cannot go on, key={os.environ.get('SERVICE_API_KEY')}", 2)
             os._exit(1)
         case "garble":
-            print('{"jsonrpc": "2.0", "id": %s, "result": {"content": [{"type": "te' % id, flush=True)
+            put('{"jsonrpc": "2.0", "id": ' + str(id) + ', "result": {"content": [{"type": "te')
             answer(id, "garbled, then clear")
         case "pids":
             answer(id, json.dumps([os.getpid(), *(child.pid for child in CHILDREN)]))
@@ -55,7 +62,7 @@ def call(id: Any, name: str, arguments: dict[str, Any]) -> None:
             say({"method": "notifications/message", "params": {"level": "info", "data": arguments["text"]}})
             answer(id, "logged")
         case "elicit":
-            asked = {"message": "Your name?", "requestedSchema": {"type": "object", "properties": {}}}
+            asked: dict[str, Any] = {"message": "Your name?", "requestedSchema": {"type": "object", "properties": {}}}
             answer(id, json.dumps(ask("elicitation/create", asked)))
         case "sample":
             question = {"role": "user", "content": {"type": "text", "text": "hello?"}}
@@ -68,9 +75,10 @@ def call(id: Any, name: str, arguments: dict[str, Any]) -> None:
 
 def handle(message: dict[str, Any]) -> None:
     """Answer one message."""
-    id, method, params = message.get("id"), message.get("method"), message.get("params") or {}
+    id, method = message.get("id"), message.get("method")
+    params: dict[str, Any] = message.get("params") or {}
     if "loud" in MODES:
-        sys.stderr.write("noise\n" * 200_000)
+        put("noise\n" * 200_000, 2)
     if id is None or method is None:
         return
     if method == "initialize":
@@ -91,7 +99,7 @@ CHILDREN: list[subprocess.Popen[bytes]] = []
 
 if __name__ == "__main__":
     if "dead" in MODES:
-        print("no licence", file=sys.stderr)
+        put("no licence", 2)
         sys.exit(2)
     if "stubborn" in MODES:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -136,9 +136,7 @@ async def ask_seats(city: str) -> Elicit[Booking]:
 @server.tool()
 async def book(
     city: str,
-    answer: Annotated[
-        AcceptedElicitation[Booking] | DeclinedElicitation | CancelledElicitation, Resolve(ask_seats)
-    ],
+    answer: Annotated[AcceptedElicitation[Booking] | DeclinedElicitation | CancelledElicitation, Resolve(ask_seats)],
 ) -> str:
     """Asks a person."""
     if isinstance(answer, AcceptedElicitation):
@@ -189,7 +187,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", int(sys.argv[2]) if len(sys.argv) > 2 else 0))
     app = server.sse_app() if kind == "sse" else server.streamable_http_app()
     path = "sse" if kind == "sse" else "mcp"
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}/{path}", flush=True)
+    os.write(1, f"http://127.0.0.1:{listener.getsockname()[1]}/{path}\n".encode())
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=0)
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 

@@ -1,4 +1,4 @@
-"""The same server over stdio, SSE and streamable HTTP: what a call gives, what is heard meanwhile, how it is cancelled."""
+"""The same server over stdio, SSE and streamable HTTP: what a call gives, what is heard meanwhile, how it ends."""
 
 from __future__ import annotations
 
