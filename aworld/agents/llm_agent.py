@@ -127,6 +127,8 @@ class Agent(BaseAgent):
     def check(self) -> None:
         """Find the model, as the environment stands when a run begins. Raises ConfigError that names a variable."""
         self._found = self.model
+        for server in self._servers:
+            server.check()
 
     async def decide(self, turn: Turn) -> Message:
         """Ask the model once."""

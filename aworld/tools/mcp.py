@@ -25,7 +25,7 @@ import msgspec
 from aworld.config.errors import ConfigError
 from aworld.core.exceptions import ToolError
 from aworld.core.tool.base import Tool, ToolContext
-from aworld.tools.mcp_config import read_servers
+from aworld.tools.mcp_config import Resolved, read_servers
 from aworld.tools.mcp_session import Elicit, Listed, Sample, Server, hub_of, hubs_here
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,12 @@ class McpToolset:
     def sampled_by(self, sample: Sample) -> McpToolset:
         """The same servers, asking another model."""
         return McpToolset([Server.of(s.name, s.conf, sample, s.elicit) for s in self.servers])
+
+    def check(self) -> None:
+        """Look for the variables that the configuration names. Raises ConfigError for one that is not set."""
+        for server in self.servers:
+            if "${" in server.written:
+                Resolved(server.name, server.conf)
 
     async def list_tools(self) -> Sequence[Tool]:
         """The tools of all servers that are up. Raises ToolError when none is, and ConfigError."""
