@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tests.tools_mcp.conftest import config, rough, tools_of
         (config(s={"command": "x", "args": "one"}), "'s': args: Input should be a valid list"),
         (config(s={"type": "websocket", "url": "x"}), "one of stdio, sse, streamable-http; got 'websocket'"),
         (config(s={"type": "sse", "command": "x"}), "of type sse and misses 'url'"),
-        (config(s="python server.py"), "must be an object of settings; got str"),
+        ({"mcpServers": {"s": "python server.py"}}, "must be an object of settings; got str"),
     ],
 )
 def test_mistakes_name_the_server_the_setting_and_the_remedy(written: dict[str, Any], message: str) -> None:
@@ -73,11 +74,8 @@ def test_a_file_is_read_and_the_kind_is_inferred(tmp_path: Path) -> None:
 
 async def test_placeholders_are_filled_when_the_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent("bob", model=ScriptedModel(["ok"]), mcp_config=config(s=rough(env={"A": "${NOT_SET_YET}"})))
-    response = await Runners.run("go", agent)
-    assert response.status == "failed"
-    assert "MCP server 's': env 'A' needs the environment variable NOT_SET_YET, which is not set" in (
-        response.msg or ""
-    )
+    with pytest.raises(ConfigError, match="'s': env 'A' needs the environment variable NOT_SET_YET, which is not set"):
+        await Runners.run("go", agent)
     monkeypatch.setenv("NOT_SET_YET", "now it is")
     assert (await Runners.run("go", agent)).success
 
@@ -104,18 +102,8 @@ def test_a_program_finds_the_virtual_environment_it_is_started_from(monkeypatch:
     monkeypatch.setenv("HOME", "/home/bob")
     conf = read_servers(config(s={"command": "python", "env": {"MODE": "x"}}))["s"]
     environment = Resolved("s", conf).environment()
-    assert environment.keys() <= {
-        "PATH",
-        "HOME",
-        "MODE",
-        "LANG",
-        "LC_ALL",
-        "LC_CTYPE",
-        "LOGNAME",
-        "SHELL",
-        "TERM",
-        "USER",
-    }
+    inherited = {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "SHELL", "TERM", "USER"}
+    assert environment.keys() <= {"MODE", *inherited}
     assert environment["MODE"] == "x"
     if sys.prefix != sys.base_prefix:
         assert environment["PATH"].split(os.pathsep)[0] == os.path.dirname(sys.executable)
@@ -148,11 +136,10 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_of_it_is_imported_before_it_is_used() -> None:
-    import subprocess
-
     code = (
         "import sys; from aworld.agents.llm_agent import Agent; import aworld.runner, aworld.cmd.main;"
-        "Agent('a'); assert not [m for m in sys.modules if m.startswith(('mcp', 'aworld.tools.mcp', 'anyio', 'uvicorn'))];"
+        "Agent('a'); names = ('mcp', 'aworld.tools.mcp', 'anyio', 'uvicorn');"
+        "assert not [m for m in sys.modules if m.startswith(names)];"
         "Agent('a', mcp_config={'mcpServers': {'s': {'command': 'x'}}}); assert 'mcp' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

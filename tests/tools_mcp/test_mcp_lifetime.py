@@ -170,7 +170,12 @@ async def test_a_start_that_is_broken_off_leaves_nothing(monkeypatch: pytest.Mon
     (toolset,) = mcp_tools(config(s=rough("mute")))
     waiting = asyncio.create_task(toolset.list_tools())
     watched = asyncio.Event()
-    monkeypatch.setattr(guard.GUARD, "watch", lambda group: (watch(group), watched.set()))
+
+    def seen(group: int) -> None:
+        watch(group)
+        watched.set()
+
+    monkeypatch.setattr(guard.GUARD, "watch", seen)
     await watched.wait()
     await close_sessions()
     with pytest.raises((ToolError, asyncio.CancelledError)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,7 @@ async def test_the_sample_runs_as_it_is_written(tmp_path: Path, monkeypatch: pyt
     async with ModelServer(FunctionModel(think)) as model:
         monkeypatch.setenv("LLM_MODEL_NAME", "any")
         monkeypatch.setenv("LLM_API_KEY", "any")
-        monkeypatch.setenv("LLM_BASE_URL", model.url)
-        import asyncio
-
+        monkeypatch.setenv("LLM_BASE_URL", model.base_url)
         names: dict[str, object] = {}
         await asyncio.to_thread(exec, SAMPLE, names)
     result = names["result"]

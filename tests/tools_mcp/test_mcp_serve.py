@@ -6,19 +6,23 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
+from aworld.core.model import ModelRequest
+from aworld.models import FunctionModel, ModelServer
+from aworld.models.doubles import call
 from aworld.trajectory import Query, open_store
-from tests.tools_mcp.conftest import Caller, tools_of
+from tests.tools_mcp.conftest import Caller, config, rough, tools_of
 
 UNITS = [f"tests.tools_mcp.served:{name}" for name in ("calculator", "typed", "waiter", "failing", "team")]
 ROOT = Path(__file__).parents[2]
@@ -41,7 +45,7 @@ async def test_the_sdks_client_uses_agents_and_a_team(tmp_path: Path) -> None:
     server = StdioServerParameters(command=sys.executable, args=command(tmp_path), env=environment(tmp_path))
     told: list[str | None] = []
 
-    async def progress(value: float, total: float | None, message: str | None) -> None:
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
         told.append(message)
 
     async with Client(server) as client:
@@ -50,7 +54,7 @@ async def test_the_sdks_client_uses_agents_and_a_team(tmp_path: Path) -> None:
         assert tools["calculator"].description == "Adds."
         assert tools["calculator"].input_schema["required"] == ["input"]
 
-        added = await client.call_tool("calculator", {"input": "1 + 2?"}, progress_callback=progress)
+        added = await client.call_tool("calculator", {"input": "1 + 2?"}, progress_callback=listen)
         assert text_of(added) == "It is 3."
         assert told == ["calculator: step 1", "calculator calls add", "calculator: step 2"]
 
@@ -66,7 +70,7 @@ async def test_the_sdks_client_uses_agents_and_a_team(tmp_path: Path) -> None:
 
         begun = asyncio.Event()
 
-        async def heard(value: float, total: float | None, message: str | None) -> None:
+        async def heard(progress: float, total: float | None, message: str | None) -> None:
             if message == "waiter calls wait":
                 begun.set()
 
@@ -82,7 +86,7 @@ async def test_the_sdks_client_uses_agents_and_a_team(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def served(folder: Path, **more: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def served(folder: Path, **more: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str]]:
     """Our server over HTTP, and where it is."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command(folder, "--http", "--port", "0"),
@@ -103,7 +107,7 @@ async def test_our_own_client_uses_it_over_http(tmp_path: Path, caller: Caller) 
         assert url.startswith("http://127.0.0.1:")
         tools = await tools_of(agents={"url": url})
         assert await caller(tools["calculator"], input="1 + 2?") == "It is 3."
-        assert [data["message"] for kind, data in caller.heard if kind == "progress"][0] == "calculator: step 1"
+        assert next(data["message"] for kind, data in caller.heard if kind == "progress") == "calculator: step 1"
     assert process.returncode == 130
 
 
@@ -139,22 +143,15 @@ async def test_misuse_is_told_and_nothing_is_served(arguments: list[str], messag
 
 
 async def test_the_command_line_gives_an_agent_the_tools_of_a_file(tmp_path: Path) -> None:
-    from aworld.core.model import ModelRequest
-    from aworld.models import FunctionModel, ModelServer
-    from aworld.models.doubles import call
-    from tests.tools_mcp.conftest import config, rough
-
     def think(request: ModelRequest) -> Any:
         return call("echo", text="from a file") if request.turn == 0 else request.messages[-1].text
-
-    import msgspec
 
     (tmp_path / "mcp.json").write_bytes(msgspec.json.encode(config(s=rough())))
     async with ModelServer(FunctionModel(think)) as model:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "aworld", "run", "go", "--mcp", "mcp.json", "--store", "memory:",
             cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env=environment(tmp_path, LLM_MODEL_NAME="m", LLM_API_KEY="k", LLM_BASE_URL=model.url),
+            env=environment(tmp_path, LLM_MODEL_NAME="m", LLM_API_KEY="k", LLM_BASE_URL=model.base_url),
         )  # fmt: skip
         output, errors = await process.communicate()
     assert output.decode().strip() == "from a file", errors.decode()
