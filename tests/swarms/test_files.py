@@ -224,8 +224,8 @@ def test_a_key_is_left_out_of_what_is_written_and_refused_in_what_is_read(tmp_pa
 
 
 def test_every_setting_of_an_agent_can_be_written() -> None:
-    """When an agent learns a new argument, files must learn it too; a sandbox is an object of the program."""
-    assert set(inspect.signature(Agent).parameters) - {"name", "sandbox"} == set(AGENT)
+    """When an agent learns a new argument, files must learn it too; a sandbox and servers are objects of the program."""
+    assert set(inspect.signature(Agent).parameters) - {"name", "sandbox", "mcp_servers", "mcp_config"} == set(AGENT)
 
 
 async def test_a_loaded_team_runs() -> None:
