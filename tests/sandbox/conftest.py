@@ -8,6 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from aworld.sandbox import reaper
+
+
+@pytest.fixture(autouse=True)
+def own_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records go where the test's TMPDIR says, also when an earlier test of this process left a sandbox open."""
+    monkeypatch.setattr(reaper, "_runtimes", dict[int, object]())
+
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
