@@ -224,7 +224,7 @@ def test_a_key_is_left_out_of_what_is_written_and_refused_in_what_is_read(tmp_pa
 
 
 def test_every_setting_of_an_agent_can_be_written() -> None:
-    """When an agent learns a new argument, files must learn it too; a sandbox and servers are objects of the program."""
+    """When an agent learns a new argument, files must learn it too; sandboxes and servers are the program's."""
     assert set(inspect.signature(Agent).parameters) - {"name", "sandbox", "mcp_servers", "mcp_config"} == set(AGENT)
 
 

@@ -256,5 +256,7 @@ async def test_ctrl_c_ends_the_run_and_its_servers(started: list[Runtime]) -> No
 @pytest.mark.parametrize("way", ["leave", "old"])
 async def test_a_loop_that_ends_takes_its_servers_with_it(way: str, started: list[Runtime]) -> None:
     started.append(runtime := Runtime(way, "family"))
-    assert runtime.end() == (0, "")
+    code, errors = runtime.end()
+    # asyncio in debug mode tells of steps that took long, which on a busy machine any may
+    assert (code, [line for line in errors.splitlines() if not line.startswith("Executing ")]) == (0, [])
     assert all(map(gone, runtime.pids))
