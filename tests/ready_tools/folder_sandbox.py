@@ -57,6 +57,10 @@ class FolderSandbox:
         self.processes: list[FolderProcess] = []
         self.closed = 0
 
+    @property
+    def alive(self) -> bool:
+        return not self.closed
+
     def _inside(self, path: str) -> Path:
         found = (self.folder / path).resolve()
         if not found.is_relative_to(self.folder):
