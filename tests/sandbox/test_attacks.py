@@ -53,7 +53,7 @@ def host() -> Iterator[Host]:
     (folder / "secret").write_text("host-secret")
     listening = socket.create_server(("127.0.0.1", 0))
     abstract = socket.socket(socket.AF_UNIX)
-    abstract.bind("\0aworld-test-abstract")
+    abstract.bind(f"\0aworld-test-{listening.getsockname()[1]}")  # of this process alone
     abstract.listen()
 
     def greet(server: socket.socket) -> None:
@@ -95,7 +95,7 @@ for path in glob.glob('/proc/[0-9]*/environ'):
     "abstract socket": """
 import socket
 s = socket.socket(socket.AF_UNIX)
-s.connect('\\0aworld-test-abstract')
+s.connect('\\0aworld-test-{port}')
 print(s.recv(99))
 """,
     "ptrace": SYSCALL + """
