@@ -51,9 +51,10 @@ def host() -> Iterator[Host]:
     folder = Path(tempfile.mkdtemp(prefix="aworld-host-"))
     folder.chmod(0o777)  # whoever the box is, what keeps it away is not the mode
     (folder / "secret").write_text("host-secret")
+    victim = subprocess.Popen(["sleep", "1000"], env={"SECRET": "host-secret"})
     listening = socket.create_server(("127.0.0.1", 0))
     abstract = socket.socket(socket.AF_UNIX)
-    abstract.bind("\0aworld-test-abstract")
+    abstract.bind(f"\0aworld-test-{victim.pid}")
     abstract.listen()
 
     def greet(server: socket.socket) -> None:
@@ -67,7 +68,6 @@ def host() -> Iterator[Host]:
 
     for server in (listening, abstract):
         threading.Thread(target=greet, args=(server,), daemon=True).start()
-    victim = subprocess.Popen(["sleep", "1000"], env={"SECRET": "host-secret"})
     yield Host(folder, listening.getsockname()[1], victim.pid)
     victim.kill()
     victim.wait()
@@ -95,7 +95,7 @@ for path in glob.glob('/proc/[0-9]*/environ'):
     "abstract socket": """
 import socket
 s = socket.socket(socket.AF_UNIX)
-s.connect('\\0aworld-test-abstract')
+s.connect('\\0aworld-test-{victim}')
 print(s.recv(99))
 """,
     "ptrace": SYSCALL + """
