@@ -20,12 +20,6 @@ from tests.sandbox.places import SMALL
 IMAGE = os.environ.get("AWORLD_TEST_IMAGE")
 
 
-@pytest.fixture(autouse=True)
-def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container that an engine could not remove keeps its record: not among those of this user."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-
 @pytest.fixture
 def engine() -> str:
     if IMAGE is None:
