@@ -100,7 +100,7 @@ class McpToolset:
     async def end_run(self, trajectory_id: str) -> None:
         """Close the sessions that the run had for itself."""
         for hub in hubs_here():
-            if hub.server in self.servers:
+            if hub.server.conf.stateful and hub.server in self.servers:
                 hub.end_run(trajectory_id)
 
     def __repr__(self) -> str:

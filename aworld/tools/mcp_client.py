@@ -7,24 +7,16 @@ for its own answer, so a call that is cancelled takes nobody with it, and the se
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, cast
-from weakref import WeakSet
 
-import anyio
 import httpx2
 import mcp_types as types
 from mcp import Client, MCPError
 from mcp.client.session import ClientRequestContext
-from mcp.client.sse import sse_client
-from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.message import SessionMessage
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
@@ -34,8 +26,9 @@ from aworld.core.message import Content, Text
 from aworld.core.tool.base import ToolContext
 from aworld.tools.mcp_config import Resolved
 from aworld.tools.mcp_content import content_of, reply_of, request_of
-from aworld.tools.mcp_process import MAX_LINE, ServerProcess
+from aworld.tools.mcp_process import ServerProcess
 from aworld.tools.mcp_session import Handlers, Listed, SessionLost
+from aworld.tools.mcp_transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -46,25 +39,8 @@ _caller: ContextVar[ToolContext | None] = ContextVar("mcp_caller", default=None)
 """The call that a message belongs to, where the transport carries it: streamable HTTP and the newest protocol."""
 
 
-class _Keyless(logging.Filter):
-    """Keeps keys out of what the SDK and its HTTP client log: they write addresses, and what servers sent."""
-
-    known: WeakSet[Resolved] = WeakSet()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let everything through, without keys."""
-        text = record.getMessage()
-        trace = record.exc_text or (_FORMATTER.formatException(record.exc_info) if record.exc_info else None)
-        for resolved in list(self.known):
-            text = resolved.redact(text)
-            trace = trace and resolved.redact(trace)
-        record.msg, record.args, record.exc_info, record.exc_text = text, None, None, trace
-        return True
-
-
-_FORMATTER = logging.Formatter()
-for _name in ("mcp.client.sse", "mcp.client.streamable_http", "mcp.client.session", "mcp.client.client", "httpx2"):
-    logging.getLogger(_name).addFilter(_Keyless())
+class _Refused(Exception):
+    """The server does not take the connection; in its words."""
 
 
 class Link(AbstractAsyncContextManager["Link"]):
@@ -75,9 +51,9 @@ class Link(AbstractAsyncContextManager["Link"]):
     """
 
     def __init__(self, resolved: Resolved, handlers: Handlers, process: ServerProcess | None) -> None:
-        self.ended = asyncio.Event()
+        self._transport = Transport(resolved, process)
+        self.ended = self._transport.ended
         """The connection is of no more use, or is to be closed."""
-        _Keyless.known.add(resolved)
         self._resolved = resolved
         self._handlers = handlers
         self._process = process
@@ -85,7 +61,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         self._number = 0
         self._modern = False
         self.client = Client(
-            _Watched(self._transport(), self.ended),
+            self._transport,
             client_info=types.Implementation(name="aworld", version=__version__),
             sampling_callback=self._sample if resolved.conf.sampling and handlers.sample else None,
             elicitation_callback=self._elicit,
@@ -94,31 +70,15 @@ class Link(AbstractAsyncContextManager["Link"]):
             cache=None,  # lists are kept, shared and renewed by the hub
         )
 
-    def _transport(self) -> AbstractAsyncContextManager[Any]:
-        resolved, conf = self._resolved, self._resolved.conf
-        if self._process is not None:
-            return _Pipes(self._process, resolved)
-        # Proxies and `.netrc` of the environment may carry our keys to a server, so they are asked for.
-        trust_env = os.environ.get("AWORLD_TRUST_ENV") == "1"
-
-        def http_client(
-            headers: dict[str, str] | None = None,
-            timeout: httpx2.Timeout | None = None,
-            auth: httpx2.Auth | None = None,
-        ) -> httpx2.AsyncClient:
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30.0)
-            return httpx2.AsyncClient(headers=headers, timeout=timeout, auth=auth, limits=limits, trust_env=trust_env)
-
-        if conf.type == "sse":
-            return sse_client(
-                resolved.url, resolved.headers, conf.timeout, conf.sse_read_timeout, httpx_client_factory=http_client
-            )
-        timeout = httpx2.Timeout(conf.timeout, read=conf.sse_read_timeout)
-        return _streamable_http(resolved.url, http_client(resolved.headers, timeout))
-
     async def __aenter__(self) -> Self:
         """Open the connection. Raises whatever the server and the SDK make of it."""
-        await self.client.__aenter__()
+        try:
+            await self.client.__aenter__()
+        except (MCPError, ExceptionGroup) as error:
+            inner = _innermost(error)
+            if isinstance(inner, MCPError):
+                raise _Refused(self._said(inner)) from None
+            raise
         self._modern = self.client.protocol_version in MODERN_PROTOCOL_VERSIONS
         return self
 
@@ -168,14 +128,18 @@ class Link(AbstractAsyncContextManager["Link"]):
     def last_words(self) -> str:
         """What the server's process had to say at its end, behind a comma; nothing of one elsewhere."""
         words = self._process.last_words if self._process is not None else ""
-        return self._resolved.redact(f", {words}") if words else ""
+        return f", {words}" if words else ""
+
+    def _said(self, error: MCPError) -> str:
+        status = self._transport.status
+        return error.message + (f" (HTTP {status})" if status is not None else "")
 
     async def _failure(self, error: Exception, what: str) -> AWorldError:
         name = self._resolved.name
         if isinstance(error, MCPError):
             if error.code == types.INVALID_REQUEST and error.message == "Session terminated":
                 return SessionLost(f"MCP server {name!r} has forgotten the session.")
-            if error.code == types.CONNECTION_CLOSED:
+            if error.code == types.CONNECTION_CLOSED and error.message == "Connection closed":  # not one stream of many
                 self.ended.set()
                 if self._process is not None:
                     await self._process.settle()
@@ -183,7 +147,7 @@ class Link(AbstractAsyncContextManager["Link"]):
                     f"MCP server {name!r} ended before it answered{self.last_words()}. "
                     "The call may or may not have taken effect."
                 )
-            return ToolError(self._resolved.redact(f"MCP server {name!r}: {error.message}"))
+            return ToolError(self._resolved.redact(f"MCP server {name!r}: {self._said(error)}"))
         if isinstance(error, ValidationError):
             return ToolError(f"MCP server {name!r}: {what}; its answer is not what the protocol says.")
         return ToolError(self._resolved.redact(f"MCP server {name!r}: {what}: {error}"))
@@ -238,7 +202,11 @@ class Link(AbstractAsyncContextManager["Link"]):
         schema = params.requested_schema if isinstance(params, types.ElicitRequestFormParams) else None
         answer: dict[str, Any] | None = None
         if self._handlers.elicit is not None and schema is not None:
-            answer = await self._handlers.elicit(params.message, schema, self._origin())
+            try:
+                answer = await self._handlers.elicit(params.message, schema, self._origin())
+            except Exception as error:  # the callback's; the server is told, and the call goes on
+                logger.exception("server=%s | its question could not be asked", self._resolved.name)
+                return types.ErrorData(code=types.INTERNAL_ERROR, message=f"Nobody could be asked: {error}")
         action = "decline" if answer is None else "accept"
         self._note("elicitation", {"message": self._resolved.redact(params.message), "action": action})
         return types.ElicitResult(action=action, content=answer)
@@ -250,13 +218,20 @@ class Link(AbstractAsyncContextManager["Link"]):
         origin = self._origin()
         try:
             reply = await self._handlers.sample(request_of(params), origin)
-        except (AWorldError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - the model's, or the request's; the server is told
+            logger.warning("server=%s | its question to the model failed: %s", self._resolved.name, error)
             return types.ErrorData(code=types.INTERNAL_ERROR, message=f"The model was not asked: {error}")
         answer = reply_of(reply, "model")
         usage = reply.usage
         tokens = {} if usage is None else {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
         self._note("sampling", {"model": answer.model, **tokens})
         return answer
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error
 
 
 def _listed(tool: types.Tool) -> Listed:
@@ -267,135 +242,10 @@ def _listed(tool: types.Tool) -> Listed:
 
 def reason_of(error: BaseException) -> str:
     """The innermost error of groups and chains that says something."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-    if isinstance(error, MCPError):
-        return error.message
+    error = _innermost(error)
+    if isinstance(error, _Refused):
+        return str(error)
     if isinstance(error, httpx2.HTTPStatusError):
         return f"it answered {error.response.status_code} {error.response.reason_phrase}".rstrip()
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@asynccontextmanager
-async def _streamable_http(url: str, client: httpx2.AsyncClient) -> AsyncGenerator[Any, None]:
-    async with client, streamable_http_client(url, http_client=client, max_sse_event_size=MAX_LINE) as streams:
-        yield streams
-
-
-class _Watched(AbstractAsyncContextManager[Any]):
-    """A transport that tells when the server has no more to say; the SDK itself tells nobody."""
-
-    def __init__(self, transport: AbstractAsyncContextManager[Any], ended: asyncio.Event) -> None:
-        self._transport = transport
-        self._ended = ended
-
-    async def __aenter__(self) -> Any:
-        reading, writing = await self._transport.__aenter__()
-        return _WatchedStream(reading, self._ended), writing
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._transport.__aexit__(kind, error, trace)
-
-
-class _Stream:
-    """What the SDK asks of both directions of a connection."""
-
-    async def aclose(self) -> None:
-        """Nothing to close: whoever opened the transport closes it."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        await self.aclose()
-
-
-class _WatchedStream(_Stream):
-    def __init__(self, stream: Any, ended: asyncio.Event) -> None:
-        self._stream = stream
-        self._ended = ended
-
-    @property
-    def last_context(self) -> Any:
-        """The context of the call that the last message belongs to, where the transport knows it."""
-        return getattr(self._stream, "last_context", None)
-
-    async def receive(self) -> Any:
-        return await self._stream.receive()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return await self._stream.__anext__()
-        except (StopAsyncIteration, anyio.ClosedResourceError):
-            self._ended.set()
-            raise
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-class _Pipes(AbstractAsyncContextManager[Any]):
-    """The transport of a stdio server: its lines are read and written where they are needed, without tasks between."""
-
-    def __init__(self, process: ServerProcess, resolved: Resolved) -> None:
-        self._process = process
-        self._resolved = resolved
-
-    async def __aenter__(self) -> Any:
-        return _Lines(self._process, self._resolved), _LineWriter(self._process)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """The process is ended by whoever started it."""
-
-
-class _Lines(_Stream):
-    def __init__(self, process: ServerProcess, resolved: Resolved) -> None:
-        self._process = process
-        self._resolved = resolved
-        self._strange = 0
-
-    async def receive(self) -> SessionMessage:
-        """The next message. Lines that are none, such as what a library prints, are passed over."""
-        while (line := await self._process.read()) is not None:
-            if not line.strip():
-                continue
-            try:
-                return SessionMessage(types.jsonrpc_message_adapter.validate_json(line, by_name=False))
-            except ValueError:
-                self._strange += 1
-                if self._strange & (self._strange - 1) == 0:  # the 1st, 2nd, 4th, 8th …
-                    start = self._resolved.redact(line[:200].decode(errors="replace"))
-                    logger.warning("server=%s | line %d that is not MCP: %s", self._process.name, self._strange, start)
-        raise anyio.EndOfStream
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SessionMessage:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
-
-
-class _LineWriter(_Stream):
-    def __init__(self, process: ServerProcess) -> None:
-        self._process = process
-
-    async def send(self, item: SessionMessage) -> None:
-        """Write a message. Raises anyio.BrokenResourceError when the server has gone."""
-        line = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
-        try:
-            await self._process.write(line)
-        except BrokenPipeError:
-            raise anyio.BrokenResourceError from None

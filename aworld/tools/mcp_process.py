@@ -14,10 +14,11 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import cast
 
 from aworld.tools.guard import GUARD
+from aworld.tools.mcp_config import Resolved
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ _LINGER = 1.0  # seconds in which what a dead server wrote is still read, when a
 class ServerProcess(asyncio.SubprocessProtocol):
     """A running server. Made by `spawn`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, redact: Callable[[str], str]) -> None:
         self.name = name
+        self._redact = redact
         self._errors = b""
         self._trouble = ""
         self._loop = asyncio.get_running_loop()
@@ -50,14 +52,13 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._writable.set()
 
     @classmethod
-    async def spawn(
-        cls, name: str, command: str, args: Sequence[str], env: dict[str, str], cwd: str | None
-    ) -> ServerProcess:
+    async def spawn(cls, server: Resolved) -> ServerProcess:
         """Start a server. Raises OSError."""
-        process = cls(name)
+        process = cls(server.name, server.redact)
+        env = server.environment()
         try:
             await process._loop.subprocess_exec(
-                lambda: process, command, *args, env=env, cwd=cwd, start_new_session=True
+                lambda: process, server.command, *server.args, env=env, cwd=server.cwd, start_new_session=True
             )
         except BaseException:  # cancelled: the loop has killed what it had begun
             if process._transport is not None:
@@ -73,10 +74,11 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     @property
     def last_words(self) -> str:
-        """What is known of why it ended: what it did wrong, its exit code, and the end of its standard error."""
+        """What is known of why it ended: what it did wrong, its exit code, and the end of its standard error; without
+        keys."""
         code = self._transport.get_returncode() if self._transport is not None else None
         ended = "" if code is None else f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
-        errors = " ".join(self._errors.decode(errors="replace").split())
+        errors = " ".join(self._redact(self._errors.decode(errors="replace")).split())
         return ", ".join(filter(None, (self._trouble, ended, errors and f"its last words: {errors}")))
 
     async def settle(self) -> None:
@@ -114,9 +116,9 @@ class ServerProcess(asyncio.SubprocessProtocol):
             if pipe.get_write_buffer_size():
                 pipe.abort()
             pipe.close()
-        for sign in (None, signal.SIGTERM, signal.SIGKILL):
-            if sign is not None and not self._exited.is_set():
-                self._signal_group(sign)
+        for end in (None, self._terminate, self._kill):
+            if end is not None and not self._exited.is_set():
+                end()
             try:
                 async with asyncio.timeout(PATIENCE):
                     await self._exited.wait()
@@ -125,7 +127,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
                 continue
         else:
             logger.error("server=%s pid=%s | cannot be killed; it is left behind", self.name, self.pid)
-        self._signal_group(signal.SIGKILL)  # children that outlived it
+        self._kill()  # children that outlived it
         GUARD.release(self.pid)
         self._end()
         self._transport.close()
@@ -133,6 +135,16 @@ class ServerProcess(asyncio.SubprocessProtocol):
     def _input(self) -> asyncio.WriteTransport | None:
         assert self._transport is not None
         return cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
+
+    def _terminate(self) -> None:
+        if os.name == "posix":
+            self._signal_group(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        if os.name == "posix":
+            self._signal_group(signal.SIGKILL)
+        elif self._transport is not None and not self._exited.is_set():
+            self._transport.kill()
 
     def _signal_group(self, sign: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or no longer ours
@@ -148,9 +160,11 @@ class ServerProcess(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         """It has written something."""
         if fd == 2:
-            self._errors = (self._errors + data)[-_LAST_WORDS:]
+            self._errors += data
+            if len(self._errors) > _LAST_WORDS:  # cut between words, so that no half of a key is left
+                self._errors = self._errors[-_LAST_WORDS:].partition(b" ")[2]
             if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("server=%s | %s", self.name, data.decode(errors="replace").rstrip())
+                logger.debug("server=%s | %s", self.name, self._redact(data.decode(errors="replace")).rstrip())
             return
         head, newline, rest = data.partition(b"\n")
         self._partial.append(head)

@@ -174,9 +174,7 @@ class Session:
         self._resolved = resolved = Resolved(self._name, self._conf)
         if self._conf.type == "stdio":
             # Before the SDK is imported: the two take a second each, and can do so side by side.
-            self._process = await ServerProcess.spawn(
-                self._name, resolved.command, resolved.args, resolved.environment(), resolved.cwd
-            )
+            self._process = await ServerProcess.spawn(resolved)
             stack.push_async_callback(self._process.stop)
         sdk = await _sdk()
         return await stack.enter_async_context(sdk.Link(resolved, self._handlers, self._process))
@@ -188,10 +186,12 @@ class Session:
         elif isinstance(error, OSError) and self._process is None and self._conf.type == "stdio":
             text = f"{error.strerror or type(error).__name__}: {error.filename or self._conf.command}"
         else:
-            text = sys.modules[_SDK].reason_of(error)
-        if self._process is not None and (words := self._process.last_words):
-            text += f", {words}"
-        return self._resolved.redact(text) if self._resolved is not None else text
+            sdk = sys.modules.get(_SDK)  # not there where it could not be imported
+            text = sdk.reason_of(error) if sdk is not None else f"{type(error).__name__}: {error}"
+        if self._resolved is not None:
+            text = self._resolved.redact(text)
+        words = self._process.last_words if self._process is not None else ""
+        return f"{text}, {words}" if words else text
 
     def _take_note(self, reason: str | None, began: float, *, opened: bool) -> None:
         if reason is None or self._closing:
@@ -240,14 +240,17 @@ class Hub:
             # Asking for tools leaves no trace in a server's state, so a stateful one's session goes to the next run.
             session = self._session(None)
             link = await session.open()
+            limit = self.server.conf.timeout
             try:
-                tools = await link.list_tools()
+                async with asyncio.timeout(limit):
+                    self._tools = await link.list_tools()
             except SessionLost:
                 session.drop(link)
-                tools = await (await session.open()).list_tools()
-            self._tools = tools
+                self._tools = await (await session.open()).list_tools()
+            except TimeoutError:
+                raise ToolError(f"MCP server {self.server.name!r} did not list its tools within {limit:g} s.") from None
             self._listed_at = asyncio.get_running_loop().time()
-            return tools
+            return self._tools
         finally:
             self._listing = None
 

@@ -1,8 +1,8 @@
 """A stdio server in plain lines, as of 2025, that starts in an instant and misbehaves as its arguments say.
 
-It speaks no more than the tests need. Arguments: `mute` never answers, `loud` floods standard error before and during
-every answer, `babble` prints what is no JSON around every answer, `stubborn` ignores the end of its input and SIGTERM,
-`family` has a child that outlives it, `dead` ends at once.
+It speaks no more than the tests need. Arguments: `mute` never answers, `shy` does not list its tools, `loud` floods
+standard error before every answer, `babble` prints what is no JSON before every answer, `stubborn` ignores the end of
+its input and SIGTERM, `family` has a child that outlives it, `dead` ends at once.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ def handle(message: dict[str, Any]) -> None:
         capabilities = {"tools": {"listChanged": True}, "logging": {}}
         version = params["protocolVersion"]
         say({"id": id, "result": {"protocolVersion": version, "capabilities": capabilities, "serverInfo": info}})
+    elif method == "tools/list" and "shy" in MODES:
+        pass
     elif method == "tools/list":
         tools = [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]
         say({"id": id, "result": {"tools": tools}})

@@ -92,6 +92,8 @@ async def test_a_server_that_hangs_is_stopped_by_the_tools_deadline() -> None:
 async def test_a_server_that_never_answers_is_given_up(caller: Caller) -> None:
     with pytest.raises(ToolError, match=r"cannot be started: no answer within 0\.5 s \(timeout\)"):
         await tools_of(s=rough("mute", timeout=0.5))
+    with pytest.raises(ToolError, match=r"did not list its tools within 0\.5 s"):
+        await tools_of(s=rough("shy", timeout=0.5))
 
 
 @pytest.mark.parametrize("mode", ["loud", "babble"])
@@ -191,7 +193,7 @@ async def test_a_refusal_over_http_shows_no_key(addresses: dict[str, str], caplo
         with pytest.raises(ToolError) as refused:
             await tools_of(s={"type": kind, "url": f"{base}/nowhere?key={KEY}", "headers": {"X-Auth": f"Bearer {KEY}"}})
         assert KEY not in str(refused.value)
-        assert "404" in str(refused.value) or "Not Found" in str(refused.value)
+        assert "404" in str(refused.value)
     assert KEY not in caplog.text
 
 
