@@ -5,19 +5,26 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
-from aworld.core.model import Model, OutputSchema
+from aworld.core.model import Model, ModelReply, ModelRequest, OutputSchema
 from aworld.core.sandbox import Sandbox, SandboxSource
-from aworld.models import build_model
+from aworld.core.tool.base import ToolContext
+from aworld.core.tool.toolkit import Toolkit
+from aworld.models import build_model, call_model
+
+if TYPE_CHECKING:
+    from aworld.tools.mcp import McpToolset
 
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
 
@@ -34,6 +41,8 @@ class Agent(BaseAgent):
         tool_names: Registered tools, by `be_tool(tool_name=...)`.
         sandbox: A source of sandboxes, or one sandbox: the agent gets python, a shell and files in it. From a source
             each run has a sandbox of its own, destroyed when the run is over.
+        mcp_servers: Names of servers of `mcp_config` whose tools the agent gets; None for all.
+        mcp_config: MCP servers by name, `{"mcpServers": {...}}`, or a JSON file of it; see `aworld.tools.mcp`.
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
@@ -53,6 +62,8 @@ class Agent(BaseAgent):
         tools: Sequence[Any] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
+        mcp_servers: Iterable[str] | None = None,
+        mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
         max_steps: int | None = None,
         model: Model | str | None = None,
@@ -61,7 +72,8 @@ class Agent(BaseAgent):
             from aworld.tools.sandboxed import sandbox_tools  # not imported by agents that have no use for it
 
             tools = [*tools, *sandbox_tools(sandbox)]
-        super().__init__(name, desc, tools=tools, tool_names=tool_names)
+        self._servers = self._mcp_tools(name, mcp_servers, mcp_config)
+        super().__init__(name, desc, tools=[*tools, *self._servers] if self._servers else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
         if max_steps is not None and max_steps < 1:
             raise ConfigError(f"Agent {name!r}: max_steps must be at least 1; got {max_steps}.")
@@ -91,11 +103,42 @@ class Agent(BaseAgent):
         """The same agent asking another model."""
         other = copy.copy(self)
         other._model, other._found, other._settings = model, None, None
+        if self._servers:  # they may ask the agent's model
+            others = [item for item in self.toolkit.given if item not in self._servers]
+            other._servers = [server.sampled_by(other._sample) for server in self._servers]
+            other.toolkit = Toolkit([*others, *other._servers], self.toolkit.tool_names, owner=self.toolkit.owner)
         return other
+
+    def _mcp_tools(self, name: str, servers: Iterable[str] | None, config: Any) -> list[McpToolset]:
+        names = None if servers is None else [servers] if isinstance(servers, str) else list(servers)
+        if config is None:
+            if names:
+                raise ConfigError(f"Agent {name!r}: mcp_servers={names} says which, but there is no mcp_config.")
+            return []
+        from aworld.tools.mcp import mcp_tools  # an agent without servers does without it
+
+        try:
+            return mcp_tools(config, names, sample=self._sample)
+        except ConfigError as error:
+            raise ConfigError(f"Agent {name!r}: {error}") from None
+
+    async def _sample(self, request: ModelRequest, context: ToolContext | None) -> ModelReply:
+        """Ask this agent's model for an MCP server that may. Raises ModelError."""
+        limit = request.params.get("max_tokens")
+        if limit is not None and self._model is None:  # each provider has its own word for it
+            model = build_model(self.conf.llm_config.model_copy(update={"llm_max_tokens": limit}))
+            params = {key: value for key, value in request.params.items() if key != "max_tokens"}
+            request = msgspec.structs.replace(request, params=params)
+        else:
+            model = self._found or self.model
+        run = context.trajectory_id if context is not None else ""
+        return (await call_model(model, msgspec.structs.replace(request, agent=self.name, trajectory_id=run))).reply
 
     def check(self) -> None:
         """Find the model, as the environment stands when a run begins. Raises ConfigError that names a variable."""
         self._found = self.model
+        for server in self._servers:
+            server.check()
 
     async def decide(self, turn: Turn) -> Message:
         """Ask the model once."""

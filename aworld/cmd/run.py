@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
@@ -29,6 +30,8 @@ from aworld.core.output import (
     ToolResultOutput,
 )
 from aworld.core.task import Task, TaskResponse
+from aworld.core.tool.base import Tool
+from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.trajectory import Trajectory
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
@@ -88,6 +91,12 @@ def _add_agent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--tool", action="append", default=[], metavar="MODULE:FUNCTION", help="a tool; repeatable")
+    parser.add_argument("--mcp", metavar="FILE", help='a JSON file of {"mcpServers": {...}}, whose tools it gets')
+    add_limits(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of a run to the parser of a command."""
     parser.add_argument("--max-steps", type=int, metavar="N", help="most model calls of a run (100)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of a run")
     parser.add_argument("--max-cost", type=float, metavar="USD", help="most US dollars of a run")
@@ -95,12 +104,17 @@ def _add_agent(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a run, for scripts")
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add the store of runs to the parser of a command."""
     parser.add_argument(
         "--store",
         default=os.environ.get("AWORLD_STORE", STORE),
         help=f"where runs are recorded ({STORE})",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a run, for scripts")
 
 
 async def _run(args: argparse.Namespace) -> int:
@@ -109,6 +123,8 @@ async def _run(args: argparse.Namespace) -> int:
     questions = [*args.questions, *_read_questions(args.file)]
     if not questions:
         raise ConfigError('Nothing to ask: give a QUESTION, such as aworld run "What is 17 * 23?", or --file.')
+    if args.samples < 1 or args.concurrency < 1:
+        raise ConfigError("--samples and --concurrency must be at least 1.")
     if args.id and (len(questions) > 1 or args.samples > 1):
         raise ConfigError("--id names one run; leave it out for several.")
     agent = _agent(args)
@@ -116,7 +132,7 @@ async def _run(args: argparse.Namespace) -> int:
         Task(
             question,
             swarm=agent,
-            conf=_limits(args),
+            conf=limits_of(args),
             id=args.id,
             group_id=group,
         )
@@ -144,8 +160,10 @@ async def _fork(args: argparse.Namespace) -> int:
     record = await _load(args)
     given: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
-        given["conf"] = _limits(args)
+        given["conf"] = limits_of(args)
     count: int = args.n
+    if count < 1:
+        raise ConfigError(f"-n {count}: at least one continuation.")
     responses = await Runners.fork(
         record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
     )
@@ -170,7 +188,7 @@ async def _load(args: argparse.Namespace) -> Trajectory:
 def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
     if args.agent is not None:
-        for option in ("model", "base_url", "temperature", "system", "tool"):
+        for option in ("model", "base_url", "temperature", "system", "tool", "mcp"):
             if getattr(args, option) not in (None, []):
                 raise ConfigError(f"--{option.replace('_', '-')} describes an agent, but {args.agent} is one already.")
         return named(args.agent)
@@ -192,15 +210,34 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
         if colon:
             conf.llm_provider = provider
     tools = [find(spec, "--tool") for spec in args.tool]
-    return Agent(name, conf, system_prompt=args.system or settings.get("system_prompt"), tools=tools)
+    if args.mcp is None:  # what a server offers is known only when the run begins
+        _refuse_missing_tools(record, tools)
+    prompt = args.system or settings.get("system_prompt")
+    return Agent(name, conf, system_prompt=prompt, tools=tools, mcp_config=args.mcp)
 
 
-def _limits(args: argparse.Namespace) -> TaskConfig:
+def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
+    """A run that had tools would go on without them, and nobody would see that it is another agent."""
+    if record is None:
+        return
+    had = {tool["name"] for tools in record.toolsets.values() for tool in tools}
+    given = {tool.name for tool in as_tools(tools) if isinstance(tool, Tool)}
+    if missing := had - given:
+        raise ConfigError(
+            f"Run {record.id} had the tools {', '.join(sorted(missing))}: give them with --tool MODULE:FUNCTION, or "
+            "the whole agent with --agent MODULE:OBJECT (code is not in the record)."
+        )
+
+
+def limits_of(args: argparse.Namespace) -> TaskConfig:
+    """The limits that the options give. Raises ConfigError."""
     names = ("max_steps", "max_tokens", "max_cost", "timeout")
     try:
         return TaskConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
-    except ValueError as error:
-        raise ConfigError(f"limits: {error}") from error
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option}: {wrong['msg'].lower()}.") from error
 
 
 def _read_questions(path: str | None) -> list[str]:

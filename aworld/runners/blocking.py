@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
@@ -44,11 +45,19 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         try:
             return await work
         finally:
+            await _close_sessions()
             await close_transports()
             await _leave_stragglers()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main())
+
+
+async def _close_sessions() -> None:
+    """End the MCP servers of this loop, if there are any; where none was named, nothing of them is imported."""
+    sessions = sys.modules.get("aworld.tools.mcp_session")
+    if sessions is not None:
+        await sessions.close_sessions()
 
 
 async def _leave_stragglers() -> None:

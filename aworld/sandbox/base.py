@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import secrets
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from aworld.core.sandbox import SandboxError, SandboxLimits
+from aworld.core.sandbox import SandboxError, SandboxLimits, SandboxProcess
 
 
 def new_id() -> str:
@@ -31,6 +32,15 @@ class BaseSandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def open_process(
+        self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
+    ) -> SandboxProcess:
+        """Start a program and leave it running. Raises SandboxError where the kind of sandbox cannot do that."""
+        raise SandboxError(
+            f"a {type(self).__name__} cannot keep a program running; use commands (shell) and files instead, or a "
+            f"local sandbox"
+        )
 
     async def close(self) -> None:
         """Destroy the sandbox."""

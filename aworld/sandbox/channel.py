@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from aworld.core.sandbox import SandboxError
-from aworld.sandbox.pipes import Drain, Feed
+from aworld.sandbox.pipes import Drain, Feed, Program
 from aworld.sandbox.worker import MESSAGE_BYTES
 
 READY_SECONDS = 30.0
@@ -48,8 +49,10 @@ class Outcome:
 class _Running:
     """A command from its start to its end."""
 
-    def __init__(self, done: asyncio.Future[tuple[int, str, str]]) -> None:
-        self.done = done
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.done: asyncio.Future[tuple[int, str, str]] = loop.create_future()
+        self.begun = asyncio.Event()
+        """Whether it was started; told only of a program that goes on running."""
         self.late = False
         """Whether its time is over."""
 
@@ -97,15 +100,8 @@ class Channel:
 
     async def run(self, words: Sequence[bytes], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
         """Run one command, `run` or `do` and its arguments, to its end. Raises `SandboxError` if the box is gone."""
-        if not self.alive:
-            raise SandboxError(self._reason or "the sandbox is closed")
-        id = b"%d" % next(self._numbers)
-        message = b"\0".join((words[0], id, *words[1:]))
-        if len(message) > MESSAGE_BYTES:
-            raise SandboxError(
-                f"a command of {len(message)} bytes is too long; put it into a file, or give it as stdin"
-            )
-        running = self._running[id] = _Running(self._loop.create_future())
+        id, message = self._message(words)
+        running = self._running[id] = _Running(self._loop)
         drains, feed, given = self._pipes(stdin, output_bytes)
         self._post(message, given)
         deadline = self._loop.call_later(timeout, self._out_of_time, id, timeout)
@@ -130,6 +126,48 @@ class Channel:
             error=error,
         )
 
+    async def keep(self, words: Sequence[bytes]) -> tuple[Program | None, str]:
+        """Start a program that goes on running, `keep` and its arguments; None, and why, if it cannot be started.
+
+        Raises `SandboxError` if the box is gone.
+        """
+        id, message = self._message(words)
+        running = self._running[id] = _Running(self._loop)
+        running.done.add_done_callback(lambda _: self._running.pop(id, None))
+        (in_given, stdin), (stdout, out_given) = os.pipe(), os.pipe()
+        end = partial(self._end, id, running, "when it was told to")
+        program = Program(self._loop, stdin, stdout, running.done, end)
+        self._post(message, self._give([in_given, out_given]))
+        begun = self._loop.create_task(running.begun.wait())
+        try:
+            await asyncio.wait((begun, running.done), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            end()
+            raise
+        finally:
+            begun.cancel()
+        error = running.done.result()[2] if running.done.done() else ""
+        return (None, error) if error else (program, "")
+
+    def _message(self, words: Sequence[bytes]) -> tuple[bytes, bytes]:
+        """A new number, and the message that asks for a command by it."""
+        if not self.alive:
+            raise SandboxError(self._reason or "the sandbox is closed")
+        id = b"%d" % next(self._numbers)
+        message = b"\0".join((words[0], id, *words[1:]))
+        if len(message) > MESSAGE_BYTES:
+            raise SandboxError(
+                f"a command of {len(message)} bytes is too long; put it into a file, or give it as stdin"
+            )
+        return id, message
+
+    def _give(self, descriptors: list[int]) -> list[int]:
+        """Make the worker's ends of pipes those of its user."""
+        if self._owner is not None:
+            for descriptor in descriptors:
+                os.fchown(descriptor, self._owner, self._owner)
+        return descriptors
+
     def _pipes(self, stdin: bytes | None, limit: int) -> tuple[list[Drain], Feed | None, list[int]]:
         """Make the pipes of a command; the descriptors are those that the worker is given."""
         (out, out_given), (err, err_given) = os.pipe(), os.pipe()
@@ -139,10 +177,7 @@ class Channel:
             in_given, end = os.pipe()
             given.insert(0, in_given)
             feed = Feed(self._loop, end, stdin)
-        if self._owner is not None:
-            for descriptor in given:
-                os.fchown(descriptor, self._owner, self._owner)
-        return [Drain(self._loop, out, limit), Drain(self._loop, err, limit)], feed, given
+        return [Drain(self._loop, out, limit), Drain(self._loop, err, limit)], feed, self._give(given)
 
     def _linger(self, drains: list[Drain]) -> None:
         """Keep reading for processes that were left behind, within bounds."""
@@ -152,12 +187,16 @@ class Channel:
 
     def _out_of_time(self, id: bytes, timeout: float) -> None:
         self._running[id].late = True
-        self._post(b"kill\0" + id)
-        self._loop.call_later(OBEY_SECONDS, self._disobeyed, self._running[id], timeout)
+        self._end(id, self._running[id], f"after {timeout:g} s")
 
-    def _disobeyed(self, running: _Running, timeout: float) -> None:
+    def _end(self, id: bytes, running: _Running, when: str) -> None:
+        """Have a command killed; if the worker does not, everything is."""
+        self._post(b"kill\0" + id)
+        self._loop.call_later(OBEY_SECONDS, self._disobeyed, running, when)
+
+    def _disobeyed(self, running: _Running, when: str) -> None:
         if not running.done.done():
-            self._fail(f"its worker did not end a command after {timeout:g} s")
+            self._fail(f"its worker did not end a command {when}")
 
     def _post(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send, now or as soon as there is room; the descriptors are closed once they are sent."""
@@ -197,7 +236,12 @@ class Channel:
             self._ready.set_result(None)
         else:
             try:
-                word, id, status, limit, error = message.split(b"\0", 4)
+                word, id, *rest = message.split(b"\0", 4)
+                if word == b"begun":
+                    if id in self._running:
+                        self._running[id].begun.set()
+                    return
+                status, limit, error = rest
                 outcome = int(status), limit.decode(), error.decode(errors="replace")
                 os.waitstatus_to_exitcode(outcome[0])
                 if word != b"end":

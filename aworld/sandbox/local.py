@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
 from aworld.config.errors import ConfigError
-from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits
+from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile
 from aworld.sandbox.base import BaseSandbox, archive
 from aworld.sandbox.channel import Channel, Outcome
@@ -119,12 +119,9 @@ class LocalSandbox(BaseSandbox):
     ) -> ExecResult:
         """Run a program (a list) or a shell line (text, for bash where it is installed) to its end."""
         argv = [self._shell, "-c", command] if isinstance(command, str) else list(command)
-        if not argv or not argv[0]:
-            raise SandboxError("no command was given")
-        settings = [f"{name}={value}" for name, value in (self._env | (env or {})).items()]
         started = time.monotonic()
         outcome = await self._ask(
-            ("run", cwd, str(len(argv)), *argv, *settings),
+            self._command("run", argv, cwd, env),
             stdin=stdin,
             timeout=self.limits.wall_seconds if timeout is None else timeout,
             output_bytes=self.limits.output_bytes,
@@ -140,6 +137,15 @@ class LocalSandbox(BaseSandbox):
             truncated=outcome.truncated,
             limit=outcome.limit,
         )
+
+    async def open_process(
+        self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
+    ) -> SandboxProcess:
+        """Start a program and leave it running. What it started, and what no command owns any more, ends with it."""
+        program, error = await self._channel.keep(_encoded(self._command("keep", command, cwd, env)))
+        if program is None:
+            raise SandboxError(f"{command[0]} cannot be started in {cwd}: {error}")
+        return program
 
     async def read(self, path: str) -> bytes:
         """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
@@ -176,6 +182,13 @@ class LocalSandbox(BaseSandbox):
         """Destroy the sandbox: no process and no file is left."""
         await self._channel.close()
 
+    def _command(self, word: str, argv: Sequence[str], cwd: str, env: Mapping[str, str] | None) -> list[str]:
+        """A program as the worker is told of it."""
+        if not argv or not argv[0]:
+            raise SandboxError("no command was given")
+        settings = [f"{name}={value}" for name, value in (self._env | dict(env or {})).items()]
+        return [word, cwd, str(len(argv)), *argv, *settings]
+
     async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """An operation on files, by the worker: a link can lead it nowhere but to other places in the box."""
         outcome = await self._ask(
@@ -194,10 +207,14 @@ class LocalSandbox(BaseSandbox):
         return outcome.stdout
 
     async def _ask(self, words: Sequence[str], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
-        if any("\0" in word for word in words):
-            raise SandboxError("a NUL character cannot be part of a command or a path")
-        data = [word.encode(errors="surrogateescape") for word in words]
-        return await self._channel.run(data, stdin=stdin, timeout=timeout, output_bytes=output_bytes)
+        return await self._channel.run(_encoded(words), stdin=stdin, timeout=timeout, output_bytes=output_bytes)
+
+
+def _encoded(words: Sequence[str]) -> list[bytes]:
+    """The words as they are sent."""
+    if any("\0" in word for word in words):
+        raise SandboxError("a NUL character cannot be part of a command or a path")
+    return [word.encode(errors="surrogateescape") for word in words]
 
 
 def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int]) -> Channel:

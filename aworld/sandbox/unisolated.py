@@ -32,16 +32,19 @@ class UnisolatedSandbox(LocalSandbox):
                 "disk_mb, processes and network=False are not enforced"
             )
         id = new_id()
-        root = reaper.record(id, "folder") / "work"
+        interpreter = os.path.abspath(python or sys.executable)
+        folder = reaper.record(id, "folder")
+        root, programs = folder / "work", folder / "bin"
         try:
             root.mkdir()
-            interpreter = os.path.abspath(python or sys.executable)
+            programs.mkdir()
+            (programs / "python").symlink_to(interpreter)  # as in a box; a system's may have another name
             arguments = profile.worker_arguments(str(root), False, limits)
             channel = launch([interpreter, "-I", "-S", worker.__file__, *arguments], None, [])
         except BaseException:
             await reaper.forget(id)
             raise
-        path = f"{os.path.dirname(interpreter)}:{SYSTEM_PATH}"
+        path = f"{os.path.dirname(interpreter)}:{SYSTEM_PATH}:{programs}"
         base = {"PATH": path, "HOME": str(root), "TMPDIR": str(root), "LANG": "C.UTF-8"}
         return await cls(limits, root, base | dict(env), channel, id=id)._begin()
 

@@ -9,10 +9,11 @@ One socket joins both, a datagram for each message, texts separated by NUL and p
 
     run ID FOLDER COUNT ARGV.. ENV..    with two descriptors, output and errors, or three, input first
     do ID OPERATION PATH [OPTION]       the same, for an operation on files
+    keep ID FOLDER COUNT ARGV.. ENV..   with two descriptors, input and output, for a program that goes on running
     kill ID
 
 and from it `ready`, then for each command `end ID STATUS LIMIT ERROR`: the status as of `wait`, the limit that ended it
-or nothing, and why it could not be started.
+or nothing, and why it could not be started. `begun ID` says that a program which goes on running was started.
 
 It imports no more than it needs, and C modules directly where the Python ones around them cost milliseconds.
 Any Python from 3.8 runs it.
@@ -72,9 +73,11 @@ class Settings:
 class Command:
     """A command that runs."""
 
-    def __init__(self, id: bytes, pid: int) -> None:
+    def __init__(self, id: bytes, pid: int, kept: bool) -> None:
         self.id = id
         self.pid = pid
+        self.kept = kept
+        """Whether it goes on running: its processor time has no limit, and what it started ends with it."""
         self.limit = b""
 
 
@@ -216,23 +219,25 @@ class Worker:
                 os._exit(127)
         os.close(report)
         with open(errors, "rb") as file:
-            said = file.read() if word == b"run" else b""
+            said = b"" if word == b"do" else file.read()
         if said:
             os.waitpid(pid, 0)
             self.tell(id, 0, b"", said)
         else:
-            self.commands[pid] = Command(id, pid)
+            self.commands[pid] = Command(id, pid, word == b"keep")
+            if word == b"keep":
+                self.channel.send(b"begun\0" + id)
 
     def become(self, word: bytes, rest: list[bytes], descriptors: list[int]) -> None:
         """In the child: take its place, its limits and its descriptors, then be the program."""
         os.setsid()
         for number in (signals.SIGINT, signals.SIGPIPE, signals.SIGXFSZ, signals.SIGCHLD):
             signals.signal(number, signals.SIG_DFL)
-        nothing = os.open("/dev/null", os.O_RDONLY)
-        source = [nothing, *descriptors][-3:]
+        nothing = os.open("/dev/null", os.O_RDWR)
+        source = [*descriptors, nothing] if word == b"keep" else [nothing, *descriptors][-3:]
         for target, descriptor in enumerate(source):
             os.dup2(descriptor, target)
-        self.limit()
+        self.limit(time_too=word != b"keep")
         if word == b"do":
             self.channel.close()
             file_operation(self.settings.root, *rest)
@@ -242,17 +247,17 @@ class Worker:
         argv, env = rest[2:cut], dict(pair.split(b"=", 1) for pair in rest[cut:])
         os.execvpe(argv[0], argv, env)
 
-    def limit(self) -> None:
+    def limit(self, time_too: bool) -> None:
         """What the kernel limits, for a process each, but for the number of processes, which counts them all."""
         settings = self.settings
-        seconds = int(settings.cpu) + 1
         limits = [
-            (resource.RLIMIT_CPU, seconds),
             (resource.RLIMIT_DATA, settings.memory),
             (resource.RLIMIT_FSIZE, settings.disk),
             (resource.RLIMIT_NOFILE, 1024),
             (resource.RLIMIT_CORE, 0),
         ]
+        if time_too:
+            limits.append((resource.RLIMIT_CPU, int(settings.cpu) + 1))
         if settings.boxed:  # elsewhere the processes of the user's other programs would count
             limits.append((resource.RLIMIT_NPROC, settings.processes + 1))
         for name, most in limits:
@@ -272,6 +277,8 @@ class Worker:
                 return True
             command = self.commands.pop(pid, None)
             if command is not None:
+                if command.kept:
+                    self.end(list(self.commands))
                 self.tell(command.id, status, command.limit, b"")
             else:
                 self.orphans_cpu += usage.ru_utime + usage.ru_stime
@@ -281,8 +288,9 @@ class Worker:
         found = processes()
         trees = {command.pid: tree(found, command.pid) for command in self.commands.values()}
         for pid, pids in trees.items():
-            if sum(found[member].cpu for member in pids) > self.settings.cpu:
-                self.kill(self.commands[pid], b"cpu_seconds")
+            command = self.commands[pid]
+            if not command.kept and sum(found[member].cpu for member in pids) > self.settings.cpu:
+                self.kill(command, b"cpu_seconds")
         kept = {pid for pids in trees.values() for pid in pids}
         orphans = [pid for pid in found if pid not in kept]
         if sum(found[pid].cpu for pid in orphans) + self.orphans_cpu > self.settings.cpu:

@@ -198,9 +198,11 @@ class SQLiteStore:
         try:
             await self.flush()
         finally:
+            # Readers first: the last connection to close moves the log into the file, and a reader may not write.
+            while self._idle:
+                self._idle.pop().close()
             self._writer.stop()
             await asyncio.to_thread(self._writer.join)
-            _let_go(self._writer, self._idle)
 
 
 def _opened(_: sqlite3.Connection) -> None:

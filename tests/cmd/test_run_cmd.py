@@ -128,7 +128,7 @@ async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
         (("run", "a", "--tool", "my_tools"), "MODULE:NAME"),
         (("run", "a", "--tool", "my_tools:divide"), "has no 'divide'"),
         (("run", "a", "--tool", "your_tools:divide"), "cannot import 'your_tools'"),
-        (("run", "a", "--max-steps", "0"), "max_steps"),
+        (("run", "a", "--max-steps", "0"), "--max-steps: input should be greater"),
         (("run", "a", "b", "--id", "x"), "--id names one run"),
         (("run", "--file", "nowhere.txt"), "nowhere.txt"),
         (("run", "a", "--store", "ftp://x"), "not an address of a store"),
@@ -174,6 +174,10 @@ async def test_a_killed_run_is_resumed_forked_and_replayed(shell: Shell, server:
     assert code == 0
     assert [fork["answer"] for fork in forks] == ["The answer is 391."] * 2
     assert len({"sum", *(fork["trajectory_id"] for fork in forks)}) == 3
+
+    code, _, err = await shell.run("fork", "sum", "--at", "1")
+    assert code == 2
+    assert "had the tools multiply" in err  # without them it would be another agent
 
     assert await shell.run("replay", "sum") == (0, "2 steps replayed: no difference\n", "")
     code, out, _ = await shell.run("replay", "last", "--json")

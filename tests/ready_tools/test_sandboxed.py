@@ -22,12 +22,14 @@ from aworld.core.tool.wrappers import approval_required
 from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.sandbox.local import LocalSandbox
 from aworld.tools.files import file_tools
 from aworld.tools.place import LONGEST, shown
 from aworld.tools.python import python_tool
 from aworld.tools.sandboxed import sandbox_tools
 from aworld.tools.shell import shell_tool
 from tests.ready_tools.folder_sandbox import FolderSandbox, FolderSource
+from tests.sandbox.places import SMALL, needs_bubblewrap
 
 
 def at(run: str = "run") -> ToolContext:
@@ -276,6 +278,25 @@ async def test_a_cancelled_call_does_not_answer_the_next_one(hand: Hand) -> None
 def working(*, sandbox: Any, name: str = "worker", tools: Any = ()) -> Agent:
     script = [call("python", code="open('mark', 'w').write('me')\nx = 1"), call("shell", command="cat mark"), "done"]
     return Agent(name, model=ScriptedModel(script), sandbox=sandbox, tools=tools)
+
+
+@needs_bubblewrap
+async def test_python_in_a_real_sandbox() -> None:
+    async with await LocalSandbox.open(SMALL) as real:
+        hand = Hand([python_tool(real, timeout=10)])
+        assert await hand("python", code="x = 20") == "[no output]"
+        assert await hand("python", code="import os\nopen('kept', 'w').close()\nx + 1, os.getcwd()") == "(21, '/work')"
+        quick = Hand([python_tool(real, timeout=1)])
+        with pytest.raises(ToolError, match="killed after 1 s"):
+            await quick("python", code="import subprocess\nsubprocess.run(['sleep', '1000'])")
+        assert await hand("python", code="x") == "20"  # it is another Python
+        with pytest.raises(ToolError, match="MemoryError"):
+            await hand("python", code="kept = [b'x' * (8 << 20) for _ in range(99)]")
+        with pytest.raises(ToolError, match="Python ended"):
+            await hand("python", code="os.kill(os.getpid(), 9)")
+        with pytest.raises(ToolError, match="NameError"):
+            await hand("python", code="x")
+        assert await quick("python", code="import os\nos.listdir()") == "['kept']"
 
 
 async def test_each_run_has_a_sandbox_of_its_own_and_lets_it_go(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aworld.config.errors import ConfigError
-from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxSource
+from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxProcess, SandboxSource
 from aworld.core.tool.base import RunScoped
 from aworld.sandbox import SandboxPool, open_sandbox
 from tests.sandbox.places import SMALL, needs_bubblewrap
@@ -34,6 +34,9 @@ class Paper:
                 raise self.kin.close_error
 
     async def exec(self, command: object, **_: object) -> ExecResult:
+        raise NotImplementedError
+
+    async def open_process(self, command: object, **_: object) -> SandboxProcess:
         raise NotImplementedError
 
     async def read(self, path: str) -> bytes:

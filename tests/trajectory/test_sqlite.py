@@ -351,3 +351,17 @@ async def test_a_summary_is_the_same_after_the_writer_forgot_the_run(tmp_path: P
             summaries.append(await store.query())
             await store.close()
     assert summaries[0] == summaries[-1]
+
+
+async def test_a_closed_store_is_one_file(tmp_path: Path) -> None:
+    store = SQLiteStore(str(tmp_path / "runs.db"))
+    await store.append("run", run_of("run"))
+    assert await store.count() == 1  # a reader, which could keep the log from being moved into the file
+    await store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.db"]
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    (copy / "runs.db").write_bytes((tmp_path / "runs.db").read_bytes())
+    opened = SQLiteStore(str(copy / "runs.db"))
+    assert await opened.read("run") == run_of("run")
+    await opened.close()

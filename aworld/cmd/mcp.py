@@ -1,0 +1,45 @@
+"""`aworld mcp serve`: agents and teams as an MCP server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib.util import find_spec
+
+from aworld.cmd.run import add_limits, add_store, limits_of
+from aworld.cmd.swarm import named
+from aworld.core.exceptions import ConfigError
+from aworld.runners.local import store_of
+
+_SERVE = (
+    "Serve agents and teams to MCP clients: each is a tool that takes an input. Over standard input and output, as "
+    "clients start it, or with --http at http://127.0.0.1:PORT/mcp. Every call is a run, and recorded: see `aworld "
+    "trajectories`. With AWORLD_TOKEN set, HTTP clients must send it as a bearer token."
+)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser of `aworld`."""
+    parser = commands.add_parser("mcp", help="serve agents to MCP clients")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    serve = actions.add_parser("serve", help="serve agents as tools", description=_SERVE)
+    serve.add_argument("units", nargs="+", metavar="MODULE:OBJECT|FILE.yaml", help="such as my_agents:writer")
+    serve.add_argument("--http", action="store_true", help="serve streamable HTTP instead of standard input and output")
+    serve.add_argument("--host", default="127.0.0.1", help="where --http listens (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="where --http listens (8000); 0 takes any")
+    add_limits(serve)
+    add_store(serve)
+    serve.set_defaults(run=_serve)
+
+
+async def _serve(args: argparse.Namespace) -> int:
+    if find_spec("mcp") is None:
+        raise ConfigError("The MCP server needs the MCP SDK: pip install 'aworld[mcp]'.")
+    from aworld.cmd.mcp_server import serve_http, server_of  # the SDK takes a second to import
+
+    server = server_of([named(unit) for unit in args.units], store_of(args.store), limits_of(args))
+    if args.http:
+        await serve_http(server, args.host, args.port, os.environ.get("AWORLD_TOKEN"))
+    else:
+        await server.run_stdio_async()
+    return 0

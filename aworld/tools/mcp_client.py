@@ -1,0 +1,251 @@
+"""The MCP SDK, as we use it: a connection to a server, and calls over it. Nothing else talks to the SDK's client.
+
+It is imported when the first server is started. A connection is opened and closed by one task, its owner
+(`aworld.tools.mcp_session`); calls come from any task. A call writes its message into the connection's queue and waits
+for its own answer, so a call that is cancelled takes nobody with it, and the server is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Self, cast
+
+import httpx2
+import mcp_types as types
+from mcp import Client, MCPError
+from mcp.client.session import ClientRequestContext
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from aworld import __version__
+from aworld.core.exceptions import AWorldError, ToolError
+from aworld.core.message import Content, Text
+from aworld.core.tool.base import ToolContext
+from aworld.tools.mcp_config import Resolved
+from aworld.tools.mcp_content import content_of, reply_of, request_of
+from aworld.tools.mcp_process import ServerProcess
+from aworld.tools.mcp_session import Handlers, Listed, SessionLost
+from aworld.tools.mcp_transport import Transport
+
+logger = logging.getLogger(__name__)
+
+MAX_PAGES = 1000
+"""Pages of a list of tools that are asked for: a server that never ends its list cannot hang a run."""
+
+_caller: ContextVar[ToolContext | None] = ContextVar("mcp_caller", default=None)
+"""The call that a message belongs to, where the transport carries it: streamable HTTP and the newest protocol."""
+
+
+class _Refused(Exception):
+    """The server does not take the connection; in its words."""
+
+
+class Link(AbstractAsyncContextManager["Link"]):
+    """A connection to a server, open within `async with`.
+
+    A class, as are the transports of stdio: the generator of an `@asynccontextmanager` would be closed with the loop's
+    other generators, out of turn and by the wrong task.
+    """
+
+    def __init__(self, resolved: Resolved, handlers: Handlers, process: ServerProcess | None) -> None:
+        self._transport = Transport(resolved, process)
+        self.ended = self._transport.ended
+        """The connection is of no more use, or is to be closed."""
+        self._resolved = resolved
+        self._handlers = handlers
+        self._process = process
+        self._calls: dict[int, ToolContext] = {}
+        self._number = 0
+        self._modern = False
+        self.client = Client(
+            self._transport,
+            client_info=types.Implementation(name="aworld", version=__version__),
+            sampling_callback=self._sample if resolved.conf.sampling and handlers.sample else None,
+            elicitation_callback=self._elicit,
+            logging_callback=self._log,
+            message_handler=self._on_message,
+            cache=None,  # lists are kept, shared and renewed by the hub
+        )
+
+    async def __aenter__(self) -> Self:
+        """Open the connection. Raises whatever the server and the SDK make of it."""
+        try:
+            await self.client.__aenter__()
+        except (MCPError, ExceptionGroup) as error:
+            inner = _innermost(error)
+            if isinstance(inner, MCPError):
+                raise _Refused(self._said(inner)) from None
+            raise
+        self._modern = self.client.protocol_version in MODERN_PROTOCOL_VERSIONS
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it, in the task that opened it."""
+        await self.client.__aexit__(kind, error, trace)
+
+    async def list_tools(self) -> list[Listed]:
+        """What the server offers, page after page. Raises ToolError."""
+        found: list[Listed] = []
+        cursor: str | None = None
+        try:
+            for _ in range(MAX_PAGES):
+                page = await self.client.list_tools(cursor=cursor)
+                found += [_listed(tool) for tool in page.tools]
+                cursor = page.next_cursor
+                if cursor is None:
+                    return found
+        except (MCPError, ValidationError, RuntimeError) as error:
+            raise await self._failure(error, "its tools could not be listed") from None
+        raise ToolError(f"MCP server {self._resolved.name!r}: its list of tools has no end.")
+
+    async def call(self, tool: str, arguments: dict[str, Any], context: ToolContext) -> Content:
+        """Call a tool; cancelling tells the server. Raises ToolError, and SessionLost when it was not called."""
+        number = self._number = self._number + 1
+        self._calls[number] = context
+        _caller.set(context)
+        meta: Any = None
+        progress = None
+        if context.notify is not None:
+            progress = self._progress(context)
+            meta = {types.LOG_LEVEL_META_KEY: "info"} if self._modern else None
+        try:
+            result = await self.client.call_tool(tool, arguments, progress_callback=progress, meta=meta)
+        except (MCPError, ValidationError, RuntimeError) as error:
+            raise await self._failure(error, "the call failed") from None
+        finally:
+            self._calls.pop(number, None)
+        content = self._redacted(content_of(result))
+        if result.is_error:
+            text = content if isinstance(content, str) else "".join(p.text for p in content if isinstance(p, Text))
+            raise ToolError(text or f"MCP server {self._resolved.name!r} reports an error without saying which.")
+        return content
+
+    def last_words(self) -> str:
+        """What the server's process had to say at its end, behind a comma; nothing of one elsewhere."""
+        words = self._process.last_words if self._process is not None else ""
+        return f", {words}" if words else ""
+
+    def _said(self, error: MCPError) -> str:
+        status = self._transport.status
+        return error.message + (f" (HTTP {status})" if status is not None else "")
+
+    async def _failure(self, error: Exception, what: str) -> AWorldError:
+        name = self._resolved.name
+        if isinstance(error, MCPError):
+            if error.code == types.INVALID_REQUEST and error.message == "Session terminated":
+                return SessionLost(f"MCP server {name!r} has forgotten the session.")
+            if error.code == types.CONNECTION_CLOSED and error.message == "Connection closed":  # not one stream of many
+                self.ended.set()
+                if self._process is not None:
+                    await self._process.settle()
+                return ToolError(
+                    f"MCP server {name!r} ended before it answered{self.last_words()}. "
+                    "The call may or may not have taken effect."
+                )
+            return ToolError(self._resolved.redact(f"MCP server {name!r}: {self._said(error)}"))
+        if isinstance(error, ValidationError):
+            return ToolError(f"MCP server {name!r}: {what}; its answer is not what the protocol says.")
+        return ToolError(self._resolved.redact(f"MCP server {name!r}: {what}: {error}"))
+
+    def _redacted(self, content: Content) -> Content:
+        redact = self._resolved.redact
+        if isinstance(content, str):
+            return redact(content)
+        return tuple(Text(redact(part.text)) if isinstance(part, Text) else part for part in content)
+
+    # What the server tells and asks while it works
+
+    def _origin(self) -> ToolContext | None:
+        """The call that the server speaks of. None when it might be one of several runs: nobody hears of another's."""
+        if (caller := _caller.get()) is not None:
+            return caller
+        contexts = list(self._calls.values())
+        runs = {context.trajectory_id for context in contexts}
+        return contexts[-1] if len(runs) == 1 else None
+
+    def _note(self, kind: str, data: dict[str, Any]) -> None:
+        origin = self._origin()
+        if origin is not None and origin.notify is not None:
+            origin.notify(kind, {"server": self._resolved.name, **data})
+
+    def _progress(self, context: ToolContext) -> Any:
+        async def progress(progress: float, total: float | None, message: str | None) -> None:
+            if context.notify is not None:
+                text = message and self._resolved.redact(message)
+                data = {"server": self._resolved.name, "progress": progress, "total": total, "message": text}
+                context.notify("progress", data)
+
+        return progress
+
+    async def _log(self, params: types.LoggingMessageNotificationParams) -> None:
+        data: Any = params.data
+        text = self._resolved.redact(data if isinstance(data, str) else str(data))
+        logger.debug("server=%s level=%s | %s", self._resolved.name, params.level, text)
+        self._note("log", {"level": params.level, "logger": params.logger, "message": text})
+
+    async def _on_message(self, message: types.ServerNotification | Exception) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            self._handlers.tools_changed()
+        elif isinstance(message, Exception):
+            logger.warning(
+                "server=%s | sent what is not MCP: %s", self._resolved.name, self._resolved.redact(reason_of(message))
+            )
+
+    async def _elicit(
+        self, context: ClientRequestContext, params: types.ElicitRequestParams
+    ) -> types.ElicitResult | types.ErrorData:
+        schema = params.requested_schema if isinstance(params, types.ElicitRequestFormParams) else None
+        answer: dict[str, Any] | None = None
+        if self._handlers.elicit is not None and schema is not None:
+            try:
+                answer = await self._handlers.elicit(params.message, schema, self._origin())
+            except Exception as error:  # the callback's; the server is told, and the call goes on
+                logger.exception("server=%s | its question could not be asked", self._resolved.name)
+                return types.ErrorData(code=types.INTERNAL_ERROR, message=f"Nobody could be asked: {error}")
+        action = "decline" if answer is None else "accept"
+        self._note("elicitation", {"message": self._resolved.redact(params.message), "action": action})
+        return types.ElicitResult(action=action, content=answer)
+
+    async def _sample(
+        self, context: ClientRequestContext, params: types.CreateMessageRequestParams
+    ) -> types.CreateMessageResult | types.ErrorData:
+        assert self._handlers.sample is not None  # else this was not given to the client
+        origin = self._origin()
+        try:
+            reply = await self._handlers.sample(request_of(params), origin)
+        except Exception as error:  # noqa: BLE001 - the model's, or the request's; the server is told
+            logger.warning("server=%s | its question to the model failed: %s", self._resolved.name, error)
+            return types.ErrorData(code=types.INTERNAL_ERROR, message=f"The model was not asked: {error}")
+        answer = reply_of(reply, "model")
+        usage = reply.usage
+        tokens = {} if usage is None else {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+        self._note("sampling", {"model": answer.model, **tokens})
+        return answer
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error
+
+
+def _listed(tool: types.Tool) -> Listed:
+    hints = tool.annotations
+    again = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
+    return Listed(tool.name, tool.description or tool.title or "", tool.input_schema, again)
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost error of groups and chains that says something."""
+    error = _innermost(error)
+    if isinstance(error, _Refused):
+        return str(error)
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"it answered {error.response.status_code} {error.response.reason_phrase}".rstrip()
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

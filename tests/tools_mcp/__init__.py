@@ -1,0 +1,1 @@
+"""MCP servers as tools, and agents as MCP servers."""
