@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import io
 import secrets
+import sys
 import tarfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from aworld.core.sandbox import SandboxError, SandboxLimits
+
+
+def need_linux() -> None:
+    """Raise `SandboxError` where there can be no local sandbox."""
+    if not sys.platform.startswith("linux"):
+        raise SandboxError(f"local sandboxes need Linux, not {sys.platform}; use a container")
 
 
 def new_id() -> str:
