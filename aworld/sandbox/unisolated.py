@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from aworld.core.sandbox import SandboxError, SandboxLimits
+from aworld.core.sandbox import SandboxLimits
 from aworld.sandbox import profile, reaper, worker
 from aworld.sandbox.base import new_id
 from aworld.sandbox.local import SYSTEM_PATH, LocalSandbox, launch
@@ -23,8 +23,6 @@ class UnisolatedSandbox(LocalSandbox):
     @classmethod
     async def start(cls, limits: SandboxLimits, python: str | None, env: Mapping[str, str]) -> UnisolatedSandbox:
         """Make one; warns the first time."""
-        if not sys.platform.startswith("linux"):
-            raise SandboxError(f"local sandboxes need Linux, not {sys.platform}; use a container")
         if not _warned:
             _warned.add("none")
             logger.warning(

@@ -211,6 +211,11 @@ async def test_without_a_box_it_succeeds(name: str, host: Host) -> None:
     assert b"host-secret" in result.stdout, result.stderr
 
 
+async def test_a_network_is_had_by_asking_for_it(host: Host) -> None:
+    async with local(SandboxLimits(network=True)) as box:
+        assert b"host-secret" in (await python(box, program("network", host))).stdout
+
+
 async def test_a_set_user_id_program_gives_nothing(open_folder: Path) -> None:
     if not ROOT:
         pytest.skip("only root can make such a program")
@@ -292,7 +297,7 @@ for _ in range(4):
         break
 x = bytearray(os.urandom(1 << 20)) * 60
 print('filled', flush=True)
-time.sleep(3)
+time.sleep(1.5)
 """
 FILL_SHARED = """
 import mmap, time

@@ -121,6 +121,7 @@ async def test_a_strange_record_stops_nothing(base: Path, text: bytes, caplog: p
     assert "aworld-dead" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # this process has threads; the fork needs none
 async def test_a_fork_does_not_keep_its_dead_parent_alive(base: Path) -> None:
     record("aworld-parent", "folder")
     child = multiprocessing.get_context("fork").Process(target=_fork_has_no_lock, args=(str(base),))
