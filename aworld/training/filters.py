@@ -55,11 +55,13 @@ def without_logprobs(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def no_variance(samples: Sequence[Sample]) -> list[Sample]:
-    """Drops groups that have nothing to teach: all credited alike, a group of one among them."""
-    seen: dict[tuple[str, str], set[float | None]] = {}
+    """Drops groups that have nothing to teach: all credited alike, or only one episode left to compare."""
+    returns: dict[tuple[str, str], set[float | None]] = {}
+    episodes: dict[tuple[str, str], set[str]] = {}
     for sample in samples:
-        seen.setdefault(sample.group, set()).update(sample.returns)
-    return [sample for sample in samples if len(seen[sample.group]) > 1]
+        returns.setdefault(sample.group, set()).update(sample.returns)
+        episodes.setdefault(sample.group, set()).add(sample.trajectory_id)
+    return [s for s in samples if len(returns[s.group]) > 1 and len(episodes[s.group]) > 1]
 
 
 FILTERS: dict[str, Filter] = {
