@@ -1,0 +1,1 @@
+"""Training: what was recorded and scored goes back into the policy."""
