@@ -18,19 +18,6 @@ from aworld.environments.session import Session
 from aworld.environments.sums import exact, held_out
 
 ITEMS = ("apple", "bean", "date", "fig", "lime", "nut", "pear", "plum")
-    "apple",
-    "banana",
-    "candle",
-    "drum",
-    "envelope",
-    "flower",
-    "grape",
-    "hammer",
-    "kettle",
-    "lemon",
-    "melon",
-    "pear",
-)
 """What the shop has."""
 
 
