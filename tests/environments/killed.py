@@ -15,7 +15,6 @@ from aworld.models.doubles import Said
 from tests.environments.shop import agent_of, buying, problem, shop
 
 PROBLEMS, SAMPLES = 50, 4
-STORE = sys.argv[1]
 
 
 def tell(line: str) -> None:
@@ -35,7 +34,7 @@ async def main() -> None:
     """Begin, or go on."""
     problems = [problem(number) for number in range(PROBLEMS)]
     episodes = rollouts(
-        shop(), agent_of(think), problems, samples=SAMPLES, store=STORE, run="killed", max_concurrency=16
+        shop(), agent_of(think), problems, samples=SAMPLES, store=sys.argv[1], run="killed", max_concurrency=16
     )
     async for rollout in episodes:
         tell(f"ended {rollout.id} {rollout.status} {rollout.score}")

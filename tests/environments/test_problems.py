@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -72,6 +73,21 @@ def test_a_split_by_hash_makes_streams_that_cannot_meet() -> None:
     assert 0.18 < share < 0.32
     with pytest.raises(ConfigError, match="between 0 and 1"):
         split_by_hash(stream, test=1.0)
+
+
+def test_a_stream_that_repeats_itself_gives_different_problems() -> None:
+    def few(seed: int) -> Iterator[Problem]:
+        while True:
+            yield from (problem(n) for n in (seed, 1, 1, 2, seed))
+
+    environment = Environment("few", train=few)
+    assert [p.id for p in environment.problems("train", 3, seed=5)] == ["5", "1", "2"]
+    with pytest.raises(ConfigError, match="no more than 3 different problems; 4 were asked for"):
+        environment.problems("train", 4, seed=5)
+    train, test = split_by_hash(few, test=1e-9)
+    assert len(Environment("few", train=train).problems("train", 3, seed=5)) == 3
+    with pytest.raises(ConfigError, match="none of 20000 problems in a row is held out"):
+        Environment("few", test=test).problems("test", 1)
 
 
 def test_parts_of_text_are_the_same_as_the_text() -> None:
