@@ -121,8 +121,8 @@ def test_a_dataset_of_parquet(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     path = tmp_path / "rows.parquet"
-    rows: Any = pa.Table.from_pylist(ROWS)
-    parquet.write_table(rows, path)  # pyright: ignore[reportUnknownMemberType]
+    table: Any = pa
+    parquet.write_table(table.Table.from_pylist(ROWS), path)  # pyright: ignore[reportUnknownMemberType]
     job = job_of(tmp_path / "run", train_dataset=path, reward_func=says_low)
     assert [problem.input for problem in job.environment.problems("train")] == ["say 1", "say 2"]
     path.write_text("no parquet")
