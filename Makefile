@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: install  ## Run 100 recorded agents against a local model server, without key or network
+demo: install  ## See a policy get better from its own record, in two environments, without key or network
 	@$(BIN)/python examples/demo.py
 
 test: install-dev lint  ## Lint, type-check and run all tests
@@ -35,7 +35,7 @@ install-dev: $(VENV)/.installed-dev
 # The marker files are younger than pyproject.toml when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed

@@ -1,123 +1,180 @@
-"""A hundred agents at once, recorded and scored: no key, no network, a few seconds.
+"""An agent gets better, from nothing but its own recorded experience: no key, no network, no GPU, under a minute.
 
-A model server runs in this process on loopback and speaks the protocol of OpenAI. Its "model" is a Python function
-that does sums in a fruit shop, and now and then misspells a fruit. The agents are real: they talk HTTP, call Python
-tools, read the errors, and every event goes to a SQLite file.
+The small policy that comes with AWorld has bad habits: it reaches for the wrong tool. In two environments it acts, its
+episodes are recorded and scored, and it is trained on them; before and after, it is measured on held-out tasks that it
+has never met. Everything is kept below `.aworld/demo`, which is made anew each time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-import re
+import shutil
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from aworld.agents.llm_agent import Agent
-from aworld.cmd.trajectory_view import show
-from aworld.config import AgentConfig, RunConfig
-from aworld.core.message import ToolCall
-from aworld.core.model import ModelRequest
-from aworld.core.task import Task, TaskResponse
-from aworld.models import FunctionModel, ModelServer
-from aworld.models.doubles import call
-from aworld.runner import Runners
+from aworld.core.trajectory import Trajectory
+from aworld.environments import Environment
+from aworld.environments.shop import shop
+from aworld.environments.sums import sums
+from aworld.runners.local import load
+from aworld.training import AgentTrainer, curve
+from aworld.training.result import Comparison, Evaluated, Evaluation, Stepped, TrainingEvent, TrainingResult
 from aworld.trajectory import Query, open_store
 
-PRICES = {"apple": 0.5, "pear": 0.75, "mango": 2.25, "melon": 3.5}
-STORE = Path(".aworld/trajectories.db")
+FOLDER = Path(".aworld/demo")
+STEPS = 50
+ABOUT = {
+    "sums": "one tool call: the policy's habit is to take the wrong tool",
+    "shop": "dependent calls: the price is hidden, and must be looked up before it can be multiplied",
+}
 
 
-def price(fruit: str) -> dict[str, Any]:
-    """Price of one fruit in euros.
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A held-out task as the policy did it at some point of its training."""
 
-    Args:
-        fruit: Name of the fruit, in the singular.
-    """
-    if fruit not in PRICES:
-        raise ValueError(f"we do not sell {fruit!r}; we sell {', '.join(PRICES)}")
-    return {"fruit": fruit, "price": PRICES[fruit]}
+    when: str
+    record: Trajectory
 
-
-def total(counts: list[int], prices: list[float]) -> dict[str, float]:
-    """Sum of counts times prices, in euros."""
-    return {"total": sum(count * price for count, price in zip(counts, prices, strict=True))}
-
-
-def shop_assistant(request: ModelRequest) -> str | list[ToolCall]:
-    """The stand-in for a model: it reads the conversation and says what comes next."""
-    question = next(m.text for m in request.messages if m.role == "user")
-    wanted = [(int(count), fruit) for count, fruit in re.findall(r"(\d+) (\w+)s\b", question)]
-    results = [json.loads(m.text) for m in request.messages if m.role == "tool" and m.text.startswith("{")]
-    prices = {result["fruit"]: result["price"] for result in results if "fruit" in result}
-    if results and "total" in results[-1]:
-        return f"That makes {results[-1]['total']:.2f} euros."
-    if all(fruit in prices for _, fruit in wanted):
-        return [call("total", counts=[n for n, _ in wanted], prices=[prices[fruit] for _, fruit in wanted])]
-    slip = (
-        "o" if request.turn == 0 and sum(question.encode()) % 4 == 0 else ""
-    )  # a bad habit; the tool's error mends it
-    return [call("price", fruit=fruit + slip) for _, fruit in wanted if fruit not in prices]
+    @property
+    def acts(self) -> str:
+        """The tool calls and what they returned, on one line."""
+        messages = self.record.messages
+        calls = [call for step in self.record.steps() for call in step.tool_calls]
+        return " · ".join(f"{c.name}{c.arguments} → {messages[c.result].message.text}" for c in calls) or "no tool"
 
 
-def questions(count: int, seed: int = 7) -> list[tuple[str, float]]:
-    """Questions with their right answers."""
-    rng = random.Random(seed)
-    found: list[tuple[str, float]] = []
-    for _ in range(count):
-        picks = [(rng.randint(1, 9), fruit) for fruit in rng.sample(sorted(PRICES), 2)]
-        wanted = " and ".join(f"{n} {fruit}s" for n, fruit in picks)
-        found.append((f"How much are {wanted}?", sum(n * PRICES[fruit] for n, fruit in picks)))
+class Watch:
+    """Shows training while it goes on: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("  training"),
+            BarColumn(40),
+            TextColumn("step {task.completed}/{task.total} · {task.fields[told]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.bar: TaskID = self.progress.add_task("training", total=STEPS, told="measuring the start")
+
+    def told(self, event: TrainingEvent) -> None:
+        """Show an event."""
+        match event:
+            case Stepped(report):
+                told = f"{report.success:.0%} of {report.episodes} episodes right"
+                self.progress.update(self.bar, completed=report.step, told=told)
+            case Evaluated(found):
+                self.console.print(f"  step {found.step:>2}: {evaluated(found)}", highlight=False)
+            case _:
+                pass
+
+
+def evaluated(found: Evaluation) -> str:
+    """An evaluation as a line."""
+    low, high = found.interval
+    return f"{found.mode:<7} {found.success:6.1%} of {found.tasks} held-out tasks (95 %: {low:.1%} to {high:.1%})"
+
+
+def train(console: Console, environment: Environment) -> TrainingResult:
+    """Evaluate, act, score, train, evaluate again."""
+    problem = environment.problems("test", 1)[0]
+    console.print(f"\n[bold]{environment.name}[/bold] · {ABOUT[environment.name]}\n  such as: {problem.input!r}\n")
+    watch = Watch(console)
+    trainer = AgentTrainer(
+        agent=Agent(environment.name, model="embedded"),
+        config={"steps": STEPS},
+        train_dataset=environment,
+        train_engine_name="embedded",
+        run_path=FOLDER / environment.name,
+        on_event=watch.told,
+    )
+    with watch.progress:
+        return trainer.train()
+
+
+async def scenes(result: TrainingResult) -> list[Scene]:
+    """The same held-out task before, during and after training: one that was learnt, if there is one."""
+    evaluations = result.of_mode("sampled")
+    first, middle, last = evaluations[0], evaluations[1], evaluations[-1]
+    learnt = [id for id in middle.outcomes if last.outcomes[id] and not first.outcomes[id]]
+    task = max(learnt or middle.outcomes, key=lambda id: not middle.outcomes[id])  # rather one learnt late
+    store = open_store(str(result.store))
+    found: list[Scene] = []
+    for when, evaluation in (("before", first), (f"step {middle.step}", middle), ("after", last)):
+        recorded = await store.query(Query(prefix=f"evaluation-sampled-{evaluation.step}-"))
+        id = next(each.id for each in recorded if (each.task_name or "").endswith(f"/{task}"))
+        found.append(Scene(when, await load(id, store)))
+    await store.close()
     return found
 
 
-async def main() -> None:
-    console = Console()
-    store = open_store(f"sqlite:///{STORE}")
-    problems = questions(100)
-    async with ModelServer(FunctionModel(shop_assistant)) as server:
-        conf = AgentConfig(llm_model_name="shop-assistant", llm_base_url=server.base_url, llm_api_key="none")
-        agent = Agent("cashier", conf, system_prompt="You help in a fruit shop.", tools=[price, total])
-        tasks = [Task(question, agent=agent, name="fruit shop") for question, _ in problems]
-        began = time.perf_counter()
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("100 agents at once", total=len(tasks))
+def tell(console: Console, result: TrainingResult) -> None:
+    """The learning curve and three runs of one task."""
+    console.print(Text(curve.terminal(result)))
+    shown = asyncio.run(scenes(result))
+    console.print(f"\n  One held-out task, sampled: {shown[0].record.messages[0].message.text!r}", highlight=False)
+    for scene in shown:
+        sign = Text("✓", "green") if scene.record.score == 1.0 else Text("✗", "red")
+        console.print(Text.assemble(f"  {scene.when:<8} ", sign, f" {scene.acts} · says {scene.record.answer!r}"))
+        console.print(Text(f"             {scene.record.id}", "dim"))
 
-            def done(_: TaskResponse) -> None:
-                progress.advance(bar)
 
-            responses = await Runners.run_task(tasks, RunConfig(store=store), on_done=done)
-        took = time.perf_counter() - began
-    for (_, right), response in zip(problems, responses.values(), strict=True):
-        said = re.search(r"\d+\.\d+", str(response.answer))
-        score = 1.0 if said and abs(float(said.group()) - right) < 0.005 else 0.0
-        await response.reward(score, name="right answer", source="demo")
-    calls = sum(len(response.record.calls) for response in responses.values())
-    rows = [row for response in responses.values() for row in response.trajectory]
-    errors = sum(result["error"] is not None for row in rows for result in row["observation"])
-    finished = sum(response.success for response in responses.values())
-    right = sum((response.record.score or 0) > 0 for response in responses.values())
+def conclude(console: Console, results: dict[str, TrainingResult], took: float) -> bool:
+    """What changed, how sure that is, where everything lies. Returns whether every policy is better than it was."""
+    table = Table(title="\nHeld-out tasks solved", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for name in ("environment", "", "before", "after", "gained", "lost", "p (McNemar)", "CPU-s"):
+        table.add_column(name, justify="left" if name in ("environment", "") else "right")
+    for name, result in results.items():
+        for row in result.comparisons:
+            cpu = f"{result.cpu_seconds:.0f}"
+            shares = (f"{row.before:.1%}", f"{row.after:.1%}", str(row.gained), str(row.lost), f"{row.p_value:.0e}")
+            table.add_row(name, row.mode, *shares, cpu)
+    console.print(table)
+    console.print(f"\n{took:.0f} s in all. Policies, checkpoints, every episode and the curves are below {FOLDER}:")
+    for name, result in results.items():
+        path = FOLDER / name
+        console.print(
+            f"  {path}/curve.svg · policy/ · episodes.db ({sum(r.episodes for r in result.history)} episodes)"
+        )
     console.print(
-        f"\n{finished} of {len(tasks)} agents finished, {right} with the right answer: {calls} model calls over HTTP, "
-        f"{errors} tool errors that the agents read and mended, {took:.2f} s.\n"
+        "\nLook closer, and use the trained policy:\n"
+        f"  .venv/bin/aworld trajectories list --store {FOLDER}/shop/episodes.db\n"
+        f"  .venv/bin/aworld rollout aworld.environments.shop:shop --model {FOLDER}/shop --split test --tasks 100\n"
+        f'  Agent("shopper", model="{FOLDER}/shop")\n',
+        highlight=False,
     )
-    worst = max(responses.values(), key=lambda response: len(response.record.calls))
-    console.print("One of them, as recorded:\n")
-    summary, *_ = await store.query(Query(ids=(worst.id,)))
-    show(console, worst.record, summary)
-    await store.close()
-    console.print(
-        f"\nEvery event is in [bold]{STORE}[/bold]. Look around:\n"
-        "  .venv/bin/aworld trajectories list\n"
-        "  .venv/bin/aworld trajectories show last\n"
-        f"  .venv/bin/aworld replay {worst.id}\n"
-    )
+    return all(better(row) for result in results.values() for row in result.comparisons)
+
+
+def better(row: Comparison) -> bool:
+    """Whether a change is for the better, and not by chance."""
+    return row.after > row.before and row.p_value < 0.001
+
+
+def main() -> int:
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    console.print("[bold]Agents that get better from their own record[/bold]: no key, no network, no GPU.")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    began = time.monotonic()
+    results: dict[str, TrainingResult] = {}
+    for environment in (sums(), shop()):
+        results[environment.name] = train(console, environment)
+        tell(console, results[environment.name])
+    if conclude(console, results, time.monotonic() - began):
+        return 0
+    console.print("A policy did not get better: that should not happen; please report it with the folder above.")
+    return 1
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main())
