@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import ModelConfig
@@ -89,8 +89,10 @@ def test_files_that_are_missing_or_broken(packaged: Policy, tmp_path: Path) -> N
 
 def test_half_precision_weights(packaged: Policy, tmp_path: Path) -> None:
     folder = packaged.save(tmp_path)
-    half = {name: weight.astype(np.float16) for name, weight in load_file(folder / "model.safetensors").items()}
-    save_file(half, folder / "model.safetensors")
+    half = {
+        name: weight.astype(np.float16) for name, weight in load((folder / "model.safetensors").read_bytes()).items()
+    }
+    (folder / "model.safetensors").write_bytes(save(half))
     assert {weight.dtype for weight in Policy.open(folder).weights.values()} == {np.dtype(np.float32)}
 
 
