@@ -499,6 +499,7 @@ class Episode:
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             environment=self.scene.name if self.scene is not None else None,
             versions=_VERSIONS,
+            schema=ev.SCHEMA_VERSION,
         )
         for key, value in self.task.context.items():
             self.context.set(key, value)
