@@ -355,6 +355,7 @@ class Episode:
             status, error = "failed", f"{type(bug).__name__}: {bug}"
         self.spent += time.perf_counter() - began
         surroundings = surroundings or (status == "failed" and self._unreachable)
+        surroundings = surroundings or (status == "timeout" and not self.record.activations)  # the scene never opened
         if self.scene is not None and not surroundings:
             try:
                 await setting.judge(self, status, error)
