@@ -275,6 +275,8 @@ def learnable(
     rule = cast(credit.Credit, credit.named(credit.CREDITS, config.credit, "config.credit"))
     derived = derive([each.record for each in episodes], agents=agents, credit=rule, discount=config.discount)
     samples, dropped = filters.apply(derived.samples, ())
+    if derived.empty:
+        dropped["empty"] = derived.empty
     solvers = {each.id for each in episodes if solved(environment, each.record)}
     if config.shuffle_rewards:
         samples, solvers = shuffled(samples, solvers, random.Random(f"{config.seed}/{number}/control"))
