@@ -12,7 +12,7 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 from typing import Any, cast
@@ -70,7 +70,7 @@ class EmbeddedEngine:
 
 
 @contextmanager
-def seldom_collecting() -> Iterator[None]:
+def seldom_collecting() -> Generator[None, None, None]:
     """Look for cyclic garbage a thirtieth as often: a step keeps some 10,000 objects that are none, and looking through
     them each time is a tenth of the CPU of training."""
     before = gc.get_threshold()
