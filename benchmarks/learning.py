@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,27 @@ class Meter:
         for name in names:
             setattr(owner, name, self._metered(getattr(owner, name)))
 
+    def watch_async(self, owner: Any, name: str) -> None:
+        """The same for a coroutine function: what it takes between its waits."""
+        function = getattr(owner, name)
+        send = self._metered(lambda steps, value: steps.send(value))
+
+        @types.coroutine
+        def driven(steps: Any) -> Any:
+            value = None
+            try:
+                while True:
+                    value = yield send(steps, value)
+            except StopIteration as done:
+                return done.value
+            finally:
+                steps.close()
+
+        async def metered(*args: Any, **kwargs: Any) -> Any:
+            return await driven(function(*args, **kwargs))
+
+        setattr(owner, name, metered)
+
     def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def metered(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
@@ -68,16 +90,14 @@ def one(environment: str, seed: int, steps: int, shuffled: bool) -> dict[str, An
     from aworld.agents.llm_agent import Agent
     from aworld.environments.shop import shop
     from aworld.environments.sums import sums
-    from aworld.models.embedded import model
     from aworld.models.embedded.engine import Engine
+    from aworld.models.embedded.model import EmbeddedModel
     from aworld.training import AgentTrainer
     from aworld.training.result import Started, Stepped, TrainingEvent
 
     meter = Meter()
     meter.watch(Engine, "step")
-    meter.watch(model.EmbeddedModel, "_rendered", "_ids", "_remember")
-    meter.watch(model._Pieces, "ended")
-    meter.watch(model, "parsed")
+    meter.watch_async(EmbeddedModel, "_answer")
     inference: list[float] = []
     begun = 0.0
 
