@@ -17,6 +17,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,7 +87,9 @@ class ChatTokens:
         new = self.tokenizer.encode(text[len(before.text) :], add_special_tokens=False)
         return Prompt(text, before.ids + tuple(new))
 
-    def message(self, request: ModelRequest, prompt: Prompt, completion: Sequence[int], ends: frozenset[int]) -> Message:
+    def message(
+        self, request: ModelRequest, prompt: Prompt, completion: Sequence[int], ends: frozenset[int]
+    ) -> Message:
         """The message that `completion` spells. `ends` are the ids that end a turn; the last id may be one."""
         ids = tuple(completion)
         self._remember(request, Prompt(prompt.text + self._text(ids), prompt.ids + ids))
@@ -159,10 +162,8 @@ def _rendered(message: Message) -> dict[str, Any]:
     shape = chat_format(message)
     shape["content"] = shape["content"] or ""
     for call in shape.get("tool_calls", ()):
-        try:
+        with suppress(ValueError):  # what is not JSON stays a string
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-        except ValueError:
-            pass
     if message.role == "tool" and message.name is not None:
         shape["name"] = message.name
     return shape

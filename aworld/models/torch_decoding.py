@@ -16,18 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aworld.core.exceptions import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    """Most likely tokens drawn from; 0 for all."""
-    max_tokens: int = 512
-    seed: int | None = None
+from aworld.models.token_model import Sampling
 
 
 @dataclass(slots=True)
