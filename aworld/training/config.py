@@ -40,10 +40,14 @@ class TrainingConfig(Settings):
     advantages: str = "group_normalised"
     """Name of a function of `aworld.training.credit`: `group_normalised` (by the standard deviation of the group),
     `group_centred` (not divided), `raw` (rewards as they are)."""
+    credit: str = "trajectory_reward"
+    """Name of a function of `aworld.training.credit` that says what a step is worth: `trajectory_reward`,
+    `step_rewards` (with what follows it, discounted), `agent_reward` (what its own agent earned)."""
     discount: float = Field(default=1.0, ge=0, le=1)
-    """Weight of a step's reward for each step earlier; it touches step rewards only."""
-    filters: tuple[str, ...] = ("incomplete", "failed_rewards", "no_variance")
-    """Names of functions of `aworld.training.filters`, applied in this order; each reports what it dropped."""
+    """Weight of a step's reward for each step earlier; for the credits that discount."""
+    filters: tuple[str, ...] = ("no_variance",)
+    """Names of functions of `aworld.training.filters`, applied after those that always are; each reports what it
+    dropped."""
     agents: tuple[str, ...] | None = None
     """Agents whose tokens are trained on, by name; None for all that the trained policy spoke for."""
     temperature: float = Field(default=1.0, gt=0)
