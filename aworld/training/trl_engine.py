@@ -79,17 +79,21 @@ class TRLEngine:
         steps = Steps(job, policy, asyncio.get_running_loop())
         trainer = self._trainer(job, policy, steps)
         checkpoint = newest_checkpoint(job.checkpoint_path)
-        await steps.begin(0 if checkpoint is None else _steps_of(checkpoint) // updates_a_step(job.config))
+        await steps.begin(checkpoint)
         work = asyncio.create_task(asyncio.to_thread(trainer.train, resume_from_checkpoint=checkpoint))
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
-            steps.cancelled = True  # the thread finds out at its next rollouts
+            steps.cancel()
             await asyncio.wait((work,))
             raise
         policy.refresh(f"step-{steps.done}")
         policy.save(job.policy_path)
-        return await steps.result(self.name, began, began_cpu)
+        return TrainingResult(
+            engine=self.name, policy=str(job.policy_path), run_path=str(job.run_path), store=job.store, steps=steps.done,
+            history=tuple(steps.state.history), evaluations=tuple(steps.state.evaluations),
+            seconds=time.time() - began, cpu_seconds=time.process_time() - began_cpu,
+        )  # fmt: skip
 
     def _trainer(self, job: TrainingJob, policy: TrainedPolicy, steps: Steps) -> Any:
         from aworld.training.trl_trainer import RuntimeGRPOTrainer, StepCallback

