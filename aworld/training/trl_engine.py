@@ -61,7 +61,7 @@ class TRLEngine:
                 f"minibatches={config.minibatches} must divide groups × samples, {config.groups * config.samples}."
             )
         if not isinstance(job.agent, BaseAgent) or not hasattr(job.agent, "with_model"):
-            raise ConfigError("The engine trl trains the policy of one Agent; for a swarm use train_engine_name='embedded'.")
+            raise ConfigError("The engine trl trains one Agent; for a swarm take train_engine_name='embedded'.")
         for option in config.options:
             if option in RESERVED:
                 raise ConfigError(f"options={{{option!r}: ...}} follows from {RESERVED[option]}=...; set that.")
@@ -171,10 +171,6 @@ def newest_checkpoint(folder: Path) -> str | None:
     """The checkpoint from which a killed run goes on; None where there is none."""
     found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
     return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-def _steps_of(checkpoint: str) -> int:
-    return int(checkpoint.rpartition("-")[2])
 
 
 def _on_cpu() -> bool:

@@ -17,17 +17,16 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from aworld.core.exceptions import ConfigError
 from aworld.environments.problem import Problem
 from aworld.environments.rollout import Rollout, by_group, rollouts
 from aworld.training.config import TrainingConfig
 from aworld.training.credit import ADVANTAGES, CREDITS, Advantage, Credit, named, with_advantages
 from aworld.training.filters import apply
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Evaluation, Progress, Saved, Started, StepReport, Stepped, TrainingResult
+from aworld.training.result import Evaluation, Progress, Saved, Started, Stepped, StepReport
+from aworld.training.rows import Rows, rows_of
 from aworld.training.samples import Sample, derive
 from aworld.training.trl_policy import TrainedPolicy
-from aworld.training.trl_rows import Rows, rows_of
 
 __all__ = ["Steps"]
 
@@ -51,7 +50,7 @@ class Steps:
     def __init__(self, job: TrainingJob, policy: TrainedPolicy, loop: asyncio.AbstractEventLoop) -> None:
         self.job, self.policy, self.loop = job, policy, loop
         self.config: TrainingConfig = job.config
-        self.agent: Any = cast(Any, job.agent).with_model(policy.model)
+        self.agent: Any = job.agent.with_model(policy.model)
         self.done = 0
         """Steps taken."""
         self.state = State()

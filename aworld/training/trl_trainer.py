@@ -5,18 +5,34 @@ Imported only where TRL is installed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aworld.models.torch_decoding import import_extra
 from aworld.training.trl_steps import Steps
 
 _torch: Any = import_extra("torch", "trl")
-_transformers: Any = import_extra("transformers", "trl")
-_base: Any = import_extra("trl", "trl").GRPOTrainer
-_callback: Any = _transformers.TrainerCallback
+
+if TYPE_CHECKING:
+
+    class _Trainer:
+        """What is used here of `trl.GRPOTrainer`, which has no types and is not installed where types are checked."""
+
+        args: Any
+        num_iterations: int
+        _step: int
+
+        def __init__(self, **arguments: Any) -> None: ...
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]: ...
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any: ...
+        def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any: ...
+
+    _Callback = object
+else:
+    _Trainer = import_extra("trl", "trl").GRPOTrainer
+    _Callback = import_extra("transformers", "trl").TrainerCallback
 
 
-class RuntimeGRPOTrainer(_base):
+class RuntimeGRPOTrainer(_Trainer):
     """`GRPOTrainer` whose advantages are those that came with the rows, one a token.
 
     TRL's own loss takes advantages of the shape (rows, tokens) "from subclasses"; this is such a subclass.
@@ -28,7 +44,7 @@ class RuntimeGRPOTrainer(_base):
         self._recorded: Any = None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        output = super()._generate_and_score_completions(inputs)
         width = output["completion_ids"].shape[1]
         given = [row["advantages"] + [0.0] * (width - len(row["advantages"])) for row in inputs]
         output["advantages"] = _torch.tensor(given, device=output["completion_ids"].device)
@@ -52,7 +68,7 @@ class RuntimeGRPOTrainer(_base):
         return found
 
 
-class StepCallback(_callback):
+class StepCallback(_Callback):
     """Tells `Steps` what TRL logged, and lets it evaluate and stop after each step."""
 
     def __init__(self, steps: Steps) -> None:

@@ -1,6 +1,6 @@
-"""From episodes to what TRL's `GRPOTrainer` takes: one row an episode, exact ids, nothing tokenised.
+"""From episodes to what trainers of single completions take (TRL, verl): one row an episode, exact ids.
 
-TRL counts with one completion for each prompt of its batch. An episode of several rows (a team, a sub-agent, drift)
+They count with one completion for each prompt of a batch. An episode of several rows (a team, a sub-agent, drift)
 therefore gives the row with the most sampled tokens, and the others are counted in `left_out`; an episode without any
 gives an empty row that weighs nothing.
 """
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from aworld.training.samples import Sample
 
-__all__ = ["Row", "Rows", "rows_of"]
+__all__ = ["Row", "Rows", "row_of", "rows_of"]
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -58,15 +58,19 @@ def rows_of(
         scores: The score of each episode, for the trainer's own figures.
         end_id: What an empty row is made of: TRL wants at least one token.
     """
-    best: dict[str, Sample] = {}
+    by_episode: dict[str, list[Sample]] = {}
     for sample in samples:
-        known = best.get(sample.trajectory_id)
-        if known is None or _weight(sample) > _weight(known):
-            best[sample.trajectory_id] = sample
-    rows = [
-        _row(best[id], scores.get(id)) if id in best else _nothing(end_id, scores.get(id)) for id in episodes
-    ]
-    return Rows(rows=rows, left_out=len(samples) - len(best), empty=sum(id not in best for id in episodes))
+        by_episode.setdefault(sample.trajectory_id, []).append(sample)
+    rows = [row_of(by_episode.get(id, ()), scores.get(id), end_id) for id in episodes]
+    return Rows(rows=rows, left_out=len(samples) - len(by_episode), empty=sum(id not in by_episode for id in episodes))
+
+
+def row_of(samples: Sequence[Sample], score: float | None, end_id: int) -> Row:
+    """The row of one episode, of its samples; one that weighs nothing where it has none."""
+    if not samples:
+        ids = [end_id]
+        return Row(prompt_ids=ids, completion_ids=ids, env_mask=[0], logprobs=[0.0], advantages=[0.0], score=score)
+    return _row(max(samples, key=_weight), score)
 
 
 def _weight(sample: Sample) -> tuple[bool, int]:
@@ -85,7 +89,3 @@ def _row(sample: Sample, score: float | None) -> Row:
         advantages=list(sample.advantages[first:]) or [0.0] * count,
         score=score,
     )
-
-
-def _nothing(end_id: int, score: float | None) -> Row:
-    return Row(prompt_ids=[end_id], completion_ids=[end_id], env_mask=[0], logprobs=[0.0], advantages=[0.0], score=score)
