@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,8 @@ class TRLEngine:
     def check(self, job: TrainingJob) -> None:
         """Refuse what TRL cannot do. Raises ConfigError that names the setting."""
         config = job.config
-        if config.algorithm != "grpo":
-            raise ConfigError(
-                f"algorithm={config.algorithm!r}: the engine trl does 'grpo'; for SFT and DPO from stored trajectories "
-                "see aworld.training.trl_offline."
-            )
         if config.samples < 2:
-            raise ConfigError(f"samples={config.samples}: GRPO compares the episodes of a group; give at least 2.")
+            raise ConfigError(f"config.samples={config.samples}: TRL compares episodes of a group; give at least 2.")
         if config.groups * config.samples % config.minibatches:
             raise ConfigError(
                 f"minibatches={config.minibatches} must divide groups × samples, {config.groups * config.samples}."
@@ -72,28 +66,22 @@ class TRLEngine:
     async def train(self, job: TrainingJob) -> TrainingResult:
         """Train; TRL runs in a thread, the episodes on the loop of the caller."""
         self.check(job)
-        began, began_cpu = time.time(), time.process_time()
         agent: Any = job.agent
-        scratch = job.checkpoint_path / "start"
-        policy = policy_of(agent.model, scratch)
-        steps = Steps(job, policy, asyncio.get_running_loop())
-        trainer = self._trainer(job, policy, steps)
         checkpoint = newest_checkpoint(job.checkpoint_path)
-        await steps.begin(checkpoint)
-        work = asyncio.create_task(asyncio.to_thread(trainer.train, resume_from_checkpoint=checkpoint))
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            steps.cancel()
-            await asyncio.wait((work,))
-            raise
-        policy.refresh(f"step-{steps.done}")
-        policy.save(job.policy_path)
-        return TrainingResult(
-            engine=self.name, policy=str(job.policy_path), run_path=str(job.run_path), store=job.store, steps=steps.done,
-            history=tuple(steps.state.history), evaluations=tuple(steps.state.evaluations),
-            seconds=time.time() - began, cpu_seconds=time.process_time() - began_cpu,
-        )  # fmt: skip
+        policy = policy_of(agent.model, job.checkpoint_path / "start")
+        steps = Steps(job, policy, asyncio.get_running_loop(), checkpoint)
+        trainer = self._trainer(job, policy, steps)
+        if checkpoint is None:
+            await steps.begin()
+        if job.config.steps > steps.state.step and steps.state.stopped is None:
+            work = asyncio.create_task(asyncio.to_thread(trainer.train, resume_from_checkpoint=checkpoint))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                steps.cancel()
+                await asyncio.wait((work,))
+                raise
+        return await steps.end()
 
     def _trainer(self, job: TrainingJob, policy: TrainedPolicy, steps: Steps) -> Any:
         from aworld.training.trl_trainer import RuntimeGRPOTrainer, StepCallback
@@ -101,7 +89,7 @@ class TRLEngine:
         trl, datasets = self._trl(), import_extra("datasets", "trl")
         count = job.config.steps * job.config.groups
         arguments = trl.GRPOConfig(**grpo_arguments(job.config, job.checkpoint_path, _on_cpu()))
-        return RuntimeGRPOTrainer(
+        trainer: Any = RuntimeGRPOTrainer(
             steps=steps,
             model=policy.module,
             processing_class=policy.tokenizer,
@@ -112,6 +100,8 @@ class TRLEngine:
             rollout_func=steps.rollout_func,
             callbacks=[StepCallback(steps)],
         )
+        trainer.remove_callback(import_extra("transformers", "trl").PrinterCallback)
+        return trainer
 
     def _trl(self) -> Any:
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is the purpose here
@@ -160,9 +150,9 @@ def grpo_arguments(config: TrainingConfig, output: Path, on_cpu: bool) -> dict[s
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "use_cpu": on_cpu,
-        "bf16": not on_cpu,
+        "bf16": False,  # the rollouts are computed in float32, and the log-probabilities must agree
         **{name: value for name, value in options.items() if name not in OWN},
     }
 

@@ -64,7 +64,7 @@ class RuntimeGRPOTrainer(_Trainer):
         if inputs is not None:  # these weights are still those that sampled
             mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
             difference = (found[0].detach() - inputs["sampling_per_token_logps"]).abs()[mask]
-            self._steps.logprob_difference = float(difference.max()) if difference.numel() else 0.0
+            self._steps.agree(float(difference.max()) if difference.numel() else 0.0)
         return found
 
 
@@ -81,4 +81,4 @@ class StepCallback(_Callback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A checkpoint was written."""
-        self._steps.saved(state.global_step, f"{args.output_dir}/checkpoint-{state.global_step}")
+        self._steps.saved(f"{args.output_dir}/checkpoint-{state.global_step}")
