@@ -63,6 +63,12 @@ def _litellm(config: ModelConfig) -> Model:
     return LiteLLMModel(config)
 
 
+def _transformers(config: ModelConfig) -> Model:
+    from aworld.models.torch_model import torch_model
+
+    return torch_model(config)
+
+
 def _preset(name: str, prefix: str, base_url: str, *, needs_key: bool = True) -> Provider:
     return Provider(_chat(name), (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
 
@@ -79,6 +85,7 @@ _providers: dict[str, Provider] = {
     "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
     "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "litellm": Provider(_litellm),
+    "transformers": Provider(_transformers),
 }
 
 _models: dict[tuple[Any, ...], Model] = {}

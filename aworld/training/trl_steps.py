@@ -7,6 +7,7 @@ the loop, and the thread waits.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,14 +18,14 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from aworld.core.exceptions import TrainingError
+from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.environments.environment import derived_seed
 from aworld.environments.problem import Problem
 from aworld.environments.progress import Progress as RolloutProgress
 from aworld.environments.report import solved
 from aworld.environments.rollout import Rollout, rollouts
 from aworld.training.config import TrainingConfig
-from aworld.training.engine_embedded import learnable, problems_of
+from aworld.training.engine_embedded import FREE, learnable, problems_of
 from aworld.training.evaluation import Ask, comparisons, evaluate, held_out_problems
 from aworld.training.registry import TrainingJob
 from aworld.training.result import (
@@ -56,6 +57,8 @@ FIGURES = {"loss": "loss", "grad_norm": "gradient_norm", "entropy": "entropy", "
 class State(Struct, kw_only=True):
     """What a run that goes on must know of what was before."""
 
+    identity: str = ""
+    """Digest of what must be the same when a run goes on."""
     step: int = 0
     stopped: Stop | None = None
     history: list[StepReport] = []
@@ -73,9 +76,9 @@ class Steps:
         self.config: TrainingConfig = job.config
         self.agent: Any = job.agent.with_model(policy.model)
         self.names = self.config.agents or (str(job.agent.name),)
-        self.state = State()
+        self.state = State(identity=identity_of(job))
         if checkpoint is not None:
-            self.state = msgspec.json.decode(Path(checkpoint, STATE).read_bytes(), type=State)
+            self.state = _taken_up(checkpoint, self.state.identity)
         self._held_out = held_out_problems(job.held_out, self.config.final_tasks)
         self._updates = self.config.epochs * self.config.minibatches
         self._running: Future[Any] | None = None
@@ -182,7 +185,7 @@ class Steps:
                 samples=config.samples,
                 seed=derived_seed(config.seed, "rollouts", step),
                 store=self.job.store,
-                run=f"step-{step}-{config.seed}",
+                run=f"step-{step}-{self.state.identity}",
                 max_concurrency=config.max_concurrency,
                 retries=config.retries,
                 yield_finished=True,
@@ -255,7 +258,7 @@ class Steps:
                 agents=self.names,
                 seed=derived_seed(self.config.seed, "evaluation"),
                 store=self.job.store,
-                run=f"evaluation-{mode}-{self.state.step}-{self.config.seed}",
+                run=f"evaluation-{mode}-{self.state.step}-{self.state.identity}",
                 max_concurrency=self.config.max_concurrency,
                 retries=self.config.retries,
                 on_progress=self._told(f"evaluation {mode}"),
@@ -278,6 +281,25 @@ def stop_of(evaluations: Sequence[Evaluation], config: TrainingConfig) -> Stop |
         return "target"
     best = successes.index(max(successes))
     return "patience" if config.patience is not None and len(successes) - 1 - best >= config.patience else None
+
+
+def identity_of(job: TrainingJob) -> str:
+    """A digest of what shapes a run: the settings, the environment, the policy that it begins with."""
+    settings = job.config.model_dump(mode="json", exclude=set(FREE))
+    model: Any = job.agent.model
+    policy = [model.provider, model.name, model.policy.version if model.provider == "embedded" else None]
+    shape = msgspec.json.encode([settings, job.environment.name, policy], order="deterministic")
+    return hashlib.blake2b(shape, digest_size=6).hexdigest()
+
+
+def _taken_up(checkpoint: str, identity: str) -> State:
+    state = msgspec.json.decode(Path(checkpoint, STATE).read_bytes(), type=State)
+    if state.identity != identity:
+        raise ConfigError(
+            f"{Path(checkpoint).parent.parent} holds a run with other settings, environment or first policy; give them "
+            f"as they were, or another run_path. Only {', '.join(FREE)} may be others."
+        )
+    return state
 
 
 def _place(sample: Sample) -> tuple[str, int, tuple[int, ...]]:

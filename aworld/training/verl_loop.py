@@ -38,7 +38,7 @@ _agent_loop: Any = import_module("verl.experimental.agent_loop.agent_loop")
 if TYPE_CHECKING:
 
     class _Loop:
-        """What is used here of verl's `AgentLoopBase`, which has no types and is not installed where types are checked."""
+        """What is used here of verl's `AgentLoopBase`, which is not installed where types are checked."""
 
         server_manager: Any
         tokenizer: Any

@@ -60,10 +60,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verl_config(policy: Path, folder: Path, *more: str) -> Any:
     """verl's own configuration, with what the engine sets."""
     hydra: Any = import_module("hydra")
-    wanted = [
-        "actor_rollout_ref.rollout.prompt_length=%d" % PROMPT,
-        "actor_rollout_ref.rollout.response_length=%d" % RESPONSE,
-    ]  # noqa: UP031,E501
+    rollout = "actor_rollout_ref.rollout"
+    wanted = [f"{rollout}.prompt_length={PROMPT}", f"{rollout}.response_length={RESPONSE}"]
     with hydra.initialize_config_module("verl.trainer.config", version_base=None):
         return hydra.compose("ppo_trainer", overrides=[*overrides(job(policy, folder)), *wanted, *more])
 
@@ -170,7 +168,7 @@ def test_the_engine_says_what_it_needs(policy: Path, tmp_path: Path) -> None:
     without = TrainingConfig(options={"policy": str(policy)})
     with pytest.raises(ConfigError, match="setting"):
         engine.check(TrainingJob(given.agent, given.environment, None, without, tmp_path))
-    with pytest.raises(ConfigError, match="package.module:function"):
+    with pytest.raises(ConfigError, match=r"package\.module:function"):
         load_setting("tests.trainers.verl_setting:nothing")
 
 
