@@ -9,6 +9,7 @@ from aworld.core.agent.flow import Unit, units_of
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
+from aworld.training.embedded.learner import version_of
 
 
 class Actor:
@@ -34,7 +35,7 @@ class Actor:
         """Agents whose tokens are trained on."""
         models = [speaking[name] for name in self.names]
         self.policy: Policy = models[0].policy
-        if any(model.policy.weights is not self.policy.weights for model in models):
+        if len({_what(model.policy) for model in models}) > 1:
             raise ConfigError(
                 f"config.agents: {', '.join(self.names)} have different policies; name those of one policy, and train "
                 "the other in a run of its own."
@@ -53,6 +54,11 @@ class Actor:
     def release(self) -> None:
         """Act as before training."""
         self.load(self.policy)
+
+
+def _what(policy: Policy) -> tuple[str, str, str]:
+    """What makes two policies the same one, wherever they were read from."""
+    return version_of(policy.weights, 0), policy.tokenizer.digest, policy.tokenizer.template_digest
 
 
 def _embedded(unit: Unit) -> EmbeddedModel | None:

@@ -113,7 +113,8 @@ class Figures:
 
     def means(self) -> dict[str, float]:
         """Means over the updates."""
-        found = {name: value / self.updates for name, value in self.totals.items()}
+        names = {"drift": "logprob_change"}  # of tokens whose prompt drifted, the engine tells
+        found = {names.get(name, name): value / self.updates for name, value in self.totals.items()}
         return {**found, "logprob_difference": self.difference, "updates": float(self.updates)}
 
 
