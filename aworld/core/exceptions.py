@@ -9,6 +9,7 @@
     ├── LimitReached         a limit of the task ended the run; names the limit
     ├── AgentLimit           a limit of one agent ended its work; its team is told
     ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
+    ├── TrainingError        a trainer failed while it was at work; says where its log is
     └── StoreError           the log could not be written or read; what was acknowledged before is safe
 
 Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
@@ -71,6 +72,10 @@ class EnvironmentFailed(AWorldError):
     Raised by a tool or a session, it ends the run as failed for a reason that is not the agent's; any other exception
     of a tool is told to the model.
     """
+
+
+class TrainingError(AWorldError):
+    """A trainer failed while it was at work. What it had saved by then is safe."""
 
 
 class StoreError(AWorldError):

@@ -5,7 +5,7 @@ environment. A line is `{"token", "op", ...}` and is answered by the fields of t
 
     begin  id, problem                                              -> messages, tools | end
     said   id, text, prompt_ids, completion_ids, logprobs, ...      -> messages, tools | end
-    log    step, figures                                            -> stop
+    log    step, figures                                            -> nothing
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _encode = msgspec.json.encode
 
 
 class Bridge:
-    """Serves the rollouts. `on_log` is told of each step's figures, and says whether to stop.
+    """Serves the rollouts. `on_log` is told of each step's number and figures.
 
     `port=0` takes a free one; `address` is known when it has started.
     """
 
     def __init__(
-        self, rollouts: OutsideRollouts, on_log: Callable[[int, dict[str, Any]], bool],
+        self, rollouts: OutsideRollouts, on_log: Callable[[int, dict[str, float]], None],
         *, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
     ) -> None:  # fmt: skip
         self._rollouts, self._on_log = rollouts, on_log
@@ -101,7 +101,8 @@ class Bridge:
                 id = str(fields.pop("id"))
                 return _news(await self._rollouts.say(id, msgspec.convert(fields, Said)))
             case "log":
-                return {"stop": self._on_log(int(fields["step"]), dict(fields["figures"]))}
+                self._on_log(int(fields["step"]), dict(fields["figures"]))
+                return {}
             case _:
                 raise ConfigError(f"{op!r} is no operation of the bridge; the plugin is of another version of AWorld.")
 

@@ -168,8 +168,9 @@ class OutsideRollouts:
             raise ModelError(f"Model {self._name!r} answers only inside the episodes of its trainer.")
         if episode.answer is not None or request.messages[: len(episode.said)] != episode.said:
             raise ModelError(
-                f"Agent {request.agent!r} asks something that does not go on from the model's last answer. This trainer "
-                "learns from one unbroken conversation an episode: one agent, nothing dropped, one call at a time."
+                f"Agent {request.agent!r} asks something that does not go on from the model's last answer. This "
+                "trainer learns from one unbroken conversation an episode: one agent, one call at a time, nothing "
+                "dropped."
             )
         episode.answer = asyncio.get_running_loop().create_future()
         episode.news.put_nowait(

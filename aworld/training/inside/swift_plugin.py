@@ -12,7 +12,7 @@ It registers, all by the name `aworld`:
 - a template, for which a conversation is the exact ids that were read and sampled. The prompt is rendered by the
   policy's own chat template, and what the model wrote is never tokenised again;
 - a reward (ORM): the score that AWorld's rubric gave;
-- a callback, which reports the figures of each step and stops the training when AWorld says so.
+- a callback, which reports the figures of each step.
 
 `AWORLD_BRIDGE` (host:port) and `AWORLD_BRIDGE_TOKEN` say where AWorld listens. Checked with ms-swift 4.6.0.
 """
@@ -190,6 +190,7 @@ class AWorldReward(ORM):
     """The score of each episode. One whose score is unknown gets the mean of its group: it teaches nothing."""
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
+        """The reward of each completion."""
         groups: dict[Any, list[float]] = {}
         told = [(infos or {}).get(NAME) or {} for infos in columns["rollout_infos"]]
         scores = [each.get("score") for each in told]
@@ -206,15 +207,13 @@ class AWorldReward(ORM):
 
 
 class AWorldCallback(TrainerCallback):
-    """Reports the figures of each step, and stops when AWorld says so."""
+    """Reports the figures of each step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Send what swift logs."""
-        if not state.is_world_process_zero:
-            return
-        figures = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float | str)}
-        if asyncio.run(ask("log", step=state.global_step, figures=figures)).get("stop"):
-            control.should_training_stop = control.should_save = True
+        if state.is_world_process_zero:
+            figures = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
+            asyncio.run(ask("log", step=state.global_step, figures=figures))
 
 
 multi_turns[NAME] = AWorldScheduler
