@@ -93,9 +93,7 @@ def _by_step(trajectory: Trajectory) -> dict[int, float | None]:
     return {step: _score(rewards) for step, rewards in by_step.items()}
 
 
-def _to_go(
-    outcome: float | None, earned: Mapping[int, float | None], place: int, discount: float
-) -> float | None:
+def _to_go(outcome: float | None, earned: Mapping[int, float | None], place: int, discount: float) -> float | None:
     total = outcome
     for at, score in earned.items():
         if at < place or total is None:

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable
 from msgspec import Struct
 
 from aworld.core.trajectory import Trajectory
-from aworld.trajectory.sequences import TokenSequence, sequences
 from aworld.training.credit import Credit, trajectory_reward
+from aworld.trajectory.sequences import TokenSequence, sequences
 
 __all__ = ["Derived", "Sample", "derive", "samples_of"]
 
