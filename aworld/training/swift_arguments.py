@@ -120,6 +120,7 @@ def swift_arguments(
         "save_steps": updates,
         "save_total_limit": 1,
         "save_only_model": True,
+        "check_model": False,  # it would tell a hub what is trained
         "report_to": ["none"],
         "eval_strategy": "no",
         "output_dir": str(folder / "output"),

@@ -140,7 +140,7 @@ class _Run:
         self._rollouts = rollouts
         async with Bridge(rollouts, self._on_log, host=self.options.host, port=self.options.port) as bridge:
             python = python_of(self.options.python, PYTHON)
-            variables = {**_variables(config.shuffle_rewards), **bridge.variables, **self.options.environment}
+            variables = {**self._variables(model), **bridge.variables, **self.options.environment}
             command = [python, "-m", "swift.cli.main", "rlhf", "args.yaml"]
             process = await OtherProcess.start(command, self.folder / "swift.log", variables, self.folder)
             try:
@@ -162,9 +162,9 @@ class _Run:
             kept = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "training_args*")
             shutil.copytree(found[-1], self.job.policy_path, dirs_exist_ok=True, ignore=kept)
             return
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
-        weights: dict[str, Any] = load_file(found[-1] / "model.safetensors")  # pyright: ignore[reportUnknownVariableType]
+        weights = load_file(found[-1] / "model.safetensors")
         self._embedded.with_weights(weights, f"swift-{self.job.config.steps}").save(self.job.policy_path)
 
     def keep(self) -> None:
@@ -182,6 +182,17 @@ class _Run:
         assert self.options.model is not None  # `check` has seen to it
         local = Path(self.options.model).expanduser()
         return local.resolve() if local.exists() else self.options.model
+
+    def _variables(self, model: Path | str) -> dict[str, str]:
+        """What the process needs to know besides where we are."""
+        variables = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        if isinstance(model, Path):  # nothing to look up: else start-up waits for a hub that may be out of reach
+            variables |= {"USE_HF": "1", "HF_HUB_OFFLINE": "1"}
+        if self._embedded is not None:  # a policy this small gets slower with more threads
+            variables["OMP_NUM_THREADS"] = "1"
+        if self.job.config.shuffle_rewards:
+            variables["AWORLD_SHUFFLE_REWARDS"] = "1"
+        return variables
 
     def _parse(self, text: str, request: ModelRequest) -> Message:
         from aworld.models.embedded.hermes import parsed
@@ -225,12 +236,6 @@ def embedded_policy(agent: Agent) -> Any:
     """The `Policy` behind an agent that asks an embedded model; None for any other."""
     model = agent.model
     return getattr(model, "policy", None) if model.provider == "embedded" else None
-
-
-def _variables(shuffle: bool) -> dict[str, str]:
-    """What every run needs: one thread, because a small policy gets slower with more, and no look at the network."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return quiet | ({"AWORLD_SHUFFLE_REWARDS": "1"} if shuffle else {})
 
 
 def _cpu_of_children() -> float:
