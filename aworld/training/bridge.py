@@ -15,6 +15,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -83,6 +84,8 @@ class Bridge:
         finally:
             self._busy.discard(task)
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async def _answered(self, line: bytes) -> dict[str, Any]:
         try:
@@ -90,6 +93,8 @@ class Bridge:
             if not hmac.compare_digest(str(asked.pop("token", "")), self.token):
                 return {"error": "the token is wrong; give the trainer the AWORLD_BRIDGE_TOKEN of this run"}
             return await self._do(asked.pop("op", None), asked)
+        except KeyError as error:
+            return {"error": f"the field {error} is missing"}
         except (AWorldError, msgspec.MsgspecError) as error:
             return {"error": str(error)}
 

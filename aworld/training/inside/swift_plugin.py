@@ -46,6 +46,7 @@ async def ask(op: str, **fields: Any) -> dict[str, Any]:
         line = await reader.readline()
     finally:
         writer.close()
+        await writer.wait_closed()
     if not line:
         raise RuntimeError(f"AWorld closed the connection at {op!r}: its process has ended, or is being stopped.")
     answer = json.loads(line)

@@ -1,0 +1,151 @@
+"""Engine `swift`: ms-swift trains for real on a CPU, with our rollouts. Run by `make test-trainers`.
+
+Needs ms-swift in an environment of its own, which `AWORLD_SWIFT_PYTHON` names; docs/trainers.md says how it is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.exceptions import TrainingError
+from aworld.environments import Environment
+from aworld.models.embedded.checkpoint import Policy
+from aworld.models.embedded.model import EmbeddedModel
+from aworld.runner import Runners
+from aworld.training import TrainingConfig, TrainingJob
+from aworld.training.result import Stepped, TrainingEvent
+from aworld.training.swift_engine import INSTALL, SwiftEngine
+from aworld.trajectory import open_store
+from aworld.trajectory.sequences import sequences
+from aworld.trajectory.store import Query
+from tests.trainers.pupil import TURNS, chatter, pupil, unsure
+
+PYTHON = os.environ.get("AWORLD_SWIFT_PYTHON")
+
+pytestmark = pytest.mark.skipif(PYTHON is None, reason=f"AWORLD_SWIFT_PYTHON is not set; {INSTALL}")
+
+STEPS, GROUPS, SAMPLES = 6, 4, 8
+
+
+def job(folder: Path, environment: Environment | None = None, emit: Any = None, **settings: Any) -> TrainingJob:
+    known: dict[str, Any] = {
+        "steps": STEPS,
+        "groups": GROUPS,
+        "samples": SAMPLES,
+        "learning_rate": 1e-3,
+        "max_completion_tokens": 16,
+    }
+    agent = Agent("pupil", model=EmbeddedModel(pupil()))
+    config = TrainingConfig(**{**known, **settings})
+    environment = environment or chatter()
+    return TrainingJob(agent, environment, None, config, folder, *((emit,) if emit else ()))
+
+
+def running() -> str:
+    """The command of every process."""
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+async def trained(job: TrainingJob) -> Any:
+    engine = SwiftEngine()
+    engine.check(job)
+    return await engine.train(job)
+
+
+async def test_swift_learns_from_our_rollouts(tmp_path: Path) -> None:
+    result = await trained(job(tmp_path))
+    assert [report.episodes for report in result.history] == [GROUPS * SAMPLES] * STEPS
+    for report in result.history:  # what swift learnt from is what our rubric gave
+        assert report.statistics["reward"] == pytest.approx(report.score, abs=1e-4)
+        assert report.statistics["num_turns"] == TURNS
+    first, last = result.history[0].score, result.history[-1].score
+    assert last > first, f"{first} -> {last}"
+
+    policy = Policy.open(result.policy)
+    assert policy.version == f"swift-{STEPS}"
+    assert any((policy.weights[name] != pupil().weights[name]).any() for name in policy.weights)
+    answer = await Runners.run("Tell me about 7.", agent=Agent("pupil", model=EmbeddedModel(policy)))
+    assert answer.success
+
+    store = open_store(result.store)
+    runs = await store.query(Query())
+    assert len(runs) == STEPS * GROUPS * SAMPLES
+    for run in runs:
+        record = await Runners.resume(run.id, Agent("pupil", model=EmbeddedModel(policy)), store=store)
+        derived = sequences(record.record)
+        assert (len(derived.rows), derived.drift, derived.complete) == (1, 0, True)
+        assert len(derived.rows[0].steps) == TURNS
+        assert set(derived.rows[0].policy_versions) <= {"0", *(f"swift-{n}" for n in range(1, STEPS))}
+    recipe = yaml.safe_load((tmp_path / "swift" / "args.yaml").read_text())
+    assert recipe["rlhf_type"] == "grpo"
+    rows = [json.loads(line) for line in (tmp_path / "swift" / "train.jsonl").read_text().splitlines()]
+    assert [message["role"] for message in rows[0]["messages"]] == ["system", "user"]
+    assert len({row["problem_id"] for row in rows}) == STEPS * GROUPS
+
+
+async def test_unknown_scores_teach_nothing(tmp_path: Path) -> None:
+    result = await trained(job(tmp_path, chatter(unsure), steps=1))
+    (report,) = result.history
+    assert report.dropped == {"failed_rewards": SAMPLES}
+    assert report.samples == (GROUPS - 1) * SAMPLES
+
+
+async def test_a_failing_trainer_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"(?s)after 0 of 6 steps.*no_such_argument"):
+        await trained(job(tmp_path, options={"arguments": {"no_such_argument": 1}}))
+    assert not (tmp_path / "policy").exists()
+
+
+async def test_cancelling_ends_the_trainer(tmp_path: Path) -> None:
+    stepped = asyncio.Event()
+
+    def emit(event: TrainingEvent) -> None:
+        if isinstance(event, Stepped):
+            stepped.set()
+
+    training = asyncio.create_task(trained(job(tmp_path, emit=emit, steps=1000)))
+    await asyncio.wait_for(stepped.wait(), 120)
+    assert str(tmp_path) in running()
+    training.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    assert str(tmp_path) not in running()
+
+
+def test_the_plugin_encodes_exactly_what_was_read_and_sampled(tmp_path: Path) -> None:
+    plugin = Path(__file__).parents[2] / "aworld" / "training" / "inside" / "swift_plugin.py"
+    script = Path(__file__).with_name("swift_checks.py")
+    folder = pupil().save(tmp_path / "policy")
+    assert PYTHON is not None
+    done = subprocess.run(
+        [PYTHON, str(script), str(plugin), str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "USE_HF": "1", "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    read, said = found["read"], found["said"]
+    whole = [*read[0], *said[0], *read[1], *said[1], *read[2], *said[0]]
+    assert found["ids"] == whole
+    mask = [*[0] * len(read[0]), 1, 1, 1, 1, *[0] * len(read[1]), 1, 1, *[0] * len(read[2]), 1, 1, 1, 1]
+    assert [label for label in found["labels"] if label != -100] == [id for id, one in zip(whole, mask) if one]
+    assert [int(label != -100) for label in found["labels"]] == mask
+    assert found["asked"] == [*read[0], *said[0], *read[1]]
+    assert found["text"] == (
+        "<|im_start|>user\nWhat is 37 plus 25?<|im_end|>\n<|im_start|>assistant\nadd<|im_end|>\n"
+        "<|im_start|>user\nAnd 0?<|im_end|>\n<|im_start|>assistant\nad<|im_end|>\n"
+        "<|im_start|>user\nAnd 1?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert "rewrites earlier turns" in found["refused"]
+    assert found["rewards"] == [1.0, 0.5, 0.0, 0.0]
