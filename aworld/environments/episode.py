@@ -186,7 +186,7 @@ def as_message(action: Action) -> Message:
 def _call(given: Any) -> ToolCall:
     if isinstance(given, ToolCall):
         return given
-    call = cast("Mapping[str, Any]", given) if isinstance(given, Mapping) else {}
+    call: Mapping[str, Any] = cast("Mapping[str, Any]", given) if isinstance(given, Mapping) else {}
     function: Mapping[str, Any] = call.get("function", call)
     if not isinstance(function.get("name"), str):
         raise TaskError(f'A tool call has a "name" and "arguments"; got {given!r:.200}.')

@@ -466,6 +466,7 @@ class Episode:
         if self._begun:
             return
         self.check()
+        setting.check_scene(self.record, self.scene)
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
@@ -496,6 +497,7 @@ class Episode:
             agents={name: unit.settings() for name, unit in self.cast.units.items()},
             conf=self.conf.model_dump(mode="json", exclude_defaults=True),
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
+            environment=self.scene.name if self.scene is not None else None,
             versions=_VERSIONS,
         )
         for key, value in self.task.context.items():

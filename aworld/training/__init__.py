@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from aworld.training.result import Evaluation as Evaluation
     from aworld.training.result import StepReport as StepReport
     from aworld.training.result import TrainingResult as TrainingResult
+    from aworld.training.trainer import AgentTrainer as AgentTrainer
 
 _HOMES = {
+    "AgentTrainer": "trainer",
     "Engine": "registry",
     "Evaluation": "result",
     "StepReport": "result",

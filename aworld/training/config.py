@@ -60,6 +60,9 @@ class TrainingConfig(Settings):
     """Episodes in flight at once."""
     retries: int = Field(default=2, ge=0)
     """How often an episode is run again when its surroundings failed, not the policy."""
+    logprob_tolerance: float | None = Field(default=1e-4, gt=0)
+    """Largest difference, in nats, between the log-probability of a token as it was sampled and as the trainer computes
+    it; beyond it training stops with an error. None only reports it."""
     shuffle_rewards: bool = False
     """The control: rewards are dealt out at random among the episodes of a step. Nothing may be learnt from them."""
 
@@ -71,8 +74,6 @@ class TrainingConfig(Settings):
     """Held-out problems before and after training, the same ones; fewer where a finite test set has fewer."""
     evaluation_modes: tuple[Literal["greedy", "sampled"], ...] = ("greedy", "sampled")
     """`greedy`: the likeliest token each time; `sampled`: at `temperature`."""
-    success_score: float = 1.0
-    """An episode counts as a success when its score is at least this."""
     target: float | None = Field(default=None, gt=0, le=1)
     """Stop when the success on held-out problems, of the first of `evaluation_modes`, reaches this share."""
     patience: int | None = Field(default=None, ge=1)

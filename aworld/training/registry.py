@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from urllib.parse import quote
 
 from aworld.core.exceptions import ConfigError
 from aworld.training.config import TrainingConfig
@@ -68,7 +69,7 @@ class TrainingJob:
     @property
     def store(self) -> str:
         """Address of the store for the episodes of this run."""
-        return f"sqlite:///{self.run_path / 'episodes.db'}"
+        return f"sqlite:///{quote(str(self.run_path / 'episodes.db'))}"
 
 
 class Engine(Protocol):

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 Mode: TypeAlias = Literal["greedy", "sampled"]
+Stop: TypeAlias = Literal["steps", "target", "patience"]
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
@@ -20,13 +21,15 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     step: int
     """Training steps that the policy had behind it."""
     mode: Mode
-    outcomes: dict[str, float | None]
-    """Score of each problem by its id; None where no score could be computed."""
-    success_score: float = 1.0
-    """Scores of at least this are successes; what has no score is none."""
+    outcomes: dict[str, bool | None]
+    """Whether each problem was solved, by its id (`aworld.environments.report.solved`); None where no scorer could
+    tell, or the surroundings failed: not solved, as far as anybody knows."""
+    score: float | None = None
+    """Mean score of the episodes that have one."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """95 % confidence interval of the success rate (Wilson)."""
+    """95 % confidence interval of `success` (Wilson)."""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     @property
     def tasks(self) -> int:
@@ -36,17 +39,17 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     @property
     def successes(self) -> int:
         """Problems that were solved."""
-        return sum(score is not None and score >= self.success_score for score in self.outcomes.values())
+        return sum(outcome is True for outcome in self.outcomes.values())
+
+    @property
+    def unknown(self) -> int:
+        """Problems of which nobody could tell."""
+        return sum(outcome is None for outcome in self.outcomes.values())
 
     @property
     def success(self) -> float:
         """Share of problems that were solved."""
         return self.successes / self.tasks if self.tasks else 0.0
-
-    @property
-    def failed_rewards(self) -> int:
-        """Problems whose score could not be computed."""
-        return sum(score is None for score in self.outcomes.values())
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
@@ -73,7 +76,7 @@ class StepReport(Struct, frozen=True, kw_only=True):
     score: float | None
     """Mean score of the episodes that have one."""
     success: float
-    """Share of the episodes that succeeded, at the sampling temperature, on problems of the training set."""
+    """Share of the episodes that solved their problem, at the sampling temperature, on the training set."""
     samples: int
     """Samples that the update saw."""
     dropped: dict[str, int] = {}
@@ -136,7 +139,7 @@ class TrainingResult(Struct, frozen=True, kw_only=True):
     """Address of the store with every episode; None where the engine keeps none."""
     steps: int = 0
     """Steps that were taken, those before a resume included."""
-    stopped: Literal["steps", "target", "patience"] = "steps"
+    stopped: Stop = "steps"
     """Why training ended: all steps taken, the target reached, or no better evaluation for long."""
     history: tuple[StepReport, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()

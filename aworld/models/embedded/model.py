@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, Tokens, Usage, chat_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta, ToolSchema
@@ -19,6 +20,9 @@ from aworld.models.embedded.hermes import OPENING, parsed
 from aworld.models.embedded.sampling import Sampling
 from aworld.models.embedded.tokenizer import END
 from aworld.models.embedded.transformer import Transformer, Weights
+
+PACKAGED_NAME = "packaged"
+"""The model name of the policy that comes with the package."""
 
 _SYSTEM = "<|im_start|>system"
 _TURNS = 8192  # answers whose ids are remembered, so that a conversation is not tokenised again; about 1 KB each
@@ -52,7 +56,7 @@ class EmbeddedModel:
         return self._policy
 
     def load(self, weights: Weights, version: str) -> None:
-        """Swap the weights. Calls under way end with the ones they began with. Raises `ConfigError` for other shapes."""
+        """Swap the weights; calls under way end with the old ones. Raises `ConfigError` for other shapes."""
         self._use(self._policy.with_weights(weights, version))
 
     async def generate(self, request: ModelRequest) -> ModelReply:
@@ -99,7 +103,7 @@ class EmbeddedModel:
     def _rendered(self, request: ModelRequest) -> str:
         if request.output is not None:
             raise ModelError(
-                f"Policy {self.name!r} cannot be held to a schema (output_type); leave output_type out, or ask another model."
+                f"Policy {self.name!r} cannot be held to a schema; leave output_type out, or ask another model."
             )
         for message in request.messages:
             if message.content is not None and not isinstance(message.content, str) and message.text == "":
@@ -135,6 +139,21 @@ class EmbeddedModel:
             self._turns.move_to_end(key)
         while len(self._turns) > _TURNS:
             self._turns.popitem(last=False)
+
+
+def embedded_model(config: ModelConfig) -> EmbeddedModel:
+    """The model of settings: `llm_model_name` is a checkpoint's folder, or `packaged`. Raises `ConfigError`."""
+    name = config.llm_model_name or PACKAGED_NAME
+    policy = Policy.open(None if name == PACKAGED_NAME else name)
+    given = {
+        "temperature": config.llm_temperature,
+        "top_p": config.llm_top_p,
+        "max_tokens": config.llm_max_tokens,
+        "seed": config.llm_seed,
+        "stop": config.llm_stop,
+        **config.params,
+    }
+    return EmbeddedModel(policy, name, {key: value for key, value in given.items() if value is not None})
 
 
 class _Pieces:

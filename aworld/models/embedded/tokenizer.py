@@ -36,7 +36,7 @@ class PolicyTokenizer:
         self.data, self.template = data, template
         try:
             self._tokenizer: Any = Tokenizer.from_str(data)
-        except Exception as error:  # the package raises nothing narrower
+        except Exception as error:  # noqa: BLE001 - the package raises nothing narrower
             raise ConfigError(f"tokenizer.json cannot be read: {error}") from None
         try:
             self._template = _environment().from_string(template)
