@@ -56,7 +56,11 @@ def check_config(config: TrainingConfig, options: SwiftOptions) -> None:
     refused = {
         "algorithm": (config.algorithm != "grpo", "grpo"),
         "advantages": (config.advantages not in _SCALES, " or ".join(_SCALES)),
-        "discount": (config.discount != 1.0, "1: rewards are of the whole episode"),
+        "credit": (config.credit != "trajectory_reward", "trajectory_reward"),
+        "filters": (
+            set(config.filters) - {"no_variance"},
+            "no_variance, which advantages imply",
+        ),
         "agents": (config.agents is not None, "None: one agent speaks for the policy"),
         "target": (config.target is not None, "None: it is evaluated only before and after"),
         "patience": (config.patience is not None, "None: it is evaluated only before and after"),

@@ -24,11 +24,15 @@ from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
+from aworld.environments.environment import derived_seed
+from aworld.environments.report import solved
 from aworld.training.bridge import Bridge
+from aworld.training.engine_embedded import problems_of
+from aworld.training.evaluation import comparisons, evaluate, held_out_problems
 from aworld.training.outside import Ended, OutsideRollouts
 from aworld.training.processes import OtherProcess, python_of, version_in
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Progress, Saved, Started, Stepped, StepReport, TrainingResult
+from aworld.training.result import Evaluated, Evaluation, Progress, Saved, Started, Stepped, StepReport, TrainingResult
 from aworld.training.swift_arguments import (
     PYTHON,
     SwiftOptions,
@@ -88,13 +92,18 @@ class SwiftEngine:
             )  # fmt: skip
 
     async def train(self, job: TrainingJob) -> TrainingResult:
-        """Train. Raises TrainingError with the last lines of swift's log when its process fails."""
-        began, spent = time.monotonic(), _cpu_of_children()
+        """Train, from the beginning also in a folder that was used before.
+
+        Raises TrainingError with the last lines of swift's log when its process fails.
+        """
+        began, spent = time.monotonic(), _cpu_seconds()
         run = _Run(job, swift_options(job.config.options))
         job.emit(Started(self.name, str(job.run_path)))
+        await run.evaluate(0)
         if job.config.steps:
             await run.train()
             run.collect()
+            await run.evaluate(job.config.steps)
         else:
             run.keep()
         job.emit(Saved(job.config.steps, str(job.policy_path)))
@@ -105,8 +114,10 @@ class SwiftEngine:
             store=job.store,
             steps=job.config.steps,
             history=tuple(run.history),
+            evaluations=tuple(run.evaluations),
+            comparisons=comparisons(run.evaluations),
             seconds=time.monotonic() - began,
-            cpu_seconds=_cpu_of_children() - spent,
+            cpu_seconds=_cpu_seconds() - spent,
         )
 
 
@@ -117,23 +128,46 @@ class _Run:
         self.job, self.options = job, options
         self.folder = job.run_path / "swift"
         self.history: list[StepReport] = []
+        self.evaluations: list[Evaluation] = []
         self._embedded = embedded_policy(job.agent) if options.model is None else None
-        self._ended: list[Ended] = []
+        self._trained: Any = None
+        """The embedded policy after training."""
+        self._ended: list[tuple[Ended, bool]] = []
+        """The episodes of this step, and whether each solved its problem."""
         self._stepped = time.monotonic()
-        self._figures: dict[str, float] = {}
+
+    async def evaluate(self, step: int) -> None:
+        """Evaluate an embedded policy on the held-out problems; any other is for whoever serves it."""
+        job, config = self.job, self.job.config
+        problems = held_out_problems(job.held_out, config.final_tasks)
+        policy = self._trained if step else self._embedded
+        if policy is None or job.held_out is None or not problems:
+            return
+        from aworld.models.embedded.model import EmbeddedModel
+
+        agent = job.agent.with_model(EmbeddedModel(policy, job.agent.model.name, job.agent.model.params))
+        for mode in config.evaluation_modes:
+            evaluation = await evaluate(
+                job.held_out, agent, problems, mode=mode, temperature=config.temperature, step=step,
+                seed=derived_seed(config.seed, "evaluation"), max_concurrency=config.max_concurrency,
+                retries=config.retries,
+            )  # fmt: skip
+            self.evaluations.append(evaluation)
+            job.emit(Evaluated(evaluation))
 
     async def train(self) -> None:
         """Prepare the folder, run swift, and see it to its end."""
         config = self.job.config
-        problems = self.job.environment.problems("train", config.steps * config.groups, seed=config.seed)
+        environment = self.job.environment
+        problems = [p for number in range(1, config.steps + 1) for p in problems_of(environment, config, number)]
         model = self._prepare()
-        write_prompts(self.folder / "train.jsonl", problems, self.job.environment)
+        write_prompts(self.folder / "train.jsonl", problems, environment)
         arguments = swift_arguments(
             config, self.options, model=model, folder=self.folder, embedded=self._embedded is not None
         )
         (self.folder / "args.yaml").write_text(yaml.safe_dump(arguments, sort_keys=False))
         rollouts = OutsideRollouts(
-            self.job.environment, self.job.agent, problems, parse=self._parse, name=Path(str(model)).name,
+            environment, self.job.agent, problems, parse=self._parse, name=Path(str(model)).name,
             run=f"swift-{secrets.token_hex(3)}", store=self.job.store, on_end=self._on_end,
             params={"temperature": config.temperature, "max_tokens": arguments["max_completion_length"]},
         )  # fmt: skip
@@ -165,7 +199,8 @@ class _Run:
         from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
         weights = load_file(found[-1] / "model.safetensors")
-        self._embedded.with_weights(weights, f"swift-{self.job.config.steps}").save(self.job.policy_path)
+        self._trained = self._embedded.with_weights(weights, f"swift-{self.job.config.steps}")
+        self._trained.save(self.job.policy_path)
 
     def keep(self) -> None:
         """Nothing was trained: the policy is the one that it was."""
@@ -199,31 +234,29 @@ class _Run:
 
         return parsed(text, f"call_{request.turn}")
 
-    def _on_end(self, ended: Ended, _: TaskResponse) -> None:
-        self._ended.append(ended)
-        config = self.job.config
-        total = config.groups * config.samples
+    def _on_end(self, ended: Ended, response: TaskResponse) -> None:
+        self._ended.append((ended, solved(self.job.environment, response.record) is True))
+        total = self.job.config.groups * self.job.config.samples
         self.job.emit(Progress("rollouts", len(self.history) + 1, min(len(self._ended), total), total))
 
     def _on_log(self, step: int, figures: dict[str, float]) -> None:
         """What swift logs after each update; the last update of a step closes it."""
         if "loss" not in figures:  # the summary at the end
             return
-        self._figures = figures
         updates = self.job.config.epochs * self.job.config.minibatches
         if step % updates:
             return
-        number = step // updates
-        scores = [each.score for each in self._ended if each.score is not None]
-        now = time.monotonic()
+        number, now = step // updates, time.monotonic()
+        scores = [ended.score for ended, _ in self._ended if ended.score is not None]
+        unknown = len(self._ended) - len(scores)
         report = StepReport(
             step=number,
             episodes=len(self._ended),
             score=sum(scores) / len(scores) if scores else None,
-            success=sum(s >= self.job.config.success_score for s in scores) / max(1, len(self._ended)),
+            success=sum(won for _, won in self._ended) / max(1, len(self._ended)),
             samples=len(scores),
-            dropped={"failed_rewards": len(self._ended) - len(scores)} if len(scores) < len(self._ended) else {},
-            statistics=self._figures,
+            dropped={"failed_rewards": unknown} if unknown else {},
+            statistics=figures,
             seconds=now - self._stepped,
         )
         self._ended, self._stepped = [], now
@@ -238,6 +271,7 @@ def embedded_policy(agent: Agent) -> Any:
     return getattr(model, "policy", None) if model.provider == "embedded" else None
 
 
-def _cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of those that it started and saw end."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime

@@ -11,6 +11,7 @@ import sys
 
 from swift.model import get_processor
 from swift.template import get_template
+from tokenizers import Tokenizer
 
 spec = importlib.util.spec_from_file_location("swift_plugin", sys.argv[1])
 plugin = importlib.util.module_from_spec(spec)
@@ -20,10 +21,12 @@ tokenizer = get_processor(sys.argv[2], model_type="qwen2")
 template = get_template(tokenizer, template_type="aworld")
 end = tokenizer.eos_token_id
 
-conversation = plugin.Conversation(tokenizer)
+conversation = plugin.Conversation(tokenizer, plugin.Text(tokenizer))
 messages = [{"role": "user", "content": "What is 37 plus 25?"}]
 conversation.begin(messages, [])
 read = [list(conversation.read)]
+same = Tokenizer.from_file(f"{sys.argv[2]}/tokenizer.json")
+assert read[0] == same.encode(same.decode(read[0], skip_special_tokens=False), add_special_tokens=False).ids
 # Sampled in a way that no tokenizer would write: letter by letter, and the second one cut short.
 said = [[tokenizer.convert_tokens_to_ids(letter) for letter in "add"] + [end]]
 said.append(said[0][:2])
@@ -47,7 +50,7 @@ template.set_mode("transformers")
 asked = template.encode({"messages": turns[:3]})
 
 tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}<|im_end|>"
-forgetful = plugin.Conversation(tokenizer)
+forgetful = plugin.Conversation(tokenizer, plugin.Text(tokenizer))
 try:
     forgetful.go_on([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, messages[0]], [])
     refused = ""

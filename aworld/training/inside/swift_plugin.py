@@ -30,6 +30,7 @@ from swift.callbacks import TrainerCallback, callbacks_map
 from swift.rewards import ORM, orms
 from swift.rollout import MultiTurnScheduler, multi_turns
 from swift.template import Template, TemplateMeta, register_template
+from tokenizers import Tokenizer
 
 NAME = "aworld"
 LINE = 64 * 1024 * 1024  # bytes of one line; far above any conversation
@@ -55,11 +56,31 @@ async def ask(op: str, **fields: Any) -> dict[str, Any]:
     return answer
 
 
+class Text:
+    """Text to ids and back by `tokenizer.json`, the very file: transformers may read it by rules of its own (every
+    `qwen2` checkpoint by those of Qwen2), and then the ids would be others than elsewhere."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        path = os.path.join(str(tokenizer.name_or_path), "tokenizer.json")
+        self._file = Tokenizer.from_file(path) if os.path.exists(path) else None
+        self._other = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        if self._file is None:
+            return self._other.encode(text, add_special_tokens=False)
+        return self._file.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids."""
+        return (self._file or self._other).decode(ids, skip_special_tokens=False)
+
+
 class Conversation:
     """One conversation as ids: what was read and what was sampled, in order."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, text: Text) -> None:
+        self.tokenizer, self.text = tokenizer, text
         self.ids: list[int] = []
         self.read: list[int] = []
         """What the model is to read next."""
@@ -96,7 +117,7 @@ class Conversation:
         self._reads(before[place + len(end) if said else place :] + whole[len(before) :])
 
     def _reads(self, text: str) -> None:
-        self.read = self.tokenizer.encode(text, add_special_tokens=False)
+        self.read = self.text.encode(text)
         self.ids += self.read
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], open_turn: bool) -> str:
@@ -111,13 +132,15 @@ class AWorldScheduler(MultiTurnScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._open: dict[str, Conversation] = {}
+        self._text: Text | None = None
 
     async def on_trajectory_start(self, requests: list[Any]) -> None:
         """Begin an episode for each request, and take over the first prompt of its agent."""
         await asyncio.gather(*(self._begin(request) for request in requests))
 
     async def _begin(self, request: Any) -> None:
-        conversation = self._open[request.uuid] = Conversation(self.tokenizer)
+        self._text = self._text or Text(self.tokenizer)
+        conversation = self._open[request.uuid] = Conversation(self.tokenizer, self._text)
         answer = await ask("begin", id=request.uuid, problem=str((request.data_dict or {}).get("problem_id")))
         if "end" in answer:  # it broke before the model was asked; swift generates all the same, and nobody listens
             conversation.ended = answer["end"]
@@ -131,12 +154,12 @@ class AWorldScheduler(MultiTurnScheduler):
         conversation = self._open[infer_request.uuid]
         prompt, sampled = list(conversation.ids), list(response_choice.token_ids or [])
         conversation.ids += sampled
-        ended = conversation.ended
+        end, ended = conversation.tokenizer.eos_token_id, conversation.ended
         if ended is None:
             answer = await ask(
                 "said",
                 id=infer_request.uuid,
-                text=response_choice.message.content or "",
+                text=conversation.text.decode(sampled[:-1] if sampled[-1:] == [end] else sampled),
                 prompt_ids=prompt,
                 completion_ids=sampled,
                 logprobs=self._extract_logprobs_from_choice(response_choice) or None,
