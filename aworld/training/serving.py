@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -113,7 +114,7 @@ class VllmServer:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(log).expanduser().resolve() if log is not None else Path(folder) / "vllm.log"
             variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **_SMALL}
-            command = [python, *server._command(arguments)]
+            command = [python, *server._command(_tokenizer_files(server.policy, Path(folder)), arguments)]
             process = await OtherProcess.start(command, path, variables, Path(folder))
             try:
                 await server._ready(process)
@@ -164,13 +165,13 @@ class VllmServer:
             self.policy, self.version = folder, version
             await _post(session, "/resume")
 
-    def _command(self, arguments: Sequence[str]) -> list[str]:
+    def _command(self, tokenizer: Path, arguments: Sequence[str]) -> list[str]:
         """The module and not the command `vllm`, which looks for packages that have no place here."""
         port = self.address.rpartition(":")[2]
         return [
-            "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.policy), "--served-model-name", self.name,
-            "--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager",
-            "--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments,
+            "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.policy), "--tokenizer", str(tokenizer),
+            "--served-model-name", self.name, "--host", "127.0.0.1", "--port", port, "--dtype", "float32",
+            "--enforce-eager", "--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments,
         ]  # fmt: skip
 
     async def _ready(self, process: OtherProcess) -> None:
@@ -226,6 +227,19 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     if not shapes:
         raise ConfigError(f"No policy in {folder}: it has no *.safetensors.")
     return shapes
+
+
+def _tokenizer_files(policy: Path, folder: Path) -> Path:
+    """A folder with the tokenizer's files alone. Beside a `config.json` of model type `qwen2`, transformers reads
+    `tokenizer.json` by the rules of Qwen2 whatever it says, and the ids would be others than ours."""
+    if not (policy / "tokenizer.json").exists():
+        return policy
+    target = folder / "tokenizer"
+    target.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        if (policy / name).exists():
+            shutil.copy(policy / name, target)
+    return target
 
 
 def _free_port() -> int:
