@@ -63,7 +63,16 @@ columns = {
 }
 rewards = plugin.AWorldReward()([""] * 4, **columns)
 
+# What `export(format="swift")` writes, read by a template of swift's own.
+row = json.loads(sys.argv[3])
+qwen = get_template(get_processor(sys.argv[2], model_type="qwen2"), template_type="qwen", agent_template="hermes")
+qwen.set_mode("train")
+exported = qwen.encode(row)
+learnt = [id for id in exported["labels"] if id != -100]
+
 found = {
+    "exported": same.decode(exported["input_ids"], skip_special_tokens=False),
+    "learnt": same.decode(learnt, skip_special_tokens=False),
     "text": tokenizer.decode(conversation.ids),
     "read": read,
     "said": said,

@@ -17,7 +17,9 @@ import yaml
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import TrainingError
+from aworld.core.trajectory import Trajectory
 from aworld.environments import Environment
+from aworld.models.doubles import ScriptedModel, call
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
 from aworld.runner import Runners
@@ -25,6 +27,7 @@ from aworld.training import TrainingConfig, TrainingJob
 from aworld.training.result import Stepped, TrainingEvent
 from aworld.training.swift_engine import INSTALL, SwiftEngine
 from aworld.trajectory import open_store
+from aworld.trajectory.formats import swift
 from aworld.trajectory.sequences import sequences
 from aworld.trajectory.store import Query
 from tests.trainers.pupil import TURNS, chatter, pupil, unsure
@@ -48,6 +51,17 @@ def job(folder: Path, environment: Environment | None = None, emit: Any = None, 
     config = TrainingConfig(**{**known, **settings})
     environment = environment or chatter()
     return TrainingJob(agent, environment, None, config, folder, *((emit,) if emit else ()))
+
+
+def shopping() -> Trajectory:
+    """A run with a tool call."""
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    model = ScriptedModel([call("add", a=2, b=3), "It is 5"])
+    return Runners.sync_run("What is 2 plus 3?", agent=Agent("pupil", model=model, tools=[add])).record
 
 
 def running() -> str:
@@ -125,9 +139,10 @@ def test_the_plugin_encodes_exactly_what_was_read_and_sampled(tmp_path: Path) ->
     plugin = Path(__file__).parents[2] / "aworld" / "training" / "inside" / "swift_plugin.py"
     script = Path(__file__).with_name("swift_checks.py")
     folder = pupil().save(tmp_path / "policy")
+    (row,) = swift(shopping())
     assert PYTHON is not None
     done = subprocess.run(
-        [PYTHON, str(script), str(plugin), str(folder)],
+        [PYTHON, str(script), str(plugin), str(folder), json.dumps(row)],
         capture_output=True,
         text=True,
         env={**os.environ, "USE_HF": "1", "HF_HUB_OFFLINE": "1"},
@@ -148,4 +163,8 @@ def test_the_plugin_encodes_exactly_what_was_read_and_sampled(tmp_path: Path) ->
         "<|im_start|>user\nAnd 1?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert "rewrites earlier turns" in found["refused"]
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>' in found["learnt"]
+    assert found["learnt"].rstrip().endswith("It is 5<|im_end|>")
+    assert "<tool_response>\n5\n</tool_response>" in found["exported"]
+    assert "<tool_response>" not in found["learnt"]
     assert found["rewards"] == [1.0, 0.5, 0.0, 0.0]
