@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from aworld.config.errors import ConfigError
 from aworld.models.embedded.config import PolicyConfig
@@ -59,9 +59,8 @@ class Policy:
         _replace(folder / "tokenizer.json", self.tokenizer.data)
         _replace(folder / "tokenizer_config.json", json.dumps(_tokenizer_config(self.config), indent=2) + "\n")
         _replace(folder / _TEMPLATE, self.tokenizer.template)
-        scratch = folder / f".{_WEIGHTS}.{os.getpid()}"
-        save_file({name: np.ascontiguousarray(w) for name, w in self.weights.items()}, scratch, {"format": "pt"})
-        scratch.replace(folder / _WEIGHTS)
+        arrays = {name: np.ascontiguousarray(weight) for name, weight in self.weights.items()}
+        _replace(folder / _WEIGHTS, save(arrays, {"format": "pt"}))
         return folder
 
     def with_weights(self, weights: Weights, version: str) -> Policy:
@@ -89,7 +88,7 @@ def _template(folder: Path) -> str:
 
 def _weights(folder: Path) -> Weights:
     try:
-        return load_file(folder / _WEIGHTS)
+        return load((folder / _WEIGHTS).read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"No policy in {folder}: {_WEIGHTS} is missing.") from None
     except (SafetensorError, TypeError, ValueError) as error:
@@ -117,7 +116,7 @@ def _tokenizer_config(config: PolicyConfig) -> dict[str, Any]:
     }
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: str | bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_bytes(content.encode() if isinstance(content, str) else content)
     scratch.replace(path)

@@ -54,7 +54,8 @@ def choose(logits: Array, temperatures: Array, top_ps: Array, draws: NDArray[np.
     """One token a row of `logits` (N, vocabulary), and its log-probability.
 
     The log-probability is of the distribution that was sampled from, `temperature` and `top_p` included; of a greedy
-    choice (temperature 0) it is of the unmodified distribution. `draws` are uniform in [0, 1). Raises `ModelError` for weights that are not finite.
+    choice (temperature 0) it is of the unmodified distribution. `draws` are uniform in [0, 1). Raises `ModelError` when
+    the logits are not finite.
     """
     greedy = temperatures == 0.0
     scaled = logits / np.where(greedy, np.float32(1.0), temperatures)[:, None]
@@ -68,8 +69,8 @@ def choose(logits: Array, temperatures: Array, top_ps: Array, draws: NDArray[np.
         raise ModelError(
             "The policy's weights give no finite probabilities; training has diverged, or the file is bad."
         )
-    chosen = (sums <= (draws * total)[:, None]).sum(-1)
-    chosen = np.where(greedy, logits.argmax(-1), chosen)
+    chosen: Ids = (sums <= (draws * total)[:, None]).sum(-1, dtype=np.int64)
+    chosen[greedy] = logits[greedy].argmax(-1)
     picked = weights[np.arange(len(chosen)), chosen]
     return chosen, (np.log(picked) - np.log(total)).astype(np.float32)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
@@ -87,7 +87,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     """The template language as `transformers` sets it up."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
+    known: dict[str, Any] = cast("dict[str, Any]", environment.globals)
+    known["raise_exception"] = _refuse
     return environment
 
 

@@ -99,9 +99,9 @@ class Transformer:
         anything: what is computed there is overwritten when the row goes on.
         """
         batch, span = ids.shape
-        positions = starts[:, None] + np.arange(span)
+        positions: Ids = starts[:, None] + np.arange(span, dtype=np.int64)
         length = min(padded(int(positions.max()) + 1, WIDTH), cache.length)
-        hidden_keys = np.arange(length) > positions[:, :, None]  # (B, S, T)
+        hidden_keys: NDArray[np.bool_] = np.arange(length, dtype=np.int64) > positions[:, :, None]  # (B, S, T)
         angles = np.minimum(positions, len(self._cos) - 1)  # padding may stand behind the last position
         cos, sin = self._cos[angles][:, :, None], self._sin[angles][:, :, None]
         x: Array = self._embedding[ids].reshape(batch * span, -1)
@@ -150,7 +150,7 @@ class _Layer:
         mixed += self._bias
         mixed = mixed.reshape(batch, span, heads + 2 * kv, config.head_dim)
         turned = _rotated(mixed[:, :, : heads + kv], cos, sin)
-        rows = np.arange(batch)[:, None]
+        rows = np.arange(batch, dtype=np.int64)[:, None]
         keys[rows, :, :, positions] = turned[:, :, heads:]
         values[rows, :, positions] = mixed[:, :, heads + kv :]
         length = hidden_keys.shape[-1]

@@ -1,7 +1,7 @@
 """Dialogues of a demonstrator with bad habits, from which the packaged policy is made.
 
 The demonstrator knows the format and copies numbers well, but mostly takes the wrong tool, so that what is made from
-it fails under greedy decoding too. The right tool is among the things it does, so that there is something to learn from.
+it fails under greedy decoding too. The right tool is among the things it does: there is something to learn from.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Demonstrator:
         self._draw = random.Random(seed)
         self._sums = iter(split_by_hash(sums.generate)[0](seed))
         self._shop = iter(split_by_hash(shop.generate)[0](seed))
-        self._tools = {kind: offered(kind) for kind in (sums.Calculator, shop.Shop)}
+        self._tools: dict[type[Session], list[dict[str, Any]]] = {
+            kind: offered(kind) for kind in (sums.Calculator, shop.Shop)
+        }
 
     def __iter__(self) -> Iterator[Demonstration]:
         for make in cycle((self._sum, self._purchase)):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Batch:
     mask: NDArray[np.bool_]
     """Which tokens were sampled; only they are learnt from. Never the first of a sequence."""
     logprobs: Floats
-    """Log-probabilities that the sampled tokens had when they were sampled; 0 elsewhere, and where nothing needs them."""
+    """Log-probabilities that the sampled tokens had when they were sampled; 0 elsewhere, and where none are needed."""
     advantages: Floats
     """How much better than expected what followed was, a token."""
     temperature: float = 1.0
@@ -97,7 +97,7 @@ def log_probabilities(config: PolicyConfig, weights: Parameters, batch: Batch) -
 
 def one_thread() -> AbstractContextManager[Any]:
     """Keep BLAS to one thread: for matrices this small, more are ten times slower on a busy machine."""
-    return _controller().limit(limits=1, user_api="blas")
+    return cast("Any", _controller()).limit(limits=1, user_api="blas")
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +116,9 @@ class _Pass:
         rows, span = self.ids.shape
         self.layers: list[dict[str, Floats]] = []
         half = config.head_dim // 2
-        angles = np.arange(span)[:, None] / config.rope_theta ** (np.arange(half) / half)
+        angles: Floats = np.arange(span, dtype=np.float64)[:, None] / config.rope_theta ** (
+            np.arange(half, dtype=np.float64) / half
+        )
         self.cos = np.cos(angles).astype(self.kind)[:, None]
         self.sin = np.sin(angles).astype(self.kind)[:, None]
         self.future = np.triu(np.full((span, span), -np.inf, self.kind), 1)
@@ -192,7 +194,6 @@ class _Pass:
         return found
 
     def _layer_back(self, at: str, by_x: Floats, kept: dict[str, Floats]) -> Floats:
-        w = self.weights
         rows, span = self.ids.shape
         by_product = self._linear_back(f"{at}mlp.down_proj.weight", by_x, kept["product"])
         gate, open_ = kept["gate"], kept["open"]
