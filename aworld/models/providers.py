@@ -68,6 +68,12 @@ def _litellm(config: ModelConfig) -> Model:
     return LiteLLMModel(config)
 
 
+def _transformers(config: ModelConfig) -> Model:
+    from aworld.models.torch_model import torch_model
+
+    return torch_model(config)
+
+
 def _embedded(config: ModelConfig) -> Model:
     from aworld.models.embedded.model import embedded_model
 
@@ -99,6 +105,7 @@ _providers: dict[str, Provider] = {
     "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
     "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "litellm": Provider(_litellm),
+    "transformers": Provider(_transformers, state=_written),
     "embedded": Provider(_embedded, local_name="packaged", state=_written),
 }
 
