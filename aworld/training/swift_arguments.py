@@ -37,6 +37,8 @@ class SwiftOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     host: str = "127.0.0.1"
     """Where our side listens. Anything but loopback lets other machines in, which must know the token."""
     port: int = 0
+    """0 takes a free one. A fixed one, with the variable `AWORLD_BRIDGE_TOKEN`, is for a `swift rollout` server, which
+    has to be told before the trainer starts."""
 
 
 def swift_options(given: Mapping[str, Any]) -> SwiftOptions:

@@ -10,6 +10,7 @@ ms-swift pins an old TRL and does not declare `msgspec`, hence an environment of
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import secrets
 import shutil
@@ -26,6 +27,7 @@ from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.environments.environment import derived_seed
 from aworld.environments.report import solved
+from aworld.models.chat_tokens import parse
 from aworld.training.bridge import Bridge
 from aworld.training.engine_embedded import problems_of
 from aworld.training.evaluation import comparisons, evaluate, held_out_problems
@@ -172,7 +174,9 @@ class _Run:
             params={"temperature": config.temperature, "max_tokens": arguments["max_completion_length"]},
         )  # fmt: skip
         self._rollouts = rollouts
-        async with Bridge(rollouts, self._on_log, host=self.options.host, port=self.options.port) as bridge:
+        token = os.environ.get("AWORLD_BRIDGE_TOKEN")  # set by who starts servers of swift beside the trainer
+        bridge = Bridge(rollouts, self._on_log, host=self.options.host, port=self.options.port, token=token)
+        async with bridge:
             python = python_of(self.options.python, PYTHON)
             variables = {**self._variables(model), **bridge.variables, **self.options.environment}
             command = [python, "-m", "swift.cli.main", "rlhf", "args.yaml"]
@@ -230,9 +234,11 @@ class _Run:
         return variables
 
     def _parse(self, text: str, request: ModelRequest) -> Message:
+        if self._embedded is None:
+            return parse(text, bool(request.tools), request.turn)
         from aworld.models.embedded.hermes import parsed
 
-        return parsed(text, f"call_{request.turn}")
+        return parsed(text, f"call_{request.turn}")  # as the embedded model reads itself
 
     def _on_end(self, ended: Ended, response: TaskResponse) -> None:
         self._ended.append((ended, solved(self.job.environment, response.record) is True))

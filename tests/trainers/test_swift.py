@@ -17,6 +17,7 @@ import yaml
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import TrainingError
+from aworld.core.message import Message
 from aworld.core.trajectory import Trajectory
 from aworld.environments import Environment
 from aworld.models.doubles import ScriptedModel, call
@@ -24,10 +25,13 @@ from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
 from aworld.runner import Runners
 from aworld.training import TrainingConfig, TrainingJob
+from aworld.training.bridge import Bridge
+from aworld.training.outside import OutsideRollouts
 from aworld.training.result import Stepped, TrainingEvent
 from aworld.training.swift_engine import INSTALL, SwiftEngine
 from aworld.trajectory import open_store
 from aworld.trajectory.formats import swift
+from aworld.trajectory.memory import MemoryStore
 from aworld.trajectory.sequences import sequences
 from aworld.trajectory.store import Query
 from tests.trainers.pupil import TURNS, chatter, pupil, unsure
@@ -36,6 +40,7 @@ PYTHON = os.environ.get("AWORLD_SWIFT_PYTHON")
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason=f"AWORLD_SWIFT_PYTHON is not set; {INSTALL}")
 
+PLUGIN = Path(__file__).parents[2] / "aworld" / "training" / "inside" / "swift_plugin.py"
 STEPS, GROUPS, SAMPLES = 6, 4, 8
 
 
@@ -87,8 +92,10 @@ async def test_swift_learns_from_our_rollouts(tmp_path: Path) -> None:
     policy = Policy.open(result.policy)
     assert policy.version == f"swift-{STEPS}"
     assert any((policy.weights[name] != pupil().weights[name]).any() for name in policy.weights)
-    answer = await Runners.run("Tell me about 7.", agent=Agent("pupil", model=EmbeddedModel(policy)))
+    answer = await Runners.run("Tell me about 7.", agent=Agent("pupil", model=str(tmp_path)))
     assert answer.success
+    (said,) = sequences(answer.record).rows
+    assert said.policy_version == policy.version
 
     store = open_store(result.store)
     runs = await store.query(Query())
@@ -136,13 +143,12 @@ async def test_cancelling_ends_the_trainer(tmp_path: Path) -> None:
 
 
 def test_the_plugin_encodes_exactly_what_was_read_and_sampled(tmp_path: Path) -> None:
-    plugin = Path(__file__).parents[2] / "aworld" / "training" / "inside" / "swift_plugin.py"
     script = Path(__file__).with_name("swift_checks.py")
     folder = pupil().save(tmp_path / "policy")
     (row,) = swift(shopping())
     assert PYTHON is not None
     done = subprocess.run(
-        [PYTHON, str(script), str(plugin), str(folder), json.dumps(row)],
+        [PYTHON, str(script), str(PLUGIN), str(folder), json.dumps(row)],
         capture_output=True,
         text=True,
         env={**os.environ, "USE_HF": "1", "HF_HUB_OFFLINE": "1"},
@@ -168,3 +174,33 @@ def test_the_plugin_encodes_exactly_what_was_read_and_sampled(tmp_path: Path) ->
     assert "<tool_response>\n5\n</tool_response>" in found["exported"]
     assert "<tool_response>" not in found["learnt"]
     assert found["rewards"] == [1.0, 0.5, 0.0, 0.0]
+
+
+async def test_a_rollout_server_of_swift_is_served_too(tmp_path: Path) -> None:
+    """`swift rollout` on vLLM, up to vLLM itself: that needs a GPU."""
+    environment = chatter()
+    heard: list[Trajectory] = []
+    rollouts = OutsideRollouts(
+        environment, Agent("pupil", model=ScriptedModel([])), environment.problems("train", 4, seed=1),
+        parse=lambda text, request: Message("assistant", text), name="policy", run="server", store=MemoryStore(),
+        on_end=lambda ended, response: heard.append(response.record),
+    )  # fmt: skip
+    script = Path(__file__).with_name("swift_server_check.py")
+    assert PYTHON is not None
+    async with Bridge(rollouts, lambda step, figures: None) as bridge:
+        process = await asyncio.create_subprocess_exec(
+            PYTHON, str(script), str(PLUGIN), str(pupil().save(tmp_path / "policy")),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, **bridge.variables, "USE_HF": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    found = json.loads(output.splitlines()[-1])
+    (record,) = heard
+    (row,) = sequences(record).rows
+    assert found["turns"] == TURNS
+    assert found["infos"]["aworld"]["score"] == record.score
+    assert [id for turn in found["ids"] for id in turn] == [id for id, one in zip(row.ids, row.mask) if one]
+    assert all(one == 1 for turn in found["mask"] for one in turn)
+    assert [value for value in row.logprobs if value is not None] == [-0.5] * sum(row.mask)
+    assert found["roles"] == ["user", "assistant"] * TURNS
