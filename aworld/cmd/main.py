@@ -1,4 +1,4 @@
-"""The command line: `aworld run | resume | fork | replay | answer | rollout | train`, `aworld trajectories | swarm | mcp`.
+"""The command line: `aworld run | resume | fork | replay | answer | rollout | train | trajectories | swarm | mcp`.
 
 Exit codes: 0 all runs finished, 1 something did not (its status says what), 2 wrong usage or settings, 130 Ctrl-C.
 """

@@ -16,7 +16,7 @@ from types import FunctionType, LambdaType, MethodType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from aworld.core.exceptions import ConfigError, ToolError
-from aworld.core.tool.base import Tool, ToolContext, Toolset
+from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
 from aworld.core.tool.schema import Spec, definition
 
 P = ParamSpec("P")
@@ -190,7 +190,7 @@ def as_tools(items: Any) -> list[Tool | Toolset]:
 
     Raises `ToolError` for a function that a model cannot call, naming the function, the parameter and the remedy.
     """
-    single = callable(items) or isinstance(items, (Tool, Toolset, str, dict))
+    single = callable(items) or isinstance(items, (Tool, str, dict)) or is_toolset(items)
     if not single and isinstance(items, Iterable):
         return [made for item in cast("Iterable[Any]", items) for made in as_tools(item)]
     return [_as_tool(items)]
@@ -212,7 +212,7 @@ def _as_tool(item: Any) -> Tool | Toolset:
     if isinstance(item, FunctionTool):
         cast("FunctionTool[..., Any]", item).require()
         return cast("FunctionTool[..., Any]", item)
-    if isinstance(item, Tool) or (isinstance(item, Toolset) and not isinstance(item, type)):
+    if isinstance(item, Tool) or (is_toolset(item) and not isinstance(item, type)):
         return item
     if isinstance(item, str):
         raise ConfigError(f"{item!r} is a name. Registered tools are given by name in tool_names=[{item!r}].")
