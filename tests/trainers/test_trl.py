@@ -14,15 +14,20 @@ pytest.importorskip("trl")
 
 from aworld.agents.llm_agent import Agent  # noqa: E402 - where TRL is missing, nothing below can be imported
 from aworld.core.exceptions import ConfigError, TrainingError  # noqa: E402
+from aworld.core.model import ModelRequest  # noqa: E402
 from aworld.core.trajectory import Trajectory  # noqa: E402
 from aworld.environments.rollout import rollouts  # noqa: E402
+from aworld.environments.sums import sums  # noqa: E402
+from aworld.models.embedded.checkpoint import Policy  # noqa: E402
+from aworld.models.token_model import Sampling  # noqa: E402
 from aworld.models.torch_model import TorchModel  # noqa: E402
 from aworld.runner import Runners  # noqa: E402
+from aworld.training.evaluation import Ask, evaluate, held_out_problems  # noqa: E402
 from aworld.training.result import Saved, TrainingEvent  # noqa: E402
 from aworld.training.trainer import AgentTrainer  # noqa: E402
 from aworld.training.trl_engine import newest_checkpoint  # noqa: E402
 from aworld.training.trl_offline import dpo, sft, stored  # noqa: E402
-from aworld.trajectory.sequences import sequences  # noqa: E402
+from aworld.trajectory.sequences import TokenSequence, sequences  # noqa: E402
 from tests.trainers.tiny import letters, save_tiny  # noqa: E402
 
 SETTINGS: dict[str, Any] = {
@@ -71,6 +76,88 @@ def test_trl_trains_on_our_rollouts_and_its_policy_comes_back(policy: Path, tmp_
     said = Runners.sync_run("say the letter", Agent("speaker", model=f"transformers:{result.policy}"))
     assert said.record.calls, said.msg
     assert next(iter(said.record.calls.values())).provider == "transformers"
+
+
+def test_the_packaged_policy_learns_to_take_the_right_tool(tmp_path: Path) -> None:
+    result = AgentTrainer(
+        agent=Agent("calculator", model="embedded"), config={"steps": 12, "final_tasks": 100, "evaluate_every": 0},
+        train_dataset=sums(), train_engine_name="trl", run_path=tmp_path / "run",
+    ).train()  # fmt: skip
+    before, after = result.before("greedy"), result.after("greedy")
+    assert before is not None
+    assert after is not None
+    assert before.success < 0.2
+    assert after.success > 0.8
+    assert max(report.statistics["logprob_difference"] for report in result.history) < 1e-4
+
+    async def solved() -> float:
+        agent = Agent("calculator", model=str(tmp_path / "run"))
+        environment = sums()
+        found = await evaluate(environment, agent, held_out_problems(environment, 100))
+        assert {call.provider for record in [await one(agent)] for call in record.calls.values()} == {"embedded"}
+        return found.success
+
+    async def one(agent: Agent) -> Trajectory:
+        return (await Runners.run("What is 37 plus 25?", agent)).record
+
+    assert asyncio.run(solved()) == after.success
+
+
+async def test_one_policy_answers_alike_in_numpy_and_in_torch(tmp_path: Path) -> None:
+    folder = Policy.open().save(tmp_path / "policy")
+    environment = sums()
+    problems = held_out_problems(environment, 24)
+    rows: dict[str, list[TokenSequence]] = {}
+    for provider in ("embedded", "transformers"):
+        agent = Agent("calculator", model=f"{provider}:{folder}")
+        greedy = Ask(temperature=0.0)
+        found = {r.problem.id: r.record async for r in rollouts(environment, agent, problems, hooks=(greedy,))}
+        rows[provider] = [row for problem in problems for row in sequences(found[problem.id]).rows]
+    assert [row.ids for row in rows["embedded"]] == [row.ids for row in rows["transformers"]]
+    assert [row.mask for row in rows["embedded"]] == [row.mask for row in rows["transformers"]]
+    for ours, theirs in zip(rows["embedded"], rows["transformers"]):
+        known = [(a, b) for a, b in zip(ours.logprobs, theirs.logprobs) if a is not None and b is not None]
+        assert len(known) == sum(ours.mask)
+        assert max(abs(a - b) for a, b in known) < 1e-4
+
+
+async def test_what_shares_a_batch_does_not_change_an_answer(policy: Path) -> None:
+    """But for the last bits of the log-probabilities."""
+    model = TorchModel.open(policy, params={"max_tokens": 16})
+    environment = letters()
+    problems = environment.problems("train", 12)
+    together = {r.problem.id: r.record async for r in rollouts(environment, Agent("a", model=model), problems, seed=5)}
+    for problem in problems[:4]:
+        async for alone in rollouts(environment, Agent("a", model=model), [problem], seed=5):
+            (one,), (other,) = sequences(alone.record).rows, sequences(together[problem.id]).rows
+            assert one.ids == other.ids
+            assert one.mask == other.mask
+
+
+async def test_log_probabilities_are_of_the_distribution_sampled_from(policy: Path) -> None:
+    """Temperature, top-k and top-p included."""
+    model = TorchModel.open(policy)
+    prompt = tuple(model.chat.tokenizer.encode("say the letter", add_special_tokens=False))
+    with torch.no_grad():
+        logits = model.module(torch.tensor([prompt])).logits[0, -1].double()
+    for sampling in (
+        Sampling(0.7, max_tokens=1),
+        Sampling(1.0, top_k=5, max_tokens=1),
+        Sampling(1.3, 0.5, max_tokens=1),
+    ):
+        share = (logits / sampling.temperature).softmax(-1)
+        order = share.argsort(descending=True)
+        allowed = order[: sampling.top_k or len(order)]
+        if sampling.top_p < 1:
+            before = share[order].cumsum(0) - share[order]
+            allowed = order[before < sampling.top_p]
+        whole = share[allowed].sum()
+        for seed in range(20):
+            asked = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, 1, seed)
+            drawn = await model.complete(prompt, asked, ModelRequest(()))
+            assert drawn.ids[0] in allowed.tolist()
+            assert drawn.logprobs is not None
+            assert abs(drawn.logprobs[0] - float((share[drawn.ids[0]] / whole).log())) < 1e-4
 
 
 def test_what_trl_trains_on_is_what_was_sampled(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
