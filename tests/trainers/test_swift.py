@@ -71,7 +71,7 @@ def shopping() -> Trajectory:
 
 def running() -> str:
     """The command of every process."""
-    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 async def trained(job: TrainingJob) -> Any:
