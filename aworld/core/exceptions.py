@@ -79,4 +79,5 @@ class StoreError(AWorldError):
 
 
 class TrainingError(AWorldError):
-    """Training cannot go on: what is measured contradicts what it stands on. Its checkpoints are safe."""
+    """Training cannot go on: what is measured contradicts what it stands on, or the trainer's process failed. Its
+    checkpoints are safe."""

@@ -9,6 +9,7 @@ to a stranger.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -68,6 +69,12 @@ def _litellm(config: ModelConfig) -> Model:
     return LiteLLMModel(config)
 
 
+def _transformers(config: ModelConfig) -> Model:
+    from aworld.models.torch_model import torch_model
+
+    return torch_model(config)
+
+
 def _embedded(config: ModelConfig) -> Model:
     from aworld.models.embedded.model import embedded_model
 
@@ -99,8 +106,12 @@ _providers: dict[str, Provider] = {
     "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
     "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "litellm": Provider(_litellm),
+    "transformers": Provider(_transformers, state=_written),
     "embedded": Provider(_embedded, local_name="packaged", state=_written),
 }
+
+_SMALL = 256
+"""Width of the widest policy that is answered for by NumPy unless `transformers:` is said."""
 
 _models: dict[tuple[Any, ...], Model] = {}
 
@@ -148,19 +159,31 @@ def build_model(config: ModelConfig | str) -> Model:
 def _parsed(text: str) -> ModelConfig:
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
-        local = _providers[provider].local_name is not None
+        local = _providers[provider].state is not None
         return ModelConfig(llm_provider=provider, llm_model_name=(local and policy_folder(name)) or name)
     if text in _providers and _providers[text].local_name:
         return ModelConfig(llm_provider=text, llm_model_name=_providers[text].local_name)
     folder = policy_folder(text)
     if folder is not None:
-        return ModelConfig(llm_provider="embedded", llm_model_name=folder)
+        return ModelConfig(llm_provider=_provider_of(folder), llm_model_name=folder)
     if text.startswith(("/", "./", "../", "~")):
         raise ConfigError(
             f"model={text!r} is no folder of a policy: neither it nor its policy/ has a model.safetensors. Give the "
             "run_path of a finished training run, a checkpoint's folder, or 'provider:name'."
         )
     return ModelConfig(llm_model_name=text)
+
+
+def _provider_of(folder: str) -> str:
+    """What answers for a policy in this process: NumPy where it is small and of the one kind that is computed there,
+    else `transformers`."""
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config: dict[str, Any] = json.load(file)
+    except (OSError, ValueError):
+        return "embedded"  # which says what is wrong with it
+    ours = config.get("architectures") == ["Qwen2ForCausalLM"] and config.get("tie_word_embeddings") is False
+    return "embedded" if ours and config.get("hidden_size", 0) <= _SMALL else "transformers"
 
 
 def policy_folder(text: str) -> str | None:

@@ -19,12 +19,18 @@ import msgspec
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
-from aworld.trajectory.formats import Format, openai, row_lines, sharegpt
+from aworld.trajectory.formats import Format, openai, row_lines, sharegpt, swift
 from aworld.trajectory.sequences import TokenSequence, sequences
 from aworld.trajectory.store import EVERYTHING, Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
 
-LINES: dict[str, Format] = {"rows": row_lines, "openai": openai, "sharegpt": sharegpt, "atif": atif}
+LINES: dict[str, Format] = {
+    "rows": row_lines,
+    "openai": openai,
+    "sharegpt": sharegpt,
+    "swift": swift,
+    "atif": atif,
+}
 """The formats that are JSON lines."""
 
 FORMATS = (*LINES, "parquet")
@@ -37,9 +43,9 @@ ROW_GROUP_TOKENS = 250_000
 def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], query: Query = EVERYTHING) -> int:
     """Write the trajectories that match to a file, `-` for standard output, and return the number of samples.
 
-    `rows`, `openai`, `sharegpt` and `atif` are JSON lines. `parquet` has one token sequence a row, of trajectories
-    that are complete and were captured with token ids (extra `parquet`). Blocks: from async code, run it in a thread.
-    Raises `ConfigError` for an unknown format, `StoreError` when the file cannot be written.
+    `rows`, `openai`, `sharegpt`, `swift` and `atif` are JSON lines. `parquet` has one token sequence a row, of
+    trajectories that are complete and were captured with token ids (extra `parquet`). Blocks: from async code, run it
+    in a thread. Raises `ConfigError` for an unknown format, `StoreError` when the file cannot be written.
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")

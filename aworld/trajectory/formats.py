@@ -75,6 +75,37 @@ def _sharegpt_turn(message: Message) -> tuple[str, list[Any]]:
     return speaker, [message.text]
 
 
+def swift(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+    """ms-swift: `messages` with the roles system, user, assistant, tool_call and tool_response, and `tools` as text.
+
+    Beside them stand `id` (the trajectory), `group_id`, `problem_id` (of a task of an environment, whose name ends with
+    it) and `score`, each where there is one. What an assistant says that no model wrote has `loss` false.
+    """
+    task = trajectory.task
+    known = {"id": trajectory.id, "group_id": task.group_id, "score": trajectory.score}
+    _, slash, problem = (task.name or "").partition("/")
+    known["problem_id"] = problem if slash else None
+    for activation, path in ended_branches(trajectory):
+        sample: dict[str, Any] = {"messages": [message for node in path for message in _swift_messages(node)]}
+        tools = tools_of(trajectory, activation)
+        if tools:
+            sample["tools"] = json.dumps(tools, ensure_ascii=False)
+        yield sample | {key: value for key, value in known.items() if value is not None}
+
+
+def _swift_messages(node: Node) -> Iterator[dict[str, Any]]:
+    message = node.message
+    unlearnt = {"loss": False} if message.role == "assistant" and node.origin != "model" else {}
+    if message.text or not message.tool_calls:
+        yield {"role": "tool_response" if message.role == "tool" else message.role, "content": message.text, **unlearnt}
+    for call in message.tool_calls:
+        arguments = parsed(call.arguments)
+        if not isinstance(arguments, dict):  # ms-swift takes no other; nobody should learn to write this
+            arguments, unlearnt = {"malformed": call.arguments}, {"loss": False}
+        said: dict[str, Any] = {"name": call.name, "arguments": arguments}
+        yield {"role": "tool_call", "content": json.dumps(said, ensure_ascii=False), **unlearnt}
+
+
 def _joined(speaker: str, said: list[Any]) -> str:
     if speaker in ("human", "gpt"):
         return "\n\n".join(said)

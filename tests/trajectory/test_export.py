@@ -26,7 +26,7 @@ from aworld.runner import Runners
 from aworld.trajectory import MemoryStore, Query, TrajectoryStore, open_store
 from aworld.trajectory.atif import atif
 from aworld.trajectory.export import FORMATS, export
-from aworld.trajectory.formats import openai, sharegpt
+from aworld.trajectory.formats import openai, sharegpt, swift
 from tests.runners.scenes import server_of
 from tests.strategies import TOOLS, LogBuilder, builders, run_of
 
@@ -141,6 +141,19 @@ def test_sharegpt() -> None:
     assert plain["conversations"][2] == {"from": "observation", "value": "It is so."}
 
 
+def test_swift() -> None:
+    lead, helper = swift(team().record)
+    assert [message["role"] for message in lead["messages"]] == [
+        "system", "user", "user", "assistant", "tool_call", "tool_call", "tool_response", "tool_response", "assistant",
+    ]  # fmt: skip
+    assert json.loads(lead["messages"][4]["content"]) == {"name": "search", "arguments": {"q": "a"}}
+    assert lead["messages"][5]["loss"] is False  # its arguments are no JSON
+    assert lead["messages"][6] == {"role": "tool_response", "content": "Nothing."}
+    assert json.loads(lead["tools"]) == [{"type": "function", "function": TOOLS[0]}]
+    assert (lead["id"], lead["group_id"]) == ("team", "group-1")
+    assert [message["role"] for message in helper["messages"]] == ["user", "assistant"]
+
+
 # The fields of ATIF 1.8, as harbor's models take them; anything else they forbid.
 ATIF_FIELDS = {
     "root": {
@@ -229,6 +242,9 @@ def test_every_log_can_be_exported(log: LogBuilder) -> None:
         speakers = [turn["from"] for turn in sample["conversations"]]
         assert all(one != other for one, other in pairwise(speakers))
         assert all(isinstance(turn["value"], str) for turn in sample["conversations"])
+    for sample in swift(log.record):
+        assert sample["messages"][-1]["role"] in ("assistant", "tool_call")
+        assert all(isinstance(message["content"], str) for message in sample["messages"])
 
 
 def test_parquet_of_token_sequences(store: TrajectoryStore, tmp_path: Path) -> None:
@@ -282,7 +298,7 @@ def test_parquet_without_pyarrow_names_the_extra(
 
 def test_formats_and_outputs_that_cannot_be(store: TrajectoryStore, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="format='csv' is not known; use one of rows, openai, sharegpt, atif, parquet"
+        ConfigError, match="format='csv' is not known; use one of rows, openai, sharegpt, swift, atif, parquet"
     ):
         export(store, "csv", tmp_path / "out")
     with pytest.raises(ConfigError, match="not to standard output"):
@@ -290,7 +306,7 @@ def test_formats_and_outputs_that_cannot_be(store: TrajectoryStore, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="nothing is left"):
         export(store, "rows", tmp_path / "file" / "out")
-    assert len(FORMATS) == 5
+    assert len(FORMATS) == 6
 
 
 async def test_an_export_that_fails_leaves_the_old_file(store: TrajectoryStore, tmp_path: Path) -> None:

@@ -1,0 +1,283 @@
+"""Training by ms-swift, in a process and a Python environment of its own.
+
+Our runtime owns the agent loop: swift samples and updates the policy, and its multi-turn scheduler only ferries model
+calls (`inside/swift_plugin.py`, a plugin and no patch). The folder `swift` of the run has all it takes to start the
+same by hand: the policy it began with, the dataset, the plugin, and `args.yaml` for `swift rlhf args.yaml`.
+
+ms-swift pins an old TRL and does not declare `msgspec`, hence an environment of its own (`INSTALL`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.core.message import Message
+from aworld.core.model import ModelRequest
+from aworld.core.task import TaskResponse
+from aworld.environments.environment import derived_seed
+from aworld.environments.report import solved
+from aworld.models.chat_tokens import parse
+from aworld.training.bridge import Bridge
+from aworld.training.engine_embedded import problems_of
+from aworld.training.evaluation import comparisons, evaluate, held_out_problems
+from aworld.training.outside import Ended, OutsideRollouts
+from aworld.training.processes import OtherProcess, python_of, version_in
+from aworld.training.registry import TrainingJob
+from aworld.training.result import Evaluated, Evaluation, Progress, Saved, Started, Stepped, StepReport, TrainingResult
+from aworld.training.swift_arguments import (
+    PYTHON,
+    SwiftOptions,
+    check_config,
+    swift_arguments,
+    swift_options,
+    write_prompts,
+)
+
+logger = logging.getLogger(__name__)
+
+VERSION = "4.6"
+INSTALL = (
+    "python3 -m venv ~/swift && ~/swift/bin/pip install torch==2.13.0 && "
+    "~/swift/bin/pip install ms-swift==4.6.0 msgspec"
+)
+"""How the environment is made; `torch` first, so that nothing else chooses its build."""
+STEADY = (128, 3e-4)
+"""Fewest episodes a step and highest learning rate at which small policies were seen to learn steadily."""
+
+
+class SwiftEngine:
+    """Trains with `swift rlhf --rlhf_type grpo`. Options: `SwiftOptions`."""
+
+    name = "swift"
+
+    def check(self, job: TrainingJob) -> None:
+        """Refuse what cannot work, before anything runs. Raises ConfigError."""
+        options = swift_options(job.config.options)
+        check_config(job.config, options)
+        if not isinstance(job.agent, Agent):
+            raise ConfigError("The swift engine trains the policy of one Agent; a swarm speaks in several voices.")
+        if options.model is None and embedded_policy(job.agent) is None:
+            raise ConfigError(
+                f"Agent {job.agent.name!r} asks {job.agent.model.provider}:{job.agent.model.name}, whose weights are "
+                "not here. Name the policy with options={'model': folder or name}, or give the agent an embedded one."
+            )
+        python = python_of(options.python, PYTHON)
+        found = version_in(python, "ms-swift")
+        if found is None:
+            raise ConfigError(
+                f"ms-swift is not installed for {python}. It needs an environment of its own: {INSTALL}; then say "
+                f"options={{'python': '~/swift/bin/python'}}, or set {PYTHON}."
+            )
+        if not found.startswith(f"{VERSION}."):
+            raise ConfigError(
+                f"ms-swift {found} is installed for {python}; the plugin is made for {VERSION}: {INSTALL}"
+            )
+        if version_in(python, "msgspec") is None:
+            raise ConfigError(f"ms-swift needs msgspec, which it does not declare: {python} -m pip install msgspec")
+        episodes = job.config.groups * job.config.samples
+        if episodes < STEADY[0] or job.config.learning_rate > STEADY[1]:
+            logger.warning(
+                "episodes=%d learning_rate=%g | with ms-swift small policies learn steadily from %d episodes a step "
+                "and up to a learning rate of %g",
+                episodes, job.config.learning_rate, *STEADY,
+            )  # fmt: skip
+
+    async def train(self, job: TrainingJob) -> TrainingResult:
+        """Train, from the beginning also in a folder that was used before.
+
+        Raises TrainingError with the last lines of swift's log when its process fails.
+        """
+        began, spent = time.monotonic(), _cpu_seconds()
+        run = _Run(job, swift_options(job.config.options))
+        job.emit(Started(self.name, str(job.run_path)))
+        await run.evaluate(0)
+        if job.config.steps:
+            await run.train()
+            run.collect()
+            await run.evaluate(job.config.steps)
+        else:
+            run.keep()
+        job.emit(Saved(job.config.steps, str(job.policy_path)))
+        return TrainingResult(
+            engine=self.name,
+            policy=str(job.policy_path),
+            run_path=str(job.run_path),
+            store=job.store,
+            steps=job.config.steps,
+            history=tuple(run.history),
+            evaluations=tuple(run.evaluations),
+            comparisons=comparisons(run.evaluations),
+            seconds=time.monotonic() - began,
+            cpu_seconds=_cpu_seconds() - spent,
+        )
+
+
+class _Run:
+    """One training run: its folder, its process, what came of it."""
+
+    def __init__(self, job: TrainingJob, options: SwiftOptions) -> None:
+        self.job, self.options = job, options
+        self.folder = job.run_path / "swift"
+        self.history: list[StepReport] = []
+        self.evaluations: list[Evaluation] = []
+        self._embedded = embedded_policy(job.agent) if options.model is None else None
+        self._trained: Any = None
+        """The embedded policy after training."""
+        self._ended: list[tuple[Ended, bool]] = []
+        """The episodes of this step, and whether each solved its problem."""
+        self._stepped = time.monotonic()
+
+    async def evaluate(self, step: int) -> None:
+        """Evaluate an embedded policy on the held-out problems; any other is for whoever serves it."""
+        job, config = self.job, self.job.config
+        problems = held_out_problems(job.held_out, config.final_tasks)
+        policy = self._trained if step else self._embedded
+        if policy is None or job.held_out is None or not problems:
+            return
+        from aworld.models.embedded.model import EmbeddedModel
+
+        agent = job.agent.with_model(EmbeddedModel(policy, job.agent.model.name, job.agent.model.params))
+        for mode in config.evaluation_modes:
+            evaluation = await evaluate(
+                job.held_out, agent, problems, mode=mode, temperature=config.temperature, step=step,
+                seed=derived_seed(config.seed, "evaluation"), max_concurrency=config.max_concurrency,
+                retries=config.retries,
+            )  # fmt: skip
+            self.evaluations.append(evaluation)
+            job.emit(Evaluated(evaluation))
+
+    async def train(self) -> None:
+        """Prepare the folder, run swift, and see it to its end."""
+        config = self.job.config
+        environment = self.job.environment
+        problems = [p for number in range(1, config.steps + 1) for p in problems_of(environment, config, number)]
+        model = self._prepare()
+        write_prompts(self.folder / "train.jsonl", problems, environment)
+        arguments = swift_arguments(
+            config, self.options, model=model, folder=self.folder, embedded=self._embedded is not None
+        )
+        (self.folder / "args.yaml").write_text(yaml.safe_dump(arguments, sort_keys=False))
+        rollouts = OutsideRollouts(
+            environment, self.job.agent, problems, parse=self._parse, name=Path(str(model)).name,
+            run=f"swift-{secrets.token_hex(3)}", store=self.job.store, on_end=self._on_end,
+            params={"temperature": config.temperature, "max_tokens": arguments["max_completion_length"]},
+        )  # fmt: skip
+        self._rollouts = rollouts
+        token = os.environ.get("AWORLD_BRIDGE_TOKEN")  # set by who starts servers of swift beside the trainer
+        bridge = Bridge(rollouts, self._on_log, host=self.options.host, port=self.options.port, token=token)
+        async with bridge:
+            python = python_of(self.options.python, PYTHON)
+            variables = {**self._variables(model), **bridge.variables, **self.options.environment}
+            command = [python, "-m", "swift.cli.main", "rlhf", "args.yaml"]
+            process = await OtherProcess.start(command, self.folder / "swift.log", variables, self.folder)
+            try:
+                status = await process.wait()
+            finally:
+                await process.stop()
+        if status:
+            raise TrainingError(
+                f"swift rlhf ended with status {status} after {len(self.history)} of {config.steps} steps. The end of "
+                f"{process.log}:\n{process.tail()}"
+            )
+
+    def collect(self) -> None:
+        """Take over the newest checkpoint as the trained policy. Raises TrainingError when there is none."""
+        found = sorted((self.folder / "output").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        if not found:
+            raise TrainingError(f"swift rlhf has ended well, and left no checkpoint in {self.folder / 'output'}.")
+        if self._embedded is None:
+            kept = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "training_args*")
+            shutil.copytree(found[-1], self.job.policy_path, dirs_exist_ok=True, ignore=kept)
+            return
+        from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        weights = load_file(found[-1] / "model.safetensors")
+        self._trained = self._embedded.with_weights(weights, f"swift-{self.job.config.steps}")
+        self._trained.save(self.job.policy_path)
+
+    def keep(self) -> None:
+        """Nothing was trained: the policy is the one that it was."""
+        if self._embedded is not None:
+            self._embedded.save(self.job.policy_path)
+
+    def _prepare(self) -> Path | str:
+        """A clean folder with the plugin; returns the policy to begin with."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        shutil.copy(Path(__file__).parent / "inside" / "swift_plugin.py", self.folder)
+        if self._embedded is not None:
+            return self._embedded.save(self.folder / "policy")
+        assert self.options.model is not None  # `check` has seen to it
+        local = Path(self.options.model).expanduser()
+        return local.resolve() if local.exists() else self.options.model
+
+    def _variables(self, model: Path | str) -> dict[str, str]:
+        """What the process needs to know besides where we are."""
+        variables = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        if isinstance(model, Path):  # nothing to look up: else start-up waits for a hub that may be out of reach
+            variables |= {"USE_HF": "1", "HF_HUB_OFFLINE": "1"}
+        if self._embedded is not None:  # a policy this small gets slower with more threads
+            variables["OMP_NUM_THREADS"] = "1"
+        if self.job.config.shuffle_rewards:
+            variables["AWORLD_SHUFFLE_REWARDS"] = "1"
+        return variables
+
+    def _parse(self, text: str, request: ModelRequest) -> Message:
+        if self._embedded is None:
+            return parse(text, bool(request.tools), request.turn)
+        from aworld.models.embedded.hermes import parsed
+
+        return parsed(text, f"call_{request.turn}")  # as the embedded model reads itself
+
+    def _on_end(self, ended: Ended, response: TaskResponse) -> None:
+        self._ended.append((ended, solved(self.job.environment, response.record) is True))
+        total = self.job.config.groups * self.job.config.samples
+        self.job.emit(Progress("rollouts", len(self.history) + 1, min(len(self._ended), total), total))
+
+    def _on_log(self, step: int, figures: dict[str, float]) -> None:
+        """What swift logs after each update; the last update of a step closes it."""
+        if "loss" not in figures:  # the summary at the end
+            return
+        updates = self.job.config.epochs * self.job.config.minibatches
+        if step % updates:
+            return
+        number, now = step // updates, time.monotonic()
+        scores = [ended.score for ended, _ in self._ended if ended.score is not None]
+        unknown = len(self._ended) - len(scores)
+        report = StepReport(
+            step=number,
+            episodes=len(self._ended),
+            score=sum(scores) / len(scores) if scores else None,
+            success=sum(won for _, won in self._ended) / max(1, len(self._ended)),
+            samples=len(scores),
+            dropped={"failed_rewards": unknown} if unknown else {},
+            statistics=figures,
+            seconds=now - self._stepped,
+        )
+        self._ended, self._stepped = [], now
+        self.history.append(report)
+        self._rollouts.step, self._rollouts.version = number, f"swift-{number}"
+        self.job.emit(Stepped(report))
+
+
+def embedded_policy(agent: Agent) -> Any:
+    """The `Policy` behind an agent that asks an embedded model; None for any other."""
+    model = agent.model
+    return getattr(model, "policy", None) if model.provider == "embedded" else None
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of those that it started and saw end."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime

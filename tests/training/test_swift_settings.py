@@ -1,0 +1,112 @@
+"""What the engine `swift` and the vLLM server refuse, and what they would run: no other environment is needed here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.environments import Environment, Problem
+from aworld.models import ScriptedModel
+from aworld.models.embedded.checkpoint import Policy
+from aworld.models.embedded.model import EmbeddedModel
+from aworld.training import TrainingConfig, TrainingJob
+from aworld.training.processes import OtherProcess, tail
+from aworld.training.serving import VllmServer
+from aworld.training.swift_arguments import SwiftOptions, swift_arguments, write_prompts
+from aworld.training.swift_engine import SwiftEngine
+
+ENVIRONMENT = Environment(
+    "sums", train=[Problem(id=str(n), input=f"What is {n} plus 1?") for n in range(8)], system_prompt="Be brief."
+)
+
+
+def refused(tmp_path: Path, agent: Any = None, **settings: Any) -> str:
+    agent = agent or Agent("pupil", model=EmbeddedModel(Policy.open()))
+    job = TrainingJob(agent, ENVIRONMENT, None, TrainingConfig(**settings), tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        SwiftEngine().check(job)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"algorithm": "sft"}, "algorithm='sft': the swift engine takes grpo"),
+        ({"advantages": "raw"}, "takes group_normalised or group_centred"),
+        ({"credit": "step_rewards"}, "takes trajectory_reward"),
+        ({"target": 0.9}, "evaluated only before and after"),
+        ({"samples": 1}, "at least 2"),
+        ({"filters": ("no_variance", "truncated")}, "takes no_variance"),
+        ({"options": {"pyhton": "x"}}, "Known are python, model,"),
+        ({"options": {"micro_batch": 0}}, "at least 1"),
+        ({"options": {"micro_batch": 7}}, "divides 128"),
+        ({"options": {"python": "/no/such/python"}}, "does not run"),
+        ({"options": {"python": sys.executable}}, "pip install ms-swift==4.6.0 msgspec"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(tmp_path: Path, settings: Any, said: str) -> None:
+    assert said in refused(tmp_path, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_must_be_here(tmp_path: Path) -> None:
+    agent = Agent("pupil", model=ScriptedModel([]))
+    assert "whose weights are not here" in refused(tmp_path, agent)
+
+
+def test_settings_in_the_words_of_swift(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=10, groups=16, samples=8, epochs=2, minibatches=4, advantages="group_centred")
+    options = SwiftOptions(micro_batch=8, arguments={"learning_rate": 1e-6, "bf16": True})
+    found = swift_arguments(config, options, model="Qwen/Qwen2.5-0.5B", folder=tmp_path, embedded=False)
+    assert found["per_device_train_batch_size"] == 8
+    assert found["gradient_accumulation_steps"] == 4  # 4 x 8 episodes of each of 4 minibatches
+    assert found["steps_per_generation"] == 16
+    assert found["max_steps"] == 10 * 2 * 4
+    assert (found["scale_rewards"], found["beta"], found["top_k"], found["top_p"]) == ("none", 0, -1, 1.0)
+    assert (found["learning_rate"], found["bf16"]) == (1e-6, True)
+    assert "use_cpu" not in found
+
+
+def test_the_dataset_is_that_of_swift(tmp_path: Path) -> None:
+    assert write_prompts(tmp_path / "train.jsonl", ENVIRONMENT.problems(), ENVIRONMENT) == 8
+    row = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[1])
+    assert row == {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 plus 1?"}],
+        "problem_id": "1",
+    }
+
+
+async def test_a_process_is_ended_once(tmp_path: Path) -> None:
+    process = await OtherProcess.start(
+        [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log", {}, tmp_path
+    )
+    assert process.running
+    await process.stop()
+    assert not process.running
+    await process.stop()  # twice does no harm
+    assert tail(tmp_path / "no such log") == ""
+
+
+async def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\ncase "$1" in -c) echo 0.32.0;; *) echo no such device; exit 3;; esac\n')
+    fake.chmod(0o755)
+    policy = Policy.open().save(tmp_path / "policy")
+    with pytest.raises(TrainingError, match=r"(?s)ended before it answered.*no such device"):
+        async with VllmServer.start(policy, python=str(fake)):
+            pass
+
+
+async def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    policy = Policy.open().save(tmp_path / "policy")
+    with pytest.raises(ConfigError, match="vLLM is not installed"):
+        async with VllmServer.start(policy, python=sys.executable):
+            pass
+    with pytest.raises(TrainingError, match="vLLM does not answer /pause"):
+        await VllmServer("http://127.0.0.1:9/v1", policy).reload(policy)
