@@ -9,9 +9,11 @@ episodes that the store has of the same weights are not run again.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any, cast
 
@@ -61,9 +63,22 @@ class EmbeddedEngine:
         self.check(job)
         actor = Actor(job.agent, job.config.agents)
         try:
-            return await _Run(job, actor).run()
+            with seldom_collecting():
+                return await _Run(job, actor).run()
         finally:
             actor.release()
+
+
+@contextmanager
+def seldom_collecting() -> Generator[None, None, None]:
+    """Look for cyclic garbage a thirtieth as often: a step keeps some 10,000 objects that are none, and looking through
+    them each time is a tenth of the CPU of training."""
+    before = gc.get_threshold()
+    gc.set_threshold(20_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class _Run:
@@ -275,6 +290,8 @@ def learnable(
     rule = cast(credit.Credit, credit.named(credit.CREDITS, config.credit, "config.credit"))
     derived = derive([each.record for each in episodes], agents=agents, credit=rule, discount=config.discount)
     samples, dropped = filters.apply(derived.samples, ())
+    if derived.empty:
+        dropped["empty"] = derived.empty
     solvers = {each.id for each in episodes if solved(environment, each.record)}
     if config.shuffle_rewards:
         samples, solvers = shuffled(samples, solvers, random.Random(f"{config.seed}/{number}/control"))

@@ -282,9 +282,11 @@ async def test_a_store_that_breaks_ends_the_rollout() -> None:
             return super().append(trajectory_id, events, wait=wait)
 
     done: list[int] = []
+
+    def note(progress: Progress) -> None:
+        done.append(progress.done)
+
+    given: dict[str, Any] = {"store": Full(), "max_concurrency": 1, "on_progress": note}
     with pytest.raises(StoreError, match="the disk is full"):
-        await all_of(
-            shop(), agent_of(), shop().problems(), store=Full(), max_concurrency=1,
-            on_progress=lambda progress: done.append(progress.done),
-        )  # fmt: skip
+        await all_of(shop(), agent_of(), shop().problems(), **given)
     assert done == [1, 2, 3, 4, 5]

@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from aworld.agents.llm_agent import Agent
-from aworld.environments import Environment, Episode, Part, Problem, Rubric
+from aworld.environments import Environment, Episode, Part, Problem, Rubric, Session
 from aworld.environments.rubric import Scorer
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.config import PolicyConfig
@@ -65,11 +65,14 @@ def never(_: Episode) -> float:
     return 0.0
 
 
-def letters(reward: Scorer = says_low, *, train: int = 8, test: int = 6) -> Environment:
+def letters(
+    reward: Scorer = says_low, *, train: int = 8, test: int = 6, session: type[Session] | None = None
+) -> Environment:
     """Problems of a few bytes; half of all first letters are right."""
     return Environment(
         "letters",
         train=[Problem(f"train-{n}", f"say {n}") for n in range(train)],
         test=[Problem(f"test-{n}", f"speak {n}") for n in range(test)],
+        session=session,
         rubric=Rubric(Part("right", reward, inline=True)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.trajectory import Trajectory
-from aworld.environments import Environment, Episode
+from aworld.environments import Environment, EnvironmentFailed, Episode, Part, Rubric, Session
+from aworld.environments.environment import derived_seed
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
 from aworld.runners.local import store_of
@@ -250,3 +252,37 @@ def test_other_options_are_refused(tmp_path: Path) -> None:
     for settings, said in wrong:
         with pytest.raises(ConfigError, match=said):
             trained(tmp_path, **settings)
+
+
+class Fragile(Session):
+    """Dies as it starts, for all samples of one problem but one."""
+
+    async def start(self) -> None:
+        if self.problem.id == "train-0" and self.seed in Fragile.dying:
+            raise EnvironmentFailed("the simulator is gone")
+
+    dying: set[int | None] = set()
+
+
+def test_an_environment_that_dies_and_a_group_with_one_finished_sample(tmp_path: Path) -> None:
+    environment = letters(session=Fragile, train=2)
+    seeds = [derived_seed(derived_seed(0, "rollouts", 1), "train-0", sample) for sample in range(4)]
+    Fragile.dying = set(seeds[:3])
+    result = trained(tmp_path, environment, steps=1, retries=0)
+    (report,) = result.history
+    # What is left of the broken group is one episode: nothing to compare it with.
+    assert report.dropped["empty"] == 3
+    assert report.samples + report.dropped.get("no_variance", 0) == 5
+    assert report.dropped["no_variance"] in (1, 5)
+
+
+async def hang(episode: Episode) -> float:
+    await asyncio.sleep(3600)
+    return 1.0
+
+
+def test_a_reward_function_that_hangs_is_a_failed_reward(tmp_path: Path) -> None:
+    reward = Rubric(Part("slow", hang, timeout=0.05))
+    trainer = AgentTrainer(small_agent(), {**QUICK, "steps": 1, "final_tasks": 1}, reward, letters(), run_path=tmp_path)
+    (report,) = trainer.train().history
+    assert report.dropped == {"failed_rewards": 8}
