@@ -18,6 +18,7 @@ from typing import Any
 
 from aworld.core.exceptions import ConfigError
 from aworld.models.torch_decoding import import_extra
+from aworld.training.config import TrainingConfig
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Started, TrainingResult
 from aworld.training.verl_dataset import AGENT_NAME, write_dataset
@@ -42,8 +43,10 @@ class VerlEngine:
             raise ConfigError(
                 f"advantages={config.advantages!r}: verl computes its own, one of {', '.join(_ADVANTAGES)}."
             )
-        if config.credit != "trajectory_reward" or config.shuffle_rewards:
-            raise ConfigError("verl takes one reward an episode: leave credit and shuffle_rewards as they are.")
+        plain = TrainingConfig()
+        for setting in ("credit", "filters", "shuffle_rewards", "target", "patience", "agents"):
+            if getattr(config, setting) != getattr(plain, setting):
+                raise ConfigError(f"{setting}={getattr(config, setting)!r}: verl has no word for it; leave it out.")
         import_extra("verl", "verl")
         for option, why in _NEEDED.items():
             if option not in config.options:
@@ -90,6 +93,7 @@ def prepare(job: TrainingJob) -> Path:
     loop = {
         "name": AGENT_NAME, "_target_": "aworld.training.verl_loop.RuntimeAgentLoop",
         "setting": config.options["setting"], "retries": config.retries,
+        "max_completion_tokens": config.max_completion_tokens,
     }  # fmt: skip
     (folder / "agent_loop.yaml").write_text(json.dumps([loop], indent=1) + "\n")  # JSON is YAML
     lines = " \\\n  ".join(f"'{each}'" for each in overrides(job))

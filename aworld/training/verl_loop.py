@@ -56,13 +56,16 @@ class ServedModel(TokenModel):
         server: verl's `LLMServerClient`, or anything with its `generate`.
         sampling: verl's sampling parameters, passed on as they are.
         room: Ids that the whole response may have, what is read after the first prompt included.
+        most: Ids that one answer may have.
     """
 
     provider = "verl"
 
-    def __init__(self, server: Any, chat: ChatTokens, sampling: Mapping[str, Any], room: int) -> None:
+    def __init__(
+        self, server: Any, chat: ChatTokens, sampling: Mapping[str, Any], room: int, most: int | None = None
+    ) -> None:
         super().__init__(chat, name="policy", ends=ends_of(chat.tokenizer))
-        self._server, self._settings, self._room = server, dict(sampling), room
+        self._server, self._settings, self._room, self._most = server, dict(sampling), room, most
         self._request = uuid.uuid4().hex  # one a conversation: verl sends it to the server that has its prefix
         self._first: int | None = None
 
@@ -72,6 +75,7 @@ class ServedModel(TokenModel):
         left = self._room - (len(prompt) - self._first)
         if left < 1:
             raise ModelError(f"The response is full: rollout.response_length={self._room} tokens.")
+        left = min(left, self._most or left)
         said: Any = await self._server.generate(
             request_id=self._request, prompt_ids=list(prompt), sampling_params={**self._settings, "max_tokens": left}
         )
@@ -89,10 +93,19 @@ class RuntimeAgentLoop(_Loop):
     Args:
         setting: `"package.module:function"`; the function returns the environment and the agent. Called once a worker.
         retries: How often an episode whose surroundings failed is begun again.
+        max_completion_tokens: Most tokens of one answer.
     """
 
-    def __init__(self, *arguments: Any, setting: str, retries: int = 2, **named: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        setting: str,
+        retries: int = 2,
+        max_completion_tokens: int | None = None,
+        **named: Any,
+    ) -> None:
         super().__init__(*arguments, **named)
+        self.most = max_completion_tokens
         self.environment, self.agent = load_setting(setting)
         self.retries = retries
 
@@ -100,7 +113,7 @@ class RuntimeAgentLoop(_Loop):
         """Run the problem of one row of the dataset; returns verl's `AgentLoopOutput`."""
         chat = _chat(self.tokenizer)
         room = int(self.rollout_config.response_length)
-        model = ServedModel(self.server_manager, chat, sampling_params, room)
+        model = ServedModel(self.server_manager, chat, sampling_params, room, self.most)
         episodes = rollouts(
             self.environment, self.agent.with_model(model), [problem_of(kwargs.get("extra_info"))],
             seed=random.getrandbits(31), retries=self.retries,
