@@ -20,11 +20,14 @@ from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
 from aworld.trajectory.formats import Format, openai, row_lines, sharegpt
+from aworld.trajectory.openenv import training_trace
 from aworld.trajectory.sequences import TokenSequence, sequences
 from aworld.trajectory.store import EVERYTHING, Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
 
-LINES: dict[str, Format] = {"rows": row_lines, "openai": openai, "sharegpt": sharegpt, "atif": atif}
+LINES: dict[str, Format] = {
+    "rows": row_lines, "openai": openai, "sharegpt": sharegpt, "atif": atif, "openenv": training_trace,
+}  # fmt: skip
 """The formats that are JSON lines."""
 
 FORMATS = (*LINES, "parquet")
@@ -37,7 +40,8 @@ ROW_GROUP_TOKENS = 250_000
 def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], query: Query = EVERYTHING) -> int:
     """Write the trajectories that match to a file, `-` for standard output, and return the number of samples.
 
-    `rows`, `openai`, `sharegpt` and `atif` are JSON lines. `parquet` has one token sequence a row, of trajectories
+    `rows`, `openai`, `sharegpt`, `atif` and `openenv` (its `TrainingTrace`, of trajectories captured with ids and
+    log-probabilities) are JSON lines. `parquet` has one token sequence a row, of trajectories
     that are complete and were captured with token ids (extra `parquet`). Blocks: from async code, run it in a thread.
     Raises `ConfigError` for an unknown format, `StoreError` when the file cannot be written.
     """

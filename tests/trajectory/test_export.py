@@ -282,7 +282,7 @@ def test_parquet_without_pyarrow_names_the_extra(
 
 def test_formats_and_outputs_that_cannot_be(store: TrajectoryStore, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="format='csv' is not known; use one of rows, openai, sharegpt, atif, parquet"
+        ConfigError, match="format='csv' is not known; use one of rows, openai, sharegpt, atif, openenv, parquet"
     ):
         export(store, "csv", tmp_path / "out")
     with pytest.raises(ConfigError, match="not to standard output"):
@@ -290,7 +290,7 @@ def test_formats_and_outputs_that_cannot_be(store: TrajectoryStore, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="nothing is left"):
         export(store, "rows", tmp_path / "file" / "out")
-    assert len(FORMATS) == 5
+    assert len(FORMATS) == 6
 
 
 async def test_an_export_that_fails_leaves_the_old_file(store: TrajectoryStore, tmp_path: Path) -> None:
