@@ -8,6 +8,7 @@
     ├── DeniedError          a hook or a person refused an action
     ├── LimitReached         a limit of the task ended the run; names the limit
     ├── AgentLimit           a limit of one agent ended its work; its team is told
+    ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
     └── StoreError           the log could not be written or read; what was acknowledged before is safe
 
 Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
@@ -62,6 +63,14 @@ class LimitReached(AWorldError):
 
 class AgentLimit(AWorldError):
     """A limit of one agent was reached; it ends that agent's work, and the run only if the agent was alone."""
+
+
+class EnvironmentFailed(AWorldError):
+    """The surroundings of a run died: a session, a simulator, a service that it stands on.
+
+    Raised by a tool or a session, it ends the run as failed for a reason that is not the agent's; any other exception
+    of a tool is told to the model.
+    """
 
 
 class StoreError(AWorldError):

@@ -8,6 +8,7 @@ back to the model; `ToolError` says it in the tool's own words.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +31,10 @@ class ToolContext:
     notify: Callable[[str, Any], None] | None = None
     """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
     are no readers."""
+
+
+calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)
+"""The tool call that the code at hand serves, also in the thread of a synchronous tool."""
 
 
 class Question(Exception):

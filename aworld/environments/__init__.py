@@ -1,0 +1,43 @@
+"""Environments: problems, the tools and state of an episode, its reward and its limits; and rollouts through them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aworld.core.exceptions import EnvironmentFailed as EnvironmentFailed
+    from aworld.core.scene import Reward as Reward
+    from aworld.environments.environment import Environment as Environment
+    from aworld.environments.problem import Problem as Problem
+    from aworld.environments.problem import split_by_hash as split_by_hash
+    from aworld.environments.rubric import Episode as Episode
+    from aworld.environments.rubric import Part as Part
+    from aworld.environments.rubric import Rubric as Rubric
+    from aworld.environments.session import Session as Session
+
+_HOMES = {
+    "Environment": "aworld.environments.environment",
+    "EnvironmentFailed": "aworld.core.exceptions",
+    "Episode": "aworld.environments.rubric",
+    "Part": "aworld.environments.rubric",
+    "Problem": "aworld.environments.problem",
+    "Reward": "aworld.core.scene",
+    "Rubric": "aworld.environments.rubric",
+    "Session": "aworld.environments.session",
+    "split_by_hash": "aworld.environments.problem",
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # one list, the one above
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
