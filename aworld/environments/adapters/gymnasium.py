@@ -34,6 +34,7 @@ from aworld.environments.session import Session
 
 try:
     import gymnasium
+    from gymnasium.spaces import Discrete
 
     from aworld.environments.adapters.spaces import action_of, jsonable, schema, words
 except ImportError as missing:
@@ -77,7 +78,7 @@ def gymnasium_environment(
         ConfigError: There is no such environment, or a model cannot write its actions or read its observations.
     """
     create = partial(_make, env, dict(make or {})) if isinstance(env, str) else env
-    name = name or (env if isinstance(env, str) else getattr(env, "__name__", "gymnasium"))
+    name = name or (env if isinstance(env, str) else str(getattr(env, "__name__", "gymnasium")))
     sample = create()
     try:
         game = _Game(create, sample, actions, instructions, describe, inline)
@@ -114,23 +115,22 @@ class _Game:
         if describe is None:
             schema(sample.observation_space)  # refuses what a model cannot read
         self.describe = describe or _as_json
-        action = schema(self.space) if self.actions is None else self._named()
-        said = ", ".join(self.actions) if self.actions is not None else words(self.space)
+        action = schema(self.space) if self.actions is None else self._named(self.actions)
+        said = f"one of {', '.join(self.actions)}" if self.actions is not None else words(self.space)
         self.description = f"Take one step in the environment with an action: {said}."
         self.parameters = {
             "type": "object", "properties": {"action": action}, "required": ["action"], "additionalProperties": False,
         }  # fmt: skip
         self.instructions = instructions or _instructions(sample, said, describe is None)
 
-    def _named(self) -> dict[str, Any]:
-        if not isinstance(self.space, gymnasium.spaces.Discrete):
-            raise ConfigError(f"actions names the actions of a Discrete space; this one is {self.space}.")
-        if len(self.actions or ()) != int(self.space.n):
-            raise ConfigError(
-                f"actions has {len(self.actions or ())} names; the environment has {self.space.n} actions."
-            )
-        self.first = int(self.space.start)
-        return {"type": "string", "enum": list(self.actions or ())}
+    def _named(self, names: tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(self.space, Discrete):
+            raise ConfigError(f"actions names the actions of a Discrete space; this one is {self.space!r}.")
+        space = cast(Any, self.space)
+        if len(names) != int(space.n):
+            raise ConfigError(f"actions has {len(names)} names; the environment has {int(space.n)} actions.")
+        self.first = int(space.start)
+        return {"type": "string", "enum": list(names)}
 
     def action(self, arguments: str) -> Any:
         """The action that a model wrote. Raises ToolError that says what would have been right."""
@@ -250,12 +250,14 @@ def _as_json(observation: Any, info: Mapping[str, Any]) -> str:
 
 def _instructions(env: Any, actions: str, as_json: bool) -> str:
     name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-    own = _sections(inspect.getdoc(type(env.unwrapped)) or "")
+    own = _sections(inspect.getdoc(type(cast(object, env.unwrapped))) or "")
     said = [
         f"You act in the environment {name}. Call the tool `act` with one action at a time until the episode ends; "
         "collect as much reward as you can.",
-        own or f"An action is {actions}.",
+        f"An action is {actions}.",
     ]
+    if own:
+        said.append(own)
     if as_json:
         said.append(f"An observation is {words(env.observation_space)}.")
     return "\n\n".join(said)
@@ -263,7 +265,7 @@ def _instructions(env: Any, actions: str, as_json: bool) -> str:
 
 def _sections(documentation: str) -> str:
     """What the documentation says under the headings that a player should know."""
-    parts = re.split(r"^#+ *(.+?) *$", documentation, flags=re.MULTILINE)
+    parts = re.split(r"^ *#+ *(.+?) *$", documentation, flags=re.MULTILINE)
     found = {heading: text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
     return "\n\n".join(f"{heading}:\n{found[heading]}" for heading in _SECTIONS if found.get(heading))
 

@@ -10,10 +10,12 @@ the place of its task in the generator and not the task, whose metadata need not
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any
+from itertools import count
+from typing import Any, cast
 
 from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError
@@ -26,10 +28,16 @@ try:
 except ImportError as missing:
     raise ConfigError("reasoning-gym tasks need its package: pip install 'aworld[reasoning-gym]'.") from missing
 
+SIZE = 200
+"""Tasks of one generator; the next ones come from the next generator. Most make a task when it is asked for, some make
+all of them at once (2³¹ would take forever), and one refuses many."""
+
 ENOUGH = 2000
 """Tasks in a row that bring no new question, after which a generator counts as exhausted."""
 
-SYSTEM_PROMPT = "Think about the problem, then give your final answer between <answer> and </answer>, and nothing else there."
+SYSTEM_PROMPT = (
+    "Think about the problem, then give your final answer between <answer> and </answer>, and nothing else there."
+)
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
@@ -58,6 +66,8 @@ def reasoning_gym_environment(
         ConfigError: There is no such dataset, or it has no such option.
     """
     tasks = _Tasks(dataset, options)
+    if "size" in options:
+        raise ConfigError("size is not for you to say: problems(n=…) makes as many tasks as are asked for.")
     tasks.of(0)  # refuses a wrong name or option now
     train, held_out = split_by_hash(tasks, test=test, key=_question)
     return Environment(
@@ -76,25 +86,27 @@ class _Tasks:
 
     def __init__(self, dataset: str, options: dict[str, Any]) -> None:
         self.dataset, self.options = dataset, options
-        self.of = lru_cache(maxsize=64)(self._of)
+        self.of = lru_cache(maxsize=256)(self._of)
 
-    def _of(self, seed: int) -> Any:
-        try:  # tasks are made when they are asked for: the size is only a bound of the index
-            return reasoning_gym.create_dataset(self.dataset, seed=seed, **{"size": 2**31 - 1, **self.options})
+    def _of(self, seed: int, size: int = SIZE) -> Any:
+        try:
+            return cast(Any, reasoning_gym).create_dataset(self.dataset, seed=seed, size=size, **self.options)
         except (ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"reasoning_gym.create_dataset({self.dataset!r}) | {error}") from error
 
     def __call__(self, seed: int) -> Iterator[Problem]:
-        tasks = self.of(seed)
-        for index in range(len(tasks)):
-            task = tasks[index]
-            place = {"dataset": self.dataset, "seed": seed, "index": index}
-            yield Problem(f"{self.dataset}-{seed}-{index}", task["question"], task["answer"], place)
+        for number in count():
+            own = random.Random(f"{seed}/{number}").getrandbits(31)
+            tasks = self.of(own)
+            for index in range(len(tasks)):
+                task = tasks[index]
+                place = {"dataset": self.dataset, "seed": own, "size": SIZE, "index": index}
+                yield Problem(f"{self.dataset}-{own}-{index}", task["question"], task["answer"], place)
 
     def score(self, episode: Episode) -> float:
         """What reasoning-gym gives for the answer."""
         place = episode.problem.data
-        tasks = self.of(int(place["seed"]))
+        tasks = self.of(int(place["seed"]), int(place["size"]))
         answer = None if episode.answer is None else answer_in(episode.text)
         return float(tasks.score_answer(answer, tasks[int(place["index"])]))
 
