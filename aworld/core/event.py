@@ -66,6 +66,8 @@ class Started(Entry, frozen=True, tag="started", kw_only=True, omit_defaults=Tru
     parent: str | None = None
     """Trajectory that caused this one."""
     forked_from: Fork | None = None
+    environment: str | None = None
+    """Name of the environment whose episode this is: its state is not in the log, so it cannot be resumed."""
     versions: dict[str, str] = {}
     schema: int = SCHEMA_VERSION
 

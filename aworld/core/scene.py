@@ -35,6 +35,11 @@ class Scene(Protocol):
     What `open` and `respond` raise ends the run as failed for a reason that is not the agent's.
     """
 
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+        ...
+
     async def open(self, record: Trajectory, give: Callable[[Reward], None]) -> Content | None:
         """The run begins. Returns what the agent is told in place of the task's input, None for that input.
 

@@ -27,6 +27,7 @@ from aworld.environments.problem import (
     Problem,
     Source,
     Split,
+    as_problem,
     as_source,
     content_key,
     digest_of,
@@ -145,8 +146,6 @@ class Environment:
         `agent` is an agent or a swarm. `seed` goes to the session and, one derived for each turn, with every request to
         the model. `fields` are further arguments of `Task`; `conf` takes the place of the environment's.
         """
-        from aworld.environments.problem import as_problem
-
         problem = as_problem(problem)
         scene = EnvironmentScene(self, problem, seed)
         unit, asked = self._prompt(agent, problem.input)

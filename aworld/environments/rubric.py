@@ -78,7 +78,7 @@ class Part:
             raise ConfigError(f"A part of a rubric needs a name; got {self.name!r}.")
         if not callable(self.scorer):
             raise ConfigError(f"Part {self.name!r}: the scorer must be a function of the episode; got {self.scorer!r}.")
-        if not isinstance(self.weight, Real) or not math.isfinite(self.weight):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(self.weight, Real) or not math.isfinite(self.weight):
             raise ConfigError(f"Part {self.name!r}: the weight must be a finite number; got {self.weight!r}.")
         if not self.timeout > 0:
             raise ConfigError(f"Part {self.name!r}: the timeout must be more than 0 seconds; got {self.timeout!r}.")
@@ -107,7 +107,7 @@ def as_rubric(given: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) ->
     """A rubric from what a caller gave: a rubric, a part, a function of the episode, or several of them."""
     if given is None or isinstance(given, Rubric):
         return given
-    return Rubric(*given) if isinstance(given, Sequence) else Rubric(given)
+    return Rubric(given) if callable(given) or isinstance(given, Part) else Rubric(*given)
 
 
 def _part(given: Part | Scorer) -> Part:

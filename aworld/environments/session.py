@@ -96,6 +96,11 @@ class EnvironmentScene:
         self.session: Session | None = None
         self._record: Trajectory | None = None
 
+    @property
+    def name(self) -> str:
+        """The name of the environment."""
+        return self.environment.name
+
     async def open(self, record: Trajectory, give: Callable[[Reward], None]) -> Content | None:
         """Make the session and start it."""
         self._record = record

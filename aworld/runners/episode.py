@@ -129,6 +129,23 @@ class Episode:
             seen = self.record.activations[self.cast.ready[0]]
         return over, observe(self.record, seen), response
 
+    async def begin(self) -> TaskResponse:
+        """Begin without taking a turn, for who wants to see first what the agent is told."""
+
+        async def nothing() -> None:
+            return
+
+        return await self._guarded(nothing)
+
+    async def abandon(self, why: str) -> None:
+        """End a run between two steps, as cancelled. Does nothing when it has ended or never began."""
+        if self._begun and self.record.finished is None:
+            await self._close("cancelled", why, False)
+
+    async def offered(self) -> Offer:
+        """The tools that whoever is due will be offered."""
+        return await self.cast.offer(self.record.activations[self.cast.ready[0] if self.cast.ready else 0])
+
     def next_due(self) -> int:
         """Whose turn the next step takes: the one that has waited longest."""
         return self.cast.ready.popleft()
@@ -449,6 +466,7 @@ class Episode:
         if self._begun:
             return
         self.check()
+        setting.check_scene(self.record, self.scene)
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
@@ -479,6 +497,7 @@ class Episode:
             agents={name: unit.settings() for name, unit in self.cast.units.items()},
             conf=self.conf.model_dump(mode="json", exclude_defaults=True),
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
+            environment=self.scene.name if self.scene is not None else None,
             versions=_VERSIONS,
         )
         for key, value in self.task.context.items():

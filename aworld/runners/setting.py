@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aworld.core.event import Status
-from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError
+from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError, TaskError
 from aworld.core.message import Content, Message
 from aworld.core.scene import Reward, Scene
 from aworld.core.trajectory import Trajectory
@@ -26,6 +27,51 @@ _REFUSED = (400, 413, 422)
 def is_unreachable(error: AWorldError) -> bool:
     """Whether an error says that a model could not be had, rather than that it would not take what the agent sent."""
     return isinstance(error, ModelError) and error.status not in _REFUSED
+
+
+def check_scene(record: Trajectory, scene: Scene | None) -> None:
+    """Refuse to go on with an episode of an environment: its state has gone. Raises TaskError."""
+    name = record.started.environment if record.started is not None else None
+    if name is not None and scene is None:
+        raise TaskError(
+            f"Trajectory {record.id} is an episode of environment {name!r}, whose state is not in the log: "
+            "run it anew, such as by the same `aworld rollout` with its --run."
+        )
+
+
+class RecordedScene:
+    """The scene of a recorded run, as far as its log tells: for a replay, which judges nothing."""
+
+    def __init__(self, record: Trajectory) -> None:
+        self.name = record.started.environment or "" if record.started is not None else ""
+        said = [node for node in record.messages.values() if node.origin == "input" and node.parent is not None]
+        self._said = [n.message.content for n in said if record.messages[n.parent or 0].message.role == "assistant"]
+        self._said.reverse()
+        root = record.activations[0].finished
+        self._ended = root is not None and root.error is None
+        self.answer: Any = root.answer if root is not None else None
+        self._steps = len(record.calls)
+        self._replayed: Trajectory | None = None
+
+    async def open(self, record: Trajectory, give: Callable[[Reward], None]) -> Content | None:
+        """Nothing is told but the input, which is the recorded one."""
+        self._replayed = record
+
+    async def respond(self, message: Message) -> Content | None:
+        """What was said then."""
+        return self._said.pop() if self._said else None
+
+    @property
+    def over(self) -> bool:
+        """Whether this was the last recorded turn of an episode that ended well."""
+        return self._ended and self._replayed is not None and len(self._replayed.calls) >= self._steps
+
+    async def score(self, status: Status, answer: Any, error: str | None) -> Sequence[Reward]:
+        """None."""
+        return ()
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 async def open_scene(episode: Episode, scene: Scene) -> None:
