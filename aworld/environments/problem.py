@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeAlias, cast
 
@@ -79,15 +80,29 @@ def split_by_hash(generate: Generator, *, test: float = 0.1, key: Key = content_
         raise ConfigError(f"split_by_hash(test={test!r}): the held-out share lies between 0 and 1.")
     bound = int(test * 2**64)
 
-    def side(held_out: bool) -> Generator:
-        def problems(seed: int) -> Iterator[Problem]:
-            for problem in generate(seed):
-                if (int.from_bytes(digest_of(problem, key)[:8], "big") < bound) is held_out:
-                    yield problem
+    pair = object()
+    return _Side(generate, key, bound, False, pair), _Side(generate, key, bound, True, pair)
 
-        return problems
 
-    return side(False), side(True)
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One side of a split by hash."""
+
+    generate: Generator
+    key: Key
+    bound: int
+    held_out: bool
+    pair: object
+
+    def __call__(self, seed: int) -> Iterator[Problem]:
+        for problem in self.generate(seed):
+            if (int.from_bytes(digest_of(problem, self.key)[:8], "big") < self.bound) is self.held_out:
+                yield problem
+
+
+def never_meet(train: Source, test: Source) -> bool:
+    """Whether two sources are the sides of one split by hash: there is then nothing to compare."""
+    return isinstance(train, _Side) and isinstance(test, _Side) and train.pair is test.pair
 
 
 def taken(source: Source, n: int | None, seed: int | None, where: str) -> list[Problem]:

@@ -69,11 +69,11 @@ def reasoning_gym_environment(
     if "size" in options:
         raise ConfigError("size is not for you to say: problems(n=…) makes as many tasks as are asked for.")
     tasks.of(0)  # refuses a wrong name or option now
-    train, held_out = split_by_hash(tasks, test=test, key=_question)
+    train, held_out = split_by_hash(partial(_distinct, tasks), test=test, key=_question)
     return Environment(
         name or f"reasoning-gym/{dataset}",
-        train=partial(_distinct, train),
-        test=partial(_distinct, held_out),
+        train=train,
+        test=held_out,
         rubric=Rubric(Part("score_answer", tasks.score)),
         system_prompt=system_prompt,
         conf=conf,
