@@ -1,4 +1,4 @@
-"""The command line: `aworld run | resume | fork | replay | answer | rollout`, `aworld trajectories | swarm | mcp`.
+"""The command line: `aworld run | resume | fork | replay | answer | rollout | trajectories | swarm | mcp | env`.
 
 Exit codes: 0 all runs finished, 1 something did not (its status says what), 2 wrong usage or settings, 130 Ctrl-C.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from aworld import __version__
-from aworld.cmd import answer, mcp, rollout, run, swarm, trajectories
+from aworld.cmd import answer, env, mcp, rollout, run, swarm, trajectories
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.runners.blocking import run_blocking
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trajectories.add_parser(commands)
     swarm.add_parser(commands)
     mcp.add_parser(commands)
+    env.add_parser(commands)
     args = parser.parse_args(argv)
     _read_env_file()
     sys.path.insert(0, os.getcwd())  # so that --tool finds the modules of the working directory

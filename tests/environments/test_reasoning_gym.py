@@ -44,9 +44,10 @@ async def test_a_problem_without_one_right_answer_is_scored_by_its_metadata() ->
     problem = environment.problems("train", 1)[0]
     assert problem.answer is None
     place = problem.data
-    task = reasoning_gym.create_dataset(
-        "graph_color", seed=place["seed"], size=place["size"], min_num_vertices=3, max_num_vertices=3
-    )[place["index"]]
+    create: Any = getattr(reasoning_gym, "create_dataset")  # noqa: B009 - its keywords have no types
+    task = create("graph_color", seed=place["seed"], size=place["size"], min_num_vertices=3, max_num_vertices=3)[
+        place["index"]
+    ]
     solution = task["metadata"]["possible_answer"]
     text = "{" + ", ".join(f'"{node}": {color}' for node, color in solution.items()) + "}"
     assert (await answered(environment, problem, f"<answer>{text}</answer>")).record.score == 1.0
