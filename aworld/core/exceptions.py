@@ -9,6 +9,7 @@
     ├── LimitReached         a limit of the task ended the run; names the limit
     ├── AgentLimit           a limit of one agent ended its work; its team is told
     ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
+    ├── TrainingError        training cannot go on; its checkpoints are safe
     └── StoreError           the log could not be written or read; what was acknowledged before is safe
 
 Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
@@ -75,3 +76,7 @@ class EnvironmentFailed(AWorldError):
 
 class StoreError(AWorldError):
     """The log could not be written or read. Names the store and the remedy."""
+
+
+class TrainingError(AWorldError):
+    """Training cannot go on: what is measured contradicts what it stands on. Its checkpoints are safe."""

@@ -11,7 +11,6 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
@@ -24,6 +23,10 @@ Split: TypeAlias = Literal["train", "test"]
 Key: TypeAlias = Callable[["Problem"], Any]
 Generator: TypeAlias = Callable[[int], Iterable["Problem"]]
 """Makes problems from a seed, the same ones each time; endless or not."""
+Source: TypeAlias = "Sequence[Problem] | Generator"
+
+PATIENCE = 20_000
+"""Problems in a row that may be of no use before a stream is given up."""
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
@@ -78,10 +81,8 @@ def split_by_hash(generate: Generator, *, test: float = 0.1, key: Key = content_
     """
     if not 0 < test < 1:
         raise ConfigError(f"split_by_hash(test={test!r}): the held-out share lies between 0 and 1.")
-    bound = int(test * 2**64)
-
     pair = object()
-    return _Side(generate, key, bound, False, pair), _Side(generate, key, bound, True, pair)
+    return _Side(generate, key, test, False, pair), _Side(generate, key, test, True, pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,23 @@ class _Side:
 
     generate: Generator
     key: Key
-    bound: int
+    test: float
     held_out: bool
     pair: object
 
     def __call__(self, seed: int) -> Iterator[Problem]:
+        bound, passed = int(self.test * 2**64), 0
         for problem in self.generate(seed):
-            if (int.from_bytes(digest_of(problem, self.key)[:8], "big") < self.bound) is self.held_out:
+            passed += 1
+            if (int.from_bytes(digest_of(problem, self.key)[:8], "big") < bound) is self.held_out:
+                passed = 0
                 yield problem
+            elif passed >= PATIENCE:
+                which = "held out" if self.held_out else "left to learn from"
+                raise ConfigError(
+                    f"split_by_hash(test={self.test!r}): none of {PATIENCE} problems in a row is {which}; the "
+                    "generator makes too few different ones."
+                )
 
 
 def never_meet(train: Source, test: Source) -> bool:
@@ -106,11 +116,14 @@ def never_meet(train: Source, test: Source) -> bool:
 
 
 def taken(source: Source, n: int | None, seed: int | None, where: str) -> list[Problem]:
-    """`n` problems of a source. A list is given in its order, or shuffled by `seed`; `n` None means all of it."""
+    """`n` problems of a source. A list is given in its order, or shuffled by `seed`; `n` None means all of it.
+
+    A stream that comes upon a problem again, by its id, passes over it.
+    """
     if callable(source):
         if n is None:
             raise ConfigError(f"{where} makes problems without end; say how many with n=...")
-        found = [as_problem(problem, number) for number, problem in enumerate(islice(source(seed or 0), n))]
+        found = _different(source(seed or 0), n, where)
     else:
         found = list(source)
         if seed is not None:
@@ -121,7 +134,18 @@ def taken(source: Source, n: int | None, seed: int | None, where: str) -> list[P
     return found
 
 
-Source: TypeAlias = Sequence[Problem] | Generator
+def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str) -> list[Problem]:
+    found: dict[str, Problem] = {}
+    repeated = 0
+    for number, given in enumerate(stream if n else ()):
+        problem = as_problem(given, number)
+        repeated = repeated + 1 if problem.id in found else 0
+        found.setdefault(problem.id, problem)
+        if len(found) == n:
+            break
+        if repeated >= PATIENCE:
+            raise ConfigError(f"{where} makes no more than {len(found)} different problems; {n} were asked for.")
+    return list(found.values())
 
 
 def as_source(given: Any, where: str) -> Source:

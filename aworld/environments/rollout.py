@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -112,7 +112,7 @@ async def rollouts(
     yield_finished: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     hooks: Sequence[Hooks] = (),
-) -> AsyncIterator[Rollout]:
+) -> AsyncGenerator[Rollout, None]:
     """Run `samples` episodes of each problem; yields them in the order of finishing.
 
     Leaving the loop early cancels what runs. What has been yielded is not kept, so that memory does not grow with the

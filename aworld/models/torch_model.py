@@ -1,0 +1,135 @@
+"""Any causal language model of `transformers`, in this process: provider `transformers`.
+
+    Agent("solver", model="transformers:path/of/a/checkpoint")
+
+Calls that are in flight together are decoded together, in a thread of the model's own; the event loop stays free. A
+trainer hands over the very module that it trains, so that the next call is answered by the newest weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.model import ModelRequest
+from aworld.models.chat_tokens import ChatTokens
+from aworld.models.token_model import Completion, Sampling, TokenModel, ends_of
+from aworld.models.torch_decoding import Draft, complete, import_extra
+
+if TYPE_CHECKING:
+    from aworld.config.conf import ModelConfig
+
+GATHER = 0.003
+"""Seconds in which calls gather before an idle model begins to decode: tasks that were started together ask together,
+and one prompt costs almost as much as thirty."""
+
+
+@dataclass(slots=True)
+class _Call:
+    draft: Draft
+    done: Future[Draft]
+
+
+class TorchModel(TokenModel):
+    """A causal language model of `transformers`.
+
+    Args:
+        model: The module. It is put into evaluation mode for as long as it decodes.
+        tokenizer: Its tokenizer, with a chat template.
+        name: As the log names it.
+        params: Sampling settings of every request, such as `temperature` and `max_tokens`.
+        version: As the log names the weights.
+        max_batch: Most prompts that are decoded together.
+    """
+
+    provider = "transformers"
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str = "", params: dict[str, Any] | None = None,
+        version: str | None = None, max_batch: int = 128,
+    ) -> None:  # fmt: skip
+        context = getattr(model.config, "max_position_embeddings", None)
+        ends = ends_of(tokenizer, getattr(model, "generation_config", None))
+        if not ends:
+            raise ConfigError("The tokenizer has no eos_token: nothing would end an answer. Set tokenizer.eos_token.")
+        name = name or str(getattr(model.config, "name_or_path", "")) or "transformers"
+        super().__init__(ChatTokens(tokenizer), name=name, ends=ends, context=context, params=params)
+        self.module = model
+        self.version = version
+        self.max_batch = max_batch
+        self._waiting: deque[_Call] = deque()
+        self._busy = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aworld-torch")
+        weakref.finalize(self, self._thread.shutdown, wait=False)
+
+    @classmethod
+    def open(cls, path: str | Path, **settings: Any) -> TorchModel:
+        """Load a checkpoint: a folder in the layout of Hugging Face. Raises ConfigError."""
+        transformers = import_extra("transformers", "trl")
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(str(path))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{str(path)!r} is no checkpoint of a causal language model: {error}") from error
+        model.eval()
+        return cls(model, tokenizer, name=str(path), **settings)
+
+    async def complete(self, prompt: tuple[int, ...], sampling: Sampling, request: ModelRequest) -> Completion:
+        """Continue `prompt`, together with what else is asked for. Raises `ModelError`."""
+        call = _Call(Draft(prompt, sampling), Future())
+        self._waiting.append(call)
+        if not self._busy:
+            asyncio.get_running_loop().call_later(GATHER, self._begin)
+        draft = await asyncio.wrap_future(call.done)
+        return Completion(tuple(draft.ids), tuple(draft.logprobs), self.version)
+
+    def _begin(self) -> None:
+        if not self._busy:
+            self._busy = True
+            self._thread.submit(self._work)
+
+    def _work(self) -> None:
+        """Decode until nobody waits (in the thread)."""
+        while True:
+            calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
+            calls = [call for call in calls if call.done.set_running_or_notify_cancel()]
+            if calls:
+                self._decode(calls)
+            elif not self._waiting:
+                self._busy = False
+                if not self._waiting:  # who came in between saw a busy model, and began nothing
+                    return
+                self._busy = True
+
+    def _decode(self, calls: list[_Call]) -> None:
+        futures = {id(call.draft): call.done for call in calls}
+        training = self.module.training
+        self.module.eval()
+        try:
+            complete(self.module, [call.draft for call in calls], self.ends, lambda d: futures[id(d)].set_result(d))
+        except Exception as error:  # noqa: BLE001 - out of memory, a broken module: each caller is told
+            for call in calls:
+                if not call.done.done():
+                    call.done.set_exception(ModelError(f"{self.name} failed: {type(error).__name__}: {error}"))
+        finally:
+            self.module.train(training)
+
+
+def torch_model(config: ModelConfig) -> TorchModel:
+    """The model of these settings; `llm_model_name` is the folder of a checkpoint."""
+    params: dict[str, Any] = {
+        "temperature": config.llm_temperature,
+        "top_p": config.llm_top_p,
+        "max_tokens": config.llm_max_tokens,
+        "seed": config.llm_seed,
+        **config.params,
+    }
+    return TorchModel.open(
+        config.llm_model_name or "", params={key: value for key, value in params.items() if value is not None}
+    )

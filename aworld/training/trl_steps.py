@@ -1,0 +1,307 @@
+"""The steps of a run that TRL drives: rollouts when it asks for completions, reports when it has updated.
+
+TRL works in a thread, the episodes on the event loop of who called `train`: what is asked for from the thread is run on
+the loop, and the thread waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.environments.environment import derived_seed
+from aworld.environments.problem import Problem
+from aworld.environments.progress import Progress as RolloutProgress
+from aworld.environments.report import solved
+from aworld.environments.rollout import Rollout, rollouts
+from aworld.training.config import TrainingConfig
+from aworld.training.engine_embedded import FREE, learnable, problems_of
+from aworld.training.evaluation import Ask, comparisons, evaluate, held_out_problems
+from aworld.training.registry import TrainingJob
+from aworld.training.result import (
+    Evaluated,
+    Evaluation,
+    Progress,
+    Saved,
+    Started,
+    Stepped,
+    StepReport,
+    Stop,
+    TrainingResult,
+)
+from aworld.training.rows import Rows, rows_of
+from aworld.training.samples import Sample
+from aworld.training.trl_policy import TrainedPolicy
+
+__all__ = ["Steps"]
+
+T = TypeVar("T")
+
+STATE = "aworld.json"
+"""File in each of TRL's checkpoints: what has been reported until then."""
+
+FIGURES = {"loss": "loss", "grad_norm": "gradient_norm", "entropy": "entropy", "clip_ratio/region_mean": "clipped"}
+"""What TRL logs, and what the reports call it."""
+
+
+class State(Struct, kw_only=True):
+    """What a run that goes on must know of what was before."""
+
+    identity: str = ""
+    """Digest of what must be the same when a run goes on."""
+    step: int = 0
+    stopped: Stop | None = None
+    history: list[StepReport] = []
+    evaluations: list[Evaluation] = []
+    cpu_seconds: float = 0.0
+
+
+class Steps:
+    """Rollouts, reports and evaluations of one run. `checkpoint` is the folder that it goes on from."""
+
+    def __init__(
+        self, job: TrainingJob, policy: TrainedPolicy, loop: asyncio.AbstractEventLoop, checkpoint: str | None = None
+    ) -> None:
+        self.job, self.policy, self.loop = job, policy, loop
+        self.config: TrainingConfig = job.config
+        self.agent: Any = job.agent.with_model(policy.model)
+        self.names = self.config.agents or (str(job.agent.name),)
+        self.state = State(identity=identity_of(job))
+        if checkpoint is not None:
+            self.state = _taken_up(checkpoint, self.state.identity)
+        self._held_out = held_out_problems(job.held_out, self.config.final_tasks)
+        self._updates = self.config.epochs * self.config.minibatches
+        self._running: Future[Any] | None = None
+        self._cancelled = False
+        self._report: dict[str, Any] = {}
+        self._logged: list[Mapping[str, Any]] = []
+        self._began, self._cpu = time.monotonic(), time.process_time()
+        self._spent_before = self.state.cpu_seconds
+
+    # Asked by TRL, in its thread.
+
+    def rollout_func(self, prompts: Sequence[str], trainer: Any) -> dict[str, list[object]]:
+        """TRL's `rollout_func`: the episodes of one step. A prompt is the number of a problem of the run."""
+        numbers = list(dict.fromkeys(int(prompt) for prompt in prompts))
+        return self._on_loop(self._episodes(numbers)).fields()
+
+    def agree(self, difference: float) -> None:
+        """Take note of how far recorded and recomputed log-probabilities differ. Raises TrainingError."""
+        self._report["statistics"]["logprob_difference"] = difference
+        most = self.config.logprob_tolerance
+        if most is not None and difference > most:
+            raise TrainingError(
+                f"step={self.state.step + 1} | log-probabilities of sampled tokens differ by {difference:.2e} nats "
+                f"between rollouts and trainer, more than config.logprob_tolerance={most:g}: the samples are not this "
+                "policy's own, or are computed in another precision; raise it, or set it to None, if that is meant."
+            )
+
+    def updated(self, update: int, logs: Mapping[str, Any]) -> bool:
+        """TRL has made update number `update`. Returns whether training is to stop."""
+        self._logged.append(logs)
+        if update % self._updates:
+            return False
+        self._on_loop(self._finish_step())
+        return self.state.stopped is not None
+
+    def saved(self, path: str) -> None:
+        """TRL has written a checkpoint."""
+        self.state.cpu_seconds = self._spent()
+        Path(path, STATE).write_bytes(msgspec.json.encode(self.state))
+        self.job.emit(Saved(self.state.step, path))
+
+    def cancel(self) -> None:
+        """End the episodes in flight, and refuse more."""
+        self._cancelled = True
+        if self._running is not None:
+            self._running.cancel()
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._cancelled:
+            work.close()
+            raise asyncio.CancelledError("training was cancelled")
+        self._running = running = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return running.result()
+        finally:
+            self._running = None
+
+    # On the loop.
+
+    async def begin(self) -> None:
+        """Measure the policy as it is, unless the run goes on."""
+        self.job.emit(Started("trl", str(self.job.run_path), self.state.step))
+        if not self.state.evaluations:
+            await self._evaluate(self._held_out)
+
+    async def end(self) -> TrainingResult:
+        """Measure what has come of it, and write it."""
+        state = self.state
+        self.policy.refresh(f"step-{state.step}")
+        last = state.evaluations[-1] if state.evaluations else None
+        if last is not None and (last.step < state.step or last.tasks < len(self._held_out)):
+            await self._evaluate(self._held_out)
+        self.policy.save(self.job.policy_path)
+        self.job.emit(Saved(state.step, str(self.job.policy_path)))
+        return TrainingResult(
+            engine="trl",
+            policy=str(self.job.policy_path),
+            run_path=str(self.job.run_path),
+            store=self.job.store,
+            steps=state.step,
+            stopped=state.stopped or "steps",
+            history=tuple(state.history),
+            evaluations=tuple(state.evaluations),
+            comparisons=comparisons(state.evaluations),
+            seconds=time.monotonic() - self._began,
+            cpu_seconds=self._spent(),
+        )
+
+    async def _episodes(self, numbers: Sequence[int]) -> Rows:
+        """The episodes of the next step, as TRL's rows, in the order of TRL's prompts."""
+        config, step = self.config, self.state.step + 1
+        began, cpu = time.monotonic(), time.process_time()
+        self.policy.refresh(f"step-{step - 1}")
+        # TRL's dataset has `groups` rows a step, in order: the place in the step says which problem a row stands for.
+        problems = problems_of(self.job.environment, config, step)
+        asked: list[Problem] = [problems[number % config.groups] for number in numbers]
+        ask = Ask(self.names, temperature=config.temperature, top_p=1.0, max_tokens=config.max_completion_tokens)
+        found = [
+            rollout
+            async for rollout in rollouts(
+                self.job.environment,
+                self.agent,
+                asked,
+                samples=config.samples,
+                seed=derived_seed(config.seed, "rollouts", step),
+                store=self.job.store,
+                run=f"step-{step}-{self.state.identity}",
+                max_concurrency=config.max_concurrency,
+                retries=config.retries,
+                yield_finished=True,
+                on_progress=self._told("rollouts"),
+                hooks=(ask,),
+            )
+        ]
+        places = {problem.id: place for place, problem in enumerate(asked)}
+        episodes = sorted(found, key=lambda rollout: (places[rollout.problem.id], rollout.sample))
+        rolled = time.process_time() - cpu
+        rows = self._rows(step, episodes)
+        self._report |= {"began": began, "cpu_seconds": {"rollouts": rolled}, "updating": time.process_time()}
+        return rows
+
+    def _rows(self, step: int, episodes: Sequence[Rollout]) -> Rows:
+        environment = self.job.environment
+        derived, kept, dropped = learnable(episodes, self.names, self.config, environment, step)
+        learnt = {_place(sample) for sample in kept}
+        others = [sample for sample in derived.samples if _place(sample) not in learnt]
+        end = int(self.policy.tokenizer.eos_token_id)
+        rows = rows_of([e.id for e in episodes], [*kept, *others], {e.id: e.score for e in episodes}, end)
+        scores = [episode.score for episode in episodes if episode.score is not None]
+        self._report = {
+            "episodes": len(episodes),
+            "score": fmean(scores) if scores else None,
+            "success": fmean(solved(environment, each.record) is True for each in episodes),
+            "samples": len(kept),
+            "dropped": {**dropped, **({"second row of an episode": rows.left_out} if rows.left_out else {})},
+            "statistics": {
+                "drift": float(derived.drift),
+                "without_tokens": float(derived.without_tokens),
+                "empty": float(rows.empty),
+                "tokens": float(sum(sum(sample.mask) for sample in kept)),
+            },
+        }
+        return rows
+
+    async def _finish_step(self) -> None:
+        """Report the step, and measure the policy where that is due."""
+        report, logged = self._report, self._logged
+        self._logged = []
+        for theirs, ours in FIGURES.items():
+            values = [float(logs[theirs]) for logs in logged if logs.get(theirs) is not None]
+            if values:
+                report["statistics"][ours] = fmean(values)
+        report["cpu_seconds"]["update"] = time.process_time() - report.pop("updating")
+        seconds = time.monotonic() - report.pop("began")
+        self.state.step += 1
+        told = StepReport(step=self.state.step, seconds=seconds, **report)
+        self.state.history.append(told)
+        self.job.emit(Stepped(told))
+        every = self.config.evaluate_every
+        if every and self.state.step % every == 0 and self.state.step < self.config.steps and self._held_out:
+            self.policy.refresh(f"step-{self.state.step}")
+            await self._evaluate(self._held_out[: self.config.evaluation_tasks])
+            self.state.stopped = stop_of(self.state.evaluations, self.config)
+
+    async def _evaluate(self, problems: Sequence[Problem]) -> None:
+        """Evaluate in each mode; episodes that the store has are not run again."""
+        if self.job.held_out is None or not problems:
+            return
+        for mode in self.config.evaluation_modes:
+            evaluation = await evaluate(
+                self.job.held_out,
+                self.agent,
+                problems,
+                mode=mode,
+                temperature=self.config.temperature,
+                step=self.state.step,
+                agents=self.names,
+                seed=derived_seed(self.config.seed, "evaluation"),
+                store=self.job.store,
+                run=f"evaluation-{mode}-{self.state.step}-{self.state.identity}",
+                max_concurrency=self.config.max_concurrency,
+                retries=self.config.retries,
+                on_progress=self._told(f"evaluation {mode}"),
+            )
+            self.state.evaluations.append(evaluation)
+            self.job.emit(Evaluated(evaluation))
+
+    def _told(self, phase: str) -> Callable[[RolloutProgress], None]:
+        step = self.state.step
+        return lambda progress: self.job.emit(Progress(phase, step, progress.done, progress.total or 0))
+
+    def _spent(self) -> float:
+        return self._spent_before + time.process_time() - self._cpu
+
+
+def stop_of(evaluations: Sequence[Evaluation], config: TrainingConfig) -> Stop | None:
+    """Why training should stop after these evaluations; None where it should not."""
+    successes = [each.success for each in evaluations if each.mode == config.evaluation_modes[0]]
+    if config.target is not None and successes[-1] >= config.target:
+        return "target"
+    best = successes.index(max(successes))
+    return "patience" if config.patience is not None and len(successes) - 1 - best >= config.patience else None
+
+
+def identity_of(job: TrainingJob) -> str:
+    """A digest of what shapes a run: the settings, the environment, the policy that it begins with."""
+    settings = job.config.model_dump(mode="json", exclude=set(FREE))
+    model: Any = job.agent.model
+    policy = [model.provider, model.name, model.policy.version if model.provider == "embedded" else None]
+    shape = msgspec.json.encode([settings, job.environment.name, policy], order="deterministic")
+    return hashlib.blake2b(shape, digest_size=6).hexdigest()
+
+
+def _taken_up(checkpoint: str, identity: str) -> State:
+    state = msgspec.json.decode(Path(checkpoint, STATE).read_bytes(), type=State)
+    if state.identity != identity:
+        raise ConfigError(
+            f"{Path(checkpoint).parent.parent} holds a run with other settings, environment or first policy; give them "
+            f"as they were, or another run_path. Only {', '.join(FREE)} may be others."
+        )
+    return state
+
+
+def _place(sample: Sample) -> tuple[str, int, tuple[int, ...]]:
+    """What tells a sample from all others."""
+    return sample.trajectory_id, sample.activation, sample.steps
