@@ -78,7 +78,7 @@ def verifiers_environment(
     tasks = _Tasks(loaded, limits)
     shared: dict[str, Any] = {"session": partial(VerifiersSession, tasks), "key": _content, "conf": limits}
     shared |= {"rubric": tasks.rubric(), "system_prompt": tasks.template.data.system_prompt}
-    name = name or loaded.config.id or type(loaded).__name__
+    name = name or str(loaded.config.id or type(loaded).__name__)
     if not isinstance(test, float):
         held_out = _Tasks(_load(test, None), limits)
         return Environment(name, train=tasks.source(), test=held_out.source(), **shared)
@@ -134,7 +134,7 @@ class _Tasks:
     def task(self, problem: Problem) -> Any:
         """The task of a problem, made anew from its data."""
         made = copy.copy(self.template)
-        made.data = type(self.template.data).model_validate(problem.data["task"])
+        made.data = cast(Any, type(self.template.data)).model_validate(problem.data["task"])
         return made
 
     def rubric(self) -> Rubric:
@@ -149,7 +149,7 @@ class _Tasks:
     def toolsets(self) -> list[tuple[Any, bool]]:
         """Fresh tool servers of one episode, with whether they are told of the task."""
         own = [(server, True) for server in self.template.toolsets(self.template.config)]
-        return [*own, *((server, False) for server in type(self.taskset).toolsets(self.taskset.config))]
+        return [*own, *((server, False) for server in cast(Any, type(self.taskset)).toolsets(self.taskset.config))]
 
     def _problem(self, task: Any) -> Problem:
         self._check_data(task)
@@ -302,7 +302,7 @@ async def _score(name: str, episode: Episode) -> float:
 
 
 def _overrides(task: Any, name: str) -> bool:
-    return getattr(type(task), name) is not getattr(vf.Task, name)
+    return getattr(cast(object, type(task)), name) is not getattr(vf.Task, name)
 
 
 def _trace(task: Any, state: Any) -> Any:
