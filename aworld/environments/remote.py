@@ -11,15 +11,11 @@ rollouts begin the episode anew. What the environment is and which problems it h
 from __future__ import annotations
 
 import asyncio
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any, cast
 
-import aiohttp
 import msgspec
 
 from aworld.config.conf import TaskConfig
@@ -31,9 +27,7 @@ from aworld.environments.place import PROTOCOL
 from aworld.environments.problem import Problem, Split
 from aworld.environments.rubric import Episode, Part, Rubric
 from aworld.environments.session import Session
-
-MAX_MESSAGE = 64 * 1024 * 1024
-"""Bytes of an answer of the server: observations may hold pictures."""
+from aworld.environments.wire import Wire, fetch
 
 _PAGE = 256
 """Problems of a stream that are asked for at once."""
@@ -113,17 +107,7 @@ class RemoteEnvironment(Environment):
         ]
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        data = None if body is None else msgspec.json.encode(body)
-        request = urllib.request.Request(self.url + path, data, {**self.headers, "Content-Type": "application/json"})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as the WebSockets: straight to it
-        try:
-            with opener.open(request, timeout=self.timeout) as answer:
-                return msgspec.json.decode(answer.read(), type=dict[str, Any])
-        except urllib.error.HTTPError as refused:
-            with refused:
-                raise ConfigError(f"{self.url}{path} | HTTP {refused.code}: {_why(refused.read())}") from refused
-        except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(f"{self.url} | no environment is served there: {error}") from error
+        return fetch(self.url + path, self.headers, self.timeout, body)
 
 
 class RemoteSession(Session):
@@ -135,24 +119,14 @@ class RemoteSession(Session):
         self.rewards: dict[str, dict[str, Any]] | None = None
         """The rewards of the whole episode by name, once the server has given them."""
         self._tools: list[Tool] = []
-        self._http: aiohttp.ClientSession | None = None
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
-        self._turn = asyncio.Lock()
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._wire = Wire(environment.url, environment.headers, environment.timeout)
+        self._scoring = asyncio.Lock()
 
     async def start(self) -> Content | None:
         """Open a place on the server and begin the episode there."""
-        url = self.environment.url
-        self._http = aiohttp.ClientSession()
-        try:
-            self._socket = await asyncio.wait_for(
-                self._http.ws_connect(f"{url}/ws", headers=self.environment.headers, max_msg_size=MAX_MESSAGE),
-                self.environment.timeout,
-            )
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise EnvironmentFailed(f"{url} | no place for an episode: {error or type(error).__name__}") from error
+        await self._wire.open()
         asked = {"problem": {"id": self.problem.id, **self.problem.data}, "seed": self.seed, "limits": "client"}
-        told = await self._ask("reset", asked)
+        told = await self._wire.ask("reset", asked)
         limit = self.environment.described["conf"].get("tool_timeout", TaskConfig().tool_timeout) + _GRACE
         self._tools = [_RemoteTool(self, tool, limit) for tool in told["metadata"]["tools"]]
         return _content(told["observation"]["content"])
@@ -161,12 +135,12 @@ class RemoteSession(Session):
         """The tools that the server told of."""
         return self._tools
 
-    async def call(self, name: str, arguments: str, context: ToolContext) -> Content:
+    async def call(self, name: str, arguments: str, call_id: str, timeout: float | None) -> Content:
         """Call a tool there, take over the rewards of the step, and end here if the episode ended there."""
         if self.over:
             raise ToolError("The episode is over; this call was not made.")
-        action = {"type": "call_tool", "tool_name": name, "arguments": arguments, "call_id": context.call_id}
-        told = await self._ask("step", action)
+        action = {"type": "call_tool", "tool_name": name, "arguments": arguments, "call_id": call_id}
+        told = await self._wire.ask("step", action, timeout)
         if told["done"]:
             self.finish(told["metadata"]["answer"])
         self._take(told)
@@ -178,31 +152,21 @@ class RemoteSession(Session):
 
     async def respond(self, message: Message) -> Content | None:
         """What the environment says to the agent's words; None when the episode ends with them."""
-        told = await self._ask("step", {"type": "message", "content": message.text})
+        told = await self._wire.ask("step", {"type": "message", "content": message.text})
         self._take(told)
         return None if told["done"] else _content(told["observation"]["content"])
 
     async def end(self, episode: Episode) -> dict[str, dict[str, Any]]:
         """The rewards of the whole episode: those that it ended with there, or of the way in which it ended here."""
-        async with self._turn:
-            known = self.rewards
-        if known is None:
-            answer: Any = episode.answer
-            self._take(
-                await self._ask(
-                    "step", {"type": "end", "status": episode.status, "answer": answer, "error": episode.error}
-                )
-            )
+        async with self._scoring:
+            if self.rewards is None:
+                end = {"type": "end", "status": episode.status, "answer": episode.answer, "error": episode.error}
+                self._take(await self._wire.ask("step", end))
         return self.rewards or {}
 
     async def close(self) -> None:
         """Leave the place: the server lets go of the episode."""
-        for task in self._under_way:
-            task.cancel()
-        if self._socket is not None:
-            await self._socket.close()
-        if self._http is not None:
-            await self._http.close()
+        await self._wire.close()
 
     def _take(self, told: dict[str, Any]) -> None:
         whole: dict[str, dict[str, Any]] = {}
@@ -214,36 +178,6 @@ class RemoteSession(Session):
         if told["done"]:
             self.rewards = {**(self.rewards or {}), **whole}
 
-    async def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Ask and wait, also when the caller does not: the next answer must be that to the next question."""
-        task = asyncio.create_task(self._exchange({"type": kind, "data": data}))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
-
-    async def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
-        url, socket = self.environment.url, self._socket
-        if socket is None:
-            raise EnvironmentFailed(f"{url} | the episode has not begun.")
-        async with self._turn:
-            try:
-                with suppress(aiohttp.ClientConnectionError):  # it is closed: what was last said there tells why
-                    await socket.send_str(msgspec.json.encode(message).decode())
-                answer = await socket.receive(timeout=self._limit(message))
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                raise EnvironmentFailed(f"{url} | the server is gone: {error or type(error).__name__}") from error
-        if answer.type is not aiohttp.WSMsgType.TEXT:
-            raise EnvironmentFailed(f"{url} | the server has ended the episode: {answer.extra or answer.type.name}")
-        told = msgspec.json.decode(answer.data, type=dict[str, Any])
-        if told["type"] == "error":
-            raise EnvironmentFailed(f"{url} | {told['data'].get('code')}: {told['data'].get('message')}")
-        return told["data"]
-
-    def _limit(self, message: dict[str, Any]) -> float:
-        """Seconds that the answer may take."""
-        tool = message["data"].get("type") == "call_tool"
-        return max((t.timeout or 0.0 for t in self._tools), default=_GRACE) if tool else self.environment.timeout
-
 
 class _RemoteTool(Tool):
     def __init__(self, session: RemoteSession, told: dict[str, Any], timeout: float) -> None:
@@ -252,7 +186,7 @@ class _RemoteTool(Tool):
         self.timeout = timeout
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        return await self._session.call(self.name, arguments, context)
+        return await self._session.call(self.name, arguments, context.call_id, self.timeout)
 
 
 _REFERENCE = ("split", "order", "index")
@@ -270,10 +204,3 @@ async def _score(name: str, episode: Episode) -> float:
     if reward["value"] is None:
         raise EnvironmentFailed(reward["error"] or "no value")
     return reward["value"]
-
-
-def _why(body: bytes) -> str:
-    try:
-        return str(msgspec.json.decode(body)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return body[:200].decode(errors="replace")
