@@ -29,7 +29,9 @@ def backwards(request: ModelRequest) -> Said:
 
 @pytest.fixture
 def boxes(monkeypatch: pytest.MonkeyPatch) -> Environment:
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])  # an id is the name of a module on the path
+    monkeypatch.setattr(
+        sys, "path", [str(Path(__file__).parent), *sys.path]
+    )  # an id is the name of a module on the path
     return verifiers_environment("verifiers-setting")
 
 
