@@ -27,9 +27,8 @@ class Counter(interfaces.Environment):
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count, self.goal = 0, 0
+    count = 0
+    goal = 0
 
     def reset(self, seed: int | None = None, split: str | None = None, index: int | None = None, **_: Any) -> Any:
         self.count = 0
@@ -91,7 +90,7 @@ def shelf() -> Any:
 
             for function in (put, drop):
                 server.tool(function)
-            super().__init__(server)
+            mcp_environment.MCPEnvironment.__init__(self, server)
 
         def reset(self, seed: int | None = None, **_: Any) -> Any:
             return types.Observation(metadata={"shelf": "empty"})

@@ -101,7 +101,9 @@ class _Served:
         try:
             listed = fetch(f"{self.url}/list_environments", self.headers, self.timeout)
             self._tasks = f"/{quote(str(listed[0]), safe='')}" if listed else ""
-            splits = fetch(f"{self.url}{self._tasks}/splits", self.headers, self.timeout) if listed else []
+            splits: list[dict[str, Any]] = (
+                fetch(f"{self.url}{self._tasks}/splits", self.headers, self.timeout) if listed else []
+            )
         except ConfigError:  # servers of older versions, and those whose environment has no tasks
             return []
         return [split["name"] for split in splits]
@@ -163,7 +165,7 @@ class OpenEnvSession(Session):
         reward, done = told.get("reward"), bool(told.get("done"))
         if reward is not None:
             self._reward(reward)
-        seen = told.get("observation") or {}
+        seen = cast("dict[str, Any]", told.get("observation") or {})
         if seen.get("error"):
             raise ToolError(str(seen["error"].get("message")))
         content = to_content(self.served.describe(seen))
@@ -227,7 +229,7 @@ def _told(observation: Mapping[str, Any]) -> Content:
 
 
 def _tool(told: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = told.get("input_schema") or told.get("inputSchema") or {"type": "object", "properties": {}}
+    parameters: Any = told.get("input_schema") or told.get("inputSchema") or {"type": "object", "properties": {}}
     return {"name": told["name"], "description": told.get("description") or "", "parameters": parameters}
 
 
