@@ -2,18 +2,32 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Environments of other people's trainers, whose packages do not go together; and PyTorch, which is installed before
+# them so that nothing else chooses its build: TORCH may be whatever pip takes, such as the arguments of a CPU build.
+TRAINERS ?= .venvs
+TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench install install-dev clean
+.PHONY: help demo test test-trainers lint format bench install install-dev clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 demo: install  ## Run 100 recorded agents against a local model server, without key or network
 	@$(BIN)/python examples/demo.py
 
 test: install-dev lint  ## Lint, type-check and run all tests
 	@$(BIN)/python -m pytest -n auto
+
+# For models this small more threads are ten times slower.
+test-trainers: export OMP_NUM_THREADS = 1
+test-trainers: install-dev $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed $(TRAINERS)/swift/.installed
+test-trainers: $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed  ## Test the adapters to TRL, verl, ms-swift, verifiers and OpenEnv
+	@$(TRAINERS)/trl/bin/python -m pytest -W default tests/trainers/test_trl.py
+	@$(TRAINERS)/verl/bin/python -m pytest -W default tests/trainers/test_verl.py
+	@$(TRAINERS)/verifiers/bin/python -m pytest -W default tests/trainers/test_verifiers.py
+	@$(TRAINERS)/openenv/bin/python -m pytest -W default tests/trainers/test_openenv.py
+	@AWORLD_SWIFT_PYTHON=$(abspath $(TRAINERS))/swift/bin/python $(BIN)/python -m pytest tests/trainers/test_swift.py
 
 lint: install-dev  ## Ruff, strict type check, import rules
 	@$(BIN)/ruff check .
@@ -43,5 +57,28 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
 	@touch $@
 
+# An environment with the extra of its name, and what runs tests.
+$(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed: $(TRAINERS)/%/.installed: pyproject.toml
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' --group trainers
+	@touch $@
+
+# These need no PyTorch. OpenEnv has no extra: our adapter speaks its protocol, only the tests need its servers.
+$(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: PACKAGE = $(subst openenv,openenv==0.10.0,$(subst verifiers,.[verifiers],$*))
+$(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: $(TRAINERS)/%/.installed: pyproject.toml
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable . '$(PACKAGE)' --group trainers
+	@touch $@
+
+# ms-swift runs in a process of its own, without AWorld; it forgets to declare msgspec.
+$(TRAINERS)/swift/.installed:
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check ms-swift==4.6.0 msgspec
+	@touch $@
+
 clean:  ## Remove what was installed and recorded here
-	rm -rf $(VENV) .aworld
+	rm -rf $(VENV) $(TRAINERS) .aworld

@@ -21,6 +21,10 @@ NAMES = {
     "aworld.core.task": ["Task", "TaskResponse", "TaskStatus"],
     "aworld.core.tool.func_to_tool": ["be_tool", "find_tools", "tool"],
     "aworld.core.trajectory": ["Step", "Trajectory"],
+    "aworld.environments": [
+        "Environment", "EnvironmentFailed", "Episode", "EpisodeEnv", "Part", "Problem", "Progress", "Report", "Reward",
+        "Rollout", "Rubric", "Session", "by_group", "rollouts", "split_by_hash",
+    ],
     "aworld.logs.util": ["logger"],
     "aworld.models": [
         "AnthropicModel", "AzureModel", "FunctionModel", "LiteLLMModel", "ModelServer", "OpenAIModel", "ScriptedModel",
@@ -41,6 +45,15 @@ def test_public_names_stand_where_they_are_known(module: str) -> None:
 def test_importing_an_agent_brings_nothing_heavy() -> None:
     code = (
         "import sys; from aworld.agents.llm_agent import Agent; print(*sorted(m for m in sys.modules if '.' not in m))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_importing_an_environment_brings_nothing_heavy() -> None:
+    code = (
+        "import sys; from aworld.environments import Environment, Rubric, Session, rollouts; "
+        "print(*sorted(m for m in sys.modules if '.' not in m))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert HEAVY & set(done.stdout.split()) == set()

@@ -46,7 +46,8 @@ class Agent(BaseAgent):
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
-        model: A model object, or a short form such as `"openai:gpt-4o"`, in place of `conf`'s.
+        model: In place of `conf`'s: a model object, a short form such as `"openai:gpt-4o"`, or the folder of a trained
+            policy: the `run_path` of a training run, or a checkpoint.
 
     Raises:
         ConfigError: When a setting or a tool cannot work. A missing model name or key is reported when the agent runs.
@@ -54,7 +55,7 @@ class Agent(BaseAgent):
 
     def __init__(
         self,
-        name: str,
+        name: str = "agent",
         conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
         desc: str | None = None,
         *,
@@ -66,7 +67,7 @@ class Agent(BaseAgent):
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
         max_steps: int | None = None,
-        model: Model | str | None = None,
+        model: Model | str | Path | None = None,
     ) -> None:
         if sandbox is not None:
             from aworld.tools.sandboxed import sandbox_tools  # not imported by agents that have no use for it
@@ -83,7 +84,7 @@ class Agent(BaseAgent):
             raise ConfigError(f"system_prompt of agent {name!r} must be text; got {type(self.system_prompt).__name__}.")
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
-        self._model = model
+        self._model = _checked_model(name, model)
         self._found: Model | None = None
         self._settings: dict[str, Any] | None = None
         self._output: OutputSchema | None = None
@@ -99,10 +100,10 @@ class Agent(BaseAgent):
             return build_model(self.conf.llm_config)
         return build_model(self._model) if isinstance(self._model, str) else self._model
 
-    def with_model(self, model: Model | str) -> Agent:
+    def with_model(self, model: Model | str | Path) -> Agent:
         """The same agent asking another model."""
         other = copy.copy(self)
-        other._model, other._found, other._settings = model, None, None
+        other._model, other._found, other._settings = _checked_model(self.name, model), None, None
         if self._servers:  # they may ask the agent's model
             others = [item for item in self.toolkit.given if item not in self._servers]
             other._servers = [server.sampled_by(other._sample) for server in self._servers]
@@ -205,6 +206,18 @@ class Agent(BaseAgent):
         unused = getattr(self._model, "unused", None)
         left = unused(turns) if unused is not None else 0
         return f"{left} scripted replies of agent {self.name!r} were not used." if left else None
+
+
+def _checked_model(name: str, model: object) -> Model | str | None:
+    """The model that was given; a path as text that cannot be taken for a name."""
+    if isinstance(model, Path):
+        return str(model.expanduser().absolute())
+    if model is None or isinstance(model, str | Model):
+        return model
+    raise ConfigError(
+        f"Agent {name!r}: model takes a model object, a short form such as 'openai:gpt-4o', or the folder of a trained "
+        f"policy; got {model!r:.100}."
+    )
 
 
 def _without_secrets(url: str) -> str:

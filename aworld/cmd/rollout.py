@@ -111,6 +111,8 @@ def _agent(args: argparse.Namespace) -> Unit:
     from aworld.agents.llm_agent import Agent
     from aworld.config.conf import AgentConfig
 
+    if args.model and args.base_url is None and args.temperature is None:
+        return Agent("policy", model=args.model)  # also `embedded`, or the folder of a trained policy
     conf = AgentConfig()
     if args.base_url:
         conf.llm_base_url = args.base_url

@@ -129,7 +129,8 @@ def build_model(config: ModelConfig | str) -> Model:
 
     A string is a model's name (`"gpt-4o"`), a provider and a name (`"ollama:qwen3:8b"`; the part before the first colon
     is a provider only when it is the name of one), a provider that needs no name (`"embedded"`), or the folder of a
-    checkpoint, which the embedded model answers from. Raises `ConfigError`, which names what to set.
+    checkpoint or of a training run, which the embedded model answers from. Raises `ConfigError`, which names what to
+    set.
     """
     if isinstance(config, str):
         config = _parsed(config)
@@ -154,12 +155,28 @@ def build_model(config: ModelConfig | str) -> Model:
 def _parsed(text: str) -> ModelConfig:
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
-        return ModelConfig(llm_provider=provider, llm_model_name=name)
+        local = _providers[provider].local_name is not None
+        return ModelConfig(llm_provider=provider, llm_model_name=(local and policy_folder(name)) or name)
     if text in _providers and _providers[text].local_name:
         return ModelConfig(llm_provider=text, llm_model_name=_providers[text].local_name)
-    if os.path.isfile(os.path.join(text, "model.safetensors")):
-        return ModelConfig(llm_provider="embedded", llm_model_name=text)
+    folder = policy_folder(text)
+    if folder is not None:
+        return ModelConfig(llm_provider="embedded", llm_model_name=folder)
+    if text.startswith(("/", "./", "../", "~")):
+        raise ConfigError(
+            f"model={text!r} is no folder of a policy: neither it nor its policy/ has a model.safetensors. Give the "
+            "run_path of a finished training run, a checkpoint's folder, or 'provider:name'."
+        )
     return ModelConfig(llm_model_name=text)
+
+
+def policy_folder(text: str) -> str | None:
+    """The folder of a policy: the one that is named, or `policy/` in that of a training run; None for neither."""
+    path = os.path.expanduser(text)
+    for folder in (path, os.path.join(path, "policy")):
+        if os.path.isfile(os.path.join(folder, "model.safetensors")):
+            return folder
+    return None
 
 
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ trainer hands over the very module that it trains, so that the next call is answ
 from __future__ import annotations
 
 import asyncio
+import json
 import weakref
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,13 +72,7 @@ class TorchModel(TokenModel):
     @classmethod
     def open(cls, path: str | Path, **settings: Any) -> TorchModel:
         """Load a checkpoint: a folder in the layout of Hugging Face. Raises ConfigError."""
-        transformers = import_extra("transformers", "trl")
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(str(path))
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{str(path)!r} is no checkpoint of a causal language model: {error}") from error
-        model.eval()
+        model, tokenizer = open_checkpoint(path)
         return cls(model, tokenizer, name=str(path), **settings)
 
     async def complete(self, prompt: tuple[int, ...], sampling: Sampling, request: ModelRequest) -> Completion:
@@ -119,6 +114,35 @@ class TorchModel(TokenModel):
                     call.done.set_exception(ModelError(f"{self.name} failed: {type(error).__name__}: {error}"))
         finally:
             self.module.train(training)
+
+
+def open_checkpoint(path: str | Path, **settings: Any) -> tuple[Any, Any]:
+    """The module, in evaluation mode, and the tokenizer of a folder. `settings` go to `from_pretrained` of the module.
+
+    Raises ConfigError for what is no checkpoint of a causal language model.
+    """
+    transformers = import_extra("transformers", "trl")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(path), **settings)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
+        if _declared(Path(path)) in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            # `AutoTokenizer` goes by the model's type, and for Qwen2 puts its own rule of splitting words in the place
+            # of the one in tokenizer.json: other ids than the policy was made with.
+            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{str(path)!r} is no checkpoint of a causal language model: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    return model, tokenizer
+
+
+def _declared(folder: Path) -> str | None:
+    """The class that a checkpoint names for its tokenizer."""
+    try:
+        return json.loads((folder / "tokenizer_config.json").read_bytes()).get("tokenizer_class")
+    except (OSError, ValueError):
+        return None
 
 
 def torch_model(config: ModelConfig) -> TorchModel:

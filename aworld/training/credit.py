@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from aworld.core.event import Rewarded
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADVANTAGES",
     "CREDITS",
+    "Group",
     "agent_reward",
     "group_centred",
     "group_normalised",
@@ -39,8 +41,8 @@ __all__ = [
 Credit: TypeAlias = Callable[[Trajectory, str, Sequence[int], float], tuple[float | None, ...]]
 """(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with."""
 
-Advantage: TypeAlias = Callable[[float, Sequence[float]], float]
-"""(return of a step, returns of the episodes of its group) -> advantage."""
+Advantage: TypeAlias = Callable[[float, "Group"], float]
+"""(return of a step, the group of its episode) -> advantage."""
 
 EPSILON = 1e-4
 """Added to the standard deviation, as in GRPO: groups that nearly agree must not shout."""
@@ -102,19 +104,33 @@ def _to_go(outcome: float | None, earned: Mapping[int, float | None], place: int
     return total
 
 
-def raw(value: float, group: Sequence[float]) -> float:
+class Group(Struct, frozen=True):
+    """The returns of the episodes that are compared with each other, one each."""
+
+    returns: tuple[float, ...]
+    mean: float
+    deviation: float
+    """Standard deviation of these returns (of the population, not of a sample)."""
+
+    @classmethod
+    def of(cls, returns: Sequence[float]) -> Group:
+        """From the returns of the episodes."""
+        return cls(tuple(returns), fmean(returns), pstdev(returns))
+
+
+def raw(value: float, group: Group) -> float:
     """The return itself."""
     return value
 
 
-def group_centred(value: float, group: Sequence[float]) -> float:
+def group_centred(value: float, group: Group) -> float:
     """The return less the mean of the group (as "Dr. GRPO", arXiv:2503.20783: not divided by the deviation)."""
-    return value - fmean(group)
+    return value - group.mean
 
 
-def group_normalised(value: float, group: Sequence[float]) -> float:
+def group_normalised(value: float, group: Group) -> float:
     """The return less the mean of the group, in standard deviations of the group (GRPO, arXiv:2402.03300)."""
-    return (value - fmean(group)) / (pstdev(group) + EPSILON)
+    return (value - group.mean) / (group.deviation + EPSILON)
 
 
 CREDITS: dict[str, Credit] = {
@@ -141,11 +157,11 @@ def with_advantages(samples: Sequence[Sample], advantage: Advantage = group_norm
             )
         returns = cast("tuple[float, ...]", sample.returns)
         groups.setdefault(sample.group, {}).setdefault(sample.trajectory_id, []).extend(returns)
-    means = {group: [fmean(returns) for returns in each.values()] for group, each in groups.items()}
-    return [_with(sample, means[sample.group], advantage) for sample in samples]
+    found = {group: Group.of([fmean(returns) for returns in each.values()]) for group, each in groups.items()}
+    return [_with(sample, found[sample.group], advantage) for sample in samples]
 
 
-def _with(sample: Sample, group: Sequence[float], advantage: Advantage) -> Sample:
+def _with(sample: Sample, group: Group, advantage: Advantage) -> Sample:
     each = [advantage(cast(float, value), group) for value in sample.returns]
     if not all(math.isfinite(value) for value in each):
         raise ConfigError(f"trajectory={sample.trajectory_id} | an advantage is not finite; look at its rewards.")

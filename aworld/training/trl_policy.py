@@ -15,7 +15,7 @@ from typing import Any
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
 from aworld.models.torch_decoding import import_extra
-from aworld.models.torch_model import TorchModel
+from aworld.models.torch_model import TorchModel, open_checkpoint
 
 __all__ = ["TrainedPolicy", "policy_of"]
 
@@ -24,15 +24,10 @@ class TrainedPolicy(ABC):
     """A module of `transformers` with its tokenizer, and the `Model` that speaks for it."""
 
     def __init__(self, folder: Path) -> None:
-        transformers = import_extra("transformers", "trl")
         torch = import_extra("torch", "trl")
-        try:
-            self.module: Any = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{str(folder)!r} is no checkpoint of a causal language model: {error}") from error
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.module: Any
+        self.tokenizer: Any
+        self.module, self.tokenizer = open_checkpoint(folder, dtype=torch.float32)
 
     @property
     @abstractmethod

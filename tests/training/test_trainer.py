@@ -13,9 +13,12 @@ from aworld.config import AgentConfig
 from aworld.core.exceptions import ConfigError
 from aworld.environments import Environment, Problem, Rubric
 from aworld.models import ScriptedModel
+from aworld.models.embedded.checkpoint import Policy
+from aworld.models.embedded.model import EmbeddedModel
+from aworld.runner import Runners
 from aworld.training import AgentTrainer, TrainingJob, TrainingResult, register_processor, registry
 from aworld.training.result import Evaluation, StepReport
-from tests.training.small import QUICK, always, letters, says_low, small_agent
+from tests.training.small import QUICK, always, letters, says_low, small_agent, small_policy
 
 ROWS = [{"input": "say 1", "level": 3}, {"input": "say 2"}]
 
@@ -121,8 +124,8 @@ def test_a_dataset_of_parquet(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     path = tmp_path / "rows.parquet"
-    rows: Any = pa.Table.from_pylist(ROWS)
-    parquet.write_table(rows, path)  # pyright: ignore[reportUnknownMemberType]
+    table: Any = pa
+    parquet.write_table(table.Table.from_pylist(ROWS), path)  # pyright: ignore[reportUnknownMemberType]
     job = job_of(tmp_path / "run", train_dataset=path, reward_func=says_low)
     assert [problem.input for problem in job.environment.problems("train")] == ["say 1", "say 2"]
     path.write_text("no parquet")
@@ -176,3 +179,36 @@ async def test_it_trains_inside_a_running_loop_too(tmp_path: Path) -> None:
         small_agent(), {**QUICK, "steps": 1}, train_dataset=letters(), run_path=tmp_path / "with space"
     )
     assert trainer.train().steps == 1
+
+
+async def test_the_trained_policy_is_put_back_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_path = tmp_path / "run"
+    result = await AgentTrainer(small_agent(), QUICK, train_dataset=letters(), run_path=run_path).train_async()
+    trained = Policy.open(result.policy)
+    monkeypatch.chdir(tmp_path)
+    for given in (run_path, str(run_path), "run", "./run", Path("run"), f"embedded:{run_path}", result.policy):
+        agent = Agent("back", AgentConfig(llm_max_tokens=4), model=given)
+        assert isinstance(agent.model, EmbeddedModel)
+        assert agent.model.policy.version == trained.version
+    response = await Runners.run("say 1", Agent(model=run_path), conf={"max_steps": 1})
+    tokens = response.record.calls[0].tokens
+    assert tokens is not None
+    assert tokens.policy_version == trained.version
+
+
+@pytest.mark.parametrize("given", ["./nowhere", Path("nowhere"), "/nowhere"])
+def test_a_folder_without_a_policy_is_named_when_the_agent_runs(given: str | Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.* is no folder of a policy"):
+        Agent("a", model=given).check()
+
+
+def test_a_model_that_cannot_be_one() -> None:
+    with pytest.raises(ConfigError, match="model takes"):
+        Agent("a", model=7)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_tokenizer_of_another_policy_is_refused(tmp_path: Path) -> None:
+    folder = small_policy().save(tmp_path / "mixed")
+    (folder / "tokenizer.json").write_text(Policy.open().tokenizer.data)
+    with pytest.raises(ConfigError, match=r"agent='a' cannot run: .*the tokenizer has"):
+        job_of(tmp_path / "run", agent=Agent("a", model=folder), train_engine_name="embedded")

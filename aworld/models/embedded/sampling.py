@@ -69,8 +69,8 @@ def choose(logits: Array, temperatures: Array, top_ps: Array, draws: NDArray[np.
         raise ModelError(
             "The policy's weights give no finite probabilities; training has diverged, or the file is bad."
         )
-    sampled = (sums <= (draws * total)[:, None]).sum(-1)
-    chosen: Ids = np.where(greedy, logits.argmax(-1), sampled)
+    chosen: Ids = (sums <= (draws * total)[:, None]).sum(-1, dtype=np.int64)
+    chosen[greedy] = logits[greedy].argmax(-1)
     picked = weights[np.arange(len(chosen)), chosen]
     return chosen, (np.log(picked) - np.log(total)).astype(np.float32)
 

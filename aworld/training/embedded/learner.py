@@ -23,6 +23,8 @@ from aworld.training.samples import Sample
 ROWS = 32
 """Sequences that go through the network side by side: what they need fits the processor's cache."""
 UNBOUNDED = 1e9
+NOTABLE = 1e-4
+"""Nats of difference from which a token's log-probability is counted in `logprob_beyond`."""
 
 
 class Learner:
@@ -37,7 +39,7 @@ class Learner:
         """Learn from samples that have advantages; returns figures. No samples: nothing changes.
 
         `logprob_difference` is the largest one between a sampled token's log-probability as recorded and as computed
-        here before the first update; None of the later updates of the step is counted, as they mean to change it.
+        here before the first update (later ones mean to change it); `logprob_beyond` counts tokens with more than 1e-4.
         """
         if not samples:
             return {}
@@ -88,6 +90,7 @@ class Figures:
         self.updates = 0
         self.totals: dict[str, float] = {}
         self.difference = 0.0
+        self.beyond = 0
 
     def watched(self, objective: Objective) -> Objective:
         """The objective; before the first update it also tells how far recorded log-probabilities are off."""
@@ -96,7 +99,9 @@ class Figures:
 
         def watching(new: Values, old: Values, advantages: Values) -> Any:
             if len(new):
-                self.difference = max(self.difference, float(np.abs(new - old).max()))
+                off = np.abs(new - old)
+                self.difference = max(self.difference, float(off.max()))
+                self.beyond += int((off > NOTABLE).sum())
             return objective(new, old, advantages)
 
         return watching
@@ -115,7 +120,12 @@ class Figures:
         """Means over the updates."""
         names = {"drift": "logprob_change"}  # of tokens whose prompt drifted, the engine tells
         found = {names.get(name, name): value / self.updates for name, value in self.totals.items()}
-        return {**found, "logprob_difference": self.difference, "updates": float(self.updates)}
+        return {
+            **found,
+            "logprob_difference": self.difference,
+            "logprob_beyond": self.beyond,
+            "updates": float(self.updates),
+        }
 
 
 def dealt(samples: Sequence[Sample], parts: int, draw: random.Random) -> Iterator[Sequence[Sample]]:

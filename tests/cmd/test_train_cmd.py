@@ -1,0 +1,84 @@
+"""`aworld train` as a person and as a script uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aworld.training import TrainingResult
+
+TASKS = """
+from tests.training.small import letters, says_low, small_agent
+
+agent = small_agent()
+"""
+ROOT = Path(__file__).parents[2]
+QUICK = (
+    "--agent", "my_tasks:agent", "--steps", "2", "--groups", "2", "--samples", "4", "--evaluate-every", "1",
+    "--final-tasks", "4", "--set", "max_completion_tokens=4", "--run-path", "run",
+)  # fmt: skip
+
+
+class Shell:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "my_tasks.py").write_text(TASKS)
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "aworld", "train", *arguments],
+            cwd=self.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_train_and_go_on(shell: Shell) -> None:
+    done = shell("my_tasks:letters", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "step 1: greedy" in done.stderr
+    assert "step 2/2" in done.stderr
+    assert "McNemar" in done.stdout
+    assert f"Agent(model='{shell.folder / 'run'}')" in done.stdout
+    result = TrainingResult.open(shell.folder / "run" / "result.json")
+    assert (result.engine, result.steps) == ("embedded", 2)
+    again = shell("my_tasks:letters", *QUICK, "--steps", "3", "--json")
+    told = json.loads(again.stdout)
+    assert (told["steps"], told["stopped"]) == (3, "steps")
+    assert again.stderr == ""
+
+
+def test_train_on_files_with_settings_of_a_file(shell: Shell) -> None:
+    (shell.folder / "train.jsonl").write_text("".join(json.dumps({"input": f"say {n}"}) + "\n" for n in range(4)))
+    (shell.folder / "test.jsonl").write_text(json.dumps({"input": "speak"}))
+    (shell.folder / "train.yaml").write_text("steps: 9\nlearning_rate: 0.002\n")
+    given = ("--test", "test.jsonl", "--reward", "my_tasks:says_low", "--config", "train.yaml", "--json")
+    done = shell("train.jsonl", *QUICK, *given)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2  # the option goes before the file
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("my_tasks:nothing",), "nothing"),
+        (("my_tasks:agent",), "train_dataset takes"),
+        (("my_tasks:letters", "--engine", "trk"), "did you mean 'trl'"),
+        (("my_tasks:letters", "--set", "clip"), "NAME=VALUE"),
+        (("my_tasks:letters", "--set", "clipp=1"), "did you mean 'clip'"),
+        (("my_tasks:letters", "--agent", "my_tasks:agent", "--model", "embedded"), "--model"),
+    ],
+)
+def test_wrong_use_ends_with_two_and_says_what(shell: Shell, given: tuple[str, ...], said: str) -> None:
+    done = shell(*given)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
