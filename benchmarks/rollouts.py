@@ -2,9 +2,11 @@
 
     python benchmarks/rollouts.py [--episodes 10000] [--concurrency 128] [--store sqlite] [--model function|embedded]
 
+    python benchmarks/rollouts.py --model embedded --environment aworld.environments.sums:sums --episodes 2000
+
 An episode is two model calls and a tool of its session, scored by two parts of a rubric. With `--model function` a
 Python function answers at once, so that everything measured is the runtime; any other model is named as in
-`Agent(model=...)`, such as `embedded`.
+`Agent(model=...)`, and plays an environment that it knows.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from aworld.agents.llm_agent import Agent
+from aworld.agents.references import find
 from aworld.core.model import ModelRequest
 from aworld.core.tool.func_to_tool import tool
 from aworld.environments import Environment, Episode, Part, Problem, Progress, Rubric, Session, rollouts
@@ -66,9 +69,16 @@ def memory() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-async def measure(args: argparse.Namespace, store: Any) -> dict[str, Any]:
+def environment_of(args: argparse.Namespace) -> Environment:
+    if args.environment is not None:
+        found = find(args.environment, "--environment")
+        return found if isinstance(found, Environment) else found()
     rubric = Rubric(Part("correct", correct, inline=True), Part("short", short, 0.1, inline=args.inline))
-    environment = Environment("shop", train=problems, session=Shop, rubric=rubric, system_prompt="Answer briefly.")
+    return Environment("shop", train=problems, session=Shop, rubric=rubric, system_prompt="Answer briefly.")
+
+
+async def measure(args: argparse.Namespace, store: Any) -> dict[str, Any]:
+    environment = environment_of(args)
     agent = Agent("buyer", model=FunctionModel(buy) if args.model == "function" else args.model)
     settings: dict[str, Any] = {"samples": args.samples, "max_concurrency": args.concurrency, "store": store}
     async for _ in rollouts(environment, agent, environment.problems("train", WARM_UP // args.samples), **settings):
@@ -78,7 +88,10 @@ async def measure(args: argparse.Namespace, store: Any) -> dict[str, Any]:
     done, before = 0, resource.getrusage(resource.RUSAGE_SELF)
     began = time.perf_counter()
 
+    endings: dict[str, Any] = {}
+
     def note(progress: Progress) -> None:
+        endings.update(statuses=dict(progress.statuses), lost=progress.lost, mean_score=progress.mean_score)
         if progress.done % max(1, args.episodes // 10) == 0:
             curve.append((progress.done, round(memory(), 1)))
 
@@ -90,11 +103,13 @@ async def measure(args: argparse.Namespace, store: Any) -> dict[str, Any]:
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "model": args.model,
+        "environment": environment.name,
         "store": args.store,
         "episodes": done,
         "concurrency": args.concurrency,
         "episodes_per_second": round(done / wall, 1),
         "cpu_ms_per_episode": round(1000 * cpu / done, 3),
+        **endings,
         "memory_mb": curve,
     }
 
@@ -104,7 +119,8 @@ async def main() -> None:
     parser.add_argument("--episodes", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--concurrency", type=int, default=128)
-    parser.add_argument("--model", default="function")
+    parser.add_argument("--model", default="function", metavar="function|[PROVIDER:]NAME")
+    parser.add_argument("--environment", metavar="MODULE:OBJECT")
     parser.add_argument("--store", choices=("none", "sqlite"), default="none")
     parser.add_argument("--inline", action="store_true", help="no scorer in a thread")
     parser.add_argument("--json", metavar="FILE", type=Path)

@@ -235,9 +235,17 @@ def builders(draw: st.DrawFn, id: str = "run", *, max_turns: int = 5, with_token
     ending = draw(st.sampled_from(("finished", "open", "ended")))
     if ending != "open":
         log.finish("finished" if ending == "finished" else draw(statuses), draw(json_values), draw(st.none() | words))
-    for _ in range(draw(st.integers(0, 2))):
+    for _ in range(draw(st.integers(0, 3))):
         step = draw(st.none() | st.integers(0, 3))
-        log.add(ev.Rewarded, value=draw(st.floats(-2, 2)), weight=draw(st.sampled_from((1.0, 0.5))), step=step)
+        value = draw(st.none() | st.floats(-2, 2))
+        log.add(
+            ev.Rewarded,
+            value=value,
+            name=draw(st.sampled_from(("reward", "judge"))),
+            weight=draw(st.sampled_from((1.0, 0.5, 0.0))),
+            step=step,
+            error="no value" if value is None else None,
+        )
     return log
 
 

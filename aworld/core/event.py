@@ -69,7 +69,8 @@ class Started(Entry, frozen=True, tag="started", kw_only=True, omit_defaults=Tru
     environment: str | None = None
     """Name of the environment whose episode this is: its state is not in the log, so it cannot be resumed."""
     versions: dict[str, str] = {}
-    schema: int = SCHEMA_VERSION
+    schema: int = 1
+    """Version of the schema that the log was written in. Defaults are not stored, so this is not `SCHEMA_VERSION`."""
 
 
 class ToolsetOffered(Entry, frozen=True, tag="toolset", kw_only=True, omit_defaults=True):

@@ -235,7 +235,7 @@ class _Work:
             self.progress.skip(sum(self._is_finished(id) for id in self._ids()))
 
     async def _was_lost(self, summary: Summary) -> bool:
-        return summary.status == "failed" and (await load(summary.id, self.store)).surroundings_failed
+        return summary.status in ("failed", "timeout") and (await load(summary.id, self.store)).surroundings_failed
 
     def _ids(self) -> Iterator[str]:
         for number, given in enumerate(self.problems or ()):

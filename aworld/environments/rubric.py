@@ -103,6 +103,10 @@ class Rubric:
         return f"Rubric({', '.join(f'{part.name} × {part.weight:g}' for part in self.parts)})"
 
 
+class _Late(Exception):
+    """A scorer has taken too long."""
+
+
 def as_rubric(given: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) -> Rubric | None:
     """A rubric from what a caller gave: a rubric, a part, a function of the episode, or several of them."""
     if given is None or isinstance(given, Rubric):
@@ -121,8 +125,8 @@ async def _reward(part: Part, episode: Episode) -> Reward:
     """The reward that a part gives. Whatever goes wrong in it becomes a reward without a value."""
     try:
         value, error = await _value(part, episode)
-    except TimeoutError as late:
-        value, error = None, str(late) or "TimeoutError"
+    except _Late as late:
+        value, error = None, str(late)
     except (Exception, SystemExit) as raised:  # noqa: BLE001 - a scorer that fails is data
         value, error = None, _described(raised)
     return Reward(value=value, name=part.name, weight=part.weight, source=SOURCE, error=error)
@@ -161,7 +165,7 @@ async def _bounded(work: Awaitable[Any], limit: float) -> Any:
         raise
     if not done:
         _abandon(task)
-        raise TimeoutError(f"No value within {limit:g} s.")
+        raise _Late(f"No value within {limit:g} s.")
     if task.cancelled():
         raise RuntimeError("the scorer cancelled itself")
     return task.result()

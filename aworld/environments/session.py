@@ -34,6 +34,9 @@ STEP_SOURCE = "session"
 class Session:
     """The state of one episode. Subclass it, mark methods with `@tool`, override what is needed.
 
+    Sessions are made on the event loop: what takes long belongs into `start`. The problem is shared by all samples and
+    must not be changed. In a team, the tools go to the agent that begins, and `respond` is not asked.
+
     What `start` and `respond` raise, and `EnvironmentFailed` raised by a tool, ends the episode as failed for a reason
     that is not the agent's: it may be run again. Any other exception of a tool is told to the model. Plain tools run in
     threads, side by side when the model calls several at once; `@tool(inline=True)` keeps a tiny one on the event loop.

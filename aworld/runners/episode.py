@@ -355,6 +355,7 @@ class Episode:
             status, error = "failed", f"{type(bug).__name__}: {bug}"
         self.spent += time.perf_counter() - began
         surroundings = surroundings or (status == "failed" and self._unreachable)
+        surroundings = surroundings or (status == "timeout" and not self.record.activations)  # the scene never opened
         if self.scene is not None and not surroundings:
             try:
                 await setting.judge(self, status, error)
@@ -499,6 +500,7 @@ class Episode:
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             environment=self.scene.name if self.scene is not None else None,
             versions=_VERSIONS,
+            schema=ev.SCHEMA_VERSION,
         )
         for key, value in self.task.context.items():
             self.context.set(key, value)

@@ -76,6 +76,11 @@ def test_a_rollout_ends_with_a_table_and_what_to_do_next(shell: Shell) -> None:
     assert len((shell.folder / "first.jsonl").read_text().splitlines()) == 80
     listed = json.loads(shell("trajectories", "list", "--session", "first", "--json", "--limit", "99").stdout)
     assert len(listed) == 40
+    unknown = next(run for run in listed if run["task_name"] == "shop/3")
+    assert unknown["score"] is None
+    shown = shell("trajectories", "show", unknown["id"]).stdout
+    assert "score unknown" in shown
+    assert "✗ no value  short × 0.5  (rubric)  ValueError: too long" in shown
 
 
 def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any
 
 import pytest
 
-from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError
+from aworld.core.event import Event
+from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError, StoreError
 from aworld.core.model import ModelRequest
 from aworld.environments import Part, Problem, Progress, Rollout, by_group, rollouts
 from aworld.environments.environment import derived_seed
@@ -271,3 +272,19 @@ async def test_scorers_that_hang_hold_nobody_up() -> None:
     environment = shop(Part("hang", hang, timeout=0.1))
     found = await all_of(environment, saying("x"), environment.problems(), samples=5)
     assert {(r.status, r.score) for r in found} == {("finished", None)}
+
+
+async def test_a_store_that_breaks_ends_the_rollout() -> None:
+    class Full(MemoryStore):
+        def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
+            if len(self._logs) > 5:
+                raise StoreError("store=memory: | the disk is full")
+            return super().append(trajectory_id, events, wait=wait)
+
+    done: list[int] = []
+    with pytest.raises(StoreError, match="the disk is full"):
+        await all_of(
+            shop(), agent_of(), shop().problems(), store=Full(), max_concurrency=1,
+            on_progress=lambda progress: done.append(progress.done),
+        )  # fmt: skip
+    assert done == [1, 2, 3, 4, 5]

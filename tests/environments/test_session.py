@@ -8,19 +8,23 @@ from typing import Any
 import msgspec
 import pytest
 
+from aworld.agents.llm_agent import Agent
+from aworld.core.agent.swarm import Swarm
 from aworld.core.exceptions import EnvironmentFailed, ModelError, TaskError
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
+from aworld.core.output import RunFinished
 from aworld.core.rows import rows
 from aworld.core.trajectory import Trajectory
 from aworld.environments import Environment, Part, Problem, Session
 from aworld.environments.environment import derived_seed
+from aworld.models import FunctionModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.runners.replay import replay
 from aworld.trajectory import TrajectoryStore
 from aworld.trajectory.store import Query
-from tests.environments.shop import Shop, agent_of, correct, problem, run, said, saying, shop
+from tests.environments.shop import Shop, agent_of, buying, correct, problem, run, said, saying, shop
 
 
 @pytest.fixture(autouse=True)
@@ -229,3 +233,40 @@ async def test_stateless_tools_of_the_environment_and_the_agent_are_offered_too(
     record = (await run(environment.task(problem(1), agent_of(tools=[think])))).record
     names = [tool["name"] for tool in next(iter(record.toolsets.values()))]
     assert names == ["think", "look", "ask_price", "praise", "leave"]
+
+
+async def test_a_session_that_never_starts_is_no_sample_of_the_agent() -> None:
+    class Asleep(Shop):
+        async def start(self) -> None:
+            await asyncio.sleep(30)
+
+    record = (await run(shop(session=Asleep, conf={"timeout": 0.05}).task(problem(1), agent_of()))).record
+    assert (record.status, record.surroundings_failed, record.score) == ("timeout", True, None)
+    assert Shop.closed == ["1"]
+
+
+async def test_a_team_plays_too() -> None:
+    environment = shop(system_prompt="You are in a shop.")
+    asks = agent_of(buying)
+    says = Agent("teller", model=FunctionModel(lambda request: request.messages[-1].text))
+    record = (await run(environment.task(problem(4), Swarm(asks, says), seed=1))).record
+    assert (record.status, record.answer, record.score) == ("finished", "12", 1.0)
+    assert "You are in a shop.\n\nWhat does item 4 cost?" in [text for _, text in said(record.path(1))]
+    leaves = agent_of(lambda request: call("leave"))
+    record = (await run(environment.task(problem(4), Swarm(leaves, says)))).record
+    assert (record.status, record.answer, [call.agent for call in record.calls.values()]) == (
+        "finished",
+        "bye",
+        ["buyer"],
+    )
+
+
+async def test_an_episode_is_stepped_and_streamed_like_any_run() -> None:
+    task = shop().task(problem(4), agent_of())
+    over, observation, _ = await Runners.step(task)
+    assert (over, observation.results[0].content) == (False, "12")
+    over, _, response = await Runners.step(task)
+    assert (over, response.record.score) == (True, 1.0)
+    outputs = [output async for output in Runners.streaming_run_task(shop().task(problem(4), agent_of()))]
+    assert isinstance(outputs[-1], RunFinished)
+    assert outputs[-1].response.record.score == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -13,6 +14,8 @@ from aworld.core.trajectory import Trajectory
 from aworld.trajectory.sequences import sequences
 from aworld.trajectory.summary import Tally
 from tests.strategies import LogBuilder, builders, logs
+
+VERSION_2 = Path(__file__).with_name("schema_2.jsonl")
 
 
 def state(trajectory: Trajectory) -> dict[str, Any]:
@@ -45,6 +48,22 @@ def test_the_tally_says_what_the_trajectory_says(log: list[Event], data: st.Data
     assert summary.input_tokens == (usage and usage.input_tokens)
     assert summary.output_tokens == (usage and usage.output_tokens)
     assert summary.updated_at == log[-1].at
+
+
+def test_a_log_of_version_2_is_read() -> None:
+    """What version 2 brought: a reward without a value, and the environment. This test stays as it is."""
+    log = [decode_event(line) for line in VERSION_2.read_bytes().splitlines()]
+    trajectory = Trajectory.of("version-2", log)
+    assert trajectory.started is not None
+    assert (trajectory.started.schema, trajectory.started.environment) == (2, "shop")
+    assert (trajectory.status, trajectory.answer, trajectory.score) == ("finished", "3", None)
+    assert [(r.name, r.value, r.weight, r.step, r.error) for r in trajectory.rewards] == [
+        ("kindness", 0.25, 1.0, 0, None),
+        ("correct", 1.0, 1.0, None, None),
+        ("judge", None, 0.5, None, "TimeoutError: the judge is away"),
+    ]
+    assert [row["reward"]["score"] for row in rows(trajectory)] == [0.25, None]
+    assert Tally.of("version-2", log).summary().score is None
 
 
 @given(builders())
