@@ -66,11 +66,11 @@ $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed: $(TRAINERS)/%/.installed
 	@touch $@
 
 # These need no PyTorch. OpenEnv has no extra: our adapter speaks its protocol, only the tests need its servers.
-$(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: PACKAGE = $(subst openenv,openenv==0.10.0,$(subst verifiers,.[verifiers],$*))
+$(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: ASKED = $(if $(filter openenv,$*),. openenv==0.10.0,.[verifiers])
 $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: $(TRAINERS)/%/.installed: pyproject.toml
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable . '$(PACKAGE)' --group trainers
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable $(ASKED) --group trainers
 	@touch $@
 
 # ms-swift runs in a process of its own, without AWorld; it forgets to declare msgspec.

@@ -1,4 +1,4 @@
-"""The command line: `aworld run | resume | fork | replay | answer | rollout | train | env | trajectories | swarm | mcp`.
+"""The command line: `aworld COMMAND`, see `aworld --help` for the commands.
 
 Exit codes: 0 all runs finished, 1 something did not (its status says what), 2 wrong usage or settings, 130 Ctrl-C.
 """

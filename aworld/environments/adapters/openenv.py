@@ -92,7 +92,8 @@ class _Served:
         self.url, self.headers, self.timeout = url, headers, timeout
         self.name = str(self._ask("/metadata").get("name") or "openenv")
         listed = self._ask("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}})
-        self.tools: list[dict[str, Any]] = [_tool(tool) for tool in (listed.get("result") or {}).get("tools", [])]
+        result: dict[str, Any] = listed.get("result") or {}
+        self.tools: list[dict[str, Any]] = [_tool(tool) for tool in result.get("tools", [])]
         if not self.tools:
             self.action = _without_metadata(self._ask("/schema").get("action") or {})
 
