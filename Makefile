@@ -21,9 +21,12 @@ test: install-dev lint  ## Lint, type-check and run all tests
 
 # For models this small more threads are ten times slower.
 test-trainers: export OMP_NUM_THREADS = 1
-test-trainers: install-dev $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed $(TRAINERS)/swift/.installed $(TRAINERS)/vllm/.installed  ## Test the adapters to TRL, verl, ms-swift and vLLM
+test-trainers: install-dev $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed $(TRAINERS)/swift/.installed $(TRAINERS)/vllm/.installed
+test-trainers: $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed  ## Test the adapters to TRL, verl, ms-swift, vLLM, verifiers and OpenEnv
 	@$(TRAINERS)/trl/bin/python -m pytest -W default tests/trainers/test_trl.py
 	@$(TRAINERS)/verl/bin/python -m pytest -W default tests/trainers/test_verl.py
+	@$(TRAINERS)/verifiers/bin/python -m pytest -W default tests/trainers/test_verifiers.py
+	@$(TRAINERS)/openenv/bin/python -m pytest -W default tests/trainers/test_openenv.py
 	@AWORLD_SWIFT_PYTHON=$(abspath $(TRAINERS))/swift/bin/python $(BIN)/python -m pytest tests/trainers/test_swift.py
 	@AWORLD_VLLM_PYTHON=$(abspath $(TRAINERS))/vllm/bin/python $(BIN)/python -m pytest tests/trainers/test_vllm.py
 
@@ -61,6 +64,14 @@ $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed: $(TRAINERS)/%/.installed
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' --group trainers
+	@touch $@
+
+# These need no PyTorch. OpenEnv has no extra: our adapter speaks its protocol, only the tests need its servers.
+$(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: ASKED = $(if $(filter openenv,$*),. openenv==0.10.0,.[verifiers])
+$(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: $(TRAINERS)/%/.installed: pyproject.toml
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable $(ASKED) --group trainers
 	@touch $@
 
 # ms-swift runs in a process of its own, without AWorld; it forgets to declare msgspec.

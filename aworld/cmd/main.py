@@ -1,4 +1,4 @@
-"""The command line: `aworld run | resume | fork | replay | answer | rollout | train | trajectories | swarm | mcp`.
+"""The command line: `aworld COMMAND`, see `aworld --help` for the commands.
 
 Exit codes: 0 all runs finished, 1 something did not (its status says what), 2 wrong usage or settings, 130 Ctrl-C.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from aworld import __version__
-from aworld.cmd import answer, mcp, rollout, run, swarm, train, trajectories
+from aworld.cmd import answer, env, mcp, rollout, run, swarm, train, trajectories
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.runners.blocking import run_blocking
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trajectories.add_parser(commands)
     swarm.add_parser(commands)
     mcp.add_parser(commands)
+    env.add_parser(commands)
     args = parser.parse_args(argv)
     _read_env_file()
     sys.path.insert(0, os.getcwd())  # so that --tool finds the modules of the working directory

@@ -90,15 +90,10 @@ async def _rollout(args: argparse.Namespace) -> int:
 
 
 def _environment(args: argparse.Namespace) -> Environment:
-    from aworld.agents.references import find
+    from aworld.cmd.env import environment_of
     from aworld.cmd.run import limits_of
-    from aworld.environments.environment import Environment
 
-    found = find(args.environment, "Environment")
-    if callable(found) and not isinstance(found, Environment):
-        found = found()
-    if not isinstance(found, Environment):
-        raise ConfigError(f"{args.environment!r} is a {type(found).__name__}; name an Environment.")
+    found = environment_of(args.environment)
     limits = limits_of(args).model_dump(exclude_unset=True)
     for limit, value in limits.items():
         found.conf = found.conf.model_copy(update={limit: value})

@@ -23,7 +23,7 @@ DEFAULT_STORE = ".aworld/trajectories.db"
 """Where the command line keeps its runs, under the working directory."""
 
 STATUSES = ("finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running")
-FORMATS = ("rows", "openai", "sharegpt", "swift", "atif", "parquet")
+FORMATS = ("rows", "openai", "sharegpt", "swift", "atif", "openenv", "parquet")
 
 
 class UsageError(AWorldError):

@@ -31,6 +31,7 @@ from aworld.environments.problem import (
     as_source,
     content_key,
     digest_of,
+    never_meet,
     taken,
 )
 from aworld.environments.rubric import Part, Rubric, Scorer, as_rubric
@@ -103,7 +104,7 @@ class Environment:
         if split == "train" and not callable(source) and not callable(self.test):
             self.check_disjoint()
         found = taken(source, n, seed, f"{split} of environment {self.name!r}")
-        if split == "train" and callable(source):
+        if split == "train" and callable(source) and not never_meet(self.train, self.test):
             self._refuse_held_out(found)
         return found
 
@@ -112,7 +113,7 @@ class Environment:
 
         Raises ConfigError that shows one.
         """
-        if self._checked:
+        if self._checked or never_meet(self.train, self.test):
             return
         train = taken(self.train, n, seed, self.name) if callable(self.train) else self.train
         self._refuse_held_out(train, n, seed)

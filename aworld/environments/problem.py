@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
@@ -80,26 +81,38 @@ def split_by_hash(generate: Generator, *, test: float = 0.1, key: Key = content_
     """
     if not 0 < test < 1:
         raise ConfigError(f"split_by_hash(test={test!r}): the held-out share lies between 0 and 1.")
-    bound = int(test * 2**64)
+    pair = object()
+    return _Side(generate, key, test, False, pair), _Side(generate, key, test, True, pair)
 
-    def side(held_out: bool) -> Generator:
-        def problems(seed: int) -> Iterator[Problem]:
-            passed = 0
-            for problem in generate(seed):
-                passed += 1
-                if (int.from_bytes(digest_of(problem, key)[:8], "big") < bound) is held_out:
-                    passed = 0
-                    yield problem
-                elif passed >= PATIENCE:
-                    which = "held out" if held_out else "left to learn from"
-                    raise ConfigError(
-                        f"split_by_hash(test={test!r}): none of {PATIENCE} problems in a row is {which}; the generator "
-                        "makes too few different ones."
-                    )
 
-        return problems
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One side of a split by hash."""
 
-    return side(False), side(True)
+    generate: Generator
+    key: Key
+    test: float
+    held_out: bool
+    pair: object
+
+    def __call__(self, seed: int) -> Iterator[Problem]:
+        bound, passed = int(self.test * 2**64), 0
+        for problem in self.generate(seed):
+            passed += 1
+            if (int.from_bytes(digest_of(problem, self.key)[:8], "big") < bound) is self.held_out:
+                passed = 0
+                yield problem
+            elif passed >= PATIENCE:
+                which = "held out" if self.held_out else "left to learn from"
+                raise ConfigError(
+                    f"split_by_hash(test={self.test!r}): none of {PATIENCE} problems in a row is {which}; the "
+                    "generator makes too few different ones."
+                )
+
+
+def never_meet(train: Source, test: Source) -> bool:
+    """Whether two sources are the sides of one split by hash: there is then nothing to compare."""
+    return isinstance(train, _Side) and isinstance(test, _Side) and train.pair is test.pair
 
 
 def taken(source: Source, n: int | None, seed: int | None, where: str) -> list[Problem]:

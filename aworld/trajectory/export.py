@@ -20,6 +20,7 @@ from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
 from aworld.trajectory.formats import Format, openai, row_lines, sharegpt, swift
+from aworld.trajectory.openenv import training_trace
 from aworld.trajectory.sequences import TokenSequence, sequences
 from aworld.trajectory.store import EVERYTHING, Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
@@ -30,6 +31,7 @@ LINES: dict[str, Format] = {
     "sharegpt": sharegpt,
     "swift": swift,
     "atif": atif,
+    "openenv": training_trace,
 }
 """The formats that are JSON lines."""
 
@@ -43,9 +45,10 @@ ROW_GROUP_TOKENS = 250_000
 def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], query: Query = EVERYTHING) -> int:
     """Write the trajectories that match to a file, `-` for standard output, and return the number of samples.
 
-    `rows`, `openai`, `sharegpt`, `swift` and `atif` are JSON lines. `parquet` has one token sequence a row, of
-    trajectories that are complete and were captured with token ids (extra `parquet`). Blocks: from async code, run it
-    in a thread. Raises `ConfigError` for an unknown format, `StoreError` when the file cannot be written.
+    `rows`, `openai`, `sharegpt`, `swift`, `atif` and `openenv` (its `TrainingTrace`, of trajectories captured with ids and
+    log-probabilities) are JSON lines. `parquet` has one token sequence a row, of trajectories that are complete and were
+    captured with token ids (extra `parquet`). Blocks: from async code, run it in a thread. Raises `ConfigError` for an
+    unknown format, `StoreError` when the file cannot be written.
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")

@@ -298,7 +298,8 @@ def test_parquet_without_pyarrow_names_the_extra(
 
 def test_formats_and_outputs_that_cannot_be(store: TrajectoryStore, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="format='csv' is not known; use one of rows, openai, sharegpt, swift, atif, parquet"
+        ConfigError,
+        match="format='csv' is not known; use one of rows, openai, sharegpt, swift, atif, openenv, parquet",
     ):
         export(store, "csv", tmp_path / "out")
     with pytest.raises(ConfigError, match="not to standard output"):

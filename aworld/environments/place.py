@@ -1,0 +1,348 @@
+"""A place on an environment server: one episode at a time, driven by messages in OpenEnv's protocol.
+
+    {"type": "reset", "data": {"split": "test", "index": 3}}
+    {"type": "step", "data": {"type": "call_tool", "tool_name": "look", "arguments": {"where": "left"}}}
+    {"type": "step", "data": {"type": "message", "content": "It is on the left."}}
+
+Answers are `{"type": "observation", "data": {"observation", "reward", "done", "metadata"}}`. A problem is named by its
+split, seed and index, and made again from them: what it hides stays here, and a server that was restarted knows it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import msgspec
+
+from aworld.core.common import Observation
+from aworld.core.event import Rewarded, Status
+from aworld.core.exceptions import AWorldError, ConfigError, EnvironmentFailed, TaskError
+from aworld.core.message import Message, ToolCall
+from aworld.core.model import ToolSchema
+from aworld.core.scene import Reward
+from aworld.core.tool.base import Tool
+from aworld.core.tool.func_to_tool import as_tools
+from aworld.core.tool.threads import THREADS
+from aworld.environments.environment import Environment
+from aworld.environments.episode import EpisodeEnv, as_message
+from aworld.environments.problem import Problem, Split
+from aworld.environments.session import STEP_SOURCE, Session, _tool_names
+from aworld.runners.setting import write_reward
+
+PROTOCOL = 1
+"""Of what is ours: raised when older clients would misunderstand."""
+
+_STREAMS = 64
+"""Streams of problems that are kept, the least used are made again."""
+
+_FURTHEST = 1_000_000
+"""Problems of one stream; nobody shall fill the memory by asking for the billionth."""
+
+
+class Refused(AWorldError):
+    """A request that cannot be met, with its code in the protocol and the status of an HTTP answer."""
+
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code, self.status = code, status
+
+    @property
+    def response(self) -> dict[str, Any]:
+        """What a WebSocket answers."""
+        return {"type": "error", "data": {"message": str(self), "code": self.code}}
+
+
+class Book:
+    """The problems of an environment by split, seed and index."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self._known: OrderedDict[tuple[Split, int | None], list[Problem]] = OrderedDict()
+        self._lock = asyncio.Lock()
+
+    async def page(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """`n` problems from `first` on, without what they hide. Raises Refused."""
+        split, order = _stream(asked)
+        first, n = asked.get("first", 0), asked.get("n")
+        if not isinstance(first, int) or first < 0:
+            raise Refused("VALIDATION_ERROR", f"first={first!r}: a number of problems to leave out.")
+        found = (await self._until(split, order, None if n is None else first + n))[
+            first : None if n is None else first + n
+        ]
+        return [
+            {"id": problem.id, "input": problem.input, "split": split, "order": order, "index": first + number}
+            for number, problem in enumerate(found)
+        ]
+
+    async def find(self, asked: Mapping[str, Any]) -> Problem:
+        """The problem of a reference. Raises Refused."""
+        split, order = _stream(asked)
+        index = asked.get("index")
+        if not isinstance(index, int) or index < 0:
+            raise Refused("UNKNOWN_PROBLEM", f"index={index!r}: the number of a problem, from 0.", 404)
+        problem = (await self._until(split, order, index + 1))[index]
+        if asked.get("id", problem.id) != problem.id:
+            raise Refused(
+                "UNKNOWN_PROBLEM",
+                f"There is no problem {asked['id']!r} here (number {index} of {split} is {problem.id!r}): the server "
+                "was started with another environment.",
+                404,
+            )
+        return problem
+
+    async def _until(self, split: Split, seed: int | None, end: int | None) -> list[Problem]:
+        """At least `end` problems of a stream, all of a list when it is None. Raises Refused."""
+        if end is not None and end > _FURTHEST:
+            raise Refused("UNKNOWN_PROBLEM", f"Only the first {_FURTHEST:,} problems of a stream are served.", 404)
+        async with self._lock:
+            found = self._known.get((split, seed), [])
+            if end is None or len(found) < end:
+                found = await self._made(split, seed, end, 2 * len(found))
+                self._known[split, seed] = found
+                if len(self._known) > _STREAMS:
+                    self._known.popitem(last=False)
+            self._known.move_to_end((split, seed))
+            return found
+
+    async def _made(self, split: Split, seed: int | None, end: int | None, ahead: int) -> list[Problem]:
+        problems = partial(self.environment.problems, split)
+        source = self.environment.train if split == "train" else self.environment.test
+        try:  # making problems may take long: in a thread
+            if end is None or not callable(source):
+                found = await THREADS.run(partial(problems, None, seed))
+            else:
+                try:
+                    return await THREADS.run(partial(problems, max(end, ahead), seed))
+                except ConfigError:  # fewer than twice as many may still be enough
+                    return await THREADS.run(partial(problems, end, seed))
+        except ConfigError as wrong:
+            raise Refused("UNKNOWN_PROBLEM", str(wrong), 404) from wrong
+        if end is not None and len(found) < end:
+            raise Refused("UNKNOWN_PROBLEM", f"{split} has {len(found)} problems; number {end - 1} was asked for.", 404)
+        return found
+
+
+class Place:
+    """Where one client plays one episode after the other."""
+
+    def __init__(self, id: str, environment: Environment, book: Book, store: Any) -> None:
+        self.id = id
+        self.book = book
+        self.used = asyncio.get_running_loop().time()
+        self.tools: list[dict[str, Any]] = []
+        self.expiry: asyncio.Task[None] | None = None
+        self._environment = environment
+        self._store = store
+        self._env: EpisodeEnv | None = None
+        self._system_prompt = environment.system_prompt
+        self._lock = asyncio.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is answering."""
+        return self._lock.locked()
+
+    async def answer(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The answer to a message, None to `close`. Raises Refused and other AWorldErrors."""
+        async with self._lock:
+            try:
+                return await self._answer(message.get("type"), _mapping(message.get("data"), "data"))
+            except EnvironmentFailed as failed:
+                raise Refused("ENVIRONMENT_FAILED", str(failed), 500) from failed
+            except TaskError as wrong:
+                raise Refused("VALIDATION_ERROR", str(wrong)) from wrong
+            finally:
+                self.used = asyncio.get_running_loop().time()
+
+    async def close(self) -> None:
+        """Cancel the episode that is running."""
+        async with self._lock:
+            if self._env is not None:
+                await self._env.close()
+
+    async def _answer(self, kind: object, data: dict[str, Any]) -> dict[str, Any] | None:
+        match kind:
+            case "reset":
+                return await self._reset(data)
+            case "step":
+                return await self._step(data)
+            case "state":
+                record = self._env.record if self._env is not None else None
+                state = {"episode_id": record and record.id, "step_count": len(record.calls) if record else 0}
+                return {"type": "state", "data": state}
+            case "close":
+                return None
+            case _:
+                raise Refused("UNKNOWN_TYPE", f"Unknown message type: {kind}")
+
+    async def _reset(self, data: dict[str, Any]) -> dict[str, Any]:
+        reference = _mapping(data.get("problem"), "problem") or (data if "index" in data else None)
+        problem = None if reference is None else await self.book.find(reference)
+        seed = data.get("seed")
+        if seed is not None and not isinstance(seed, int):
+            raise Refused("VALIDATION_ERROR", f"seed={seed!r} is no whole number.")
+        if self._env is not None:
+            await self._env.close()
+        environment = self._environment if data.get("limits") != "client" else _without_limits(self._environment)
+        self._env = EpisodeEnv(environment, _split(data), store=self._store)
+        observation, info = await self._env.reset(seed=seed, problem=problem)
+        self.tools = [_described(tool) for tool in self._env.tools]
+        seen = {"content": observation.content, "problem_id": info["problem_id"], "system_prompt": self._system_prompt}
+        metadata = {"tools": self.tools, "episode_id": info["trajectory_id"], "problem_id": info["problem_id"]}
+        return _observed(seen, None, False, metadata)
+
+    async def _step(self, data: dict[str, Any]) -> dict[str, Any]:
+        match data:
+            case {"type": "list_tools"}:
+                tools = self.tools or static_tools(self._environment)
+                return _observed({"tools": tools}, None, False, {})
+            case {"type": "call_tool", "tool_name": str(name)}:
+                arguments = data.get("arguments")
+                text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments or {}).decode()
+                call = ToolCall(str(data.get("call_id") or ""), name, text)
+                return await self._act(Message("assistant", data.get("content"), tool_calls=(call,)), name)
+            case {"type": "message", **message}:
+                return await self._act(as_message(message))
+            case {"action": str(text)}:
+                return await self._act(Message("assistant", text))
+            case {"type": "end", "status": "finished" | "failed" | "timeout" | "limit_reached" as status}:
+                return await self._end(status, data.get("answer"), data.get("error"))
+            case _:
+                raise Refused(
+                    "VALIDATION_ERROR",
+                    'An action is {"type": "list_tools"}, {"type": "call_tool", "tool_name": …, "arguments": {…}} or '
+                    '{"type": "message", "content": …}.',
+                )
+
+    async def _act(self, message: Message, tool: str | None = None) -> dict[str, Any]:
+        env = self._running()
+        before = len(env.record.rewards)
+        observation, reward, terminated, truncated, info = await env.step(message)
+        done = terminated or truncated
+        metadata: dict[str, Any] = {
+            "status": info["status"],
+            "score": env.record.score,
+            "rewards": [_reward(each) for each in env.record.rewards[before:]],
+            "truncated": truncated,
+            "answer": env.record.answer if done else None,
+            "error": info.get("error"),
+        }
+        return _observed(_seen(env, observation, tool), None if math.isnan(reward) else reward, done, metadata)
+
+    async def _end(self, status: Status, answer: Any, error: str | None) -> dict[str, Any]:
+        """The client's run has ended in its own way: score it so."""
+        env = self._running()
+        episode = env._running()
+        rewards: list[Reward | Rewarded] = [r for r in env.record.rewards if r.source != STEP_SOURCE]
+        if env.record.finished is None and episode.scene is not None:
+            for reward in await episode.scene.score(status, answer, error):
+                write_reward(episode.journal, reward)
+                rewards.append(reward)
+            await env.close()
+        metadata = {"status": status, "score": env.record.score, "rewards": [_reward(each) for each in rewards]}
+        return _observed({"content": ""}, None, True, metadata)
+
+    def _running(self) -> EpisodeEnv:
+        if self._env is None:
+            raise Refused("VALIDATION_ERROR", "No episode has begun; send reset first.")
+        return self._env
+
+
+def described(environment: Environment) -> dict[str, Any]:
+    """What a client must know of an environment before its first episode."""
+    splits: dict[str, Any] = {}
+    for split, source in (("train", environment.train), ("test", environment.test)):
+        splits[split] = {"size": None if callable(source) else len(source)}
+    parts = environment.rubric.parts if environment.rubric is not None else ()
+    return {
+        "protocol": PROTOCOL,
+        "name": environment.name,
+        "system_prompt": environment.system_prompt,
+        "conf": environment.conf.model_dump(mode="json", exclude_defaults=True),
+        "splits": splits,
+        "rubric": [{"name": part.name, "weight": part.weight, "timeout": part.timeout} for part in parts],
+        "tools": static_tools(environment),
+    }
+
+
+def static_tools(environment: Environment) -> list[dict[str, Any]]:
+    """The tools that are known before an episode begins; others are told by `reset`."""
+    general = [tool for tool in as_tools(environment.tools) if isinstance(tool, Tool)]
+    kind: Any = environment.session
+    own: list[Tool] = []
+    if isinstance(kind, type) and issubclass(kind, Session) and kind.tools is Session.tools:
+        own = [inspect.getattr_static(kind, name) for name in _tool_names(kind)]
+    return [_described(tool.schema) for tool in [*general, *own]]
+
+
+def _mapping(given: Any, name: str) -> dict[str, Any]:
+    if given is not None and not isinstance(given, dict):
+        raise Refused("VALIDATION_ERROR", f"{name} is an object; got {given!r:.200}.")
+    return cast("dict[str, Any]", given or {})
+
+
+def _stream(asked: Mapping[str, Any]) -> tuple[Split, int | None]:
+    order = asked.get("order")
+    if order is not None and not isinstance(order, int):
+        raise Refused("VALIDATION_ERROR", f"order={order!r}: the seed of a stream of problems, a whole number.")
+    return _split(asked), order
+
+
+def _split(asked: Mapping[str, Any]) -> Split:
+    split = asked.get("split", "train")
+    if split not in ("train", "test"):
+        raise Refused("VALIDATION_ERROR", f"split={split!r}: there are 'train' and 'test'.")
+    return split
+
+
+def _without_limits(environment: Environment) -> Environment:
+    """The environment for a client that keeps its limits itself: there a step is a decision, here it is a tool call."""
+    freed = copy.copy(environment)
+    none = {"max_steps": None, "max_tokens": None, "max_cost": None, "timeout": None}
+    freed.conf = environment.conf.model_copy(update=none)
+    return freed
+
+
+def _described(tool: ToolSchema) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+
+
+def _seen(env: EpisodeEnv, observation: Observation, tool: str | None) -> dict[str, Any]:
+    results = observation.results
+    if tool is None:
+        told = [
+            {"tool_call_id": r.tool_call_id, "name": r.name, "content": r.content, "error": r.error} for r in results
+        ]
+        return {"content": observation.content, "results": told}
+    result = results[-1] if results else _last_result(env)
+    error = result["error"] if isinstance(result, dict) else result.error
+    content = result["content"] if isinstance(result, dict) else result.content
+    failure = None if error is None else {"error_type": "execution_error", "message": error}
+    return {"tool_name": tool, "result": content, "error": failure}
+
+
+def _last_result(env: EpisodeEnv) -> dict[str, Any]:
+    """What the last call answered, where the episode ended with it and the observation is the answer."""
+    step = env.record.steps()[-1]
+    returned = next(iter(step.results.values()), None)
+    if returned is None:
+        return {"content": env.record.answer, "error": env.record.error}
+    return {"content": env.record.messages[returned.result].message.content, "error": returned.error}
+
+
+def _reward(reward: Reward | Rewarded) -> dict[str, Any]:
+    return {
+        "name": reward.name, "value": reward.value, "weight": reward.weight, "error": reward.error,
+        "detail": reward.detail, "of_step": reward.source == STEP_SOURCE,
+    }  # fmt: skip
+
+
+def _observed(seen: dict[str, Any], reward: float | None, done: bool, metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "observation", "data": {"observation": seen, "reward": reward, "done": done, "metadata": metadata}}

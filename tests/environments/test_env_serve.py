@@ -1,0 +1,366 @@
+"""Environments over HTTP: the same episodes as at home, apart from each other; what happens when something dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import ToolCall
+from aworld.core.model import ModelRequest
+from aworld.core.task import TaskResponse
+from aworld.environments import Environment, Problem
+from aworld.environments.remote import RemoteEnvironment
+from aworld.environments.rollout import rollouts
+from aworld.environments.serve import EnvironmentServer
+from aworld.models.doubles import FunctionModel, Said, call
+from aworld.runner import Runners
+from tests.environments.served import DIGITS, fixed, vault
+
+Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
+
+
+@contextlib.contextmanager
+def serving(environment: Environment = vault, **given: Any) -> Generator[EnvironmentServer, None, None]:
+    """A server on a thread with a loop of its own: clients ask some things with blocking calls."""
+    started: Future[EnvironmentServer] = Future()
+    done = threading.Event()
+
+    async def serve() -> None:
+        async with EnvironmentServer(environment, port=0, **given) as server:
+            started.set_result(server)
+            await asyncio.to_thread(done.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        yield started.result(20)
+    finally:
+        done.set()
+        thread.join()
+
+
+async def emptied(server: EnvironmentServer) -> None:
+    """Wait until nobody has a place on a server, which lives on another loop."""
+    async with asyncio.timeout(20):
+        while server.places:  # noqa: ASYNC110 - an event of another loop cannot be awaited
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[EnvironmentServer]:
+    with serving() as server:
+        yield server
+
+
+def seen(request: ModelRequest) -> list[Any]:
+    """What the tools have answered so far."""
+    return [
+        json.loads(message.text) for message in request.messages if message.role == "tool" and message.text[0] == "{"
+    ]
+
+
+def burglar(request: ModelRequest) -> Said:
+    """Opens one door after the other, and says the code."""
+    digits = "".join(answer["digit"] for answer in seen(request))
+    return call("look", door=len(digits)) if len(digits) < DIGITS else digits
+
+
+def agent(policy: Policy = burglar) -> Agent:
+    return Agent("burglar", model=FunctionModel(policy))
+
+
+async def play(environment: Environment, policy: Policy = burglar, problem: Problem | None = None) -> TaskResponse:
+    problem = problem or environment.problems("test", 1)[0]
+    task = environment.task(problem, agent(policy), seed=1)
+    return (await Runners.run_task(task))[task.id]
+
+
+def kept(response: TaskResponse) -> Any:
+    """What must be the same at home and away."""
+    rewards = [(r.name, r.value, r.weight, r.step, r.error is None, r.detail) for r in response.record.rewards]
+    messages = [(m.role, m.text) for m in response.record.path(response.record.activations[0].leaf)]
+    return response.status, response.answer, response.record.score, rewards, messages
+
+
+POLICIES: dict[str, Policy] = {
+    "one door at a time": burglar,
+    "all doors at once": lambda r: (
+        [ToolCall(f"c{n}", "look", json.dumps({"door": n})) for n in range(DIGITS)] if r.turn == 0 else "123"
+    ),
+    "a wrong answer first": lambda r: "I do not know" if r.turn == 0 else "000",
+    "wrong calls": lambda r: [call("look", door=7), call("look", door="x"), call("open"), "1"][r.turn],
+    "ends by a tool": lambda r: [ToolCall("a", "shut", '{"code": "123"}')],
+    "never ends": lambda r: call("look", door=0),
+    "says nothing": lambda r: "",
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+async def test_an_episode_away_is_the_episode_at_home(server: EnvironmentServer, policy: Policy) -> None:
+    remote = await asyncio.to_thread(RemoteEnvironment, server.url)
+    away = await play(remote, policy)
+    home = await play(vault, policy)
+    assert kept(away) == kept(home)
+    assert away.trajectory[0]["state"]["tools"] == home.trajectory[0]["state"]["tools"]
+    assert away.trajectory[0]["state"]["messages"][0] == home.trajectory[0]["state"]["messages"][0], "the system prompt"
+
+
+async def test_what_a_problem_hides_stays_on_the_server(server: EnvironmentServer) -> None:
+    remote = RemoteEnvironment(server.url)
+    for split in ("train", "test"):
+        there, here = remote.problems(split, 300, 5), vault.problems(split, 300, 5)
+        assert [(p.id, p.input) for p in there] == [(p.id, p.input) for p in here]
+        assert not any(here[n].data["code"] in json.dumps([p.answer, p.data["split"]]) for n, p in enumerate(there))
+        assert there[0].data == {"split": split, "order": 5, "index": 0}
+    assert remote.described["splits"] == {"train": {"size": None}, "test": {"size": None}}
+    assert [tool["name"] for tool in remote.described["tools"]] == ["look", "wait", "shut"]
+    assert remote.conf == vault.conf
+    assert not {p.input for p in remote.problems("train", 300)} & {p.input for p in remote.problems("test", 300)}
+
+
+async def test_200_episodes_at_once_do_not_mix(server: EnvironmentServer) -> None:
+    """All hold a place at the same time: nobody opens its second door before everybody has opened the first."""
+    remote = RemoteEnvironment(server.url)
+    problems = remote.problems("train", 200)
+    arrived, everybody = 0, asyncio.Event()
+    most = 0
+
+    async def together(request: ModelRequest) -> Said:
+        nonlocal arrived, most
+        if request.turn == 1:
+            arrived += 1
+            most = max(most, len(server.places))
+            if arrived == len(problems):
+                everybody.set()
+            await asyncio.wait_for(everybody.wait(), 60)
+        return burglar(request)
+
+    tasks = [remote.task(problem, agent(together)) for problem in problems]
+    responses = await Runners.run_task(tasks)
+    codes = {problem.id: problem.answer for problem in vault.problems("train", 200)}
+    assert most == 200
+    for task, problem in zip(tasks, problems):
+        response = responses[task.id]
+        assert response.answer == codes[problem.id]
+        assert response.record.score == 2.0 + DIGITS * 0.25
+        last = [row["observation"][0]["content"] for row in response.trajectory if row["observation"]][-1]
+        assert json.loads(last)["opened"] == list(range(DIGITS)), "no door that somebody else opened"
+
+
+async def test_places_are_given_back(server: EnvironmentServer) -> None:
+    remote = RemoteEnvironment(server.url)
+    for _ in range(3):
+        await play(remote)
+    await emptied(server)
+
+
+async def test_an_episode_that_dies_there_is_a_failure_of_the_surroundings(server: EnvironmentServer) -> None:
+    remote = RemoteEnvironment(server.url)
+    response = await play(remote, lambda r: call("look", door=99))
+    assert response.status == "failed"
+    assert response.record.surroundings_failed
+    assert "the building has burnt down" in response.msg
+
+
+async def test_an_idle_episode_expires_and_is_begun_anew() -> None:
+    with serving(idle=0.15) as server:
+        remote = RemoteEnvironment(server.url)
+        waited = 0
+
+        async def slow_once(request: ModelRequest) -> Said:
+            nonlocal waited
+            if request.turn == 1 and not waited:
+                waited += 1
+                await emptied(server)
+            return burglar(request)
+
+        found = [r async for r in rollouts(remote, agent(slow_once), remote.problems("train", 1), retries=1)]
+        assert (found[0].attempts, found[0].status, found[0].score) == (2, "finished", 2.75)
+        waited = 0
+        response = await play(remote, slow_once)
+        assert response.record.surroundings_failed
+        assert "expired" in response.msg
+
+
+async def test_when_all_places_are_taken_the_next_one_is_refused_and_tried_again() -> None:
+    with serving(max_episodes=2) as server:
+        remote = RemoteEnvironment(server.url)
+        problems = remote.problems("train", 6)
+        found = [r async for r in rollouts(remote, agent(), problems, retries=8)]
+        assert [rollout.score for rollout in found] == [2.75] * 6
+
+
+async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> None:
+    remote = RemoteEnvironment(server.url)
+    known = remote.problems("test", 1)[0]
+    for wrong, why in (
+        (Problem("other", "?", data=known.data), "no problem 'other' here"),
+        (Problem(known.id, "?", data={**known.data, "index": 10**9}), "Only the first"),
+        (Problem(known.id, "?", data={}), "the number of a problem"),
+    ):
+        response = await play(remote, problem=wrong)
+        assert response.record.surroundings_failed
+        assert why in response.msg
+    with pytest.raises(ConfigError, match="makes problems without end"):
+        remote.problems("train")
+    with pytest.raises(ConfigError, match="there are 'train' and 'test'"):
+        remote.problems("dev", 1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="at most"):
+        remote.problems("train", 10**6)
+
+
+async def test_finite_splits_are_whole_lists() -> None:
+    with serving(fixed()) as server:
+        remote = RemoteEnvironment(server.url)
+        assert [p.id for p in remote.problems("test")] == ["b"]
+        assert [p.id for p in remote.train(0)] == ["a"] if callable(remote.train) else False
+        with pytest.raises(ConfigError, match="train has 1 problems; number 4 was asked for"):
+            remote.problems("train", 5)
+        assert (await play(remote, lambda r: "Hm.")).record.score == 0.0
+
+
+async def test_only_who_shows_the_token_is_let_in() -> None:
+    with serving(token="s3cret") as server:
+        for token in (None, "wrong"):
+            with pytest.raises(ConfigError, match="HTTP 401: Show the token"):
+                RemoteEnvironment(server.url, token=token)
+        remote = RemoteEnvironment(server.url, token="s3cret")
+        assert (await play(remote)).record.score == 2.75
+        remote.headers = {}
+        response = await play(remote, problem=Problem("a", "?"))
+        assert response.record.surroundings_failed
+        assert "401" in response.msg
+        async with aiohttp.ClientSession() as http, http.get(f"{server.url}/health") as health:
+            assert health.status == 200
+    with pytest.raises(ConfigError, match="others can reach it there"):
+        EnvironmentServer(vault, "0.0.0.0")
+
+
+async def test_a_web_page_may_not_use_a_server_without_token(server: EnvironmentServer) -> None:
+    async with aiohttp.ClientSession(headers={"Origin": "https://example.org"}) as http:
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+            await http.ws_connect(f"{server.url}/ws")
+        async with http.post(f"{server.url}/problems", data=b"{}") as refused:
+            assert refused.status == 403
+
+
+async def test_messages_that_are_none_are_answered_and_the_place_stays(server: EnvironmentServer) -> None:
+    async with aiohttp.ClientSession() as http, http.ws_connect(f"{server.url}/ws") as ws:
+        for text, why in (
+            ("not json", "INVALID_JSON"),
+            ("[]", "INVALID_JSON"),
+            ('{"type": "dance"}', "UNKNOWN_TYPE"),
+            ('{"type": "step", "data": {"type": "message", "content": "?"}}', "VALIDATION_ERROR"),
+            ('{"type": "reset", "data": {"seed": "x"}}', "VALIDATION_ERROR"),
+            ('{"type": "reset", "data": {"index": "x"}}', "UNKNOWN_PROBLEM"),
+            ('{"type": "reset", "data": {"problem": 7}}', "VALIDATION_ERROR"),
+            ('{"type": "reset", "data": 7}', "VALIDATION_ERROR"),
+        ):
+            await ws.send_str(text)
+            answer = json.loads(await ws.receive_str())
+            assert (answer["type"], answer["data"]["code"]) == ("error", why), text
+        await ws.send_str('{"type": "reset", "data": {"seed": 3}}')
+        assert json.loads(await ws.receive_str())["data"]["observation"]["content"].endswith("doors.")
+    async with aiohttp.ClientSession() as http, http.post(f"{server.url}/problems", data=b"\xff{") as refused:
+        assert refused.status == 400
+    large = b" " * (9 * 1024 * 1024)
+    async with aiohttp.ClientSession() as http, http.post(f"{server.url}/problems", data=io.BytesIO(large)) as refused:
+        assert refused.status == 413
+
+
+async def test_a_call_that_is_cut_off_here_does_not_shift_the_answers(server: EnvironmentServer) -> None:
+    """The tool's own limit runs out there, and its answer is read before the next question is asked."""
+    short = Environment("short", train=vault.train, test=vault.test, session=vault.session, conf={"tool_timeout": 0.1})
+    with serving(short) as other:
+        remote = RemoteEnvironment(other.url)
+        response = await play(
+            remote, lambda r: [call("wait"), call("look", door=0), "Done 1"][r.turn] if r.turn < 3 else "1"
+        )
+        told = [row["observation"][0]["content"] for row in response.trajectory[:2]]
+        assert "failed" in told[0]
+        assert json.loads(told[1])["opened"] == [0]
+
+
+@contextlib.contextmanager
+def command(*more: str, port: int = 0, **env: str) -> Generator[tuple[subprocess.Popen[str], str], None, None]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aworld", "env", "serve", "tests.environments.served:vault", "--port", str(port), *more],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, **env}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        found = re.search(r"vault at (http://\S+)", line)
+        assert found, line + process.stderr.read()
+        yield process, found[1]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stderr.close()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+async def test_a_server_killed_in_mid_episode_and_started_again_costs_an_attempt_and_nothing_else() -> None:
+    port = free_port()
+    with command(port=port) as (first, url):
+        remote = RemoteEnvironment(url)
+        with contextlib.ExitStack() as second:
+
+            async def policy(request: ModelRequest) -> Said:
+                if request.turn == 1 and first.poll() is None:
+                    first.send_signal(signal.SIGKILL)
+                    await asyncio.to_thread(first.wait)
+                    await asyncio.to_thread(second.enter_context, command(port=port))
+                return burglar(request)
+
+            found = [r async for r in rollouts(remote, agent(policy), remote.problems("test", 1, 7), retries=3)]
+    assert (found[0].status, found[0].score) == ("finished", 2.75)
+    assert found[0].attempts == 2
+
+
+async def test_the_command_serves_until_it_is_asked_to_end() -> None:
+    with command(AWORLD_TOKEN="t0ken") as (process, url):
+        assert (await play(RemoteEnvironment(url, token="t0ken"))).success
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 20) == 0
+    with pytest.raises(ConfigError, match="no environment is served there"):
+        RemoteEnvironment(url)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["tests.environments.served:vault", "--host", "0.0.0.0"], "others can reach it there"),
+        (["tests.environments.served:nothing"], "has no 'nothing'"),
+        (["tests.environments.served:DIGITS"], "name an Environment"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from aworld.cmd.main import main
+
+    assert main(["env", "serve", *arguments]) == 2
+    assert why in capsys.readouterr().err
