@@ -67,7 +67,7 @@ def test_python_blocks_run(
         if kind == "python":
             exec(compile(block, str(README), "exec"), names)
             said.append(capsys.readouterr().out)
-    agent, step, store, team, _ = said
+    agent, _, step, store, team, _ = said
     assert agent.startswith("finished Dress for this: Oslo: sunny")
     assert "user -> [{" in agent
     assert step.strip() == "Dress for this: Oslo: snow 0.5"

@@ -6,6 +6,7 @@ from typing import Any
 
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import Sandbox, SandboxLimits
+from aworld.sandbox.base import need_linux
 from aworld.sandbox.pool import SandboxPool as SandboxPool
 
 
@@ -21,6 +22,7 @@ async def open_sandbox(name: str = "local", limits: SandboxLimits | None = None,
     """
     kind, _, which = name.partition(":")
     if name in ("local", "none"):
+        need_linux()  # elsewhere what it is made of cannot even be imported
         from aworld.sandbox.local import LocalSandbox
 
         return await LocalSandbox.open(limits, isolation="none" if name == "none" else "bubblewrap", **options)

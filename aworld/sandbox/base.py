@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from aworld.core.sandbox import SandboxError, SandboxLimits, SandboxProcess
+
+
+def need_linux() -> None:
+    """Raise `SandboxError` where there can be no local sandbox."""
+    if not sys.platform.startswith("linux"):
+        raise SandboxError(f"local sandboxes need Linux, not {sys.platform}; use a container")
 
 
 def new_id() -> str:

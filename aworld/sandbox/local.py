@@ -220,6 +220,7 @@ def _encoded(words: Sequence[str]) -> list[bytes]:
 def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int]) -> Channel:
     """Start a worker, as another user if one is given, with nothing of this process but these descriptors."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = None
     try:
         process = subprocess.Popen(
             command,
@@ -229,6 +230,7 @@ def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int])
             pass_fds=descriptors,
             cwd="/",
             env={},
+            start_new_session=True,  # Ctrl-C is for the runtime, which ends its sandboxes in its own time
             user=user,
             group=user,
             extra_groups=None if user is None else [],
@@ -236,6 +238,9 @@ def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int])
         return Channel(process, ours, user)
     except BaseException:
         ours.close()
+        if process is not None:
+            process.kill()
+            process.wait()
         raise
     finally:
         theirs.close()

@@ -19,6 +19,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -188,7 +189,9 @@ def _remove(place: Path) -> None:
                 if not os.path.islink(stuck):
                     os.chmod(stuck, 0o700)
 
-    shutil.rmtree(place, onerror=unlock)  # what is in the way is unlocked in the first pass and deleted in the second
+    # What is in the way is unlocked in the first pass and deleted in the second.
+    handler: dict[str, Any] = {"onexc" if sys.version_info >= (3, 12) else "onerror": unlock}
+    shutil.rmtree(place, **handler)
     shutil.rmtree(place, ignore_errors=True)
     if place.exists():
         logger.warning("folder=%s | cannot be deleted", place)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from aworld.core.sandbox import SandboxError, SandboxLimits
+from aworld.core.sandbox import SandboxLimits
 from aworld.sandbox import profile, reaper, worker
 from aworld.sandbox.base import new_id
 from aworld.sandbox.local import SYSTEM_PATH, LocalSandbox, launch
@@ -23,8 +23,6 @@ class UnisolatedSandbox(LocalSandbox):
     @classmethod
     async def start(cls, limits: SandboxLimits, python: str | None, env: Mapping[str, str]) -> UnisolatedSandbox:
         """Make one; warns the first time."""
-        if not sys.platform.startswith("linux"):
-            raise SandboxError(f"local sandboxes need Linux, not {sys.platform}; use a container")
         if not _warned:
             _warned.add("none")
             logger.warning(
@@ -32,16 +30,19 @@ class UnisolatedSandbox(LocalSandbox):
                 "disk_mb, processes and network=False are not enforced"
             )
         id = new_id()
-        root = reaper.record(id, "folder") / "work"
+        interpreter = os.path.abspath(python or sys.executable)
+        folder = reaper.record(id, "folder")
+        root, programs = folder / "work", folder / "bin"
         try:
             root.mkdir()
-            interpreter = os.path.abspath(python or sys.executable)
+            programs.mkdir()
+            (programs / "python").symlink_to(interpreter)  # as in a box; a system's may have another name
             arguments = profile.worker_arguments(str(root), False, limits)
             channel = launch([interpreter, "-I", "-S", worker.__file__, *arguments], None, [])
         except BaseException:
             await reaper.forget(id)
             raise
-        path = f"{os.path.dirname(interpreter)}:{SYSTEM_PATH}"
+        path = f"{os.path.dirname(interpreter)}:{SYSTEM_PATH}:{programs}"
         base = {"PATH": path, "HOME": str(root), "TMPDIR": str(root), "LANG": "C.UTF-8"}
         return await cls(limits, root, base | dict(env), channel, id=id)._begin()
 

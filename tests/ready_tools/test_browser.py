@@ -36,7 +36,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def kept_open() -> AsyncIterator[None]:
     """One Chromium for all tests: a window of its own keeps it."""
-    keeper = _Tab(AddressPolicy(), 5, (100, 100))
+    keeper = _Tab(AddressPolicy(), 20, (100, 100))
     await keeper.start()
     yield
     await keeper.close()
@@ -117,7 +117,7 @@ class Surfer:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def surfer() -> AsyncIterator[Surfer]:
-    browser = Browser(allow_private=["127.0.0.1"], timeout=5)
+    browser = Browser(allow_private=["127.0.0.1"], timeout=20)
     yield Surfer(browser)
     for run in ("run", "other"):
         await browser.end_run(run)
@@ -177,12 +177,12 @@ async def test_private_addresses_are_refused_to_every_part_of_a_page(surfer: Sur
 
 
 async def test_without_leave_this_machine_is_private_too(shop: Shop) -> None:
-    surfer = Surfer(Browser(timeout=5))
+    surfer = Surfer(Browser(timeout=20))
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(ToolError, match="Refused"):
             await surfer("open", url=shop.url("/", host))
     await surfer.browser.end_run("run")
-    everywhere = Surfer(Browser(allow_private=True, timeout=5))  # without the protection it is reached
+    everywhere = Surfer(Browser(allow_private=True, timeout=20))  # without the protection it is reached
     assert "SECRET" in await everywhere("open", url=shop.url("/away"))
     await everywhere.browser.end_run("run")
 
@@ -200,7 +200,7 @@ async def test_runs_share_a_browser_and_nothing_else(surfer: Surfer, shop: Shop)
 
 
 async def test_an_agent_surfs_and_its_window_closes_with_the_run(shop: Shop) -> None:
-    browser = Browser(allow_private=["127.0.0.1"], timeout=5)
+    browser = Browser(allow_private=["127.0.0.1"], timeout=20)
     script = [call("browser_open", url=shop.url()), call("browser_click", number=1), "done"]
     agent = Agent("surfer", model=ScriptedModel(script), tools=[browser])
     response = await Runners.run("Look at the pears.", agent)

@@ -226,9 +226,9 @@ async def test_output_of_children_stands_where_it_was_written(hand: Hand) -> Non
 
 
 async def test_code_that_does_not_end_is_killed_and_the_model_is_told(box: FolderSandbox) -> None:
-    hand = Hand([python_tool(box, timeout=0.7)])
+    hand = Hand([python_tool(box, timeout=1.5)])
     await hand("python", code="x = 1")
-    with pytest.raises(ToolError, match=r"killed after 0.7 s. Variables and imports are lost"):
+    with pytest.raises(ToolError, match=r"killed after 1.5 s. Variables and imports are lost"):
         await hand("python", code="while True: pass")
     with pytest.raises(ToolError, match="NameError"):
         await hand("python", code="x")
@@ -238,16 +238,19 @@ async def test_code_that_does_not_end_is_killed_and_the_model_is_told(box: Folde
 
 
 async def test_an_answer_that_the_code_forges_does_no_harm(hand: Hand) -> None:
-    for lie in ("b'[]'", "b'x' * 5_000_000"):
+    for lie, again, why in ((r"b'[]\n'", False, "was no answer"), ("b'x' * 65536", True, "was too long")):
         forge = f"""
             import os
-            for number in range(3, 9):
-                try:
-                    os.write(number, {lie} + b"\\n")
-                except OSError:
-                    pass
+            go_on = True
+            while go_on:
+                go_on = {again}
+                for number in range(3, 9):
+                    try:
+                        os.write(number, {lie})
+                    except OSError:
+                        pass
         """
-        with pytest.raises(ToolError, match="Python ended"):
+        with pytest.raises(ToolError, match=f"Python ended .its answer {why}"):
             await hand("python", code=dedent(forge))
     assert await hand("python", code="'well'") == "'well'"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +11,21 @@ import pytest
 
 from aworld.sandbox import reaper
 
+SHARED = tempfile.gettempdir()
+
 
 @pytest.fixture(autouse=True)
-def own_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records go where the test's TMPDIR says, also when an earlier test of this process left a sandbox open."""
-    monkeypatch.setattr(reaper, "_runtimes", dict[int, object]())
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of records, each test's own. Every test must have destroyed what it made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(reaper, "_runtimes", dict[int, object]())  # whatever other tests of this process left open
+    yield tmp_path / f"aworld-sandboxes-{os.geteuid()}"
+    assert not reaper._runtimes
 
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that any user can read: a runtime that is root starts sandboxes as another user."""
-    with tempfile.TemporaryDirectory(prefix="aworld-test-") as name:
+    with tempfile.TemporaryDirectory(prefix="aworld-test-", dir=SHARED) as name:
         Path(name).chmod(0o755)
         yield Path(name)

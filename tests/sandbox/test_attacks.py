@@ -51,9 +51,10 @@ def host() -> Iterator[Host]:
     folder = Path(tempfile.mkdtemp(prefix="aworld-host-"))
     folder.chmod(0o777)  # whoever the box is, what keeps it away is not the mode
     (folder / "secret").write_text("host-secret")
+    victim = subprocess.Popen(["sleep", "1000"], env={"SECRET": "host-secret"})
     listening = socket.create_server(("127.0.0.1", 0))
     abstract = socket.socket(socket.AF_UNIX)
-    abstract.bind("\0aworld-test-abstract")
+    abstract.bind(f"\0aworld-test-{victim.pid}")
     abstract.listen()
 
     def greet(server: socket.socket) -> None:
@@ -67,7 +68,6 @@ def host() -> Iterator[Host]:
 
     for server in (listening, abstract):
         threading.Thread(target=greet, args=(server,), daemon=True).start()
-    victim = subprocess.Popen(["sleep", "1000"], env={"SECRET": "host-secret"})
     yield Host(folder, listening.getsockname()[1], victim.pid)
     victim.kill()
     victim.wait()
@@ -95,7 +95,7 @@ for path in glob.glob('/proc/[0-9]*/environ'):
     "abstract socket": """
 import socket
 s = socket.socket(socket.AF_UNIX)
-s.connect('\\0aworld-test-abstract')
+s.connect('\\0aworld-test-{victim}')
 print(s.recv(99))
 """,
     "ptrace": SYSCALL + """
@@ -200,18 +200,20 @@ async def test_it_is_refused(name: str, host: Host) -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_without_a_box_it_succeeds(
-    name: str, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_a_box_it_succeeds(name: str, host: Host) -> None:
     if name in NEED_ROOT and not ROOT:
         pytest.skip("only root can do this without a box")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     async with local(isolation="none") as place:
         result = await python(place, program(name, host))
     (host.folder / "written").unlink(missing_ok=True)
     if name in MAY_LACK and b"host-secret" not in result.stdout:
         pytest.skip(f"this kernel refuses it to everyone: {result.stderr[-100:].decode()}")
     assert b"host-secret" in result.stdout, result.stderr
+
+
+async def test_a_network_is_had_by_asking_for_it(host: Host) -> None:
+    async with local(SandboxLimits(network=True)) as box:
+        assert b"host-secret" in (await python(box, program("network", host))).stdout
 
 
 async def test_a_set_user_id_program_gives_nothing(open_folder: Path) -> None:
@@ -295,7 +297,7 @@ for _ in range(4):
         break
 x = bytearray(os.urandom(1 << 20)) * 60
 print('filled', flush=True)
-time.sleep(3)
+time.sleep(1.5)
 """
 FILL_SHARED = """
 import mmap, time

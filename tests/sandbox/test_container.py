@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -19,12 +18,6 @@ from aworld.sandbox.reaper import Record
 from tests.sandbox.places import SMALL
 
 IMAGE = os.environ.get("AWORLD_TEST_IMAGE")
-
-
-@pytest.fixture(autouse=True)
-def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container that an engine could not remove keeps its record: not among those of this user."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
@@ -123,8 +116,7 @@ async def test_time_outs(box: Sandbox) -> None:
     assert b"sleep 100" not in (await box.exec("ps | grep -v grep")).stdout
 
 
-async def test_it_is_gone_when_closed_or_reaped(engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+async def test_it_is_gone_when_closed_or_reaped(engine: str, tmp_path: Path) -> None:
     opened = await open_sandbox(f"container:{IMAGE}", SMALL)
     assert list(tmp_path.glob(f"*/*/{opened.id}/record.json"))
     await opened.close()
@@ -153,6 +145,7 @@ async def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(SandboxError, match=r"none\.sock cannot be reached"):
         await open_sandbox("container:x")
+    assert not list(tmp_path.iterdir())
     monkeypatch.setenv("DOCKER_HOST", "ssh://somewhere")
     with pytest.raises(ConfigError, match="unix:// or tcp://"):
         await open_sandbox("container:x")

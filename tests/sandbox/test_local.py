@@ -244,7 +244,7 @@ class TestRefusal:
     async def test_on_another_system(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "darwin")
         with pytest.raises(SandboxError, match="need Linux, not darwin; use a container"):
-            await LocalSandbox.open()
+            await open_sandbox("local")
 
     async def test_unknown_names(self) -> None:
         for name in ("lokal", "container:", "local:x"):

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -19,10 +18,9 @@ from aworld.sandbox.reaper import Record, forget, reap, record
 from tests.sandbox.places import SMALL, gone, marked, needs_bubblewrap, new_mark
 
 
-@pytest.fixture(autouse=True)
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path / f"aworld-sandboxes-{os.geteuid()}"
+@pytest.fixture
+def base(records: Path) -> Path:
+    return records
 
 
 def left_behind(base: Path, kind: str = "folder", id: str = "aworld-dead") -> Path:
@@ -123,6 +121,7 @@ async def test_a_strange_record_stops_nothing(base: Path, text: bytes, caplog: p
     assert "aworld-dead" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # this process has threads; the fork needs none
 async def test_a_fork_does_not_keep_its_dead_parent_alive(base: Path) -> None:
     record("aworld-parent", "folder")
     child = multiprocessing.get_context("fork").Process(target=_fork_has_no_lock, args=(str(base),))

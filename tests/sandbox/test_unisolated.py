@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,12 +14,6 @@ from aworld.sandbox.local import LocalSandbox
 from tests.sandbox.places import SMALL, gone, local, marked, new_mark
 
 
-@pytest.fixture(autouse=True)
-def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path / f"aworld-sandboxes-{os.geteuid()}"
-
-
 async def test_it_warns_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unisolated, "_warned", set[str]())
     with caplog.at_level(logging.WARNING):
@@ -31,7 +23,7 @@ async def test_it_warns_once(caplog: pytest.LogCaptureFixture, monkeypatch: pyte
     assert "isolation=none" in caplog.text
 
 
-async def test_commands_files_and_snapshots(own_records: Path) -> None:
+async def test_commands_files_and_snapshots(records: Path) -> None:
     async with local(isolation="none", env={"SIZE": "9"}) as box:
         await box.write("a/b", b"one")
         assert (await box.exec("cat a/b; echo $SIZE; env | grep -c PYTEST")).stdout == b"one9\n0\n"
@@ -39,9 +31,9 @@ async def test_commands_files_and_snapshots(own_records: Path) -> None:
         await box.write("c", b"")
         await box.restore(kept)
         assert [entry.name for entry in await box.list()] == ["a"]
-        (work,) = own_records.glob("*/*/work")
+        (work,) = records.glob("*/*/work")
         assert (work / "a" / "b").read_bytes() == b"one"
-    assert list(own_records.iterdir()) == []
+    assert list(records.iterdir()) == []
 
 
 async def test_its_processes_end_with_it() -> None:
@@ -56,10 +48,10 @@ async def test_its_processes_end_with_it() -> None:
     assert gone(left, 0)
 
 
-async def test_what_its_processes_locked_is_deleted(own_records: Path) -> None:
+async def test_what_its_processes_locked_is_deleted(records: Path) -> None:
     async with local(isolation="none") as box:
         await box.exec("mkdir -p a/b; echo x > a/b/c; chmod 0 a/b; chmod 500 a")
-    assert list(own_records.iterdir()) == []
+    assert list(records.iterdir()) == []
 
 
 async def test_paths_that_lead_out_are_refused(tmp_path: Path) -> None:

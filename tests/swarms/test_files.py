@@ -202,7 +202,7 @@ def units(draw: st.DrawFn) -> Unit:
 
 
 @given(units())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_is_written_is_read_back_the_same(unit: Unit) -> None:
     text = dump(unit)
     again = load(text)
