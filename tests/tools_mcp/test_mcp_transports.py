@@ -19,7 +19,7 @@ from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.tools.mcp import mcp_tools
 from aworld.tools.mcp_session import Sample
-from tests.tools_mcp.conftest import Caller, config, stdio, tools_of
+from tests.tools_mcp.conftest import Caller, config, rough, stdio, tools_of
 
 TRANSPORTS = ["stdio", "sse", "streamable-http"]
 
@@ -184,9 +184,9 @@ async def test_agents_without_sampling_share_a_session_and_those_with_it_do_not(
         raise AssertionError("nobody asks")
 
     async def pid(sampled_by: Sample | None, **settings: Any) -> str:
-        (toolset,) = mcp_tools(config(s=stdio(**settings)), sample=sampled_by)
+        (toolset,) = mcp_tools(config(s=rough(**settings)), sample=sampled_by)
         tools = {tool.name: tool for tool in await toolset.list_tools()}
-        return await caller(tools["read_notes"])
+        return await caller(tools["pids"])
 
     assert await pid(None) == await pid(sample)
     assert await pid(None, sampling=True) != await pid(sample, sampling=True)
