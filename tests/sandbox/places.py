@@ -19,6 +19,11 @@ needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None and not os.environ.get("CI"),  # CI installs it, and fails if it did not
     reason="bubblewrap is not installed (apt install bubblewrap)",
 )
+IMAGE = os.environ.get("AWORLD_TEST_IMAGE")
+"""An image with a shell and python3, where there is an engine to run it."""
+needs_engine = pytest.mark.skipif(
+    IMAGE is None, reason="AWORLD_TEST_IMAGE names no image; it needs a shell and python3, and Docker or Podman"
+)
 SMALL = SandboxLimits(
     cpu_seconds=5, wall_seconds=20, memory_mb=128, processes=24, disk_mb=16, output_bytes=10_000, network=False
 )
