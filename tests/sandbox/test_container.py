@@ -16,9 +16,7 @@ from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
 from aworld.sandbox import container, open_sandbox
 from aworld.sandbox.engine import Engine, engine_address
 from aworld.sandbox.reaper import Record
-from tests.sandbox.places import SMALL
-
-IMAGE = os.environ.get("AWORLD_TEST_IMAGE")
+from tests.sandbox.places import IMAGE, SMALL, keeps_variables
 
 
 @pytest.fixture
@@ -118,6 +116,10 @@ async def test_time_outs(box: Sandbox) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert b"sleep 100" not in (await box.exec("ps | grep -v grep")).stdout
+
+
+async def test_python_keeps_its_variables(engine: str) -> None:
+    await keeps_variables(f"container:{IMAGE}")
 
 
 async def test_it_is_gone_when_closed_or_reaped(engine: str, tmp_path: Path) -> None:
