@@ -61,7 +61,10 @@ class McpServerConfig(Settings):
     stateful: bool = False
     """Whether each run gets a session of its own, since the server keeps state between calls."""
     sampling: bool = False
-    """Whether the server may ask the agent's model."""
+    """Whether the server may ask the agent's model; what that costs counts towards the limits of the run."""
+    elicitation: bool = False
+    """Whether the server may ask people: the run waits for the answer, and then the call is made again, with it. So a
+    tool should ask before it acts. Without it, what a server asks is declined."""
 
 
 class Resolved:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from aworld.core.context.base import Context
+from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
 
 
@@ -30,6 +31,8 @@ class ToolContext:
     notify: Callable[[str, Any], None] | None = None
     """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
     are no readers."""
+    spent: list[Usage] = field(default_factory=list[Usage])
+    """A tool that asks a model adds here what that used; it counts towards the limits of the run."""
 
 
 class Question(Exception):
