@@ -63,6 +63,11 @@ class Tool:
         """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""
         raise NotImplementedError
 
+    def under(self, name: str) -> Tool | None:
+        """The same tool under another name, when it is one that the runtime carries out itself, so that nothing may
+        stand in front of it; None for all others."""
+        return None
+
     @property
     def schema(self) -> ToolSchema:
         """The tool as a model sees it."""
