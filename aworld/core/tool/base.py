@@ -87,6 +87,19 @@ class RunScoped(Protocol):
 
 
 @runtime_checkable
+class Resting(Protocol):
+    """A `RunScoped` that minds whether its run rests, and whether it goes on elsewhere."""
+
+    async def rest(self, trajectory_id: str) -> None:
+        """The run waits for a person, maybe for days; what is held may be put aside."""
+        ...
+
+    def go_on(self, trajectory_id: str) -> None:
+        """A run goes on that has used this, in this process or in another one; or a fork of one does."""
+        ...
+
+
+@runtime_checkable
 class Toolset(Protocol):
     """A set of tools that is known only when a run starts, such as those of a server."""
 
