@@ -1,7 +1,7 @@
 """A sandbox in the cloud of E2B. Needs the extra `e2b` and a key in E2B_API_KEY.
 
-Processor, memory and disk are those of the template; of the limits here time, output and network are kept. What a
-command detached from itself ends with the sandbox, not with a time-out. Source: https://e2b.dev/docs/sdk-reference,
+Memory, disk and the number of processes are those of the template; of the limits here time, output, network and, for
+each process, processor time are kept. What a command detached from itself ends with the sandbox, not with a time-out. Source: https://e2b.dev/docs/sdk-reference,
 SDK 2.63. Its command output is text, so output goes through files, which are exact.
 """
 
@@ -33,7 +33,9 @@ LIFE_SECONDS = 3600
 GRACE_SECONDS = 15.0
 """That a call may take longer than the command it runs."""
 SNAPSHOT_BYTES = 1 << 30
-KILLED = 137
+KILLED = 128 + 9
+OUT_OF_TIME = 128 + 24
+"""The exit code of SIGXCPU."""
 
 
 class E2BSandbox(BaseSandbox):
@@ -105,7 +107,9 @@ class E2BSandbox(BaseSandbox):
             await self._call(self._remote.files.write(f"{files}.in", stdin))
         seconds = self.limits.wall_seconds if timeout is None else timeout
         most = self.limits.output_bytes + 1
+        cpu = int(self.limits.cpu_seconds) + 1
         line = (
+            f"ulimit -S -t {cpu}; ulimit -H -t {cpu + 1}; "
             f"timeout -s KILL {seconds:g} {shlex.join(argv)} < {f'{files}.in' if stdin is not None else '/dev/null'} "
             f"> >(head -c {most} > {files}.out; cat > /dev/null) 2> >(head -c {most} > {files}.err; cat > /dev/null); "
             f"code=$?; while ! test -e {files}.out -a -e {files}.err; do sleep 0.01; done; exit $code"
@@ -123,7 +127,7 @@ class E2BSandbox(BaseSandbox):
             duration=duration,
             timed_out=late,
             truncated=len(out) == most or len(err) == most,
-            limit="wall_seconds" if late else None,
+            limit="wall_seconds" if late else "cpu_seconds" if code == OUT_OF_TIME else None,
         )
 
     async def open_process(

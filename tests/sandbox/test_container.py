@@ -98,6 +98,8 @@ async def test_limits(box: Sandbox) -> None:
     started = time.monotonic()
     busy = await box.exec("ulimit -t 100; while :; do :; done")
     assert (busy.limit, time.monotonic() - started < 3 * SMALL.cpu_seconds) == ("cpu_seconds", True)
+    greedy = await box.exec(["python3", "-c", "kept = bytearray(b'x' * (400 << 20)); print('had it')"])
+    assert (greedy.exit_code != 0, greedy.stdout) == (True, b"")
     bomb = await box.exec("i=0; while [ $i -lt 60 ]; do sleep 2 & i=$((i+1)); done; echo all", timeout=3)
     assert b"all" not in bomb.stdout
     async with asyncio.timeout(10):
