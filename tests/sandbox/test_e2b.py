@@ -45,7 +45,7 @@ async def test_commands_and_files(e2b: Server) -> None:
         assert [entry.name for entry in await box.list()] == ["a"]
         late = await box.exec("trap '' TERM; sleep 60", timeout=0.3)
         assert (late.timed_out, late.limit) == (True, "wall_seconds")
-        busy = await box.exec("ulimit -t 100; while :; do :; done")
+        busy = await box.exec("ulimit -t 100; while :; do :; done", timeout=60)
         assert busy.limit == "cpu_seconds"
         assert (await box.exec("head -c 1000000 /dev/zero")).truncated
         with pytest.raises(FileNotFoundError):
