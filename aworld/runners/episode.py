@@ -493,6 +493,13 @@ class Episode:
         known = {c.call_id for a in active for c in a.calls}
         if unknown := (tool_results or {}).keys() - known:
             raise TaskError(f"No pending tool call {sorted(unknown)}; pending are {sorted(known)}.")
+        for id in tool_results or {}:
+            owners = [a.agent for a in active if any(c.call_id == id for c in a.calls)]
+            if len(owners) > 1:
+                raise TaskError(
+                    f"Tool call {id!r} is one of {' and one of '.join(owners)}: their models gave both the same id, so "
+                    "it is not known which of them is meant. Step until only one of them is pending."
+                )
         for activation in active:
             mine = {c.call_id for c in activation.calls} & (tool_results or {}).keys()
             if mine:

@@ -11,7 +11,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.core import event as ev
 from aworld.core.agent.flow import Unit
 from aworld.core.agent.swarm import Swarm, TeamSwarm
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.message import ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
@@ -323,3 +323,19 @@ async def test_a_killed_team_goes_on_where_it_was() -> None:
         assert lost or outcome(again) == outcome(whole)
         assert_whole(again.record, complete=False)
     assert outcome(await stepped(nested())) == outcome(whole)
+
+
+async def test_a_result_for_an_id_that_two_agents_gave_is_refused_and_names_both() -> None:
+    @tool
+    def look() -> str:
+        raise Question("What is there?")
+
+    def looker(name: str) -> Agent:
+        return leader([call("look")], "done", tools=[look], name=name)
+
+    pair = Swarm([looker("one"), looker("two")])
+    task = Task("Q", swarm=pair)
+    for _ in range(2):
+        await Runners.step(task)
+    with pytest.raises(TaskError, match="'call_0_0' is one of one and one of two"):
+        await Runners.step(task, tool_results={"call_0_0": "a tree"})
