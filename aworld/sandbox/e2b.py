@@ -2,8 +2,8 @@
 
 Memory, disk and the number of processes are those of the template; of the limits here time, output, network and, for
 each process, processor time are kept. What a command detached from itself ends with the sandbox, not with a time-out.
-Source: https://e2b.dev/docs/sdk-reference, SDK 2.63. Its command output is text, so output goes through files, which are
-exact.
+Source: https://e2b.dev/docs/sdk-reference, SDK 2.63. Its command output is text, so output goes through files, which
+are exact.
 """
 
 from __future__ import annotations
