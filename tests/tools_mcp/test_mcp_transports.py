@@ -18,7 +18,7 @@ from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.tools.mcp import mcp_tools
-from aworld.tools.mcp_session import Sample
+from aworld.tools.mcp_session import FRESH, Sample
 from tests.tools_mcp.conftest import Caller, config, rough, stdio, tools_of
 
 TRANSPORTS = ["stdio", "sse", "streamable-http"]
@@ -82,6 +82,9 @@ async def changed(server: dict[str, Any], caller: Caller) -> None:
     assert "juggle" not in offered
     await caller(offered["learn"], name="juggle")
     assert await caller(offered["add"], a=1) == "2"
+    async with asyncio.timeout(FRESH + 10):  # at once where the server tells us, else when the list has grown old
+        while "juggle" not in {tool.name for tool in await toolset.list_tools()}:
+            await asyncio.sleep(0.1)
 
 
 async def test_a_transport_does_it_all(server: dict[str, Any], caller: Caller) -> None:
