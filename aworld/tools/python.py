@@ -111,7 +111,7 @@ class _Kernels:
         if trajectory_id not in self._anew:
             return []
         self._anew.discard(trajectory_id)
-        return ["[Python was started anew: variables and imports of earlier calls are lost, files are kept]"]
+        return ["[Python was started anew: variables and imports of earlier calls are lost]"]
 
     async def rest(self, trajectory_id: str) -> None:
         """A kernel rests by itself."""

@@ -421,7 +421,7 @@ async def test_files_of_a_waiting_run_are_kept_for_whoever_goes_on(tmp_path: Pat
     async with pool() as second:
         done = await Runners.resume(response, waiting(second))
     python, read = results(done, 2)
-    assert python == "[Python was started anew: variables and imports of earlier calls are lost, files are kept]\n'fly'"
+    assert python == "[Python was started anew: variables and imports of earlier calls are lost]\n'fly'"
     assert read == "    1  fly"
     assert not list((tmp_path / "kept").iterdir())
 
