@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -107,6 +107,12 @@ class Agent(BaseAgent):
             others = [item for item in self.toolkit.given if item not in self._servers]
             other._servers = [server.sampled_by(other._sample) for server in self._servers]
             other.toolkit = Toolkit([*others, *other._servers], self.toolkit.tool_names, owner=self.toolkit.owner)
+        return other
+
+    def with_system_prompt(self, text: str) -> Self:
+        """The same agent with another system prompt."""
+        other = super().with_system_prompt(text)
+        other._settings = None
         return other
 
     def _mcp_tools(self, name: str, servers: Iterable[str] | None, config: Any) -> list[McpToolset]:

@@ -1,4 +1,4 @@
-"""The command line: `aworld run | resume | fork | replay | answer`, `aworld trajectories | swarm | mcp`.
+"""The command line: `aworld run | resume | fork | replay | answer | rollout`, `aworld trajectories | swarm | mcp`.
 
 Exit codes: 0 all runs finished, 1 something did not (its status says what), 2 wrong usage or settings, 130 Ctrl-C.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from aworld import __version__
-from aworld.cmd import answer, mcp, run, swarm, trajectories
+from aworld.cmd import answer, mcp, rollout, run, swarm, trajectories
 from aworld.cmd.wording import worded
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.runners.blocking import run_blocking
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
     answer.add_parser(commands)
+    rollout.add_parser(commands)
     trajectories.add_parser(commands)
     swarm.add_parser(commands)
     mcp.add_parser(commands)

@@ -129,6 +129,8 @@ def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
     line = Text.assemble((f"{sign} {summary.status}", f"bold {colour}"), "  ")
     if summary.score is not None:
         line.append_text(Text.assemble(_score(summary.score), "  "))
+    elif trajectory.rewards:
+        line.append("score unknown  ", style="yellow")
     line.append(" · ".join(facts))
     lines: list[RenderableType] = [line]
     started = datetime.fromtimestamp(summary.started_at).isoformat(sep=" ", timespec="seconds")
@@ -250,12 +252,17 @@ def _attempt(attempt: Attempt) -> Text:
 
 
 def _reward(reward: Rewarded) -> Text:
-    star = "★" if reward.value > 0 else "☆"
-    line = Text.assemble((f"{star} {reward.value:g}", "bold yellow"), f"  {clean(reward.name)}")
+    if reward.value is None:
+        line = Text.assemble(("✗ no value", "red"), f"  {clean(reward.name)}")
+    else:
+        star = "★" if reward.value > 0 else "☆"
+        line = Text.assemble((f"{star} {reward.value:g}", "bold yellow"), f"  {clean(reward.name)}")
     if reward.weight != 1.0:
         line.append(f" × {reward.weight:g}")
     if reward.source:
         line.append(f"  ({clean(reward.source)})", style="dim")
+    if reward.error is not None:
+        line.append(f"  {_one_line(reward.error)}", style="red")
     return line
 
 

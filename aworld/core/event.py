@@ -1,10 +1,11 @@
-"""The events of the log, schema version 1.
+"""The events of the log, schema version 2.
 
 A run is a sequence of immutable events with dense numbers from 0. Everything else (the answer, the rows, the stream,
 the checkpoint, the training sample) is a fold of them. Field names are stored: a change that an older reader cannot
 take raises `SCHEMA_VERSION`, gets a line here and a fixture in the tests.
 
     1   2026-11   first version
+    2   2026-11   a reward may have failed: `value` null, and `error`; `finished` tells whether the surroundings failed
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec import Struct
 
 from aworld.core.message import Message, Origin, Tokens, Usage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Status: TypeAlias = Literal[
     "finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running"
@@ -65,6 +66,8 @@ class Started(Entry, frozen=True, tag="started", kw_only=True, omit_defaults=Tru
     parent: str | None = None
     """Trajectory that caused this one."""
     forked_from: Fork | None = None
+    environment: str | None = None
+    """Name of the environment whose episode this is: its state is not in the log, so it cannot be resumed."""
     versions: dict[str, str] = {}
     schema: int = SCHEMA_VERSION
 
@@ -183,12 +186,15 @@ class AgentFinished(Entry, frozen=True, tag="agent_finished", kw_only=True, omit
 class Rewarded(Entry, frozen=True, tag="reward", kw_only=True, omit_defaults=True):
     """A reward for one step, or for the whole when `step` is None."""
 
-    value: float
+    value: float | None
+    """None when it could not be computed: unknown, not zero."""
     name: str = "reward"
     weight: float = 1.0
     step: int | None = None
     source: str | None = None
     detail: Any = None
+    error: str | None = None
+    """Why there is no value."""
 
 
 class StateSet(Entry, frozen=True, tag="state", kw_only=True, omit_defaults=True):
@@ -222,6 +228,9 @@ class Finished(Entry, frozen=True, tag="finished", kw_only=True, omit_defaults=T
     status: Status
     answer: Any = None
     error: str | None = None
+    surroundings: bool = False
+    """The run failed for a reason that is not the agent's: its environment died, or no model could be reached. It may
+    be run again, and is no sample of what the agent does."""
 
 
 Event: TypeAlias = (

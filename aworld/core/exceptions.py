@@ -8,6 +8,8 @@
     ├── DeniedError          a hook or a person refused an action
     ├── LimitReached         a limit of the task ended the run; names the limit
     ├── AgentLimit           a limit of one agent ended its work; its team is told
+    ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
+    ├── TrainingError        training cannot go on; its checkpoints are safe
     └── StoreError           the log could not be written or read; what was acknowledged before is safe
 
 Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
@@ -64,5 +66,17 @@ class AgentLimit(AWorldError):
     """A limit of one agent was reached; it ends that agent's work, and the run only if the agent was alone."""
 
 
+class EnvironmentFailed(AWorldError):
+    """The surroundings of a run died: a session, a simulator, a service that it stands on.
+
+    Raised by a tool or a session, it ends the run as failed for a reason that is not the agent's; any other exception
+    of a tool is told to the model.
+    """
+
+
 class StoreError(AWorldError):
     """The log could not be written or read. Names the store and the remedy."""
+
+
+class TrainingError(AWorldError):
+    """Training cannot go on: what is measured contradicts what it stands on. Its checkpoints are safe."""

@@ -12,7 +12,8 @@ import msgspec
 
 from aworld.core.event import Rewarded
 from aworld.core.message import chat_format, content_text, tool_call_format
-from aworld.core.trajectory import Step, Trajectory, score_of
+from aworld.core.score import score_of
+from aworld.core.trajectory import Step, Trajectory
 
 
 def rows(trajectory: Trajectory) -> list[dict[str, Any]]:
@@ -69,7 +70,7 @@ def _row(
         "observation": [_observation(trajectory, step, c.call_id) for c in step.tool_calls],
         "reward": {
             "score": score_of(rewards),
-            "rewards": [{"name": r.name, "value": r.value, "weight": r.weight, "source": r.source} for r in rewards],
+            "rewards": [_reward(reward) for reward in rewards],
         },
         "model": {
             "provider": call.provider,
@@ -89,6 +90,11 @@ def _row(
             "logprobs": _list(tokens.logprobs),
         },
     }
+
+
+def _reward(reward: Rewarded) -> dict[str, Any]:
+    shown = {"name": reward.name, "value": reward.value, "weight": reward.weight, "source": reward.source}
+    return shown if reward.error is None else {**shown, "error": reward.error}
 
 
 def _caller(trajectory: Trajectory, activation: int) -> str | None:

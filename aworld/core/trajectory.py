@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from aworld.core import event as ev
 from aworld.core.message import Message, Origin, Tokens, Usage
+from aworld.core.score import score_of
 from aworld.core.spending import Spending
 
 
@@ -154,8 +155,14 @@ class Trajectory:
         return self.finished.error if self.finished else None
 
     @property
+    def surroundings_failed(self) -> bool:
+        """Whether the run failed for a reason that is not the agent's: it may be run again, and is no sample."""
+        return self.finished is not None and self.finished.surroundings
+
+    @property
     def score(self) -> float | None:
-        """Sum of weight times value of all rewards, of steps and of the whole; None until one is given."""
+        """Sum of weight times value of all rewards, of steps and of the whole; None until one is given, and while one
+        that counts could not be computed."""
         return score_of(self.rewards)
 
     @property
@@ -351,9 +358,3 @@ class Trajectory:
         ev.Answered: _answered,
         ev.Finished: _finished,
     }
-
-
-def score_of(rewards: Iterable[ev.Rewarded]) -> float | None:
-    """Sum of weight times value; None when there is no reward."""
-    rewards = list(rewards)
-    return sum(r.weight * r.value for r in rewards) if rewards else None

@@ -210,10 +210,11 @@ def _params(config: ModelConfig) -> dict[str, Any]:
 
 
 def _translated(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with the two names that differ from everybody else's."""
-    if "stop" not in params and "reasoning_effort" not in params:
+    """Parameters with the two names that differ from everybody else's, and without the seed, which this API lacks."""
+    if not params.keys() & {"stop", "reasoning_effort", "seed"}:
         return params
     out = dict(params)
+    out.pop("seed", None)  # rollouts send one with every request
     stop = out.pop("stop", None)
     if stop is not None:
         out["stop_sequences"] = [stop] if isinstance(stop, str) else stop

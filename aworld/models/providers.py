@@ -34,6 +34,11 @@ class Provider(Struct, frozen=True):
     base_url: str | None = None
     needs_key: bool = False
     """Whether `base_url`, the provider's own address, asks for a key. Other addresses are never refused for one."""
+    local_name: str | None = None
+    """The model that answers when none is named, of a provider inside this process: it has no key and no address, and
+    the `LLM_*` variables that speak of those are not for it."""
+    state: Callable[[str], object] | None = None
+    """What equal settings do not tell of a model, such as when its file was written; with another, it is built anew."""
 
 
 def _chat(name: str) -> Factory:
@@ -63,6 +68,21 @@ def _litellm(config: ModelConfig) -> Model:
     return LiteLLMModel(config)
 
 
+def _embedded(config: ModelConfig) -> Model:
+    from aworld.models.embedded.model import embedded_model
+
+    return embedded_model(config)
+
+
+def _written(folder: str) -> object:
+    """When the weights of a checkpoint were written; None for the packaged policy."""
+    try:
+        found = os.stat(os.path.join(folder, "model.safetensors"))
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def _preset(name: str, prefix: str, base_url: str, *, needs_key: bool = True) -> Provider:
     return Provider(_chat(name), (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
 
@@ -79,6 +99,7 @@ _providers: dict[str, Provider] = {
     "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
     "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "litellm": Provider(_litellm),
+    "embedded": Provider(_embedded, local_name="packaged", state=_written),
 }
 
 _models: dict[tuple[Any, ...], Model] = {}
@@ -99,8 +120,9 @@ def known_providers() -> list[str]:
 def build_model(config: ModelConfig | str) -> Model:
     """The model of these settings, the same one for equal settings.
 
-    A string is a model's name (`"gpt-4o"`), or a provider and a name (`"ollama:qwen3:8b"`); the part before the first
-    colon is a provider only when it is the name of one. Raises `ConfigError`, which names what to set.
+    A string is a model's name (`"gpt-4o"`), a provider and a name (`"ollama:qwen3:8b"`; the part before the first colon
+    is a provider only when it is the name of one), a provider that needs no name (`"embedded"`), or the folder of a
+    checkpoint, which the embedded model answers from. Raises `ConfigError`, which names what to set.
     """
     if isinstance(config, str):
         config = _parsed(config)
@@ -111,7 +133,8 @@ def build_model(config: ModelConfig | str) -> Model:
     found = _environment(config, name, provider)
     # Settings may change between calls, so the key is what they hold, not which object they are.
     settings = [v if v is None or isinstance(v, str | int | float) else repr(v) for v in config.__dict__.values()]
-    key = (name, *found.values(), *settings)
+    state = provider.state and provider.state(found["llm_model_name"] or "")
+    key = (name, state, *found.values(), *settings)
     model = _models.get(key)
     if model is None:
         model = provider.factory(_resolved(config, name, provider, found))
@@ -125,11 +148,24 @@ def _parsed(text: str) -> ModelConfig:
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
         return ModelConfig(llm_provider=provider, llm_model_name=name)
+    if text in _providers and _providers[text].local_name:
+        return ModelConfig(llm_provider=text, llm_model_name=_providers[text].local_name)
+    if os.path.isfile(os.path.join(text, "model.safetensors")):
+        return ModelConfig(llm_provider="embedded", llm_model_name=text)
     return ModelConfig(llm_model_name=text)
 
 
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
     """What the environment gives for the settings that are open."""
+    if provider.local_name:
+        own = os.environ.get("LLM_MODEL_NAME") if os.environ.get("LLM_PROVIDER") == name else None
+        return {
+            "llm_model_name": config.llm_model_name or own or provider.local_name,
+            "llm_api_key": None,
+            "llm_base_url": None,
+            "llm_temperature": os.environ.get("LLM_TEMPERATURE") if config.llm_temperature is None else None,
+            "llm_api_version": None,
+        }
     own_key = _first(provider.key_variables)
     chosen = os.environ.get("LLM_PROVIDER")
     # `LLM_*` speak of the provider that the environment names; if it names none, of whichever has no key of its own.

@@ -216,6 +216,14 @@ class Cast:
         self._stop_below(team.id, f"{team.agent} has ended")
         self.finish(team, end.answer, end.error)
 
+    def end(self, answer: Any) -> None:
+        """End the whole run with this answer, whoever is at work."""
+        root = self.episode.record.activations[0]
+        if root.finished is None:
+            self._stop_below(root.id, "the episode is over")
+            self.finish(root, answer)
+            self.ready.clear()
+
     def _stop_below(self, id: int, why: str) -> None:
         for child in self.children.get(id, ()):
             activation = self.episode.record.activations[child]

@@ -19,7 +19,7 @@ from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import readable
 from aworld.core.common import Observation
-from aworld.core.exceptions import AgentLimit, AWorldError, LimitReached, StoreError, TaskError
+from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.limits import check_agent_limits, check_limits
 from aworld.core.message import Content, Message, Origin
@@ -27,11 +27,12 @@ from aworld.core.output import AnyOutput, RunFinished, StepFinished, StepStarted
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
-from aworld.runners import scoped
+from aworld.runners import scoped, setting
 from aworld.runners.action import interrupt_call, replace_results, run_tools
 from aworld.runners.cast import Cast
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.recovery import Recovery
+from aworld.runners.setting import is_unreachable
 from aworld.runners.state import SharedState
 from aworld.runners.turn import AgentTurn, observe
 from aworld.runners.world import World
@@ -61,6 +62,7 @@ class Episode:
         self.record = record if record is not None else Trajectory(task.id)
         self.journal = Journal(self.record, store, emit)
         self.world = world or World()
+        self.scene = task.scene
         self.cast = Cast(self, task.agent)
         self.state = SharedState(self.journal, self.cast.units)
         self.context = self.state.context_of(None)
@@ -68,6 +70,8 @@ class Episode:
         self.spent = 0.0
         self.response: TaskResponse | None = None
         self._begun = False
+        self._unreachable = False
+        """Whether a model could not be reached."""
         self._entered: list[Hooks] = []
         self._workers: dict[int, asyncio.Task[None]] = {}
         self._failed: list[asyncio.Task[None]] = []
@@ -120,6 +124,23 @@ class Episode:
         if self.cast.ready and seen.id not in self.cast.ready:  # it has ended, or waits for others: the next one's view
             seen = self.record.activations[self.cast.ready[0]]
         return over, observe(self.record, seen), response
+
+    async def begin(self) -> TaskResponse:
+        """Begin without taking a turn, for who wants to see first what the agent is told."""
+
+        async def nothing() -> None:
+            return
+
+        return await self._guarded(nothing)
+
+    async def abandon(self, why: str) -> None:
+        """End a run between two steps, as cancelled. Does nothing when it has ended or never began."""
+        if self._begun and self.record.finished is None:
+            await self._close("cancelled", why, False)
+
+    async def offered(self) -> Offer:
+        """The tools that whoever is due will be offered."""
+        return await self.cast.offer(self.record.activations[self.cast.ready[0] if self.cast.ready else 0])
 
     def next_due(self) -> int:
         """Whose turn the next step takes: the one that has waited longest."""
@@ -199,9 +220,10 @@ class Episode:
         try:
             try:
                 await self._turn(activation, agent)
-            except (LimitReached, StoreError):
+            except (LimitReached, StoreError, EnvironmentFailed):
                 raise
             except AWorldError as error:
+                self._unreachable = self._unreachable or is_unreachable(error)
                 self.cast.fail(activation, str(error), "limit_reached" if isinstance(error, AgentLimit) else None)
             except Exception as bug:
                 logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
@@ -237,11 +259,13 @@ class Episode:
         else:
             await self._decide(activation, agent, offer)
         if not activation.calls:
-            self._conclude(activation, agent)
+            await self._conclude(activation, agent)
             return
         self.cast.start_called(activation, offer)
         await run_tools(self, activation, offer)
         self.cast.hand_over(activation, offer)
+        if self.scene is not None and self.scene.over:
+            self.cast.end(self.scene.answer)
 
     async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
         check_limits(self.conf, self.record, self._steps)
@@ -267,7 +291,7 @@ class Episode:
             return False
         return self.record.messages[leaf].message.role == "assistant"
 
-    def _conclude(self, activation: Activation, agent: BaseAgent) -> None:
+    async def _conclude(self, activation: Activation, agent: BaseAgent) -> None:
         """The agent has answered: end its work, or tell it why the answer does not do."""
         assert activation.leaf is not None  # it has just said something
         message = self.record.messages[activation.leaf].message
@@ -280,6 +304,11 @@ class Episode:
             else:
                 self.add_message(activation, Message("user", f"{error}{CORRECTION}"), activation.leaf, "agent")
             return
+        if self.scene is not None and activation.caller is None:
+            told = await setting.respond(self.scene, message)
+            if told is not None:
+                self.add_message(activation, Message("user", told), activation.leaf, "input")
+                return
         self.cast.finish(activation, answer)
 
     def _corrections(self, activation: Activation) -> int:
@@ -295,6 +324,7 @@ class Episode:
         status: ev.Status | None = None
         error: str | None = None
         cancelled: asyncio.CancelledError | None = None
+        surroundings = False
         try:
             async with deadline:
                 await self._begin()
@@ -315,12 +345,18 @@ class Episode:
         except AWorldError as trouble:
             if not self._begun:  # misuse by the caller: there is no run to speak of
                 raise
-            status, error = "failed", str(trouble)
+            status, error, surroundings = "failed", str(trouble), isinstance(trouble, EnvironmentFailed)
         except Exception as bug:
             logger.exception("trajectory=%s | the run failed", self.record.id)
             status, error = "failed", f"{type(bug).__name__}: {bug}"
         self.spent += time.perf_counter() - began
-        response = await self._close(status, error)
+        surroundings = surroundings or (status == "failed" and self._unreachable)
+        if self.scene is not None and not surroundings:
+            try:
+                await setting.judge(self, status, error)
+            except asyncio.CancelledError as request:
+                cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
+        response = await self._close(status, error, surroundings)
         if cancelled is not None:
             raise cancelled
         return response
@@ -344,15 +380,16 @@ class Episode:
                 return "failed", unused
         return "finished", None
 
-    async def _close(self, status: ev.Status | None, error: str | None) -> TaskResponse:
+    async def _close(self, status: ev.Status | None, error: str | None, surroundings: bool) -> TaskResponse:
         """Write the end, if this is it, and make the response."""
         ended = status not in (None, "waiting", "interrupted")
         self.journal.held = False
         try:
             if ended and self.record.finished is None:
                 self._close_open_calls(status or "")
-                root = self._root_finish()
-                self.journal.add(ev.Finished, status=status, answer=root.answer if root else None, error=error)
+                root = self.root_finish()
+                answer = root.answer if root else None
+                self.journal.add(ev.Finished, status=status, answer=answer, error=error, surroundings=surroundings)
             if status != "interrupted":
                 await self.journal.commit()
         except StoreError as broken:
@@ -376,6 +413,8 @@ class Episode:
         return response
 
     async def _leave(self, response: TaskResponse) -> None:
+        if self.scene is not None:
+            await setting.close(self.scene, self.record, scoped.LET_GO)
         await (scoped.rest(self) if response.status == "waiting" else scoped.let_go(self))
         at = HookContext(self.record, self.context)
         for hook in reversed(self._entered):
@@ -396,7 +435,8 @@ class Episode:
             for called in activation.open_calls:
                 interrupt_call(self, activation, called, why)
 
-    def _root_finish(self) -> ev.AgentFinished | None:
+    def root_finish(self) -> ev.AgentFinished | None:
+        """How the agent or team of the task has ended, None while it has not."""
         root = self.record.activations.get(0)
         return root.finished if root is not None else None
 
@@ -412,16 +452,19 @@ class Episode:
         if self._begun:
             return
         self.check()
+        setting.check_scene(self.record, self.scene)
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
             Recovery(self.cast).recover()
             scoped.go_on(self)
-        else:
+        elif self.scene is None:
             self.cast.start(self.task.agent, self.task.input)
         self.journal.store.attach(self.record)
         await self.journal.commit()
         self._begun = True
+        if self.scene is not None:
+            await setting.open_scene(self, self.scene)
         self._intervene(self.task.said, None)
         at = HookContext(self.record, self.context)
         for hook in self.task.hooks:
@@ -441,6 +484,7 @@ class Episode:
             agents={name: unit.settings() for name, unit in self.cast.units.items()},
             conf=self.conf.model_dump(mode="json", exclude_defaults=True),
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
+            environment=self.scene.name if self.scene is not None else None,
             versions=_VERSIONS,
         )
         for key, value in self.task.context.items():

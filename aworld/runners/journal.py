@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from aworld.core.agent.base import plain
 from aworld.core.event import Event, Rewarded
 from aworld.core.output import AnyOutput
+from aworld.core.scene import Reward
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.store import TrajectoryStore
 
@@ -89,15 +90,34 @@ def give_reward(
     Raises ValueError for a value that no sum could use, a step that the trajectory does not have, or a detail that JSON
     cannot hold.
     """
-    for label, number in (("value", value), ("weight", weight)):
+    write_reward(
+        journal, Reward(value=value, name=name, weight=weight, step=step, source=source, detail=detail), failed=False
+    )
+    return journal.commit()
+
+
+def write_reward(journal: Journal, reward: Reward, *, failed: bool = True) -> None:
+    """Add a reward to the log, with `failed` also one without a value. Raises ValueError as `give_reward` does."""
+    value, step = reward.value, reward.step
+    for label, number in (("value", value), ("weight", reward.weight)):
+        if number is None and failed and label == "value" and reward.error is not None:
+            continue
         if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"A reward's {label} must be a finite number; got {number!r}.")
     record = journal.record
     if step is not None and step not in record.calls:
         raise ValueError(f"Trajectory {record.id} has no step {step}; it has {len(record.calls)}, from 0.")
     try:
-        detail = plain(detail)
+        detail = plain(reward.detail)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"A reward's detail must be JSON-able: {error}") from error
-    journal.add(Rewarded, value=float(value), name=name, weight=float(weight), step=step, source=source, detail=detail)
-    return journal.commit()
+    journal.add(
+        Rewarded,
+        value=None if value is None else float(value),
+        name=reward.name,
+        weight=float(reward.weight),
+        step=step,
+        source=reward.source,
+        detail=detail,
+        error=reward.error,
+    )

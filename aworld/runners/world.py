@@ -13,10 +13,10 @@ from typing import Any
 
 from aworld.config.conf import TaskConfig
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import AWorldError, ModelError, ToolError
+from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError, ToolError
 from aworld.core.message import ToolCall, content_text
 from aworld.core.model import Delta, Model, ModelRequest
-from aworld.core.tool.base import Question, Tool, ToolContext
+from aworld.core.tool.base import Question, Tool, ToolContext, calling
 from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
 from aworld.models.call import Outcome, call_model
@@ -48,7 +48,8 @@ class World:
             raise ModelError(f"Model {model.name!r} raised {_described(raised)}") from raised
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
-        """Call a tool. Every failure is a result that tells the model what was wrong. Raises only `Question`."""
+        """Call a tool. Every failure is a result that tells the model what was wrong. Raises only
+        `Question`, and `EnvironmentFailed` where the world of the run has died."""
         tool = offer.by_name.get(call.name)
         if tool is None:
             text = f"There is no tool named {call.name!r}. Tools: {', '.join(offer.by_name) or 'none'}."
@@ -58,7 +59,7 @@ class World:
         error: str | None = None
         try:
             content = to_content(await _bounded(tool, call.arguments, context, limit), conf.max_tool_result)
-        except Question:
+        except (Question, EnvironmentFailed):
             raise
         except TimeoutError as late:
             error = str(late) or "TimeoutError"
@@ -102,6 +103,7 @@ async def _bounded(tool: Tool, arguments: str, context: ToolContext, limit: floa
 
 async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
     """The tool's value. A task that ends with SystemExit would take the event loop with it."""
+    calling.set(context)  # in the task of this call alone
     try:
         return await tool.invoke(arguments, context)
     except SystemExit as raised:

@@ -181,7 +181,9 @@ def _image_type(url: str) -> str | None:
 
 
 def _reward(reward: Rewarded) -> dict[str, Any]:
-    return _present(name=reward.name, value=reward.value, weight=reward.weight, source=reward.source)
+    return _present(
+        name=reward.name, value=reward.value, weight=reward.weight, source=reward.source, error=reward.error
+    )
 
 
 def _time(at: float) -> str:

@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from aworld.core.event import ModelCalled
 from aworld.core.message import Tokens
-from aworld.core.trajectory import Trajectory, score_of
+from aworld.core.score import score_of
+from aworld.core.trajectory import Trajectory
 
 
 class TokenSequence(Struct, frozen=True, kw_only=True):
@@ -30,7 +31,8 @@ class TokenSequence(Struct, frozen=True, kw_only=True):
     steps: tuple[int, ...]
     """The calls that the row is made of."""
     score: float | None
-    """Sum of weight times value of all rewards of the trajectory; None until one is given."""
+    """Sum of weight times value of all rewards of the trajectory; None until one is given, and while one that counts
+    could not be computed."""
     step_scores: tuple[float | None, ...]
     """The same of the rewards of each step in `steps`."""
     policy_versions: tuple[str | None, ...]

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aworld.core.event import Started, TaskInfo
+from aworld.core.event import Rewarded, Started, TaskInfo, decode_event
+from aworld.core.score import Score
 from aworld.trajectory.memory import check_fork, has_forks, out_of_order
 from aworld.trajectory.sqlite_file import SEQ_BITS, roll_back
 from aworld.trajectory.sqlite_reader import compose, nearest
@@ -28,6 +29,8 @@ _WHOLE = (
     " updated_at=?, steps=?, events=?, input_tokens=?, output_tokens=? WHERE key=?"
 )
 
+_REWARD = b'{"kind":"reward"'
+
 
 class Known(Struct):
     """A log as the writer knows it: the number of its trajectory and the tally up to its last event."""
@@ -42,13 +45,32 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
     if row is None:
         return None
     agent, status, score, started, updated, finished, steps, events, inputs, outputs, answer, error, forked = row[5:18]
+    key = row[19]
+    scored = Score(score) if score is not None else _scored(connection, id, key, forked is not None)
     tally = Tally(
-        id=id, task=TaskInfo(*row[:5]), agent=agent, ended=None if finished is None else status, score=score,
+        id=id, task=TaskInfo(*row[:5]), agent=agent, ended=None if finished is None else status, scored=scored,
         started_at=started, updated_at=updated, finished_at=finished, steps=steps, events=events,
         input_tokens=inputs, output_tokens=outputs, answer=answer, error=error, forked_from=forked,
         asked=msgspec.json.decode(row[18] or b"[]", type=list[tuple[str, str | None]]), changed=False,
     )  # fmt: skip
-    return Known(row[19], tally)
+    return Known(key, tally)
+
+
+def _scored(connection: sqlite3.Connection, id: str, key: int, forked: bool) -> Score:
+    """The score as the events tell it, where the list says that there is none: a reward may have failed."""
+    score = Score()
+    if forked:
+        events = compose(connection, "", id)
+    else:
+        found = connection.execute(
+            "SELECT data FROM events WHERE key >= ? AND key < ? AND substr(data, 1, ?) = ? ORDER BY key",
+            (key << SEQ_BITS, (key + 1) << SEQ_BITS, len(_REWARD), _REWARD),
+        )
+        events = [decode_event(data) for (data,) in found]
+    for event in events:
+        if isinstance(event, Rewarded):
+            score.add(event)
+    return score
 
 
 def create(connection: sqlite3.Connection, url: str, id: str, started: Started) -> Known:
@@ -87,7 +109,7 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
         figures = (t.updated_at, t.steps, t.events, t.input_tokens, t.output_tokens, known.key)
         if t.changed:
             asked = msgspec.json.encode(t.asked) if t.asked else None
-            whole.append((t.agent, t.status, t.score, t.finished_at, t.answer, t.error, asked, *figures))
+            whole.append((t.agent, t.status, t.scored.value, t.finished_at, t.answer, t.error, asked, *figures))
             t.changed = False
         else:
             running.append(figures)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from aworld.core import event as ev
+from aworld.core.score import Score
 
 SHORT = 500
 """Characters of an answer or an error that a summary keeps."""
@@ -33,7 +34,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     """The agent that began."""
     status: ev.Status = "running"
     score: float | None = None
-    """Sum of weight times value of all rewards; None until one is given."""
+    """Sum of weight times value of all rewards; None until one is given, and while one that counts has failed."""
     started_at: float = 0.0
     updated_at: float = 0.0
     """When its last event happened."""
@@ -58,7 +59,7 @@ class Tally(Struct, kw_only=True):
     task: ev.TaskInfo
     agent: str | None = None
     ended: ev.Status | None = None
-    score: float | None = None
+    scored: Score = msgspec.field(default_factory=Score)
     started_at: float = 0.0
     updated_at: float = 0.0
     finished_at: float | None = None
@@ -107,7 +108,7 @@ class Tally(Struct, kw_only=True):
             user_id=task.user_id,
             agent=self.agent,
             status=self.status,
-            score=self.score,
+            score=self.scored.value,
             started_at=self.started_at,
             updated_at=self.updated_at,
             finished_at=self.finished_at,
@@ -144,7 +145,8 @@ def _model_call(tally: Tally, event: ev.ModelCalled) -> None:
 
 
 def _reward(tally: Tally, event: ev.Rewarded) -> None:
-    tally.score, tally.changed = (tally.score or 0) + event.weight * event.value, True
+    tally.scored.add(event)
+    tally.changed = True
 
 
 def _asked(tally: Tally, event: ev.Asked) -> None:

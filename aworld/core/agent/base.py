@@ -9,10 +9,11 @@ Write a rule-based agent by giving `BaseAgent.policy`; the language-model agent 
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -86,6 +87,12 @@ class BaseAgent:
     def id(self) -> str:
         """The name as a model or a provider takes it: letters, digits, `_` and `-`, at most 64."""
         return checked_id(self.name)
+
+    def with_system_prompt(self, text: str) -> Self:
+        """The same agent with another system prompt."""
+        other = copy.copy(self)
+        other.system_prompt = text
+        return other
 
     def as_tool(self) -> Tool:
         """The agent as a tool of another agent."""

@@ -8,6 +8,7 @@ back to the model; `ToolError` says it in the tool's own words.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +34,10 @@ class ToolContext:
     are no readers."""
     spent: list[Usage] = field(default_factory=list[Usage])
     """A tool that asks a model adds here what that used; it counts towards the limits of the run."""
+
+
+calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)
+"""The tool call that the code at hand serves, also in the thread of a synchronous tool."""
 
 
 class Question(Exception):

@@ -1,0 +1,249 @@
+"""`aworld rollout`: many episodes of an environment, with their rewards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import TYPE_CHECKING
+
+from aworld.cmd.trajectories import DEFAULT_STORE
+from aworld.core.exceptions import ConfigError
+
+if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
+    from collections.abc import Callable
+
+    from aworld.core.agent.flow import Unit
+    from aworld.environments.environment import Environment
+    from aworld.environments.problem import Problem
+    from aworld.environments.progress import Progress
+    from aworld.environments.report import Report
+
+PLAIN_EVERY = 5.0
+"""Seconds between the lines of progress where there is no terminal."""
+
+_ABOUT = (
+    "Run an agent on the problems of an environment, several samples of each, and score them. Every episode is "
+    "recorded. Started again with the same --run and --store, it does what is missing and no finished episode twice."
+)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `rollout` to the parser of `aworld`."""
+    parser = commands.add_parser("rollout", help="run an agent on many problems of an environment", description=_ABOUT)
+    parser.add_argument("environment", metavar="MODULE:ENVIRONMENT", help="such as my_tasks:shop")
+    parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
+    parser.add_argument("--model", metavar="[PROVIDER:]NAME", help="or a plain agent that asks this model")
+    parser.add_argument("--base-url", metavar="URL", help="where the API of --model lives")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature for --model")
+    parser.add_argument("--split", choices=("train", "test"), default="train", help="train (default) or test")
+    parser.add_argument("--tasks", type=int, metavar="N", help="problems (default: all of a list, 100 of a stream)")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="episodes of each problem (1)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="chooses problems and seeds episodes (0)")
+    parser.add_argument("--concurrency", type=int, default=128, metavar="N", help="episodes in flight at once (128)")
+    parser.add_argument("--retries", type=int, default=2, metavar="N", help="for episodes whose surroundings fail (2)")
+    parser.add_argument("--run", metavar="NAME", dest="name", help="name of the run, to go on with it later")
+    from aworld.cmd.run import add_limits, add_store
+
+    add_limits(parser)
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, for scripts")
+    parser.set_defaults(run=_rollout)
+
+
+async def _rollout(args: argparse.Namespace) -> int:
+    from aworld.environments.report import Report
+    from aworld.environments.rollout import rollouts
+    from aworld.runners.local import store_of
+
+    for option in ("samples", "concurrency"):
+        if getattr(args, option) < 1:
+            raise ConfigError(f"--{option} must be at least 1; got {getattr(args, option)}.")
+    environment = _environment(args)
+    agent = _agent(args)
+    problems = _problems(environment, args)
+    name = args.name or f"{environment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    store = store_of(args.store)
+    report = Report(environment)
+    began = time.monotonic()
+    with _Watch(len(problems) * args.samples, quiet=args.json) as watch:
+        watch.say(f"run {name}: {len(problems)} problems × {args.samples} of {environment.name}, {args.split}")
+        episodes = rollouts(
+            environment, agent, problems, samples=args.samples, seed=args.seed, store=store, run=name,
+            max_concurrency=args.concurrency, retries=args.retries, yield_finished=True, on_progress=watch.show,
+        )  # fmt: skip
+        try:
+            async for rollout in episodes:
+                report.add(rollout)
+        except BaseException:
+            watch.say(_go_on(args, name))
+            raise
+    took = time.monotonic() - began
+    if args.json:
+        import msgspec
+
+        told = {"run": name, "store": args.store, "split": args.split, "seconds": took, **report.as_dict()}
+        print(msgspec.json.encode(told).decode())
+    else:
+        _tell(report, args, name, took)
+    return 1 if report.lost else 0
+
+
+def _environment(args: argparse.Namespace) -> Environment:
+    from aworld.agents.references import find
+    from aworld.cmd.run import limits_of
+    from aworld.environments.environment import Environment
+
+    found = find(args.environment, "Environment")
+    if callable(found) and not isinstance(found, Environment):
+        found = found()
+    if not isinstance(found, Environment):
+        raise ConfigError(f"{args.environment!r} is a {type(found).__name__}; name an Environment.")
+    limits = limits_of(args).model_dump(exclude_unset=True)
+    for limit, value in limits.items():
+        found.conf = found.conf.model_copy(update={limit: value})
+    return found
+
+
+def _agent(args: argparse.Namespace) -> Unit:
+    from aworld.cmd.swarm import named
+
+    if args.agent is not None:
+        for option in ("model", "base_url", "temperature"):
+            if getattr(args, option) is not None:
+                raise ConfigError(f"--{option.replace('_', '-')} describes an agent, but {args.agent} is one already.")
+        return named(args.agent)
+    from aworld.agents.llm_agent import Agent
+    from aworld.config.conf import AgentConfig
+
+    conf = AgentConfig()
+    if args.base_url:
+        conf.llm_base_url = args.base_url
+    if args.temperature is not None:
+        conf.llm_temperature = args.temperature
+    if args.model:
+        provider, colon, model = args.model.partition(":")
+        conf.llm_model_name = model if colon else provider
+        if colon:
+            conf.llm_provider = provider
+    return Agent("policy", conf)
+
+
+def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:
+    source = environment.train if args.split == "train" else environment.test
+    if args.tasks is not None and args.tasks < 1:
+        raise ConfigError(f"--tasks must be at least 1; got {args.tasks}.")
+    count = args.tasks or (100 if callable(source) else None)
+    found = environment.problems(args.split, count, args.seed)
+    if not found:
+        raise ConfigError(f"Environment {environment.name!r} has no problems in {args.split!r}; try the other --split.")
+    return found
+
+
+class _Watch:
+    """Shows progress on standard error: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        self._console = Console(stderr=True)
+        self._quiet = quiet
+        self._live = self._console.is_terminal and not quiet
+        self._next = time.monotonic() + PLAIN_EVERY
+        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=self._console, disable=not self._live)
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> _Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if not self._quiet:
+            self._console.print(
+                text, style="dim" if self._live else None, highlight=False, markup=False, soft_wrap=True
+            )
+
+    def show(self, progress: Progress) -> None:
+        """Bring what is shown up to date."""
+        if self._live:
+            self._bar.update(self._task, completed=progress.done, description=_state(progress))
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_EVERY
+            self.say(f"{progress.done}/{progress.total}  {_state(progress)}")
+
+
+def _state(progress: Progress) -> str:
+    parts = [f"{progress.rate:.1f} episodes/s"]
+    if progress.eta is not None:
+        minutes, seconds = divmod(round(progress.eta), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    if progress.mean_score is not None:
+        parts.append(f"score {progress.mean_score:.3f}")
+    for count, what in ((progress.failed, "not finished"), (progress.retried, "retried"), (progress.lost, "lost")):
+        if count:
+            parts.append(f"{count} {what}")
+    return " · ".join(parts)
+
+
+def _tell(report: Report, args: argparse.Namespace, name: str, took: float) -> None:
+    """The table of the rubric, what was solved, and where it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("part", "mean", "min", "max", "weight", "failed", title=f"{report.environment.name} · {args.split}")
+    for part in report.parts.values():
+        known = part.mean is not None
+        shown = [f"{part.mean:.3f}", f"{part.low:g}", f"{part.high:g}"] if known else ["–", "–", "–"]
+        table.add_row(part.name, *shown, f"{part.weight:g}", str(part.failed) if part.failed else "")
+    if report.parts:
+        console.print(table)
+    say: Callable[[str], None] = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    for line in _figures(report, args, took):
+        say(line)
+    for part in report.parts.values():
+        if part.error is not None:
+            say(f"part {part.name}: {part.failed} failed, such as: {part.error}")
+    for error, count in report.errors.most_common(3):
+        say(f"{count} × {error}")
+    option = _store_option(args)
+    say(f"stored in {args.store}, as session {name}")
+    say(f"see:    aworld trajectories list --session {name}{option}")
+    say(f"export: aworld trajectories export --session {name}{option} --output {name}.jsonl")
+
+
+def _figures(report: Report, args: argparse.Namespace, took: float) -> list[str]:
+    first = report.pass_at_1
+    lines: list[str] = []
+    if first is not None:
+        known = f"{report.problems} problems × {args.samples}"
+        lines.append(f"pass@1  {first.value:.3f}  (95 %: {first.low:.3f}–{first.high:.3f}; {known})")
+    for k in sorted({k for k in (2, 4, 8, 16, 32, 64, args.samples) if 1 < k <= args.samples}):
+        value = report.pass_at(k)
+        if value is not None:
+            lines.append(f"pass@{k:<2} {value:.3f}")
+    endings = ", ".join(f"{count} {status}" for status, count in report.statuses.most_common())
+    lines.append(f"{report.episodes} episodes in {took:.1f} s: {endings}")
+    if report.lost:
+        lines.append(f"{report.lost} lost: their surroundings failed; the same command with --run tries them again")
+    if report.unscored:
+        lines.append(f"{report.unscored} of unknown success, as their scorer failed: not in pass@1")
+    return lines
+
+
+def _go_on(args: argparse.Namespace, name: str) -> str:
+    return (
+        f"cut short; go on with: aworld rollout {args.environment} ... --run {name}{_store_option(args)} "
+        "(the same agent, split, tasks, samples and seed)"
+    )
+
+
+def _store_option(args: argparse.Namespace) -> str:
+    default = os.environ.get("AWORLD_STORE", f"sqlite:///{DEFAULT_STORE}")
+    return "" if args.store == default else f" --store {args.store}"

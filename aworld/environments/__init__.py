@@ -1,0 +1,55 @@
+"""Environments: problems, the tools and state of an episode, its reward and its limits; and rollouts through them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aworld.core.exceptions import EnvironmentFailed as EnvironmentFailed
+    from aworld.core.scene import Reward as Reward
+    from aworld.environments.environment import Environment as Environment
+    from aworld.environments.episode import EpisodeEnv as EpisodeEnv
+    from aworld.environments.problem import Problem as Problem
+    from aworld.environments.problem import split_by_hash as split_by_hash
+    from aworld.environments.progress import Progress as Progress
+    from aworld.environments.report import Report as Report
+    from aworld.environments.rollout import Rollout as Rollout
+    from aworld.environments.rollout import by_group as by_group
+    from aworld.environments.rollout import rollouts as rollouts
+    from aworld.environments.rubric import Episode as Episode
+    from aworld.environments.rubric import Part as Part
+    from aworld.environments.rubric import Rubric as Rubric
+    from aworld.environments.session import Session as Session
+
+_HOMES = {
+    "Environment": "aworld.environments.environment",
+    "EnvironmentFailed": "aworld.core.exceptions",
+    "Episode": "aworld.environments.rubric",
+    "EpisodeEnv": "aworld.environments.episode",
+    "Part": "aworld.environments.rubric",
+    "Problem": "aworld.environments.problem",
+    "Progress": "aworld.environments.progress",
+    "Report": "aworld.environments.report",
+    "Reward": "aworld.core.scene",
+    "Rollout": "aworld.environments.rollout",
+    "Rubric": "aworld.environments.rubric",
+    "Session": "aworld.environments.session",
+    "by_group": "aworld.environments.rollout",
+    "rollouts": "aworld.environments.rollout",
+    "split_by_hash": "aworld.environments.problem",
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # one list, the one above
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,161 @@
+"""What a rollout came to: success with its uncertainty, and each part of the reward."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from aworld.core.trajectory import Trajectory
+from aworld.environments.environment import Environment
+from aworld.environments.rollout import Rollout
+
+Z = 1.96
+"""Standard normal quantile of a confidence of 95 %."""
+
+
+@dataclass(slots=True)
+class PartFigures:
+    """What is known of the rewards of one name. Values without those that failed."""
+
+    name: str
+    weight: float = 1.0
+    count: int = 0
+    failed: int = 0
+    total: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    error: str | None = None
+    """Why one of them failed."""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the values; None without one."""
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class Estimate:
+    """A share with its confidence interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(slots=True)
+class Report:
+    """Figures of a rollout, fed by `add`; it keeps counts, not episodes."""
+
+    environment: Environment
+    episodes: int = 0
+    lost: int = 0
+    """Episodes whose surroundings failed: in no figure below."""
+    unscored: int = 0
+    """Episodes of which nobody knows whether they passed, as a scorer failed: in neither pass@1 nor pass@k."""
+    statuses: Counter[str] = field(default_factory=Counter[str])
+    parts: dict[str, PartFigures] = field(default_factory=dict[str, PartFigures])
+    errors: Counter[str] = field(default_factory=Counter[str])
+    """Why episodes did not finish well, by text."""
+    _groups: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+
+    def add(self, rollout: Rollout) -> None:
+        """Count one more episode."""
+        self.episodes += 1
+        self.statuses[rollout.status] += 1
+        if rollout.error is not None:
+            self.errors[rollout.error.splitlines()[0][:200] if rollout.error else "?"] += 1
+        if rollout.lost:
+            self.lost += 1
+            return
+        self._add_parts(rollout.record)
+        success = solved(self.environment, rollout.record)
+        if success is None:
+            self.unscored += 1
+            return
+        counts = self._groups.setdefault(rollout.group_id, [0, 0])
+        counts[0] += 1
+        counts[1] += success
+
+    def _add_parts(self, record: Trajectory) -> None:
+        for reward in record.rewards:
+            part = self.parts.setdefault(reward.name, PartFigures(reward.name, reward.weight))
+            if reward.value is None:
+                part.failed += 1
+                part.error = part.error or reward.error
+                continue
+            part.count += 1
+            part.total += reward.value
+            part.low, part.high = min(part.low, reward.value), max(part.high, reward.value)
+
+    @property
+    def problems(self) -> int:
+        """Problems of which at least one sample is known to have passed or not."""
+        return len(self._groups)
+
+    @property
+    def pass_at_1(self) -> Estimate | None:
+        """Share of episodes that solved their problem, each problem counting the same; None without any."""
+        return share_of([(n, c) for n, c in self._groups.values()])
+
+    def pass_at(self, k: int) -> float | None:
+        """Probability that at least one of `k` samples solves a problem; None when no problem has that many samples.
+
+        The unbiased estimator of Chen et al. 2021, "Evaluating Large Language Models Trained on Code", section 2.1.
+        """
+        found = [1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in self._groups.values() if n >= k]
+        return fmean(found) if found else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, JSON-able."""
+        first = self.pass_at_1
+        samples = max((n for n, _ in self._groups.values()), default=1)
+        return {
+            "environment": self.environment.name,
+            "episodes": self.episodes,
+            "problems": self.problems,
+            "statuses": dict(self.statuses),
+            "lost": self.lost,
+            "unscored": self.unscored,
+            "pass@1": None if first is None else {"value": first.value, "low": first.low, "high": first.high},
+            **({f"pass@{samples}": self.pass_at(samples)} if samples > 1 else {}),
+            "parts": {
+                part.name: {"mean": part.mean, "weight": part.weight, "count": part.count, "failed": part.failed}
+                for part in self.parts.values()
+            },
+        }
+
+
+def solved(environment: Environment, record: Trajectory) -> bool | None:
+    """Whether an episode solved its problem: the first part of the rubric gave 1 or more; without a rubric, the score.
+
+    None when that is not known.
+    """
+    if environment.rubric is None or not environment.rubric.parts:
+        return None if record.score is None else record.score >= 1.0
+    name = environment.rubric.parts[0].name
+    value = next((r.value for r in reversed(record.rewards) if r.name == name), None)
+    return None if value is None else value >= 1.0
+
+
+def share_of(groups: list[tuple[int, int]]) -> Estimate | None:
+    """The share of successes over groups of (samples, successes), with Wilson's interval.
+
+    Samples of one problem are alike, so they count as fewer: as many as would give the spread that the problems show,
+    never fewer than there are problems nor more than there are samples.
+    """
+    if not groups:
+        return None
+    shares = [c / n for n, c in groups]
+    count, p = len(shares), fmean(shares)
+    samples = sum(n for n, _ in groups)
+    effective = float(samples if count == 1 else count)
+    if count > 1:
+        variance = sum((share - p) ** 2 for share in shares) / (count - 1) / count
+        if variance > 0:
+            effective = min(max(p * (1 - p) / variance, count), samples)
+    centre = (p + Z * Z / (2 * effective)) / (1 + Z * Z / effective)
+    half = Z * math.sqrt(p * (1 - p) / effective + Z * Z / (4 * effective * effective)) / (1 + Z * Z / effective)
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))

@@ -1,0 +1,74 @@
+"""Shop: dependent calls with a hidden state. The price of an item is known only to the shop; what several of them cost
+takes a look at the price, and then a sum with the number that was seen.
+
+A guess is worth nothing: the price is drawn anew for every problem, and no prompt shows it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from aworld.core.exceptions import ToolError
+from aworld.core.tool import tool
+from aworld.environments.environment import Environment
+from aworld.environments.problem import Problem, split_by_hash
+from aworld.environments.rubric import Part, Rubric
+from aworld.environments.session import Session
+from aworld.environments.sums import exact, held_out
+
+ITEMS = ("apple", "bean", "date", "fig", "lime", "nut", "pear", "plum")
+"""What the shop has."""
+
+
+def generate(seed: int) -> Iterator[Problem]:
+    """Problems without end. `data` holds the hidden price and the number in stock, which is beside the point."""
+    draw = random.Random(seed)
+    while True:
+        item, count = draw.choice(ITEMS), draw.randint(2, 9)
+        price, stock = draw.randint(10, 99), draw.randint(10, 99)
+        problem = f"{count}-{item}-{price}-{stock}"
+        asked = f"What do {count} {item}s cost?"
+        yield Problem(problem, asked, str(count * price), {"item": item, "price": price, "stock": stock})
+
+
+class Shop(Session):
+    """The shop of one episode."""
+
+    @tool(inline=True)
+    def price(self, item: str) -> int:
+        """What one costs."""
+        return self._of(item, "price")
+
+    @tool(inline=True)
+    def stock(self, item: str) -> int:
+        """How many there are."""
+        return self._of(item, "stock")
+
+    @tool(inline=True)
+    def add(self, a: int, b: int) -> int:
+        """The sum of two numbers."""
+        return a + b
+
+    @tool(inline=True)
+    def multiply(self, a: int, b: int) -> int:
+        """The product of two numbers."""
+        return a * b
+
+    def _of(self, item: str, what: str) -> int:
+        if item != self.problem.data["item"]:
+            raise ToolError(f"no {item} here")
+        return self.problem.data[what]
+
+
+def shop() -> Environment:
+    """The environment: endless training problems, 400 held-out ones that are never among them."""
+    train, test = split_by_hash(generate)
+    return Environment(
+        "shop",
+        train=train,
+        test=held_out(iter(test(0))),
+        session=Shop,
+        rubric=Rubric(Part("exact", exact, inline=True)),
+        conf={"max_steps": 6},
+    )

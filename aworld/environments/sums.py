@@ -1,0 +1,85 @@
+"""Sums: one tool call. "What is 37 plus 25?" is answered with the right tool, its result told as the answer.
+
+Small enough to be learnt within a minute by the embedded policy, which comes with the habit of taking the wrong tool.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+from aworld.core.tool import tool
+from aworld.environments.environment import Environment
+from aworld.environments.problem import Problem, split_by_hash
+from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.session import Session
+
+WORDS = {"plus": "add", "minus": "subtract", "times": "multiply"}
+"""The word of a question, and the tool that it asks for."""
+HELD_OUT = 400
+"""Problems of the held-out set."""
+
+
+def generate(seed: int) -> Iterator[Problem]:
+    """Problems without end: two numbers of two digits, the larger first, and one of three words."""
+    draw = random.Random(seed)
+    while True:
+        word = draw.choice(list(WORDS))
+        a, b = sorted((draw.randint(10, 99), draw.randint(10, 99)), reverse=True)
+        answer = {"plus": a + b, "minus": a - b, "times": a * b}[word]
+        yield Problem(f"{a}-{word}-{b}", f"What is {a} {word} {b}?", str(answer))
+
+
+class Calculator(Session):
+    """Three tools without state."""
+
+    @tool(inline=True)
+    def add(self, a: int, b: int) -> int:
+        """The sum of two numbers."""
+        return a + b
+
+    @tool(inline=True)
+    def subtract(self, a: int, b: int) -> int:
+        """The first number less the second."""
+        return a - b
+
+    @tool(inline=True)
+    def multiply(self, a: int, b: int) -> int:
+        """The product of two numbers."""
+        return a * b
+
+
+def exact(episode: Episode) -> bool:
+    """Whether the answer is the number and nothing else, and was computed by a tool."""
+    called = any(call.reply is not None for call in episode.record.calls.values()) and len(episode.record.calls) > 1
+    return called and episode.text == episode.problem.answer
+
+
+def held_out(problems: Iterator[Problem], count: int = HELD_OUT) -> list[Problem]:
+    """The first `count` distinct problems of a stream."""
+    distinct: dict[str, Problem] = {}
+    for problem in problems:
+        distinct.setdefault(problem.id, problem)
+        if len(distinct) == count:
+            break
+    return list(distinct.values())
+
+
+def sums() -> Environment:
+    """The environment: endless training problems, 400 held-out ones that are never among them."""
+    train, test = split_by_hash(generate)
+    return Environment(
+        "sums",
+        train=train,
+        test=held_out(iter(test(0))),
+        session=Calculator,
+        rubric=Rubric(Part("exact", exact, inline=True)),
+        conf={"max_steps": 4},
+    )
+
+
+def sample(seed: int, count: int) -> list[Problem]:
+    """`count` training problems, as the maker of the start policy draws them."""
+    train, _ = split_by_hash(generate)
+    return list(islice(train(seed), count))

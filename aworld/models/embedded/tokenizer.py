@@ -1,0 +1,99 @@
+"""Text to ids and back: the tokenizer and the chat template of a policy, the very files that other servers read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from aworld.config.errors import ConfigError
+
+END = "<|im_end|>"
+"""Ends a message. It is one token, so what stands before it is tokenised the same whatever follows."""
+
+_SEGMENTS = 4096  # messages whose ids are remembered: the system prompt and each question of a group come again
+
+
+class PolicyTokenizer:
+    """A tokenizer and its chat template.
+
+    Args:
+        data: Content of `tokenizer.json`.
+        template: Content of `chat_template.jinja`.
+
+    Raises:
+        ConfigError: When one of them cannot be read, or the tokenizer has no `<|im_end|>`.
+    """
+
+    def __init__(self, data: str, template: str) -> None:
+        self.data, self.template = data, template
+        try:
+            self._tokenizer: Any = Tokenizer.from_str(data)
+        except Exception as error:  # noqa: BLE001 - the package raises nothing narrower
+            raise ConfigError(f"tokenizer.json cannot be read: {error}") from None
+        try:
+            self._template = _environment().from_string(template)
+        except TemplateError as error:
+            raise ConfigError(f"chat_template.jinja cannot be read: {error}") from None
+        self.size: int = self._tokenizer.get_vocab_size()
+        self.digest: str = hashlib.sha256(data.encode()).hexdigest()[:16]
+        self.template_digest: str = hashlib.sha256(template.encode()).hexdigest()[:16]
+        end = self._tokenizer.token_to_id(END)
+        if end is None:
+            raise ConfigError(f"tokenizer.json has no token {END!r}, with which the embedded policy ends a message.")
+        self.end_id: int = end
+        self._segment = lru_cache(maxsize=_SEGMENTS)(self._encode_segment)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of a text. Message by message, because a message that was seen before costs nothing."""
+        ids: list[int] = []
+        *ended, rest = text.split(END)
+        for segment in ended:
+            ids += self._segment(segment)
+            ids.append(self.end_id)
+        return (*ids, *self._segment(rest))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, None when there is none."""
+        return self._tokenizer.token_to_id(token)
+
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, ask: bool) -> str:
+        """The text of a conversation, in the chat-completions shape; with `ask` the beginning of the next answer.
+
+        Raises ValueError when the template refuses the conversation.
+        """
+        try:
+            return self._template.render(messages=messages, tools=list(tools) or None, add_generation_prompt=ask)
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template cannot render these messages: {error}") from error
+
+    def _encode_segment(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The template language as `transformers` sets it up."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

@@ -1,0 +1,48 @@
+"""Training: from recorded episodes to a better policy.
+
+`AgentTrainer` is the front door. What trains is an engine, found by name (`registry`); what it learns from are samples,
+derived from stored trajectories (`samples`, `credit`, `filters`). Nothing here imports a tensor library before an
+engine that needs one is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aworld.training.config import TrainingConfig as TrainingConfig
+    from aworld.training.registry import Engine as Engine
+    from aworld.training.registry import TrainingJob as TrainingJob
+    from aworld.training.registry import known_engines as known_engines
+    from aworld.training.registry import register_processor as register_processor
+    from aworld.training.result import Evaluation as Evaluation
+    from aworld.training.result import StepReport as StepReport
+    from aworld.training.result import TrainingResult as TrainingResult
+    from aworld.training.trainer import AgentTrainer as AgentTrainer
+
+_HOMES = {
+    "AgentTrainer": "trainer",
+    "Engine": "registry",
+    "Evaluation": "result",
+    "StepReport": "result",
+    "TrainingConfig": "config",
+    "TrainingJob": "registry",
+    "TrainingResult": "result",
+    "known_engines": "registry",
+    "register_processor": "registry",
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # one list, the one above
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

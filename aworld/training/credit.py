@@ -1,0 +1,160 @@
+"""Credit: from rewards to what each sampled token is pushed by.
+
+Two choices, each a named function. A *credit* says what each step of a trajectory is worth: the score of the whole
+(`trajectory_reward`), what came after it (`step_rewards`), or what its agent earned (`agent_reward`). An *advantage*
+says how much better that was than the other episodes of the same group. A reward that could not be computed is unknown,
+not zero: what depends on it is None, and the sample is dropped by `filters.failed_rewards`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from msgspec.structs import replace
+
+from aworld.core.event import Rewarded
+from aworld.core.exceptions import ConfigError
+from aworld.core.score import score_of
+from aworld.core.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from aworld.training.samples import Sample
+
+__all__ = [
+    "ADVANTAGES",
+    "CREDITS",
+    "agent_reward",
+    "group_centred",
+    "group_normalised",
+    "named",
+    "raw",
+    "step_rewards",
+    "trajectory_reward",
+    "with_advantages",
+]
+
+Credit: TypeAlias = Callable[[Trajectory, str, Sequence[int], float], tuple[float | None, ...]]
+"""(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with."""
+
+Advantage: TypeAlias = Callable[[float, Sequence[float]], float]
+"""(return of a step, returns of the episodes of its group) -> advantage."""
+
+EPSILON = 1e-4
+"""Added to the standard deviation, as in GRPO: groups that nearly agree must not shout."""
+
+
+def trajectory_reward(
+    trajectory: Trajectory, agent: str, steps: Sequence[int], discount: float
+) -> tuple[float | None, ...]:
+    """The score of the whole episode for every step of every agent. Discounts nothing."""
+    return (trajectory.score,) * len(steps)
+
+
+def step_rewards(trajectory: Trajectory, agent: str, steps: Sequence[int], discount: float) -> tuple[float | None, ...]:
+    """The rewards of the whole, and those of this step and all later ones of whichever agent, discounted.
+
+    A step that comes k decisions later counts with discount ** k.
+    """
+    outcome = _score([reward for reward in trajectory.rewards if reward.step is None])
+    earned = _by_step(trajectory)
+    return tuple(_to_go(outcome, earned, step, discount) for step in steps)
+
+
+def agent_reward(trajectory: Trajectory, agent: str, steps: Sequence[int], discount: float) -> tuple[float | None, ...]:
+    """What one agent earned: rewards of the whole, and of its own steps from this one on, discounted by its own steps.
+
+    A reward of the whole whose `detail` is a mapping with `agent` counts for that agent only.
+    """
+    outcome = _score([r for r in trajectory.rewards if r.step is None and _meant_for(r) in (None, agent)])
+    own = sorted(step for step, call in trajectory.calls.items() if call.agent == agent)
+    places = {step: place for place, step in enumerate(own)}
+    earned = {places[step]: score for step, score in _by_step(trajectory).items() if step in places}
+    return tuple(_to_go(outcome, earned, places[step], discount) for step in steps)
+
+
+def _meant_for(reward: Rewarded) -> str | None:
+    detail: object = reward.detail
+    return cast("Mapping[str, str | None]", detail).get("agent") if isinstance(detail, Mapping) else None
+
+
+def _score(rewards: Sequence[Rewarded]) -> float | None:
+    """The score of some rewards; 0 when there is none, None when one could not be computed."""
+    return score_of(rewards) if rewards else 0.0
+
+
+def _by_step(trajectory: Trajectory) -> dict[int, float | None]:
+    by_step: dict[int, list[Rewarded]] = {}
+    for reward in trajectory.rewards:
+        if reward.step is not None:
+            by_step.setdefault(reward.step, []).append(reward)
+    return {step: _score(rewards) for step, rewards in by_step.items()}
+
+
+def _to_go(outcome: float | None, earned: Mapping[int, float | None], place: int, discount: float) -> float | None:
+    total = outcome
+    for at, score in earned.items():
+        if at < place or total is None:
+            continue
+        total = None if score is None else total + score * discount ** (at - place)
+    return total
+
+
+def raw(value: float, group: Sequence[float]) -> float:
+    """The return itself."""
+    return value
+
+
+def group_centred(value: float, group: Sequence[float]) -> float:
+    """The return less the mean of the group (as "Dr. GRPO", arXiv:2503.20783: not divided by the deviation)."""
+    return value - fmean(group)
+
+
+def group_normalised(value: float, group: Sequence[float]) -> float:
+    """The return less the mean of the group, in standard deviations of the group (GRPO, arXiv:2402.03300)."""
+    return (value - fmean(group)) / (pstdev(group) + EPSILON)
+
+
+CREDITS: dict[str, Credit] = {
+    "trajectory_reward": trajectory_reward,
+    "step_rewards": step_rewards,
+    "agent_reward": agent_reward,
+}
+ADVANTAGES: dict[str, Advantage] = {"group_normalised": group_normalised, "group_centred": group_centred, "raw": raw}
+
+
+def with_advantages(samples: Sequence[Sample], advantage: Advantage = group_normalised) -> list[Sample]:
+    """The samples with their advantages.
+
+    An episode counts once in its group, with the mean of its returns, however many rows and steps it has. A group of
+    one is compared with itself: its advantage is 0 (the filter `no_variance` drops it). Raises ConfigError for a
+    sample whose return is unknown: filter those first.
+    """
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for sample in samples:
+        if None in sample.returns:
+            raise ConfigError(
+                f"trajectory={sample.trajectory_id} | its reward is unknown, and so is its advantage; apply the filter "
+                "failed_rewards first."
+            )
+        returns = cast("tuple[float, ...]", sample.returns)
+        groups.setdefault(sample.group, {}).setdefault(sample.trajectory_id, []).extend(returns)
+    means = {group: [fmean(returns) for returns in each.values()] for group, each in groups.items()}
+    return [_with(sample, means[sample.group], advantage) for sample in samples]
+
+
+def _with(sample: Sample, group: Sequence[float], advantage: Advantage) -> Sample:
+    each = [advantage(cast(float, value), group) for value in sample.returns]
+    if not all(math.isfinite(value) for value in each):
+        raise ConfigError(f"trajectory={sample.trajectory_id} | an advantage is not finite; look at its rewards.")
+    return replace(sample, advantages=tuple(each[place] if place >= 0 else 0.0 for place in sample.token_steps))
+
+
+def named(table: Mapping[str, Credit | Advantage], name: str, setting: str) -> Credit | Advantage:
+    """An entry of a table by its name. Raises ConfigError that names the setting and what is known."""
+    found = table.get(name)
+    if found is None:
+        raise ConfigError(f"{setting}={name!r} is not known; use one of {', '.join(table)}.")
+    return found

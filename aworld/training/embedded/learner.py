@@ -1,0 +1,152 @@
+"""The learner: weights, optimiser, and one step of either.
+
+Everything that it does follows from its state, the samples and the number of the step, bit for bit: the order of
+samples is drawn from the seed and the step, so there is no state of a random generator to keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from aworld.models.embedded.checkpoint import Policy
+from aworld.training.config import TrainingConfig
+from aworld.training.embedded.adam import Adam
+from aworld.training.embedded.gradients import Batch, Parameters, loss_and_gradients
+from aworld.training.embedded.objectives import Objective, Values, grpo, imitation
+from aworld.training.samples import Sample
+
+ROWS = 32
+"""Sequences that go through the network side by side: what they need fits the processor's cache."""
+UNBOUNDED = 1e9
+
+
+class Learner:
+    """A policy that learns. `update` takes one step; `policy` is what has been learnt so far."""
+
+    def __init__(self, policy: Policy, config: TrainingConfig) -> None:
+        self.config = config
+        self.policy = policy.with_weights(policy.weights, version_of(policy.weights, 0))
+        self.adam = Adam(config.learning_rate, bound=config.max_gradient_norm or UNBOUNDED)
+
+    def update(self, samples: Sequence[Sample], step: int) -> dict[str, float]:
+        """Learn from samples that have advantages; returns figures. No samples: nothing changes.
+
+        `logprob_difference` is the largest one between a sampled token's log-probability as recorded and as computed
+        here before the first update; None of the later updates of the step is counted, as they mean to change it.
+        """
+        if not samples:
+            return {}
+        weights, figures = self.policy.weights, Figures()
+        draw = random.Random(f"{self.config.seed}/{step}")
+        for _ in range(self.config.epochs):
+            for part in dealt(samples, self.config.minibatches, draw):
+                weights = self._step(weights, part, figures)
+        self.policy = self.policy.with_weights(weights, version_of(weights, step))
+        return figures.means()
+
+    def _step(self, weights: Parameters, samples: Sequence[Sample], figures: Figures) -> Parameters:
+        config = self.config
+        objective = grpo(config.clip) if config.algorithm == "grpo" else imitation()
+        tokens = sum(map(_sampled, samples))
+        total: Parameters = {}
+        loss = 0.0
+        ordered = sorted(samples, key=lambda sample: len(sample.ids))  # what is padded together is of similar length
+        for start in range(0, len(ordered), ROWS):
+            part = ordered[start : start + ROWS]
+            watched = figures.watched(objective)
+            value, gradients, statistics = loss_and_gradients(
+                self.policy.config, weights, batch_of(part, config.temperature), watched, tokens=tokens
+            )
+            loss += value
+            figures.add(statistics)
+            for name, gradient in gradients.items():
+                total[name] = total[name] + gradient if name in total else gradient
+        weights, norm = self.adam.step(weights, total)
+        figures.stepped(loss, norm)
+        return weights
+
+    def state(self) -> tuple[dict[str, Any], Parameters]:
+        """What a checkpoint keeps beside the policy: plain values, and arrays by name."""
+        state = self.adam.state()
+        return {"optimiser_steps": state["steps"]}, state["moments"]
+
+    def restore(self, policy: Policy, state: dict[str, Any], moments: Parameters) -> None:
+        """Go on where a checkpoint was."""
+        self.policy = policy
+        self.adam.restore({"steps": state["optimiser_steps"], "moments": moments})
+
+
+class Figures:
+    """Figures of one training step, gathered over its updates."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.totals: dict[str, float] = {}
+        self.difference = 0.0
+
+    def watched(self, objective: Objective) -> Objective:
+        """The objective; before the first update it also tells how far recorded log-probabilities are off."""
+        if self.updates:
+            return objective
+
+        def watching(new: Values, old: Values, advantages: Values) -> Any:
+            if len(new):
+                self.difference = max(self.difference, float(np.abs(new - old).max()))
+            return objective(new, old, advantages)
+
+        return watching
+
+    def add(self, statistics: dict[str, float]) -> None:
+        """Figures of one part of an update."""
+        for name, value in statistics.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def stepped(self, loss: float, norm: float) -> None:
+        """An update is done."""
+        self.updates += 1
+        self.add({"loss": loss, "gradient_norm": norm})
+
+    def means(self) -> dict[str, float]:
+        """Means over the updates."""
+        names = {"drift": "logprob_change"}  # of tokens whose prompt drifted, the engine tells
+        found = {names.get(name, name): value / self.updates for name, value in self.totals.items()}
+        return {**found, "logprob_difference": self.difference, "updates": float(self.updates)}
+
+
+def dealt(samples: Sequence[Sample], parts: int, draw: random.Random) -> Iterator[Sequence[Sample]]:
+    """The samples dealt out into `parts` of nearly equal size, at random; one part is the samples as they are."""
+    if parts == 1:
+        yield samples
+        return
+    shuffled = draw.sample(list(samples), len(samples))
+    for part in range(parts):
+        if found := shuffled[part::parts]:
+            yield found
+
+
+def batch_of(samples: Sequence[Sample], temperature: float) -> Batch:
+    """Samples side by side."""
+    return Batch.of(
+        [sample.ids for sample in samples],
+        [sample.mask for sample in samples],
+        [sample.logprobs for sample in samples],
+        [sample.advantages for sample in samples],
+        temperature=temperature,
+    )
+
+
+def version_of(weights: Parameters, step: int) -> str:
+    """The name of some weights in the log: the step after which they stood, and a digest of what they are."""
+    digest = hashlib.blake2b(digest_size=4)
+    for name in sorted(weights):
+        digest.update(np.ascontiguousarray(weights[name]).tobytes())
+    return f"{step}-{digest.hexdigest()}"
+
+
+def _sampled(sample: Sample) -> int:
+    return sum(sample.mask)

@@ -1,0 +1,135 @@
+"""Makes the packaged policy, from nothing but a seed: `python -m aworld.training.embedded.make_policy FOLDER`.
+
+Dialogues of a demonstrator with bad habits (`demonstrations`), a byte-level BPE trained on them, and supervised
+training from random weights. Only what the assistant says is learnt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits
+from tokenizers.pre_tokenizers import Sequence as Sequenced
+from tokenizers.trainers import BpeTrainer
+
+from aworld.models.embedded.checkpoint import PACKAGED, Policy
+from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.tokenizer import END, PolicyTokenizer
+from aworld.training.embedded.adam import Adam
+from aworld.training.embedded.demonstrations import Demonstration, Demonstrator
+from aworld.training.embedded.gradients import Batch, loss_and_gradients
+from aworld.training.embedded.initial import initial_weights
+from aworld.training.embedded.objectives import imitation
+
+SEED = 5
+"""The packaged policy's."""
+VOCABULARY = 400
+STEPS = 2400
+BATCH = 64
+RATE = 3e-3
+SPECIAL = ("<|endoftext|>", "<|im_start|>", END)
+"""Tokens that no text has."""
+MARKS = ("<tool_call>", "</tool_call>")
+"""Tokens around a call, which a text may have."""
+BEFORE_TOKENS = 4000
+"""Dialogues that the tokenizer is trained on."""
+
+
+def make_policy(seed: int = SEED, steps: int = STEPS, progress: Callable[[int, float], None] | None = None) -> Policy:
+    """The policy; the same weights for the same seed on the same machine."""
+    template = (PACKAGED / "chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer = PolicyTokenizer(_trained_bpe(seed, template), template)
+    config = PolicyConfig(vocab_size=tokenizer.size, eos_token_id=tokenizer.end_id)
+    weights = initial_weights(config, seed)
+    optimiser, demonstrations = Adam(RATE), iter(Demonstrator(seed))
+    for step in range(steps):
+        optimiser.rate = RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        rows = [tokenised(tokenizer, one) for one in islice(demonstrations, BATCH)]
+        batch = Batch.of([ids for ids, _ in rows], [mask for _, mask in rows])
+        loss, gradients, _ = loss_and_gradients(config, weights, batch, imitation())
+        weights, _ = optimiser.step(weights, gradients)
+        if progress is not None:
+            progress(step, loss)
+    return Policy(config, weights, tokenizer)
+
+
+def tokenised(tokenizer: PolicyTokenizer, shown: Demonstration) -> tuple[list[int], list[int]]:
+    """Ids of a dialogue, and which of them the assistant says (`<|im_end|>` with them)."""
+    ids: list[int] = []
+    mask: list[int] = []
+    text = ""
+    for place, message in enumerate(shown.messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.render(shown.messages[:place], shown.tools, ask=True)
+        until = tokenizer.render(shown.messages[: place + 1], shown.tools, ask=False).rstrip("\n")
+        for piece, said in ((before[len(text) :], 0), (until[len(before) :], 1)):
+            found = tokenizer.encode(piece)
+            ids += found
+            mask += [said] * len(found)
+        text = until
+    return ids, mask
+
+
+def _trained_bpe(seed: int, template: str) -> str:
+    """A byte-level BPE as JSON. Digits stand alone, so that numbers are copied digit by digit; anything else may be
+    joined, also across words, which makes the fixed parts of a call few tokens."""
+    tokenizer: Any = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = Sequenced([Digits(individual_digits=True), ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY - len(MARKS),
+        special_tokens=[AddedToken(text, special=True) for text in SPECIAL],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_pieces(seed, template), trainer)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKS])
+    return tokenizer.to_str(pretty=True)
+
+
+def _pieces(seed: int, template: str) -> Iterator[str]:
+    """Rendered dialogues, cut at the tokens that are never part of another."""
+    rendered = PolicyTokenizer(_bytes_only(), template)
+    cut = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKS))))
+    for shown in islice(Demonstrator(seed), BEFORE_TOKENS):
+        yield from filter(None, cut.split(rendered.render(shown.messages, shown.tools, ask=False)))
+
+
+def _bytes_only() -> str:
+    tokenizer: Any = Tokenizer(BPE())
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    return tokenizer.to_str()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the policy and save it."""
+    parser = argparse.ArgumentParser(prog="python -m aworld.training.embedded.make_policy", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where it is saved; nothing else in it is touched")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of supervised training")
+    given = parser.parse_args(arguments)
+
+    def progress(step: int, loss: float) -> None:
+        if step % 50 == 0 or step == given.steps - 1:
+            sys.stdout.write(f"step={step} loss={loss:.4f} cpu_seconds={time.process_time():.0f}\n")
+            sys.stdout.flush()
+
+    made = make_policy(given.seed, given.steps, progress)
+    made.save(given.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Filters: which samples are left out of training, by named functions that report what they dropped.
+
+Nothing disappears unseen: `apply` returns how many samples each filter took out. Three filters always apply, as what
+they drop cannot be trained on (`ALWAYS`); the others are a matter of taste and stand in `TrainingConfig.filters`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from aworld.core.exceptions import ConfigError
+from aworld.training.samples import Sample
+
+__all__ = [
+    "ALWAYS",
+    "FILTERS",
+    "apply",
+    "failed_rewards",
+    "incomplete",
+    "no_variance",
+    "surroundings",
+    "truncated",
+    "without_logprobs",
+]
+
+Filter: TypeAlias = Callable[[Sequence[Sample]], list[Sample]]
+"""Returns the samples that are kept, in their order."""
+
+
+def incomplete(samples: Sequence[Sample]) -> list[Sample]:
+    """Drops samples of trajectories that lack a model call, or the token ids of one."""
+    return [sample for sample in samples if sample.complete]
+
+
+def surroundings(samples: Sequence[Sample]) -> list[Sample]:
+    """Drops samples of episodes that failed for a reason that is not the policy's."""
+    return [sample for sample in samples if not sample.surroundings_failed]
+
+
+def failed_rewards(samples: Sequence[Sample]) -> list[Sample]:
+    """Drops samples whose reward is unknown: a scorer failed, or nobody gave one."""
+    return [sample for sample in samples if sample.reward is not None and None not in sample.returns]
+
+
+def truncated(samples: Sequence[Sample]) -> list[Sample]:
+    """Drops samples of episodes that a limit cut off, where that says nothing about the policy."""
+    return [sample for sample in samples if not sample.truncated]
+
+
+def without_logprobs(samples: Sequence[Sample]) -> list[Sample]:
+    """Drops samples of which the server did not tell the log-probability of every sampled token."""
+    return [s for s in samples if all(p is not None for p, sampled in zip(s.logprobs, s.mask) if sampled)]
+
+
+def no_variance(samples: Sequence[Sample]) -> list[Sample]:
+    """Drops groups that have nothing to teach: all credited alike, or only one episode left to compare."""
+    returns: dict[tuple[str, str], set[float | None]] = {}
+    episodes: dict[tuple[str, str], set[str]] = {}
+    for sample in samples:
+        returns.setdefault(sample.group, set()).update(sample.returns)
+        episodes.setdefault(sample.group, set()).add(sample.trajectory_id)
+    return [s for s in samples if len(returns[s.group]) > 1 and len(episodes[s.group]) > 1]
+
+
+FILTERS: dict[str, Filter] = {
+    each.__name__: each for each in (incomplete, surroundings, failed_rewards, truncated, without_logprobs, no_variance)
+}
+ALWAYS = ("incomplete", "surroundings", "failed_rewards")
+"""What these drop cannot be trained on."""
+
+
+def apply(samples: Sequence[Sample], names: Iterable[str] = ("no_variance",)) -> tuple[list[Sample], dict[str, int]]:
+    """Put samples through `ALWAYS` and the named filters, in this order.
+
+    Returns the samples that are left and how many each filter dropped. Raises ConfigError for an unknown name.
+    """
+    dropped: dict[str, int] = {}
+    kept = list(samples)
+    for name in dict.fromkeys((*ALWAYS, *names)):
+        before = len(kept)
+        kept = filter_of(name)(kept)
+        dropped[name] = before - len(kept)
+    return kept, {name: count for name, count in dropped.items() if count}
+
+
+def filter_of(name: str) -> Filter:
+    """The filter of this name. Raises ConfigError that names the nearest."""
+    found = FILTERS.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, FILTERS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "add it to aworld.training.filters.FILTERS."
+        raise ConfigError(f"filters: {name!r} is not known; {hint} Known are: {', '.join(FILTERS)}.")
+    return found

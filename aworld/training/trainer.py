@@ -1,0 +1,156 @@
+"""`AgentTrainer`: the front door of training. It checks what it is given, and lets an engine train."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology
+from aworld.core.exceptions import ConfigError
+from aworld.environments.rubric import Part, Rubric, Scorer
+from aworld.runners.blocking import run_blocking
+from aworld.training import curve
+from aworld.training.config import TrainingConfig, training_config
+from aworld.training.datasets import Dataset, environments_of
+from aworld.training.registry import TrainingJob, engine_of
+from aworld.training.result import TrainingEvent, TrainingResult
+
+__all__ = ["AgentTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_MARK = "run.json"
+
+
+class AgentTrainer:
+    """Trains the policy of an agent on an environment, and measures it on held-out problems before and after.
+
+    Args:
+        agent: The agent, or the team, whose policy is trained.
+        config: A `TrainingConfig`, a dict of its settings, or the path of a YAML file; None for the defaults.
+        reward_func: A function of the episode (`aworld.environments.Episode`) that returns a number, or a `Rubric`. It
+            takes the place of the environment's rubric; None uses that. One that raises, hangs or gives no number is
+            recorded as a failed reward, and its episode is not learnt from.
+        train_dataset: An `Environment`, a list of problems (dicts with at least `input` will do), or the path of a
+            `.jsonl` or `.parquet` file of such.
+        test_dataset: The held-out problems, likewise; of an environment its `test` split. None takes those of
+            `train_dataset`. Problems that are in both are refused.
+        train_engine_name: What trains: `embedded`, `trl`, `swift`, `verl`, or one of your own (`register_processor`).
+        run_path: Folder for everything that the run writes: `policy/` (what `Agent(model=run_path)` takes),
+            `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`. A run that was cut off goes on when
+            the folder is given again. None makes one under `.aworld/training/`.
+        on_event: Told what happens, while it happens (`aworld.training.result.TrainingEvent`).
+
+    Raises:
+        ConfigError: An argument cannot work; the message names it and says what to do. Nothing was run or written.
+    """
+
+    def __init__(
+        self,
+        agent: BaseAgent | Topology,
+        config: TrainingConfig | Mapping[str, Any] | str | Path | None = None,
+        reward_func: Scorer | Rubric | Part | None = None,
+        train_dataset: Dataset | None = None,
+        test_dataset: Dataset | None = None,
+        train_engine_name: str = "embedded",
+        run_path: str | Path | None = None,
+        on_event: Callable[[TrainingEvent], None] | None = None,
+    ) -> None:
+        _check_agent(agent)
+        if train_dataset is None:
+            raise ConfigError(
+                "train_dataset is missing: give an Environment, a list of problems, or a .jsonl or .parquet file."
+            )
+        if on_event is not None and not callable(on_event):
+            raise ConfigError(f"on_event takes a function of an event; got {on_event!r:.100}.")
+        self.engine = engine_of(train_engine_name)
+        environment, held_out = environments_of(train_dataset, test_dataset, reward_func)
+        self.job = TrainingJob(
+            agent=agent,
+            environment=environment,
+            held_out=held_out,
+            config=training_config(config),
+            run_path=_folder(run_path, train_engine_name),
+            emit=_heard(on_event),
+        )
+        self.engine.check(self.job)
+
+    def train(self) -> TrainingResult:
+        """Train, and return how it went. Works inside a running event loop too, by a thread of its own.
+
+        Raises TrainingError when training cannot go on, StoreError when episodes cannot be recorded.
+        """
+        return run_blocking(self.train_async())
+
+    async def train_async(self) -> TrainingResult:
+        """`train` for async code."""
+        job = self.job
+        _mark(job.run_path, self.engine.name)
+        result = await self.engine.train(job)
+        result.save(job.run_path / "result.json")
+        (job.run_path / "curve.json").write_bytes(
+            msgspec.json.format(msgspec.json.encode(curve.points(result)), indent=1)
+        )
+        (job.run_path / "curve.svg").write_text(curve.svg(result, job.environment.name), encoding="utf-8")
+        return result
+
+
+def _check_agent(agent: object) -> None:
+    if not isinstance(agent, BaseAgent | Topology):
+        raise ConfigError(f"agent takes the Agent or the team whose policy is trained; got {agent!r:.100}.")
+    try:
+        agent.check()
+    except ConfigError as error:
+        raise ConfigError(f"agent={agent.name!r} cannot run: {error}") from None
+
+
+def _folder(given: object, engine: str) -> Path:
+    if given is None:
+        return Path(".aworld", "training", f"{datetime.now():%Y%m%d-%H%M%S-%f}-{engine}").resolve()
+    if not isinstance(given, str | Path) or not str(given).strip():
+        raise ConfigError(f"run_path takes the path of a folder; got {given!r:.100}.")
+    path = Path(given).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"run_path={str(given)!r} is a file; give the path of a folder.")
+    if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
+        raise ConfigError(f"run_path={str(given)!r} holds other things; give a new folder, or that of an earlier run.")
+    known = _marked(path)
+    if known is not None and known != engine:
+        raise ConfigError(f"run_path={str(given)!r} holds a run of the engine {known!r}; take another folder.")
+    return path
+
+
+def _marked(path: Path) -> str | None:
+    """The engine of the run that a folder holds; None when it holds none."""
+    try:
+        return str(msgspec.json.decode((path / _MARK).read_bytes())["engine"])
+    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return None
+
+
+def _mark(path: Path, engine: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _MARK).write_bytes(msgspec.json.encode({"engine": engine}))
+    except OSError as error:
+        raise ConfigError(f"run_path={str(path)!r} cannot be written: {error.strerror}.") from None
+
+
+def _heard(on_event: Callable[[TrainingEvent], None] | None) -> Callable[[TrainingEvent], None]:
+    """Tells `on_event`, whose failures are its own."""
+
+    def emit(event: TrainingEvent) -> None:
+        if on_event is None:
+            return
+        try:
+            on_event(event)
+        except Exception:  # who watches must not stop what is watched
+            logger.exception("event=%s | on_event raised", type(event).__name__)
+
+    return emit

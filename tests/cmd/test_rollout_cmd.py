@@ -1,0 +1,137 @@
+"""`aworld rollout` as a person and as a script uses it: real processes, a real store."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TASKS = '''
+from tests.environments.shop import Part, agent_of, buying, correct, shop, stream
+from aworld.core.exceptions import EnvironmentFailed
+from tests.environments.shop import Shop
+
+def half(request):
+    """Right for one seed in two."""
+    return buying(request) if request.turn == 0 or request.params["seed"] % 2 else "no"
+
+def short(episode):
+    if episode.problem.id == "3":
+        raise ValueError("too long")
+    return 1.0
+
+class Closed(Shop):
+    async def start(self):
+        raise EnvironmentFailed("the shop is closed")
+
+tasks = shop(Part("correct", correct), Part("short", short, weight=0.5))
+endless = shop(train=stream)
+closed = shop(session=Closed)
+leaky = shop(train=[*shop().train, shop().test[0]])
+agent = agent_of(half)
+'''
+ROOT = Path(__file__).parents[2]
+
+
+class Shell:
+    """Runs `aworld rollout` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "my_tasks.py").write_text(TASKS)
+        self.environ = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+        for name in ("LLM_MODEL_NAME", "OPENAI_API_KEY", "LLM_API_KEY", "AWORLD_STORE"):
+            self.environ.pop(name, None)
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "aworld", *arguments],
+            cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_a_rollout_ends_with_a_table_and_what_to_do_next(shell: Shell) -> None:
+    done = shell("rollout", "my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "4", "--run", "first")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "run first: 10 problems × 4 of shop, train"
+    out = done.stdout
+    assert "pass@1 " in out
+    assert "10 problems × 4)" in out
+    assert "pass@4 " in out
+    assert "40 episodes in" in out
+    assert "part short: 4 failed, such as: ValueError: too long" in out
+    assert "stored in sqlite:///.aworld/trajectories.db, as session first" in out
+    export = next(line for line in out.splitlines() if line.startswith("export:")).removeprefix("export: aworld ")
+    assert shell(*export.split()).returncode == 0
+    assert len((shell.folder / "first.jsonl").read_text().splitlines()) == 80
+    listed = json.loads(shell("trajectories", "list", "--session", "first", "--json", "--limit", "99").stdout)
+    assert len(listed) == 40
+
+
+def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
+    command = ("rollout", "my_tasks:endless", "--agent", "my_tasks:agent", "--json", "--tasks", "6", "--samples", "2")
+    first = json.loads(shell(*command, "--run", "r", "--seed", "4").stdout)
+    assert (first["run"], first["episodes"], first["problems"], first["statuses"]) == ("r", 12, 6, {"finished": 12})
+    assert 0 <= first["pass@1"]["low"] <= first["pass@1"]["value"] <= first["pass@1"]["high"] <= 1
+    assert first["parts"]["correct"]["count"] == 12
+    again = json.loads(shell(*command, "--run", "r", "--seed", "4").stdout)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
+    assert more["episodes"] == 18
+    assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
+
+
+def test_lost_episodes_are_told_and_tried_again_by_the_next_start(shell: Shell) -> None:
+    done = shell("rollout", "my_tasks:closed", "--agent", "my_tasks:agent", "--retries", "0", "--tasks", "3")
+    assert done.returncode == 1
+    assert "3 lost: their surroundings failed" in done.stdout
+    assert "3 × the shop is closed" in done.stdout
+    assert "pass@1" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["my_tasks:nothing"], "'my_tasks' has no 'nothing'"),
+        (["my_tasks:agent", "--agent", "my_tasks:agent"], "is a Agent; name an Environment"),
+        (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "name an agent or a swarm"),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--model", "x"], "--model describes an agent, but"),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "0"], "--samples must be at least 1"),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "0"], "--tasks must be at least 1"),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "99"], "has 10 problems; 99 were asked for"),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
+        (["my_tasks:leaky", "--agent", "my_tasks:agent"], "1 of 11 training problems are held out too"),
+        (["my_tasks:tasks", "--model", "gpt-4o"], "OPENAI_API_KEY"),
+    ],
+)
+def test_misuse_is_told_in_one_line(shell: Shell, arguments: list[str], error: str) -> None:
+    done = shell("rollout", *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_on_a_terminal_progress_is_shown_while_it_goes_on(shell: Shell) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "aworld", "rollout", "my_tasks:tasks", "--agent", "my_tasks:agent"]
+    with subprocess.Popen(
+        command, cwd=shell.folder, env={**shell.environ, "TERM": "xterm"}, stdout=subprocess.PIPE, stderr=theirs
+    ) as child:
+        out, _ = child.communicate(timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert child.returncode == 0
+    assert "10/10" in shown
+    assert "episodes/s" in shown
+    assert b"pass@1" in out

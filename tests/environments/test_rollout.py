@@ -1,0 +1,273 @@
+"""Rollouts: groups, order, concurrency, retries, and going on after an end that nobody wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError
+from aworld.core.model import ModelRequest
+from aworld.environments import Part, Problem, Progress, Rollout, by_group, rollouts
+from aworld.environments.environment import derived_seed
+from aworld.models.doubles import Said, call
+from aworld.trajectory import MemoryStore, Query, TrajectoryStore
+from tests.environments.shop import Shop, agent_of, buying, problem, saying, shop, stream
+
+
+async def all_of(*given: Any, **settings: Any) -> list[Rollout]:
+    return [rollout async for rollout in rollouts(*given, **settings)]
+
+
+async def test_samples_of_a_problem_are_a_group(store: TrajectoryStore) -> None:
+    environment = shop()
+    found = await all_of(environment, agent_of(), environment.problems(), samples=3, store=store, run="first")
+    assert len(found) == 30
+    assert list(Counter(rollout.group_id for rollout in found).values()) == [3] * 10
+    assert sorted((int(r.problem.id), r.sample) for r in found) == [(p, s) for p in range(10) for s in range(3)]
+    assert all(r.score == 1.0 and r.status == "finished" and r.attempts == 1 and not r.recorded for r in found)
+    assert {r.record.task.group_id for r in found} == {r.group_id for r in found}
+    assert await store.count(Query(session="first")) == 30
+    assert await store.count(Query(group=found[0].group_id)) == 3
+
+
+async def test_they_come_in_order_of_finishing_and_no_more_run_than_were_asked_for() -> None:
+    running, most = 0, 0
+    release = [asyncio.Event() for _ in range(10)]
+
+    async def think(request: ModelRequest) -> Said:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        number = int(request.messages[-1].text.split()[3])
+        await release[number].wait()
+        running -= 1
+        return "done"
+
+    episodes = rollouts(shop(), agent_of(think), shop().problems(), max_concurrency=4)
+    first = asyncio.ensure_future(anext(episodes))
+    release[2].set()
+    assert (await first).problem.id == "2"
+    release[4].set()
+    assert (await anext(episodes)).problem.id == "4"
+    for event in release:
+        event.set()
+    assert len([rollout async for rollout in episodes]) == 8
+    assert most == 4
+
+
+async def test_seeds_depend_on_seed_problem_and_sample_alone() -> None:
+    def think(request: ModelRequest) -> Said:
+        return str(request.params["seed"])
+
+    async def answers(seed: int, order: list[Problem]) -> dict[tuple[str, int], str]:
+        found = await all_of(shop(), agent_of(think), order, samples=2, seed=seed, max_concurrency=3)
+        return {(r.problem.id, r.sample): r.answer for r in found}
+
+    problems = shop().problems()
+    once, again, other = await answers(1, problems), await answers(1, problems[::-1]), await answers(2, problems)
+    assert once == again
+    assert len({*once.values(), *other.values()}) == 40
+    assert once["3", 1] == str(derived_seed(derived_seed(1, "3", 1), "buyer", 0))
+
+
+async def test_a_second_start_does_only_what_is_missing(store: TrajectoryStore) -> None:
+    environment, asked = shop(), Counter[str]()
+
+    def think(request: ModelRequest) -> Said:
+        asked[request.trajectory_id] += 1
+        return buying(request)
+
+    problems = environment.problems()
+    given: dict[str, Any] = {"samples": 2, "store": store, "run": "r"}
+    episodes = rollouts(environment, agent_of(think), problems, max_concurrency=3, **given)
+    first = [await anext(episodes) for _ in range(7)]
+    await episodes.aclose()
+    before = await store.query(Query(session="r"))
+    finished = {summary.id for summary in before if summary.status == "finished"}
+    assert {rollout.id for rollout in first} <= finished
+    assert {summary.status for summary in before} <= {"finished", "cancelled"}
+    asked.clear()
+
+    states: list[tuple[int, int]] = []
+
+    def note(progress: Progress) -> None:
+        states.append((progress.done, progress.skipped))
+
+    rest = await all_of(environment, agent_of(think), problems, on_progress=note, **given)
+    assert {rollout.id for rollout in rest} | finished == {
+        s.id for s in await store.query(Query(session="r", status=("finished",)))
+    }
+    assert len(rest) == 20 - len(finished)
+    assert states[-1] == (20, len(finished))
+    assert not finished & asked.keys()
+
+    everything = await all_of(environment, agent_of(think), problems, yield_finished=True, **given)
+    assert len(everything) == 20
+    assert all(rollout.recorded and rollout.score == 1.0 for rollout in everything)
+    assert {r.seed for r in everything} == {derived_seed(0, r.problem.id, r.sample) for r in everything}
+
+
+async def test_another_seed_or_another_problem_of_that_id_is_no_finished_episode(store: TrajectoryStore) -> None:
+    given: dict[str, Any] = {"store": store, "run": "r"}
+    assert len(await all_of(shop(), agent_of(), [problem(1)], **given)) == 1
+    assert await all_of(shop(), agent_of(), [problem(1)], **given) == []
+    assert len(await all_of(shop(), agent_of(), [problem(1)], seed=1, **given)) == 1
+    assert len(await all_of(shop(), agent_of(), [Problem("1", "Another?", 3, {"price": 3})], **given)) == 1
+    assert len(await all_of(shop(), agent_of(), [problem(1)], store=store)) == 1
+
+
+async def test_failures_of_the_surroundings_are_tried_again_and_kept(store: TrajectoryStore) -> None:
+    visits = Counter[str]()
+
+    class Flaky(Shop):
+        async def start(self) -> None:
+            visits[self.problem.id] += 1
+            if visits[self.problem.id] <= int(self.problem.id):
+                raise EnvironmentFailed("the shop is closed")
+
+    environment = shop(session=Flaky)
+    problems = [problem(number) for number in range(4)]
+    progress: list[Progress] = []
+    given: dict[str, Any] = {"store": store, "run": "r", "retries": 2, "on_progress": progress.append}
+    found = {r.problem.id: r for r in await all_of(environment, agent_of(), problems, **given)}
+    assert [(r.status, r.attempts, r.lost) for _, r in sorted(found.items())] == [
+        ("finished", 1, False), ("finished", 2, False), ("finished", 3, False), ("failed", 3, True),
+    ]  # fmt: skip
+    assert (progress[-1].retried, progress[-1].lost, progress[-1].failed) == (5, 1, 1)
+    assert await store.count(Query(session="r", status=("failed",))) == 1 + 2 + 3
+    assert found["3"].score is None
+
+    again = await all_of(environment, agent_of(), problems, **given)
+    assert [(r.problem.id, r.status, r.attempts) for r in again] == [("3", "finished", 1)]
+    assert again[0].id.endswith("~3")
+
+
+async def test_an_unreachable_provider_is_tried_again_and_a_failing_policy_is_data() -> None:
+    asked = Counter[str]()
+
+    def think(request: ModelRequest) -> Said:
+        number = request.messages[-1].text.split()[3] if request.turn == 0 else "tool"
+        asked[number] += 1
+        if number == "1" and asked[number] == 1:
+            raise ModelError("connection refused", retryable=True)
+        if number == "2":
+            raise ModelError("the prompt is too long", status=400)
+        if number == "3" and request.turn == 0:
+            return call("ask_price", item="nothing")
+        return "wrong"
+
+    found = {r.problem.id: r for r in await all_of(shop(), agent_of(think), [problem(n) for n in range(4)])}
+    assert [(r.attempts, r.status, r.score) for _, r in sorted(found.items())] == [
+        (1, "finished", 0.0), (2, "finished", 0.0), (1, "failed", 0.0), (1, "finished", 0.0),
+    ]  # fmt: skip
+
+
+async def test_a_group_of_which_one_sample_finished_is_still_a_group() -> None:
+    class Once(Shop):
+        async def start(self) -> None:
+            if self.seed != derived_seed(0, "1", 0):
+                raise EnvironmentFailed("sold out")
+
+    episodes = rollouts(shop(session=Once), agent_of(), [problem(1)], samples=4, retries=0)
+    groups = [group async for group in by_group(episodes, 4)]
+    assert [[(r.sample, r.lost, r.score) for r in group] for group in groups] == [
+        [(0, False, 1.0), (1, True, None), (2, True, None), (3, True, None)]
+    ]
+
+
+async def test_groups_come_when_they_are_whole_and_the_rest_at_the_end() -> None:
+    async def cut() -> AsyncIterator[Rollout]:
+        count = 0
+        async for rollout in rollouts(shop(), agent_of(), shop().problems(), samples=4, max_concurrency=1):
+            yield rollout
+            count += 1
+            if count == 10:
+                return
+
+    groups = [[(r.problem.id, r.sample) for r in group] async for group in by_group(cut(), 4)]
+    assert groups == [[("0", s) for s in range(4)], [("1", s) for s in range(4)], [("2", 0), ("2", 1)]]
+
+
+async def test_leaving_early_cancels_what_runs() -> None:
+    store, forever = MemoryStore(), asyncio.Event()
+
+    async def think(request: ModelRequest) -> Said:
+        if "item 0" not in request.messages[-1].text:
+            await forever.wait()
+        return "x"
+
+    async for _ in (episodes := rollouts(shop(), agent_of(think), shop().problems(), store=store, max_concurrency=3)):
+        break
+    await episodes.aclose()
+    statuses = Counter(summary.status for summary in await store.query())
+    assert statuses.keys() <= {"finished", "cancelled"}
+    assert statuses["finished"] == 1
+
+
+async def test_deadlines_are_those_of_the_environment() -> None:
+    async def think(request: ModelRequest) -> Said:
+        await asyncio.sleep(30 if "item 3" in request.messages[-1].text else 0)
+        return "x"
+
+    found = await all_of(shop(conf={"timeout": 0.3}), agent_of(think), shop().problems())
+    assert [(r.problem.id, r.status, r.truncated) for r in found if r.status != "finished"] == [("3", "timeout", True)]
+
+
+async def test_an_endless_stream_is_drawn_from_as_episodes_come_free() -> None:
+    drawn = 0
+
+    def counted() -> Any:
+        nonlocal drawn
+        for each in stream(0):
+            drawn += 1
+            yield each
+
+    episodes = rollouts(shop(), agent_of(), counted(), max_concurrency=5)
+    found = [await anext(episodes) for _ in range(200)]
+    await episodes.aclose()
+    assert len({r.problem.id for r in found}) == 200
+    assert drawn <= 212
+
+
+async def test_memory_does_not_grow_with_the_number_of_episodes() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(each, Shop | Rollout) for each in gc.get_objects())
+
+    before, counts, number = alive(), list[int](), 0
+    Shop.closed.clear()
+    problems = [problem(number) for number in range(250)]
+    async for _ in rollouts(shop(), agent_of(), problems, samples=4, max_concurrency=16):
+        number += 1
+        if number % 250 == 0:
+            counts.append(alive() - before)
+    assert max(counts) <= 16 * 3
+    await asyncio.sleep(0)
+    assert alive() - before <= 1  # the loop's own variable
+
+
+async def test_misuse_is_told_before_anything_begins() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        await all_of(shop(), agent_of(), [problem(1)], samples=0)
+    with pytest.raises(ConfigError, match="Two problems have the id '1'"):
+        await all_of(shop(), agent_of(), [problem(1), problem(1)])
+
+
+async def test_problems_may_be_plain_dicts() -> None:
+    found = await all_of(shop(), agent_of(), [{"input": "What?", "answer": 6, "price": 6}])
+    assert [(r.problem.id, r.problem.data, r.score) for r in found] == [("0", {"price": 6}, 1.0)]
+
+
+async def test_scorers_that_hang_hold_nobody_up() -> None:
+    async def hang(episode: Any) -> float:
+        await asyncio.sleep(30)
+        return 1.0
+
+    environment = shop(Part("hang", hang, timeout=0.1))
+    found = await all_of(environment, saying("x"), environment.problems(), samples=5)
+    assert {(r.status, r.score) for r in found} == {("finished", None)}

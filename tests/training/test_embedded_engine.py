@@ -1,0 +1,252 @@
+"""The embedded engine: it learns, it is exact, and it goes on where it was killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.agent.swarm import Swarm
+from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.core.trajectory import Trajectory
+from aworld.environments import Environment, Episode
+from aworld.models.embedded.checkpoint import Policy
+from aworld.models.embedded.model import EmbeddedModel
+from aworld.runners.local import store_of
+from aworld.training import AgentTrainer, TrainingResult
+from aworld.training.result import Evaluated, Progress, Saved, Started, Stepped, TrainingEvent
+from aworld.training.samples import derive
+from aworld.trajectory import Query
+from tests.training.small import QUICK, always, letters, never, says_low, small_agent, small_policy
+
+
+def trained(path: Path, environment: Environment | None = None, agent: Any = None, **settings: Any) -> TrainingResult:
+    given = environment or letters()
+    return AgentTrainer(agent or small_agent(), {**QUICK, **settings}, None, given, run_path=path).train()
+
+
+def weights_of(path: Path) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in Policy.open(path / "policy").weights.items()}
+
+
+def weights_of_small() -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in small_policy().weights.items()}
+
+
+def facts(result: TrainingResult) -> list[Any]:
+    """What two equal runs have in common: everything but times and places."""
+    timed = ("episodes_per_second",)
+    history = [
+        (r.step, r.episodes, r.score, r.success, r.samples, r.dropped,
+         {name: value for name, value in r.statistics.items() if name not in timed})
+        for r in result.history
+    ]  # fmt: skip
+    return [history, [(e.step, e.mode, e.outcomes, e.score) for e in result.evaluations], result.stopped]
+
+
+def test_it_learns_what_is_rewarded_and_the_control_does_not(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 40, "groups": 8, "samples": 8, "checkpoint_every": 0}
+    result = trained(tmp_path / "learnt", **settings)
+    assert result.history[0].success < 0.4 < 0.7 < max(report.success for report in result.history[-3:])
+    control = trained(tmp_path / "control", shuffle_rewards=True, **settings)
+    assert max(report.success for report in control.history[-3:]) < 0.6
+
+
+def test_imitation_of_successes_learns_too(tmp_path: Path) -> None:
+    result = trained(tmp_path, steps=25, groups=8, samples=8, algorithm="sft", checkpoint_every=0)
+    assert result.history[-1].success > result.history[0].success + 0.3
+    assert result.history[0].dropped["not_solved"] + result.history[0].samples == 64
+
+
+async def test_every_episode_is_stored_and_its_log_probabilities_are_the_trainers(tmp_path: Path) -> None:
+    result = await AgentTrainer(small_agent(), QUICK, None, letters(), run_path=tmp_path).train_async()
+    assert all(report.statistics.get("logprob_difference", 0.0) < 1e-4 for report in result.history)
+    assert result.store is not None
+    store = store_of(result.store)
+    found = await store.query(Query(limit=1000))
+    assert len(found) == 3 * 8 + 2 * 2 * 4  # steps, and evaluations before and after in two modes
+    first = [s.id for s in found if s.id.startswith("step-00001")]
+    records = [Trajectory.of(id, await store.read(id)) for id in first]
+    derived = derive(records)
+    versions = {sample.policy_version for sample in derived.samples}
+    assert len(derived.samples) == 8
+    assert len(versions) == 1
+    assert str(versions.pop()).startswith("0-")
+    assert {record.task.group_id is not None for record in records} == {True}
+
+
+def test_a_training_policy_that_is_not_the_acting_one_is_noticed(tmp_path: Path, monkeypatch: Any) -> None:
+    from aworld.training.embedded.actor import Actor
+
+    monkeypatch.setattr(Actor, "load", str)  # new weights never reach the agent
+    with pytest.raises(TrainingError, match="logprob_tolerance"):
+        trained(tmp_path, learning_rate=0.05)
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    one, other = trained(tmp_path / "one"), trained(tmp_path / "other")
+    assert facts(one) == facts(other)
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "other")
+    different = trained(tmp_path / "different", seed=1)
+    assert facts(different) != facts(one)
+
+
+def test_the_agent_that_was_given_is_left_as_it_was(tmp_path: Path) -> None:
+    agent = small_agent()
+    trained(tmp_path, agent=agent)
+    assert isinstance(agent.model, EmbeddedModel)
+    assert agent.model.policy.weights is small_policy().weights
+
+
+def killed(path: Path, events: int) -> int:
+    command = [sys.executable, "-m", "tests.training.killed", str(path), str(events)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return int(done.stdout or 0) if done.returncode == 0 else -1
+
+
+def test_a_run_killed_at_a_random_moment_reaches_the_same_result_bit_for_bit(tmp_path: Path) -> None:
+    events = killed(tmp_path / "whole", 0)
+    whole = TrainingResult.open(tmp_path / "whole" / "result.json")
+    path = tmp_path / "killed"
+    draw = random.Random(7)
+    for _ in range(3):  # each restart is killed too
+        killed(path, draw.randint(2, events // 2))
+    killed(path, 0)
+    assert facts(TrainingResult.open(path / "result.json")) == facts(whole)
+    assert weights_of(path) == weights_of(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_was_cut_off_in_writing_is_passed_over(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", steps=4)
+    path = tmp_path / "cut"
+    trained(path, steps=2)
+    scratch = path / "checkpoints" / ".step-00003.99"
+    scratch.mkdir()
+    (scratch / "training.json").write_text("{")
+    again = trained(path, steps=4)
+    assert [report.step for report in again.history] == [1, 2, 3, 4]
+    assert again.history[-1].statistics["loss"] == whole.history[-1].statistics["loss"]
+    assert not scratch.exists()
+
+
+def test_a_finished_run_comes_back_as_it_was(tmp_path: Path) -> None:
+    first = trained(tmp_path)
+    again = trained(tmp_path)
+    assert facts(again) == facts(first)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    trained(tmp_path)
+    kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".jinja", ".svg", ".db", ".db-wal", ".db-shm"}
+
+
+def test_going_on_with_other_settings_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path)
+    with pytest.raises(ConfigError, match="another learning_rate"):
+        trained(tmp_path, learning_rate=1e-4)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    trained(tmp_path, steps=4, keep_checkpoints=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00003", "step-00004"]
+
+
+def test_a_checkpoint_is_a_policy(tmp_path: Path) -> None:
+    trained(tmp_path)
+    policy = Policy.open(tmp_path / "checkpoints" / "step-00003")
+    assert policy.version.startswith("3-")
+    assert {n: w.tobytes() for n, w in policy.weights.items()} == weights_of(tmp_path)
+
+
+def test_it_stops_at_the_target(tmp_path: Path) -> None:
+    result = trained(tmp_path, letters(always), steps=6, evaluate_every=2, target=0.9)
+    assert (result.stopped, result.steps) == ("target", 2)
+
+
+def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
+    result = trained(tmp_path, letters(never), steps=9, evaluate_every=1, patience=2)
+    assert (result.stopped, result.steps) == ("patience", 2)
+
+
+def test_nothing_to_learn_changes_nothing(tmp_path: Path) -> None:
+    result = trained(tmp_path, letters(always))
+    assert [report.samples for report in result.history] == [0, 0, 0]
+    assert {report.dropped["no_variance"] for report in result.history} == {8}
+    assert weights_of(tmp_path) == weights_of_small()
+
+
+def broken(episode: Episode) -> float:
+    raise RuntimeError("no idea")
+
+
+def no_number(episode: Episode) -> float:
+    return float("nan")
+
+
+def text(episode: Episode) -> Any:
+    return "good"
+
+
+@pytest.mark.parametrize("reward", [broken, no_number, text])
+def test_a_failed_reward_is_counted_and_teaches_nothing(tmp_path: Path, reward: Any) -> None:
+    result = trained(tmp_path, letters(reward), steps=1)
+    (report,) = result.history
+    assert (report.score, report.success, report.samples, report.dropped) == (None, 0.0, 0, {"failed_rewards": 8})
+    evaluation = result.before()
+    assert evaluation is not None
+    assert evaluation.unknown == 4
+
+
+def test_a_team_shares_one_policy(tmp_path: Path) -> None:
+    model = EmbeddedModel(small_policy(), params={"max_tokens": 4})
+    team = Swarm(Agent("first", model=model), Agent("second", model=model))
+    both = trained(tmp_path / "both", agent=team, steps=2)
+    assert both.history[0].samples + both.history[0].dropped.get("no_variance", 0) == 16
+    one = trained(tmp_path / "one", agent=team, steps=1, agents=["second"])
+    assert one.history[0].samples + one.history[0].dropped.get("no_variance", 0) == 8
+    assert {n: w.tobytes() for n, w in model.policy.weights.items()} == weights_of_small()  # given back
+
+
+def test_agents_of_different_policies_are_not_trained_as_one(tmp_path: Path) -> None:
+    first = Agent("first", model=EmbeddedModel(small_policy()))
+    second = Agent("second", model=EmbeddedModel(small_policy(1)))
+    with pytest.raises(ConfigError, match="different policies"):
+        trained(tmp_path, agent=Swarm(first, second))
+    with pytest.raises(ConfigError, match="third"):
+        trained(tmp_path, agent=Swarm(first, second), agents=["third"])
+
+
+def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
+    events: list[TrainingEvent] = []
+    AgentTrainer(small_agent(), QUICK, None, letters(), run_path=tmp_path, on_event=events.append).train()
+    kinds = [type(event) for event in events if not isinstance(event, Progress)]
+    step = [Stepped, Saved]
+    assert kinds == [Started, Evaluated, Evaluated, *step, *step, *step, Evaluated, Evaluated, Saved, Saved]
+
+
+def test_who_watches_cannot_stop_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fall(_: TrainingEvent) -> None:
+        raise RuntimeError("no")
+
+    result = AgentTrainer(
+        small_agent(), {**QUICK, "steps": 1}, says_low, letters(), run_path=tmp_path, on_event=fall
+    ).train()
+    assert result.steps == 1
+    assert "on_event raised" in caplog.text
+
+
+def test_other_options_are_refused(tmp_path: Path) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"options": {"x": 1}}, "options"), ({"credit": "x"}, "credit"), ({"groups": 9}, "groups"),
+    ]  # fmt: skip
+    for settings, said in wrong:
+        with pytest.raises(ConfigError, match=said):
+            trained(tmp_path, **settings)

@@ -1,0 +1,178 @@
+"""The front door: every argument is checked, and the message names it and says what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aworld.agents.llm_agent import Agent
+from aworld.config import AgentConfig
+from aworld.core.exceptions import ConfigError
+from aworld.environments import Environment, Problem, Rubric
+from aworld.models import ScriptedModel
+from aworld.training import AgentTrainer, TrainingJob, TrainingResult, register_processor, registry
+from aworld.training.result import Evaluation, StepReport
+from tests.training.small import QUICK, always, letters, says_low, small_agent
+
+ROWS = [{"input": "say 1", "level": 3}, {"input": "say 2"}]
+
+
+class Watched:
+    """An engine that does nothing, and shows what it was given."""
+
+    name = "watched"
+    jobs: list[TrainingJob] = []
+
+    def check(self, job: TrainingJob) -> None:
+        self.jobs.append(job)
+
+    async def train(self, job: TrainingJob) -> TrainingResult:
+        return TrainingResult(
+            engine="watched",
+            policy=str(job.policy_path),
+            run_path=str(job.run_path),
+            steps=1,
+            history=(StepReport(step=1, episodes=4, score=0.5, success=0.5, samples=4),),
+            evaluations=(Evaluation(step=0, mode="greedy", outcomes={"a": False}),),
+        )
+
+
+@pytest.fixture(autouse=True)
+def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_engines", dict(registry._engines))
+    monkeypatch.setattr(Watched, "jobs", [])
+    register_processor("watched", Watched)
+
+
+def job_of(path: Path, **given: Any) -> TrainingJob:
+    arguments: dict[str, Any] = {
+        "agent": small_agent(), "config": QUICK, "train_dataset": letters(), "train_engine_name": "watched",
+        "run_path": path, **given,
+    }  # fmt: skip
+    return AgentTrainer(**arguments).job
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"agent": "me"}, "agent takes"),
+        ({"agent": Agent("a", AgentConfig(llm_provider="nobody"))}, "agent='a' cannot run"),
+        ({"config": {"stepz": 1}}, "did you mean 'steps'"),
+        ({"config": 3}, "config takes"),
+        ({"train_dataset": None}, "train_dataset is missing"),
+        ({"train_dataset": 7}, "train_dataset takes"),
+        ({"train_dataset": {"input": "a"}}, "train_dataset takes"),
+        ({"train_dataset": [], "reward_func": says_low}, "train_dataset is empty"),
+        ({"train_dataset": [{"question": "a"}], "reward_func": says_low}, "needs at least an 'input'"),
+        ({"train_dataset": "problems.csv", "reward_func": says_low}, ".jsonl or .parquet"),
+        ({"train_dataset": "nowhere.jsonl", "reward_func": says_low}, "no such file"),
+        ({"train_dataset": ROWS}, "reward_func is missing"),
+        ({"train_dataset": Environment("bare", train=ROWS)}, "environment 'bare' has no rubric"),
+        ({"train_dataset": Environment("bare", test=ROWS), "reward_func": says_low}, "no training problems"),
+        ({"reward_func": 1.0}, "reward_func takes"),
+        ({"test_dataset": 7}, "test_dataset takes"),
+        ({"test_dataset": Environment("bare", test=ROWS)}, "'bare' has no rubric"),
+        ({"test_dataset": Environment("bare", train=ROWS, rubric=says_low)}, "no held-out problems"),
+        ({"train_engine_name": "watchd"}, "did you mean 'watched'"),
+        ({"run_path": 3}, "run_path takes"),
+        ({"run_path": ""}, "run_path takes"),
+        ({"run_path": __file__}, "is a file"),
+        ({"run_path": Path(__file__).parent}, "holds other things"),
+        ({"on_event": 3}, "on_event takes"),
+    ],
+)
+def test_an_argument_that_cannot_work_is_named(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        job_of(tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_agent_that_asks_another_model_is_refused_by_the_embedded_engine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nobody here asks it"):
+        job_of(tmp_path, agent=Agent("a", model=ScriptedModel(["x"])), train_engine_name="embedded")
+
+
+def test_problems_that_are_held_out_too_are_refused(tmp_path: Path) -> None:
+    again = [{"id": "another", "input": "  SAY 2 "}]
+    with pytest.raises(ConfigError, match="held out too"):
+        job_of(tmp_path, train_dataset=ROWS, test_dataset=again, reward_func=says_low)
+    environment = Environment("other", test=[Problem("x", "say 3")], rubric=says_low)
+    with pytest.raises(ConfigError, match="held out too"):
+        job_of(tmp_path, train_dataset=letters(), test_dataset=environment)
+
+
+def test_datasets_become_environments(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    for given in (ROWS, path, str(path), tuple(ROWS)):
+        job = job_of(tmp_path / "run", train_dataset=given, test_dataset=[{"input": "say 9"}], reward_func=says_low)
+        assert [problem.input for problem in job.environment.problems("train")] == ["say 1", "say 2"]
+        assert job.environment.problems("train")[0].data == {"level": 3}
+        assert job.held_out is not None
+        assert [problem.input for problem in job.held_out.problems("test")] == ["say 9"]
+        assert job.environment.rubric is not None
+
+
+def test_a_dataset_of_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    rows: Any = pa.Table.from_pylist(ROWS)
+    parquet.write_table(rows, path)  # pyright: ignore[reportUnknownMemberType]
+    job = job_of(tmp_path / "run", train_dataset=path, reward_func=says_low)
+    assert [problem.input for problem in job.environment.problems("train")] == ["say 1", "say 2"]
+    path.write_text("no parquet")
+    with pytest.raises(ConfigError, match="cannot be read as Parquet"):
+        job_of(tmp_path / "run", train_dataset=path, reward_func=says_low)
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"input": "a"}\n{"input"\n')
+    with pytest.raises(ConfigError, match="line 2"):
+        job_of(tmp_path / "run", train_dataset=path, reward_func=says_low)
+
+
+def test_a_reward_function_takes_the_place_of_the_rubric(tmp_path: Path) -> None:
+    job = job_of(tmp_path, reward_func=always)
+    assert repr(job.environment.rubric) == "Rubric(always × 1)"
+    assert job.held_out is job.environment
+    own = Rubric(says_low)
+    assert job_of(tmp_path, reward_func=own).environment.rubric is own
+    assert job_of(tmp_path).environment.rubric is not None
+
+
+def test_without_held_out_problems_nothing_is_evaluated(tmp_path: Path) -> None:
+    assert job_of(tmp_path, train_dataset=ROWS, reward_func=says_low).held_out is None
+    result = AgentTrainer(small_agent(), {**QUICK, "steps": 1}, says_low, ROWS, run_path=tmp_path).train()
+    assert (result.evaluations, result.comparisons, result.before()) == ((), (), None)
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    trainer = AgentTrainer(
+        small_agent(), QUICK, train_dataset=letters(), train_engine_name="watched", run_path=tmp_path / "a b%c"
+    )
+    result = trainer.train()
+    path = Path(result.run_path)
+    assert sorted(each.name for each in path.iterdir()) == ["curve.json", "curve.svg", "result.json", "run.json"]
+    assert TrainingResult.open(path / "result.json") == result
+    assert json.loads((path / "curve.json").read_text())["training"][0]["success"] == 0.5
+    with pytest.raises(ConfigError, match="engine 'watched'"):
+        job_of(path, train_engine_name="embedded")
+
+
+def test_a_folder_of_its_own_when_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = job_of(tmp_path, run_path=None)
+    assert job.run_path.parent == tmp_path / ".aworld" / "training"
+
+
+async def test_it_trains_inside_a_running_loop_too(tmp_path: Path) -> None:
+    trainer = AgentTrainer(
+        small_agent(), {**QUICK, "steps": 1}, train_dataset=letters(), run_path=tmp_path / "with space"
+    )
+    assert trainer.train().steps == 1
