@@ -20,6 +20,11 @@ NAMES = {
     "aworld.core.hooks": ["HookContext", "Hooks"],
     "aworld.core.task": ["Task", "TaskResponse", "TaskStatus"],
     "aworld.core.tool.func_to_tool": ["be_tool", "find_tools", "tool"],
+    "aworld.core.sandbox": [
+        "ExecResult", "FileInfo", "Sandbox", "SandboxError", "SandboxLimits", "SandboxProcess", "SandboxSource",
+    ],
+    "aworld.core.tool.base": ["Question", "Resting", "RunScoped", "Tool", "ToolContext", "Toolset"],
+    "aworld.core.tool.wrappers": ["approval_required", "filtered", "prefixed", "renamed"],
     "aworld.core.trajectory": ["Step", "Trajectory"],
     "aworld.environments": [
         "Environment", "EnvironmentFailed", "Episode", "EpisodeEnv", "Part", "Problem", "Progress", "Report", "Reward",
@@ -30,6 +35,21 @@ NAMES = {
         "AnthropicModel", "AzureModel", "FunctionModel", "LiteLLMModel", "ModelServer", "OpenAIModel", "ScriptedModel",
         "build_model", "register_provider",
     ],
+    "aworld.sandbox": ["SandboxPool", "open_sandbox"],
+    "aworld.sandbox.container": ["ContainerSandbox"],
+    "aworld.sandbox.e2b": ["E2BSandbox"],
+    "aworld.sandbox.local": ["LocalSandbox"],
+    "aworld.sandbox.reaper": ["reap"],
+    "aworld.tools.browser": ["Browser"],
+    "aworld.tools.fetch": ["fetch", "fetch_tool"],
+    "aworld.tools.files": ["file_tools"],
+    "aworld.tools.human": ["ask", "choose", "confirm", "human_tools"],
+    "aworld.tools.mcp": ["mcp_tools"],
+    "aworld.tools.mcp_session": ["close_sessions"],
+    "aworld.tools.python": ["python_tool"],
+    "aworld.tools.sandboxed": ["sandbox_tools"],
+    "aworld.tools.search": ["search_tool", "web_search"],
+    "aworld.tools.shell": ["shell_tool"],
     "aworld.trajectory": ["MemoryStore", "Query", "Summary", "TrajectoryStore", "open_store"],
 }  # fmt: skip
 

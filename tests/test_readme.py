@@ -17,15 +17,30 @@ import pytest
 from aworld.core.model import ModelRequest
 from aworld.models import FunctionModel, ModelServer
 from aworld.models.doubles import Said, call
+from tests.sandbox.places import needs_bubblewrap
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+CALLS = {
+    "weather": call("weather", city="Oslo"),
+    "python": call("python", code="17 * 23"),
+    "guide": call("guide", input="The weather in Oslo"),
+    "ask": call("ask", question="Where to?"),
+}
+GUIDE = """
+from aworld.agents.llm_agent import Agent
+
+guide = Agent("guide", desc="Knows the weather.")
+"""
+
+
 def traveller(request: ModelRequest) -> Said:
-    """Looks at the weather where it can, then says what it heard."""
-    if request.tools and request.messages[-1].role == "user":
-        return call("weather", city="Oslo")
+    """Calls the tool that it knows, where it has one, then says what it heard."""
+    known = [CALLS[tool.name] for tool in request.tools if tool.name in CALLS]
+    if known and request.messages[-1].role == "user":
+        return known[0]
     return f"Dress for this: {request.messages[-1].text}"
 
 
@@ -57,22 +72,27 @@ def test_the_readme_has_blocks_of_both_kinds() -> None:
     assert {kind for kind, _ in BLOCKS} == {"bash", "python"}
 
 
+@needs_bubblewrap
 def test_python_blocks_run(
     served: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_agents.py").write_text(GUIDE)
     names: dict[str, Any] = {"__name__": "readme"}
     said: list[str] = []
     for kind, block in BLOCKS:
         if kind == "python":
             exec(compile(block, str(README), "exec"), names)
             said.append(capsys.readouterr().out)
-    agent, _, step, store, team, _ = said
+    agent, _, step, store, team, _, sandbox, served_agent, people = said
     assert agent.startswith("finished Dress for this: Oslo: sunny")
     assert "user -> [{" in agent
     assert step.strip() == "Dress for this: Oslo: snow 0.5"
     assert store.strip() == "['finished', 'finished', 'finished', 'finished'] True True"
     assert "researcher-writer (workflow)" in team
+    assert sandbox.strip() == "finished Dress for this: 391"
+    assert served_agent.strip() == "Dress for this: Dress for this: The weather in Oslo"
+    assert people.splitlines() == ["waiting ['Where to?']", "Dress for this: Oslo"]
 
 
 def test_bash_blocks_run(served: None, tmp_path: Path) -> None:

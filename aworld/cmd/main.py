@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from aworld import __version__
 from aworld.cmd import answer, env, mcp, rollout, run, swarm, train, trajectories
+from aworld.cmd.wording import worded
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.runners.blocking import run_blocking
 
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = run_blocking(outcome) if inspect.iscoroutine(outcome) else outcome
         sys.stdout.flush()
     except (ConfigError, TaskError) as misuse:
-        print(f"aworld: {misuse}", file=sys.stderr)
+        print(f"aworld: {worded(str(misuse))}", file=sys.stderr)
         return 2
     except AWorldError as error:
-        print(f"aworld: {error}", file=sys.stderr)
+        print(f"aworld: {worded(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("aworld: cancelled; what was done is in the store", file=sys.stderr)

@@ -16,6 +16,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
 from aworld.cmd.swarm import is_file, named
 from aworld.cmd.trajectories import DEFAULT_STORE, resolve
+from aworld.cmd.wording import worded
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
 from aworld.core.exceptions import ConfigError
@@ -341,7 +342,7 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if not response.success:
-        print(f"aworld: {response.status}: {response.msg}", file=sys.stderr)
+        print(": ".join(filter(None, ("aworld", response.status, worded(response.msg)))), file=sys.stderr)
         for question in response.record.open_questions():
             print(f"aworld: it asks: {question.question}", file=sys.stderr)
         if response.status == "waiting":

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from aworld.cmd.wording import worded
 from aworld.core.exceptions import AWorldError, StoreError, TaskError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -92,10 +93,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         return asyncio.run(_with_store(args, commands[args.command]))
     except UsageError as error:
-        print(f"aworld trajectories {args.command}: {error}", file=sys.stderr)
+        print(f"aworld trajectories {args.command}: {worded(str(error))}", file=sys.stderr)
         return 2
     except AWorldError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {worded(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -180,6 +181,13 @@ async def _show(store: TrajectoryStore, args: argparse.Namespace) -> int:
     return 0
 
 
+_WHY_NONE = {
+    True: "None of the chosen runs is complete and was captured with token ids, which Parquet needs: the server of the "
+    "model has to return them. Text goes into --format openai, sharegpt, atif or rows.",
+    False: "None of the chosen runs has a step that could be written.",
+}
+
+
 async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
     from msgspec.structs import replace
 
@@ -194,6 +202,8 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
         _print_json({"samples": count, "format": args.format, "output": args.output})
     else:
         print(f"{count:,} samples in {args.output}", file=sys.stderr)
+        if not count and await store.count(query):
+            print(_WHY_NONE[args.format == "parquet"], file=sys.stderr)
     return 0
 
 

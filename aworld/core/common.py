@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from aworld.core.message import Content
+from aworld.core.message import Content, Usage
 
 
 class ActionResult(Struct, frozen=True, omit_defaults=True):
@@ -18,6 +18,8 @@ class ActionResult(Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     duration: float | None = None
     """Seconds."""
+    usage: Usage | None = None
+    """What models used that the tool asked."""
 
 
 class Observation(Struct, frozen=True, omit_defaults=True):

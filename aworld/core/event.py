@@ -158,6 +158,8 @@ class ToolReturned(Entry, frozen=True, tag="tool_result", kw_only=True, omit_def
     error: str | None = None
     duration: float | None = None
     """Seconds."""
+    usage: Usage | None = None
+    """What models used that the tool asked; those calls are not in the log."""
 
 
 class AgentStarted(Entry, frozen=True, tag="agent_started", kw_only=True, omit_defaults=True):

@@ -153,6 +153,10 @@ class SandboxSource(Protocol):
         """The sandbox of this run; the same one until `end_run`. Raises SandboxError."""
         ...
 
+    def holds(self, trajectory_id: str) -> bool:
+        """Whether there is a sandbox of this run, or what it held was put aside; else a lease gives an empty one."""
+        ...
+
     async def end_run(self, trajectory_id: str) -> None:
         """The run is over: destroy its sandbox."""
         ...

@@ -17,6 +17,7 @@ from msgspec import Struct
 from aworld.core import event as ev
 from aworld.core.message import Message, Origin, Tokens, Usage
 from aworld.core.score import score_of
+from aworld.core.spending import Spending
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -93,6 +94,7 @@ class Trajectory:
         "next_step",
         "questions",
         "rewards",
+        "spending",
         "started",
         "state",
         "steps_by_agent",
@@ -120,6 +122,8 @@ class Trajectory:
         self.answers: dict[str, str] = {}
         self.answered_at: dict[str, int] = {}
         self.usage: Usage | None = None
+        self.spending = Spending()
+        """The same, as limits see it: also by whom it was not told."""
         self.finished: ev.Finished | None = None
         self.next_message = 0
         self.next_step = 0
@@ -280,12 +284,17 @@ class Trajectory:
         if event.step >= self.next_step:
             self.next_step = event.step + 1
         self.steps_by_agent[event.agent] = self.steps_by_agent.get(event.agent, 0) + 1
-        if event.usage is not None:
-            self.usage = event.usage if self.usage is None else self.usage + event.usage
+        if event.model is not None:
+            self._spend(event.usage, event.provider or "the model", event.step)
         activation = self.activations[event.activation]
         activation.last = event
         activation.steps += 1
         activation.calls, activation.returned = [], {}
+
+    def _spend(self, usage: Usage | None, who: str, step: int) -> None:
+        if usage is not None:
+            self.usage = usage if self.usage is None else self.usage + usage
+        self.spending.add(usage, who, step)
 
     def _tool_call(self, event: ev.ToolCalled) -> None:
         calls = self.activations[event.activation].calls
@@ -300,6 +309,8 @@ class Trajectory:
     def _tool_result(self, event: ev.ToolReturned) -> None:
         activation = self.activations[event.activation]
         activation.returned[event.call_id] = event
+        if event.usage is not None:
+            self._spend(event.usage, f"a model that tool {event.name!r} asked", event.step)
         if len(activation.returned) == len(activation.calls):
             # Answers are chained in the order of the calls, a replaced one behind all of them: the last has the
             # highest id.

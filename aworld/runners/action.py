@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +13,7 @@ from aworld.core import event as ev
 from aworld.core.common import ActionResult
 from aworld.core.exceptions import DeniedError
 from aworld.core.hooks import HookContext, Hooks
-from aworld.core.message import Content, Message, ToolCall
+from aworld.core.message import Content, Message, ToolCall, Usage
 from aworld.core.output import QuestionOutput, ToolCallOutput, ToolNoteOutput, ToolResultOutput
 from aworld.core.tool.base import Question, ToolContext
 from aworld.core.tool.toolkit import Offer
@@ -115,7 +116,10 @@ async def _act(
         episode.answers_to(called),
         _notifier(episode, activation, called),
     )
-    return await episode.world.act(offer, call, context, episode.conf)
+    result = await episode.world.act(offer, call, context, episode.conf)
+    if context.spent:
+        result = msgspec.structs.replace(result, usage=reduce(Usage.__add__, context.spent))
+    return result
 
 
 def _notifier(episode: Episode, activation: Activation, called: ev.ToolCalled) -> Callable[[str, Any], None] | None:
@@ -174,6 +178,7 @@ def close_call(
         arguments=used,
         error=result.error,
         duration=result.duration,
+        usage=result.usage,
     )
     if journal.emit is not None:
         journal.emit(

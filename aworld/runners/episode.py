@@ -25,10 +25,9 @@ from aworld.core.limits import check_agent_limits, check_limits
 from aworld.core.message import Content, Message, Origin
 from aworld.core.output import AnyOutput, RunFinished, StepFinished, StepStarted
 from aworld.core.task import Task, TaskResponse
-from aworld.core.tool.base import run_scoped
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
-from aworld.runners import setting
+from aworld.runners import scoped, setting
 from aworld.runners.action import interrupt_call, replace_results, run_tools
 from aworld.runners.cast import Cast
 from aworld.runners.journal import Journal, give_reward
@@ -40,9 +39,6 @@ from aworld.runners.world import World
 from aworld.trajectory.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
-
-LET_GO = 10.0
-"""Seconds that a tool has to let go of what it held for a run."""
 
 CORRECTION = "\nAnswer again, in the required form only."
 """What follows the error when an answer is sent back to the agent."""
@@ -417,20 +413,10 @@ class Episode:
             self.journal.emit = None
         return response
 
-    async def _let_go(self) -> None:
-        """Tell tools that hold something for the run that it is over; none of them may hold the run up."""
-        extra = [held for item in self.task.tools for held in run_scoped(item)]
-        for item in {id(i): i for agent in self.cast.agents() for i in (*agent.toolkit.scoped, *extra)}.values():
-            try:
-                await asyncio.wait_for(item.end_run(self.record.id), LET_GO)
-            except Exception:  # the run has ended: its outcome stands
-                logger.exception("trajectory=%s | end_run of %r failed", self.record.id, item)
-
     async def _leave(self, response: TaskResponse) -> None:
         if self.scene is not None:
-            await setting.close(self.scene, self.record, LET_GO)
-        if response.status != "waiting":
-            await self._let_go()
+            await setting.close(self.scene, self.record, scoped.LET_GO)
+        await (scoped.rest(self) if response.status == "waiting" else scoped.let_go(self))
         at = HookContext(self.record, self.context)
         for hook in reversed(self._entered):
             try:
@@ -472,6 +458,7 @@ class Episode:
             self._start()
         if self.record.activations:
             Recovery(self.cast).recover()
+            scoped.go_on(self)
         elif self.scene is None:
             self.cast.start(self.task.agent, self.task.input)
         self.journal.store.attach(self.record)
@@ -552,6 +539,13 @@ class Episode:
         known = {c.call_id for a in active for c in a.calls}
         if unknown := (tool_results or {}).keys() - known:
             raise TaskError(f"No pending tool call {sorted(unknown)}; pending are {sorted(known)}.")
+        for id in tool_results or {}:
+            owners = [a.agent for a in active if any(c.call_id == id for c in a.calls)]
+            if len(owners) > 1:
+                raise TaskError(
+                    f"Tool call {id!r} is one of {' and one of '.join(owners)}: their models gave both the same id, so "
+                    "it is not known which of them is meant. Step until only one of them is pending."
+                )
         for activation in active:
             mine = {c.call_id for c in activation.calls} & (tool_results or {}).keys()
             if mine:

@@ -2,7 +2,8 @@
 
 The container has no network unless allowed, no capability, a read-only root and a user without rights; the work folder
 and /tmp are in memory, with their size limited. Files are worked on by small shell scripts inside, because an engine
-does not see into such folders; the image needs a shell, `cat`, `stat`, `find`, `readlink` and `tar`, as most have.
+does not see into such folders; the image needs a shell, `cat`, `stat`, `find`, `grep`, `readlink` and `tar`, as most
+have. Processor time is limited for each process of a command, not for all of them together.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits
+from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
 from aworld.sandbox.base import BaseSandbox, archive, new_id
+from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
 from aworld.sandbox.engine import Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
 
@@ -26,8 +28,8 @@ WORK = "/work"
 USER = "1000:1000"
 SCRATCH_MB = 64
 READ_BYTES = 64 << 20
-OBEY_SECONDS = 5.0
-"""Until what is killed has ended; then the container is removed."""
+OUT_OF_TIME = 128 + 24
+"""The exit code of SIGXCPU."""
 IDLE = "while :; do sleep 3600 & wait; done"
 """What process 1 does: it waits, and so takes note of processes that nobody else waits for."""
 
@@ -66,6 +68,7 @@ class ContainerSandbox(BaseSandbox):
         super().__init__(limits, id)
         self._engine = engine
         self._closed = False
+        self._programs: list[ContainerProgram] = []
 
     @classmethod
     async def open(
@@ -119,12 +122,28 @@ class ContainerSandbox(BaseSandbox):
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         if not argv:
             raise SandboxError("no command was given")
-        # The folder is entered inside: an engine would make one that is missing, and follow a link that leads out.
-        folder = shlex.quote(_normal(cwd))
-        enter = f'cd {folder} || exit 126; case "$(pwd -P)/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac; exec "$@"'
+        seconds = int(self.limits.cpu_seconds) + 1
+        enter = f'{_entered(cwd)} ulimit -S -t {seconds}; ulimit -H -t {seconds + 1}; exec "$@"'
         argv = ["/bin/sh", "-c", enter, "sh", *argv]
         limit = self.limits.output_bytes
         return await self._run(argv, stdin, env or {}, self.limits.wall_seconds if timeout is None else timeout, limit)
+
+    async def open_process(
+        self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
+    ) -> SandboxProcess:
+        """Start a program and leave it running; what it started ends with it."""
+        self._check_open()
+        if not command:
+            raise SandboxError("no command was given")
+        settings = {"Env": [f"{name}={value}" for name, value in (env or {}).items()], "User": USER, "WorkingDir": WORK}
+        try:
+            program = await ContainerProgram.start(
+                self._engine, self.id, _entered(cwd), command, settings, self._run_script, self.close
+            )
+        except SandboxError as error:
+            raise SandboxError(f"{command[0]} cannot be started in {cwd}: {error}") from None
+        self._programs = [*(known for known in self._programs if known.running), program]
+        return program
 
     async def read(self, path: str) -> bytes:
         """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
@@ -164,8 +183,17 @@ class ContainerSandbox(BaseSandbox):
         """Remove the container with everything in it."""
         if not self._closed:
             self._closed = True
+            for program in self._programs:
+                program.leave("the sandbox is closed")
             await _remove(self._engine, self.id)
             await reaper.forget(self.id)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SandboxError("the sandbox is closed")
+
+    async def _run_script(self, argv: list[str]) -> ExecResult:
+        return await self._run(argv, None, {}, self.limits.wall_seconds, 1000)
 
     async def _script(self, script: str, path: str, *, stdin: bytes | None = None, most: int = 0) -> bytes:
         """Run a script on a path."""
@@ -186,8 +214,7 @@ class ContainerSandbox(BaseSandbox):
     async def _run(
         self, argv: list[str], stdin: bytes | None, env: Mapping[str, str], timeout: float, limit: int
     ) -> ExecResult:
-        if self._closed:
-            raise SandboxError("the sandbox is closed")
+        self._check_open()
         started = time.monotonic()
         wanted: dict[str, Any] = {
             "AttachStdin": stdin is not None, "AttachStdout": True, "AttachStderr": True, "Cmd": argv,
@@ -218,7 +245,7 @@ class ContainerSandbox(BaseSandbox):
             duration=time.monotonic() - started,
             timed_out=late,
             truncated=kept.truncated,
-            limit="wall_seconds" if late else None,
+            limit="wall_seconds" if late else "cpu_seconds" if code == OUT_OF_TIME else None,
         )
 
     async def _kill_all(self, reading: asyncio.Task[None]) -> None:
@@ -246,7 +273,8 @@ class _Kept:
         """Feed the input and read until the end."""
         feeding = None if stdin is None else asyncio.create_task(stream.feed(stdin))
         try:
-            async for channel, piece in stream.frames():
+            while (got := await stream.piece()) is not None:
+                channel, piece = got
                 into = self.err if channel == 2 else self.out
                 room = self._limit - len(into)
                 into += piece[:room]
@@ -273,13 +301,21 @@ def _normal(path: str) -> str:
     return full
 
 
+def _entered(cwd: str) -> str:
+    """The beginning of a script that works in a folder.
+
+    It is entered inside: an engine would make one that is missing, and follow a link that leads out.
+    """
+    folder = shlex.quote(_normal(cwd))
+    return f'cd {folder} || exit 126; case "$(pwd -P)/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac;'
+
+
 def _settings(image: str, limits: SandboxLimits, id: str, env: Mapping[str, str]) -> dict[str, Any]:
     """What the engine is asked to make."""
     memory = limits.memory_mb << 20
-    seconds = int(limits.cpu_seconds) + 1
     # Processes are limited by PidsLimit; the kernel counts `nproc` for a user over all containers. Without both of
     # these Podman asks for more than it may have.
-    ulimits = {"nofile": 1024, "nproc": 32768, "core": 0, "cpu": seconds, "fsize": limits.disk_mb << 20}
+    ulimits = {"nofile": 1024, "nproc": 32768, "core": 0, "fsize": limits.disk_mb << 20}
     folder = "rw,exec,nosuid,nodev,size={}m,mode=1777"  # Podman cannot give it an owner
     variables = {"HOME": WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8", **env}
     return {

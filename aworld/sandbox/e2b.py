@@ -1,13 +1,15 @@
 """A sandbox in the cloud of E2B. Needs the extra `e2b` and a key in E2B_API_KEY.
 
-Processor, memory and disk are those of the template; of the limits here time, output and network are kept. What a
-command detached from itself ends with the sandbox, not with a time-out. Source: https://e2b.dev/docs/sdk-reference,
-SDK 2.63. Its command output is text, so output goes through files, which are exact.
+Memory, disk and the number of processes are those of the template; of the limits here time, output, network and, for
+each process, processor time are kept. What a command detached from itself ends with the sandbox, not with a time-out.
+Source: https://e2b.dev/docs/sdk-reference, SDK 2.63. Its command output is text, so output goes through files, which
+are exact.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import posixpath
 import secrets
@@ -20,9 +22,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aworld.config.errors import ConfigError
-from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits
+from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
 from aworld.sandbox.base import BaseSandbox, archive, new_id
+from aworld.sandbox.e2b_program import E2BProgram
 from aworld.sandbox.reaper import Record
 
 WORK = "/home/user/work"
@@ -31,7 +34,9 @@ LIFE_SECONDS = 3600
 GRACE_SECONDS = 15.0
 """That a call may take longer than the command it runs."""
 SNAPSHOT_BYTES = 1 << 30
-KILLED = 137
+KILLED = 128 + 9
+OUT_OF_TIME = 128 + 24
+"""The exit code of SIGXCPU."""
 
 
 class E2BSandbox(BaseSandbox):
@@ -42,6 +47,7 @@ class E2BSandbox(BaseSandbox):
         self._remote = remote
         self._errors = errors
         self._closed = False
+        self._programs: list[E2BProgram] = []
 
     @classmethod
     async def open(
@@ -102,7 +108,9 @@ class E2BSandbox(BaseSandbox):
             await self._call(self._remote.files.write(f"{files}.in", stdin))
         seconds = self.limits.wall_seconds if timeout is None else timeout
         most = self.limits.output_bytes + 1
+        cpu = int(self.limits.cpu_seconds) + 1
         line = (
+            f"ulimit -S -t {cpu}; ulimit -H -t {cpu + 1}; "
             f"timeout -s KILL {seconds:g} {shlex.join(argv)} < {f'{files}.in' if stdin is not None else '/dev/null'} "
             f"> >(head -c {most} > {files}.out; cat > /dev/null) 2> >(head -c {most} > {files}.err; cat > /dev/null); "
             f"code=$?; while ! test -e {files}.out -a -e {files}.err; do sleep 0.01; done; exit $code"
@@ -120,8 +128,25 @@ class E2BSandbox(BaseSandbox):
             duration=duration,
             timed_out=late,
             truncated=len(out) == most or len(err) == most,
-            limit="wall_seconds" if late else None,
+            limit="wall_seconds" if late else "cpu_seconds" if code == OUT_OF_TIME else None,
         )
+
+    async def open_process(
+        self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
+    ) -> SandboxProcess:
+        """Start a program and leave it running; what it started ends with it. The template needs python3."""
+        if not command:
+            raise SandboxError("no command was given")
+        if self._closed:
+            raise SandboxError("the sandbox is closed")
+        try:
+            program = await E2BProgram.start(
+                self._remote.commands, command, _inside(cwd), env or {}, self._call, self._to_end
+            )
+        except (SandboxError, FileNotFoundError) as error:
+            raise SandboxError(f"{command[0]} cannot be started in {cwd}: {error}") from None
+        self._programs = [*(known for known in self._programs if known.running), program]
+        return program
 
     async def read(self, path: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError or SandboxError."""
@@ -159,6 +184,8 @@ class E2BSandbox(BaseSandbox):
         """Destroy the sandbox."""
         if not self._closed:
             self._closed = True
+            for program in self._programs:
+                program.leave("the sandbox is closed")
             with suppress(FileNotFoundError):  # E2B ended it already
                 await self._call(self._remote.kill(), closing=True)
             await reaper.forget(self.id)
@@ -172,6 +199,9 @@ class E2BSandbox(BaseSandbox):
         if code := await self._line(line, "/", {}, self.limits.wall_seconds):
             raise SandboxError(f"E2B: {line!r} ended with {code}")
 
+    async def _to_end(self, line: str) -> int:
+        return await self._line(line, "/", {}, self.limits.wall_seconds)
+
     async def _line(self, line: str, cwd: str, env: Mapping[str, str], seconds: float) -> int:
         """Run a shell line and give its exit code."""
         running = self._remote.commands.run(line, cwd=cwd, envs=dict(env), timeout=seconds + GRACE_SECONDS)
@@ -183,6 +213,8 @@ class E2BSandbox(BaseSandbox):
     async def _call(self, work: Awaitable[Any], closing: bool = False) -> Any:
         """Await a call of the SDK, with its errors as ours; but not the end of a command."""
         if self._closed and not closing:
+            if inspect.iscoroutine(work):
+                work.close()  # it will not be awaited
             raise SandboxError("the sandbox is closed")
         try:
             return await work

@@ -12,7 +12,7 @@ import json
 import os
 import ssl
 import struct
-from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -51,34 +51,39 @@ def engine_address(given: str | None) -> str:
 
 
 class Stream:
-    """The output and input of a command, as the engine passes them on."""
+    """The output and input of a command, as the engine passes them on. One task sends and one receives at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._channel = 0
+        self._left = 0
+        """Bytes of the frame that has begun."""
 
     async def feed(self, data: bytes) -> None:
         """Write all input, then its end; a command that does not read it to the end is fine."""
-        try:
-            self._writer.write(data)
-            await self._writer.drain()
+        with suppress(OSError):  # the command has ended
+            await self.send(data)
             self._writer.write_eof()
-        except (ConnectionError, OSError):
-            pass  # the command has ended
 
-    async def frames(self) -> AsyncGenerator[tuple[int, bytes]]:
-        """Pieces of output: 1 and what it wrote to standard output, 2 and what it wrote as errors."""
-        while True:
-            try:
-                channel, size = struct.unpack(">BxxxI", await self._reader.readexactly(8))
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return
-            while size:
-                piece = await self._reader.read(min(size, HEAD_BYTES))
-                if not piece:
-                    return
-                size -= len(piece)
-                yield channel, piece
+    async def send(self, data: bytes) -> None:
+        """Write input, waiting while it is not read. Raises OSError."""
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def piece(self, size: int = HEAD_BYTES) -> tuple[int, bytes] | None:
+        """Output: 1 and what was written to standard output, or 2 and what was written as errors; None at the end.
+
+        Who is cancelled in it has taken nothing.
+        """
+        try:
+            while not self._left:
+                self._channel, self._left = struct.unpack(">BxxxI", await self._reader.readexactly(8))
+            data = await self._reader.read(min(self._left, size))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        self._left -= len(data)
+        return (self._channel, data) if data else None
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -22,7 +22,7 @@ from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimit
 from aworld.sandbox import profile
 from aworld.sandbox.base import BaseSandbox, archive
 from aworld.sandbox.channel import Channel, Outcome
-from aworld.sandbox.worker import FILE_ERROR
+from aworld.sandbox.worker_files import FILE_ERROR
 
 Isolation = Literal["bubblewrap", "none"]
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import os
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,12 +26,19 @@ class SandboxPool:
     `make` opens a sandbox, for example `lambda: open_sandbox("local")`. At most `size` exist at a time, prepared ones
     included; who comes later waits, in the order of coming. `warm` are prepared ahead. A sandbox is never used twice.
     What dead runtimes left behind is destroyed when the pool is first used.
+
+    While a run waits for a person, its sandbox stays as it is, and goes with this process. With `keep`, a folder, its
+    files are put there instead and the sandbox is destroyed; whichever process goes on with the run has them again,
+    but not what was running in it.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[Sandbox]], *, size: int = 16, warm: int = 0) -> None:
+    def __init__(
+        self, make: Callable[[], Awaitable[Sandbox]], *, size: int = 16, warm: int = 0, keep: str | Path | None = None
+    ) -> None:
         if size < 1 or not 0 <= warm <= size:
             raise ConfigError(f"size={size}, warm={warm} | a pool needs size >= 1 and 0 <= warm <= size")
         self._make = make
+        self._keep = None if keep is None else Path(keep)
         self._size = size
         self._warm_wanted = warm
         self._slots = asyncio.Semaphore(size)
@@ -47,7 +58,7 @@ class SandboxPool:
         self._start()
         task = self._leases.get(trajectory_id)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._leases[trajectory_id] = self._spawn(self._acquire())
+            task = self._leases[trajectory_id] = self._spawn(self._acquire(trajectory_id))
             task.add_done_callback(_retrieve)  # who asked may have been cancelled
         try:
             return await asyncio.shield(task)
@@ -56,8 +67,40 @@ class SandboxPool:
                 raise SandboxError("the run ended while it waited for a sandbox") from None
             raise
 
+    def holds(self, trajectory_id: str) -> bool:
+        """Whether this run has a sandbox here, or its files were put aside."""
+        kept = self._kept(trajectory_id)
+        return trajectory_id in self._leases or (kept is not None and kept.exists())
+
+    async def rest(self, trajectory_id: str) -> None:
+        """The run waits: put its files aside and destroy its sandbox, if there is a folder for that."""
+        kept, lease = self._kept(trajectory_id), self._leases.get(trajectory_id)
+        if kept is None or lease is None or self._closed:
+            return
+        try:
+            data = await (await asyncio.shield(lease)).snapshot()
+            await asyncio.to_thread(_write, kept, data)
+        except (SandboxError, OSError) as error:
+            logger.warning("trajectory=%s | its sandbox stays, its files cannot be kept: %s", trajectory_id, error)
+            return
+        await self._end_lease(trajectory_id)
+
+    def go_on(self, trajectory_id: str) -> None:
+        """The run goes on: what was kept is put back when it asks for its sandbox."""
+
     async def end_run(self, trajectory_id: str) -> None:
         """The run is over: destroy its sandbox, also when it is still being made."""
+        await self._end_lease(trajectory_id)
+        if (kept := self._kept(trajectory_id)) is not None:
+            kept.unlink(missing_ok=True)
+
+    def _kept(self, trajectory_id: str) -> Path | None:
+        """Where the files of a run are put aside."""
+        if self._keep is None:
+            return None
+        return self._keep / f"{hashlib.sha256(trajectory_id.encode()).hexdigest()[:32]}.tar"
+
+    async def _end_lease(self, trajectory_id: str) -> None:
         task = self._leases.pop(trajectory_id, None)
         if task is not None:
             await asyncio.shield(self._spawn(self._end(task)))
@@ -110,22 +153,35 @@ class SandboxPool:
     async def _made(self) -> Sandbox:
         return await self._make()
 
-    async def _acquire(self) -> Sandbox:
-        """Wait for a slot, take a prepared sandbox or make one."""
+    async def _acquire(self, trajectory_id: str) -> Sandbox:
+        """Wait for a slot, take a prepared sandbox or make one, and put back what was kept for the run."""
         await self._slots.acquire()
         self._held += 1
         try:
-            while self._warm:
-                task = self._warm.popleft()
-                sandbox = await self._taken(task)
-                if sandbox is not None:
-                    return sandbox
-            return await self._make_own()
+            sandbox = await self._any()
+            kept = self._kept(trajectory_id)
+            if kept is None or not kept.exists():
+                return sandbox
+            try:
+                await sandbox.restore(await asyncio.to_thread(kept.read_bytes))
+                kept.unlink()
+            except BaseException:
+                await asyncio.shield(self._spawn(self._destroy(sandbox)))
+                raise
+            return sandbox
         except BaseException:
             self._release()
             raise
         finally:
             self._prepare()
+
+    async def _any(self) -> Sandbox:
+        """A prepared sandbox, or a new one."""
+        while self._warm:
+            sandbox = await self._taken(self._warm.popleft())
+            if sandbox is not None:
+                return sandbox
+        return await self._make_own()
 
     async def _make_own(self) -> Sandbox:
         task = self._spawn(self._made())
@@ -185,6 +241,17 @@ class SandboxPool:
             await reap()
         except (SandboxError, OSError) as error:
             logger.warning("orphaned sandboxes cannot be looked for | %s", error)
+
+
+def _write(place: Path, data: bytes) -> None:
+    """Write a file that only this user reads, all of it or nothing."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = place.with_suffix(f".{secrets.token_hex(4)}")
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(place)
 
 
 def _retrieve(task: asyncio.Task[Sandbox]) -> None:

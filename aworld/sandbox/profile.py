@@ -17,12 +17,12 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from aworld.core.sandbox import SandboxError, SandboxLimits
-from aworld.sandbox import worker
+from aworld.sandbox import worker, worker_files, worker_proc
 from aworld.sandbox.seccomp import filter_program
 
 WORK = "/work"
@@ -128,11 +128,6 @@ def worker_arguments(root: str, boxed: bool, limits: SandboxLimits) -> list[str]
     return [root, "boxed" if boxed else "open", *map(str, numbers), sockets]
 
 
-def worker_source() -> bytes:
-    """The program of the worker."""
-    return Path(worker.__file__).read_bytes()
-
-
 def box_command(
     limits: SandboxLimits, python: Python, readonly: Mapping[str, Path], descriptors: list[int]
 ) -> list[str]:
@@ -159,11 +154,17 @@ def box_command(
         *_folder(WORK, "0700", limits.disk_mb),
         *(word for inside, outside in readonly.items() for word in ("--ro-bind", str(outside), inside)),
         *("--symlink", python.path, "/sandbox/bin/python", "--symlink", python.path, "/sandbox/bin/python3"),
-        *("--ro-bind-data", file(worker_source()), "/sandbox/worker.py"),
+        *_worker(file),
         # Both are file systems in memory without a limit: nothing may be written there.
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORK, "--"),
         *(python.path, "-I", "-S", "/sandbox/worker.py", *worker_arguments(WORK, True, limits)),
     ]
+
+
+def _worker(file: Callable[[bytes], str]) -> list[str]:
+    """The program that runs inside."""
+    sources = [Path(str(module.__file__)) for module in (worker, worker_files, worker_proc)]
+    return [word for path in sources for word in ("--ro-bind-data", file(path.read_bytes()), f"/sandbox/{path.name}")]
 
 
 def _programs(python: Python) -> list[str]:

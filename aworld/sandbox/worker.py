@@ -15,14 +15,13 @@ One socket joins both, a datagram for each message, texts separated by NUL and p
 and from it `ready`, then for each command `end ID STATUS LIMIT ERROR`: the status as of `wait`, the limit that ended it
 or nothing, and why it could not be started. `begun ID` says that a program which goes on running was started.
 
-It imports no more than it needs, and C modules directly where the Python ones around them cost milliseconds.
-Any Python from 3.8 runs it.
+Its work on files is in `worker_files`, what the kernel tells of processes in `worker_proc`. They import no more than
+they need, and C modules directly where the Python ones around them cost milliseconds. Any Python from 3.8 runs them.
 """
 
 from __future__ import annotations
 
 import array
-import errno
 import os
 import resource
 import select
@@ -33,10 +32,18 @@ from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as signals
-    from collections.abc import Iterable
-    from tarfile import TarInfo
 else:
     import _signal as signals
+
+if TYPE_CHECKING or __package__:
+    from aworld.sandbox.worker_files import file_operation, inside
+    from aworld.sandbox.worker_proc import memory_of, processes, tree, used_files, used_sockets
+else:  # a program of its own, which finds nothing but what stands beside it
+    sys.path.insert(0, os.path.dirname(__file__))
+    from worker_files import file_operation, inside
+    from worker_proc import memory_of, processes, tree, used_files, used_sockets
+
+    del sys.path[0]
 
 MESSAGE_BYTES = 192 * 1024
 """A datagram has to fit the kernel's default socket buffer of 208 KB."""
@@ -46,9 +53,6 @@ SOCKET_BYTES = 212992
 """What a socket counts as memory: the buffer that the kernel lets it fill, which belongs to no process."""
 SETTLE = 0.5
 """Seconds in which what was killed has to end; then everything in the box is killed at once."""
-CLOCK = os.sysconf("SC_CLK_TCK")
-FILE_ERROR = 3
-"""The exit code of an operation on files that failed; why is on its standard error."""
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 """Numbers of include/uapi/linux/prctl.h."""
@@ -79,67 +83,6 @@ class Command:
         self.kept = kept
         """Whether it goes on running: its processor time has no limit, and what it started ends with it."""
         self.limit = b""
-
-
-class Process:
-    """A process as /proc shows it."""
-
-    __slots__ = ("children", "cpu", "parent", "zombie")
-
-    def __init__(self, pid: int) -> None:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
-        self.zombie = fields[0] in b"ZX"
-        self.parent = int(fields[1])
-        self.cpu = sum(map(int, fields[11:15])) / CLOCK  # its own and that of children it waited for
-        self.children: list[int] = []
-
-
-def processes() -> dict[int, Process]:
-    """All descendants of this process."""
-    found: dict[int, Process] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:  # noqa: SIM105 - contextlib takes milliseconds to import
-                found[int(name)] = Process(int(name))
-            except (FileNotFoundError, ProcessLookupError):
-                pass  # it ended meanwhile
-    for pid, process in found.items():
-        if process.parent in found:
-            found[process.parent].children.append(pid)
-    return {pid: found[pid] for pid in tree(found, os.getpid()) if pid != os.getpid()}
-
-
-def tree(found: dict[int, Process], root: int) -> list[int]:
-    """A process and its descendants."""
-    pids = [root] if root in found else []
-    for pid in pids:
-        pids += found[pid].children
-    return pids
-
-
-def memory_of(pid: int, exact: bool) -> int:
-    """Bytes of memory of a process; if exact, its share of what it has in common with others.
-
-    One that hides its share counts in full. Nothing, once it ended.
-    """
-    try:
-        if exact:
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-                return _sum_kb(file, (b"Pss_Anon", b"Pss_Shmem", b"SwapPss"))
-    except PermissionError:
-        pass
-    except OSError:
-        return 0
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            return _sum_kb(file, (b"RssAnon", b"RssShmem", b"VmSwap"))
-    except OSError:
-        return 0
-
-
-def _sum_kb(lines: Iterable[bytes], names: tuple[bytes, ...]) -> int:
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(names))
 
 
 class Worker:
@@ -240,7 +183,7 @@ class Worker:
         self.limit(time_too=word != b"keep")
         if word == b"do":
             self.channel.close()
-            file_operation(self.settings.root, *rest)
+            file_operation(self.settings.root, self.settings.boxed, *rest)
             os._exit(0)
         os.chdir(inside(self.settings.root, os.fsdecode(rest[0])))
         cut = 2 + int(rest[1])
@@ -343,6 +286,9 @@ class Worker:
             time.sleep(0.001)  # the kernel takes a moment
         if self.settings.boxed:
             send_kill(-1)  # every process but this, in one call that nothing outruns
+            deadline = time.monotonic() + SETTLE
+            while time.monotonic() < deadline and any(not process.zombie for process in processes().values()):
+                time.sleep(0.001)  # they have been told; who waits for us is told when they have gone
 
 
 def send_kill(pid: int) -> None:
@@ -353,119 +299,8 @@ def send_kill(pid: int) -> None:
         pass
 
 
-def used_sockets() -> int:
-    """How many sockets there are."""
-    with open("/proc/net/sockstat", "rb") as file:
-        return int(file.readline().split()[2])
-
-
-def used_files(folders: tuple[str, ...]) -> int:
-    """How many files and folders there are."""
-    return sum(state.f_files - state.f_ffree for state in map(os.statvfs, folders))
-
-
 def woke(number: int, frame: object) -> None:
     """The signal that a child ended has done its work by waking the poll."""
-
-
-class Outside(OSError):
-    """A path leads out of the work folder."""
-
-
-def inside(root: str, path: str) -> str:
-    """The path with links resolved. Raises Outside when it leads out."""
-    full = os.path.realpath(os.path.join(root, path))
-    if full != root and not full.startswith(root + "/"):
-        raise Outside(errno.EPERM, "leads out of the work folder", path)
-    return full
-
-
-def file_operation(root: str, operation: bytes, path: bytes, option: bytes = b"") -> None:
-    """Work on files, from standard input or to standard output; exit with FILE_ERROR and the reason if it fails."""
-    try:
-        OPERATIONS[operation](root, inside(root, os.fsdecode(path)), option)
-    except OSError as error:
-        os.write(2, f"{type(error).__name__}\0{error.strerror or error}".encode(errors="replace"))
-        os._exit(FILE_ERROR)
-
-
-def read_file(root: str, path: str, option: bytes) -> None:
-    """Copy a file to standard output. Pipes and devices are refused: they never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, "is a folder")
-    if not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "is not a file")
-    while True:
-        data = os.read(descriptor, 1 << 20)
-        if not data:
-            return
-        with open(1, "wb", closefd=False) as out:
-            out.write(data)
-
-
-def write_file(root: str, path: str, option: bytes) -> None:
-    """Copy standard input into a file."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise (
-            IsADirectoryError(errno.EISDIR, "is a folder")
-            if os.path.isdir(path)
-            else OSError(errno.EINVAL, "is not a file")
-        )
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file, open(0, "rb", closefd=False) as data:
-        while True:
-            piece = data.read(1 << 20)
-            if not piece:
-                return
-            file.write(piece)
-
-
-def list_folder(root: str, path: str, option: bytes) -> None:
-    """The entries of a folder: `d` or `f`, size, `/` and name, each ended by NUL."""
-    with os.scandir(path) as entries, open(1, "wb", closefd=False) as out:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            folder = entry.is_dir(follow_symlinks=False)
-            size = 0 if folder else entry.stat(follow_symlinks=False).st_size
-            out.write(b"%s%d/%s\0" % (b"d" if folder else b"f", size, os.fsencode(entry.name)))
-
-
-def pack(root: str, path: str, option: bytes) -> None:
-    """The folder as a tar archive."""
-    import tarfile
-
-    with open(1, "wb", closefd=False) as out, tarfile.open(fileobj=out, mode="w|") as tar:
-        for name in sorted(os.listdir(path)):
-            tar.add(os.path.join(path, name), name)
-
-
-def unpack(root: str, path: str, option: bytes) -> None:
-    """Fill a folder from a tar archive, emptied before if the option says so."""
-    import shutil
-    import tarfile
-
-    if option == b"replace":
-        for entry in list(os.scandir(path)):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
-    os.makedirs(path, exist_ok=True)
-    try:
-        with open(0, "rb", closefd=False) as data, tarfile.open(fileobj=data, mode="r|") as tar:
-            # In a box any link may be restored, it leads nowhere else; without one, none that leads out.
-            tar.extraction_filter = as_it_is if sys.argv[2] == "boxed" else getattr(tarfile, "data_filter", as_it_is)
-            tar.extractall(path)
-    except tarfile.TarError as error:
-        raise OSError(errno.EINVAL, str(error)) from error
-
-
-def as_it_is(member: TarInfo, folder: str) -> TarInfo:
-    """Change nothing of what is restored."""
-    return member
-
-
-OPERATIONS = {b"read": read_file, b"write": write_file, b"list": list_folder, b"pack": pack, b"unpack": unpack}
 
 
 def protect(boxed: bool) -> None:

@@ -156,15 +156,15 @@ class Files:
             raise ToolError(f"{path} is no UTF-8 text ({len(data):,} bytes). Use the shell or Python for it.") from None
 
 
-def file_tools(sandbox: Sandbox | SandboxSource) -> list[Tool]:
+def file_tools(sandbox: Sandbox | SandboxSource | Place) -> list[Tool]:
     """`read_file`, `write_file`, `edit_file`, `search_files`, `list_files` for a sandbox, or for that of each run."""
-    place = Place(sandbox)
+    place = Place.of(sandbox)
     files = Files(place)
     made: list[FunctionTool[..., Any]] = [
         files.read_file, files.write_file, files.edit_file, files.search_files, files.list_files,
     ]  # fmt: skip
     for each in made:
-        each.uses = place.uses
+        each.uses = (place,)
     return [*made]
 
 

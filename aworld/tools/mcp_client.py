@@ -7,6 +7,7 @@ for its own answer, so a call that is cancelled takes nobody with it, and the se
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -22,11 +23,12 @@ from pydantic import ValidationError
 
 from aworld import __version__
 from aworld.core.exceptions import AWorldError, ToolError
-from aworld.core.message import Content, Text
-from aworld.core.tool.base import ToolContext
+from aworld.core.message import Content, Text, Usage
+from aworld.core.tool.base import Question, ToolContext
 from aworld.tools.mcp_config import Resolved
 from aworld.tools.mcp_content import content_of, reply_of, request_of
 from aworld.tools.mcp_process import ServerProcess
+from aworld.tools.mcp_question import answer_of, asked_again, question_of
 from aworld.tools.mcp_session import Handlers, Listed, SessionLost
 from aworld.tools.mcp_transport import Transport
 
@@ -35,12 +37,22 @@ logger = logging.getLogger(__name__)
 MAX_PAGES = 1000
 """Pages of a list of tools that are asked for: a server that never ends its list cannot hang a run."""
 
-_caller: ContextVar[ToolContext | None] = ContextVar("mcp_caller", default=None)
+_caller: ContextVar[_Call | None] = ContextVar("mcp_caller", default=None)
 """The call that a message belongs to, where the transport carries it: streamable HTTP and the newest protocol."""
 
 
 class _Refused(Exception):
     """The server does not take the connection; in its words."""
+
+
+class _Call:
+    """A call that is under way."""
+
+    def __init__(self, context: ToolContext) -> None:
+        self.context = context
+        self.asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """What the server wants a person to answer."""
+        self.over = asyncio.Event()
 
 
 class Link(AbstractAsyncContextManager["Link"]):
@@ -57,7 +69,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         self._resolved = resolved
         self._handlers = handlers
         self._process = process
-        self._calls: dict[int, ToolContext] = {}
+        self._calls: dict[int, _Call] = {}
         self._number = 0
         self._modern = False
         self.client = Client(
@@ -104,26 +116,45 @@ class Link(AbstractAsyncContextManager["Link"]):
         raise ToolError(f"MCP server {self._resolved.name!r}: its list of tools has no end.")
 
     async def call(self, tool: str, arguments: dict[str, Any], context: ToolContext) -> Content:
-        """Call a tool; cancelling tells the server. Raises ToolError, and SessionLost when it was not called."""
+        """Call a tool; cancelling tells the server.
+
+        Raises ToolError, SessionLost when it was not called, and Question when the server asks for a person's answer:
+        then the server is told that this call is cancelled, and is to be called again when there is one.
+        """
         number = self._number = self._number + 1
-        self._calls[number] = context
-        _caller.set(context)
+        call = self._calls[number] = _Call(context)
+        _caller.set(call)
         meta: Any = None
         progress = None
         if context.notify is not None:
             progress = self._progress(context)
             meta = {types.LOG_LEVEL_META_KEY: "info"} if self._modern else None
+        working = self.client.call_tool(tool, arguments, progress_callback=progress, meta=meta)
         try:
-            result = await self.client.call_tool(tool, arguments, progress_callback=progress, meta=meta)
+            result = await (self._or_question(working, call) if self._resolved.conf.elicitation else working)
         except (MCPError, ValidationError, RuntimeError) as error:
             raise await self._failure(error, "the call failed") from None
         finally:
             self._calls.pop(number, None)
+            call.over.set()
         content = self._redacted(content_of(result))
         if result.is_error:
             text = content if isinstance(content, str) else "".join(p.text for p in content if isinstance(p, Text))
             raise ToolError(text or f"MCP server {self._resolved.name!r} reports an error without saying which.")
         return content
+
+    async def _or_question(self, working: Any, call: _Call) -> types.CallToolResult:
+        """The result of a call. Raises Question when the server wants a person's answer first."""
+        task = asyncio.ensure_future(working)
+        try:
+            await asyncio.wait((task, call.asked), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+        if call.asked.done() and task.cancelled():
+            raise Question(call.asked.result())
+        return task.result()
 
     def last_words(self) -> str:
         """What the server's process had to say at its end, behind a comma; nothing of one elsewhere."""
@@ -163,10 +194,16 @@ class Link(AbstractAsyncContextManager["Link"]):
     def _origin(self) -> ToolContext | None:
         """The call that the server speaks of. None when it might be one of several runs: nobody hears of another's."""
         if (caller := _caller.get()) is not None:
-            return caller
-        contexts = list(self._calls.values())
+            return caller.context
+        contexts = [call.context for call in self._calls.values()]
         runs = {context.trajectory_id for context in contexts}
         return contexts[-1] if len(runs) == 1 else None
+
+    def _asking(self) -> _Call | None:
+        """The call for which the server asks; None when it might be one of several."""
+        if (caller := _caller.get()) is not None:
+            return caller
+        return next(iter(self._calls.values())) if len(self._calls) == 1 else None
 
     def _note(self, kind: str, data: dict[str, Any]) -> None:
         origin = self._origin()
@@ -201,15 +238,43 @@ class Link(AbstractAsyncContextManager["Link"]):
     ) -> types.ElicitResult | types.ErrorData:
         schema = params.requested_schema if isinstance(params, types.ElicitRequestFormParams) else None
         answer: dict[str, Any] | None = None
+        why: str | None = None
         if self._handlers.elicit is not None and schema is not None:
             try:
                 answer = await self._handlers.elicit(params.message, schema, self._origin())
             except Exception as error:  # the callback's; the server is told, and the call goes on
                 logger.exception("server=%s | its question could not be asked", self._resolved.name)
                 return types.ErrorData(code=types.INTERNAL_ERROR, message=f"Nobody could be asked: {error}")
+        elif not self._resolved.conf.elicitation:
+            why = 'this server may not ask people; "elicitation": true in its configuration allows it'
+        elif (call := self._asking()) is None:
+            why = 'several calls are under way, and nobody knows which of them asks; "stateful": true keeps runs apart'
+        else:
+            url = params.url if isinstance(params, types.ElicitRequestURLParams) else None
+            try:
+                answer = self._said_by_person(call.context, params.message, schema, url)
+            except Question as question:
+                if not call.asked.done():
+                    call.asked.set_result(question.text)
+                await call.over.wait()  # the call is being cancelled
+                return types.ElicitResult(action="cancel")
         action = "decline" if answer is None else "accept"
-        self._note("elicitation", {"message": self._resolved.redact(params.message), "action": action})
+        reason = {} if why is None else {"reason": why}
+        self._note("elicitation", {"message": self._resolved.redact(params.message), "action": action, **reason})
         return types.ElicitResult(action=action, content=answer)
+
+    def _said_by_person(
+        self, context: ToolContext, message: str, schema: dict[str, Any] | None, url: str | None
+    ) -> dict[str, Any] | None:
+        """What a person answered, None when they declined. Raises Question while nobody has."""
+        question = self._resolved.redact(question_of(self._resolved.name, message, schema, url))
+        while question in context.answers:
+            said = context.answers[question]
+            try:
+                return answer_of(said, schema)
+            except ValueError as wrong:
+                question = asked_again(question, said, str(wrong))
+        raise Question(question)
 
     async def _sample(
         self, context: ClientRequestContext, params: types.CreateMessageRequestParams
@@ -223,6 +288,8 @@ class Link(AbstractAsyncContextManager["Link"]):
             return types.ErrorData(code=types.INTERNAL_ERROR, message=f"The model was not asked: {error}")
         answer = reply_of(reply, "model")
         usage = reply.usage
+        if origin is not None:
+            origin.spent.append(usage or Usage())
         tokens = {} if usage is None else {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
         self._note("sampling", {"model": answer.model, **tokens})
         return answer

@@ -61,7 +61,10 @@ class McpServerConfig(Settings):
     stateful: bool = False
     """Whether each run gets a session of its own, since the server keeps state between calls."""
     sampling: bool = False
-    """Whether the server may ask the agent's model."""
+    """Whether the server may ask the agent's model; what that costs counts towards the limits of the run."""
+    elicitation: bool = False
+    """Whether the server may ask people: the run waits for the answer, and then the call is made again, with it. So a
+    tool should ask before it acts. Without it, what a server asks is declined."""
 
 
 class Resolved:
@@ -161,6 +164,8 @@ def _server(name: str, entry: Any) -> McpServerConfig:
     kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in _KINDS:
         raise ConfigError(f"{owner}: type must be one of {', '.join(_KINDS)}; got {kind!r}.")
+    if given.get("type") is None and not given.keys() & {"command", "url"}:
+        raise ConfigError(f"{owner} has neither a 'command' nor a 'url'{_meant(given)}")
     wanted = "command" if kind == "stdio" else "url"
     if not given.get(wanted):
         raise ConfigError(f"{owner} is of type {kind} and misses {wanted!r}.")
@@ -172,6 +177,15 @@ def _server(name: str, entry: Any) -> McpServerConfig:
     except ValidationError as wrong:
         first = wrong.errors(include_input=False)[0]
         raise ConfigError(f"{owner}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def _meant(given: Mapping[str, Any]) -> str:
+    """The setting that was probably meant by one that is not known."""
+    for key in given:
+        near = difflib.get_close_matches(key, ("command", "url"), n=1, cutoff=0.6)
+        if near:
+            return f"; did you mean {near[0]!r} by {key!r}?"
+    return "."
 
 
 def _filled(text: str, where: str, secrets: set[str]) -> str:

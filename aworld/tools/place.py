@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from typing import cast
 
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.sandbox import Sandbox, SandboxSource
 from aworld.core.tool.base import ToolContext
 
 LONGEST = 20_000
 """Characters of output shown to a model, about 5,000 tokens; the middle of more is cut."""
+LOST = (
+    "The sandbox of this run is gone with the process that it belonged to: it is empty now, files and variables are "
+    "lost. This call was not carried out. Make again what you need."
+)
 
 
 class Place:
     """Where the tools of a run work.
 
     From a source of sandboxes each run has its own, for as long as the run lasts. A sandbox that is given as such is
-    used by every run and belongs to whoever opened it.
+    used by every run and belongs to whoever opened it. Tools that share a sandbox share a place.
     """
+
+    @classmethod
+    def of(cls, given: Sandbox | SandboxSource | Place) -> Place:
+        """A place for what was given, which may be one already. Raises ConfigError for anything else."""
+        return given if isinstance(given, Place) else cls(given)
 
     def __init__(self, given: Sandbox | SandboxSource) -> None:
         self._source: SandboxSource | None = None
         self._sandbox: Sandbox | None = None
+        self._lost: set[str] = set()
+        """Runs that go on without what they had, and whose model was not told yet."""
         if hasattr(given, "lease"):
             self._source = cast("SandboxSource", given)
         elif hasattr(given, "exec") and hasattr(given, "read"):
@@ -35,11 +46,26 @@ class Place:
         return () if self._source is None else (self._source,)
 
     async def sandbox(self, at: ToolContext) -> Sandbox:
-        """The sandbox of the run that makes a call. Raises SandboxError."""
+        """The sandbox of the run that makes a call. Raises SandboxError, and ToolError for the news that it is new."""
+        if at.trajectory_id in self._lost:
+            self._lost.discard(at.trajectory_id)
+            raise ToolError(LOST)
         if self._source is not None:
             return await self._source.lease(at.trajectory_id)
         assert self._sandbox is not None  # one of the two is given
         return self._sandbox
+
+    async def rest(self, trajectory_id: str) -> None:
+        """The source puts aside what it may."""
+
+    def go_on(self, trajectory_id: str) -> None:
+        """The run goes on: where its sandbox is gone, the model is told at its next call."""
+        if self._source is not None and not self._source.holds(trajectory_id):
+            self._lost.add(trajectory_id)
+
+    async def end_run(self, trajectory_id: str) -> None:
+        """The run is over."""
+        self._lost.discard(trajectory_id)
 
 
 def shown(data: bytes | str, limit: int = LONGEST) -> str:

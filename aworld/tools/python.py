@@ -41,7 +41,7 @@ class _Kernel:
     """The Python of one run."""
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+        self.sandbox = sandbox
         self._process: SandboxProcess | None = None
         self._read = bytearray()
         self._lock = asyncio.Lock()
@@ -65,7 +65,7 @@ class _Kernel:
 
     async def _exchange(self, request: _Request) -> _Answer:
         if self._process is None:
-            self._process = await self._sandbox.open_process(["python3", "-I", "-c", source("kernel")])
+            self._process = await self.sandbox.open_process(["python3", "-I", "-c", source("kernel")])
         await self._process.send(msgspec.json.encode(request) + b"\n")
         while (end := self._read.find(b"\n")) < 0:
             data = await self._process.receive()
@@ -94,23 +94,44 @@ class _Kernels:
 
     def __init__(self) -> None:
         self._kernels: dict[str, _Kernel] = {}
+        self._anew: set[str] = set()
+        """Runs that had another kernel, and whose model was not told yet."""
 
     def of(self, trajectory_id: str, sandbox: Sandbox) -> _Kernel:
-        """The kernel of a run."""
+        """The kernel of a run, in the sandbox that it has now."""
+        kernel = self._kernels.get(trajectory_id)
+        if kernel is None or kernel.sandbox is not sandbox:
+            if kernel is not None:
+                self._anew.add(trajectory_id)
+            kernel = self._kernels[trajectory_id] = _Kernel(sandbox)
+        return kernel
+
+    def news(self, trajectory_id: str) -> list[str]:
+        """What the model is to know of its kernel; once."""
+        if trajectory_id not in self._anew:
+            return []
+        self._anew.discard(trajectory_id)
+        return ["[Python was started anew: variables and imports of earlier calls are lost]"]
+
+    async def rest(self, trajectory_id: str) -> None:
+        """A kernel rests by itself."""
+
+    def go_on(self, trajectory_id: str) -> None:
+        """The run goes on, and had a kernel."""
         if trajectory_id not in self._kernels:
-            self._kernels[trajectory_id] = _Kernel(sandbox)
-        return self._kernels[trajectory_id]
+            self._anew.add(trajectory_id)
 
     async def end_run(self, trajectory_id: str) -> None:
         """Stop the kernel of a run."""
+        self._anew.discard(trajectory_id)
         kernel = self._kernels.pop(trajectory_id, None)
         if kernel is not None:
             await kernel.stop()
 
 
-def python_tool(sandbox: Sandbox | SandboxSource, *, timeout: float = 60.0) -> Tool:
+def python_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60.0) -> Tool:
     """The tool `python` for a sandbox, or for that of each run; a call has `timeout` seconds."""
-    place, kernels = Place(sandbox), _Kernels()
+    place, kernels = Place.of(sandbox), _Kernels()
 
     async def python(code: str, at: ToolContext) -> str:
         """Run Python code in the sandbox. Variables, functions and imports stay for the next call.
@@ -121,8 +142,10 @@ def python_tool(sandbox: Sandbox | SandboxSource, *, timeout: float = 60.0) -> T
         Args:
             code: The code.
         """
-        answer = await kernels.of(at.trajectory_id, await place.sandbox(at)).run(code, timeout)
-        parts = [shown(answer.output).rstrip("\n")] if answer.output else []
+        kernel = kernels.of(at.trajectory_id, await place.sandbox(at))
+        news = kernels.news(at.trajectory_id)
+        answer = await kernel.run(code, timeout)
+        parts = [*news, *([shown(answer.output).rstrip("\n")] if answer.output else [])]
         if answer.dropped:
             parts.append(f"[{answer.dropped:,} more bytes of output were dropped]")
         if answer.error is not None:
@@ -130,5 +153,5 @@ def python_tool(sandbox: Sandbox | SandboxSource, *, timeout: float = 60.0) -> T
         return "\n".join(parts) or "[no output]"
 
     made = FunctionTool(python, timeout=2 * timeout + 15)  # calls of one turn stand in line; our own limit speaks first
-    made.uses = (kernels, *place.uses)
+    made.uses = (kernels, place)
     return made

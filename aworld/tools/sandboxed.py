@@ -5,6 +5,7 @@ from __future__ import annotations
 from aworld.core.sandbox import Sandbox, SandboxSource
 from aworld.core.tool.base import Tool
 from aworld.tools.files import file_tools
+from aworld.tools.place import Place
 from aworld.tools.python import python_tool
 from aworld.tools.shell import shell_tool
 
@@ -15,4 +16,5 @@ def sandbox_tools(sandbox: Sandbox | SandboxSource) -> list[Tool]:
     From a source each run has a sandbox of its own, which agents of a team share, and which is destroyed when the run
     is over. A sandbox given as such stays open, and is its opener's to close.
     """
-    return [python_tool(sandbox), shell_tool(sandbox), *file_tools(sandbox)]
+    place = Place(sandbox)
+    return [python_tool(place), shell_tool(place), *file_tools(place)]

@@ -12,9 +12,9 @@ LONGEST_RUN = 600.0
 """Seconds that a model may give a command."""
 
 
-def shell_tool(sandbox: Sandbox | SandboxSource, *, timeout: float = 60.0) -> Tool:
+def shell_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60.0) -> Tool:
     """The tool `shell` for a sandbox, or for that of each run. A command has `timeout` seconds unless the call says."""
-    place = Place(sandbox)
+    place = Place.of(sandbox)
     default = timeout
 
     async def shell(command: str, at: ToolContext, timeout: float | None = None) -> str:
@@ -43,5 +43,5 @@ def shell_tool(sandbox: Sandbox | SandboxSource, *, timeout: float = 60.0) -> To
         return "\n".join(part.rstrip("\n") for part in parts)
 
     made = FunctionTool(shell, timeout=LONGEST_RUN + 15)  # the sandbox's own limit speaks first
-    made.uses = place.uses
+    made.uses = (place,)
     return made

@@ -154,7 +154,7 @@ async def test_a_missing_setting_names_its_variable(shell: Shell) -> None:
 async def test_a_run_that_does_not_finish_has_exit_code_1(shell: Shell) -> None:
     code, out, err = await shell.run("run", "17 * 23?", "--tool", "my_tools:multiply", "--max-steps", "1")
     assert (code, out) == (1, "")
-    assert "limit_reached: max_steps=1" in err
+    assert "limit_reached: --max-steps 1 reached; go on with: aworld fork ID" in err
 
 
 async def test_a_killed_run_is_resumed_forked_and_replayed(shell: Shell, server: Server) -> None:

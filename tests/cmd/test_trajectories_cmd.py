@@ -17,6 +17,7 @@ from rich.console import Console
 
 from aworld.cmd.trajectories import add_parser, moment, run
 from aworld.cmd.trajectory_view import clean, seconds, show, table
+from aworld.cmd.wording import worded
 from aworld.core import event as ev
 from aworld.core.message import Image, Message, Text, ToolCall, Usage
 from aworld.trajectory import Summary, open_store
@@ -188,6 +189,31 @@ def test_export_to_a_file_and_to_standard_output(
     assert len(out.read_text().splitlines()) == 5
     assert aworld("export", "weather-1", "run-07", "--format", "atif", "-o", str(out), "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"samples": 2, "format": "atif", "output": str(out)}
+
+
+def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("export", "--format", "parquet", "-o", str(tmp_path / "out.parquet")) == 0
+    assert "captured with token ids" in capsys.readouterr().err
+    assert aworld("export", "--status", "timeout", "-o", str(tmp_path / "out.jsonl")) == 0
+    assert capsys.readouterr().err.strip() == f"0 samples in {tmp_path / 'out.jsonl'}"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("pick another id, or continue it: Runners.resume('r1')", "pick another id, or continue it: aworld resume r1"),
+        (
+            "timeout=5 s passed; raise TaskConfig(timeout=...).",
+            "--timeout 5: the time is over; give a longer --timeout.",
+        ),
+        ("shares its beginning with b; delete those too with forks=True", None),
+        ("max_tokens=30 reached: 36 tokens used.", "--max-tokens 30 reached: 36 tokens used."),
+        ("max_cost is set, but openai reported no cost", "--max-cost is set, but openai reported no cost"),
+        ("set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)", "give --model, or set LLM_MODEL_NAME"),
+    ],
+)
+def test_errors_speak_of_options(said: str, words: str | None) -> None:
+    assert worded(said) == (words or "shares its beginning with b; delete those too with --forks")
 
 
 def test_delete(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

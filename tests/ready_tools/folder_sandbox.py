@@ -149,6 +149,9 @@ class FolderSource:
             self.open[trajectory_id] = FolderSandbox(self.folder / trajectory_id, trajectory_id)
         return self.open[trajectory_id]
 
+    def holds(self, trajectory_id: str) -> bool:
+        return trajectory_id in self.open
+
     async def end_run(self, trajectory_id: str) -> None:
         self.ended.append(trajectory_id)
         box = self.open.pop(trajectory_id, None)

@@ -17,14 +17,17 @@ from aworld.core.agent.swarm import Swarm
 from aworld.core.context.base import Context
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.task import TaskResponse
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.wrappers import approval_required
 from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.sandbox import SandboxPool, open_sandbox
 from aworld.sandbox.local import LocalSandbox
 from aworld.tools.files import file_tools
-from aworld.tools.place import LONGEST, shown
+from aworld.tools.human import ask
+from aworld.tools.place import LONGEST, LOST, shown
 from aworld.tools.python import python_tool
 from aworld.tools.sandboxed import sandbox_tools
 from aworld.tools.shell import shell_tool
@@ -361,6 +364,66 @@ async def test_a_run_that_is_cancelled_or_fails_lets_go(tmp_path: Path) -> None:
     assert source.ended == ["cancelled"]
     with pytest.raises(ProcessLookupError):
         os.kill(process.process.pid, 0)
+
+
+def waiting(source: Any) -> Agent:
+    """Writes a file and sets a variable, asks a person, and looks for both."""
+    script = ScriptedModel(
+        [
+            [call("write_file", path="plan.txt", content="fly"), call("python", code="x = 1; x")],
+            call("ask", question="Go on?"),
+            [call("python", code="x = 2; open('plan.txt').read()"), call("read_file", path="plan.txt")],
+            call("read_file", path="plan.txt"),
+            "done",
+        ]
+    )
+    return Agent("worker", model=script, sandbox=source, tools=[ask])
+
+
+def results(response: TaskResponse, step: int) -> list[str]:
+    return [seen["content"] for seen in response.trajectory[step]["observation"]]
+
+
+async def test_a_run_that_goes_on_in_its_process_has_its_sandbox(tmp_path: Path) -> None:
+    source = FolderSource(tmp_path)
+    agent = waiting(source)
+    response = await Runners.run("x", agent)
+    assert (response.status, source.ended) == ("waiting", [])
+    await Runners.answer(response, "yes")
+    done = await Runners.resume(response, agent)
+    assert results(done, 2) == ["'fly'", "    1  fly"]
+    assert source.ended == [response.id]
+
+
+async def test_a_run_that_goes_on_elsewhere_or_a_fork_is_told_that_its_sandbox_is_lost(tmp_path: Path) -> None:
+    response = await Runners.run("x", waiting(FolderSource(tmp_path / "one")))
+    await Runners.answer(response, "yes")
+    done = await Runners.resume(response, waiting(FolderSource(tmp_path / "two")))
+    assert sum(LOST in result for result in results(done, 2)) == 1, "once"
+    assert results(done, 3) == ["There is no plan.txt. list_files shows what there is."]
+    assert done.success
+    forked = await Runners.fork(done, waiting(FolderSource(tmp_path / "three")), at=3)
+    assert results(forked, 3) == [LOST]
+
+
+@needs_bubblewrap
+async def test_files_of_a_waiting_run_are_kept_for_whoever_goes_on(tmp_path: Path) -> None:
+    def pool() -> SandboxPool:
+        return SandboxPool(lambda: open_sandbox("local", SMALL), size=1, keep=tmp_path / "kept")
+
+    async with pool() as first:
+        response = await Runners.run("x", waiting(first))
+        assert response.status == "waiting"
+        (kept,) = (tmp_path / "kept").iterdir()
+        assert kept.stat().st_mode & 0o777 == 0o600
+        await asyncio.wait_for(first.lease("another run"), 10)  # the place is free again
+    await Runners.answer(response, "yes")
+    async with pool() as second:
+        done = await Runners.resume(response, waiting(second))
+    python, read = results(done, 2)
+    assert python == "[Python was started anew: variables and imports of earlier calls are lost]\n'fly'"
+    assert read == "    1  fly"
+    assert not list((tmp_path / "kept").iterdir())
 
 
 async def test_a_sandbox_that_was_given_as_such_stays_open(box: FolderSandbox) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
 
 from aworld.sandbox import reaper
+from tests.sandbox.e2b_server import Server, served
 
 SHARED = tempfile.gettempdir()
 
@@ -21,6 +22,13 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(reaper, "_runtimes", dict[int, object]())  # whatever other tests of this process left open
     yield tmp_path / f"aworld-sandboxes-{os.geteuid()}"
     assert not reaper._runtimes
+
+
+@pytest.fixture
+async def e2b(monkeypatch: pytest.MonkeyPatch, open_folder: Path) -> AsyncGenerator[Server]:
+    """A server that speaks what E2B's does, for the SDK."""
+    async with served(monkeypatch, open_folder) as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import random
 import select
@@ -12,12 +14,27 @@ from typing import Any
 
 import pytest
 
+from aworld.core.context.base import Context
+from aworld.core.event import TaskInfo
+from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import ExecResult, SandboxLimits
+from aworld.core.tool.base import ToolContext
+from aworld.sandbox import SandboxPool, open_sandbox
 from aworld.sandbox.local import Isolation, LocalSandbox
+from aworld.tools.python import python_tool
 
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None and not os.environ.get("CI"),  # CI installs it, and fails if it did not
     reason="bubblewrap is not installed (apt install bubblewrap)",
+)
+IMAGE = os.environ.get("AWORLD_TEST_IMAGE")
+"""An image with a shell and python3, where there is an engine to run it."""
+needs_engine = pytest.mark.skipif(
+    IMAGE is None, reason="AWORLD_TEST_IMAGE names no image; it needs a shell and python3, and Docker or Podman"
+)
+needs_e2b = pytest.mark.skipif(
+    importlib.util.find_spec("e2b") is None or shutil.which("bwrap") is None,
+    reason="the SDK of E2B is not installed (pip install e2b), or bubblewrap is not",
 )
 SMALL = SandboxLimits(
     cpu_seconds=5, wall_seconds=20, memory_mb=128, processes=24, disk_mb=16, output_bytes=10_000, network=False
@@ -37,6 +54,27 @@ async def local(
 async def python(sandbox: LocalSandbox, program: str, **options: Any) -> ExecResult:
     """Run a Python program in a sandbox."""
     return await sandbox.exec(["python", "-c", program], **options)
+
+
+async def keeps_variables(kind: str) -> None:
+    """The tool `python` in a sandbox of this kind: variables stay, and what takes too long is killed."""
+    async with SandboxPool(lambda: open_sandbox(kind, SMALL), size=1) as pool:
+        tool = python_tool(pool, timeout=8)
+
+        async def run(code: str) -> Any:
+            state: dict[str, Any] = {}
+            at = ToolContext("run", "bob", 0, "call", Context("run", TaskInfo("task"), state, state.__setitem__))
+            return await tool.invoke(json.dumps({"code": code}), at)
+
+        assert await run("x = 20; print('ü')") == "ü"
+        assert await run("x += 1; open('kept', 'w').write(str(2 * x)); x") == "21"
+        with pytest.raises(ToolError, match="killed after 8 s"):
+            await run("while True: pass")
+        with pytest.raises(ToolError, match="x"):
+            await run("x")
+        assert await run("open('kept').read()") == "'42'"
+        for held in tool.uses:
+            await held.end_run("run")
 
 
 def new_mark() -> str:

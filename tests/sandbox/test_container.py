@@ -15,9 +15,7 @@ from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
 from aworld.sandbox import container, open_sandbox
 from aworld.sandbox.engine import Engine, engine_address
 from aworld.sandbox.reaper import Record
-from tests.sandbox.places import SMALL
-
-IMAGE = os.environ.get("AWORLD_TEST_IMAGE")
+from tests.sandbox.places import IMAGE, SMALL, keeps_variables
 
 
 @pytest.fixture
@@ -96,6 +94,10 @@ async def test_limits(box: Sandbox) -> None:
     flood = await box.exec("head -c 30000000 /dev/zero")
     assert flood.truncated
     assert len(flood.stdout) == SMALL.output_bytes
+    busy = await box.exec("ulimit -t 100; while :; do :; done", timeout=60)
+    assert busy.limit == "cpu_seconds"
+    greedy = await box.exec(["python3", "-c", "kept = bytearray(b'x' * (400 << 20)); print('had it')"])
+    assert (greedy.exit_code != 0, greedy.stdout) == (True, b"")
     bomb = await box.exec("i=0; while [ $i -lt 60 ]; do sleep 2 & i=$((i+1)); done; echo all", timeout=3)
     assert b"all" not in bomb.stdout
     async with asyncio.timeout(10):
@@ -114,6 +116,10 @@ async def test_time_outs(box: Sandbox) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert b"sleep 100" not in (await box.exec("ps | grep -v grep")).stdout
+
+
+async def test_python_keeps_its_variables(engine: str) -> None:
+    await keeps_variables(f"container:{IMAGE}")
 
 
 async def test_it_is_gone_when_closed_or_reaped(engine: str, tmp_path: Path) -> None:

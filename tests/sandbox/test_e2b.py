@@ -1,8 +1,7 @@
-"""A sandbox of E2B. Needs the extra `e2b` and a key in E2B_API_KEY."""
+"""A sandbox of E2B: its SDK, and a server on this machine that speaks the same."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 
@@ -11,12 +10,10 @@ import pytest
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import FileInfo, SandboxError
 from aworld.sandbox import open_sandbox
-from tests.sandbox.places import SMALL
-
-needs_e2b = pytest.mark.skipif(
-    importlib.util.find_spec("e2b") is None or not os.environ.get("E2B_API_KEY"),
-    reason="needs the extra e2b and a key in E2B_API_KEY",
-)
+from aworld.sandbox.e2b import destroy
+from aworld.sandbox.reaper import Record
+from tests.sandbox.e2b_server import Server
+from tests.sandbox.places import SMALL, keeps_variables, needs_e2b
 
 
 async def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,8 +30,9 @@ async def test_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_e2b
-async def test_commands_and_files() -> None:
-    box = await open_sandbox("e2b", SMALL)
+async def test_commands_and_files(e2b: Server) -> None:
+    box = await open_sandbox("e2b:base", SMALL)
+    assert [(made["templateID"], made["allow_internet_access"]) for made in e2b.made] == [("base", False)]
     try:
         result = await box.exec("printf '\\377'; cat; echo oops >&2; exit 3", stdin=b"in")
         assert (result.exit_code, result.stdout, result.stderr) == (3, b"\xffin", b"oops\n")
@@ -45,13 +43,28 @@ async def test_commands_and_files() -> None:
         await box.exec("rm -r a; touch c")
         await box.restore(kept)
         assert [entry.name for entry in await box.list()] == ["a"]
-        late = await box.exec("trap '' TERM; sleep 60", timeout=1)
-        assert late.timed_out
+        late = await box.exec("trap '' TERM; sleep 60", timeout=0.3)
+        assert (late.timed_out, late.limit) == (True, "wall_seconds")
+        busy = await box.exec("ulimit -t 100; while :; do :; done", timeout=60)
+        assert busy.limit == "cpu_seconds"
         assert (await box.exec("head -c 1000000 /dev/zero")).truncated
         with pytest.raises(FileNotFoundError):
             await box.read("missing")
         with pytest.raises(SandboxError, match="leads out"):
             await box.read("../.bashrc")
-        assert (await box.exec("curl -m 3 https://example.com")).exit_code != 0
     finally:
         await box.close()
+    assert e2b.killed == ["box1"]
+    with pytest.raises(SandboxError, match="closed"):
+        await box.exec("true")
+
+
+@needs_e2b
+async def test_an_orphan_is_killed_by_a_later_runtime(e2b: Server) -> None:
+    await destroy(Record("aworld-1", "e2b", 1, 0.0, {"sandbox": "box7"}))
+    assert e2b.killed == ["box7"]
+
+
+@needs_e2b
+async def test_python_keeps_its_variables(e2b: Server) -> None:
+    await keeps_variables("e2b")

@@ -1,24 +1,47 @@
-"""A program that goes on running in a sandbox on this machine: its pipes, its limits, its end."""
+"""A program that goes on running in a sandbox, of every kind: its pipes, its limits, its end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aworld.core.sandbox import SandboxError, SandboxProcess
-from aworld.sandbox.local import Isolation, LocalSandbox
-from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, new_mark
+from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess
+from aworld.sandbox import open_sandbox
+from aworld.sandbox.e2b import E2BSandbox
+from aworld.sandbox.local import Isolation
+from tests.sandbox.e2b_server import served
+from tests.sandbox.places import IMAGE, SMALL, gone, local, marked, needs_bubblewrap, needs_e2b, needs_engine, new_mark
 
 SHELL = ["sh", "-c"]
 
 
-@pytest.fixture(params=[pytest.param("bubblewrap", marks=needs_bubblewrap), "none"])
-async def box(request: pytest.FixtureRequest) -> AsyncGenerator[LocalSandbox]:
-    async with local(isolation=request.param) as opened:
+@pytest.fixture(
+    params=[
+        pytest.param("bubblewrap", marks=needs_bubblewrap),
+        "none",
+        pytest.param("container", marks=needs_engine),
+        pytest.param("e2b", marks=needs_e2b),
+    ]
+)
+async def box(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, open_folder: Path
+) -> AsyncGenerator[Sandbox]:
+    kind: Any = request.param
+    async with AsyncExitStack() as stack:
+        if kind in ("bubblewrap", "none"):
+            yield await stack.enter_async_context(local(isolation=kind))
+            return
+        if kind == "e2b":
+            await stack.enter_async_context(served(monkeypatch, open_folder))
+        opened = await open_sandbox(f"container:{IMAGE}" if kind == "container" else "e2b", SMALL)
+        stack.push_async_callback(opened.close)
         yield opened
 
 
@@ -37,7 +60,7 @@ async def rest(process: SandboxProcess) -> bytes:
     return read
 
 
-async def test_back_and_forth(box: LocalSandbox) -> None:
+async def test_back_and_forth(box: Sandbox) -> None:
     process = await box.open_process(["cat"])
     for number in range(3):
         await process.send(b"%d\n" % number)
@@ -59,7 +82,7 @@ async def test_back_and_forth(box: LocalSandbox) -> None:
         await process.send(b"x")
 
 
-async def test_folder_environment_and_errors(box: LocalSandbox) -> None:
+async def test_folder_environment_and_errors(box: Sandbox) -> None:
     await box.exec("mkdir deep")
     process = await box.open_process(
         [*SHELL, 'echo oops >&2; echo "$(basename "$PWD") $SIZE"'], cwd="deep", env={"SIZE": "9"}
@@ -67,7 +90,7 @@ async def test_folder_environment_and_errors(box: LocalSandbox) -> None:
     assert await rest(process) == b"deep 9\n"
 
 
-async def test_what_it_wrote_before_its_end_is_kept(box: LocalSandbox) -> None:
+async def test_what_it_wrote_before_its_end_is_kept(box: Sandbox) -> None:
     process = await box.open_process([*SHELL, "head -c 60000 /dev/zero; exit 3"])
     await box.exec("true")
     assert len(await rest(process)) == 60_000  # before the news that it has ended, or after
@@ -75,7 +98,7 @@ async def test_what_it_wrote_before_its_end_is_kept(box: LocalSandbox) -> None:
         await process.send(b"x")
 
 
-async def test_what_cannot_be_started(box: LocalSandbox) -> None:
+async def test_what_cannot_be_started(box: Sandbox) -> None:
     for command, folder in ((["no-such-program"], "."), (["cat"], "no-such-folder"), (["cat"], "../..")):
         with pytest.raises(SandboxError, match="cannot be started"):
             await box.open_process(command, cwd=folder)
@@ -84,7 +107,7 @@ async def test_what_cannot_be_started(box: LocalSandbox) -> None:
     assert (await box.exec("true")).exit_code == 0
 
 
-async def test_stop_kills_its_children(box: LocalSandbox) -> None:
+async def test_stop_kills_its_children(box: Sandbox) -> None:
     mark, other = new_mark(), new_mark()
     stays = await box.open_process(["sleep", other])
     process = await box.open_process(
@@ -100,7 +123,7 @@ async def test_stop_kills_its_children(box: LocalSandbox) -> None:
     assert gone(marked(other), 0)
 
 
-async def test_its_own_end_is_that_of_its_children(box: LocalSandbox) -> None:
+async def test_its_own_end_is_that_of_its_children(box: Sandbox) -> None:
     mark = new_mark()
     process = await box.open_process([*SHELL, f"(setsid sleep {mark} &); read line; echo $line"])
     await process.send(b"x\n")
@@ -140,7 +163,7 @@ async def test_children_together_have_the_memory_of_one() -> None:
             await process.send(b"x")
 
 
-async def test_it_ends_with_the_sandbox(box: LocalSandbox) -> None:
+async def test_it_ends_with_the_sandbox(box: Sandbox) -> None:
     mark = new_mark()
     process = await box.open_process(["sleep", mark])
     left = marked(mark)
@@ -158,7 +181,10 @@ async def test_it_ends_with_the_sandbox(box: LocalSandbox) -> None:
         await box.open_process(["cat"])
 
 
-async def test_nothing_is_left_open(box: LocalSandbox) -> None:
+async def test_nothing_is_left_open(box: Sandbox) -> None:
+    if isinstance(box, E2BSandbox):
+        pytest.skip("its SDK keeps connections open for later")
+    await asyncio.sleep(0.01)  # connections to an engine are closed when the loop comes to it
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         await (await box.open_process(["cat"])).stop()
@@ -170,4 +196,5 @@ async def test_nothing_is_left_open(box: LocalSandbox) -> None:
     opening.cancel()
     await asyncio.wait([opening])
     await (await box.open_process(["cat"])).stop()  # told after the other, so done after it
+    await asyncio.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) == before

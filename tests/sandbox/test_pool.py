@@ -268,3 +268,25 @@ async def test_a_hundred_runs_at_once() -> None:
         assert await asyncio.gather(*map(work, names)) == [name.encode() for name in names]
     assert len(set(pids)) == 100
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+@needs_bubblewrap
+async def test_what_a_waiting_run_left_is_deleted_when_it_is_over(tmp_path: Path) -> None:
+    async with SandboxPool(lambda: open_sandbox("local", SMALL), size=1, keep=tmp_path / "kept") as pool:
+        await (await pool.lease("a/run")).write("plan.txt", b"fly")
+        await pool.rest("a/run")
+        assert pool.holds("a/run")
+        assert len(list((tmp_path / "kept").iterdir())) == 1
+        await pool.end_run("a/run")  # it was cancelled, and never asked for its sandbox again
+        assert not pool.holds("a/run")
+        assert not list((tmp_path / "kept").iterdir())
+        assert await (await pool.lease("a/run")).list() == []
+
+
+async def test_a_sandbox_whose_files_cannot_be_kept_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "kept").write_text("a file, where a folder is wanted")
+    async with SandboxPool(lambda: open_sandbox("none", SMALL), size=1, keep=tmp_path / "kept") as pool:
+        box = await pool.lease("run")
+        await pool.rest("run")
+        assert "its files cannot be kept" in caplog.text
+        assert await pool.lease("run") is box

@@ -11,12 +11,13 @@ from aworld.agents.llm_agent import Agent
 from aworld.core import event as ev
 from aworld.core.agent.flow import Unit
 from aworld.core.agent.swarm import Swarm, TeamSwarm
+from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.message import ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Question, ToolContext
 from aworld.core.tool.func_to_tool import tool
-from aworld.core.tool.wrappers import prefixed
+from aworld.core.tool.wrappers import approval_required, filtered, prefixed, renamed
 from aworld.models import ScriptedModel
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
@@ -184,10 +185,25 @@ async def test_an_agent_may_be_a_tool_of_the_task() -> None:
     assert told(led, 0) == ["helper(1)", "a(2)"]
 
 
-@pytest.mark.xfail(strict=True, reason="wrappers hide that a tool is an agent, so the runtime does not start it")
 async def test_an_agent_under_another_name_is_still_an_agent() -> None:
-    lone = leader(call("my_helper", input="1"), "done", tools=prefixed([echo("helper").as_tool()], "my_"))
-    assert told(await Runners.run("Q", agent=lone), 0) == ["helper(1)"]
+    pair = Swarm(echo("x"), echo("y"), name="pair")
+    known = renamed([echo("helper").as_tool(), pair.as_tool(), add], {"pair": "two"})
+    tools = prefixed(filtered(known, ["helper", "two"]), "my_")
+    lone = leader([call("my_helper", input="1"), call("my_two", input="2")], "done", tools=tools)
+    response = await Runners.run("Q", agent=lone)
+    assert_whole(response.record)
+    assert told(response, 0) == ["helper(1)", "y(x(2))"]
+    assert [a.agent for a in response.record.activations.values()][1:3] == ["helper", "pair"]
+    report = await Runners.replay(response, lone)
+    assert report.same, report
+
+
+def test_consent_is_not_asked_for_an_agent_but_for_what_its_tools_do() -> None:
+    with pytest.raises(ConfigError, match="'helper' is an agent or a team"):
+        approval_required([echo("helper").as_tool()])
+    with pytest.raises(ConfigError, match="around its own tools"):
+        approval_required([echo("helper").as_tool(), add], ["helper"])
+    assert approval_required([echo("helper").as_tool(), add], ["add"])
 
 
 async def test_rows_are_in_order_of_time_with_their_agents_and_callers() -> None:
@@ -307,3 +323,19 @@ async def test_a_killed_team_goes_on_where_it_was() -> None:
         assert lost or outcome(again) == outcome(whole)
         assert_whole(again.record, complete=False)
     assert outcome(await stepped(nested())) == outcome(whole)
+
+
+async def test_a_result_for_an_id_that_two_agents_gave_is_refused_and_names_both() -> None:
+    @tool
+    def look() -> str:
+        raise Question("What is there?")
+
+    def looker(name: str) -> Agent:
+        return leader([call("look")], "done", tools=[look], name=name)
+
+    pair = Swarm([looker("one"), looker("two")])
+    task = Task("Q", swarm=pair)
+    for _ in range(2):
+        await Runners.step(task)
+    with pytest.raises(TaskError, match="'call_0_0' is one of one and one of two"):
+        await Runners.step(task, tool_results={"call_0_0": "a tree"})

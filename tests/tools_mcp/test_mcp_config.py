@@ -25,7 +25,7 @@ from tests.tools_mcp.conftest import config, rough, tools_of
     [
         ({}, "its keys are"),
         ({"mcpServers": []}, "must be an object of servers"),
-        (config(s={"comand": "x"}), "'s' is of type streamable-http and misses 'url'"),
+        (config(s={"comand": "x"}), "'s' has neither a 'command' nor a 'url'; did you mean 'command' by 'comand'?"),
         (config(s={"command": "x", "arguments": []}), "no setting 'arguments'; did you mean 'args'"),
         (config(s={"command": "x", "timeout": 0}), "'s': timeout: Input should be greater than 0"),
         (config(s={"command": "x", "args": "one"}), "'s': args: Input should be a valid list"),

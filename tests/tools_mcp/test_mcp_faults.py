@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ToolError
@@ -22,6 +23,7 @@ from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.tools import mcp_session
 from aworld.tools.mcp import mcp_tools
+from aworld.tools.mcp_session import close_sessions
 from tests.tools_mcp.conftest import HERE, Caller, config, rough, stdio, tools_of
 
 KEY = "sk-very-secret-91"
@@ -102,6 +104,9 @@ async def test_noise_does_not_disturb_the_conversation(
 ) -> None:
     tools = await tools_of(s=rough(mode))
     assert [await caller(tools["echo"], text=str(n)) for n in range(20)] == [str(n) for n in range(20)]
+    process = mcp_session.hubs_here()[0]._sessions[None]._process
+    assert process is not None
+    assert len(process._errors) < 1000, "of what it floods us with, only the end is kept"
     warnings = [record for record in caplog.records if "not MCP" in record.message]
     assert (0 < len(warnings) < 20) == (mode == "babble"), "told, but not for every line"
 
@@ -184,6 +189,63 @@ async def test_an_http_server_may_be_killed_and_come_back(kind: str, caller: Cal
     assert await caller(tools["add"], a=2) == "3"
     process.kill()
     await process.wait()
+
+
+class Forgetful:
+    """A streamable HTTP server of 2025 that keeps sessions, until it is started anew."""
+
+    def __init__(self) -> None:
+        self.sessions: set[str] = set()
+        self.calls = 0
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.method != "POST":
+            return web.Response(status=405)
+        message = await request.json()
+        session = request.headers.get("mcp-session-id")
+        result: dict[str, Any] = {}
+        headers: dict[str, str] = {}
+        match message["method"]:
+            case "initialize":
+                headers["mcp-session-id"] = f"session-{len(self.sessions)}"
+                self.sessions.add(headers["mcp-session-id"])
+                version = message["params"]["protocolVersion"]
+                about = {"name": "forgetful", "version": "1"}
+                result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": about}
+            case "tools/list" | "tools/call" if session not in self.sessions:
+                return web.Response(status=404)
+            case "tools/list":
+                result = {"tools": [{"name": "count", "inputSchema": {"type": "object"}}]}
+            case "tools/call":
+                self.calls += 1
+                result = {"content": [{"type": "text", "text": str(self.calls)}]}
+            case _:
+                unknown = {"code": -32601, "message": "unknown"}
+                answer = {"jsonrpc": "2.0", "id": message["id"], "error": unknown} if "id" in message else None
+                return web.json_response(answer) if answer else web.Response(status=202)
+        return web.json_response({"jsonrpc": "2.0", "id": message["id"], "result": result}, headers=headers)
+
+
+async def test_a_session_that_the_server_has_forgotten_is_opened_anew(caller: Caller) -> None:
+    server = Forgetful()
+    app = web.Application()
+    app.router.add_route("*", "/mcp", server.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    (toolset,) = mcp_tools(config(s={"url": f"http://{host}:{port}/mcp"}))
+    (tool,) = await toolset.list_tools()
+    assert await caller(tool) == "1"
+    server.sessions = {"another's"}
+    assert await caller(tool) == "2", "the first try was not a call"
+    server.sessions = {"another's", "and another's"}
+    for hub in mcp_session.hubs_here():
+        hub._tools_changed()
+    assert [again.name for again in await toolset.list_tools()] == ["count"]
+    await close_sessions()
+    await runner.cleanup()
 
 
 async def test_a_refusal_over_http_shows_no_key(addresses: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:

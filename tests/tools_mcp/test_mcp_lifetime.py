@@ -162,6 +162,12 @@ async def test_who_gives_up_waiting_for_a_start_stops_nobody_else(caller: Caller
     impatient.cancel()
     tools = {tool.name: tool for tool in await patient}
     assert await caller(tools["echo"], text="up") == "up"
+    await close_sessions()  # and again, with calls instead of listings
+    first, second = (asyncio.create_task(caller(tools["echo"], text=name)) for name in ("first", "second"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == "second"
 
 
 async def test_a_start_that_is_broken_off_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +195,19 @@ def test_every_sync_run_ends_its_servers() -> None:
     first, second = (pids_in(Runners.sync_run("go", agent)) for _ in range(2))
     assert first != second
     assert children() == before
+
+
+def test_a_sync_run_waits_for_the_end_of_a_stubborn_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mcp_process, "PATIENCE", 0.4)
+    agent = Agent("a", model=PIDS, mcp_config=config(s=rough("stubborn")))
+    before = children()
+    response = Runners.sync_run("go", agent)
+    assert response.success
+    assert gone(pids_in(response)[0])
+    assert children() == before
+    assert "left behind" not in caplog.text
 
 
 async def test_the_guard_itself_may_be_killed(caller: Caller) -> None:

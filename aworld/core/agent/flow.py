@@ -147,6 +147,12 @@ class UnitTool(Tool):
             "additionalProperties": False,
         }
 
+    def under(self, name: str) -> Tool:
+        """The agent or team under another name; in the log and to itself it keeps its own."""
+        other = UnitTool(self.unit)
+        other.name = name
+        return other
+
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Never called: the runtime starts `unit` instead."""
         raise NotImplementedError(f"{self.name} is run by the runtime")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from aworld.core.context.base import Context
+from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
 
 
@@ -31,6 +32,8 @@ class ToolContext:
     notify: Callable[[str, Any], None] | None = None
     """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
     are no readers."""
+    spent: list[Usage] = field(default_factory=list[Usage])
+    """A tool that asks a model adds here what that used; it counts towards the limits of the run."""
 
 
 calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)
@@ -65,6 +68,11 @@ class Tool:
         """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""
         raise NotImplementedError
 
+    def under(self, name: str) -> Tool | None:
+        """The same tool under another name, when it is one that the runtime carries out itself, so that nothing may
+        stand in front of it; None for all others."""
+        return None
+
     @property
     def schema(self) -> ToolSchema:
         """The tool as a model sees it."""
@@ -80,6 +88,19 @@ class RunScoped(Protocol):
 
     async def end_run(self, trajectory_id: str) -> None:
         """The run is over, whatever its status: let go of what was held for it. Called once, and bounded in time."""
+        ...
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """A `RunScoped` that minds whether its run rests, and whether it goes on elsewhere."""
+
+    async def rest(self, trajectory_id: str) -> None:
+        """The run waits for a person, maybe for days; what is held may be put aside."""
+        ...
+
+    def go_on(self, trajectory_id: str) -> None:
+        """A run goes on that has used this, in this process or in another one; or a fork of one does."""
         ...
 
 

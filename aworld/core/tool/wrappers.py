@@ -51,7 +51,7 @@ def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list
 
 def prefixed(tools: Any, prefix: str) -> list[Tool | Toolset]:
     """The tools with `prefix` before their names. Raises `ConfigError` for a name that providers refuse."""
-    return _changed(tools, lambda known: [_Wrapped(tool, prefix + tool.name) for tool in known])
+    return _changed(tools, lambda known: [_renamed(tool, prefix + tool.name) for tool in known])
 
 
 def renamed(tools: Any, names: Mapping[str, str]) -> list[Tool | Toolset]:
@@ -62,7 +62,7 @@ def renamed(tools: Any, names: Mapping[str, str]) -> list[Tool | Toolset]:
 
     def change(known: Sequence[Tool]) -> Sequence[Tool]:
         _check_known(names, known, "renamed")
-        out = [_Wrapped(tool, names[tool.name]) if tool.name in names else tool for tool in known]
+        out = [_renamed(tool, names[tool.name]) if tool.name in names else tool for tool in known]
         taken = [tool.name for tool in out]
         if twice := next((name for name in names.values() if taken.count(name) > 1), None):
             raise ConfigError(f"renamed: two tools would be named {twice!r}. Give each its own name.")
@@ -76,15 +76,16 @@ def approval_required(tools: Any, when: When | None = None, approve: Approve | N
 
     `approve` is asked for it; without one, a person is (`Question`: the run waits until the answer comes), and yes,
     y, true, approve or ok let the call run. A refusal goes to the model as a `ToolError` with the words of who refused.
-    Raises `ConfigError` when `when` names a tool that is not there.
+    Raises `ConfigError` when `when` names a tool that is not there, and for agents: what they do is done by their own
+    tools.
     """
     if when is None or callable(when):
-        return _changed(tools, lambda known: [_Approved(tool, when, approve) for tool in known])
+        return _changed(tools, lambda known: [_approved(tool, when, approve) for tool in known])
     names = _names(when, "approval_required")
 
     def change(known: Sequence[Tool]) -> Sequence[Tool]:
         _check_known(names, known, "approval_required")
-        return [_Approved(tool, None, approve) if tool.name in names else tool for tool in known]
+        return [_approved(tool, None, approve) if tool.name in names else tool for tool in known]
 
     return _changed(tools, change)
 
@@ -107,6 +108,19 @@ def _changed(tools: Any, change: Change) -> list[Tool | Toolset]:
     items = as_tools(tools)
     known = [item for item in items if isinstance(item, Tool)]
     return [*change(known)] if len(known) == len(items) else [_Changed(items, change)]
+
+
+def _renamed(tool: Tool, name: str) -> Tool:
+    return tool.under(checked_name(name, f"for {tool.name}")) or _Wrapped(tool, name)
+
+
+def _approved(tool: Tool, when: Any, approve: Approve | None) -> Tool:
+    if tool.under(tool.name) is not None:
+        raise ConfigError(
+            f"approval_required: {tool.name!r} is an agent or a team, which the runtime starts itself. Ask for consent "
+            "where something is done: approval_required around its own tools."
+        )
+    return _Approved(tool, when, approve)
 
 
 class _Wrapped(Tool):

@@ -1,0 +1,34 @@
+"""Errors as the command line says them: what to do is a command or an option, not a line of Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+
+def _option(match: re.Match[str]) -> str:
+    """The name of a setting as the option that it is."""
+    return match[0].replace(match[1], f"--{match[1].replace('_', '-')}").replace("=", " ")
+
+
+_PHRASES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"Runners\.resume\('([^']+)'\)", r"aworld resume \1"),
+    (r"Runners\.resume\(id, answers=[^)]*\)", "aworld answer ID TEXT"),
+    (r"delete those too with forks=True", "delete those too with --forks"),
+    (r"; raise TaskConfig\(timeout=\.\.\.\)\.", "; give a longer --timeout."),
+    (r"; fork the run with a higher one to go on\.", "; go on with: aworld fork ID --at N --max-steps MORE"),
+    (r"set LLM_MODEL_NAME or AgentConfig\(llm_model_name=\.\.\.\)", "give --model, or set LLM_MODEL_NAME"),
+    (r"set llm_input_price and llm_output_price \(([^)]*)\) in the model's config",
+     r"the prices (llm_input_price, llm_output_price, \1) are set for an agent of your own, with --agent"),
+    (r"give RunConfig\(store=\.\.\.\)", "give --store"),
+    (r"\b(max_steps|max_tokens|max_cost)=(\S+) reached", _option),
+    (r"\btimeout=(\S+) s passed", r"--timeout \1: the time is over"),
+    (r"\b(max_tokens|max_cost) is set", _option),
+]  # fmt: skip
+
+
+def worded(text: str) -> str:
+    """An error of the library in the words of the command line."""
+    for pattern, words in _PHRASES:
+        text = re.sub(pattern, words, text)
+    return text
