@@ -23,7 +23,7 @@ test: install-dev lint  ## Lint, type-check and run all tests
 test-trainers: export OMP_NUM_THREADS = 1
 test-trainers: install-dev $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed $(TRAINERS)/swift/.installed $(TRAINERS)/vllm/.installed
 test-trainers: $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed  ## Test the adapters to TRL, verl, ms-swift, vLLM, verifiers and OpenEnv
-	@$(TRAINERS)/trl/bin/python -m pytest -W default tests/trainers/test_trl.py
+	@$(TRAINERS)/trl/bin/python -m pytest -W default tests/trainers/test_trl.py tests/trainers/test_embedded_reference.py
 	@$(TRAINERS)/verl/bin/python -m pytest -W default tests/trainers/test_verl.py
 	@$(TRAINERS)/verifiers/bin/python -m pytest -W default tests/trainers/test_verifiers.py
 	@$(TRAINERS)/openenv/bin/python -m pytest -W default tests/trainers/test_openenv.py

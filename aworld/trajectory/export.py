@@ -45,10 +45,10 @@ ROW_GROUP_TOKENS = 250_000
 def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], query: Query = EVERYTHING) -> int:
     """Write the trajectories that match to a file, `-` for standard output, and return the number of samples.
 
-    `rows`, `openai`, `sharegpt`, `swift`, `atif` and `openenv` (its `TrainingTrace`, of trajectories captured with ids and
-    log-probabilities) are JSON lines. `parquet` has one token sequence a row, of trajectories that are complete and were
-    captured with token ids (extra `parquet`). Blocks: from async code, run it in a thread. Raises `ConfigError` for an
-    unknown format, `StoreError` when the file cannot be written.
+    `rows`, `openai`, `sharegpt`, `swift`, `atif` and `openenv` (its `TrainingTrace`, of trajectories captured with ids
+    and log-probabilities) are JSON lines. `parquet` has one token sequence a row, of trajectories that are complete and
+    were captured with token ids (extra `parquet`). Blocks: from async code, run it in a thread. Raises `ConfigError`
+    for an unknown format, `StoreError` when the file cannot be written.
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")
