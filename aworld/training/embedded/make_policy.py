@@ -36,7 +36,7 @@ from aworld.training.embedded.objectives import imitation
 SEED = 5
 """The packaged policy's."""
 VOCABULARY = 400
-STEPS = 600
+STEPS = 1800
 BATCH = 64
 RATE = 3e-3
 SPECIAL = ("<|endoftext|>", "<|im_start|>", END)
