@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -68,7 +69,7 @@ async def test_the_prompt_is_what_the_template_renders(model: EmbeddedModel) -> 
 
 
 async def test_seeds_and_greedy(model: EmbeddedModel) -> None:
-    async def answers(**params: float) -> set[tuple[int, ...]]:
+    async def answers(**params: Any) -> set[tuple[int, ...]]:
         replies = [model.generate(asked("What is 90 minus 12?", **params)) for _ in range(12)]
         return {tokens_of(reply)[1] for reply in await asyncio.gather(*replies)}
 
@@ -153,7 +154,14 @@ async def test_refusals_say_why(model: EmbeddedModel) -> None:
         await model.generate(msgspec.structs.replace(asked("x"), output=OutputSchema("answer", {})))
     with pytest.raises(ModelError, match="reads text only"):
         await model.generate(asked(Message("user", (Image("https://example.org/a.png"),))))
-    for bad in ({"temperature": -1}, {"top_p": 0}, {"max_tokens": 0}, {"seed": "x"}, {"temperature": math.nan}):
+    refused: list[dict[str, Any]] = [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"seed": "x"},
+        {"temperature": math.nan},
+    ]
+    for bad in refused:
         with pytest.raises(ModelError):
             await model.generate(asked("x", **bad))
     broken = {name: weight * math.nan for name, weight in model.policy.weights.items()}

@@ -108,7 +108,7 @@ def _checked(config: PolicyConfig, weights: Weights, source: Path | str) -> Weig
 
 def _tokenizer_config(config: PolicyConfig) -> dict[str, Any]:
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "Qwen2Tokenizer",
         "model_max_length": config.max_position_embeddings,
         "eos_token": END,
         "pad_token": "<|endoftext|>",

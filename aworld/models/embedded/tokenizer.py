@@ -68,6 +68,10 @@ class PolicyTokenizer:
         """The id of a token, None when there is none."""
         return self._tokenizer.token_to_id(token)
 
+    def token(self, id: int) -> str:
+        """The token of an id, as the vocabulary spells it."""
+        return self._tokenizer.id_to_token(id)
+
     def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, ask: bool) -> str:
         """The text of a conversation, in the chat-completions shape; with `ask` the beginning of the next answer.
 

@@ -16,10 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Digits
+from tokenizers.normalizers import NFC
+from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Sequenced
 from tokenizers.trainers import BpeTrainer
 
@@ -35,13 +36,28 @@ from aworld.training.embedded.objectives import imitation
 SEED = 5
 """The packaged policy's."""
 VOCABULARY = 400
-STEPS = 2400
+STEPS = 600
 BATCH = 64
 RATE = 3e-3
 SPECIAL = ("<|endoftext|>", "<|im_start|>", END)
 """Tokens that no text has."""
-MARKS = ("<tool_call>", "</tool_call>")
-"""Tokens around a call, which a text may have."""
+MARKS = (
+    "<tool_call>",
+    "</tool_call>",
+    '\n{"name": "',
+    '", "arguments": {"',
+    '": ',
+    '": "',
+    ', "',
+    "}}\n",
+    '"}}\n',
+)
+"""Tokens of the form of a call, which a text may have too: without them a call would have twice as many tokens."""
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 cuts a text: words, single digits, signs, blanks."""
 BEFORE_TOKENS = 4000
 """Dialogues that the tokenizer is trained on."""
 
@@ -52,9 +68,9 @@ def make_policy(seed: int = SEED, steps: int = STEPS, progress: Callable[[int, f
     tokenizer = PolicyTokenizer(_trained_bpe(seed, template), template)
     config = PolicyConfig(vocab_size=tokenizer.size, eos_token_id=tokenizer.end_id)
     weights = initial_weights(config, seed)
-    optimiser, demonstrations = Adam(RATE), iter(Demonstrator(seed))
+    optimiser, demonstrations = Adam(RATE, warm_up=50), iter(Demonstrator(seed))
     for step in range(steps):
-        optimiser.rate = RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        optimiser.rate = RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         rows = [tokenised(tokenizer, one) for one in islice(demonstrations, BATCH)]
         batch = Batch.of([ids for ids, _ in rows], [mask for _, mask in rows])
         loss, gradients, _ = loss_and_gradients(config, weights, batch, imitation())
@@ -83,10 +99,11 @@ def tokenised(tokenizer: PolicyTokenizer, shown: Demonstration) -> tuple[list[in
 
 
 def _trained_bpe(seed: int, template: str) -> str:
-    """A byte-level BPE as JSON. Digits stand alone, so that numbers are copied digit by digit; anything else may be
-    joined, also across words, which makes the fixed parts of a call few tokens."""
+    """A byte-level BPE as JSON, with the normaliser and the pieces of Qwen2: `transformers` sets those up for every
+    model of that type, whatever the file says."""
     tokenizer: Any = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = Sequenced([Digits(individual_digits=True), ByteLevel(False, use_regex=False)])
+    tokenizer.normalizer = NFC()
+    tokenizer.pre_tokenizer = Sequenced([Split(Regex(QWEN2), "isolated"), ByteLevel(False, use_regex=False)])
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY - len(MARKS),
@@ -102,7 +119,7 @@ def _trained_bpe(seed: int, template: str) -> str:
 def _pieces(seed: int, template: str) -> Iterator[str]:
     """Rendered dialogues, cut at the tokens that are never part of another."""
     rendered = PolicyTokenizer(_bytes_only(), template)
-    cut = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKS))))
+    cut = re.compile("|".join(map(re.escape, sorted((*SPECIAL, *MARKS), key=len, reverse=True))))  # longest first
     for shown in islice(Demonstrator(seed), BEFORE_TOKENS):
         yield from filter(None, cut.split(rendered.render(shown.messages, shown.tools, ask=False)))
 
