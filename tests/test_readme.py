@@ -20,6 +20,8 @@ from aworld.models.doubles import Said, call
 from tests.sandbox.places import needs_bubblewrap
 
 README = Path(__file__).parent.parent / "README.md"
+LEARNT = "runs/sums"
+"""The folder of the policy that the page trains."""
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
@@ -84,9 +86,15 @@ def test_python_blocks_run(
         if kind == "python":
             exec(compile(block, str(README), "exec"), names)
             said.append(capsys.readouterr().out)
-    agent, _, step, store, team, _, sandbox, served_agent, people = said
+        elif LEARNT in block:
+            assert "pass@4" in shell(block, tmp_path)
+    agent, _, learning, step, store, team, _, sandbox, served_agent, people = said
     assert agent.startswith("finished Dress for this: Oslo: sunny")
     assert "user -> [{" in agent
+    for mode in ("greedy", "sampled"):
+        before, after = (int(share) for share in re.findall(rf"{mode}: (\d+)% -> (\d+)%", learning)[0])
+        assert before < 60
+        assert before + 30 < after
     assert step.strip() == "Dress for this: Oslo: snow 0.5"
     assert store.strip() == "['finished', 'finished', 'finished', 'finished'] True True"
     assert "researcher-writer (workflow)" in team
@@ -96,13 +104,19 @@ def test_python_blocks_run(
 
 
 def test_bash_blocks_run(served: None, tmp_path: Path) -> None:
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     for kind, block in BLOCKS:
-        if kind == "bash" and not block.startswith("export"):  # the settings, which stand for the reader's own
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block],
-                cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count('"status":"finished"') == 4
+        # The settings stand for the reader's own; what was learnt is used where it is learnt.
+        if kind == "bash" and not block.startswith("export") and LEARNT not in block:
+            assert shell(block, tmp_path).count('"status":"finished"') == 4
     assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 5
+
+
+def shell(block: str, folder: Path) -> str:
+    """Run a block as a reader would; what it says."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout

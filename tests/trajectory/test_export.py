@@ -307,7 +307,7 @@ def test_formats_and_outputs_that_cannot_be(store: TrajectoryStore, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="nothing is left"):
         export(store, "rows", tmp_path / "file" / "out")
-    assert len(FORMATS) == 6
+    assert len(FORMATS) == 7
 
 
 async def test_an_export_that_fails_leaves_the_old_file(store: TrajectoryStore, tmp_path: Path) -> None:
