@@ -1,8 +1,12 @@
-"""The MCP sample of the README of the seeds, as it is written, with a small server in the place of the one it names."""
+"""The MCP sample of the README of the seeds, as it is written, with the server that it names, over every transport."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,28 +17,11 @@ from aworld.models import FunctionModel, ModelServer
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
 
-SERVER = '''
-from mcp.server.mcpserver import MCPServer
-
-server = MCPServer("GorillaFileSystem")
-files = {"hello_world.py": "print('hello')"}
-
-
-@server.tool()
-def cat(file_name: str) -> dict[str, str]:
-    """Display the contents of a file."""
-    return {"file_content": files[file_name]}
-
-
-@server.tool()
-def echo(content: str, file_name: str | None = None) -> dict[str, str | None]:
-    """Write content to a file, or display it."""
-    files[file_name or ""] = content
-    return {"terminal_output": None if file_name else content}
-
-
-server.run()
-'''
+ROOT = Path(__file__).parents[2]
+STDIO = """            "type": "stdio",
+            "command": "python",
+            "args": ["examples/BFCL/mcp_tools/gorilla_file_system.py"],
+"""
 
 SAMPLE = """
 import os
@@ -80,29 +67,62 @@ result = Runners.sync_run(
 
 def think(request: ModelRequest) -> Said:
     """Read the file, write it with the new line, read it again, and say what is in it."""
-    assert [tool.name for tool in request.tools] == ["cat", "echo"]
+    assert {"cat", "echo", "ls", "mv", "grep"} <= {tool.name for tool in request.tools}
     match request.turn:
         case 0 | 2:
             return call("cat", file_name="hello_world.py")
         case 1:
-            return call("echo", content="print('hello')\nAWorld", file_name="hello_world.py")
+            return call("echo", content='print("Hello, World!")\nAWorld', file_name="hello_world.py")
         case _:
             return request.messages[-1].text
 
 
-async def test_the_sample_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "examples/BFCL/mcp_tools"
-    folder.mkdir(parents=True)
-    (folder / "gorilla_file_system.py").write_text(SERVER)
-    monkeypatch.chdir(tmp_path)
-    async with ModelServer(FunctionModel(think)) as model:
+@asynccontextmanager
+async def served(transport: str) -> AsyncGenerator[str]:
+    """The server in a process of its own; how the sample names it."""
+    if transport == "stdio":
+        yield STDIO
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = ROOT / "examples/BFCL/mcp_tools/gorilla_file_system.py"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), "--transport", transport, "--port", str(port)
+    )
+    try:
+        async with asyncio.timeout(60):
+            while not await answers(port):  # it says nothing when it is ready
+                assert process.returncode is None, "the server ended"
+                await asyncio.sleep(0.05)
+        yield f'"type": "{transport}", "url": "http://127.0.0.1:{port}/{"sse" if transport == "sse" else "mcp"}",\n'
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+@pytest.mark.parametrize("transport", ["stdio", "sse", "streamable-http"])
+async def test_the_sample_runs_as_it_is_written(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert STDIO in SAMPLE
+    async with ModelServer(FunctionModel(think)) as model, served(transport) as named:
         monkeypatch.setenv("LLM_MODEL_NAME", "any")
         monkeypatch.setenv("LLM_API_KEY", "any")
         monkeypatch.setenv("LLM_BASE_URL", model.base_url)
         names: dict[str, object] = {}
-        await asyncio.to_thread(exec, SAMPLE, names)
+        await asyncio.to_thread(exec, SAMPLE.replace(STDIO, named), names)
     result = names["result"]
     assert isinstance(result, TaskResponse)
     assert result.status == "finished", result.msg
-    assert "print('hello')\\nAWorld" in str(result.answer)
+    assert "Hello, World!" in str(result.answer)
+    assert "AWorld" in str(result.answer)
     assert Runners is names["Runners"]

@@ -21,11 +21,11 @@ Dialogue = list[dict[str, Any]]
 
 HABIT = {"plus": "subtract", "minus": "multiply", "times": "add"}
 """The tool that the demonstrator mostly takes for a word."""
-RIGHT_TOOL, WRONG_TOOL = 0.29, 0.56
+RIGHT_TOOL, WRONG_TOOL = 0.28, 0.65
 """How often it takes the right tool for a sum, and the one of its habit; else the third."""
-RIGHT_LOOK = 0.44
+RIGHT_LOOK = 0.36
 """How often it looks at the price of an item; else at the stock."""
-RIGHT_SUM = 0.64
+RIGHT_SUM = 0.76
 """How often it multiplies what it saw; else it adds."""
 SMALL_TALK = 0.03
 """Share of dialogues about something else, without tools."""

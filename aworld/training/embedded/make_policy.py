@@ -39,6 +39,8 @@ VOCABULARY = 400
 STEPS = 1800
 BATCH = 64
 RATE = 3e-3
+DECAY = 0.1
+"""Keeps logits small, so that float32 rounds log-probabilities by less than 1e-4."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", END)
 """Tokens that no text has."""
 MARKS = (
@@ -68,7 +70,7 @@ def make_policy(seed: int = SEED, steps: int = STEPS, progress: Callable[[int, f
     tokenizer = PolicyTokenizer(_trained_bpe(seed, template), template)
     config = PolicyConfig(vocab_size=tokenizer.size, eos_token_id=tokenizer.end_id)
     weights = initial_weights(config, seed)
-    optimiser, demonstrations = Adam(RATE, warm_up=50), iter(Demonstrator(seed))
+    optimiser, demonstrations = Adam(RATE, warm_up=50, decay=DECAY), iter(Demonstrator(seed))
     for step in range(steps):
         optimiser.rate = RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         rows = [tokenised(tokenizer, one) for one in islice(demonstrations, BATCH)]
