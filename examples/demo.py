@@ -30,7 +30,7 @@ from aworld.training.result import Comparison, Evaluated, Evaluation, Stepped, T
 from aworld.trajectory import Query, open_store
 
 FOLDER = Path(".aworld/demo")
-STEPS = 50
+STEPS = {"sums": 50, "shop": 80}
 ABOUT = {
     "sums": "one tool call: the policy's habit is to take the wrong tool",
     "shop": "dependent calls: the price is hidden, and must be looked up before it can be multiplied",
@@ -55,7 +55,7 @@ class Scene:
 class Watch:
     """Shows training while it goes on: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, steps: int) -> None:
         self.console = console
         self.progress = Progress(
             TextColumn("  training"),
@@ -65,7 +65,7 @@ class Watch:
             disable=not console.is_terminal,
             transient=True,
         )
-        self.bar: TaskID = self.progress.add_task("training", total=STEPS, told="measuring the start")
+        self.bar: TaskID = self.progress.add_task("training", total=steps, told="measuring the start")
 
     def told(self, event: TrainingEvent) -> None:
         """Show an event."""
@@ -89,10 +89,11 @@ def train(console: Console, environment: Environment) -> TrainingResult:
     """Evaluate, act, score, train, evaluate again."""
     problem = environment.problems("test", 1)[0]
     console.print(f"\n[bold]{environment.name}[/bold] · {ABOUT[environment.name]}\n  such as: {problem.input!r}\n")
-    watch = Watch(console)
+    steps = STEPS[environment.name]
+    watch = Watch(console, steps)
     trainer = AgentTrainer(
         agent=Agent(environment.name, model="embedded"),
-        config={"steps": STEPS},
+        config={"steps": steps},
         train_dataset=environment,
         train_engine_name="embedded",
         run_path=FOLDER / environment.name,
