@@ -15,6 +15,7 @@ from aworld.core.agent.flow import Topology
 from aworld.core.exceptions import ConfigError
 from aworld.environments.rubric import Part, Rubric, Scorer
 from aworld.runners.blocking import run_blocking
+from aworld.runners.local import store_of
 from aworld.training import curve
 from aworld.training.config import TrainingConfig, training_config
 from aworld.training.datasets import Dataset, environments_of
@@ -92,7 +93,11 @@ class AgentTrainer:
         """`train` for async code."""
         job = self.job
         _mark(job.run_path, self.engine.name)
-        result = await self.engine.train(job)
+        store = store_of(job.store)  # held, so that everybody who names its address has this one
+        try:
+            result = await self.engine.train(job)
+        finally:  # leaves one file, for whoever looks at the episodes next
+            await store.close()
         result.save(job.run_path / "result.json")
         (job.run_path / "curve.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(curve.points(result)), indent=1)
