@@ -7,6 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from aworld.cmd.agent_options import put_options, ready_agent
 from aworld.cmd.trajectories import DEFAULT_STORE
 from aworld.core.exceptions import ConfigError
 
@@ -101,29 +102,15 @@ def _environment(args: argparse.Namespace) -> Environment:
 
 
 def _agent(args: argparse.Namespace) -> Unit:
-    from aworld.cmd.swarm import named
-
-    if args.agent is not None:
-        for option in ("model", "base_url", "temperature"):
-            if getattr(args, option) is not None:
-                raise ConfigError(f"--{option.replace('_', '-')} describes an agent, but {args.agent} is one already.")
-        return named(args.agent)
+    ready = ready_agent(args, "model", "base_url", "temperature")
+    if ready is not None:
+        return ready
     from aworld.agents.llm_agent import Agent
     from aworld.config.conf import AgentConfig
 
     if args.model and args.base_url is None and args.temperature is None:
         return Agent("policy", model=args.model)  # also `embedded`, or the folder of a trained policy
-    conf = AgentConfig()
-    if args.base_url:
-        conf.llm_base_url = args.base_url
-    if args.temperature is not None:
-        conf.llm_temperature = args.temperature
-    if args.model:
-        provider, colon, model = args.model.partition(":")
-        conf.llm_model_name = model if colon else provider
-        if colon:
-            conf.llm_provider = provider
-    return Agent("policy", conf)
+    return Agent("policy", put_options(args, AgentConfig()))
 
 
 def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
-from aworld.cmd.swarm import is_file, named
+from aworld.cmd.agent_options import put_options, ready_agent
+from aworld.cmd.swarm import is_file
 from aworld.cmd.trajectories import DEFAULT_STORE, resolve
 from aworld.cmd.wording import worded
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
@@ -188,11 +189,9 @@ async def _load(args: argparse.Namespace) -> Trajectory:
 
 def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
-    if args.agent is not None:
-        for option in ("model", "base_url", "temperature", "system", "tool", "mcp"):
-            if getattr(args, option) not in (None, []):
-                raise ConfigError(f"--{option.replace('_', '-')} describes an agent, but {args.agent} is one already.")
-        return named(args.agent)
+    ready = ready_agent(args, "model", "base_url", "temperature", "system", "tool", "mcp")
+    if ready is not None:
+        return ready
     if record is not None and len(record.agents) > 1:
         raise ConfigError(f"Run {record.id} was made by a team, {record.activations[0].agent!r}: name it with --agent.")
     settings: dict[str, Any] = {}
@@ -200,16 +199,7 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     if record is not None and record.activations:
         name = record.activations[0].agent
         settings = record.agents.get(name, {})
-    conf = AgentConfig(**settings.get("llm_config", {}))
-    if args.base_url:
-        conf.llm_base_url = args.base_url
-    if args.temperature is not None:
-        conf.llm_temperature = args.temperature
-    if args.model:
-        provider, colon, model = args.model.partition(":")
-        conf.llm_model_name = model if colon else provider
-        if colon:
-            conf.llm_provider = provider
+    conf = put_options(args, AgentConfig(**settings.get("llm_config", {})))
     tools = [find(spec, "--tool") for spec in args.tool]
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)

@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
+from aworld.cmd.agent_options import ready_agent
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -84,15 +85,12 @@ async def _train(args: argparse.Namespace) -> int:
 
 
 def _agent(args: argparse.Namespace) -> Any:
+    ready = ready_agent(args, "model")
+    if ready is not None:
+        return ready
     from aworld.agents.llm_agent import Agent
 
-    if args.agent is None:
-        return Agent("policy", model=args.model or "embedded")
-    if args.model is not None:
-        raise ConfigError(f"--model describes an agent, but {args.agent} is one already.")
-    from aworld.cmd.swarm import named
-
-    return named(args.agent)
+    return Agent("policy", model=args.model or "embedded")
 
 
 def _data(given: str) -> Any:

@@ -25,16 +25,16 @@ from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
-from aworld.environments.environment import derived_seed
 from aworld.environments.report import solved
 from aworld.models.chat_tokens import parse
 from aworld.training.bridge import Bridge
-from aworld.training.engine_embedded import problems_of
-from aworld.training.evaluation import comparisons, evaluate, held_out_problems
+from aworld.training.course import Course, measure, result_of
+from aworld.training.evaluation import held_out_problems
 from aworld.training.outside import Ended, OutsideRollouts
 from aworld.training.processes import OtherProcess, python_of, version_in
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Evaluated, Evaluation, Progress, Saved, Started, Stepped, StepReport, TrainingResult
+from aworld.training.result import Progress, Saved, Started, StepReport, TrainingResult
+from aworld.training.steps import problems_of
 from aworld.training.swift_arguments import (
     PYTHON,
     SwiftOptions,
@@ -101,26 +101,16 @@ class SwiftEngine:
         began, spent = time.monotonic(), _cpu_seconds()
         run = _Run(job, swift_options(job.config.options))
         job.emit(Started(self.name, str(job.run_path)))
-        await run.evaluate(0)
+        await run.evaluate()
         if job.config.steps:
             await run.train()
             run.collect()
-            await run.evaluate(job.config.steps)
+            await run.evaluate()
         else:
             run.keep()
         job.emit(Saved(job.config.steps, str(job.policy_path)))
-        return TrainingResult(
-            engine=self.name,
-            policy=str(job.policy_path),
-            run_path=str(job.run_path),
-            store=job.store,
-            steps=job.config.steps,
-            history=tuple(run.history),
-            evaluations=tuple(run.evaluations),
-            comparisons=comparisons(run.evaluations),
-            seconds=time.monotonic() - began,
-            cpu_seconds=_cpu_seconds() - spent,
-        )
+        seconds, cpu_seconds = time.monotonic() - began, _cpu_seconds() - spent
+        return result_of(job, self.name, run.course, seconds=seconds, cpu_seconds=cpu_seconds)
 
 
 class _Run:
@@ -129,8 +119,7 @@ class _Run:
     def __init__(self, job: TrainingJob, options: SwiftOptions) -> None:
         self.job, self.options = job, options
         self.folder = job.run_path / "swift"
-        self.history: list[StepReport] = []
-        self.evaluations: list[Evaluation] = []
+        self.course = Course()
         self._embedded = embedded_policy(job.agent) if options.model is None else None
         self._trained: Any = None
         """The embedded policy after training."""
@@ -138,24 +127,17 @@ class _Run:
         """The episodes of this step, and whether each solved its problem."""
         self._stepped = time.monotonic()
 
-    async def evaluate(self, step: int) -> None:
+    async def evaluate(self) -> None:
         """Evaluate an embedded policy on the held-out problems; any other is for whoever serves it."""
         job, config = self.job, self.job.config
         problems = held_out_problems(job.held_out, config.final_tasks)
-        policy = self._trained if step else self._embedded
+        policy = self._trained or self._embedded
         if policy is None or job.held_out is None or not problems:
             return
         from aworld.models.embedded.model import EmbeddedModel
 
         agent = job.agent.with_model(EmbeddedModel(policy, job.agent.model.name, job.agent.model.params))
-        for mode in config.evaluation_modes:
-            evaluation = await evaluate(
-                job.held_out, agent, problems, mode=mode, temperature=config.temperature, step=step,
-                seed=derived_seed(config.seed, "evaluation"), max_concurrency=config.max_concurrency,
-                retries=config.retries,
-            )  # fmt: skip
-            self.evaluations.append(evaluation)
-            job.emit(Evaluated(evaluation))
+        await measure(job, self.course, agent, problems, watched=False)
 
     async def train(self) -> None:
         """Prepare the folder, run swift, and see it to its end."""
@@ -187,12 +169,13 @@ class _Run:
                 await process.stop()
         if status:
             raise TrainingError(
-                f"swift rlhf ended with status {status} after {len(self.history)} of {config.steps} steps. The end of "
-                f"{process.log}:\n{process.tail()}"
+                f"swift rlhf ended with status {status} after {self.course.step} of {config.steps} steps. The end "
+                f"of {process.log}:\n{process.tail()}"
             )
 
     def collect(self) -> None:
         """Take over the newest checkpoint as the trained policy. Raises TrainingError when there is none."""
+        self.course.step = self.job.config.steps  # swift has ended well, whether or not its last line was heard
         found = sorted((self.folder / "output").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         if not found:
             raise TrainingError(f"swift rlhf has ended well, and left no checkpoint in {self.folder / 'output'}.")
@@ -243,7 +226,7 @@ class _Run:
     def _on_end(self, ended: Ended, response: TaskResponse) -> None:
         self._ended.append((ended, solved(self.job.environment, response.record) is True))
         total = self.job.config.groups * self.job.config.samples
-        self.job.emit(Progress("rollouts", len(self.history) + 1, min(len(self._ended), total), total))
+        self.job.emit(Progress("rollouts", self.course.step + 1, min(len(self._ended), total), total))
 
     def _on_log(self, step: int, figures: dict[str, float]) -> None:
         """What swift logs after each update; the last update of a step closes it."""
@@ -266,9 +249,8 @@ class _Run:
             seconds=now - self._stepped,
         )
         self._ended, self._stepped = [], now
-        self.history.append(report)
         self._rollouts.step, self._rollouts.version = number, f"swift-{number}"
-        self.job.emit(Stepped(report))
+        self.course.add(report, self.job)
 
 
 def embedded_policy(agent: Agent) -> Any:

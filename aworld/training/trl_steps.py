@@ -9,38 +9,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
 
 from aworld.core.exceptions import ConfigError, TrainingError
-from aworld.environments.environment import derived_seed
 from aworld.environments.problem import Problem
-from aworld.environments.progress import Progress as RolloutProgress
-from aworld.environments.report import solved
-from aworld.environments.rollout import Rollout, rollouts
+from aworld.environments.rollout import Rollout
 from aworld.training.config import TrainingConfig
-from aworld.training.engine_embedded import FREE, learnable, problems_of
-from aworld.training.evaluation import Ask, comparisons, evaluate, held_out_problems
+from aworld.training.course import FREE, Course, Spent, evaluation_due, measure, result_of, shaping, stop_of
+from aworld.training.evaluation import held_out_problems
 from aworld.training.registry import TrainingJob
-from aworld.training.result import (
-    Evaluated,
-    Evaluation,
-    Progress,
-    Saved,
-    Started,
-    Stepped,
-    StepReport,
-    Stop,
-    TrainingResult,
-)
+from aworld.training.result import Saved, Started, StepReport, TrainingResult
 from aworld.training.rows import Rows, rows_of
 from aworld.training.samples import Sample
+from aworld.training.steps import episodes_of, learnable, problems_of, score_and_success
 from aworld.training.trl_policy import TrainedPolicy
 
 __all__ = ["Steps"]
@@ -54,16 +41,11 @@ FIGURES = {"loss": "loss", "grad_norm": "gradient_norm", "entropy": "entropy", "
 """What TRL logs, and what the reports call it."""
 
 
-class State(Struct, kw_only=True):
+class State(Course, kw_only=True):
     """What a run that goes on must know of what was before."""
 
     identity: str = ""
     """Digest of what must be the same when a run goes on."""
-    step: int = 0
-    stopped: Stop | None = None
-    history: list[StepReport] = []
-    evaluations: list[Evaluation] = []
-    cpu_seconds: float = 0.0
 
 
 class Steps:
@@ -85,8 +67,7 @@ class Steps:
         self._cancelled = False
         self._report: dict[str, Any] = {}
         self._logged: list[Mapping[str, Any]] = []
-        self._began, self._cpu = time.monotonic(), time.process_time()
-        self._spent_before = self.state.cpu_seconds
+        self._spent = Spent(self.state.cpu_seconds)
 
     # Asked by TRL, in its thread.
 
@@ -116,7 +97,7 @@ class Steps:
 
     def saved(self, path: str) -> None:
         """TRL has written a checkpoint."""
-        self.state.cpu_seconds = self._spent()
+        self.state.cpu_seconds = self._spent.cpu_seconds
         Path(path, STATE).write_bytes(msgspec.json.encode(self.state))
         self.job.emit(Saved(self.state.step, path))
 
@@ -148,24 +129,11 @@ class Steps:
         """Measure what has come of it, and write it."""
         state = self.state
         self.policy.refresh(f"step-{state.step}")
-        last = state.evaluations[-1] if state.evaluations else None
-        if last is not None and (last.step < state.step or last.tasks < len(self._held_out)):
+        if state.lacks(self._held_out):
             await self._evaluate(self._held_out)
         self.policy.save(self.job.policy_path)
         self.job.emit(Saved(state.step, str(self.job.policy_path)))
-        return TrainingResult(
-            engine="trl",
-            policy=str(self.job.policy_path),
-            run_path=str(self.job.run_path),
-            store=self.job.store,
-            steps=state.step,
-            stopped=state.stopped or "steps",
-            history=tuple(state.history),
-            evaluations=tuple(state.evaluations),
-            comparisons=comparisons(state.evaluations),
-            seconds=time.monotonic() - self._began,
-            cpu_seconds=self._spent(),
-        )
+        return result_of(self.job, "trl", state, seconds=self._spent.seconds, cpu_seconds=self._spent.cpu_seconds)
 
     async def _episodes(self, numbers: Sequence[int]) -> Rows:
         """The episodes of the next step, as TRL's rows, in the order of TRL's prompts."""
@@ -175,26 +143,10 @@ class Steps:
         # TRL's dataset has `groups` rows a step, in order: the place in the step says which problem a row stands for.
         problems = problems_of(self.job.environment, config, step)
         asked: list[Problem] = [problems[number % config.groups] for number in numbers]
-        ask = Ask(self.names, temperature=config.temperature, top_p=1.0, max_tokens=config.max_completion_tokens)
-        found = [
-            rollout
-            async for rollout in rollouts(
-                self.job.environment,
-                self.agent,
-                asked,
-                samples=config.samples,
-                seed=derived_seed(config.seed, "rollouts", step),
-                store=self.job.store,
-                run=f"step-{step}-{self.state.identity}",
-                max_concurrency=config.max_concurrency,
-                retries=config.retries,
-                yield_finished=True,
-                on_progress=self._told("rollouts"),
-                hooks=(ask,),
-            )
-        ]
-        places = {problem.id: place for place, problem in enumerate(asked)}
-        episodes = sorted(found, key=lambda rollout: (places[rollout.problem.id], rollout.sample))
+        episodes = await episodes_of(
+            self.job, self.agent, asked, step, agents=self.names, store=self.job.store,
+            run=f"step-{step}-{self.state.identity}",
+        )  # fmt: skip
         rolled = time.process_time() - cpu
         rows = self._rows(step, episodes)
         self._report |= {"began": began, "cpu_seconds": {"rollouts": rolled}, "updating": time.process_time()}
@@ -207,11 +159,11 @@ class Steps:
         others = [sample for sample in derived.samples if _place(sample) not in learnt]
         end = int(self.policy.tokenizer.eos_token_id)
         rows = rows_of([e.id for e in episodes], [*kept, *others], {e.id: e.score for e in episodes}, end)
-        scores = [episode.score for episode in episodes if episode.score is not None]
+        score, success = score_and_success(environment, episodes)
         self._report = {
             "episodes": len(episodes),
-            "score": fmean(scores) if scores else None,
-            "success": fmean(solved(environment, each.record) is True for each in episodes),
+            "score": score,
+            "success": success,
             "samples": len(kept),
             "dropped": {**dropped, **({"second row of an episode": rows.left_out} if rows.left_out else {})},
             "statistics": {
@@ -233,62 +185,26 @@ class Steps:
                 report["statistics"][ours] = fmean(values)
         report["cpu_seconds"]["update"] = time.process_time() - report.pop("updating")
         seconds = time.monotonic() - report.pop("began")
-        self.state.step += 1
-        told = StepReport(step=self.state.step, seconds=seconds, **report)
-        self.state.history.append(told)
-        self.job.emit(Stepped(told))
-        every = self.config.evaluate_every
-        if every and self.state.step % every == 0 and self.state.step < self.config.steps and self._held_out:
+        self.state.add(StepReport(step=self.state.step + 1, seconds=seconds, **report), self.job)
+        if evaluation_due(self.state, self.config) and self._held_out:
             self.policy.refresh(f"step-{self.state.step}")
             await self._evaluate(self._held_out[: self.config.evaluation_tasks])
             self.state.stopped = stop_of(self.state.evaluations, self.config)
 
     async def _evaluate(self, problems: Sequence[Problem]) -> None:
         """Evaluate in each mode; episodes that the store has are not run again."""
-        if self.job.held_out is None or not problems:
-            return
-        for mode in self.config.evaluation_modes:
-            evaluation = await evaluate(
-                self.job.held_out,
-                self.agent,
-                problems,
-                mode=mode,
-                temperature=self.config.temperature,
-                step=self.state.step,
-                agents=self.names,
-                seed=derived_seed(self.config.seed, "evaluation"),
-                store=self.job.store,
-                run=f"evaluation-{mode}-{self.state.step}-{self.state.identity}",
-                max_concurrency=self.config.max_concurrency,
-                retries=self.config.retries,
-                on_progress=self._told(f"evaluation {mode}"),
-            )
-            self.state.evaluations.append(evaluation)
-            self.job.emit(Evaluated(evaluation))
-
-    def _told(self, phase: str) -> Callable[[RolloutProgress], None]:
-        step = self.state.step
-        return lambda progress: self.job.emit(Progress(phase, step, progress.done, progress.total or 0))
-
-    def _spent(self) -> float:
-        return self._spent_before + time.process_time() - self._cpu
-
-
-def stop_of(evaluations: Sequence[Evaluation], config: TrainingConfig) -> Stop | None:
-    """Why training should stop after these evaluations; None where it should not."""
-    successes = [each.success for each in evaluations if each.mode == config.evaluation_modes[0]]
-    if config.target is not None and successes[-1] >= config.target:
-        return "target"
-    best = successes.index(max(successes))
-    return "patience" if config.patience is not None and len(successes) - 1 - best >= config.patience else None
+        name = f"{self.state.step}-{self.state.identity}"
+        await measure(
+            self.job, self.state, self.agent, problems, agents=self.names, store=self.job.store,
+            run=lambda mode: f"evaluation-{mode}-{name}",
+        )  # fmt: skip
 
 
 def identity_of(job: TrainingJob) -> str:
     """A digest of what shapes a run: the settings, the environment, the policy that it begins with."""
-    settings = job.config.model_dump(mode="json", exclude=set(FREE))
     model: Any = job.agent.model
     policy = [model.provider, model.name, model.policy.version if model.provider == "embedded" else None]
-    shape = msgspec.json.encode([settings, job.environment.name, policy], order="deterministic")
+    shape = msgspec.json.encode([shaping(job.config), job.environment.name, policy], order="deterministic")
     return hashlib.blake2b(shape, digest_size=6).hexdigest()
 
 

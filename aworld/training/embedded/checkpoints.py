@@ -13,30 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnknownVariableType]  # bare PathLike
 
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
+from aworld.training.course import Course
 from aworld.training.embedded.learner import Learner
-from aworld.training.result import Evaluation, StepReport, Stop
 
 _STATE = "training.json"
 _MOMENTS = "optimiser.safetensors"
 
 
-class State(Struct, kw_only=True):
+class State(Course, kw_only=True):
     """How far a training run is."""
 
-    step: int = 0
-    """Steps that are done."""
     identity: dict[str, Any] = {}
     """What must be the same when the run goes on."""
-    history: list[StepReport] = []
-    evaluations: list[Evaluation] = []
-    stopped: Stop | None = None
-    """Why no further step is taken; None while there are more to take."""
-    cpu_seconds: float = 0.0
     learner: dict[str, Any] = {}
 
 
