@@ -156,7 +156,7 @@ async def rollouts(
             if on_progress is not None:
                 on_progress(progress)
             yield rollout
-        await driver
+        await asyncio.gather(*workers)
     finally:
         for task in (driver, *workers):
             task.cancel()
@@ -164,11 +164,9 @@ async def rollouts(
 
 
 async def _drain(workers: Sequence[asyncio.Task[None]], results: asyncio.Queue[Rollout | None]) -> None:
-    """Wait for all workers, then say that nothing more comes; the first that breaks ends all."""
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        await results.put(None)
+    """Wait for all workers, or for the first that breaks, then say that nothing more comes."""
+    await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    await results.put(None)
 
 
 async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncIterator[list[Rollout]]:
@@ -185,6 +183,12 @@ async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncItera
             yield sorted(group, key=lambda each: each.sample)
     for group in open_groups.values():
         yield sorted(group, key=lambda each: each.sample)
+
+
+def _attempt(id: str) -> tuple[str, int]:
+    """The id of an episode's first attempt, and which attempt the trajectory of this id is, from 0."""
+    name, _, attempt = id.rpartition("~")
+    return (name, int(attempt)) if name and attempt.isdecimal() else (id, 0)  # the name of a run may have a ~ too
 
 
 @dataclass(slots=True)
@@ -223,12 +227,14 @@ class _Work:
     async def look_up(self) -> None:
         """Find out what the store has of this run; what had not finished is deleted, to be begun anew."""
         for summary in await self.store.query(Query(session=self.run)):
-            name, _, attempt = summary.id.partition("~")
+            if not summary.id.startswith(f"{self.run}."):  # somebody else's, such as a fork
+                continue
+            name, attempt = _attempt(summary.id)
             known = self.known.setdefault(name, _Known())
             if summary.status not in ENDED:
                 await self.store.delete(summary.id, forks=True)
                 continue
-            known.attempts = max(known.attempts, int(attempt or 0) + 1)
+            known.attempts = max(known.attempts, attempt + 1)
             if not await self._was_lost(summary):
                 known.finished = summary.id
         if self.problems is not None:

@@ -357,7 +357,13 @@ class Episode:
                 await setting.judge(self, status, error)
             except asyncio.CancelledError as request:
                 cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
-        response = await self._close(status, error, surroundings)
+        closing = asyncio.ensure_future(self._close(status, error, surroundings))
+        while not closing.done():  # what was opened is closed, however often the caller cancels
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as request:
+                cancelled = request
+        response = closing.result()
         if cancelled is not None:
             raise cancelled
         return response

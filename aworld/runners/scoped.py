@@ -54,6 +54,7 @@ async def _tell(
 ) -> None:
     for held in {id(item): item for item in every}.values():
         try:
-            await asyncio.wait_for(what(held), limit)
+            async with asyncio.timeout(limit):
+                await what(held)
         except Exception:  # the run's outcome stands
             logger.exception("trajectory=%s | what %r held could not be let go", episode.record.id, held)

@@ -114,6 +114,7 @@ async def judge(episode: Episode, status: Status | None, error: str | None) -> N
 async def close(scene: Scene, record: Trajectory, limit: float) -> None:
     """Close the scene; it may not hold the run up."""
     try:
-        await asyncio.wait_for(scene.close(), limit)
+        async with asyncio.timeout(limit):
+            await scene.close()
     except Exception:  # the run has ended: its outcome stands
         logger.exception("trajectory=%s | the environment did not close", record.id)

@@ -6,16 +6,19 @@ import asyncio
 import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
+from aworld.config.conf import RunConfig
 from aworld.core.event import Event
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError, StoreError
 from aworld.core.model import ModelRequest
 from aworld.environments import Part, Problem, Progress, Rollout, by_group, rollouts
 from aworld.environments.environment import derived_seed
 from aworld.models.doubles import Said, call
+from aworld.runner import Runners
 from aworld.trajectory import MemoryStore, Query, TrajectoryStore
 from tests.environments.shop import Shop, agent_of, buying, problem, saying, shop, stream
 
@@ -113,6 +116,14 @@ async def test_a_second_start_does_only_what_is_missing(store: TrajectoryStore) 
     assert {r.seed for r in everything} == {derived_seed(0, r.problem.id, r.sample) for r in everything}
 
 
+async def test_the_name_of_a_run_may_hold_what_marks_an_attempt(store: TrajectoryStore) -> None:
+    environment = shop()
+    task = environment.task(problem(7), agent_of(), id="mine~x", session_id="a~b")
+    await Runners.run_task(task, RunConfig(store=store))
+    for samples, new in ((1, 1), (2, 1)):
+        assert len(await all_of(environment, agent_of(), [problem(1)], samples=samples, store=store, run="a~b")) == new
+
+
 async def test_another_seed_or_another_problem_of_that_id_is_no_finished_episode(store: TrajectoryStore) -> None:
     given: dict[str, Any] = {"store": store, "run": "r"}
     assert len(await all_of(shop(), agent_of(), [problem(1)], **given)) == 1
@@ -208,6 +219,22 @@ async def test_leaving_early_cancels_what_runs() -> None:
     statuses = Counter(summary.status for summary in await store.query())
     assert statuses.keys() <= {"finished", "cancelled"}
     assert statuses["finished"] == 1
+
+
+async def test_a_slow_reader_may_leave_while_episodes_wait_to_be_read() -> None:
+    ended = 0
+
+    def note(_: Any) -> str:
+        nonlocal ended
+        ended += 1
+        return "no"
+
+    problems = [problem(number) for number in range(5)]
+    async with aclosing(rollouts(shop(), agent_of(note), problems, max_concurrency=1)) as episodes:
+        await anext(episodes)
+        while ended < 3:  # one has been read, one waits, and one more is about to
+            await asyncio.sleep(0)
+    assert ended == 3
 
 
 async def test_deadlines_are_those_of_the_environment() -> None:

@@ -15,6 +15,7 @@ from aworld.config import AgentConfig, RunConfig, TaskConfig
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.tool.func_to_tool import tool
+from aworld.core.trajectory import Trajectory
 from aworld.models import ModelServer
 from aworld.models.doubles import FunctionModel, call
 from aworld.runner import Runners
@@ -281,8 +282,6 @@ async def test_a_run_ends_within_a_second_while_a_synchronous_tool_blocks(
 
 
 async def test_a_cancelled_run_is_in_the_log_with_all_that_was_done(store: TrajectoryStore) -> None:
-    from aworld.core.trajectory import Trajectory
-
     gate = Gate()
 
     @tool
@@ -307,6 +306,36 @@ async def test_a_cancelled_run_is_in_the_log_with_all_that_was_done(store: Traje
     assert sorted((result.call_id, result.error) for result in results) == [
         ("call_0_0", None), ("call_1_0", None), ("call_1_1", "interrupted"),
     ]  # fmt: skip
+
+
+async def test_a_run_cancelled_while_it_closes_lets_go_of_all_that_it_held(store: TrajectoryStore) -> None:
+    gate = Gate()
+    let_go: list[str] = []
+
+    class Held:
+        """A toolset that is slow to let go."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def list_tools(self) -> list[Any]:
+            return []
+
+        async def end_run(self, trajectory_id: str) -> None:
+            await gate.pass_through()
+            let_go.append(self.name)
+
+    agent = scripted("done", tools=[Held("a"), Held("b")])
+    running = asyncio.create_task(Runners.run("x", agent, id="run", run_conf=RunConfig(store=store)))
+    await gate.until(1)
+    for _ in range(2):
+        running.cancel()
+        await asyncio.sleep(0)
+    gate.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert let_go == ["a", "b"]
+    assert Trajectory.of("run", await store.read("run")).status == "finished"
 
 
 async def test_limits_hold_across_a_resume(store: TrajectoryStore) -> None:

@@ -87,12 +87,21 @@ def marked(marker: str) -> list[int]:
     found: list[int] = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                if marker.encode() in file.read() and int(name) != os.getpid():
-                    found.append(int(name))
+            if marker.encode() in command_line(name) and int(name) != os.getpid():
+                found.append(int(name))
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def command_line(name: str) -> bytes:
+    """The command line of a process. In the middle of an `exec` it is empty for a moment: then it is read again."""
+    for _ in range(10_000):
+        with open(f"/proc/{name}/cmdline", "rb") as file:
+            if line := file.read():
+                return line
+        os.readlink(f"/proc/{name}/exe")  # threads of the kernel and zombies have none: FileNotFoundError
+    return b""
 
 
 def gone(pids: list[int], seconds: float = 10) -> bool:
