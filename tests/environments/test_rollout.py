@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
@@ -222,19 +223,18 @@ async def test_leaving_early_cancels_what_runs() -> None:
 
 
 async def test_a_slow_reader_may_leave_while_episodes_wait_to_be_read() -> None:
-    ended = 0
+    begun, third = itertools.count(1), asyncio.Event()
 
     def note(_: Any) -> str:
-        nonlocal ended
-        ended += 1
+        if next(begun) == 3:
+            third.set()
         return "no"
 
     problems = [problem(number) for number in range(5)]
     async with aclosing(rollouts(shop(), agent_of(note), problems, max_concurrency=1)) as episodes:
         await anext(episodes)
-        while ended < 3:  # one has been read, one waits, and one more is about to
-            await asyncio.sleep(0)
-    assert ended == 3
+        await third.wait()  # one has been read, one waits, and one more is about to
+    assert next(begun) == 4
 
 
 async def test_deadlines_are_those_of_the_environment() -> None:
