@@ -185,6 +185,7 @@ def main() -> None:
         server.run()
         return
     listener = socket.create_server(("127.0.0.1", int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only for sockets of its own
     app = server.sse_app() if kind == "sse" else server.streamable_http_app()
     path = "sse" if kind == "sse" else "mcp"
     os.write(1, f"http://127.0.0.1:{listener.getsockname()[1]}/{path}\n".encode())
