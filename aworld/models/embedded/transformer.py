@@ -81,16 +81,8 @@ class Transformer:
         self.config = config
         self._embedding = np.ascontiguousarray(weights["model.embed_tokens.weight"], np.float32)
         self._layers = [_Layer(config, weights, f"model.layers.{n}.") for n in range(config.num_hidden_layers)]
-        head = np.zeros((config.hidden_size, padded(config.vocab_size, 16)), np.float32)
-        head[:, : config.vocab_size] = (weights["lm_head.weight"] * weights["model.norm.weight"]).T
-        self._head = head
-        half = config.head_dim // 2
-        frequency = 1.0 / config.rope_theta ** (np.arange(half, dtype=np.float32) / np.float32(half))
-        angles = np.arange(config.max_position_embeddings, dtype=np.float32)[:, None] * frequency[None].astype(
-            np.float32
-        )
-        self._cos: Array = np.cos(angles).astype(np.float32)
-        self._sin: Array = np.sin(angles).astype(np.float32)
+        self._head = head_of(config, weights)
+        self._cos, self._sin = rotations(config, config.max_position_embeddings)
 
     def forward(self, ids: Ids, starts: Ids, cache: Cache) -> Array:
         """Read `ids` (B, S) of the first B rows of `cache`, whose first token stands at `starts` (B).
@@ -113,24 +105,34 @@ class Transformer:
     def logits(self, hidden: Array) -> Array:
         """Unnormalised log-probabilities (N, vocabulary) of hidden states (N, hidden)."""
         normed = _normed(hidden, self.config.rms_norm_eps)
-        return np.ascontiguousarray(_product(normed, self._head)[:, : self.config.vocab_size])
+        return np.ascontiguousarray(product(normed, self._head)[:, : self.config.vocab_size])
 
 
-class _Layer:
+class Matrices:
+    """The weights of the layer named `at` as products want them, in the precision they have: transposed, with the norm
+    that stands before them, and what reads the same side by side."""
+
+    __slots__ = ("bias", "down", "gate_up", "out", "qkv", "scale")
+
     def __init__(self, config: PolicyConfig, weights: Weights, at: str) -> None:
-        scale = np.float32(config.head_dim**-0.5)  # of the scores, put into the queries
+        self.scale = np.float32(config.head_dim**-0.5)  # of the scores, put into the queries
         parts = [
             (weights[f"{at}self_attn.{name}_proj.weight"], weights[f"{at}self_attn.{name}_proj.bias"])
             for name in ("q", "k", "v")
         ]
-        parts[0] = (parts[0][0] * scale, parts[0][1] * scale)
+        parts[0] = (parts[0][0] * self.scale, parts[0][1] * self.scale)
         norm, post = weights[f"{at}input_layernorm.weight"], weights[f"{at}post_attention_layernorm.weight"]
-        self._qkv = _prepared(np.concatenate([weight for weight, _ in parts]) * norm)
-        self._bias: Array = np.concatenate([bias for _, bias in parts]).astype(np.float32)
-        self._out = _prepared(weights[f"{at}self_attn.o_proj.weight"])
+        self.qkv: Array = np.ascontiguousarray((np.concatenate([weight for weight, _ in parts]) * norm).T)
+        self.bias: Array = np.concatenate([bias for _, bias in parts])
+        self.out: Array = np.ascontiguousarray(weights[f"{at}self_attn.o_proj.weight"].T)
         gate, up = weights[f"{at}mlp.gate_proj.weight"], weights[f"{at}mlp.up_proj.weight"]
-        self._gate_up = _prepared(np.concatenate([gate, up]) * post)
-        self._down = _prepared(weights[f"{at}mlp.down_proj.weight"])
+        self.gate_up: Array = np.ascontiguousarray((np.concatenate([gate, up]) * post).T)
+        self.down: Array = np.ascontiguousarray(weights[f"{at}mlp.down_proj.weight"].T)
+
+
+class _Layer:
+    def __init__(self, config: PolicyConfig, weights: Weights, at: str) -> None:
+        self._of = Matrices(config, weights, at)
         self._config = config
 
     def attend(
@@ -146,8 +148,8 @@ class _Layer:
         """Write the new keys and values, and let each new position look at its past. `x` is (B·S, hidden)."""
         config = self._config
         (batch, span), heads, kv = positions.shape, config.num_attention_heads, config.num_key_value_heads
-        mixed = _product(_normed(x, config.rms_norm_eps), self._qkv)
-        mixed += self._bias
+        mixed = product(_normed(x, config.rms_norm_eps), self._of.qkv)
+        mixed += self._of.bias
         mixed = mixed.reshape(batch, span, heads + 2 * kv, config.head_dim)
         turned = _rotated(mixed[:, :, : heads + kv], cos, sin)
         rows = np.arange(batch, dtype=np.int64)[:, None]
@@ -163,20 +165,40 @@ class _Layer:
         scores -= scores.max(-1, keepdims=True)
         np.exp(scores, out=scores)
         seen: Array = scores @ values[:batch, None, :, :length]
-        seen /= _row_sums(scores)
+        seen /= row_sums(scores)
         seen = seen[:, :, :, :group].reshape(batch * span, heads * config.head_dim)
-        return x + _product(seen, self._out)
+        return x + product(seen, self._of.out)
 
     def think(self, x: Array) -> Array:
         """The gated layers of each position. `x` is (B·S, hidden)."""
-        both = _product(_normed(x, self._config.rms_norm_eps), self._gate_up)
+        both = product(_normed(x, self._config.rms_norm_eps), self._of.gate_up)
         inner = both.shape[1] // 2
         gate = both[:, :inner]
         active = np.exp(np.minimum(-gate, np.float32(80.0)))  # e to the 88th is more than float32 holds
         active += 1.0
         np.divide(gate, active, out=active)
         active *= both[:, inner:]
-        return x + _product(active, self._down)
+        return x + product(active, self._of.down)
+
+
+def head_of(config: PolicyConfig, weights: Weights) -> Array:
+    """What makes logits of hidden states (hidden, vocabulary and padding), with the last norm."""
+    folded = weights["lm_head.weight"] * weights["model.norm.weight"]
+    found = np.zeros((config.hidden_size, padded(config.vocab_size, 16)), folded.dtype)
+    found[:, : config.vocab_size] = folded.T
+    return found
+
+
+def rotations(config: PolicyConfig, length: int) -> tuple[Array, Array]:
+    """Cosines and sines (`length`, head_dim / 2) of the angles by which a position turns queries and keys.
+
+    Angles are rounded to float32, as in `transformers`: at position 300 by up to 1e-5, of which a policy that is about
+    to learn a comparison makes 2e-4 of a log-probability. So all who compute with its weights round them alike.
+    """
+    half = config.head_dim // 2
+    frequency = 1.0 / config.rope_theta ** (np.arange(half, dtype=np.float32) / np.float32(half))
+    angles: Array = np.arange(length, dtype=np.float32)[:, None] * frequency[None].astype(np.float32)
+    return np.cos(angles), np.sin(angles)
 
 
 def padded(size: int, block: int) -> int:
@@ -184,17 +206,13 @@ def padded(size: int, block: int) -> int:
     return -(-size // block) * block
 
 
-def _prepared(weight: Array) -> Array:
-    return np.ascontiguousarray(weight.T, np.float32)
-
-
-def _product(x: Array, weight: Array) -> Array:
+def product(x: Array, weight: Array) -> Array:
     """`x @ weight` in blocks of `ROWS` rows."""
     rows, width = x.shape
     whole = padded(rows, ROWS)
     if whole != rows:
-        x = np.concatenate([x, np.zeros((whole - rows, width), np.float32)])
-    return (x.reshape(-1, ROWS, width) @ weight).reshape(whole, -1)[:rows]
+        x = np.concatenate([x, np.zeros((whole - rows, width), x.dtype)])
+    return (x.reshape(whole // ROWS, ROWS, width) @ weight).reshape(whole, weight.shape[1])[:rows]
 
 
 def _normed(x: Array, epsilon: float) -> Array:
@@ -213,8 +231,10 @@ def _rotated(x: Array, cos: Array, sin: Array) -> Array:
     return turned
 
 
-def _row_sums(scores: Array) -> Array:
+def row_sums(scores: Array) -> Array:
     """Sums over the last axis, in blocks of `WIDTH` and then one block after the other: zeros behind change nothing."""
+    if over := -scores.shape[-1] % WIDTH:  # never in inference
+        scores = np.concatenate([scores, np.zeros((*scores.shape[:-1], over), scores.dtype)], -1)
     blocks = scores.reshape(*scores.shape[:-1], -1, WIDTH).sum(-1)
     total = blocks[..., 0].copy()
     for number in range(1, blocks.shape[-1]):

@@ -2,6 +2,11 @@
 
 Works in the precision of the weights: float32 to train, float64 to check it against finite differences. `objectives`
 says what is minimised: a function of the log-probability of each sampled token.
+
+The pass does in float32 what inference does, operation by operation, with the same prepared matrices and the same
+order of sums, and so rounds as it does: a policy that is about to learn a comparison turns a rounding of 1e-7 in its
+attention into 1e-4 of a log-probability. Where BLAS takes the same kernels for both shapes of attention (AVX-512) the
+logits are equal bit for bit; elsewhere that one product differs.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.transformer import Matrices, head_of, product, rotations, row_sums
 from aworld.training.embedded.objectives import Objective, grpo
 
 Floats: TypeAlias = NDArray[Any]
@@ -113,18 +119,14 @@ class _Pass:
         self.gradients: Parameters = {}
         self.ids = batch.ids[:, :-1]  # what stands at the end predicts nothing
         self.kind = weights["lm_head.weight"].dtype
-        rows, span = self.ids.shape
-        self.layers: list[dict[str, Floats]] = []
-        half = config.head_dim // 2
-        angles: Floats = np.arange(span, dtype=np.float64)[:, None] / config.rope_theta ** (
-            np.arange(half, dtype=np.float64) / half
-        )
-        self.cos = np.cos(angles).astype(self.kind)[:, None]
-        self.sin = np.sin(angles).astype(self.kind)[:, None]
+        span = self.ids.shape[1]
+        self.layers: list[tuple[Matrices, dict[str, Floats]]] = []
+        cos, sin = rotations(config, span)  # those of inference, also in float64: they are part of what the policy is
+        self.cos, self.sin = cos.astype(self.kind)[:, None], sin.astype(self.kind)[:, None]
         self.future = np.triu(np.full((span, span), -np.inf, self.kind), 1)
         x = weights["model.embed_tokens.weight"][self.ids.reshape(-1)]
         for number in range(config.num_hidden_layers):
-            x = self._layer(f"model.layers.{number}.", x, rows, span)
+            x = self._layer(f"model.layers.{number}.", x)
         self.places = np.flatnonzero(batch.mask[:, 1:].reshape(-1))
         self.targets = batch.ids[:, 1:].reshape(-1)[self.places]
         self.old = batch.logprobs[:, 1:].reshape(-1)[self.places]
@@ -132,7 +134,8 @@ class _Pass:
         self.size = x.shape
         self.last, self.last_rate = _normed(x[self.places], config.rms_norm_eps)
         self.temperature = self.kind.type(batch.temperature)
-        logits = (self.last * weights["model.norm.weight"]) @ weights["lm_head.weight"].T / self.temperature
+        self.head = head_of(config, weights)
+        logits = product(self.last, self.head)[:, : config.vocab_size] / self.temperature
         logits -= logits.max(-1, keepdims=True)
         chosen = logits[np.arange(len(self.places)), self.targets]
         self.shares = np.exp(logits, out=logits)
@@ -140,100 +143,119 @@ class _Pass:
         self.shares /= sums
         self.logprobs: Floats = (chosen - np.log(sums[:, 0])).astype(np.float64)
 
-    def _layer(self, at: str, x: Floats, rows: int, span: int) -> Floats:
-        config, w = self.config, self.weights
-        heads, kv, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    def _layer(self, at: str, x: Floats) -> Floats:
+        config, of = self.config, Matrices(self.config, self.weights, at)
+        (rows, span), kv, size = self.ids.shape, config.num_key_value_heads, config.head_dim
         normed, rate = _normed(x, config.rms_norm_eps)
-        inside = normed * w[f"{at}input_layernorm.weight"]
-        q, k, v = (
-            (inside @ w[f"{at}self_attn.{name}_proj.weight"].T + w[f"{at}self_attn.{name}_proj.bias"]).reshape(
-                rows, span, -1, size
-            )
-            for name in ("q", "k", "v")
-        )
-        q, k = self._turn(q, 1) * self.kind.type(size**-0.5), self._turn(k, 1)
-        # (rows, kv heads, group · positions, size): the heads of a group share keys and values.
-        q = q.reshape(rows, span, kv, heads // kv, size).transpose(0, 2, 3, 1, 4).reshape(rows, kv, -1, size)
-        k, v = np.ascontiguousarray(k.transpose(0, 2, 1, 3)), np.ascontiguousarray(v.transpose(0, 2, 1, 3))
+        mixed = (product(normed, of.qkv) + of.bias).reshape(rows, span, -1, size)
+        turned = self._turn(mixed[:, :, :-kv], 1)
+        q, k, v = self._split(turned[:, :, :-kv]), self._split(turned[:, :, -kv:]), self._split(mixed[:, :, -kv:])
         looks = (q @ k.swapaxes(2, 3)).reshape(rows, kv, -1, span, span)
         looks += self.future
         looks -= looks.max(-1, keepdims=True)
         np.exp(looks, out=looks)
-        looks /= looks.sum(-1, keepdims=True)
         looks = looks.reshape(rows, kv, -1, span)
-        seen = self._merged(looks @ v, span)
-        y = x + seen @ w[f"{at}self_attn.o_proj.weight"].T
+        sums = row_sums(looks)
+        seen: Floats = looks @ v
+        seen /= sums
+        merged = self._merged(seen, span)
+        y = x + product(merged, of.out)
         after, after_rate = _normed(y, config.rms_norm_eps)
-        thought = after * w[f"{at}post_attention_layernorm.weight"]
-        gate, up = thought @ w[f"{at}mlp.gate_proj.weight"].T, thought @ w[f"{at}mlp.up_proj.weight"].T
-        open_ = 1 / (1 + np.exp(np.minimum(-gate, 80)))
-        product = gate * open_ * up
-        self.layers.append(
-            {"normed": normed, "rate": rate, "inside": inside, "q": q, "k": k, "v": v, "looks": looks, "seen": seen,
-             "after": after, "after_rate": after_rate, "thought": thought, "gate": gate, "open": open_, "up": up,
-             "product": product}
-        )  # fmt: skip
-        return y + product @ w[f"{at}mlp.down_proj.weight"].T
+        both = product(after, of.gate_up)
+        inner = both.shape[1] // 2
+        gate = both[:, :inner]
+        closed: Floats = np.exp(np.minimum(-gate, 80))
+        closed += 1
+        passing = gate / closed
+        active: Floats = passing * both[:, inner:]
+        kept = {
+            "normed": normed, "rate": rate, "q": q, "k": k, "v": v, "looks": looks, "sums": sums, "seen": seen,
+            "merged": merged, "after": after, "after_rate": after_rate, "both": both, "closed": closed,
+            "passing": passing, "active": active,
+        }  # fmt: skip
+        self.layers.append((of, kept))
+        return y + product(active, of.down)
 
     def backward(self, slope: Floats) -> Parameters:
         """Gradients by every weight, given the slope of the loss by each log-probability."""
-        w, found = self.weights, self.gradients
+        found = self.gradients
         scaled = slope.astype(self.kind)[:, None] / self.temperature
         by_logits = self.shares * -scaled
         by_logits[np.arange(len(self.places)), self.targets] += scaled[:, 0]
-        found["lm_head.weight"] = by_logits.T @ (self.last * w["model.norm.weight"])
-        by_normed = by_logits @ w["lm_head.weight"]
-        found["model.norm.weight"] = (by_normed * self.last).sum(0)
+        self._folded_back("model.norm.weight", ["lm_head.weight"], by_logits.T @ self.last)
         by_x = np.zeros(self.size, self.kind)
-        by_x[self.places] = _normed_back(by_normed * w["model.norm.weight"], self.last, self.last_rate)
+        by_last = by_logits @ self.head[:, : self.config.vocab_size].T
+        by_x[self.places] = _normed_back(by_last, self.last, self.last_rate)
         for number in reversed(range(len(self.layers))):
-            by_x = self._layer_back(f"model.layers.{number}.", by_x, self.layers[number])
-        by_embedding = np.zeros_like(w["model.embed_tokens.weight"])
+            at, (of, kept) = f"model.layers.{number}.", self.layers[number]
+            by_x = self._think_back(at, by_x, of, kept)
+            by_x = self._attend_back(at, by_x, of, kept)
+        by_embedding = np.zeros_like(self.weights["model.embed_tokens.weight"])
         np.add.at(by_embedding, self.ids.reshape(-1), by_x)
         found["model.embed_tokens.weight"] = by_embedding
         return found
 
-    def _layer_back(self, at: str, by_x: Floats, kept: dict[str, Floats]) -> Floats:
-        rows, span = self.ids.shape
-        by_product = self._linear_back(f"{at}mlp.down_proj.weight", by_x, kept["product"])
-        gate, open_ = kept["gate"], kept["open"]
-        by_up = by_product * gate * open_
-        by_gate = by_product * kept["up"] * open_ * (1 + gate * (1 - open_))
-        by_thought = self._linear_back(f"{at}mlp.gate_proj.weight", by_gate, kept["thought"])
-        by_thought += self._linear_back(f"{at}mlp.up_proj.weight", by_up, kept["thought"])
-        by_x = by_x + self._norm_back(
-            f"{at}post_attention_layernorm.weight", by_thought, kept["after"], kept["after_rate"]
-        )
-        by_seen = self._linear_back(f"{at}self_attn.o_proj.weight", by_x, kept["seen"])
-        kv, size = kept["k"].shape[1], self.config.head_dim
-        by_seen = by_seen.reshape(rows, span, kv, -1, size).transpose(0, 2, 3, 1, 4).reshape(rows, kv, -1, size)
+    def _think_back(self, at: str, by_x: Floats, of: Matrices, kept: dict[str, Floats]) -> Floats:
+        self.gradients[f"{at}mlp.down_proj.weight"] = by_x.T @ kept["active"]
+        by_active = by_x @ of.down.T
+        both, closed, passing = kept["both"], kept["closed"], kept["passing"]
+        inner = both.shape[1] // 2
+        gate, up = both[:, :inner], both[:, inner:]
+        by_both = np.empty_like(both)
+        np.multiply(by_active, passing, out=by_both[:, inner:])
+        by_active *= up
+        np.multiply(by_active, (1 + gate - passing) / closed, out=by_both[:, :inner])
+        names = [f"{at}mlp.{name}_proj.weight" for name in ("gate", "up")]
+        self._folded_back(f"{at}post_attention_layernorm.weight", names, by_both.T @ kept["after"])
+        return by_x + _normed_back(by_both @ of.gate_up.T, kept["after"], kept["after_rate"])
+
+    def _attend_back(self, at: str, by_x: Floats, of: Matrices, kept: dict[str, Floats]) -> Floats:
+        (rows, span), size = self.ids.shape, self.config.head_dim
+        heads, kv = self.config.num_attention_heads, self.config.num_key_value_heads
+        self.gradients[f"{at}self_attn.o_proj.weight"] = by_x.T @ kept["merged"]
         looks = kept["looks"]
-        by_v = looks.swapaxes(2, 3) @ by_seen
-        by_looks = by_seen @ kept["v"].swapaxes(2, 3)
-        by_scores = looks * (by_looks - (by_looks * looks).sum(-1, keepdims=True))
-        by_q = self._merged(by_scores @ kept["k"], span).reshape(rows, span, -1, size)
-        by_k = (by_scores.swapaxes(2, 3) @ kept["q"]).transpose(0, 2, 1, 3)
-        by_q, by_k = self._turn(by_q, -1) * self.kind.type(size**-0.5), self._turn(by_k, -1)
-        by_inside = np.zeros_like(by_x)
-        for name, by in (("q", by_q), ("k", by_k), ("v", by_v.transpose(0, 2, 1, 3))):
-            flat = np.ascontiguousarray(by).reshape(rows * span, -1)
-            self.gradients[f"{at}self_attn.{name}_proj.bias"] = flat.sum(0)
-            by_inside += self._linear_back(f"{at}self_attn.{name}_proj.weight", flat, kept["inside"])
-        return by_x + self._norm_back(f"{at}input_layernorm.weight", by_inside, kept["normed"], kept["rate"])
+        by_seen = self._split((by_x @ of.out.T).reshape(rows, span, -1, size))
+        by_seen /= kept["sums"]
+        by_scores = by_seen @ kept["v"].swapaxes(2, 3)
+        by_scores -= (by_seen * kept["seen"]).sum(-1, keepdims=True)
+        by_scores *= looks
+        by_mixed = np.empty((rows, span, heads + 2 * kv, size), self.kind)
+        by_mixed[:, :, :heads] = self._merged(by_scores @ kept["k"], span).reshape(rows, span, -1, size)
+        by_mixed[:, :, heads : heads + kv] = (by_scores.swapaxes(2, 3) @ kept["q"]).transpose(0, 2, 1, 3)
+        by_mixed[:, :, : heads + kv] = self._turn(by_mixed[:, :, : heads + kv], -1)
+        by_mixed[:, :, heads + kv :] = (looks.swapaxes(2, 3) @ by_seen).transpose(0, 2, 1, 3)
+        flat = by_mixed.reshape(rows * span, -1)
+        slopes, bias = flat.T @ kept["normed"], flat.sum(0)
+        slopes[: heads * size] *= of.scale
+        bias[: heads * size] *= of.scale
+        names = [f"{at}self_attn.{name}_proj" for name in ("q", "k", "v")]
+        self._folded_back(f"{at}input_layernorm.weight", [f"{name}.weight" for name in names], slopes)
+        parts = np.split(bias, [heads * size, (heads + kv) * size])
+        self.gradients.update((f"{name}.bias", part) for name, part in zip(names, parts, strict=True))
+        return by_x + _normed_back(flat @ of.qkv.T, kept["normed"], kept["rate"])
 
-    def _linear_back(self, name: str, by_out: Floats, given: Floats) -> Floats:
-        self.gradients[name] = by_out.T @ given
-        return by_out @ self.weights[name]
-
-    def _norm_back(self, name: str, by_out: Floats, normed: Floats, rate: Floats) -> Floats:
-        self.gradients[name] = (by_out * normed).sum(0)
-        return _normed_back(by_out * self.weights[name], normed, rate)
+    def _folded_back(self, norm: str, names: Sequence[str], slopes: Floats) -> None:
+        """Gradients of matrices and of the norm before them, given those of the products of both."""
+        weights, found, done = self.weights, self.gradients, 0
+        found[norm] = np.zeros_like(weights[norm])
+        for name in names:
+            part = slopes[done : done + len(weights[name])]
+            done += len(part)
+            found[name] = part * weights[norm]
+            found[norm] += (part * weights[name]).sum(0)
 
     def _turn(self, x: Floats, way: int) -> Floats:
         """Rotate (rows, positions, heads, size) by the positions; `way` -1 rotates back."""
         half = x.shape[-1] // 2
         first, second, sin = x[..., :half], x[..., half:], self.sin * way
         return np.concatenate([first * self.cos - second * sin, second * self.cos + first * sin], -1)
+
+    def _split(self, x: Floats) -> Floats:
+        """(rows, positions, heads, size) to (rows, kv heads, group · positions, size): what shares keys and values."""
+        rows, span, heads, size = x.shape
+        kv = self.config.num_key_value_heads
+        apart = x.reshape(rows, span, kv, heads // kv, size).transpose(0, 2, 3, 1, 4)
+        return np.ascontiguousarray(apart.reshape(rows, kv, -1, size))
 
     def _merged(self, x: Floats, span: int) -> Floats:
         """Heads side by side again: (rows · positions, hidden)."""
