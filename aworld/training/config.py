@@ -28,8 +28,8 @@ class TrainingConfig(Settings):
     samples: int = Field(default=8, ge=1)
     """Episodes of each problem: the size of a group."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Step size of Adam, constant after the first ten steps. The packaged policy learns twice as fast at 5e-4, but then one run
-    in five forgets one of three tools while it learns the others, and stays at two thirds."""
+    """Step size of Adam, constant after the first ten steps. The packaged policy learns twice as fast at 5e-4; but one
+    run in five then forgets one of three tools while it learns the others."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the samples of a step."""
     minibatches: int = Field(default=1, ge=1)
