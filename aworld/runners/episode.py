@@ -179,10 +179,11 @@ class Episode:
                 if self._failed:
                     self._failed[0].result()
         finally:
-            for worker in self._workers.values():
-                worker.cancel()
-            await asyncio.gather(*self._workers.values(), return_exceptions=True)
-            self._workers.clear()
+            if self._workers:
+                for worker in self._workers.values():
+                    worker.cancel()
+                await asyncio.gather(*self._workers.values(), return_exceptions=True)
+                self._workers.clear()
 
     async def _work(self, activation: Activation) -> None:
         """Take the turns of one agent until it is not due at once."""
