@@ -86,8 +86,8 @@ def settings(steps: int, seed: int) -> Any:
     from aworld.training import TrainingConfig
 
     return TrainingConfig(
-        steps=steps, seed=seed, learning_rate=5e-4, evaluate_every=0, final_tasks=PROBLEMS, checkpoint_every=0,
-        max_completion_tokens=64,
+        steps=steps, groups=16, seed=seed, learning_rate=5e-4, evaluate_every=0, final_tasks=PROBLEMS,
+        checkpoint_every=0, max_completion_tokens=64,
     )  # fmt: skip
 
 
