@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENTS = ("sums", "shop")
-STEPS = {"sums": 60, "shop": 60}
+STEPS = 60
 """Training steps, of 32 × 8 episodes."""
 RESULTS = Path(__file__).parent / "results" / "learning.json"
 TARGETS = {
@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--controls", type=int, default=2, help="seeds with shuffled rewards")
-    parser.add_argument("--steps", type=int, help=f"training steps, in place of {STEPS}")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--environments", nargs="+", default=ENVIRONMENTS, choices=ENVIRONMENTS)
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"where the figures go, such as {RESULTS}")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
@@ -223,8 +223,7 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     for environment in args.environments:
         for seed in [*range(args.seeds), *range(-args.controls, 0)]:
-            steps = args.steps or STEPS[environment]
-            runs.append(started(environment, seed if seed >= 0 else -seed - 1, steps, seed < 0))
+            runs.append(started(environment, seed if seed >= 0 else -seed - 1, args.steps, seed < 0))
             print(line(runs[-1]), flush=True)
     complete = set(args.environments) == set(ENVIRONMENTS) and args.seeds > 0
     targets = checked(runs) if complete else {}

@@ -30,7 +30,7 @@ from aworld.training.result import Comparison, Evaluated, Evaluation, Stepped, T
 from aworld.trajectory import Query, open_store
 
 FOLDER = Path(".aworld/demo")
-STEPS = {"sums": 60, "shop": 60}
+STEPS = 60
 ABOUT = {
     "sums": "one tool call: the policy's habit is to take the wrong tool",
     "shop": "dependent calls: the price is hidden, and must be looked up before it can be multiplied",
@@ -89,11 +89,10 @@ def train(console: Console, environment: Environment) -> TrainingResult:
     """Evaluate, act, score, train, evaluate again."""
     problem = environment.problems("test", 1)[0]
     console.print(f"\n[bold]{environment.name}[/bold] · {ABOUT[environment.name]}\n  such as: {problem.input!r}\n")
-    steps = STEPS[environment.name]
-    watch = Watch(console, steps)
+    watch = Watch(console, STEPS)
     trainer = AgentTrainer(
         agent=Agent(environment.name, model="embedded"),
-        config={"steps": steps},
+        config={"steps": STEPS},
         train_dataset=environment,
         train_engine_name="embedded",
         run_path=FOLDER / environment.name,
