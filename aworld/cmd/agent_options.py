@@ -25,14 +25,19 @@ def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
 
 
 def put_options(args: argparse.Namespace, conf: AgentConfig) -> AgentConfig:
-    """Put into `conf` what the options say of the model; returns it."""
+    """Put into `conf` what the options say of the model; returns it. Raises ConfigError."""
+    from aworld.models.providers import in_process, named_model
+
+    if args.model:
+        named = named_model(args.model)
+        if named.llm_provider not in (None, conf.llm_provider) or in_process(conf.llm_provider or ""):
+            conf.llm_provider, conf.llm_base_url = named.llm_provider, None  # an address of another is not its own
+        conf.llm_model_name = named.llm_model_name
     if args.base_url:
+        if in_process(conf.llm_config.provider):
+            model = args.model or conf.llm_config.provider
+            raise ConfigError(f"--base-url says where an API lives, but {model} answers in this process: leave it out.")
         conf.llm_base_url = args.base_url
     if args.temperature is not None:
         conf.llm_temperature = args.temperature
-    if args.model:
-        provider, colon, model = args.model.partition(":")
-        conf.llm_model_name = model if colon else provider
-        if colon:
-            conf.llm_provider = provider
     return conf

@@ -108,8 +108,6 @@ def _agent(args: argparse.Namespace) -> Unit:
     from aworld.agents.llm_agent import Agent
     from aworld.config.conf import AgentConfig
 
-    if args.model and args.base_url is None and args.temperature is None:
-        return Agent("policy", model=args.model)  # also `embedded`, or the folder of a trained policy
     return Agent("policy", put_options(args, AgentConfig()))
 
 

@@ -35,6 +35,7 @@ from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.trajectory import Trajectory
+from aworld.models.providers import in_process, named_model
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
 
@@ -199,12 +200,19 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     if record is not None and record.activations:
         name = record.activations[0].agent
         settings = record.agents.get(name, {})
+        args.model = args.model or _own_policy(settings.get("model"))
     conf = put_options(args, AgentConfig(**settings.get("llm_config", {})))
     tools = [find(spec, "--tool") for spec in args.tool]
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)
     prompt = args.system or settings.get("system_prompt")
     return Agent(name, conf, system_prompt=prompt, tools=tools, mcp_config=args.mcp)
+
+
+def _own_policy(model: str | None) -> str | None:
+    """The model of a recorded agent, if it is a policy that answers in this process: what the environment says of
+    models is not for it. Of a model object elsewhere the record does not tell the address."""
+    return model if model and in_process(named_model(model).llm_provider or "") else None
 
 
 def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:

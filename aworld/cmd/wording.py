@@ -20,6 +20,7 @@ _PHRASES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"set LLM_MODEL_NAME or AgentConfig\(llm_model_name=\.\.\.\)", "give --model, or set LLM_MODEL_NAME"),
     (r"set llm_input_price and llm_output_price \(([^)]*)\) in the model's config",
      r"the prices (llm_input_price, llm_output_price, \1) are set for an agent of your own, with --agent"),
+    (r", or AgentConfig\(llm_api_key=\.\.\.\)", ""),
     (r"give RunConfig\(store=\.\.\.\)", "give --store"),
     (r"\b(max_steps|max_tokens|max_cost)=(\S+) reached", _option),
     (r"\btimeout=(\S+) s passed", r"--timeout \1: the time is over"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from aworld.models.embedded.checkpoint import Policy
+from aworld.runners.local import load, store_of
 
 TASKS = '''
 from tests.environments.shop import Part, agent_of, buying, correct, shop, stream
@@ -102,6 +106,21 @@ def test_lost_episodes_are_told_and_tried_again_by_the_next_start(shell: Shell) 
     assert "3 lost: their surroundings failed" in done.stdout
     assert "3 × the shop is closed" in done.stdout
     assert "pass@1" not in done.stdout
+
+
+def test_a_model_in_this_process_takes_the_options_of_a_model(shell: Shell) -> None:
+    one = ("rollout", "my_tasks:tasks", "--tasks", "1", "--json")
+    Policy.open().save(shell.folder / "runs" / "sums" / "policy")
+    for run, model, name in (("a", "embedded", "packaged"), ("b", "runs/sums", "runs/sums/policy")):
+        done = shell(*one, "--model", model, "--temperature", "0.25", "--max-steps", "1", "--run", run)
+        assert done.returncode == 0, done.stderr
+        (listed,) = json.loads(shell("trajectories", "list", "--session", run, "--json").stdout)
+        record = asyncio.run(load(listed["id"], store_of(str(shell.folder / ".aworld" / "trajectories.db"))))
+        assert (record.calls[0].model, record.calls[0].params["temperature"]) == (name, 0.25)
+        refused = shell(*one, "--model", model, "--base-url", "http://127.0.0.1:1/v1")
+        assert refused.returncode == 2
+        said = f"--base-url says where an API lives, but {model} answers in this process: leave it out."
+        assert refused.stderr.splitlines()[-1] == f"aworld: {said}"
 
 
 @pytest.mark.parametrize(
