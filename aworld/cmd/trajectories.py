@@ -157,7 +157,7 @@ async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
     if not found:
         out.print(f"No runs{' there' if total else ''}: {total} match in {store.url}", soft_wrap=True, highlight=False)
         return 0
-    out.print(table(found, out.width, time.time()))
+    out.print(table(found, out.width if out.is_terminal else None, time.time()), crop=False)
     end = args.offset + len(found)
     more = f" · next page: --offset {end}" if end < total else ""
     out.print(f"{args.offset + 1}–{end} of {total:,}{more}", style="dim", highlight=False)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -85,11 +86,10 @@ def aworld(*arguments: str) -> int:
 def test_list_is_a_page_of_a_table(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert aworld("list", "--limit", "3") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["run", "status", "score", "steps", "tokens", "time", "answer"]
+    assert lines[0].split() == [*COLUMNS, "started", "agent", "group", "answer"]
     assert lines[1].startswith("weather-2  ✓ finished")
     assert "It is sunny." in lines[2]
     assert lines[-1] == "1–3 of 32 · next page: --offset 3"
-    assert all(len(line) <= 80 for line in lines)
     assert aworld("list", "--offset", "30") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "31–32 of 32"
 
@@ -162,22 +162,34 @@ def test_a_run_in_the_middle_can_be_shown(store: Path, capsys: pytest.CaptureFix
         show(console, builder.record, Tally.of("weather-1", log[:length]).summary())
 
 
-def test_wide_terminals_show_more_columns() -> None:
-    summary = Summary(id="x" * 30, task_id="t", agent="lead", group_id="g", status="limit_reached", started_at=1e9)
+COLUMNS = ["run", "status", "score", "steps", "tokens", "time"]
+RUN = Summary(
+    id="x" * 50, task_id="t", agent="lead", group_id="g", status="limit_reached", started_at=1e9, answer="so " * 30
+)
+
+
+def listed(width: int | None, *, id: str = RUN.id) -> list[str]:
+    """The lines of a list with one run."""
     out = io.StringIO()
-    Console(file=out, width=160).print(table([summary], 160, 1e9 + 7300))
-    assert "2 h ago" in out.getvalue()
-    assert out.getvalue().split()[:9] == [
-        "run",
-        "status",
-        "score",
-        "steps",
-        "tokens",
-        "time",
-        "started",
-        "agent",
-        "group",
-    ]
+    shown = table([msgspec.structs.replace(RUN, id=id)], width, 1e9 + 7300)
+    Console(file=out, width=width or 80).print(shown, crop=False)
+    return out.getvalue().splitlines()
+
+
+def test_wide_terminals_show_more_columns() -> None:
+    header, row = listed(160)
+    assert header.split() == [*COLUMNS, "started", "agent", "group", "answer"]
+    assert "2 h ago" in row
+    assert listed(80, id="short")[0].split() == [*COLUMNS, "answer"]
+
+
+@pytest.mark.parametrize("width", [20, 70, 80, 100, 120, 160, None])
+def test_an_id_is_whole_and_the_answer_is_cut(width: int | None) -> None:
+    header, row = listed(width)
+    assert row.startswith(f"{RUN.id}  ■ limit_reached")
+    assert len(row) <= max(width or 1000, 74)
+    assert ("answer" in header) == (width is None or width > 80)
+    assert row.rstrip().endswith("so" if width is None else "…" if width > 80 else "–")
 
 
 def test_export_to_a_file_and_to_standard_output(
