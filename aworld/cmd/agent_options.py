@@ -12,6 +12,13 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
     from aworld.core.agent.flow import Unit
 
 
+MODEL = (
+    "such as gpt-4o or anthropic:claude-sonnet-4-5, or what answers in this process: embedded, or the folder of a "
+    "trained policy"
+)
+"""Help of `--model`."""
+
+
 def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
     """The agent or team of `--agent`; None without it. Raises ConfigError beside an option that describes one."""
     if args.agent is None:
@@ -22,6 +29,15 @@ def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
     from aworld.cmd.swarm import named
 
     return named(args.agent)
+
+
+def require(args: argparse.Namespace, least: int, *options: str) -> None:
+    """Raises ConfigError for the first of these options that is less than `least`."""
+    for option in options:
+        value = getattr(args, option)
+        if value is not None and value < least:
+            name = f"-{option}" if len(option) == 1 else f"--{option}"
+            raise ConfigError(f"{name} must be at least {least}; got {value}.")
 
 
 def put_options(args: argparse.Namespace, conf: AgentConfig) -> AgentConfig:

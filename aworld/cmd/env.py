@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from aworld.cmd.listening import listening
+from aworld.cmd.wording import a
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -75,5 +76,5 @@ def environment_of(reference: str) -> Environment:
     if callable(found) and not isinstance(found, Environment):
         found = found()
     if not isinstance(found, Environment):
-        raise ConfigError(f"{reference!r} is a {type(found).__name__}; name an Environment.")
+        raise ConfigError(f"{reference!r} is {a(type(found).__name__)}; name an Environment.")
     return found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
+
+from aworld.core.exceptions import ConfigError
 
 
 def _option(match: re.Match[str]) -> str:
@@ -26,6 +29,23 @@ _PHRASES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\btimeout=(\S+) s passed", r"--timeout \1: the time is over"),
     (r"\b(max_tokens|max_cost) is set", _option),
 ]  # fmt: skip
+
+
+def helps_to_go_on(error: BaseException, *, done: int) -> bool:
+    """Whether what ended early can be gone on with by the same command: after an interruption, or when something was
+    done before it broke. A setting that cannot work would be told again."""
+    interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+    return interrupted or (done > 0 and not isinstance(error, ConfigError))
+
+
+def a(word: str) -> str:
+    """A word with its article."""
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def worded(text: str) -> str:

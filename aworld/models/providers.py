@@ -145,8 +145,8 @@ def build_model(config: ModelConfig | str) -> Model:
 
 
 def named_model(text: str) -> ModelConfig:
-    """Provider and name of the text that `build_model` takes; what the text leaves open stays open. Raises `ConfigError`
-    for a folder without a policy."""
+    """Provider and name of the text that `build_model` takes; what it leaves open stays open. Raises `ConfigError` for
+    a folder without a policy."""
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
         return ModelConfig(llm_provider=provider, llm_model_name=(in_process(provider) and policy_folder(name)) or name)

@@ -127,10 +127,15 @@ def test_a_model_in_this_process_takes_the_options_of_a_model(shell: Shell) -> N
     ("arguments", "error"),
     [
         (["my_tasks:nothing"], "'my_tasks' has no 'nothing'"),
-        (["my_tasks:agent", "--agent", "my_tasks:agent"], "is a Agent; name an Environment"),
+        (["my_tasks:agent", "--agent", "my_tasks:agent"], "is an Agent; name an Environment"),
         (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "name an agent or a swarm"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--model", "x"], "--model describes an agent, but"),
-        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "0"], "--samples must be at least 1"),
+        (
+            ["my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "0"],
+            "aworld: --samples must be at least 1; got 0.",
+        ),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--retries", "-1"], "--retries must be at least 0; got -1."),
+        (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "is an Environment; name"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "0"], "--tasks must be at least 1"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "99"], "has 10 problems; 99 were asked for"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
@@ -143,6 +148,7 @@ def test_misuse_is_told_in_one_line(shell: Shell, arguments: list[str], error: s
     assert done.returncode == 2, done.stdout + done.stderr
     assert error in done.stderr
     assert "Traceback" not in done.stderr
+    assert "go on with" not in done.stderr
 
 
 def test_on_a_terminal_progress_is_shown_while_it_goes_on(shell: Shell) -> None:

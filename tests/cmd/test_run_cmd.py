@@ -130,13 +130,16 @@ async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
         (("run", "a", "--tool", "my_tools:divide"), "has no 'divide'"),
         (("run", "a", "--tool", "your_tools:divide"), "cannot import 'your_tools'"),
         (("run", "a", "--max-steps", "0"), "--max-steps: input should be greater"),
+        (("run", "a", "--samples", "0"), "aworld: --samples must be at least 1; got 0."),
+        (("run", "a", "--concurrency", "-3"), "aworld: --concurrency must be at least 1; got -3."),
         (("run", "a", "b", "--id", "x"), "--id names one run"),
         (("run", "--file", "nowhere.txt"), "nowhere.txt"),
         (("run", "a", "--store", "ftp://x"), "not an address of a store"),
         (("resume", "nobody"), "no trajectory 'nobody'"),
         (("fork", "nobody"), "no trajectory 'nobody'"),
         (("replay", "nobody"), "no trajectory 'nobody'"),
-        (("fly",), "invalid choice"),
+        (("fly",), "\naworld: argument COMMAND: invalid choice"),
+        (("run", "a", "--samples", "many"), "\naworld: argument --samples: invalid int value"),
     ],
 )
 async def test_misuse_has_exit_code_2_and_says_what_to_do(shell: Shell, words: tuple[str, ...], said: str) -> None:

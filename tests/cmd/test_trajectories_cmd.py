@@ -16,10 +16,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from aworld.cmd.trajectories import add_parser, moment, run
+from aworld.cmd.main import main
+from aworld.cmd.trajectories import moment
 from aworld.cmd.trajectory_view import clean, seconds, show, table
-from aworld.cmd.wording import worded
+from aworld.cmd.wording import helps_to_go_on, worded
 from aworld.core import event as ev
+from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.message import Image, Message, Text, ToolCall, Usage
 from aworld.trajectory import Summary, open_store
 from aworld.trajectory.summary import Tally
@@ -76,11 +78,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def aworld(*arguments: str) -> int:
-    parser = argparse.ArgumentParser(prog="aworld")
-    add_parser(parser.add_subparsers(required=True))
-    args = parser.parse_args(["trajectories", *arguments])
-    assert args.run is run
-    return run(args)
+    return main(["trajectories", *arguments])
 
 
 def test_list_is_a_page_of_a_table(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,8 +137,8 @@ def test_show_takes_the_beginning_of_an_id_and_last(store: Path, capsys: pytest.
     assert aworld("show", "weather-1", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["meta"]["step"] for row in rows] == [0, 1, 2, 3]
-    assert aworld("show", "weather") == 1
-    assert "'weather' may be weather-2, weather-1; give more of the id" in capsys.readouterr().err
+    assert aworld("show", "weather") == 2
+    assert "aworld: 'weather' may be weather-2, weather-1; give more of the id" in capsys.readouterr().err
 
 
 def test_show_has_colour_where_there_is_a_terminal() -> None:
@@ -204,10 +202,20 @@ def test_export_to_a_file_and_to_standard_output(
 
 
 def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert aworld("export", "--format", "parquet", "-o", str(tmp_path / "out.parquet")) == 0
+    assert aworld("export", "--format", "parquet", "-o", str(tmp_path / "out.parquet")) == 1
     assert "captured with token ids" in capsys.readouterr().err
-    assert aworld("export", "--status", "timeout", "-o", str(tmp_path / "out.jsonl")) == 0
-    assert capsys.readouterr().err.strip() == f"0 samples in {tmp_path / 'out.jsonl'}"
+    out = tmp_path / "out.jsonl"
+    out.write_text("of an earlier export")
+    filters = ("--status", "timeout", "--status", "waiting", "--min-score", "0.5", "--since", "2200-01-02")
+    for options in (("-o", str(out)), ("--json", "-o", str(out)), ()):
+        assert aworld("export", "weather-1", *filters, *options) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(
+            "aworld: no run matches weather-1 --status timeout --status waiting --min-score 0.5 "
+            "--since 2200-01-02T00:00:00 in sqlite:"
+        )
+    assert out.read_text() == "of an earlier export"
 
 
 @pytest.mark.parametrize(
@@ -226,6 +234,14 @@ def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pyte
 )
 def test_errors_speak_of_options(said: str, words: str | None) -> None:
     assert worded(said) == (words or "shares its beginning with b; delete those too with --forks")
+
+
+def test_going_on_is_offered_only_where_it_helps() -> None:
+    assert helps_to_go_on(StoreError("the disk is full"), done=1)
+    assert helps_to_go_on(KeyboardInterrupt(), done=0)
+    assert helps_to_go_on(asyncio.CancelledError(), done=0)
+    assert not helps_to_go_on(StoreError("the disk is full"), done=0)
+    assert not helps_to_go_on(ConfigError("another learning rate"), done=3)
 
 
 def test_delete(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,12 +270,12 @@ def test_delete_asks(
 
 
 def test_errors_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    assert aworld("show", "weathre-1") == 1
+    assert aworld("show", "weathre-1") == 2
     assert "did you mean 'weather-1'" in capsys.readouterr().err
-    assert aworld("list", "--store", str(tmp_path / "none.db")) == 1
-    assert "no store at" in capsys.readouterr().err
+    assert aworld("list", "--store", str(tmp_path / "none.db")) == 2
+    assert capsys.readouterr().err.startswith("aworld: no store at")
     assert not (tmp_path / "none.db").exists()
-    assert aworld("list", "--store", "postgresql://me:s3cret@host/db") == 1
+    assert aworld("list", "--store", "postgresql://me:s3cret@host/db") == 2
     captured = capsys.readouterr()
     assert "comes in a later version" in captured.err
     assert "s3cret" not in captured.err
@@ -273,7 +289,9 @@ def test_wrong_use_is_told_with_exit_code_2(arguments: list[str], capsys: pytest
     with pytest.raises(SystemExit) as ending:
         aworld(*arguments)
     assert ending.value.code == 2
-    assert "usage: aworld trajectories" in capsys.readouterr().err
+    usage, told = capsys.readouterr().err.split("\naworld: ")
+    assert usage.startswith("usage: aworld trajectories")
+    assert len(told.splitlines()) == 1
 
 
 def test_the_store_may_stand_in_the_environment(
@@ -281,7 +299,7 @@ def test_the_store_may_stand_in_the_environment(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert aworld("list") == 1
+    assert aworld("list") == 2
     monkeypatch.setenv("AWORLD_STORE", f"sqlite:///{store}")
     assert aworld("list", "--json") == 0
 
