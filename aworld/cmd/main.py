@@ -22,7 +22,7 @@ from aworld.runners.blocking import run_blocking
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _read_env_file()  # before the options, whose defaults it may set
-    parser = _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
+    parser = _parser()
     parser.add_argument("--version", action="version", version=f"aworld {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
@@ -65,6 +65,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.format_usage()}aworld: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    return _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
 
 
 def _read_env_file() -> None:

@@ -196,8 +196,9 @@ async def _fork(args: argparse.Namespace) -> int:
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
         given["conf"] = limits_of(args)
     require(args, 1, "n")
+    count: int = args.n
     responses = await Runners.fork(
-        record, swarm=_agent(args, record), at=args.at, n=args.n, store=args.store, observation=args.say, **given
+        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
     )
     return _report(responses, args, show=True)
 
