@@ -12,7 +12,8 @@
 
 An agent or swarm is defined once, and named wherever it stands. The words are those of Python: `workflow`, `edges`,
 `team` (leader first), `handoff` (pairs), `loop`, `map`, `solver_verifier`, each with the options of its class. Code is
-written as `module:name` and imported: load only files that you would run. Keys come from the environment.
+written as `module:name` and imported, the file's own folder before others: load only files that you would run. Keys
+come from the environment.
 
 History of the schema: 1, the first.
 """
@@ -41,7 +42,7 @@ from aworld.agents.file_schema import (
 from aworld.agents.file_writer import dump as dump
 from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import FunctionAgent
-from aworld.agents.references import find
+from aworld.agents.references import find, importable
 from aworld.agents.yaml_lines import Listed, Mapped, parse
 from aworld.config.conf import AgentConfig
 from aworld.core.agent.flow import Unit
@@ -60,7 +61,8 @@ def load(path_or_text: str | Path) -> Unit:
             text = Path(path_or_text).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path_or_text}: cannot be read: {error}.") from error
-        return _File(parse(text, str(path_or_text)), str(path_or_text)).root()
+        with importable(Path(path_or_text).absolute().parent):
+            return _File(parse(text, str(path_or_text)), str(path_or_text)).root()
     return _File(parse(path_or_text, "the text"), "the text").root()
 
 

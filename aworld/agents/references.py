@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aworld.core.exceptions import ConfigError
@@ -28,6 +32,17 @@ def find(reference: str, what: str) -> Any:
             raise ConfigError(f"{what} {reference!r}: {module!r} has no {name!r}.")
         found = getattr(found, part)
     return found
+
+
+@contextmanager
+def importable(folder: Path) -> Generator[None, None, None]:
+    """Within it, the modules of this folder are found, and before others."""
+    place = str(folder)
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
 
 
 def reference_of(value: Any, what: str) -> str:

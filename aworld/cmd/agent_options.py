@@ -12,6 +12,13 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
     from aworld.core.agent.flow import Unit
 
 
+MODEL = (
+    "such as gpt-4o or anthropic:claude-sonnet-4-5, or what answers in this process: embedded, or the folder of a "
+    "trained policy"
+)
+"""Help of `--model`."""
+
+
 def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
     """The agent or team of `--agent`; None without it. Raises ConfigError beside an option that describes one."""
     if args.agent is None:
@@ -24,15 +31,29 @@ def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
     return named(args.agent)
 
 
+def require(args: argparse.Namespace, least: int, *options: str) -> None:
+    """Raises ConfigError for the first of these options that is less than `least`."""
+    for option in options:
+        value = getattr(args, option)
+        if value is not None and value < least:
+            name = f"-{option}" if len(option) == 1 else f"--{option}"
+            raise ConfigError(f"{name} must be at least {least}; got {value}.")
+
+
 def put_options(args: argparse.Namespace, conf: AgentConfig) -> AgentConfig:
-    """Put into `conf` what the options say of the model; returns it."""
+    """Put into `conf` what the options say of the model; returns it. Raises ConfigError."""
+    from aworld.models.providers import in_process, named_model
+
+    if args.model:
+        named = named_model(args.model)
+        if named.llm_provider not in (None, conf.llm_provider) or in_process(conf.llm_provider or ""):
+            conf.llm_provider, conf.llm_base_url = named.llm_provider, None  # an address of another is not its own
+        conf.llm_model_name = named.llm_model_name
     if args.base_url:
+        if in_process(conf.llm_config.provider):
+            model = args.model or conf.llm_config.provider
+            raise ConfigError(f"--base-url says where an API lives, but {model} answers in this process: leave it out.")
         conf.llm_base_url = args.base_url
     if args.temperature is not None:
         conf.llm_temperature = args.temperature
-    if args.model:
-        provider, colon, model = args.model.partition(":")
-        conf.llm_model_name = model if colon else provider
-        if colon:
-            conf.llm_provider = provider
     return conf

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from aworld.cmd.trajectories import DEFAULT_STORE, open_existing, resolve
+from aworld.cmd.trajectories import DEFAULT_STORE, STORE_HELP, open_existing, resolve
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.core.trajectory import Trajectory
@@ -18,9 +18,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("id", metavar="ID", help="id of the run, its beginning, or `last`")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the answer; without it, the questions are shown")
     parser.add_argument("--question", metavar="QUESTION_ID", help="which question, when several are open")
-    parser.add_argument(
-        "--store", metavar="URL", help=f"address or path of the store (default: $AWORLD_STORE or {DEFAULT_STORE})"
-    )
+    parser.add_argument("--store", metavar="URL", help=STORE_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     parser.set_defaults(run=_answer)
 

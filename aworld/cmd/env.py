@@ -9,6 +9,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from aworld.cmd.listening import listening
+from aworld.cmd.wording import a
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -56,11 +58,12 @@ async def _serve(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     try:
-        async with server:
-            print(f"aworld: {server.environment.name} at {server.url}", file=sys.stderr, flush=True)
-            await stopped.wait()
-    except OSError as error:
-        raise ConfigError(f"--host {args.host} --port {args.port}: {error.strerror or error}.") from error
+        with listening(args.host, args.port):
+            await server.start()
+        print(f"aworld: {server.environment.name} at {server.url}", file=sys.stderr, flush=True)
+        await stopped.wait()
+    finally:
+        await server.stop()
     return 0
 
 
@@ -73,5 +76,5 @@ def environment_of(reference: str) -> Environment:
     if callable(found) and not isinstance(found, Environment):
         found = found()
     if not isinstance(found, Environment):
-        raise ConfigError(f"{reference!r} is a {type(found).__name__}; name an Environment.")
+        raise ConfigError(f"{reference!r} is {a(type(found).__name__)}; name an Environment.")
     return found

@@ -1,6 +1,6 @@
 """The command line: `aworld COMMAND`, see `aworld --help` for the commands.
 
-Exit codes: 0 all runs finished, 1 something did not (its status says what), 2 wrong usage or settings, 130 Ctrl-C.
+Every error is a line `aworld: ...` on standard error. Exit codes: see `_CODES`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from aworld import __version__
 from aworld.cmd import answer, env, mcp, rollout, run, swarm, train, trajectories
@@ -20,7 +21,8 @@ from aworld.runners.blocking import run_blocking
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="aworld", description="The agent runtime for self-improvement.")
+    _read_env_file()  # before the options, whose defaults it may set
+    parser = _parser()
     parser.add_argument("--version", action="version", version=f"aworld {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
@@ -32,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     mcp.add_parser(commands)
     env.add_parser(commands)
     args = parser.parse_args(argv)
-    _read_env_file()
     sys.path.insert(0, os.getcwd())  # so that --tool finds the modules of the working directory
     try:
         outcome = args.run(args)
@@ -51,6 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+_CODES = (
+    "Exit codes: 0 all ended well; 1 something did not, and its status or error says what; 2 wrong usage or settings; "
+    "3 a run waits for an answer (see aworld answer); 130 Ctrl-C."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with options as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.format_usage()}aworld: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    return _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
 
 
 def _read_env_file() -> None:

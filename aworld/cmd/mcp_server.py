@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, cast
@@ -22,6 +23,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aworld import __version__
+from aworld.cmd.listening import listening
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.config.errors import AWorldError, ConfigError
 from aworld.core.agent.base import plain
@@ -107,15 +109,19 @@ async def serve_http(server: MCPServer, host: str, port: int, token: str | None)
     """Serve streamable HTTP at `/mcp` until the process is asked to end; says where on standard error.
 
     Raises:
-        ConfigError: The address is for others than this machine, and there is no token.
+        ConfigError: The address is for others than this machine and there is no token, or nothing can listen there.
     """
     if host not in LOOPBACK and not token:
         raise ConfigError(f"--host {host}: others can reach it there, so set AWORLD_TOKEN to a secret they must show.")
     app: ASGIApp = server.streamable_http_app(host=host)
     if token:
         app = _Guarded(app, token)
-    served = _Announced(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1))
-    await served.serve()
+    served = _Announced(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    with listening(host, port):  # bound here: uvicorn would log what cannot be, and end the process
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.create_server(address[:2], family=family)
+    with bound:
+        await served.serve([bound])
 
 
 class _Announced(uvicorn.Server):

@@ -7,8 +7,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from aworld.cmd.agent_options import put_options, ready_agent
+from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.trajectories import DEFAULT_STORE
+from aworld.cmd.wording import counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -34,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("rollout", help="run an agent on many problems of an environment", description=_ABOUT)
     parser.add_argument("environment", metavar="MODULE:ENVIRONMENT", help="such as my_tasks:shop")
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
-    parser.add_argument("--model", metavar="[PROVIDER:]NAME", help="or a plain agent that asks this model")
+    parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help=f"or a plain agent that asks: {MODEL}")
     parser.add_argument("--base-url", metavar="URL", help="where the API of --model lives")
     parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature for --model")
     parser.add_argument("--split", choices=("train", "test"), default="train", help="train (default) or test")
@@ -57,9 +58,8 @@ async def _rollout(args: argparse.Namespace) -> int:
     from aworld.environments.rollout import rollouts
     from aworld.runners.local import store_of
 
-    for option in ("samples", "concurrency"):
-        if getattr(args, option) < 1:
-            raise ConfigError(f"--{option} must be at least 1; got {getattr(args, option)}.")
+    require(args, 1, "tasks", "samples", "concurrency")
+    require(args, 0, "retries")
     environment = _environment(args)
     agent = _agent(args)
     problems = _problems(environment, args)
@@ -68,7 +68,9 @@ async def _rollout(args: argparse.Namespace) -> int:
     report = Report(environment)
     began = time.monotonic()
     with _Watch(len(problems) * args.samples, quiet=args.json) as watch:
-        watch.say(f"run {name}: {len(problems)} problems × {args.samples} of {environment.name}, {args.split}")
+        watch.say(
+            f"run {name}: {counted(len(problems), 'problem')} × {args.samples} of {environment.name}, {args.split}"
+        )
         episodes = rollouts(
             environment, agent, problems, samples=args.samples, seed=args.seed, store=store, run=name,
             max_concurrency=args.concurrency, retries=args.retries, yield_finished=True, on_progress=watch.show,
@@ -76,8 +78,9 @@ async def _rollout(args: argparse.Namespace) -> int:
         try:
             async for rollout in episodes:
                 report.add(rollout)
-        except BaseException:
-            watch.say(_go_on(args, name))
+        except BaseException as error:
+            if helps_to_go_on(error, done=report.episodes):
+                watch.say(_go_on(args, name))
             raise
     took = time.monotonic() - began
     if args.json:
@@ -108,15 +111,11 @@ def _agent(args: argparse.Namespace) -> Unit:
     from aworld.agents.llm_agent import Agent
     from aworld.config.conf import AgentConfig
 
-    if args.model and args.base_url is None and args.temperature is None:
-        return Agent("policy", model=args.model)  # also `embedded`, or the folder of a trained policy
     return Agent("policy", put_options(args, AgentConfig()))
 
 
 def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:
     source = environment.train if args.split == "train" else environment.test
-    if args.tasks is not None and args.tasks < 1:
-        raise ConfigError(f"--tasks must be at least 1; got {args.tasks}.")
     count = args.tasks or (100 if callable(source) else None)
     found = environment.problems(args.split, count, args.seed)
     if not found:
@@ -206,14 +205,14 @@ def _figures(report: Report, args: argparse.Namespace, took: float) -> list[str]
     first = report.pass_at_1
     lines: list[str] = []
     if first is not None:
-        known = f"{report.problems} problems × {args.samples}"
+        known = f"{counted(report.problems, 'problem')} × {args.samples}"
         lines.append(f"pass@1  {first.value:.3f}  (95 %: {first.low:.3f}–{first.high:.3f}; {known})")
     for k in sorted({k for k in (2, 4, 8, 16, 32, 64, args.samples) if 1 < k <= args.samples}):
         value = report.pass_at(k)
         if value is not None:
             lines.append(f"pass@{k:<2} {value:.3f}")
     endings = ", ".join(f"{count} {status}" for status, count in report.statuses.most_common())
-    lines.append(f"{report.episodes} episodes in {took:.1f} s: {endings}")
+    lines.append(f"{counted(report.episodes, 'episode')} in {took:.1f} s: {endings}")
     if report.lost:
         lines.append(f"{report.lost} lost: their surroundings failed; the same command with --run tries them again")
     if report.unscored:

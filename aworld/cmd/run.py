@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
-from aworld.cmd.agent_options import put_options, ready_agent
+from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.swarm import is_file
-from aworld.cmd.trajectories import DEFAULT_STORE, resolve
-from aworld.cmd.wording import worded
+from aworld.cmd.trajectories import DEFAULT_STORE, STORE_HELP, resolve
+from aworld.cmd.wording import counted, worded
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
 from aworld.core.exceptions import ConfigError
@@ -35,8 +35,12 @@ from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.trajectory import Trajectory
+from aworld.models.providers import in_process, named_model
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
+
+WAITING = 3
+"""Exit code of runs that ended well or wait for an answer, one of them at least."""
 
 STORE = f"sqlite:///{DEFAULT_STORE}"
 
@@ -58,15 +62,25 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _add_common(run)
     run.set_defaults(run=_run)
 
-    resume = commands.add_parser("resume", help="continue a run whose process ended, from its last event")
-    resume.add_argument("id", metavar="ID")
-    resume.add_argument("--answer", action="append", default=[], metavar="TEXT", help="answer an open question")
+    resume = commands.add_parser(
+        "resume", help="go on with a run that waits, or whose process ended", description=_RESUME
+    )
+    resume.add_argument("id", metavar="ID", help=WHICH)
+    resume.add_argument(
+        "--answer",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="answer an open question, the oldest first; repeatable",
+    )
     _add_agent(resume)
     _add_common(resume)
     resume.set_defaults(run=_resume)
 
-    fork = commands.add_parser("fork", help="go on from a step of a recorded run, in runs of their own")
-    fork.add_argument("id", metavar="ID")
+    fork = commands.add_parser(
+        "fork", help="go on from a step of a recorded run, in runs of their own", description=_FORK
+    )
+    fork.add_argument("id", metavar="ID", help=WHICH)
     fork.add_argument("--at", type=int, metavar="STEP", help="first step to take anew, from 0 (after the last)")
     fork.add_argument("-n", type=int, default=1, metavar="N", help="independent continuations (1)")
     fork.add_argument("--say", metavar="TEXT", help="something for the agent to hear first")
@@ -74,8 +88,10 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _add_common(fork)
     fork.set_defaults(run=_fork)
 
-    replay = commands.add_parser("replay", help="run a recording again without models and tools, and compare")
-    replay.add_argument("id", metavar="ID")
+    replay = commands.add_parser(
+        "replay", help="run a recording again without models and tools, and compare", description=_REPLAY
+    )
+    replay.add_argument("id", metavar="ID", help=WHICH)
     _add_common(replay)
     replay.set_defaults(run=_replay)
 
@@ -85,12 +101,27 @@ _RUN = (
     "(also read from .env). Every run is recorded: see `aworld trajectories`."
 )
 
+_RESUME = (
+    "Go on with a run from its last event: one that waits for an answer, or whose process ended. Its agent is asked "
+    "as recorded; tools are code, which the record does not hold: give them again with --tool, --mcp or --agent. With "
+    "a run that has ended there is nothing to do."
+)
+_FORK = (
+    "Go on from a step of a recorded run, once or several times, in runs of their own. What came before that step is "
+    "shared with the first run, which stays as it is. Tools are given again, as for `aworld resume`."
+)
+_REPLAY = (
+    "Run a recording again, with the recorded answers of models and tools in their place, and compare each event. Ends "
+    "with 1 where they differ."
+)
+WHICH = "id of the run, its beginning, or `last`"
+
 
 def _add_agent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
-    parser.add_argument("--model", metavar="[PROVIDER:]NAME", help="such as gpt-4o or anthropic:claude-sonnet-4-5")
+    parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help=MODEL)
     parser.add_argument("--base-url", metavar="URL", help="where the API lives")
-    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--tool", action="append", default=[], metavar="MODULE:FUNCTION", help="a tool; repeatable")
     parser.add_argument("--mcp", metavar="FILE", help='a JSON file of {"mcpServers": {...}}, whose tools it gets')
@@ -114,8 +145,9 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     """Add the store of runs to the parser of a command."""
     parser.add_argument(
         "--store",
-        default=os.environ.get("AWORLD_STORE", STORE),
-        help=f"where runs are recorded ({STORE})",
+        default=os.environ.get("AWORLD_STORE") or STORE,
+        metavar="URL",
+        help=STORE_HELP,
     )
 
 
@@ -125,8 +157,7 @@ async def _run(args: argparse.Namespace) -> int:
     questions = [*args.questions, *_read_questions(args.file)]
     if not questions:
         raise ConfigError('Nothing to ask: give a QUESTION, such as aworld run "What is 17 * 23?", or --file.')
-    if args.samples < 1 or args.concurrency < 1:
-        raise ConfigError("--samples and --concurrency must be at least 1.")
+    require(args, 1, "samples", "concurrency")
     if args.id and (len(questions) > 1 or args.samples > 1):
         raise ConfigError("--id names one run; leave it out for several.")
     agent = _agent(args)
@@ -152,7 +183,8 @@ async def _resume(args: argparse.Namespace) -> int:
     record = await _load(args)
     open_ids = [asked.id for asked in record.open_questions()]
     if len(args.answer) > len(open_ids):
-        raise ConfigError(f"{len(args.answer)} answers for {len(open_ids)} open questions of {record.id}.")
+        given, asked = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
+        raise ConfigError(f"--answer: {given} for {asked} of {record.id}.")
     answers = dict(zip(open_ids, args.answer))
     response = await Runners.resume(record, swarm=_agent(args, record), store=args.store, answers=answers)
     return _report([response], args, show=True)
@@ -163,9 +195,8 @@ async def _fork(args: argparse.Namespace) -> int:
     given: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
         given["conf"] = limits_of(args)
+    require(args, 1, "n")
     count: int = args.n
-    if count < 1:
-        raise ConfigError(f"-n {count}: at least one continuation.")
     responses = await Runners.fork(
         record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
     )
@@ -178,7 +209,7 @@ async def _replay(args: argparse.Namespace) -> int:
     if args.json:
         print(msgspec.json.encode({"same": report.same, "steps": report.steps, "difference": difference}).decode())
     else:
-        print(f"{report.steps} steps replayed: " + ("no difference" if report.same else f"{difference}"))
+        print(f"{counted(report.steps, 'step')} replayed: " + ("no difference" if report.same else f"{difference}"))
     return 0 if report.same else 1
 
 
@@ -199,12 +230,19 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     if record is not None and record.activations:
         name = record.activations[0].agent
         settings = record.agents.get(name, {})
+        args.model = args.model or _own_policy(settings.get("model"))
     conf = put_options(args, AgentConfig(**settings.get("llm_config", {})))
     tools = [find(spec, "--tool") for spec in args.tool]
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)
     prompt = args.system or settings.get("system_prompt")
     return Agent(name, conf, system_prompt=prompt, tools=tools, mcp_config=args.mcp)
+
+
+def _own_policy(model: str | None) -> str | None:
+    """The model of a recorded agent, if it is a policy that answers in this process: what the environment says of
+    models is not for it. Of a model object elsewhere the record does not tell the address."""
+    return model if model and in_process(named_model(model).llm_provider or "") else None
 
 
 def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
@@ -264,6 +302,8 @@ async def _stream(task: Task, conf: RunConfig, *, quiet: bool) -> TaskResponse:
             case RunFinished():
                 if wrote:
                     print()
+                elif output.response.success:  # by code, which has no text on the way
+                    print(readable(output.response.record.answer))
                 return output.response
             case _:
                 pass
@@ -327,7 +367,8 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
             print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}")
         good = sum(response.success for response in responses)
         _aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{_store_option(args)}")
-    return 0 if all(response.success for response in responses) else 1
+    left = [response.status for response in responses if not response.success]
+    return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
 
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
@@ -340,7 +381,7 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     usage = response.usage
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
     _aside(
-        f"[{response.status} in {response.time_cost:.1f} s, {len(response.record.calls)} steps{tokens}] "
+        f"[{response.status} in {response.time_cost:.1f} s, {counted(len(response.record.calls), 'step')}{tokens}] "
         f"aworld trajectories show {response.id}{_store_option(args)}"
     )
 

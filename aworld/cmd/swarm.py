@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aworld.cmd.wording import a
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -42,7 +43,7 @@ def named(reference: str) -> Unit:
         return load(Path(reference))
     unit = find(reference, "Agent or swarm")
     if not isinstance(unit, BaseAgent | Topology):
-        raise ConfigError(f"{reference!r} is a {type(unit).__name__}; name an agent or a swarm.")
+        raise ConfigError(f"{reference!r} is {a(type(unit).__name__)}; name an agent or a swarm.")
     return unit
 
 

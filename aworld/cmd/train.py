@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from aworld.cmd.agent_options import ready_agent
+from aworld.cmd.wording import counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -72,8 +73,9 @@ async def _train(args: argparse.Namespace) -> int:
     watch.steps = trainer.job.config.steps
     try:
         result = await trainer.train_async()
-    except BaseException:
-        watch.say(f"go on: aworld train … --run-path {trainer.job.run_path}")
+    except BaseException as error:
+        if helps_to_go_on(error, done=watch.done):
+            watch.say(f"go on: aworld train … --run-path {trainer.job.run_path}")
         raise
     if args.json:
         import msgspec
@@ -137,6 +139,8 @@ class _Watch:
         self._quiet = quiet
         self._next = 0.0
         self.steps = 0
+        self.done = 0
+        """Steps that this process, or an earlier one in the same folder, has done."""
 
     def say(self, text: str) -> None:
         """A line."""
@@ -147,6 +151,10 @@ class _Watch:
         """Take an event of the run."""
         from aworld.training.result import Evaluated, Started, Stepped
 
+        if isinstance(event, Started):
+            self.done = event.step
+        elif isinstance(event, Stepped):
+            self.done = event.report.step
         match event:
             case Started():
                 after = f", going on after step {event.step}" if event.step else ""
@@ -166,10 +174,10 @@ class _Watch:
 
 
 def _stepped(report: StepReport, steps: int) -> str:
-    parts = [f"step {report.step}/{steps}", f"{report.success:.1%} of {report.episodes} episodes"]
+    parts = [f"step {report.step}/{steps}", f"{report.success:.1%} of {counted(report.episodes, 'episode')}"]
     if report.score is not None:
         parts.append(f"score {report.score:.3f}")
-    parts.append(f"{report.samples} samples")
+    parts.append(counted(report.samples, "sample"))
     parts += [f"{count} {name}" for name, count in report.dropped.items()]
     return " · ".join([*parts, f"{report.seconds:.1f} s"])
 
@@ -199,7 +207,7 @@ def _tell(result: TrainingResult) -> None:
             f"({each.gained} gained, {each.lost} lost; p = {each.p_value:.1g}, McNemar)"
         )
     why = {"steps": "", "target": ", the target", "patience": ", as nothing got better"}[result.stopped]
-    print(f"{result.steps} steps{why} · {result.seconds:.0f} s · {result.cpu_seconds:.0f} CPU-seconds")
+    print(f"{counted(result.steps, 'step')}{why} · {result.seconds:.0f} s · {result.cpu_seconds:.0f} CPU-seconds")
     print(f"policy:   {result.policy}")
     if result.store is not None:
         print(f"episodes: {result.store}")

@@ -13,8 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from aworld.cmd.wording import worded
-from aworld.core.exceptions import AWorldError, StoreError, TaskError
+from aworld.core.exceptions import ConfigError, TaskError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.trajectory.store import Query, TrajectoryStore
@@ -23,12 +22,10 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
 DEFAULT_STORE = ".aworld/trajectories.db"
 """Where the command line keeps its runs, under the working directory."""
 
+STORE_HELP = f"address or path of the store (default: $AWORLD_STORE or {DEFAULT_STORE})"
+
 STATUSES = ("finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running")
 FORMATS = ("rows", "openai", "sharegpt", "swift", "atif", "openenv", "parquet")
-
-
-class UsageError(AWorldError):
-    """The command was given in a way that cannot work: exit code 2."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -56,9 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     delete.add_argument("--forks", action="store_true", help="also what was forked from them")
     delete.add_argument("--yes", "-y", action="store_true", help="do not ask")
     for command in (listing, show, export, delete):
-        command.add_argument(
-            "--store", metavar="URL", help=f"address or path of the store (default: $AWORLD_STORE or {DEFAULT_STORE})"
-        )
+        command.add_argument("--store", metavar="URL", help=STORE_HELP)
         command.add_argument("--json", action="store_true", help="JSON for scripts")
         command.set_defaults(run=run)
     return parser
@@ -84,41 +79,27 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     filters.add_argument("--until", type=moment, metavar="TIME", help="started before this time")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Carry out a command; returns the exit code: 0, 1 for an error, 2 for a wrong use. Errors go to stderr."""
+async def run(args: argparse.Namespace) -> int:
+    """Carry out a command; returns the exit code."""
     commands = {"list": _list, "show": _show, "export": _export, "delete": _delete}
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows `?` where it lacks a sign
             cast(Any, stream).reconfigure(errors="replace")
-    try:
-        return asyncio.run(_with_store(args, commands[args.command]))
-    except UsageError as error:
-        print(f"aworld trajectories {args.command}: {worded(str(error))}", file=sys.stderr)
-        return 2
-    except AWorldError as error:
-        print(f"error: {worded(str(error))}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-async def _with_store(args: argparse.Namespace, command: Any) -> int:
     store = open_existing(args.store)
     try:
-        return await cast("Coroutine[Any, Any, int]", command(store, args))
+        return await cast("Coroutine[Any, Any, int]", commands[args.command](store, args))
     finally:
         await store.close()
 
 
 def open_existing(address: str | None) -> TrajectoryStore:
-    """The store at `address`, in `AWORLD_STORE` or at the default place. Raises `StoreError` if there is none."""
+    """The store at `address`, in `AWORLD_STORE` or at the default place. Raises `ConfigError` if there is none."""
     from aworld.trajectory.sqlite import SQLiteStore
     from aworld.trajectory.store import open_store
 
     store = open_store(address or os.environ.get("AWORLD_STORE") or DEFAULT_STORE)
     if isinstance(store, SQLiteStore) and not Path(store.path).exists():
-        raise StoreError(f"no store at {store.path}; `aworld run` makes one, or give --store")
+        raise ConfigError(f"no store at {store.path}; `aworld run` makes one, or give --store")
     return store
 
 
@@ -157,7 +138,7 @@ async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
     if not found:
         out.print(f"No runs{' there' if total else ''}: {total} match in {store.url}", soft_wrap=True, highlight=False)
         return 0
-    out.print(table(found, out.width, time.time()))
+    out.print(table(found, out.width if out.is_terminal else None, time.time()), crop=False)
     end = args.offset + len(found)
     more = f" · next page: --offset {end}" if end < total else ""
     out.print(f"{args.offset + 1}–{end} of {total:,}{more}", style="dim", highlight=False)
@@ -195,23 +176,26 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
 
     ids = tuple([await resolve(store, each) for each in args.ids]) or None
     query = replace(query_of(args), ids=ids, limit=args.limit)
+    if not await store.count(query):
+        chosen = " ".join([*args.ids, *_filters(args)])
+        why = f"no run matches {chosen}" if chosen else "there is no run"
+        print(f"aworld: {why} in {store.url}; nothing was written.", file=sys.stderr)
+        return 1
     count = await asyncio.to_thread(export, store, args.format, args.output, query)
-    if args.output == "-":
-        return 0
-    if args.json:
+    if args.output != "-" and args.json:
         _print_json({"samples": count, "format": args.format, "output": args.output})
-    else:
-        print(f"{count:,} samples in {args.output}", file=sys.stderr)
-        if not count and await store.count(query):
-            print(_WHY_NONE[args.format == "parquet"], file=sys.stderr)
-    return 0
+    elif args.output != "-":
+        print(f"{count:,} sample{'' if count == 1 else 's'} in {args.output}", file=sys.stderr)
+    if not count:
+        print(f"aworld: {_WHY_NONE[args.format == 'parquet']}", file=sys.stderr)
+    return 0 if count else 1
 
 
 async def _delete(store: TrajectoryStore, args: argparse.Namespace) -> int:
     ids = [await resolve(store, each) for each in args.ids]
     if not args.yes:
         if not sys.stdin.isatty():
-            raise UsageError("nobody can be asked here; give --yes to delete")
+            raise ConfigError("nobody can be asked here; give --yes to delete")
         print(
             f"Delete {', '.join(ids)}{' and what was forked from it' if args.forks else ''}? [y/N] ", end="", flush=True
         )
@@ -224,6 +208,17 @@ async def _delete(store: TrajectoryStore, args: argparse.Namespace) -> int:
     else:
         print(f"{gone} deleted")
     return 0
+
+
+def _filters(args: argparse.Namespace) -> list[str]:
+    """The filter options that were given, as they were."""
+    times = {name: getattr(args, name) for name in ("since", "until")}
+    shown = {
+        name: None if at is None else f"{datetime.fromtimestamp(at):%Y-%m-%dT%H:%M:%S}" for name, at in times.items()
+    }
+    plain = {name: getattr(args, name) for name in ("group", "task", "session", "agent", "min_score", "max_score")}
+    options = [("status", status) for status in args.status or ()] + [*plain.items(), *shown.items()]
+    return [f"--{name.replace('_', '-')} {value}" for name, value in options if value is not None]
 
 
 def query_of(args: argparse.Namespace) -> Query:

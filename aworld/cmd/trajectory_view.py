@@ -48,47 +48,60 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def table(summaries: list[Summary], width: int, now: float) -> Table:
-    """The list of runs. An id is cut to a beginning that `show` takes; wide terminals show more columns."""
-    wide = width >= 110
-    begin = _telling([summary.id for summary in summaries])
-    names = ["run", "status", "score", "steps", "tokens", "time"] + (["started", "agent", "group"] if wide else [])
-    rows: list[list[Text]] = []
-    for summary in summaries:
-        row = [
-            Text(clean(summary.id[:begin]), style="cyan"),
-            status_text(summary.status),
-            _score(summary.score),
-            Text(str(summary.steps)),
-            Text(_short_number(_total(summary))),
-            Text(_lasted(summary)),
-        ]
-        if wide:
-            row += [
-                Text(_ago(now - summary.started_at)),
-                *(Text(clean(t or "")) for t in (summary.agent, summary.group_id)),
-            ]
-        rows.append(row)
-    out = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    left = width - 1
-    for place, name in enumerate(names):
-        size = min(max(len(name), *(row[place].cell_len for row in rows)), 24)
-        right = name in ("score", "steps", "tokens", "time", "started")
-        out.add_column(name, no_wrap=True, overflow="ellipsis", width=size, justify="right" if right else "left")
-        left -= size + 2
-    out.add_column("answer", no_wrap=True, overflow="ellipsis", width=max(left, 8))
-    for summary, row in zip(summaries, rows):
-        said = Text(_one_line(summary.error or summary.answer or ""), style="red" if summary.error else "")
-        out.add_row(*row, said)
+def table(summaries: list[Summary], width: int | None, now: float) -> Table:
+    """The list of runs for a terminal of this width, or for a pipe, where nothing is cut.
+
+    Ids are what one copies, so they are whole, also where the terminal is too narrow for them. As many columns follow
+    as leave some room for the answer, which is cut.
+    """
+    columns = _columns(summaries, now)
+    sizes = {name: max(len(name), *(cell.cell_len for cell in cells)) for name, cells in columns.items()}
+    if width is not None:
+        del sizes["answer"]
+        while len(sizes) > len(_ALWAYS) and _across(sizes) + ANSWER >= width:
+            sizes.popitem()
+        left = width - _across(sizes) - 1
+        if left >= len("answer"):
+            sizes["answer"] = left
+    out = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", width=_across(sizes) - 2)
+    for name, size in sizes.items():
+        justify = "right" if name in _RIGHT else "left"
+        out.add_column(name, no_wrap=True, overflow="ellipsis", width=size, justify=justify)
+    for row in zip(*(columns[name] for name in sizes)):
+        out.add_row(*row)
     return out
 
 
-def _telling(ids: list[str]) -> int:
-    """The shortest length, 8 at least, at which the ids can be told apart."""
-    length = 8
-    while length < 24 and len({id[:length] for id in ids}) < len(set(ids)):
-        length += 1
-    return length
+def _across(sizes: dict[str, int]) -> int:
+    """The width of columns with the space after each."""
+    return sum(size + 2 for size in sizes.values())
+
+
+ANSWER = 20
+"""Columns of a terminal that an answer should have at least."""
+
+_ALWAYS = ("run", "status", "score")
+_RIGHT = ("score", "steps", "tokens", "time", "started")
+
+
+def _columns(summaries: list[Summary], now: float) -> dict[str, list[Text]]:
+    """What can be said of runs, the most important first."""
+    return {
+        "run": [Text(clean(each.id), style="cyan") for each in summaries],
+        "status": [status_text(each.status) for each in summaries],
+        "score": [_score(each.score) for each in summaries],
+        "steps": [Text(str(each.steps)) for each in summaries],
+        "tokens": [Text(_short_number(_total(each))) for each in summaries],
+        "time": [Text(_lasted(each)) for each in summaries],
+        "started": [Text(_ago(now - each.started_at)) for each in summaries],
+        "agent": [Text(clean(each.agent or "")) for each in summaries],
+        "group": [Text(clean(each.group_id or "")) for each in summaries],
+        "answer": [_ended(each) for each in summaries],
+    }
+
+
+def _ended(summary: Summary) -> Text:
+    return Text(_one_line(summary.error or summary.answer or ""), style="red" if summary.error else "")
 
 
 def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool = False) -> None:

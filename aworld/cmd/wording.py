@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
+
+from aworld.core.exceptions import ConfigError
 
 
 def _option(match: re.Match[str]) -> str:
@@ -20,11 +23,29 @@ _PHRASES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"set LLM_MODEL_NAME or AgentConfig\(llm_model_name=\.\.\.\)", "give --model, or set LLM_MODEL_NAME"),
     (r"set llm_input_price and llm_output_price \(([^)]*)\) in the model's config",
      r"the prices (llm_input_price, llm_output_price, \1) are set for an agent of your own, with --agent"),
+    (r", or AgentConfig\(llm_api_key=\.\.\.\)", ""),
     (r"give RunConfig\(store=\.\.\.\)", "give --store"),
     (r"\b(max_steps|max_tokens|max_cost)=(\S+) reached", _option),
     (r"\btimeout=(\S+) s passed", r"--timeout \1: the time is over"),
     (r"\b(max_tokens|max_cost) is set", _option),
 ]  # fmt: skip
+
+
+def helps_to_go_on(error: BaseException, *, done: int) -> bool:
+    """Whether what ended early can be gone on with by the same command: after an interruption, or when something was
+    done before it broke. A setting that cannot work would be told again."""
+    interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+    return interrupted or (done > 0 and not isinstance(error, ConfigError))
+
+
+def a(word: str) -> str:
+    """A word with its article."""
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def worded(text: str) -> str:

@@ -9,7 +9,6 @@ to a stranger.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -19,6 +18,7 @@ from msgspec import Struct
 from aworld.config.conf import ModelConfig
 from aworld.config.errors import ConfigError
 from aworld.core.model import Model
+from aworld.models.policy_folders import if_a_folder_was_meant, policy_folder, provider_of, without_policy, written
 
 Factory: TypeAlias = Callable[[ModelConfig], Model]
 
@@ -81,15 +81,6 @@ def _embedded(config: ModelConfig) -> Model:
     return embedded_model(config)
 
 
-def _written(folder: str) -> object:
-    """When the weights of a checkpoint were written; None for the packaged policy."""
-    try:
-        found = os.stat(os.path.join(folder, "model.safetensors"))
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
 def _preset(name: str, prefix: str, base_url: str, *, needs_key: bool = True) -> Provider:
     return Provider(_chat(name), (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
 
@@ -106,12 +97,9 @@ _providers: dict[str, Provider] = {
     "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
     "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "litellm": Provider(_litellm),
-    "transformers": Provider(_transformers, state=_written),
-    "embedded": Provider(_embedded, local_name="packaged", state=_written),
+    "transformers": Provider(_transformers, state=written),
+    "embedded": Provider(_embedded, local_name="packaged", state=written),
 }
-
-_SMALL = 256
-"""Width of the widest policy that is answered for by NumPy unless `transformers:` is said."""
 
 _models: dict[tuple[Any, ...], Model] = {}
 
@@ -137,7 +125,7 @@ def build_model(config: ModelConfig | str) -> Model:
     set.
     """
     if isinstance(config, str):
-        config = _parsed(config)
+        config = named_model(config)
     name = config.provider
     provider = _providers.get(name)
     if provider is None:
@@ -156,43 +144,25 @@ def build_model(config: ModelConfig | str) -> Model:
     return model
 
 
-def _parsed(text: str) -> ModelConfig:
+def named_model(text: str) -> ModelConfig:
+    """Provider and name of the text that `build_model` takes; what it leaves open stays open. Raises `ConfigError` for
+    a folder without a policy."""
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
-        local = _providers[provider].state is not None
-        return ModelConfig(llm_provider=provider, llm_model_name=(local and policy_folder(name)) or name)
+        return ModelConfig(llm_provider=provider, llm_model_name=(in_process(provider) and policy_folder(name)) or name)
     if text in _providers and _providers[text].local_name:
         return ModelConfig(llm_provider=text, llm_model_name=_providers[text].local_name)
     folder = policy_folder(text)
     if folder is not None:
-        return ModelConfig(llm_provider=_provider_of(folder), llm_model_name=folder)
-    if text.startswith(("/", "./", "../", "~")):
-        raise ConfigError(
-            f"model={text!r} is no folder of a policy: neither it nor its policy/ has a model.safetensors. Give the "
-            "run_path of a finished training run, a checkpoint's folder, or 'provider:name'."
-        )
+        return ModelConfig(llm_provider=provider_of(folder), llm_model_name=folder)
+    if wrong := without_policy(text):
+        raise ConfigError(wrong)
     return ModelConfig(llm_model_name=text)
 
 
-def _provider_of(folder: str) -> str:
-    """What answers for a policy in this process: NumPy where it is small and of the one kind that is computed there,
-    else `transformers`."""
-    try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config: dict[str, Any] = json.load(file)
-    except (OSError, ValueError):
-        return "embedded"  # which says what is wrong with it
-    ours = config.get("architectures") == ["Qwen2ForCausalLM"] and config.get("tie_word_embeddings") is False
-    return "embedded" if ours and config.get("hidden_size", 0) <= _SMALL else "transformers"
-
-
-def policy_folder(text: str) -> str | None:
-    """The folder of a policy: the one that is named, or `policy/` in that of a training run; None for neither."""
-    path = os.path.expanduser(text)
-    for folder in (path, os.path.join(path, "policy")):
-        if os.path.isfile(os.path.join(folder, "model.safetensors")):
-            return folder
-    return None
+def in_process(provider: str) -> bool:
+    """Whether a provider answers inside this process: it has no address."""
+    return provider in _providers and _providers[provider].state is not None
 
 
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
@@ -228,9 +198,9 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, found: dict[st
     url = (url or provider.base_url or "").strip() or None
     key = (key or "").strip() or None
     if provider.needs_key and not key and url is not None and url.rstrip("/") == provider.base_url:
-        raise ConfigError(
-            f"No API key for {name}: set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
-        )
+        told = f"No API key for {name}: set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
+        meant = "" if config.llm_provider else _if_another_was_meant(model)
+        raise ConfigError(f"{told}. {meant}" if meant else told)
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigError(f"The base URL of {name} must begin with http:// or https:// (LLM_BASE_URL or llm_base_url)")
     temperature = config.llm_temperature
@@ -250,6 +220,16 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, found: dict[st
             "llm_api_version": config.llm_api_version or found["llm_api_version"],
         },
     )
+
+
+def _if_another_was_meant(model: str) -> str:
+    """What may be wrong with a name that the default provider would have got: a sentence, or nothing."""
+    provider, colon, _ = model.partition(":")
+    if colon and "/" not in provider:
+        near = difflib.get_close_matches(provider.lower(), _providers, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known_providers())}."
+        return f"If {provider!r} was meant as a provider: there is none of that name; {hint}"
+    return if_a_folder_was_meant(model)
 
 
 def _unknown(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from aworld.models.embedded.checkpoint import Policy
+from aworld.runners.local import load, store_of
 
 TASKS = '''
 from tests.environments.shop import Part, agent_of, buying, correct, shop, stream
@@ -104,14 +108,34 @@ def test_lost_episodes_are_told_and_tried_again_by_the_next_start(shell: Shell) 
     assert "pass@1" not in done.stdout
 
 
+def test_a_model_in_this_process_takes_the_options_of_a_model(shell: Shell) -> None:
+    one = ("rollout", "my_tasks:tasks", "--tasks", "1", "--json")
+    Policy.open().save(shell.folder / "runs" / "sums" / "policy")
+    for run, model, name in (("a", "embedded", "packaged"), ("b", "runs/sums", "runs/sums/policy")):
+        done = shell(*one, "--model", model, "--temperature", "0.25", "--max-steps", "1", "--run", run)
+        assert done.returncode == 0, done.stderr
+        (listed,) = json.loads(shell("trajectories", "list", "--session", run, "--json").stdout)
+        record = asyncio.run(load(listed["id"], store_of(str(shell.folder / ".aworld" / "trajectories.db"))))
+        assert (record.calls[0].model, record.calls[0].params["temperature"]) == (name, 0.25)
+        refused = shell(*one, "--model", model, "--base-url", "http://127.0.0.1:1/v1")
+        assert refused.returncode == 2
+        said = f"--base-url says where an API lives, but {model} answers in this process: leave it out."
+        assert refused.stderr.splitlines()[-1] == f"aworld: {said}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
         (["my_tasks:nothing"], "'my_tasks' has no 'nothing'"),
-        (["my_tasks:agent", "--agent", "my_tasks:agent"], "is a Agent; name an Environment"),
+        (["my_tasks:agent", "--agent", "my_tasks:agent"], "is an Agent; name an Environment"),
         (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "name an agent or a swarm"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--model", "x"], "--model describes an agent, but"),
-        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "0"], "--samples must be at least 1"),
+        (
+            ["my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "0"],
+            "aworld: --samples must be at least 1; got 0.",
+        ),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--retries", "-1"], "--retries must be at least 0; got -1."),
+        (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "is an Environment; name"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "0"], "--tasks must be at least 1"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "99"], "has 10 problems; 99 were asked for"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
@@ -124,6 +148,7 @@ def test_misuse_is_told_in_one_line(shell: Shell, arguments: list[str], error: s
     assert done.returncode == 2, done.stdout + done.stderr
     assert error in done.stderr
     assert "Traceback" not in done.stderr
+    assert "go on with" not in done.stderr
 
 
 def test_on_a_terminal_progress_is_shown_while_it_goes_on(shell: Shell) -> None:

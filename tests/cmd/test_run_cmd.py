@@ -17,6 +17,7 @@ from aworld import __version__
 from aworld.core.model import ModelRequest
 from aworld.models import FunctionModel, ModelServer
 from aworld.models.doubles import Said, call
+from aworld.models.embedded.checkpoint import Policy
 from aworld.trajectory import Query, open_store
 
 TOOLS = '''
@@ -129,13 +130,16 @@ async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
         (("run", "a", "--tool", "my_tools:divide"), "has no 'divide'"),
         (("run", "a", "--tool", "your_tools:divide"), "cannot import 'your_tools'"),
         (("run", "a", "--max-steps", "0"), "--max-steps: input should be greater"),
+        (("run", "a", "--samples", "0"), "aworld: --samples must be at least 1; got 0."),
+        (("run", "a", "--concurrency", "-3"), "aworld: --concurrency must be at least 1; got -3."),
         (("run", "a", "b", "--id", "x"), "--id names one run"),
         (("run", "--file", "nowhere.txt"), "nowhere.txt"),
         (("run", "a", "--store", "ftp://x"), "not an address of a store"),
         (("resume", "nobody"), "no trajectory 'nobody'"),
         (("fork", "nobody"), "no trajectory 'nobody'"),
         (("replay", "nobody"), "no trajectory 'nobody'"),
-        (("fly",), "invalid choice"),
+        (("fly",), "\naworld: argument COMMAND: invalid choice"),
+        (("run", "a", "--samples", "many"), "\naworld: argument --samples: invalid int value"),
     ],
 )
 async def test_misuse_has_exit_code_2_and_says_what_to_do(shell: Shell, words: tuple[str, ...], said: str) -> None:
@@ -155,6 +159,20 @@ async def test_a_run_that_does_not_finish_has_exit_code_1(shell: Shell) -> None:
     code, out, err = await shell.run("run", "17 * 23?", "--tool", "my_tools:multiply", "--max-steps", "1")
     assert (code, out) == (1, "")
     assert "limit_reached: --max-steps 1 reached; go on with: aworld fork ID" in err
+
+
+async def test_the_embedded_model_and_a_folder_need_no_provider(shell: Shell) -> None:
+    shell.settings = {}
+    Policy.open().save(shell.folder / "runs" / "sums" / "policy")
+    for id, model in (("one", "embedded"), ("two", "runs/sums")):
+        words = ("--model", model, "--temperature", "0.5", "--system", "Be brief.", "--json", "--id", id)
+        code, out, err = await shell.run("run", "What is 3 times 4?", *words)
+        assert (code, json.loads(out)["status"], err) == (0, "finished", "")
+        code, out, err = await shell.run("fork", id, "--at", "0", "--json")  # the record knows which model it was
+        assert (code, json.loads(out)["status"], err) == (0, "finished", "")
+    code, _, err = await shell.run("run", "a", "--model", "embedded", "--base-url", "http://127.0.0.1:1/v1")
+    assert code == 2
+    assert "--base-url says where an API lives, but embedded answers in this process" in err
 
 
 async def test_a_killed_run_is_resumed_forked_and_replayed(shell: Shell, server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_show_draws_a_file_and_an_object(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.startswith('flowchart TD\n    subgraph n["desk (team)"]\n')
     assert main(["swarm", "show", f"{HERE}:writer"]) == 0
     assert capsys.readouterr().out == "writer - Writes.\n"
+
+
+def test_a_file_finds_the_code_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = folder / "teams"
+    place.mkdir()
+    (place / "beside_team.py").write_text("def shout(text):\n    return text.upper()\n")
+    (place / "team.yaml").write_text('version: 1\nagents:\n  shout: {function: "beside_team:shout"}\n')
+    path = list(sys.path)
+    assert main(["swarm", "show", "teams/team.yaml"]) == 0
+    assert main(["run", "teams/team.yaml", "go"]) == 0
+    assert "GO" in capsys.readouterr().out
+    assert str(place) not in sys.path
+    del sys.modules["beside_team"]
+    sys.path[:] = path
 
 
 def test_a_file_answers_a_question(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,13 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from aworld.cmd.trajectories import add_parser, moment, run
+from aworld.cmd.main import main
+from aworld.cmd.trajectories import moment
 from aworld.cmd.trajectory_view import clean, seconds, show, table
-from aworld.cmd.wording import worded
+from aworld.cmd.wording import helps_to_go_on, worded
 from aworld.core import event as ev
+from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.message import Image, Message, Text, ToolCall, Usage
 from aworld.trajectory import Summary, open_store
 from aworld.trajectory.summary import Tally
@@ -75,21 +78,16 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def aworld(*arguments: str) -> int:
-    parser = argparse.ArgumentParser(prog="aworld")
-    add_parser(parser.add_subparsers(required=True))
-    args = parser.parse_args(["trajectories", *arguments])
-    assert args.run is run
-    return run(args)
+    return main(["trajectories", *arguments])
 
 
 def test_list_is_a_page_of_a_table(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert aworld("list", "--limit", "3") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["run", "status", "score", "steps", "tokens", "time", "answer"]
+    assert lines[0].split() == [*COLUMNS, "started", "agent", "group", "answer"]
     assert lines[1].startswith("weather-2  ✓ finished")
     assert "It is sunny." in lines[2]
     assert lines[-1] == "1–3 of 32 · next page: --offset 3"
-    assert all(len(line) <= 80 for line in lines)
     assert aworld("list", "--offset", "30") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "31–32 of 32"
 
@@ -139,8 +137,8 @@ def test_show_takes_the_beginning_of_an_id_and_last(store: Path, capsys: pytest.
     assert aworld("show", "weather-1", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["meta"]["step"] for row in rows] == [0, 1, 2, 3]
-    assert aworld("show", "weather") == 1
-    assert "'weather' may be weather-2, weather-1; give more of the id" in capsys.readouterr().err
+    assert aworld("show", "weather") == 2
+    assert "aworld: 'weather' may be weather-2, weather-1; give more of the id" in capsys.readouterr().err
 
 
 def test_show_has_colour_where_there_is_a_terminal() -> None:
@@ -162,22 +160,34 @@ def test_a_run_in_the_middle_can_be_shown(store: Path, capsys: pytest.CaptureFix
         show(console, builder.record, Tally.of("weather-1", log[:length]).summary())
 
 
-def test_wide_terminals_show_more_columns() -> None:
-    summary = Summary(id="x" * 30, task_id="t", agent="lead", group_id="g", status="limit_reached", started_at=1e9)
+COLUMNS = ["run", "status", "score", "steps", "tokens", "time"]
+RUN = Summary(
+    id="x" * 50, task_id="t", agent="lead", group_id="g", status="limit_reached", started_at=1e9, answer="so " * 30
+)
+
+
+def listed(width: int | None, *, id: str = RUN.id) -> list[str]:
+    """The lines of a list with one run."""
     out = io.StringIO()
-    Console(file=out, width=160).print(table([summary], 160, 1e9 + 7300))
-    assert "2 h ago" in out.getvalue()
-    assert out.getvalue().split()[:9] == [
-        "run",
-        "status",
-        "score",
-        "steps",
-        "tokens",
-        "time",
-        "started",
-        "agent",
-        "group",
-    ]
+    shown = table([msgspec.structs.replace(RUN, id=id)], width, 1e9 + 7300)
+    Console(file=out, width=width or 80).print(shown, crop=False)
+    return out.getvalue().splitlines()
+
+
+def test_wide_terminals_show_more_columns() -> None:
+    header, row = listed(160)
+    assert header.split() == [*COLUMNS, "started", "agent", "group", "answer"]
+    assert "2 h ago" in row
+    assert listed(80, id="short")[0].split() == [*COLUMNS, "answer"]
+
+
+@pytest.mark.parametrize("width", [20, 70, 80, 100, 120, 160, None])
+def test_an_id_is_whole_and_the_answer_is_cut(width: int | None) -> None:
+    header, row = listed(width)
+    assert row.startswith(f"{RUN.id}  ■ limit_reached")
+    assert len(row) <= max(width or 1000, 74)
+    assert ("answer" in header) == (width is None or width > 80)
+    assert row.rstrip().endswith("so" if width is None else "…" if width > 80 else "–")
 
 
 def test_export_to_a_file_and_to_standard_output(
@@ -192,10 +202,20 @@ def test_export_to_a_file_and_to_standard_output(
 
 
 def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert aworld("export", "--format", "parquet", "-o", str(tmp_path / "out.parquet")) == 0
+    assert aworld("export", "--format", "parquet", "-o", str(tmp_path / "out.parquet")) == 1
     assert "captured with token ids" in capsys.readouterr().err
-    assert aworld("export", "--status", "timeout", "-o", str(tmp_path / "out.jsonl")) == 0
-    assert capsys.readouterr().err.strip() == f"0 samples in {tmp_path / 'out.jsonl'}"
+    out = tmp_path / "out.jsonl"
+    out.write_text("of an earlier export")
+    filters = ("--status", "timeout", "--status", "waiting", "--min-score", "0.5", "--since", "2200-01-02")
+    for options in (("-o", str(out)), ("--json", "-o", str(out)), ()):
+        assert aworld("export", "weather-1", *filters, *options) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(
+            "aworld: no run matches weather-1 --status timeout --status waiting --min-score 0.5 "
+            "--since 2200-01-02T00:00:00 in sqlite:"
+        )
+    assert out.read_text() == "of an earlier export"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +234,14 @@ def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pyte
 )
 def test_errors_speak_of_options(said: str, words: str | None) -> None:
     assert worded(said) == (words or "shares its beginning with b; delete those too with --forks")
+
+
+def test_going_on_is_offered_only_where_it_helps() -> None:
+    assert helps_to_go_on(StoreError("the disk is full"), done=1)
+    assert helps_to_go_on(KeyboardInterrupt(), done=0)
+    assert helps_to_go_on(asyncio.CancelledError(), done=0)
+    assert not helps_to_go_on(StoreError("the disk is full"), done=0)
+    assert not helps_to_go_on(ConfigError("another learning rate"), done=3)
 
 
 def test_delete(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,12 +270,12 @@ def test_delete_asks(
 
 
 def test_errors_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    assert aworld("show", "weathre-1") == 1
+    assert aworld("show", "weathre-1") == 2
     assert "did you mean 'weather-1'" in capsys.readouterr().err
-    assert aworld("list", "--store", str(tmp_path / "none.db")) == 1
-    assert "no store at" in capsys.readouterr().err
+    assert aworld("list", "--store", str(tmp_path / "none.db")) == 2
+    assert capsys.readouterr().err.startswith("aworld: no store at")
     assert not (tmp_path / "none.db").exists()
-    assert aworld("list", "--store", "postgresql://me:s3cret@host/db") == 1
+    assert aworld("list", "--store", "postgresql://me:s3cret@host/db") == 2
     captured = capsys.readouterr()
     assert "comes in a later version" in captured.err
     assert "s3cret" not in captured.err
@@ -261,7 +289,9 @@ def test_wrong_use_is_told_with_exit_code_2(arguments: list[str], capsys: pytest
     with pytest.raises(SystemExit) as ending:
         aworld(*arguments)
     assert ending.value.code == 2
-    assert "usage: aworld trajectories" in capsys.readouterr().err
+    usage, told = capsys.readouterr().err.split("\naworld: ")
+    assert usage.startswith("usage: aworld trajectories")
+    assert len(told.splitlines()) == 1
 
 
 def test_the_store_may_stand_in_the_environment(
@@ -269,7 +299,7 @@ def test_the_store_may_stand_in_the_environment(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert aworld("list") == 1
+    assert aworld("list") == 2
     monkeypatch.setenv("AWORLD_STORE", f"sqlite:///{store}")
     assert aworld("list", "--json") == 0
 

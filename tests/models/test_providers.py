@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,58 @@ def test_a_key_does_not_go_to_another_provider(monkeypatch: pytest.MonkeyPatch) 
     model = build_model("anthropic:claude")
     assert isinstance(model, AnthropicModel)
     assert key_of(model) == "sk-for-openai"
+
+
+def checkpoint(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("runs/none", r"No API key for openai: .*\. If 'runs/none' was meant as a folder: there is none\.$"),
+        ("runs/empty", r"If the folder 'runs/empty' was meant: neither it nor its policy/ has a model.safetensors\.$"),
+        ("empty", r"If the folder 'empty' was meant"),
+        ("ollam:qwen3", r"If 'ollam' was meant as a provider: there is none of that name; did you mean 'ollama'\?$"),
+        ("foo:bar", r"If 'foo' was meant as a provider: there is none of that name; known are: anthropic, .*vllm\.$"),
+        ("./runs/none", r"'./runs/none' is no folder of a policy: there is no such folder\. Give the run_path"),
+        ("./empty", r"'./empty' is no folder of a policy: neither it nor its policy/ has"),
+        ("gpt-4o", r"or AgentConfig\(llm_api_key=\.\.\.\)$"),
+        ("openai:runs/none", r"or AgentConfig\(llm_api_key=\.\.\.\)$"),
+    ],
+)
+def test_a_mistyped_folder_or_provider_is_told(
+    model: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=said):
+        build_model(model)
+
+
+def test_a_name_with_a_slash_or_a_colon_is_a_model_where_somebody_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Qwen/Qwen2.5-0.5B-Instruct", "qwen3:8b"):
+        assert built(ModelConfig(llm_model_name=name, llm_base_url="http://localhost:8000/v1")).name == name
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-own")
+    assert built("ft:gpt-4o:me").name == "ft:gpt-4o:me"
+
+
+def test_a_training_run_without_a_policy_says_so_even_with_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-own")
+    (tmp_path / "runs" / "w").mkdir(parents=True)
+    (tmp_path / "runs" / "w" / "run.json").touch()
+    with pytest.raises(ConfigError, match=r"'runs/w': no policy there yet.*; it has no checkpoint yet either\."):
+        build_model("runs/w")
+    for step in (5, 20, 100):
+        checkpoint(tmp_path / "runs" / "w" / "checkpoints" / f"checkpoint-{step}")
+    (tmp_path / "runs" / "w" / "checkpoints" / "checkpoint-200").mkdir()
+    with pytest.raises(ConfigError, match=r"its newest checkpoint is 'runs/w/checkpoints/checkpoint-100'\."):
+        build_model("runs/w")
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -130,16 +131,24 @@ async def test_a_token_is_asked_for_where_it_is_set(tmp_path: Path, caller: Call
         (["tests.tools_mcp.served:add"], "name an agent or a swarm"),
         ([UNITS[0], UNITS[0]], "Two of those to be served are named 'calculator'"),
         ([UNITS[0], "--http", "--host", "0.0.0.0"], "set AWORLD_TOKEN"),
+        ([UNITS[0], "--http", "--port", "99999"], "aworld: --port 99999: a port is 0 to 65535"),
+        ([UNITS[0], "--http", "--port", "{taken}"], "aworld: --port {taken}: something listens there already"),
+        ([UNITS[0], "--http", "--host", "nowhere.invalid"], "aworld: --host nowhere.invalid: no address of that name"),
     ],
 )
 async def test_misuse_is_told_and_nothing_is_served(arguments: list[str], message: str, tmp_path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "aworld", "mcp", "serve", *arguments, "--store", "memory:",
-        env=environment(tmp_path), stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    _, errors = await process.communicate()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "aworld", "mcp", "serve", "--store", "memory:",
+            *(each.replace("{taken}", taken) for each in arguments),
+            env={**environment(tmp_path), "AWORLD_TOKEN": "secret" if "nowhere.invalid" in arguments else ""},
+            stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        _, errors = await process.communicate()
     assert process.returncode == 2
-    assert message in errors.decode()
+    assert message.replace("{taken}", taken) in errors.decode()
+    assert len(errors.splitlines()) == 1, errors.decode()
 
 
 async def test_the_command_line_gives_an_agent_the_tools_of_a_file(tmp_path: Path) -> None:
