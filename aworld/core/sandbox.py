@@ -91,6 +91,11 @@ class Sandbox(Protocol):
     id: str
 
     @property
+    def limits(self) -> SandboxLimits:
+        """What it may use. Ready tools give no call more time than its `wall_seconds`."""
+        ...
+
+    @property
     def alive(self) -> bool:
         """Whether it can still be used, as far as is known here."""
         ...

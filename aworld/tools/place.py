@@ -68,6 +68,12 @@ class Place:
         self._lost.discard(trajectory_id)
 
 
+def time_of(sandbox: Sandbox, timeout: float) -> tuple[float, str]:
+    """The seconds that a call may take, and which limit that is: the shorter of its time-out and the sandbox's."""
+    wall = sandbox.limits.wall_seconds
+    return (wall, "wall_seconds of the sandbox") if wall < timeout else (timeout, "timeout")
+
+
 def shown(data: bytes | str, limit: int = LONGEST) -> str:
     """Output as text for a model: what is no text is only named, and of a long text the middle is cut."""
     if isinstance(data, bytes):

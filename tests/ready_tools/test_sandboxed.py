@@ -17,6 +17,7 @@ from aworld.core.agent.swarm import Swarm
 from aworld.core.context.base import Context
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.sandbox import SandboxLimits
 from aworld.core.task import TaskResponse
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.wrappers import approval_required
@@ -164,7 +165,7 @@ async def test_a_command_tells_its_output_and_exit_code(hand: Hand) -> None:
     )
     assert await hand("shell", command="true") == "[exit code 0]"
     assert await hand("shell", command="kill -9 $$") == "[killed by signal 9]\n[exit code -9]"
-    assert "[killed after 0.1 s]" in await hand("shell", command="sleep 60", timeout=0.1)
+    assert "[killed after 0.1 s (limit: timeout)]" in await hand("shell", command="sleep 60", timeout=0.1)
     with pytest.raises(ToolError, match="between 0 and 600"):
         await hand("shell", command="true", timeout=10_000)
 
@@ -231,13 +232,29 @@ async def test_output_of_children_stands_where_it_was_written(hand: Hand) -> Non
 async def test_code_that_does_not_end_is_killed_and_the_model_is_told(box: FolderSandbox) -> None:
     hand = Hand([python_tool(box, timeout=1.5)])
     await hand("python", code="x = 1")
-    with pytest.raises(ToolError, match=r"killed after 1.5 s. Variables and imports are lost"):
+    with pytest.raises(ToolError, match=r"killed after 1.5 s \(limit: timeout\). Variables and imports are lost"):
         await hand("python", code="while True: pass")
     with pytest.raises(ToolError, match="NameError"):
         await hand("python", code="x")
     with pytest.raises(ToolError, match="Python ended, because of the code"):
         await hand("python", code="import os; os._exit(1)")
     assert await hand("python", code="1 + 1") == "2"
+
+
+async def test_no_call_has_more_time_than_the_sandbox_allows(tmp_path: Path) -> None:
+    box = FolderSandbox(tmp_path / "box", limits=SandboxLimits(wall_seconds=1))
+    hand = Hand(sandbox_tools(box))
+    await hand("python", code="x = 1")
+    with pytest.raises(ToolError, match=r"killed after 1 s \(limit: wall_seconds of the sandbox\). Variables"):
+        await hand("python", code="import time; time.sleep(60)")
+    for given in ({}, {"timeout": 500}):
+        said = await hand("shell", command="sleep 60", **given)
+        assert "[killed after 1 s (limit: wall_seconds of the sandbox)]" in said
+    await hand("write_file", path="a", content="a" * 50 + "!")
+    with pytest.raises(ToolError, match=r"longer than 1 s \(limit: wall_seconds"):
+        await hand("search_files", pattern="(a+)+$")
+    assert "[killed after 0.1 s (limit: timeout)]" in await hand("shell", command="sleep 60", timeout=0.1)
+    await box.close()
 
 
 async def test_an_answer_that_the_code_forges_does_no_harm(hand: Hand) -> None:
