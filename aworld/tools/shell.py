@@ -42,6 +42,8 @@ def shell_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60.
             parts.append("[there was more output than is kept; write it to a file to see all]")
         if done.timed_out:
             parts.append(f"[killed after {seconds:g} s (limit: {limit})]")
+        elif done.limit is not None:
+            parts.append(f"[killed (limit: {done.limit}={getattr(sandbox.limits, done.limit)} of the sandbox)]")
         elif done.exit_code < 0:
             parts.append(f"[killed by signal {-done.exit_code}]")
         parts.append(f"[exit code {done.exit_code}]")

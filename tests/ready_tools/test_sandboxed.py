@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -33,7 +34,7 @@ from aworld.tools.python import python_tool
 from aworld.tools.sandboxed import sandbox_tools
 from aworld.tools.shell import shell_tool
 from tests.ready_tools.folder_sandbox import FolderSandbox, FolderSource
-from tests.sandbox.places import SMALL, needs_bubblewrap
+from tests.sandbox.places import SMALL, keeps_variables, needs_bubblewrap
 
 
 def at(run: str = "run") -> ToolContext:
@@ -247,8 +248,8 @@ async def test_no_call_has_more_time_than_the_sandbox_allows(tmp_path: Path) -> 
     await hand("python", code="x = 1")
     with pytest.raises(ToolError, match=r"killed after 1 s \(limit: wall_seconds of the sandbox\). Variables"):
         await hand("python", code="import time; time.sleep(60)")
-    for given in ({}, {"timeout": 500}):
-        said = await hand("shell", command="sleep 60", **given)
+    for timeout in (None, 500):
+        said = await hand("shell", command="sleep 60", timeout=timeout)
         assert "[killed after 1 s (limit: wall_seconds of the sandbox)]" in said
     await hand("write_file", path="a", content="a" * 50 + "!")
     with pytest.raises(ToolError, match=r"longer than 1 s \(limit: wall_seconds"):
@@ -317,6 +318,17 @@ async def test_python_in_a_real_sandbox() -> None:
         with pytest.raises(ToolError, match="NameError"):
             await hand("python", code="x")
         assert await quick("python", code="import os\nos.listdir()") == "['kept']"
+
+
+@pytest.mark.parametrize("kind", [pytest.param("local", marks=needs_bubblewrap), "none"])
+async def test_a_model_is_told_which_limit_of_its_sandbox_was_reached(kind: str) -> None:
+    await keeps_variables(kind, seconds=2)
+    async with SandboxPool(lambda: open_sandbox(kind, replace(SMALL, cpu_seconds=0.5)), size=1) as box:
+        hand = Hand([shell_tool(box)])
+        full = "dd if=/dev/zero of=big bs=1M count=99 status=none"
+        assert "[killed (limit: disk_mb=16 of the sandbox)]\n[exit code -25]" in await hand("shell", command=full)
+        assert "(limit: disk_mb=16 of the sandbox)" in await hand("shell", command=f"{full}; exit $?")
+        assert "(limit: cpu_seconds=0.5 of the sandbox)" in await hand("shell", command="while :; do :; done")
 
 
 async def test_each_run_has_a_sandbox_of_its_own_and_lets_it_go(tmp_path: Path) -> None:
