@@ -38,7 +38,12 @@ class Place:
         elif hasattr(given, "exec") and hasattr(given, "read"):
             self._sandbox = cast("Sandbox", given)
         else:
-            raise ConfigError(f"A sandbox or a source of sandboxes is needed; got {type(given).__name__}.")
+            kind = repr(given) if isinstance(given, str) else '"local"'
+            shown = kind if isinstance(given, str) else type(given).__name__
+            raise ConfigError(
+                f"sandbox: {shown} is neither a source of sandboxes nor a sandbox. Give each run its own with "
+                f"SandboxPool(lambda: open_sandbox({kind})), or one to all with await open_sandbox({kind})."
+            )
 
     @property
     def uses(self) -> tuple[SandboxSource, ...]:

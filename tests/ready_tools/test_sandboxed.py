@@ -464,6 +464,14 @@ async def test_a_sandbox_that_was_given_as_such_stays_open(box: FolderSandbox) -
     assert (await box.read("mark")) == b"me"
 
 
-def test_anything_else_is_no_sandbox() -> None:
-    with pytest.raises(ConfigError, match="got str"):
-        sandbox_tools("docker")  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    ("given", "shown", "kind"),
+    [("none", "'none'", "'none'"), (open_sandbox, "function", '"local"'), (3, "int", '"local"')],
+)
+def test_for_anything_else_it_says_how_a_sandbox_is_given(given: Any, shown: str, kind: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Agent("a", sandbox=given)
+    assert str(raised.value) == (
+        f"sandbox: {shown} is neither a source of sandboxes nor a sandbox. Give each run its own with "
+        f"SandboxPool(lambda: open_sandbox({kind})), or one to all with await open_sandbox({kind})."
+    )
