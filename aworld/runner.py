@@ -155,8 +155,8 @@ class Runners:
         """Answer what a waiting run asked; the run goes on when it is resumed, by whichever process.
 
         `question` is the id of the question, needed when several are open. Durable when it returns; returns the
-        record, whose `open_questions()` tells what is left. Raises `TaskError` when the run asks no such thing, or
-        is still at work.
+        record, whose `open_questions()` tells what is left. Raises `TaskError` when the run asks no such thing or
+        is still at work, and for an empty answer.
         """
         record, opened = await _find(id, store)
         if not isinstance(id, str):  # somebody else may have answered since

@@ -43,7 +43,7 @@ NAMES = {
     "aworld.tools.browser": ["Browser"],
     "aworld.tools.fetch": ["fetch", "fetch_tool"],
     "aworld.tools.files": ["file_tools"],
-    "aworld.tools.human": ["ask", "choose", "confirm", "human_tools"],
+    "aworld.tools.human": ["approval_required", "ask", "choose", "confirm", "human_tools"],
     "aworld.tools.mcp": ["mcp_tools"],
     "aworld.tools.mcp_session": ["close_sessions"],
     "aworld.tools.python": ["python_tool"],

@@ -14,7 +14,8 @@ from aworld.runners.local import store_of
 _SERVE = (
     "Serve agents and teams to MCP clients: each is a tool that takes an input. Over standard input and output, as "
     "clients start it, or with --http at http://127.0.0.1:PORT/mcp. Every call is a run, and recorded: see `aworld "
-    "trajectories`. With AWORLD_TOKEN set, HTTP clients must send it as a bearer token."
+    "trajectories`. An agent without a model of its own takes it from LLM_PROVIDER, LLM_MODEL_NAME, LLM_API_KEY and "
+    "LLM_BASE_URL (also read from .env). With AWORLD_TOKEN set, HTTP clients must send it as a bearer token."
 )
 
 

@@ -373,7 +373,7 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if not response.success:
-        print(": ".join(filter(None, ("aworld", response.status, worded(response.msg)))), file=sys.stderr)
+        print(": ".join(filter(None, ("aworld", response.status, worded(response.msg, args)))), file=sys.stderr)
         for question in response.record.open_questions():
             print(f"aworld: it asks: {question.question}", file=sys.stderr)
         if response.status == "waiting":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import re
 from collections.abc import Callable
@@ -14,13 +15,14 @@ def _option(match: re.Match[str]) -> str:
     return match[0].replace(match[1], f"--{match[1].replace('_', '-')}").replace("=", " ")
 
 
+_NO_MODEL = r"set LLM_MODEL_NAME or AgentConfig\(llm_model_name=\.\.\.\)"
 _PHRASES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"Runners\.resume\('([^']+)'\)", r"aworld resume \1"),
     (r"Runners\.resume\(id, answers=[^)]*\)", "aworld answer ID TEXT"),
     (r"delete those too with forks=True", "delete those too with --forks"),
     (r"; raise TaskConfig\(timeout=\.\.\.\)\.", "; give a longer --timeout."),
     (r"; fork the run with a higher one to go on\.", "; go on with: aworld fork ID --at N --max-steps MORE"),
-    (r"set LLM_MODEL_NAME or AgentConfig\(llm_model_name=\.\.\.\)", "give --model, or set LLM_MODEL_NAME"),
+    (_NO_MODEL, "give --model, or set LLM_MODEL_NAME"),
     (r"set llm_input_price and llm_output_price \(([^)]*)\) in the model's config",
      r"the prices (llm_input_price, llm_output_price, \1) are set for an agent of your own, with --agent"),
     (r", or AgentConfig\(llm_api_key=\.\.\.\)", ""),
@@ -48,8 +50,11 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def worded(text: str) -> str:
-    """An error of the library in the words of the command line."""
+def worded(text: str, args: argparse.Namespace | None = None) -> str:
+    """An error of the library in the words of the command line; of the command with these arguments, if given."""
+    if args is not None and (not hasattr(args, "model") or getattr(args, "agent", None) is not None):
+        # A ready agent: there is no --model, or it would be refused.
+        text = re.sub(_NO_MODEL, "set LLM_MODEL_NAME, or llm_model_name in the settings of the agent", text)
     for pattern, words in _PHRASES:
         text = re.sub(pattern, words, text)
     return text

@@ -6,14 +6,22 @@ fall-back to a plain process. Paths are inside the sandbox's work folder; `..` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from aworld.core.exceptions import AWorldError
+from aworld.core.exceptions import AWorldError, ConfigError
+
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "float": ("a number of seconds above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "int": ("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "bool": ("True or False", lambda value: type(value) is bool),
+}
+"""What a limit may be, by its annotation. Exact types, as True is an `int` too."""
 
 
 class SandboxError(AWorldError):
@@ -37,6 +45,14 @@ class SandboxLimits:
     output_bytes: int = 1_000_000
     """Of standard output and of standard error of one command; the rest is dropped, and the result says so."""
     network: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value that cannot be a limit."""
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            wanted, fits = _ALLOWED[str(limit.type)]
+            if not fits(value):
+                raise ConfigError(f"SandboxLimits: {limit.name}={value!r} is no limit; give {wanted}.")
 
 
 class ExecResult(Struct, frozen=True):
@@ -89,6 +105,11 @@ class Sandbox(Protocol):
     """One isolated place. Not shared between runs."""
 
     id: str
+
+    @property
+    def limits(self) -> SandboxLimits:
+        """What it may use. Ready tools give no call more time than its `wall_seconds`."""
+        ...
 
     @property
     def alive(self) -> bool:

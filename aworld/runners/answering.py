@@ -12,10 +12,11 @@ from aworld.trajectory.store import TrajectoryStore
 async def put_answer(record: Trajectory, store: TrajectoryStore, text: str, question: str | None = None) -> None:
     """Add the answer to the log; durable when this returns.
 
-    Raises `TaskError` when the question is not open, when several are and none is named, and while the run is at work:
-    its log has one writer, and that is the process that runs it.
+    Raises `TaskError` when the answer is empty, when the question is not open, when several are and none is named, and
+    while the run is at work: its log has one writer, and that is the process that runs it.
     """
     asked = _picked(record, question)
+    refuse_empty(asked.id, text)
     busy = next((a for a in record.activations.values() if a.finished is None and not _rests(record, a)), None)
     if busy is not None:
         raise TaskError(
@@ -26,6 +27,15 @@ async def put_answer(record: Trajectory, store: TrajectoryStore, text: str, ques
     store.attach(record)
     journal.add(ev.Answered, id=asked.id, answer=text)
     await journal.commit()
+
+
+def refuse_empty(question: str, text: str) -> None:
+    """Raise `TaskError` for an answer without a word: an answer is final, and this one was hardly meant."""
+    if not text.strip():
+        raise TaskError(
+            f'The answer to question {question!r} is empty, and was not recorded: answers are final. If "nothing" is '
+            'what you mean, say it in words, such as "none" or "no".'
+        )
 
 
 def _picked(record: Trajectory, question: str | None) -> ev.Asked:

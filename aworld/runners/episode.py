@@ -29,6 +29,7 @@ from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.runners import scoped, setting
 from aworld.runners.action import interrupt_call, replace_results, run_tools
+from aworld.runners.answering import refuse_empty
 from aworld.runners.cast import Cast
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.recovery import Recovery
@@ -519,6 +520,7 @@ class Episode:
         """Record a person's answer to an open question."""
         if question not in {q.id for q in self.open_questions()}:
             raise TaskError(f"No open question {question!r}; open are: {[q.id for q in self.open_questions()]}.")
+        refuse_empty(question, text)
         self.journal.add(ev.Answered, id=question, answer=text)
 
     def open_questions(self) -> list[ev.Asked]:

@@ -13,11 +13,19 @@ from typing import Self
 
 from aworld.core.sandbox import SandboxError, SandboxLimits, SandboxProcess
 
+_BY_SIGNAL = {24: "cpu_seconds", 25: "disk_mb"}
+"""SIGXCPU and SIGXFSZ of Linux; other systems have no names or other numbers for them."""
+
 
 def need_linux() -> None:
     """Raise `SandboxError` where there can be no local sandbox."""
     if not sys.platform.startswith("linux"):
         raise SandboxError(f"local sandboxes need Linux, not {sys.platform}; use a container")
+
+
+def limit_of(exit_code: int) -> str | None:
+    """The limit for which the kernel kills by a signal of its own. Shells and engines tell signals as 128 and more."""
+    return _BY_SIGNAL.get(-exit_code if exit_code < 0 else exit_code - 128)
 
 
 def new_id() -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from aworld.core.sandbox import SandboxError
+from aworld.sandbox.base import limit_of
 from aworld.sandbox.pipes import Drain, Feed, Program
 from aworld.sandbox.worker import MESSAGE_BYTES
 
@@ -117,12 +118,13 @@ class Channel:
                 feed.close()
             stdout, stderr = (drain.finish() for drain in drains)
             self._linger(drains)
+        code = os.waitstatus_to_exitcode(status)
         return Outcome(
-            status=os.waitstatus_to_exitcode(status),
+            status=code,
             stdout=stdout,
             stderr=stderr,
             truncated=any(drain.truncated for drain in drains),
-            limit="wall_seconds" if running.late else limit or None,
+            limit="wall_seconds" if running.late else limit or limit_of(code),
             error=error,
         )
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base import BaseSandbox, archive, new_id
+from aworld.sandbox.base import BaseSandbox, archive, limit_of, new_id
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
 from aworld.sandbox.engine import Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
@@ -28,8 +28,6 @@ WORK = "/work"
 USER = "1000:1000"
 SCRATCH_MB = 64
 READ_BYTES = 64 << 20
-OUT_OF_TIME = 128 + 24
-"""The exit code of SIGXCPU."""
 IDLE = "while :; do sleep 3600 & wait; done"
 """What process 1 does: it waits, and so takes note of processes that nobody else waits for."""
 
@@ -245,7 +243,7 @@ class ContainerSandbox(BaseSandbox):
             duration=time.monotonic() - started,
             timed_out=late,
             truncated=kept.truncated,
-            limit="wall_seconds" if late else "cpu_seconds" if code == OUT_OF_TIME else None,
+            limit="wall_seconds" if late else limit_of(code),
         )
 
     async def _kill_all(self, reading: asyncio.Task[None]) -> None:

@@ -16,7 +16,7 @@ from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxSource
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import FunctionTool, tool
 from aworld.tools.inside import source
-from aworld.tools.place import LONGEST, Place
+from aworld.tools.place import LONGEST, Place, time_of
 
 LARGEST = 5_000_000
 """Bytes of a file that is read into the runtime; larger ones are for the shell."""
@@ -111,9 +111,10 @@ class Files:
         """
         asked = json.dumps({"pattern": pattern, "path": path, "glob": glob, "most": MOST_HITS})
         sandbox = await self._place.sandbox(at)
-        done = await sandbox.exec(["python3", "-I", "-c", source("search"), asked], timeout=SEARCH_SECONDS)
+        seconds, limit = time_of(sandbox, SEARCH_SECONDS)
+        done = await sandbox.exec(["python3", "-I", "-c", source("search"), asked], timeout=seconds)
         if done.timed_out:
-            raise ToolError(f"The search took longer than {SEARCH_SECONDS:g} s. Search a smaller folder, or simplify.")
+            raise ToolError(f"The search took longer than {seconds:g} s (limit: {limit}). Search less, or simplify.")
         if done.exit_code:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
             raise ToolError(f"The search failed: {said[-1]}")

@@ -2,6 +2,7 @@
 
 The question is an event of the log. The answer is given by `Runners.answer`, by `aworld answer ID "yes"`, or with
 `Runners.resume(id, answers=...)`; then the run goes on where it stood, and the tool returns what the person said.
+`approval_required` puts such a question before any other tool.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 from aworld.core.exceptions import ToolError
 from aworld.core.tool.base import Question, Tool, ToolContext
 from aworld.core.tool.func_to_tool import tool
+from aworld.core.tool.wrappers import approval_required as approval_required
 from aworld.core.tool.wrappers import means_yes
 
 

@@ -12,6 +12,7 @@ or providers refuse it: then it gets the server's name in front, or what is refu
 from __future__ import annotations
 
 import asyncio
+import difflib
 import hashlib
 import logging
 import re
@@ -26,7 +27,7 @@ from aworld.config.errors import ConfigError
 from aworld.core.exceptions import ToolError
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.tools.mcp_config import Resolved, read_servers
-from aworld.tools.mcp_session import Elicit, Listed, Sample, Server, hub_of, hubs_here
+from aworld.tools.mcp_session import Elicit, Hub, Listed, Sample, Server, hub_of, hubs_here
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +86,14 @@ class McpToolset:
         for server, found in zip(self.servers, listed):
             if isinstance(found, ToolError):
                 down[server.name] = str(found)
-                logger.warning("server=%s | its tools are missing: %s", server.name, found)
             elif isinstance(found, BaseException):
                 raise found
             else:
                 up.append((server, [tool for tool in found if _offered(server, tool)]))
         if not up:
             raise ToolError(" ".join(down.values()))
+        for name, why in down.items():
+            logger.warning("server=%s | its tools are missing: %s", name, why)
         taken = _names([(server.name, tool.name) for server, tools in up for tool in tools])
         every = [(server, tool) for server, tools in up for tool in tools]
         missing = _Missing(down)
@@ -148,11 +150,28 @@ async def _listed(server: Server) -> list[Listed]:
     """A server's tools; those of earlier when it is down now."""
     hub = await hub_of(server)
     try:
-        return await hub.tools()
-    except ToolError:
+        tools = await hub.tools()
+    except ToolError as error:
         if hub.known is None:
             raise
+        logger.warning("server=%s | its tools are those of earlier: %s", server.name, error)
         return hub.known
+    _tell_unknown(hub, [tool.name for tool in tools])
+    return tools
+
+
+def _tell_unknown(hub: Hub, names: list[str]) -> None:
+    """Say in the log, once, which names of the configuration the server does not have: it may get them yet."""
+    conf = hub.server.conf
+    strange: list[str] = []
+    for setting, chosen in (("allowed_tools", conf.allowed_tools or []), ("denied_tools", conf.denied_tools)):
+        for name in chosen:
+            if name not in names and name not in hub.unknown:
+                hub.unknown.add(name)
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                strange.append(f"{name!r} in {setting}{f' (did you mean {near[0]!r}?)' if near else ''}")
+    if strange:
+        logger.warning("server=%s | it has no %s; its tools are %s", hub.server.name, ", no ".join(strange), names)
 
 
 def _offered(server: Server, tool: Listed) -> bool:

@@ -196,7 +196,8 @@ class Session:
     def _take_note(self, reason: str | None, began: float, *, opened: bool) -> None:
         if reason is None or self._closing:
             return
-        logger.warning("server=%s | %s", self._name, reason if opened else f"cannot be started: {reason}")
+        if opened:  # why it could not be started, the callers are told
+            logger.warning("server=%s | %s", self._name, reason)
         now = self._loop.time()
         wait = BACKOFF * 2 ** min(self._failures, 10)
         if opened:
@@ -219,6 +220,8 @@ class Hub:
         self._tools: list[Listed] | None = None
         self._listed_at = 0.0
         self._listing: asyncio.Task[list[Listed]] | None = None
+        self.unknown: set[str] = set()
+        """Names that the configuration allows or denies and the server does not have, of which the log has told."""
 
     async def tools(self) -> list[Listed]:
         """The server's tools, as of `FRESH` seconds ago at most. Raises ToolError and ConfigError."""

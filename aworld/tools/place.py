@@ -38,7 +38,12 @@ class Place:
         elif hasattr(given, "exec") and hasattr(given, "read"):
             self._sandbox = cast("Sandbox", given)
         else:
-            raise ConfigError(f"A sandbox or a source of sandboxes is needed; got {type(given).__name__}.")
+            kind = repr(given) if isinstance(given, str) else '"local"'
+            shown = kind if isinstance(given, str) else type(given).__name__
+            raise ConfigError(
+                f"sandbox: {shown} is neither a source of sandboxes nor a sandbox. Give each run its own with "
+                f"SandboxPool(lambda: open_sandbox({kind})), or one to all with await open_sandbox({kind})."
+            )
 
     @property
     def uses(self) -> tuple[SandboxSource, ...]:
@@ -66,6 +71,12 @@ class Place:
     async def end_run(self, trajectory_id: str) -> None:
         """The run is over."""
         self._lost.discard(trajectory_id)
+
+
+def time_of(sandbox: Sandbox, timeout: float) -> tuple[float, str]:
+    """The seconds that a call may take, and which limit that is: the shorter of its time-out and the sandbox's."""
+    wall = sandbox.limits.wall_seconds
+    return (wall, "wall_seconds of the sandbox") if wall < timeout else (timeout, "timeout")
 
 
 def shown(data: bytes | str, limit: int = LONGEST) -> str:

@@ -15,7 +15,7 @@ from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess, SandboxSo
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.tools.inside import source
-from aworld.tools.place import LONGEST, Place, shown
+from aworld.tools.place import LONGEST, Place, shown, time_of
 
 LONGEST_ANSWER = 30 * LONGEST
 """Bytes of an answer of the kernel: output and error of `LONGEST` bytes each, escaped as JSON. More is no answer."""
@@ -48,13 +48,14 @@ class _Kernel:
 
     async def run(self, code: str, timeout: float) -> _Answer:
         """Run code after all that was asked before. Raises `ToolError` when the kernel did not survive it."""
+        seconds, limit = time_of(self.sandbox, timeout)
         async with self._lock:
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(seconds):
                     return await self._exchange(_Request(code, LONGEST))
             except TimeoutError:
                 await self.stop()
-                raise ToolError(f"The code was killed after {timeout:g} s. {LOST}") from None
+                raise ToolError(f"The code was killed after {seconds:g} s (limit: {limit}). {LOST}") from None
             except (SandboxError, _Ended) as ended:
                 await self.stop()
                 why = f" ({ended})" if str(ended) else ", because of the code or for using too much memory"
@@ -130,7 +131,10 @@ class _Kernels:
 
 
 def python_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60.0) -> Tool:
-    """The tool `python` for a sandbox, or for that of each run; a call has `timeout` seconds."""
+    """The tool `python` for a sandbox, or for that of each run.
+
+    A call has `timeout` seconds, or the sandbox's `wall_seconds` where they are fewer.
+    """
     place, kernels = Place.of(sandbox), _Kernels()
 
     async def python(code: str, at: ToolContext) -> str:

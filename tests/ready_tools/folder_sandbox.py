@@ -12,7 +12,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
 
-from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxProcess
+from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxLimits, SandboxProcess
 
 OUTPUT = 1_000_000
 
@@ -50,8 +50,9 @@ def _kill(process: Process) -> None:
 class FolderSandbox:
     """Work in `folder`."""
 
-    def __init__(self, folder: Path, id: str = "box") -> None:
+    def __init__(self, folder: Path, id: str = "box", limits: SandboxLimits | None = None) -> None:
         self.id = id
+        self.limits = limits or SandboxLimits()
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.processes: list[FolderProcess] = []

@@ -43,7 +43,7 @@ async def test_a_person_is_asked_and_the_model_reads_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "confirmed"), [("yes", True), ("Yes!", True), ("yes, but not now", False), ("", False), ("no", False)]
+    ("answer", "confirmed"), [("yes", True), ("Yes!", True), ("yes, but not now", False), ("no", False)]
 )
 async def test_only_a_plain_yes_confirms(answer: str, confirmed: bool) -> None:
     seen = json.loads(await told(answer, call("confirm", question="Delete all?")))
@@ -82,6 +82,18 @@ async def test_with_several_open_questions_the_answer_names_one(store: Trajector
     assert [seen["content"] for seen in response.trajectory[0]["observation"]] == ["Ghent", "Monday"]
     with pytest.raises(TaskError, match="asks nothing; its status is finished"):
         await Runners.answer(waiting.id, "late", store=store)
+
+
+@pytest.mark.parametrize("nothing", ["", " \n"])
+async def test_an_empty_answer_is_refused_and_the_question_stays_open(nothing: str) -> None:
+    agent = asking(call("ask", question="Where to?"))
+    waiting = await Runners.run("x", agent)
+    with pytest.raises(TaskError, match=r"question 'call_0_0' is empty, and was not recorded.*such as \"none\""):
+        await Runners.answer(waiting, nothing)
+    with pytest.raises(TaskError, match="'call_0_0' is empty"):
+        await Runners.resume(waiting, agent, answers={"call_0_0": nothing})
+    await Runners.answer(waiting, "none")
+    assert (await Runners.resume(waiting, agent)).trajectory[0]["observation"][0]["content"] == "none"
 
 
 async def test_a_run_that_is_at_work_keeps_its_pen() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -17,6 +18,7 @@ from aworld.core.agent.swarm import Swarm
 from aworld.core.context.base import Context
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.sandbox import SandboxLimits
 from aworld.core.task import TaskResponse
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.wrappers import approval_required
@@ -32,7 +34,7 @@ from aworld.tools.python import python_tool
 from aworld.tools.sandboxed import sandbox_tools
 from aworld.tools.shell import shell_tool
 from tests.ready_tools.folder_sandbox import FolderSandbox, FolderSource
-from tests.sandbox.places import SMALL, needs_bubblewrap
+from tests.sandbox.places import SMALL, keeps_variables, needs_bubblewrap
 
 
 def at(run: str = "run") -> ToolContext:
@@ -164,7 +166,7 @@ async def test_a_command_tells_its_output_and_exit_code(hand: Hand) -> None:
     )
     assert await hand("shell", command="true") == "[exit code 0]"
     assert await hand("shell", command="kill -9 $$") == "[killed by signal 9]\n[exit code -9]"
-    assert "[killed after 0.1 s]" in await hand("shell", command="sleep 60", timeout=0.1)
+    assert "[killed after 0.1 s (limit: timeout)]" in await hand("shell", command="sleep 60", timeout=0.1)
     with pytest.raises(ToolError, match="between 0 and 600"):
         await hand("shell", command="true", timeout=10_000)
 
@@ -231,13 +233,29 @@ async def test_output_of_children_stands_where_it_was_written(hand: Hand) -> Non
 async def test_code_that_does_not_end_is_killed_and_the_model_is_told(box: FolderSandbox) -> None:
     hand = Hand([python_tool(box, timeout=1.5)])
     await hand("python", code="x = 1")
-    with pytest.raises(ToolError, match=r"killed after 1.5 s. Variables and imports are lost"):
+    with pytest.raises(ToolError, match=r"killed after 1.5 s \(limit: timeout\). Variables and imports are lost"):
         await hand("python", code="while True: pass")
     with pytest.raises(ToolError, match="NameError"):
         await hand("python", code="x")
     with pytest.raises(ToolError, match="Python ended, because of the code"):
         await hand("python", code="import os; os._exit(1)")
     assert await hand("python", code="1 + 1") == "2"
+
+
+async def test_no_call_has_more_time_than_the_sandbox_allows(tmp_path: Path) -> None:
+    box = FolderSandbox(tmp_path / "box", limits=SandboxLimits(wall_seconds=1))
+    hand = Hand(sandbox_tools(box))
+    await hand("python", code="x = 1")
+    with pytest.raises(ToolError, match=r"killed after 1 s \(limit: wall_seconds of the sandbox\). Variables"):
+        await hand("python", code="import time; time.sleep(60)")
+    for timeout in (None, 500):
+        said = await hand("shell", command="sleep 60", timeout=timeout)
+        assert "[killed after 1 s (limit: wall_seconds of the sandbox)]" in said
+    await hand("write_file", path="a", content="a" * 50 + "!")
+    with pytest.raises(ToolError, match=r"longer than 1 s \(limit: wall_seconds"):
+        await hand("search_files", pattern="(a+)+$")
+    assert "[killed after 0.1 s (limit: timeout)]" in await hand("shell", command="sleep 60", timeout=0.1)
+    await box.close()
 
 
 async def test_an_answer_that_the_code_forges_does_no_harm(hand: Hand) -> None:
@@ -300,6 +318,17 @@ async def test_python_in_a_real_sandbox() -> None:
         with pytest.raises(ToolError, match="NameError"):
             await hand("python", code="x")
         assert await quick("python", code="import os\nos.listdir()") == "['kept']"
+
+
+@pytest.mark.parametrize("kind", [pytest.param("local", marks=needs_bubblewrap), "none"])
+async def test_a_model_is_told_which_limit_of_its_sandbox_was_reached(kind: str) -> None:
+    await keeps_variables(kind, seconds=2)
+    async with SandboxPool(lambda: open_sandbox(kind, replace(SMALL, cpu_seconds=0.5)), size=1) as box:
+        hand = Hand([shell_tool(box)])
+        full = "dd if=/dev/zero of=big bs=1M count=99 status=none"
+        assert "[killed (limit: disk_mb=16 of the sandbox)]\n[exit code -25]" in await hand("shell", command=full)
+        assert "(limit: disk_mb=16 of the sandbox)" in await hand("shell", command=f"{full}; exit $?")
+        assert "(limit: cpu_seconds=0.5 of the sandbox)" in await hand("shell", command="while :; do :; done")
 
 
 async def test_each_run_has_a_sandbox_of_its_own_and_lets_it_go(tmp_path: Path) -> None:
@@ -435,6 +464,14 @@ async def test_a_sandbox_that_was_given_as_such_stays_open(box: FolderSandbox) -
     assert (await box.read("mark")) == b"me"
 
 
-def test_anything_else_is_no_sandbox() -> None:
-    with pytest.raises(ConfigError, match="got str"):
-        sandbox_tools("docker")  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    ("given", "shown", "kind"),
+    [("none", "'none'", "'none'"), (open_sandbox, "function", '"local"'), (3, "int", '"local"')],
+)
+def test_for_anything_else_it_says_how_a_sandbox_is_given(given: Any, shown: str, kind: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Agent("a", sandbox=given)
+    assert str(raised.value) == (
+        f"sandbox: {shown} is neither a source of sandboxes nor a sandbox. Give each run its own with "
+        f"SandboxPool(lambda: open_sandbox({kind})), or one to all with await open_sandbox({kind})."
+    )

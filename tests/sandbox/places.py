@@ -10,6 +10,7 @@ import select
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,10 +57,11 @@ async def python(sandbox: LocalSandbox, program: str, **options: Any) -> ExecRes
     return await sandbox.exec(["python", "-c", program], **options)
 
 
-async def keeps_variables(kind: str) -> None:
-    """The tool `python` in a sandbox of this kind: variables stay, and what takes too long is killed."""
-    async with SandboxPool(lambda: open_sandbox(kind, SMALL), size=1) as pool:
-        tool = python_tool(pool, timeout=8)
+async def keeps_variables(kind: str, seconds: int = 8) -> None:
+    """The tool `python` in a sandbox of this kind: variables stay, and what takes longer than it allows is killed."""
+    limits = replace(SMALL, wall_seconds=seconds)
+    async with SandboxPool(lambda: open_sandbox(kind, limits), size=1) as pool:
+        tool = python_tool(pool)
 
         async def run(code: str) -> Any:
             state: dict[str, Any] = {}
@@ -68,7 +70,7 @@ async def keeps_variables(kind: str) -> None:
 
         assert await run("x = 20; print('ü')") == "ü"
         assert await run("x += 1; open('kept', 'w').write(str(2 * x)); x") == "21"
-        with pytest.raises(ToolError, match="killed after 8 s"):
+        with pytest.raises(ToolError, match=rf"killed after {seconds} s \(limit: wall_seconds"):
             await run("while True: pass")
         with pytest.raises(ToolError, match="x"):
             await run("x")

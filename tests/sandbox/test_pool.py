@@ -22,6 +22,7 @@ class Paper:
 
     def __init__(self, number: int, kin: Factory) -> None:
         self.id = f"paper-{number}"
+        self.limits = SMALL
         self.kin = kin
         self.alive = True
 

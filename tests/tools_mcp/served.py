@@ -45,6 +45,7 @@ calculator = Agent("calculator", model=ScriptedModel([call("add", a=1, b=2), "It
 typed = Agent("typed one", model=ScriptedModel(['{"total": 3}']), output_type=Sum)
 waiter = Agent("waiter", model=ScriptedModel([call("wait"), "done"]), tools=[wait])
 failing = Agent("failing", model=FunctionModel(broken))
+modelless = Agent("modelless")
 first = Agent("first", model=FunctionModel(lambda request: request.messages[-1].text.upper()))
 second = Agent("second", model=FunctionModel(lambda request: request.messages[-1].text + "!"))
 team = Swarm(first, second, name="team")

@@ -113,6 +113,17 @@ async def test_only_some_tools_are_offered() -> None:
     assert list(await tools_of(s=rough(allowed_tools=["echo", "log", "none"], denied_tools=["log"]))) == ["echo"]
 
 
+async def test_names_that_a_server_does_not_have_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    server = rough(allowed_tools=["ehco", "nope"], denied_tools=["lgo", "log"])
+    assert not await tools_of(s=server, other=rough(allowed_tools=[]))
+    assert not await tools_of(s=server)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(
+        "server=s | it has no 'ehco' in allowed_tools (did you mean 'echo'?), no 'nope' in allowed_tools, "
+        "no 'lgo' in denied_tools (did you mean 'log'?); its tools are ['echo', "
+    )
+
+
 async def test_names_are_unique_over_servers_and_keep_what_they_can() -> None:
     tools = await tools_of(
         one=rough(allowed_tools=["echo", "log"]), two=rough("babble", allowed_tools=["echo", "crash"])

@@ -132,17 +132,20 @@ async def test_one_dead_server_does_not_stop_an_agent_that_has_others(caplog: py
     assert notes == [("mcp_server_down", "dead"), ("mcp_server_down", "missing")]
     assert isinstance(outputs[-1], RunFinished)
     assert outputs[-1].response.success
-    told = [record.getMessage() for record in caplog.records if "its tools are missing" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2, "each once"
+    assert told[0].startswith("server=dead | its tools are missing: MCP server 'dead' cannot be started: ")
     assert "exit code 2, its last words: no licence" in told[0]
     assert "No such file or directory: no-such-program" in told[1]
 
 
-async def test_with_all_servers_dead_the_run_fails_and_says_why() -> None:
+async def test_with_all_servers_dead_the_run_fails_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     agent = Agent("a", model=ScriptedModel(["never asked"]), mcp_config=config(s=rough("dead")))
     response = await Runners.run("go", agent)
     assert response.status == "failed"
     assert "MCP server 's' cannot be started" in (response.error or "")
     assert "no licence" in (response.error or "")
+    assert not caplog.records, "the run says it already"
 
 
 async def test_tools_of_a_server_that_was_up_stay_when_it_is_down(caller: Caller, tmp_path: Path) -> None:

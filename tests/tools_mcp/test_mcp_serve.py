@@ -26,6 +26,7 @@ from aworld.trajectory import Query, open_store
 from tests.tools_mcp.conftest import Caller, config, rough, tools_of
 
 UNITS = [f"tests.tools_mcp.served:{name}" for name in ("calculator", "typed", "waiter", "failing", "team")]
+UNSET = "set LLM_MODEL_NAME, or llm_model_name in the settings of the agent"
 ROOT = Path(__file__).parents[2]
 
 
@@ -129,6 +130,7 @@ async def test_a_token_is_asked_for_where_it_is_set(tmp_path: Path, caller: Call
     [
         (["tests.tools_mcp.served:nobody"], "has no 'nobody'"),
         (["tests.tools_mcp.served:add"], "name an agent or a swarm"),
+        (["tests.tools_mcp.served:modelless"], f"No model name: {UNSET}"),
         ([UNITS[0], UNITS[0]], "Two of those to be served are named 'calculator'"),
         ([UNITS[0], "--http", "--host", "0.0.0.0"], "set AWORLD_TOKEN"),
         ([UNITS[0], "--http", "--port", "99999"], "aworld: --port 99999: a port is 0 to 65535"),
