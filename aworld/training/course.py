@@ -8,13 +8,14 @@ from typing import Any
 
 from msgspec import Struct
 
+from aworld.core.exceptions import TrainingError
 from aworld.environments.environment import derived_seed
 from aworld.environments.problem import Problem
 from aworld.training.config import TrainingConfig
 from aworld.training.evaluation import comparisons, evaluate
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Evaluated, Evaluation, Mode, Stepped, StepReport, Stop, TrainingResult
-from aworld.training.steps import told
+from aworld.training.steps import hopeless, told
 
 __all__ = ["FREE", "Course", "Spent", "evaluation_due", "measure", "result_of", "shaping", "stop_of"]
 
@@ -81,6 +82,8 @@ async def measure(
 ) -> None:
     """Evaluate in each mode, and put it down; does nothing where there is nothing to evaluate on.
 
+    Raises TrainingError when the first evaluation knows the outcome of no problem.
+
     Args:
         agent: The agent or team that asks the policy as it is now.
         agents: Names of those whose sampling the mode sets; None for all.
@@ -109,6 +112,8 @@ async def measure(
         )
         course.evaluations.append(evaluation)
         job.emit(Evaluated(evaluation))
+        if course.step == 0 and evaluation.unknown == evaluation.tasks:
+            raise TrainingError(f"evaluation {mode} | {hopeless(evaluation.tasks, evaluation.reason, job)}")
 
 
 def evaluation_due(course: Course, config: TrainingConfig) -> bool:
@@ -119,8 +124,11 @@ def evaluation_due(course: Course, config: TrainingConfig) -> bool:
 
 def stop_of(evaluations: Sequence[Evaluation], config: TrainingConfig) -> Stop | None:
     """Why training should stop after these evaluations; None where it should not."""
-    successes = [each.success for each in evaluations if each.mode == config.evaluation_modes[0]]
-    if config.target is not None and successes[-1] >= config.target:
+    of_mode = [each.success for each in evaluations if each.mode == config.evaluation_modes[0]]
+    successes = [success for success in of_mode if success is not None]
+    if not successes:
+        return None
+    if config.target is not None and (of_mode[-1] or 0.0) >= config.target:
         return "target"
     best = successes.index(max(successes))
     return "patience" if config.patience is not None and len(successes) - 1 - best >= config.patience else None

@@ -83,23 +83,29 @@ def _frame(last: int) -> str:
 
 
 def _training(result: TrainingResult, last: int) -> str:
-    shares = smoothed([each.success for each in result.history])
-    if not shares:
+    line = " ".join(f"{_x(step, last)},{_y(share)}" for step, share in _in_training(result))
+    if not line:
         return ""
-    line = " ".join(f"{_x(each.step, last)},{_y(share)}" for each, share in zip(result.history, shares))
     return f'<polyline points="{line}" fill="none" stroke="#b9b9b9" stroke-width="2"/>'
 
 
+def _in_training(result: TrainingResult) -> list[tuple[int, float]]:
+    """The steps whose success is known, smoothed."""
+    known = [(each.step, each.success) for each in result.history if each.success is not None]
+    return [(step, share) for (step, _), share in zip(known, smoothed([success for _, success in known]))]
+
+
 def _evaluations(evaluations: Sequence[Evaluation], mode: Mode, last: int) -> list[str]:
-    if not evaluations:
+    known = [(each, each.success) for each in evaluations if each.success is not None]
+    if not known:
         return []
     colour = COLOURS[mode]
-    line = " ".join(f"{_x(each.step, last)},{_y(each.success)}" for each in evaluations)
+    line = " ".join(f"{_x(each.step, last)},{_y(success)}" for each, success in known)
     drawn = [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
-    for each in evaluations:
+    for each, success in known:
         x, (low, high) = _x(each.step, last), each.interval
         drawn.append(f'<line x1="{x}" y1="{_y(low)}" x2="{x}" y2="{_y(high)}" stroke="{colour}" stroke-width="1.5"/>')
-        drawn.append(f'<circle cx="{x}" cy="{_y(each.success)}" r="4" fill="{colour}"/>')
+        drawn.append(f'<circle cx="{x}" cy="{_y(success)}" r="4" fill="{colour}"/>')
     return drawn
 
 
@@ -129,11 +135,12 @@ def terminal(result: TrainingResult, width: int = 72, height: int = 12) -> str:
     def put(step: int, share: float, sign: str) -> None:
         grid[height - 1 - round(share * (height - 1))][round(step / last * (columns - 1))] = sign
 
-    for each, share in zip(result.history, smoothed([each.success for each in result.history])):
-        put(each.step, share, "·")
+    for step, share in _in_training(result):
+        put(step, share, "·")
     for mode, sign in reversed(SIGNS.items()):  # greedy on top
         for each in result.of_mode(mode):
-            put(each.step, each.success, sign)
+            if each.success is not None:
+                put(each.step, each.success, sign)
     lines = [f"{_label(row, height):>5} ┤{''.join(cells).rstrip()}" for row, cells in enumerate(grid)]
     ends = "0" + f"step {last}".rjust(columns - 1)
     return "\n".join([*lines, " " * 6 + "└" + "─" * columns, " " * 7 + ends, _signs(result)])

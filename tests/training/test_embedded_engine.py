@@ -198,13 +198,35 @@ def text(episode: Episode) -> Any:
 
 
 @pytest.mark.parametrize("reward", [broken, no_number, text])
-def test_a_failed_reward_is_counted_and_teaches_nothing(tmp_path: Path, reward: Any) -> None:
-    result = trained(tmp_path, letters(reward), steps=1)
+def test_training_stops_when_no_reward_is_known(tmp_path: Path, reward: Any) -> None:
+    events: list[TrainingEvent] = []
+    trainer = AgentTrainer(small_agent(), QUICK, None, letters(reward), run_path=tmp_path, on_event=events.append)
+    with pytest.raises(
+        TrainingError, match=r"evaluation greedy .* none of 4 .* reward 'right': .*episodes.db"
+    ):
+        trainer.train()
+    (evaluation,) = [event.evaluation for event in events if isinstance(event, Evaluated)]
+    assert (evaluation.success, evaluation.unknown, evaluation.interval) == (None, 4, (0.0, 1.0))
+    with pytest.raises(TrainingError, match=r"step=1 .* of none of 8 episodes .* \(trajectory step-00001-"):
+        trained(tmp_path / "unmeasured", letters(reward, test=0))
+
+
+def broken_for_some(episode: Episode) -> float:
+    if episode.problem.id in ("train-0", "test-0"):
+        raise RuntimeError("no idea")
+    return says_low(episode)
+
+
+def test_a_failed_reward_is_counted_and_teaches_nothing(tmp_path: Path) -> None:
+    result = trained(tmp_path, letters(broken_for_some, train=2), steps=1)
     (report,) = result.history
-    assert (report.score, report.success, report.samples, report.dropped) == (None, 0.0, 0, {"failed_rewards": 8})
-    evaluation = result.before()
-    assert evaluation is not None
-    assert evaluation.unknown == 4
+    assert report.dropped["failed_rewards"] == 4
+    assert report.reason is not None
+    assert report.reason.startswith("reward 'right': RuntimeError: no idea (trajectory step-00001-")
+    for evaluation in result.evaluations:
+        assert (evaluation.tasks, evaluation.unknown) == (4, 1)
+        assert evaluation.success == evaluation.successes / 3
+    assert [(each.tasks, each.unknown) for each in result.comparisons] == [(3, 1), (3, 1)]
 
 
 def test_a_team_shares_one_policy(tmp_path: Path) -> None:
@@ -284,5 +306,5 @@ async def hang(episode: Episode) -> float:
 def test_a_reward_function_that_hangs_is_a_failed_reward(tmp_path: Path) -> None:
     reward = Rubric(Part("slow", hang, timeout=0.05))
     trainer = AgentTrainer(small_agent(), {**QUICK, "steps": 1, "final_tasks": 1}, reward, letters(), run_path=tmp_path)
-    (report,) = trainer.train().history
-    assert report.dropped == {"failed_rewards": 8}
+    with pytest.raises(TrainingError, match=r"reward 'slow': No value within 0.05 s"):
+        trainer.train()
