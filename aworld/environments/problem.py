@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
+from aworld.environments.signatures import check_takes_one
 
 Split: TypeAlias = Literal["train", "test"]
 Key: TypeAlias = Callable[["Problem"], Any]
@@ -151,6 +152,7 @@ def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str
 def as_source(given: Any, where: str) -> Source:
     """A list of problems or a generator of them, from what a caller gave. Raises ConfigError."""
     if callable(given):
+        check_takes_one(given, where, "a seed")
         return cast("Generator", given)
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigError(f"{where} takes a list of problems, or a function of a seed that makes them; got {given!r}.")

@@ -201,9 +201,7 @@ def text(episode: Episode) -> Any:
 def test_training_stops_when_no_reward_is_known(tmp_path: Path, reward: Any) -> None:
     events: list[TrainingEvent] = []
     trainer = AgentTrainer(small_agent(), QUICK, None, letters(reward), run_path=tmp_path, on_event=events.append)
-    with pytest.raises(
-        TrainingError, match=r"evaluation greedy .* none of 4 .* reward 'right': .*episodes.db"
-    ):
+    with pytest.raises(TrainingError, match=r"evaluation greedy .* none of 4 .* reward 'right': .*episodes.db"):
         trainer.train()
     (evaluation,) = [event.evaluation for event in events if isinstance(event, Evaluated)]
     assert (evaluation.success, evaluation.unknown, evaluation.interval) == (None, 4, (0.0, 1.0))

@@ -76,6 +76,8 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
         ({"train_dataset": Environment("bare", train=ROWS)}, "environment 'bare' has no rubric"),
         ({"train_dataset": Environment("bare", test=ROWS), "reward_func": says_low}, "no training problems"),
         ({"reward_func": 1.0}, "reward_func takes"),
+        ({"reward_func": lambda a, b: 1.0}, r"reward_func: .*one argument, the episode, and .*\(a, b\) cannot be"),  # pyright: ignore[reportUnknownLambdaType]
+        ({"reward_func": lambda: 1.0}, "called with one argument, the episode"),
         ({"test_dataset": 7}, "test_dataset takes"),
         ({"test_dataset": Environment("bare", test=ROWS)}, "'bare' has no rubric"),
         ({"test_dataset": Environment("bare", train=ROWS, rubric=says_low)}, "no held-out problems"),
