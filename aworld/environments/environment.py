@@ -84,8 +84,10 @@ class Environment:
         if session is not None:
             check_takes_one(session, f"Environment {name!r}, session", "the problem")
         self.name = name
-        self.train: Source = _source(train, f"train of environment {name!r}")
-        self.test: Source = _source(test, f"test of environment {name!r}")
+        self.train: Source = as_source(train, f"train of environment {name!r}")
+        if not callable(self.train) and not self.train and train != ():
+            raise ConfigError(f"train of environment {name!r} is empty; give at least one problem, or leave it out.")
+        self.test: Source = as_source(test, f"test of environment {name!r}")
         self.session = session
         self.tools = tuple(tools)
         try:
@@ -188,14 +190,6 @@ class Environment:
 
     def __repr__(self) -> str:
         return f"<Environment {self.name!r}>"
-
-
-def _source(given: Any, where: str) -> Source:
-    """The problems of a split; () where there are none. Raises ConfigError for what was given and is empty."""
-    source = as_source(given, where)
-    if not callable(source) and not source and given != ():
-        raise ConfigError(f"{where} is empty; give at least one problem, or leave it out.")
-    return source
 
 
 class Seeds(Hooks):

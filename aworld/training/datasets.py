@@ -73,7 +73,7 @@ def _like(environment: Environment, **changed: Any) -> Environment:
     """The same environment but for what is changed."""
     settings: dict[str, Any] = {
         "train": environment.train or (),
-        "test": environment.test or (),
+        "test": environment.test,
         "session": environment.session,
         "tools": environment.tools,
         "rubric": environment.rubric,

@@ -152,8 +152,21 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 def test_going_on_with_other_settings_is_refused(tmp_path: Path) -> None:
     trained(tmp_path)
-    with pytest.raises(ConfigError, match="another learning_rate"):
+    with pytest.raises(ConfigError, match="holds a run with learning_rate=0.005, now it is 0.0001"):
         trained(tmp_path, learning_rate=1e-4)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_protected_too(tmp_path: Path) -> None:
+    killed(tmp_path, 2)
+    assert not (tmp_path / "checkpoints").exists()
+    shaping: dict[str, Any] = {"minibatches": 2, "epochs": 2}
+    with pytest.raises(ConfigError, match="holds a run with seed=0, now it is 5"):
+        trained(tmp_path, **shaping, seed=5)
+    with pytest.raises(ConfigError, match="with environment='letters', now it is 'other'"):
+        trained(tmp_path, Environment("other", train=[{"input": "a"}, {"input": "b"}], rubric=says_low), **shaping)
+    with pytest.raises(ConfigError, match="holds a run with policy="):
+        trained(tmp_path, agent=Agent("speaker", model=EmbeddedModel(small_policy(1))), **shaping)
+    assert trained(tmp_path, **shaping, steps=2, checkpoint_every=0).steps == 2
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
