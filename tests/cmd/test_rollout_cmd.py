@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from aworld.cmd.rollout import _state
+from aworld.environments import Progress
+
 TASKS = '''
 from tests.environments.shop import Part, agent_of, buying, correct, shop, stream
 from aworld.core.exceptions import EnvironmentFailed
@@ -32,7 +35,10 @@ class Closed(Shop):
 tasks = shop(Part("correct", correct), Part("short", short, weight=0.5))
 endless = shop(train=stream)
 closed = shop(session=Closed)
-leaky = shop(train=[*shop().train, shop().test[0]])
+
+def leaky():
+    return shop(train=[*shop().train, shop().test[0]])
+
 agent = agent_of(half)
 '''
 ROOT = Path(__file__).parents[2]
@@ -91,6 +97,9 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     assert first["parts"]["correct"]["count"] == 12
     again = json.loads(shell(*command, "--run", "r", "--seed", "4").stdout)
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    other = shell(*command, "--run", "r", "--seed", "5")
+    assert other.returncode == 2
+    assert "run='r' | the store has episodes of this run with another seed than 5" in other.stderr
     more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
     assert more["episodes"] == 18
     assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
@@ -102,6 +111,12 @@ def test_lost_episodes_are_told_and_tried_again_by_the_next_start(shell: Shell) 
     assert "3 lost: their surroundings failed" in done.stdout
     assert "3 × the shop is closed" in done.stdout
     assert "pass@1" not in done.stdout
+
+
+def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
+    progress = Progress(9)
+    progress.lost, progress.reason = 2, "the shop is closed\nfor good"
+    assert _state(progress).endswith("2 lost · last: the shop is closed")
 
 
 @pytest.mark.parametrize(
