@@ -214,7 +214,8 @@ def _tell(result: TrainingResult) -> None:
             f"{f'; {each.unknown} unknown, left out' if each.unknown else ''})"
         )
     why = {"steps": "", "target": ", the target", "patience": ", as nothing got better"}[result.stopped]
-    print(f"{result.steps} steps{why} · {result.seconds:.0f} s · {result.cpu_seconds:.0f} CPU-seconds")
+    steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
+    print(f"{steps}{why} · {result.seconds:.0f} s · {result.cpu_seconds:.0f} CPU-seconds")
     print(f"policy:   {result.policy}")
     if result.store is not None:
         print(f"episodes: {result.store}")

@@ -131,7 +131,8 @@ def taken(source: Source, n: int | None, seed: int | None, where: str) -> list[P
             random.Random(seed).shuffle(found)
         found = found if n is None else found[:n]
     if n is not None and len(found) < n:
-        raise ConfigError(f"{where} has {len(found)} problems; {n} were asked for.")
+        has = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError(f"{where} has {has}; {n} were asked for.")
     return found
 
 

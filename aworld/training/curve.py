@@ -42,8 +42,9 @@ def points(result: TrainingResult) -> dict[str, Any]:
 
 def svg(result: TrainingResult, title: str = "") -> str:
     """The curve as a picture that stands alone."""
-    last = max([result.steps, *(each.step for each in result.evaluations)], default=0) or 1
-    drawn = [_frame(last), _training(result, last)]
+    end = _end(result)
+    last = end or 1
+    drawn = [_frame(last, end), _training(result, last)]
     for mode in SIGNS:
         drawn += _evaluations(result.of_mode(mode), mode, last)
     drawn.append(_legend(result))
@@ -66,13 +67,18 @@ def _y(share: float) -> float:
     return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
 
 
-def _frame(last: int) -> str:
+def _end(result: TrainingResult) -> int:
+    """The last step that is shown; 0 where nothing was trained."""
+    return max([result.steps, *(each.step for each in result.evaluations)], default=0)
+
+
+def _frame(last: int, end: int) -> str:
     lines: list[str] = []
     for tenth in range(0, 11, 2):
         y = _y(tenth / 10)
         lines.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#e3e3e3"/>')
         lines.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end" fill="#555555">{tenth * 10} %</text>')
-    for step in sorted({round(last * part / 5) for part in range(6)}):
+    for step in sorted({round(end * part / 5) for part in range(6)}):
         x = _x(step, last)
         lines.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#555555">{step}</text>')
     lines.append(
@@ -128,7 +134,8 @@ def smoothed(values: Sequence[float], count: int = SMOOTHED) -> list[float]:
 
 def terminal(result: TrainingResult, width: int = 72, height: int = 12) -> str:
     """The curve as lines of text: `●` greedy, `○` sampled, `·` in training."""
-    last = max([result.steps, *(each.step for each in result.evaluations)], default=0) or 1
+    end = _end(result)
+    last = end or 1
     columns = max(10, width - 7)
     grid = [[" "] * columns for _ in range(height)]
 
@@ -142,7 +149,7 @@ def terminal(result: TrainingResult, width: int = 72, height: int = 12) -> str:
             if each.success is not None:
                 put(each.step, each.success, sign)
     lines = [f"{_label(row, height):>5} ┤{''.join(cells).rstrip()}" for row, cells in enumerate(grid)]
-    ends = "0" + f"step {last}".rjust(columns - 1)
+    ends = "0" + f"step {end}".rjust(columns - 1) if end else "step 0"
     return "\n".join([*lines, " " * 6 + "└" + "─" * columns, " " * 7 + ends, _signs(result)])
 
 

@@ -47,7 +47,8 @@ def problems_of(environment: Environment, config: TrainingConfig, number: int) -
     rounds = len(everything) // count
     if not rounds:
         raise ConfigError(
-            f"train_dataset has {len(everything)} problems, fewer than config.groups={count}; give more, or lower it."
+            f"config.groups={count} problems are learnt from in each step, and train_dataset has only "
+            f"{len(everything)}; give more, or lower it."
         )
     turn, place = divmod(number - 1, rounds)
     random.Random(f"{config.seed}/{turn}").shuffle(everything)

@@ -82,6 +82,7 @@ class AgentTrainer:
             emit=_heard(on_event),
         )
         self.engine.check(self.job)
+        _check_groups(self.job.config)
         self._check_folder()
 
     def train(self) -> TrainingResult:
@@ -94,6 +95,7 @@ class AgentTrainer:
     async def train_async(self) -> TrainingResult:
         """`train` for async code."""
         job = self.job
+        _warn(job)
         self._check_folder()  # another process may have begun there
         _mark(job.run_path, self.engine.name, identity_of(job))
         store = store_of(job.store)  # held, so that everybody who names its address has this one
@@ -131,6 +133,27 @@ def _check_agent(agent: object) -> None:
         agent.check()
     except ConfigError as error:
         raise ConfigError(f"agent={agent.name!r} cannot run: {error}") from None
+
+
+def _check_groups(config: TrainingConfig) -> None:
+    """Refuse groups that cannot teach anything: GRPO compares the episodes of a group with each other."""
+    compared = config.advantages != "raw" or "no_variance" in config.filters
+    if config.algorithm == "grpo" and config.samples == 1 and config.steps and compared:
+        raise ConfigError(
+            f"config.samples=1: advantages={config.advantages!r} and the filter no_variance compare the episodes of a "
+            "problem, and one alone teaches nothing. Give samples=2 or more, or advantages='raw' with filters=[]."
+        )
+
+
+def _warn(job: TrainingJob) -> None:
+    """Say what is measured less than one may think."""
+    count = job.config.final_tasks
+    if job.held_out is None:
+        logger.warning("test_dataset=None | train_dataset has no held-out problems either: nothing is measured")
+        return
+    test = job.held_out.test
+    if not callable(test) and len(test) < count and "final_tasks" in job.config.model_fields_set:
+        logger.warning("final_tasks=%d | there are only %d held-out problems; each is used once", count, len(test))
 
 
 def _folder(given: object, engine: str) -> Path:

@@ -150,6 +150,13 @@ def test_the_curve_in_three_forms(steps: int) -> None:
     assert lines[0].startswith("100 % ┤")
 
 
+def test_the_curve_of_no_step_ends_at_step_0() -> None:
+    result = result_of(0)
+    assert curve.terminal(result).splitlines()[-2].strip() == "step 0"
+    assert ">1</text>" not in curve.svg(result)
+    assert curve.terminal(result_of(1)).splitlines()[-2].split() == ["0", "step", "1"]
+
+
 def test_a_curve_of_nothing() -> None:
     empty = TrainingResult(engine="e", policy="p", run_path="r")
     ET.fromstring(curve.svg(empty))
