@@ -117,7 +117,7 @@ def as_rubric(given: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) ->
         return given
     if callable(given) or isinstance(given, Part):
         return Rubric(given)
-    if not isinstance(given, Sequence) or isinstance(given, str):
+    if not isinstance(given, Sequence) or isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
             f"A rubric is a Rubric, a Part, a function of the episode or a list of these; got {given!r:.100}."
         )

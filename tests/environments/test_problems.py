@@ -112,4 +112,4 @@ def test_an_environment_that_cannot_work_is_refused(given: dict[str, object], er
 
 def test_an_instance_in_place_of_a_session_class_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"session=Shop, not an instance"):
-        Environment("x", session=Shop())  # pyright: ignore[reportArgumentType]
+        Environment("x", session=Shop())  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -223,6 +223,14 @@ async def test_cancelling_a_run_that_is_being_scored_ends_it_as_cancelled(store:
     assert (summary.status, summary.score) == ("cancelled", None)
 
 
+def pair(one: Episode, other: Episode) -> float:
+    return 1.0
+
+
+def scaled(episode: Episode, scale: float = 1.0, *more: float) -> float:
+    return scale
+
+
 def test_a_rubric_that_cannot_work_is_refused() -> None:
     with pytest.raises(ConfigError, match="Two parts of the rubric are named 'correct'"):
         Rubric(correct, Part("correct", correct))
@@ -233,8 +241,8 @@ def test_a_rubric_that_cannot_work_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"Part 'x', its scorer: .*one argument, the episode, and .*\(a, b\) cannot be"
     ):
-        Part("x", lambda a, b: 1.0)  # pyright: ignore[reportArgumentType, reportUnknownLambdaType]
-    assert Part("x", lambda episode, scale=1.0, *more: scale).name == "x"  # pyright: ignore[reportUnknownLambdaType]
+        Part("x", pair)  # pyright: ignore[reportArgumentType]
+    assert Part("x", scaled).name == "x"
     with pytest.raises(ConfigError, match="scorer must be a function"):
         Part("x", 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="weight must be a finite number"):

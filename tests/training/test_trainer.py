@@ -11,7 +11,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig
 from aworld.core.exceptions import ConfigError
-from aworld.environments import Environment, Problem, Rubric
+from aworld.environments import Environment, Episode, Problem, Rubric
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
@@ -58,6 +58,10 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
     return AgentTrainer(**arguments).job
 
 
+def pair(one: Episode, other: Episode) -> float:
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -78,7 +82,7 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
         ({"train_dataset": Environment("bare", train=ROWS)}, "environment 'bare' has no rubric"),
         ({"train_dataset": Environment("bare", test=ROWS), "reward_func": says_low}, "no training problems"),
         ({"reward_func": 1.0}, "reward_func takes"),
-        ({"reward_func": lambda a, b: 1.0}, r"reward_func: .*one argument, the episode, and .*\(a, b\) cannot be"),  # pyright: ignore[reportUnknownLambdaType]
+        ({"reward_func": pair}, r"reward_func: .*one argument, the episode, and pair.* cannot be"),
         ({"reward_func": lambda: 1.0}, "called with one argument, the episode"),
         ({"test_dataset": 7}, "test_dataset takes"),
         ({"test_dataset": Environment("bare", test=ROWS)}, "'bare' has no rubric"),
@@ -154,7 +158,8 @@ def test_a_reward_function_takes_the_place_of_the_rubric(tmp_path: Path) -> None
 
 
 def test_samples_of_one_are_taken_where_nothing_is_compared(tmp_path: Path) -> None:
-    for settings in ({"advantages": "raw", "filters": []}, {"algorithm": "sft"}, {"steps": 0}):
+    taken: list[dict[str, Any]] = [{"advantages": "raw", "filters": []}, {"algorithm": "sft"}, {"steps": 0}]
+    for settings in taken:
         assert job_of(tmp_path, config={**QUICK, "samples": 1, **settings}).config.samples == 1
 
 
