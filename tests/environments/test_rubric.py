@@ -238,9 +238,7 @@ def test_a_rubric_that_cannot_work_is_refused() -> None:
         Rubric()
     with pytest.raises(ConfigError, match="takes parts and functions of the episode; got 3"):
         Rubric(3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(
-        ConfigError, match=r"Part 'x', its scorer: .*one argument, the episode, and .*\(a, b\) cannot be"
-    ):
+    with pytest.raises(ConfigError, match=r"Part 'x', its scorer: .*one argument, the episode"):
         Part("x", pair)  # pyright: ignore[reportArgumentType]
     assert Part("x", scaled).name == "x"
     with pytest.raises(ConfigError, match="scorer must be a function"):
