@@ -171,6 +171,8 @@ def _state(progress: Progress) -> str:
     for count, what in ((progress.failed, "not finished"), (progress.retried, "retried"), (progress.lost, "lost")):
         if count:
             parts.append(f"{count} {what}")
+    if progress.reason:
+        parts.append(f"last: {progress.reason.splitlines()[0]:.120}")
     return " · ".join(parts)
 
 

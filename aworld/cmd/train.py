@@ -138,6 +138,7 @@ class _Watch:
         self._console = Console(stderr=True)
         self._quiet = quiet
         self._next = 0.0
+        self._reasons: set[str] = set()
         self.steps = 0
         self.done = 0
         """Steps that this process, or an earlier one in the same folder, has done."""
@@ -161,10 +162,21 @@ class _Watch:
                 self.say(f"training with {event.engine} in {event.run_path}{after}")
             case Evaluated():
                 self.say(_evaluated(event.evaluation))
+                self._why(event.evaluation.reason)
             case Stepped() if self._console.is_terminal or self._is_due(event.report):
                 self.say(_stepped(event.report, self.steps))
+                self._why(event.report.reason)
+            case Stepped():
+                self._why(event.report.reason)
             case _:
                 pass
+
+    def _why(self, reason: str | None) -> None:
+        """Why something is unknown: each reason once, whatever trajectory shows it."""
+        what = reason.rpartition(" (trajectory ")[0] if reason else ""
+        if reason and what not in self._reasons:
+            self._reasons.add(what)
+            self.say(f"  unknown, such as by {reason}")
 
     def _is_due(self, report: StepReport) -> bool:
         if time.monotonic() < self._next and report.step != self.steps:
@@ -174,7 +186,8 @@ class _Watch:
 
 
 def _stepped(report: StepReport, steps: int) -> str:
-    parts = [f"step {report.step}/{steps}", f"{report.success:.1%} of {counted(report.episodes, 'episode')}"]
+    success = "—" if report.success is None else f"{report.success:.1%}"
+    parts = [f"step {report.step}/{steps}", f"{success} of {counted(report.episodes, 'episode')}"]
     if report.score is not None:
         parts.append(f"score {report.score:.3f}")
     parts.append(counted(report.samples, "sample"))
@@ -184,8 +197,9 @@ def _stepped(report: StepReport, steps: int) -> str:
 
 def _evaluated(each: Evaluation) -> str:
     low, high = each.interval
+    known = "—" if each.success is None else f"{each.success:.1%} (95 %: {low:.1%}–{high:.1%})"
     unknown = f", {each.unknown} unknown" if each.unknown else ""
-    return f"step {each.step}: {each.mode} {each.success:.1%} (95 %: {low:.1%}–{high:.1%}) of {each.tasks}{unknown}"
+    return f"step {each.step}: {each.mode} {known} of {each.tasks - each.unknown}{unknown}"
 
 
 def _figures(result: TrainingResult) -> dict[str, Any]:
@@ -204,7 +218,8 @@ def _tell(result: TrainingResult) -> None:
     for each in result.comparisons:
         print(
             f"{each.mode}: {each.before:.1%} → {each.after:.1%} on held-out problems "
-            f"({each.gained} gained, {each.lost} lost; p = {each.p_value:.1g}, McNemar)"
+            f"({each.gained} gained, {each.lost} lost; p = {each.p_value:.1g}, McNemar"
+            f"{f'; {each.unknown} unknown, left out' if each.unknown else ''})"
         )
     why = {"steps": "", "target": ", the target", "patience": ", as nothing got better"}[result.stopped]
     print(f"{counted(result.steps, 'step')}{why} · {result.seconds:.0f} s · {result.cpu_seconds:.0f} CPU-seconds")

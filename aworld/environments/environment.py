@@ -36,6 +36,7 @@ from aworld.environments.problem import (
 )
 from aworld.environments.rubric import Part, Rubric, Scorer, as_rubric
 from aworld.environments.session import EnvironmentScene, Session
+from aworld.environments.signatures import check_takes_one
 
 __all__ = ["Environment", "Problem", "Session"]
 
@@ -76,19 +77,31 @@ class Environment:
         if not name or not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"An environment needs a name; got {name!r}.")
         if session is not None and not callable(session):
-            raise ConfigError(f"Environment {name!r}: session takes a class or function of a problem; got {session!r}.")
+            raise ConfigError(
+                f"Environment {name!r}: session takes a class or function of a problem, of which each episode makes a "
+                f"session of its own; got {session!r}."
+            )
+        if session is not None:
+            check_takes_one(session, f"Environment {name!r}, session", "the problem")
         self.name = name
         self.train: Source = as_source(train, f"train of environment {name!r}")
+        if not callable(self.train) and not self.train and train != ():
+            raise ConfigError(f"train of environment {name!r} is empty; give at least one problem, or leave it out.")
         self.test: Source = as_source(test, f"test of environment {name!r}")
         self.session = session
         self.tools = tuple(tools)
-        self.rubric = as_rubric(rubric)
+        try:
+            self.rubric = as_rubric(rubric)
+        except ConfigError as error:
+            raise ConfigError(f"Environment {name!r}, rubric: {error}") from None
         self.system_prompt = system_prompt
         self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
         self.key = key
         self._held_out: set[bytes] | None = None
         self._checked = False
         self._prompted: weakref.WeakKeyDictionary[BaseAgent, BaseAgent] = weakref.WeakKeyDictionary()
+        if not callable(self.train) and not callable(self.test):  # of streams, when problems are drawn
+            self.check_disjoint()
 
     def problems(self, split: Split = "train", n: int | None = None, seed: int | None = None) -> list[Problem]:
         """`n` problems of a split; the same ones for the same seed.
@@ -101,8 +114,6 @@ class Environment:
         if n is not None and n < 0:
             raise ConfigError(f"problems(n={n}): not a number of problems.")
         source = self.train if split == "train" else self.test
-        if split == "train" and not callable(source) and not callable(self.test):
-            self.check_disjoint()
         found = taken(source, n, seed, f"{split} of environment {self.name!r}")
         if split == "train" and callable(source) and not never_meet(self.train, self.test):
             self._refuse_held_out(found)

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
+from aworld.environments.signatures import check_takes_one
 
 Split: TypeAlias = Literal["train", "test"]
 Key: TypeAlias = Callable[["Problem"], Any]
@@ -130,7 +131,8 @@ def taken(source: Source, n: int | None, seed: int | None, where: str) -> list[P
             random.Random(seed).shuffle(found)
         found = found if n is None else found[:n]
     if n is not None and len(found) < n:
-        raise ConfigError(f"{where} has {len(found)} problems; {n} were asked for.")
+        has = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError(f"{where} has {has}; {n} were asked for.")
     return found
 
 
@@ -151,6 +153,7 @@ def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str
 def as_source(given: Any, where: str) -> Source:
     """A list of problems or a generator of them, from what a caller gave. Raises ConfigError."""
     if callable(given):
+        check_takes_one(given, where, "a seed")
         return cast("Generator", given)
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigError(f"{where} takes a list of problems, or a function of a seed that makes them; got {given!r}.")

@@ -24,6 +24,10 @@ class Progress:
         """Attempts whose surroundings failed and that were begun again."""
         self.lost = 0
         """Episodes whose surroundings failed to the last attempt."""
+        self.lost_in_a_row = 0
+        """How many of the last episodes were lost, without one that was not."""
+        self.reason: str | None = None
+        """Why surroundings failed the last time that they did."""
         self.statuses: Counter[str] = Counter()
         """Endings of this start, by status."""
         self.unscored = 0
@@ -42,6 +46,9 @@ class Progress:
         self.done += 1
         self.statuses[rollout.status] += 1
         self.lost += rollout.lost
+        self.lost_in_a_row = self.lost_in_a_row + 1 if rollout.lost else 0
+        if rollout.lost:
+            self.reason = rollout.error
         score = rollout.score
         if score is None:
             self.unscored += 1

@@ -59,6 +59,10 @@ class RemoteEnvironment(Environment):
         conf: TaskConfig | dict[str, Any] | None = None,
         timeout: float = 120.0,
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"RemoteEnvironment({url!r}): an address begins with http:// or https://, as http://{url}."
+            )
         self.url = url.rstrip("/")
         self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.timeout = timeout

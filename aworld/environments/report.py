@@ -140,6 +140,17 @@ def solved(environment: Environment, record: Trajectory) -> bool | None:
     return None if value is None else value >= 1.0
 
 
+def unknown_because(record: Trajectory) -> str:
+    """Why nobody knows what an episode is worth, such as `reward 'right': KeyError: 'x'`, and its trajectory."""
+    failed = [reward for reward in record.rewards if reward.value is None]
+    first = next((reward for reward in failed if reward.weight), failed[0] if failed else None)
+    if record.surroundings_failed or first is None:
+        why = f"the episode ended as {record.status}: {record.error or 'nobody gave a reward'}"
+    else:
+        why = f"reward {first.name!r}: {first.error}"
+    return f"{why} (trajectory {record.id})"
+
+
 def share_of(groups: list[tuple[int, int]]) -> Estimate | None:
     """The share of successes over groups of (samples, successes), with Wilson's interval.
 

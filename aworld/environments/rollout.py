@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from aworld.core.event import Status
-from aworld.core.exceptions import ConfigError, StoreError
+from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError
 from aworld.core.hooks import Hooks
 from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 RETRY_WAIT = 0.25
 """Seconds before the first retry of an episode whose surroundings failed; doubled each time."""
+
+LOST_IN_A_ROW = 20
+"""So many episodes may be lost one after the other however few run at once."""
 
 ENDED: tuple[Status, ...] = ("finished", "failed", "timeout", "limit_reached")
 """Statuses of an episode that is not run again, unless its surroundings failed."""
@@ -134,7 +137,9 @@ async def rollouts(
         hooks: Called around every episode.
 
     Raises:
-        ConfigError: The agent misses a setting, or two problems have one id.
+        ConfigError: The agent misses a setting, two problems have one id, or `run` is the name of another run: of
+            another environment or seed.
+        EnvironmentFailed: Twice as many episodes as run at once, and at least 20, were lost in a row.
         StoreError: The store can no longer be written; what was acknowledged is safe.
     """
     if samples < 1 or max_concurrency < 1 or retries < 0:
@@ -147,6 +152,7 @@ async def rollouts(
     if yield_finished:
         async for rollout in work.finished_before():
             yield rollout
+    most_lost = max(LOST_IN_A_ROW, 2 * max_concurrency)
     results: asyncio.Queue[Rollout | None] = asyncio.Queue(max_concurrency)
     workers = [asyncio.create_task(work.take_turns(results)) for _ in range(max_concurrency)]
     driver = asyncio.create_task(_drain(workers, results))
@@ -156,6 +162,12 @@ async def rollouts(
             if on_progress is not None:
                 on_progress(progress)
             yield rollout
+            if progress.lost_in_a_row >= most_lost:
+                raise EnvironmentFailed(
+                    f"run={work.run!r} | the last {progress.lost_in_a_row} episodes were all lost, retries included. "
+                    f"The last one: {progress.reason}\nWhat has ended is kept; start again with the same run and store "
+                    "to go on."
+                )
         await asyncio.gather(*workers)
     finally:
         for task in (driver, *workers):
@@ -226,9 +238,11 @@ class _Work:
 
     async def look_up(self) -> None:
         """Find out what the store has of this run; what had not finished is deleted, to be begun anew."""
-        for summary in await self.store.query(Query(session=self.run)):
-            if not summary.id.startswith(f"{self.run}."):  # somebody else's, such as a fork
-                continue
+        found = await self.store.query(Query(session=self.run))
+        own = [summary for summary in found if summary.id.startswith(f"{self.run}.")]  # others' are such as forks
+        if own and {_attempt(summary.id)[0] for summary in own}.isdisjoint(self._ids()):
+            await self._check_same(max(own, key=lambda summary: summary.steps))
+        for summary in own:
             name, attempt = _attempt(summary.id)
             known = self.known.setdefault(name, _Known())
             if summary.status not in ENDED:
@@ -239,6 +253,25 @@ class _Work:
                 known.finished = summary.id
         if self.problems is not None:
             self.progress.skip(sum(self._is_finished(id) for id in self._ids()))
+
+    async def _check_same(self, summary: Summary) -> None:
+        """Refuse to mix two runs under one name: of another environment, or seed as the first call of a model shows."""
+        record = await load(summary.id, self.store)
+        environment = (record.started.environment if record.started is not None else None) or ""
+        problem = (record.task.name or "").removeprefix(f"{environment}/")
+        sample = _attempt(record.id)[0].rpartition(".")[2]
+        seed = derived_seed(self.seed, problem, sample)
+        asked = next((call for call in record.calls.values() if "seed" in call.params), None)
+        if environment != self.environment.name:
+            other = f"of environment {environment!r}, and this is {self.environment.name!r}"
+        elif asked is not None and asked.params["seed"] != derived_seed(seed, asked.agent, 0):
+            other = f"with another seed than {self.seed}"
+        else:
+            return
+        raise ConfigError(
+            f"run={self.run!r} | the store has episodes of this run {other}, such as {record.id}. Take another name "
+            "for this run, or go on with the same."
+        )
 
     async def _was_lost(self, summary: Summary) -> bool:
         return summary.status in ("failed", "timeout") and (await load(summary.id, self.store)).surroundings_failed
@@ -309,5 +342,6 @@ class _Work:
             if not response.record.surroundings_failed or tried > self.retries:
                 return Rollout(problem, sample, group, seed, response.record, tried, response=response)
             self.progress.retried += 1
+            self.progress.reason = response.record.error
             await asyncio.sleep(RETRY_WAIT * 2.0 ** (tried - 1))
         raise AssertionError("the last attempt returns")

@@ -21,6 +21,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.core.scene import Reward
 from aworld.core.tool.threads import THREADS
 from aworld.core.trajectory import Trajectory
+from aworld.environments.signatures import check_takes_one
 
 if TYPE_CHECKING:
     from aworld.environments.problem import Problem
@@ -78,6 +79,7 @@ class Part:
             raise ConfigError(f"A part of a rubric needs a name; got {self.name!r}.")
         if not callable(self.scorer):
             raise ConfigError(f"Part {self.name!r}: the scorer must be a function of the episode; got {self.scorer!r}.")
+        check_takes_one(self.scorer, f"Part {self.name!r}, its scorer", "the episode")
         if not isinstance(self.weight, Real) or not math.isfinite(self.weight):
             raise ConfigError(f"Part {self.name!r}: the weight must be a finite number; got {self.weight!r}.")
         if not self.timeout > 0:
@@ -88,6 +90,8 @@ class Rubric:
     """Named, weighted parts. A plain function stands for a part of its name and weight 1."""
 
     def __init__(self, *parts: Part | Scorer) -> None:
+        if not parts:
+            raise ConfigError("Rubric() has no part; give it at least one part or function of the episode.")
         self.parts: tuple[Part, ...] = tuple(_part(part) for part in parts)
         names = [part.name for part in self.parts]
         if twice := {name for name in names if names.count(name) > 1}:
@@ -111,12 +115,20 @@ def as_rubric(given: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) ->
     """A rubric from what a caller gave: a rubric, a part, a function of the episode, or several of them."""
     if given is None or isinstance(given, Rubric):
         return given
-    return Rubric(given) if callable(given) or isinstance(given, Part) else Rubric(*given)
+    if callable(given) or isinstance(given, Part):
+        return Rubric(given)
+    if not isinstance(given, Sequence) or isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"A rubric is a Rubric, a Part, a function of the episode or a list of these; got {given!r:.100}."
+        )
+    return Rubric(*given)
 
 
 def _part(given: Part | Scorer) -> Part:
     if isinstance(given, Part):
         return given
+    if not callable(given):
+        raise ConfigError(f"A rubric takes parts and functions of the episode; got {given!r:.100}.")
     name = getattr(given, "__name__", "") or type(given).__name__
     return Part("reward" if name == "<lambda>" else name, given)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from aworld.core.event import Status
-from aworld.core.exceptions import EnvironmentFailed
+from aworld.core.exceptions import ConfigError, EnvironmentFailed
 from aworld.core.message import Content, Message
 from aworld.core.scene import Reward
 from aworld.core.tool.base import Tool, calling
@@ -50,6 +50,18 @@ class Session:
     """What an episode ended by `finish` answers."""
     _give: Callable[[Reward], None] | None = None
     _record: Trajectory | None = None
+
+    def __new__(cls, *given: Any, **more: Any) -> Self:
+        """A session. Raises ConfigError where none of the arguments that it needs was given."""
+        if not given and not more:
+            try:
+                inspect.signature(cls.__init__).bind(None)
+            except TypeError:  # Python's own message would not say what to do
+                raise ConfigError(
+                    f"{cls.__name__}() has no problem: the environment makes a session for each episode. Give it the "
+                    f"class, session={cls.__name__}, not an instance."
+                ) from None
+        return super().__new__(cls)
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

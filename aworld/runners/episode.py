@@ -461,7 +461,8 @@ class Episode:
         if self._begun:
             return
         self.check()
-        setting.check_scene(self.record, self.scene)
+        prefix = self.task.prefix
+        setting.check_scene(self.record if prefix is None else prefix.trajectory, self.scene)  # the one that was named
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:

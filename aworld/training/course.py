@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
+from aworld.core.agent.flow import units_of
+from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.environments.environment import derived_seed
 from aworld.environments.problem import Problem
 from aworld.training.config import TrainingConfig
 from aworld.training.evaluation import comparisons, evaluate
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Evaluated, Evaluation, Mode, Stepped, StepReport, Stop, TrainingResult
-from aworld.training.steps import told
+from aworld.training.steps import hopeless, told
 
-__all__ = ["FREE", "Course", "Spent", "evaluation_due", "measure", "result_of", "shaping", "stop_of"]
+__all__ = [
+    "FREE",
+    "Course",
+    "Spent",
+    "check_same",
+    "evaluation_due",
+    "identity_of",
+    "measure",
+    "result_of",
+    "shaping",
+    "stop_of",
+]
 
 FREE = ("steps", "evaluate_every", "max_concurrency", "checkpoint_every", "keep_checkpoints", "target", "patience")
 """Settings that may be others when a run goes on."""
@@ -68,6 +81,38 @@ def shaping(config: TrainingConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(FREE))
 
 
+def identity_of(job: TrainingJob) -> dict[str, Any]:
+    """What makes a run the one that it is, whichever engine trains: its settings, environment and first policy."""
+    return {
+        **shaping(job.config),
+        "environment": job.environment.name,
+        "test_dataset": None if job.held_out is None else job.held_out.name,
+        "policy": {name: _model_of(unit) for name, unit in units_of(job.agent).items()},
+    }
+
+
+def _model_of(unit: Any) -> str | None:
+    """What an agent asks: an embedded policy by its weights, wherever it was read from, any other by its name."""
+    model: Any = getattr(unit, "model", None)
+    if model is None:
+        return None
+    if model.provider != "embedded":
+        return f"{model.provider}:{model.name}"
+    from aworld.training.embedded.learner import version_of  # needs NumPy, which other engines may do without
+
+    return f"embedded:{version_of(model.policy.weights, 0)}"
+
+
+def check_same(run_path: object, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the run that a folder holds is another one."""
+    for name, value in now.items():
+        if was.get(name) != value:
+            raise ConfigError(
+                f"run_path | {run_path} holds a run with {name}={was.get(name)!r}, now it is {value!r}. Take another "
+                "run_path, or go on with the same."
+            )
+
+
 async def measure(
     job: TrainingJob,
     course: Course,
@@ -80,6 +125,8 @@ async def measure(
     watched: bool = True,
 ) -> None:
     """Evaluate in each mode, and put it down; does nothing where there is nothing to evaluate on.
+
+    Raises TrainingError when the first evaluation knows the outcome of no problem.
 
     Args:
         agent: The agent or team that asks the policy as it is now.
@@ -109,6 +156,8 @@ async def measure(
         )
         course.evaluations.append(evaluation)
         job.emit(Evaluated(evaluation))
+        if course.step == 0 and evaluation.unknown == evaluation.tasks:
+            raise TrainingError(f"evaluation {mode} | {hopeless(evaluation.tasks, evaluation.reason, job)}")
 
 
 def evaluation_due(course: Course, config: TrainingConfig) -> bool:
@@ -119,8 +168,11 @@ def evaluation_due(course: Course, config: TrainingConfig) -> bool:
 
 def stop_of(evaluations: Sequence[Evaluation], config: TrainingConfig) -> Stop | None:
     """Why training should stop after these evaluations; None where it should not."""
-    successes = [each.success for each in evaluations if each.mode == config.evaluation_modes[0]]
-    if config.target is not None and successes[-1] >= config.target:
+    of_mode = [each.success for each in evaluations if each.mode == config.evaluation_modes[0]]
+    successes = [success for success in of_mode if success is not None]
+    if not successes:
+        return None
+    if config.target is not None and (of_mode[-1] or 0.0) >= config.target:
         return "target"
     best = successes.index(max(successes))
     return "patience" if config.patience is not None and len(successes) - 1 - best >= config.patience else None

@@ -42,8 +42,9 @@ def points(result: TrainingResult) -> dict[str, Any]:
 
 def svg(result: TrainingResult, title: str = "") -> str:
     """The curve as a picture that stands alone."""
-    last = max([result.steps, *(each.step for each in result.evaluations)], default=0) or 1
-    drawn = [_frame(last), _training(result, last)]
+    end = _end(result)
+    last = end or 1
+    drawn = [_frame(last, end), _training(result, last)]
     for mode in SIGNS:
         drawn += _evaluations(result.of_mode(mode), mode, last)
     drawn.append(_legend(result))
@@ -66,13 +67,18 @@ def _y(share: float) -> float:
     return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
 
 
-def _frame(last: int) -> str:
+def _end(result: TrainingResult) -> int:
+    """The last step that is shown; 0 where nothing was trained."""
+    return max([result.steps, *(each.step for each in result.evaluations)], default=0)
+
+
+def _frame(last: int, end: int) -> str:
     lines: list[str] = []
     for tenth in range(0, 11, 2):
         y = _y(tenth / 10)
         lines.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#e3e3e3"/>')
         lines.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end" fill="#555555">{tenth * 10} %</text>')
-    for step in sorted({round(last * part / 5) for part in range(6)}):
+    for step in sorted({round(end * part / 5) for part in range(6)}):
         x = _x(step, last)
         lines.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#555555">{step}</text>')
     lines.append(
@@ -83,23 +89,29 @@ def _frame(last: int) -> str:
 
 
 def _training(result: TrainingResult, last: int) -> str:
-    shares = smoothed([each.success for each in result.history])
-    if not shares:
+    line = " ".join(f"{_x(step, last)},{_y(share)}" for step, share in _in_training(result))
+    if not line:
         return ""
-    line = " ".join(f"{_x(each.step, last)},{_y(share)}" for each, share in zip(result.history, shares))
     return f'<polyline points="{line}" fill="none" stroke="#b9b9b9" stroke-width="2"/>'
 
 
+def _in_training(result: TrainingResult) -> list[tuple[int, float]]:
+    """The steps whose success is known, smoothed."""
+    known = [(each.step, each.success) for each in result.history if each.success is not None]
+    return [(step, share) for (step, _), share in zip(known, smoothed([success for _, success in known]))]
+
+
 def _evaluations(evaluations: Sequence[Evaluation], mode: Mode, last: int) -> list[str]:
-    if not evaluations:
+    known = [(each, each.success) for each in evaluations if each.success is not None]
+    if not known:
         return []
     colour = COLOURS[mode]
-    line = " ".join(f"{_x(each.step, last)},{_y(each.success)}" for each in evaluations)
+    line = " ".join(f"{_x(each.step, last)},{_y(success)}" for each, success in known)
     drawn = [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
-    for each in evaluations:
+    for each, success in known:
         x, (low, high) = _x(each.step, last), each.interval
         drawn.append(f'<line x1="{x}" y1="{_y(low)}" x2="{x}" y2="{_y(high)}" stroke="{colour}" stroke-width="1.5"/>')
-        drawn.append(f'<circle cx="{x}" cy="{_y(each.success)}" r="4" fill="{colour}"/>')
+        drawn.append(f'<circle cx="{x}" cy="{_y(success)}" r="4" fill="{colour}"/>')
     return drawn
 
 
@@ -122,20 +134,22 @@ def smoothed(values: Sequence[float], count: int = SMOOTHED) -> list[float]:
 
 def terminal(result: TrainingResult, width: int = 72, height: int = 12) -> str:
     """The curve as lines of text: `●` greedy, `○` sampled, `·` in training."""
-    last = max([result.steps, *(each.step for each in result.evaluations)], default=0) or 1
+    end = _end(result)
+    last = end or 1
     columns = max(10, width - 7)
     grid = [[" "] * columns for _ in range(height)]
 
     def put(step: int, share: float, sign: str) -> None:
         grid[height - 1 - round(share * (height - 1))][round(step / last * (columns - 1))] = sign
 
-    for each, share in zip(result.history, smoothed([each.success for each in result.history])):
-        put(each.step, share, "·")
+    for step, share in _in_training(result):
+        put(step, share, "·")
     for mode, sign in reversed(SIGNS.items()):  # greedy on top
         for each in result.of_mode(mode):
-            put(each.step, each.success, sign)
+            if each.success is not None:
+                put(each.step, each.success, sign)
     lines = [f"{_label(row, height):>5} ┤{''.join(cells).rstrip()}" for row, cells in enumerate(grid)]
-    ends = "0" + f"step {last}".rjust(columns - 1)
+    ends = "0" + f"step {end}".rjust(columns - 1) if end else "step 0"
     return "\n".join([*lines, " " * 6 + "└" + "─" * columns, " " * 7 + ends, _signs(result)])
 
 

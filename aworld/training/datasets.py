@@ -72,7 +72,7 @@ def _with_held_out(
 def _like(environment: Environment, **changed: Any) -> Environment:
     """The same environment but for what is changed."""
     settings: dict[str, Any] = {
-        "train": environment.train,
+        "train": environment.train or (),
         "test": environment.test,
         "session": environment.session,
         "tools": environment.tools,
@@ -93,7 +93,10 @@ def _rubric(given: object) -> Rubric | None:
             f"reward_func takes a function of the episode that returns a number, a Rubric, or None where the "
             f"environment has one; got {given!r:.100}."
         )
-    return as_rubric(cast("Callable[[Any], float]", given))
+    try:
+        return as_rubric(cast("Callable[[Any], float]", given))
+    except ConfigError as error:
+        raise ConfigError(f"reward_func: {error}") from None
 
 
 def _given(argument: str, given: object) -> Environment | list[Problem]:

@@ -27,7 +27,7 @@ from aworld.training.embedded.learner import Learner
 from aworld.training.evaluation import held_out_problems
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Saved, Started, StepReport, TrainingResult
-from aworld.training.steps import episodes_of, learnable, problems_of, score_and_success
+from aworld.training.steps import episodes_of, figures_of, learnable, problems_of
 
 
 class EmbeddedEngine:
@@ -135,7 +135,7 @@ class _Run:
         self.agree(figures, number)
         self.actor.load(self.learner.policy)
         updated = time.process_time()
-        score, success = score_and_success(job.environment, episodes)
+        score, success, reason = figures_of(job.environment, [each.record for each in episodes])
         report = StepReport(
             step=number,
             episodes=len(episodes),
@@ -143,6 +143,7 @@ class _Run:
             success=success,
             samples=len(samples),
             dropped=dropped,
+            reason=reason,
             statistics={
                 **figures,
                 "drift": derived.drift,

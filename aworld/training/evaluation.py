@@ -16,7 +16,7 @@ from aworld.core.model import ModelRequest
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem
 from aworld.environments.progress import Progress
-from aworld.environments.report import share_of, solved
+from aworld.environments.report import share_of, solved, unknown_because
 from aworld.environments.rollout import rollouts
 from aworld.training.result import Comparison, Evaluation, Mode
 
@@ -75,6 +75,7 @@ async def evaluate(
     began, cpu = time.monotonic(), time.process_time()
     outcomes: dict[str, bool | None] = {}
     scores: list[float] = []
+    reasons: dict[str, str] = {}
     async for rollout in rollouts(
         environment,
         agent,
@@ -88,34 +89,44 @@ async def evaluate(
         on_progress=on_progress,
         hooks=(*hooks, ask),
     ):
-        outcomes[rollout.problem.id] = None if rollout.lost else solved(environment, rollout.record)
+        outcome = outcomes[rollout.problem.id] = None if rollout.lost else solved(environment, rollout.record)
+        if outcome is None:
+            reasons[rollout.problem.id] = unknown_because(rollout.record)
         if rollout.score is not None:
             scores.append(rollout.score)
     ordered = {problem.id: outcomes[problem.id] for problem in problems}
-    share = share_of([(1, int(outcome is True)) for outcome in ordered.values()])
+    share = share_of([(1, int(outcome)) for outcome in ordered.values() if outcome is not None])
     return Evaluation(
         step=step,
         mode=mode,
         outcomes=ordered,
         score=fmean(scores) if scores else None,
         interval=(share.low, share.high) if share is not None else (0.0, 1.0),
+        reason=next((reasons[problem.id] for problem in problems if problem.id in reasons), None),
         seconds=time.monotonic() - began,
         cpu_seconds=time.process_time() - cpu,
     )
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """The paired test of two evaluations on the problems that both have. Raises ConfigError when there is none."""
+    """The paired test of two evaluations on the problems of which both know the outcome.
+
+    Raises ConfigError when there is none.
+    """
     both = [id for id in before.outcomes if id in after.outcomes]
-    if not both:
-        raise ConfigError("compare: the two evaluations have no problem in common.")
-    was, now = ([bool(one.outcomes[id]) for id in both] for one in (before, after))
+    known = _known(before, after)
+    if not known:
+        why = f"whose outcome is known both times ({before.reason or after.reason})" if both else "in common"
+        raise ConfigError(f"compare: the two evaluations have no problem {why}.")
+    was, now = ([one.outcomes[id] is True for id in known] for one in (before, after))
     gained = sum(b and not a for a, b in zip(was, now))
     lost = sum(a and not b for a, b in zip(was, now))
     return Comparison(
         mode=after.mode,
-        before=sum(was) / len(both),
-        after=sum(now) / len(both),
+        tasks=len(known),
+        unknown=len(both) - len(known),
+        before=sum(was) / len(known),
+        after=sum(now) / len(known),
         gained=gained,
         lost=lost,
         p_value=mcnemar(gained, lost),
@@ -123,11 +134,16 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 def comparisons(evaluations: Iterable[Evaluation]) -> tuple[Comparison, ...]:
-    """The first evaluation of each mode against its last."""
+    """The first evaluation of each mode against its last, where they know the outcome of a problem both times."""
     by_mode: dict[Mode, list[Evaluation]] = {}
     for evaluation in evaluations:
         by_mode.setdefault(evaluation.mode, []).append(evaluation)
-    return tuple(compare(each[0], each[-1]) for each in by_mode.values() if len(each) > 1)
+    return tuple(compare(each[0], each[-1]) for each in by_mode.values() if len(each) > 1 and _known(each[0], each[-1]))
+
+
+def _known(before: Evaluation, after: Evaluation) -> list[str]:
+    """The problems whose outcome is known both times."""
+    return [id for id, outcome in before.outcomes.items() if None not in (outcome, after.outcomes.get(id))]
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -23,11 +23,13 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     mode: Mode
     outcomes: dict[str, bool | None]
     """Whether each problem was solved, by its id (`aworld.environments.report.solved`); None where no scorer could
-    tell, or the surroundings failed: not solved, as far as anybody knows."""
+    tell, or the surroundings failed: in no figure."""
     score: float | None = None
     """Mean score of the episodes that have one."""
     interval: tuple[float, float] = (0.0, 1.0)
     """95 % confidence interval of `success` (Wilson)."""
+    reason: str | None = None
+    """Why the first of the unknown ones is unknown, and its trajectory."""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -47,15 +49,20 @@ class Evaluation(Struct, frozen=True, kw_only=True):
         return sum(outcome is None for outcome in self.outcomes.values())
 
     @property
-    def success(self) -> float:
-        """Share of problems that were solved."""
-        return self.successes / self.tasks if self.tasks else 0.0
+    def success(self) -> float | None:
+        """Share of the problems whose outcome is known that were solved; None where none is."""
+        known = self.tasks - self.unknown
+        return self.successes / known if known else None
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """Before and after on the same held-out problems."""
+    """Before and after on the same held-out problems: those whose outcome is known both times."""
 
     mode: Mode
+    tasks: int = 0
+    """Problems that are compared."""
+    unknown: int = 0
+    """Problems that are left out, as an outcome is unknown."""
     before: float
     after: float
     gained: int
@@ -75,12 +82,15 @@ class StepReport(Struct, frozen=True, kw_only=True):
     """Episodes that were run."""
     score: float | None
     """Mean score of the episodes that have one."""
-    success: float
-    """Share of the episodes that solved their problem, at the sampling temperature, on the training set."""
+    success: float | None
+    """Share of the episodes that solved their problem, at the sampling temperature, on the training set; of those of
+    which that is known, and None where none is."""
     samples: int
     """Samples that the update saw."""
     dropped: dict[str, int] = {}
     """Samples that were left out, by the name of the filter or the reason."""
+    reason: str | None = None
+    """Why the first episode without a score has none, and its trajectory."""
     statistics: dict[str, float] = {}
     """Further figures by name: `loss`, `drift`, `logprob_difference` (largest between recorded and recomputed), ..."""
     seconds: float = 0.0

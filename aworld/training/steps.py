@@ -13,11 +13,12 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem
 from aworld.environments.progress import Progress as RolloutProgress
-from aworld.environments.report import solved
+from aworld.environments.report import solved, unknown_because
 from aworld.environments.rollout import Rollout, rollouts
 from aworld.training import credit, filters
 from aworld.training.config import TrainingConfig
@@ -26,7 +27,7 @@ from aworld.training.registry import TrainingJob
 from aworld.training.result import Progress
 from aworld.training.samples import Derived, Sample, derive
 
-__all__ = ["episodes_of", "learnable", "problems_of", "score_and_success", "told"]
+__all__ = ["episodes_of", "figures_of", "hopeless", "learnable", "problems_of", "told"]
 
 
 def problems_of(environment: Environment, config: TrainingConfig, number: int) -> list[Problem]:
@@ -46,7 +47,8 @@ def problems_of(environment: Environment, config: TrainingConfig, number: int) -
     rounds = len(everything) // count
     if not rounds:
         raise ConfigError(
-            f"train_dataset has {len(everything)} problems, fewer than config.groups={count}; give more, or lower it."
+            f"config.groups={count} problems are learnt from in each step, and train_dataset has only "
+            f"{len(everything)}; give more, or lower it."
         )
     turn, place = divmod(number - 1, rounds)
     random.Random(f"{config.seed}/{turn}").shuffle(everything)
@@ -69,6 +71,8 @@ async def episodes_of(
         agent: The agent or team that asks the policy as it is now.
         agents: Names of those whose sampling the settings rule.
         run: Name of the episodes in the store; another one for each policy.
+
+    Raises TrainingError when no episode has a score: there is nothing to learn from.
     """
     config = job.config
     ask = Ask(agents, temperature=config.temperature, top_p=1.0, max_tokens=config.max_completion_tokens)
@@ -90,7 +94,18 @@ async def episodes_of(
         )
     ]
     places = {problem.id: place for place, problem in enumerate(problems)}
-    return sorted(found, key=lambda rollout: (places[rollout.problem.id], rollout.sample))
+    episodes = sorted(found, key=lambda rollout: (places[rollout.problem.id], rollout.sample))
+    if all(episode.score is None for episode in episodes):
+        raise TrainingError(f"step={number} | {hopeless(len(episodes), unknown_because(episodes[0].record), job)}")
+    return episodes
+
+
+def hopeless(count: int, reason: str | None, job: TrainingJob) -> str:
+    """What is said where nobody knows what a single one of `count` episodes is worth."""
+    return (
+        f"of none of {count} episodes it is known what it is worth. The first: {reason}. Look at that trajectory in "
+        f"{job.store}, mend what failed, and start with another run_path: what is recorded stays as it was."
+    )
 
 
 def told(job: TrainingJob, phase: str, step: int) -> Callable[[RolloutProgress], None]:
@@ -98,11 +113,15 @@ def told(job: TrainingJob, phase: str, step: int) -> Callable[[RolloutProgress],
     return lambda progress: job.emit(Progress(phase, step, progress.done, progress.total or 0))
 
 
-def score_and_success(environment: Environment, episodes: Sequence[Rollout]) -> tuple[float | None, float]:
-    """Mean score of the episodes that have one (None: none has), and the share of all that solved their problem."""
-    scores = [episode.score for episode in episodes if episode.score is not None]
-    success = fmean(solved(environment, each.record) is True for each in episodes)
-    return fmean(scores) if scores else None, success
+def figures_of(
+    environment: Environment, records: Sequence[Trajectory]
+) -> tuple[float | None, float | None, str | None]:
+    """The mean score of the episodes that have one, the share that solved their problem (of those of which that is
+    known), and why the first without a score has none. Each is None where there is nothing to tell."""
+    scores = [record.score for record in records if record.score is not None]
+    outcomes = [known for record in records if (known := solved(environment, record)) is not None]
+    reason = next((unknown_because(record) for record in records if record.score is None), None)
+    return fmean(scores) if scores else None, fmean(outcomes) if outcomes else None, reason
 
 
 def learnable(

@@ -25,7 +25,7 @@ from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
-from aworld.environments.report import solved
+from aworld.core.trajectory import Trajectory
 from aworld.models.chat_tokens import parse
 from aworld.training.bridge import Bridge
 from aworld.training.course import Course, measure, result_of
@@ -34,7 +34,7 @@ from aworld.training.outside import Ended, OutsideRollouts
 from aworld.training.processes import OtherProcess, python_of, version_in
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Progress, Saved, Started, StepReport, TrainingResult
-from aworld.training.steps import problems_of
+from aworld.training.steps import figures_of, hopeless, problems_of
 from aworld.training.swift_arguments import (
     PYTHON,
     SwiftOptions,
@@ -123,8 +123,8 @@ class _Run:
         self._embedded = embedded_policy(job.agent) if options.model is None else None
         self._trained: Any = None
         """The embedded policy after training."""
-        self._ended: list[tuple[Ended, bool]] = []
-        """The episodes of this step, and whether each solved its problem."""
+        self._ended: list[Trajectory] = []
+        """The episodes of this step."""
         self._stepped = time.monotonic()
 
     async def evaluate(self) -> None:
@@ -224,7 +224,7 @@ class _Run:
         return parsed(text, f"call_{request.turn}")  # as the embedded model reads itself
 
     def _on_end(self, ended: Ended, response: TaskResponse) -> None:
-        self._ended.append((ended, solved(self.job.environment, response.record) is True))
+        self._ended.append(response.record)
         total = self.job.config.groups * self.job.config.samples
         self.job.emit(Progress("rollouts", self.course.step + 1, min(len(self._ended), total), total))
 
@@ -236,21 +236,25 @@ class _Run:
         if step % updates:
             return
         number, now = step // updates, time.monotonic()
-        scores = [ended.score for ended, _ in self._ended if ended.score is not None]
-        unknown = len(self._ended) - len(scores)
+        score, success, reason = figures_of(self.job.environment, self._ended)
+        unknown = sum(record.score is None for record in self._ended)
         report = StepReport(
             step=number,
             episodes=len(self._ended),
-            score=sum(scores) / len(scores) if scores else None,
-            success=sum(won for _, won in self._ended) / max(1, len(self._ended)),
-            samples=len(scores),
+            score=score,
+            success=success,
+            samples=len(self._ended) - unknown,
             dropped={"failed_rewards": unknown} if unknown else {},
+            reason=reason,
             statistics=figures,
             seconds=now - self._stepped,
         )
+        lost = hopeless(len(self._ended), reason, self.job) if 0 < unknown == len(self._ended) else None
         self._ended, self._stepped = [], now
         self._rollouts.step, self._rollouts.version = number, f"swift-{number}"
         self.course.add(report, self.job)
+        if lost is not None:  # the bridge tells swift, which ends with it
+            raise TrainingError(f"step={number} | {lost}")
 
 
 def embedded_policy(agent: Agent) -> Any:

@@ -18,6 +18,7 @@ from aworld.runners.blocking import run_blocking
 from aworld.runners.local import store_of
 from aworld.training import curve
 from aworld.training.config import TrainingConfig, training_config
+from aworld.training.course import check_same, identity_of
 from aworld.training.datasets import Dataset, environments_of
 from aworld.training.registry import TrainingJob, engine_of
 from aworld.training.result import TrainingEvent, TrainingResult
@@ -81,6 +82,8 @@ class AgentTrainer:
             emit=_heard(on_event),
         )
         self.engine.check(self.job)
+        _check_groups(self.job.config)
+        self._check_folder()
 
     def train(self) -> TrainingResult:
         """Train, and return how it went. Works inside a running event loop too, by a thread of its own.
@@ -92,7 +95,9 @@ class AgentTrainer:
     async def train_async(self) -> TrainingResult:
         """`train` for async code."""
         job = self.job
-        _mark(job.run_path, self.engine.name)
+        _warn(job)
+        self._check_folder()  # another process may have begun there
+        _mark(job.run_path, self.engine.name, identity_of(job))
         store = store_of(job.store)  # held, so that everybody who names its address has this one
         try:
             result = await self.engine.train(job)
@@ -105,6 +110,21 @@ class AgentTrainer:
         (job.run_path / "curve.svg").write_text(curve.svg(result, job.environment.name), encoding="utf-8")
         return result
 
+    def _check_folder(self) -> None:
+        """Refuse a folder that holds another run, also one that was cut off before its first checkpoint."""
+        job = self.job
+        held = _marked(job.run_path)
+        if held is not None and held.identity is not None:
+            check_same(job.run_path, held.identity, identity_of(job))
+
+
+class _Mark(msgspec.Struct):
+    """What a folder says of the run that it holds. Written before anything runs."""
+
+    engine: str
+    identity: dict[str, Any] | None = None
+    """What must be the same when the run goes on."""
+
 
 def _check_agent(agent: object) -> None:
     if not isinstance(agent, BaseAgent | Topology):
@@ -113,6 +133,27 @@ def _check_agent(agent: object) -> None:
         agent.check()
     except ConfigError as error:
         raise ConfigError(f"agent={agent.name!r} cannot run: {error}") from None
+
+
+def _check_groups(config: TrainingConfig) -> None:
+    """Refuse groups that cannot teach anything: GRPO compares the episodes of a group with each other."""
+    compared = config.advantages != "raw" or "no_variance" in config.filters
+    if config.algorithm == "grpo" and config.samples == 1 and config.steps and compared:
+        raise ConfigError(
+            f"config.samples=1: advantages={config.advantages!r} and the filter no_variance compare the episodes of a "
+            "problem, and one alone teaches nothing. Give samples=2 or more, or advantages='raw' with filters=[]."
+        )
+
+
+def _warn(job: TrainingJob) -> None:
+    """Say what is measured less than one may think."""
+    count = job.config.final_tasks
+    if job.held_out is None:
+        logger.warning("test_dataset=None | train_dataset has no held-out problems either: nothing is measured")
+        return
+    test = job.held_out.test
+    if not callable(test) and len(test) < count and "final_tasks" in job.config.model_fields_set:
+        logger.warning("final_tasks=%d | there are only %d held-out problems; each is used once", count, len(test))
 
 
 def _folder(given: object, engine: str) -> Path:
@@ -126,23 +167,25 @@ def _folder(given: object, engine: str) -> Path:
     if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
         raise ConfigError(f"run_path={str(given)!r} holds other things; give a new folder, or that of an earlier run.")
     known = _marked(path)
-    if known is not None and known != engine:
-        raise ConfigError(f"run_path={str(given)!r} holds a run of the engine {known!r}; take another folder.")
+    if known is not None and known.engine != engine:
+        raise ConfigError(f"run_path={str(given)!r} holds a run of the engine {known.engine!r}; take another folder.")
     return path
 
 
-def _marked(path: Path) -> str | None:
-    """The engine of the run that a folder holds; None when it holds none."""
+def _marked(path: Path) -> _Mark | None:
+    """The run that a folder holds; None when it holds none."""
     try:
-        return str(msgspec.json.decode((path / _MARK).read_bytes())["engine"])
-    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return msgspec.json.decode((path / _MARK).read_bytes(), type=_Mark)
+    except (OSError, msgspec.DecodeError):
         return None
 
 
-def _mark(path: Path, engine: str) -> None:
+def _mark(path: Path, engine: str, identity: dict[str, Any]) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / _MARK).write_bytes(msgspec.json.encode({"engine": engine}))
+        beside = path / f".{_MARK}.new"
+        beside.write_bytes(msgspec.json.encode(_Mark(engine, identity)))
+        beside.replace(path / _MARK)  # whole or not at all, whenever the process ends
     except OSError as error:
         raise ConfigError(f"run_path={str(path)!r} cannot be written: {error.strerror}.") from None
 

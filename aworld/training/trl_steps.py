@@ -27,7 +27,7 @@ from aworld.training.registry import TrainingJob
 from aworld.training.result import Saved, Started, StepReport, TrainingResult
 from aworld.training.rows import Rows, rows_of
 from aworld.training.samples import Sample
-from aworld.training.steps import episodes_of, learnable, problems_of, score_and_success
+from aworld.training.steps import episodes_of, figures_of, learnable, problems_of
 from aworld.training.trl_policy import TrainedPolicy
 
 __all__ = ["Steps"]
@@ -159,11 +159,12 @@ class Steps:
         others = [sample for sample in derived.samples if _place(sample) not in learnt]
         end = int(self.policy.tokenizer.eos_token_id)
         rows = rows_of([e.id for e in episodes], [*kept, *others], {e.id: e.score for e in episodes}, end)
-        score, success = score_and_success(environment, episodes)
+        score, success, reason = figures_of(environment, [each.record for each in episodes])
         self._report = {
             "episodes": len(episodes),
             "score": score,
             "success": success,
+            "reason": reason,
             "samples": len(kept),
             "dropped": {**dropped, **({"second row of an episode": rows.left_out} if rows.left_out else {})},
             "statistics": {

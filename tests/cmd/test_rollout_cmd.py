@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from aworld.cmd.rollout import _state
+from aworld.environments import Progress
 from aworld.models.embedded.checkpoint import Policy
 from aworld.runners.local import load, store_of
 
@@ -36,7 +38,10 @@ class Closed(Shop):
 tasks = shop(Part("correct", correct), Part("short", short, weight=0.5))
 endless = shop(train=stream)
 closed = shop(session=Closed)
-leaky = shop(train=[*shop().train, shop().test[0]])
+
+def leaky():
+    return shop(train=[*shop().train, shop().test[0]])
+
 agent = agent_of(half)
 '''
 ROOT = Path(__file__).parents[2]
@@ -95,6 +100,9 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     assert first["parts"]["correct"]["count"] == 12
     again = json.loads(shell(*command, "--run", "r", "--seed", "4").stdout)
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    other = shell(*command, "--run", "r", "--seed", "5")
+    assert other.returncode == 2
+    assert "run='r' | the store has episodes of this run with another seed than 5" in other.stderr
     more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
     assert more["episodes"] == 18
     assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
@@ -121,6 +129,12 @@ def test_a_model_in_this_process_takes_the_options_of_a_model(shell: Shell) -> N
         assert refused.returncode == 2
         said = f"--base-url says where an API lives, but {model} answers in this process: leave it out."
         assert refused.stderr.splitlines()[-1] == f"aworld: {said}"
+
+
+def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
+    progress = Progress(9)
+    progress.lost, progress.reason = 2, "the shop is closed\nfor good"
+    assert _state(progress).endswith("2 lost · last: the shop is closed")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,16 @@ TASKS = """
 from tests.training.small import letters, says_low, small_agent
 
 agent = small_agent()
+
+
+def boom(episode):
+    raise KeyError("boom")
+
+
+def boom_at_first(episode):
+    if episode.problem.id in ("test-0", "train-0"):
+        raise KeyError("boom")
+    return says_low(episode)
 """
 ROOT = Path(__file__).parents[2]
 QUICK = (
@@ -65,6 +75,19 @@ def test_train_on_files_with_settings_of_a_file(shell: Shell) -> None:
     done = shell("train.jsonl", *QUICK, *given)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2  # the option goes before the file
+
+
+def test_a_reward_that_nobody_knows_is_no_zero(shell: Shell) -> None:
+    done = shell("my_tasks:letters", *QUICK, "--reward", "my_tasks:boom")
+    assert done.returncode == 1
+    assert "step 0: greedy — of 0, 4 unknown\n" in done.stderr
+    assert "reward 'boom': KeyError: 'boom' (trajectory evaluation-greedy-0-" in done.stderr
+    assert "Traceback" not in done.stderr
+    some = shell("my_tasks:letters", *QUICK, "--run-path", "some", "--reward", "my_tasks:boom_at_first")
+    assert some.returncode == 0, some.stderr
+    assert "of 3, 1 unknown" in some.stderr
+    assert some.stderr.count("KeyError: 'boom'") == 1
+    assert "McNemar; 1 unknown, left out)" in some.stdout
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,13 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
         remote.problems("train", 10**6)
 
 
+def test_an_address_without_http_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'127.0.0.1:8137'.: an address begins with http:// .*, as http://127.0.0.1:8137"
+    ):
+        RemoteEnvironment("127.0.0.1:8137")
+
+
 async def test_finite_splits_are_whole_lists() -> None:
     with serving(fixed()) as server:
         remote = RemoteEnvironment(server.url)

@@ -11,7 +11,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.core.message import Text
 from aworld.environments import Environment, Problem, split_by_hash
 from aworld.environments.problem import content_key, digest_of
-from tests.environments.shop import problem, shop, stream
+from tests.environments.shop import Shop, problem, shop, stream
 
 
 def test_a_list_is_given_in_its_order_or_shuffled_by_a_seed() -> None:
@@ -37,12 +37,8 @@ def test_a_stream_makes_the_same_problems_for_the_same_seed() -> None:
 def test_a_training_set_that_has_a_held_out_problem_is_refused() -> None:
     """By content: the id is another one, and so are blanks, case and the way in which the answer is written."""
     leaked = Problem("leaked", "  what does ITEM 102\ncost?", "306", {"price": 306})
-    environment = shop(train=[problem(1), leaked])
     with pytest.raises(ConfigError, match=r"1 of 2 training problems are held out too, such as 'leaked': .*ITEM 102"):
-        environment.problems("train")
-    with pytest.raises(ConfigError, match="Take them out"):
-        environment.check_disjoint()
-    assert len(environment.problems("test")) == 5
+        shop(train=[problem(1), leaked])
 
 
 def test_a_stream_that_comes_upon_a_held_out_problem_is_refused_too() -> None:
@@ -57,9 +53,8 @@ def test_a_stream_that_comes_upon_a_held_out_problem_is_refused_too() -> None:
 def test_the_same_words_with_another_hidden_state_are_another_problem() -> None:
     learnt, held = Problem("a", "Open it.", data={"code": 1}), Problem("b", "Open it.", data={"code": 2})
     Environment("doors", train=[learnt], test=[held]).check_disjoint()
-    by_words = Environment("doors", train=[learnt], test=[held], key=lambda problem: problem.input)
     with pytest.raises(ConfigError, match="held out"):
-        by_words.check_disjoint()
+        Environment("doors", train=[learnt], test=[held], key=lambda problem: problem.input)
 
 
 def test_a_split_by_hash_makes_streams_that_cannot_meet() -> None:
@@ -101,8 +96,20 @@ def test_parts_of_text_are_the_same_as_the_text() -> None:
         ({"train": [{"question": "x"}]}, "Problem 0 needs at least an 'input'"),
         ({"train": [problem(1), problem(1)]}, "two problems with the id '1'"),
         ({"session": 3}, "session takes a class"),
+        ({"session": lambda: None}, r"'x', session: it is called with one argument, the problem"),
+        ({"train": lambda: iter(())}, r"train of environment 'x': it is called with one argument, a seed"),
+        ({"train": []}, "train of environment 'x' is empty"),
+        ({"rubric": ()}, "'x', rubric: Rubric"),
+        ({"rubric": 3}, "'x', rubric: A rubric is"),
+        ({"rubric": lambda: 1.0}, "'x', rubric: Part 'reward', its scorer"),
+        ({"train": [problem(1)], "test": [problem(1)]}, "1 of 1 training problems are held out too"),
     ],
 )
 def test_an_environment_that_cannot_work_is_refused(given: dict[str, object], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         Environment("x", **given)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_instance_in_place_of_a_session_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"session=Shop, not an instance"):
+        Environment("x", session=Shop())  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -16,7 +16,7 @@ from aworld.config.conf import RunConfig
 from aworld.core.event import Event
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError, StoreError
 from aworld.core.model import ModelRequest
-from aworld.environments import Part, Problem, Progress, Rollout, by_group, rollouts
+from aworld.environments import Environment, Part, Problem, Progress, Rollout, by_group, rollouts
 from aworld.environments.environment import derived_seed
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
@@ -129,9 +129,53 @@ async def test_another_seed_or_another_problem_of_that_id_is_no_finished_episode
     given: dict[str, Any] = {"store": store, "run": "r"}
     assert len(await all_of(shop(), agent_of(), [problem(1)], **given)) == 1
     assert await all_of(shop(), agent_of(), [problem(1)], **given) == []
-    assert len(await all_of(shop(), agent_of(), [problem(1)], seed=1, **given)) == 1
     assert len(await all_of(shop(), agent_of(), [Problem("1", "Another?", 3, {"price": 3})], **given)) == 1
-    assert len(await all_of(shop(), agent_of(), [problem(1)], store=store)) == 1
+    assert len(await all_of(shop(), agent_of(), [problem(1)], seed=1, store=store)) == 1
+
+
+async def test_one_name_is_one_run(store: TrajectoryStore) -> None:
+    """Of one environment and one seed, also when no problem of the second start was in the first."""
+    given: dict[str, Any] = {"store": store, "run": "r"}
+    await all_of(shop(), agent_of(), [problem(1)], samples=2, **given)
+    with pytest.raises(ConfigError, match=r"run='r' .* with another seed than 1, such as r\.1\."):
+        await all_of(shop(), agent_of(), [problem(1)], seed=1, **given)
+    with pytest.raises(ConfigError, match="with another seed than 1"):
+        await all_of(shop(), agent_of(), iter([problem(2)]), seed=1, **given)
+    other = Environment("other", train=[problem(1)], session=Shop)
+    with pytest.raises(ConfigError, match="of environment 'shop', and this is 'other'"):
+        await all_of(other, agent_of(), [problem(1)], **given)
+    assert await store.count(Query(session="r")) == 2
+    assert len(await all_of(shop(), agent_of(), [problem(2)], **given)) == 1  # more problems, more samples
+    assert len(await all_of(shop(), agent_of(), [problem(1)], samples=3, **given)) == 1
+    assert len(await all_of(shop(), agent_of(), iter([problem(3)]), **given)) == 1
+
+
+async def test_it_stops_when_nothing_answers_any_more_and_can_be_gone_on_with(store: TrajectoryStore) -> None:
+    dead: set[str] = {str(number) for number in range(5, 90)}
+
+    class Dying(Shop):
+        async def start(self) -> None:
+            if self.problem.id in dead:
+                raise EnvironmentFailed("http://there:1 | the server is gone")
+
+    environment = shop(session=Dying)
+    problems = [problem(number) for number in range(90)]
+    given: dict[str, Any] = {"store": store, "run": "r", "retries": 0, "max_concurrency": 4}
+    told: list[Progress] = []
+    found: list[Rollout] = []
+
+    async def read() -> None:
+        async for rollout in rollouts(environment, agent_of(), problems, on_progress=told.append, **given):
+            found.append(rollout)  # noqa: PERF401 - what was read before the error counts
+
+    with pytest.raises(EnvironmentFailed, match=r"last 2\d episodes were all lost.*: http://there:1 . the server"):
+        await read()
+    assert sum(not each.lost for each in found) == 5
+    assert sum(each.lost for each in found) < 30
+    assert told[-1].reason == "http://there:1 | the server is gone"
+    dead.clear()
+    again = await all_of(environment, agent_of(), problems, **given)
+    assert (len(again), {each.status for each in again}) == (85, {"finished"})
 
 
 async def test_failures_of_the_surroundings_are_tried_again_and_kept(store: TrajectoryStore) -> None:

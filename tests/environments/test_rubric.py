@@ -223,9 +223,24 @@ async def test_cancelling_a_run_that_is_being_scored_ends_it_as_cancelled(store:
     assert (summary.status, summary.score) == ("cancelled", None)
 
 
+def pair(one: Episode, other: Episode) -> float:
+    return 1.0
+
+
+def scaled(episode: Episode, scale: float = 1.0, *more: float) -> float:
+    return scale
+
+
 def test_a_rubric_that_cannot_work_is_refused() -> None:
     with pytest.raises(ConfigError, match="Two parts of the rubric are named 'correct'"):
         Rubric(correct, Part("correct", correct))
+    with pytest.raises(ConfigError, match=r"Rubric\(\) has no part"):
+        Rubric()
+    with pytest.raises(ConfigError, match="takes parts and functions of the episode; got 3"):
+        Rubric(3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"Part 'x', its scorer: .*one argument, the episode"):
+        Part("x", pair)  # pyright: ignore[reportArgumentType]
+    assert Part("x", scaled).name == "x"
     with pytest.raises(ConfigError, match="scorer must be a function"):
         Part("x", 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="weight must be a finite number"):

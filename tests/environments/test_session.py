@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from aworld.agents.llm_agent import Agent
+from aworld.config.conf import RunConfig
 from aworld.core.agent.swarm import Swarm
 from aworld.core.exceptions import EnvironmentFailed, ModelError, TaskError
 from aworld.core.message import Message
@@ -270,3 +271,9 @@ async def test_an_episode_is_stepped_and_streamed_like_any_run() -> None:
     outputs = [output async for output in Runners.streaming_run_task(shop().task(problem(4), agent_of()))]
     assert isinstance(outputs[-1], RunFinished)
     assert outputs[-1].response.record.score == 1.0
+
+
+async def test_a_fork_of_an_episode_is_refused_by_the_name_that_was_given(store: TrajectoryStore) -> None:
+    await Runners.run_task(shop().task(problem(1), agent_of(), id="named"), RunConfig(store=store))
+    with pytest.raises(TaskError, match="Trajectory named is an episode of environment 'shop'"):
+        await Runners.fork("named", agent_of(), at=1, store=store)

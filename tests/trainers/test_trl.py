@@ -86,8 +86,8 @@ def test_the_packaged_policy_learns_to_take_the_right_tool(tmp_path: Path) -> No
     before, after = result.before("greedy"), result.after("greedy")
     assert before is not None
     assert after is not None
-    assert before.success < 0.2
-    assert after.success > 0.8
+    assert (before.success or 0.0) < 0.2
+    assert (after.success or 0.0) > 0.8
     assert max(report.statistics["logprob_difference"] for report in result.history) < 1e-4
 
     async def solved() -> float:
@@ -95,7 +95,7 @@ def test_the_packaged_policy_learns_to_take_the_right_tool(tmp_path: Path) -> No
         environment = sums()
         found = await evaluate(environment, agent, held_out_problems(environment, 100))
         assert {call.provider for record in [await one(agent)] for call in record.calls.values()} == {"embedded"}
-        return found.success
+        return found.success or 0.0
 
     async def one(agent: Agent) -> Trajectory:
         return (await Runners.run("What is 37 plus 25?", agent)).record

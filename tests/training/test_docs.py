@@ -26,8 +26,9 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
             exec(compile(block, str(PAGE), "exec"), names)
             said.append(capsys.readouterr().out.strip())
     learnt, own, derived = said
-    before, after = (float(number) for number in re.findall(r"greedy ([\d.]+) → ([\d.]+)", learnt)[0])
-    assert before < 0.1 < 0.4 < after
+    shares = re.findall(r"greedy: ([\d.]+)% → ([\d.]+)%, p = [\de.-]+\n", learnt)[0]
+    before, after = map(float, shares)
+    assert before < 10 < 40 < after
     assert own == "1 8 4"
     assert derived == "128 0 0 128"
     assert names["better"].model.policy.version.startswith("12-")

@@ -22,7 +22,7 @@ from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
 from aworld.runners.local import store_of
 from aworld.training import AgentTrainer, TrainingResult
-from aworld.training.result import Evaluated, Progress, Saved, Started, Stepped, TrainingEvent
+from aworld.training.result import Evaluated, Progress, Saved, Started, Stepped, StepReport, TrainingEvent
 from aworld.training.samples import derive
 from aworld.trajectory import Query
 from tests.training.small import QUICK, always, letters, never, says_low, small_agent, small_policy
@@ -31,6 +31,11 @@ from tests.training.small import QUICK, always, letters, never, says_low, small_
 def trained(path: Path, environment: Environment | None = None, agent: Any = None, **settings: Any) -> TrainingResult:
     given = environment or letters()
     return AgentTrainer(agent or small_agent(), {**QUICK, **settings}, None, given, run_path=path).train()
+
+
+def success(report: StepReport) -> float:
+    assert report.success is not None
+    return report.success
 
 
 def weights_of(path: Path) -> dict[str, bytes]:
@@ -55,14 +60,14 @@ def facts(result: TrainingResult) -> list[Any]:
 def test_it_learns_what_is_rewarded_and_the_control_does_not(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 40, "groups": 8, "samples": 8, "checkpoint_every": 0}
     result = trained(tmp_path / "learnt", **settings)
-    assert result.history[0].success < 0.4 < 0.7 < max(report.success for report in result.history[-3:])
+    assert success(result.history[0]) < 0.4 < 0.7 < max(map(success, result.history[-3:]))
     control = trained(tmp_path / "control", shuffle_rewards=True, **settings)
-    assert max(report.success for report in control.history[-3:]) < 0.6
+    assert max(map(success, control.history[-3:])) < 0.6
 
 
 def test_imitation_of_successes_learns_too(tmp_path: Path) -> None:
     result = trained(tmp_path, steps=25, groups=8, samples=8, algorithm="sft", checkpoint_every=0)
-    assert result.history[-1].success > result.history[0].success + 0.3
+    assert success(result.history[-1]) > success(result.history[0]) + 0.3
     assert result.history[0].dropped["not_solved"] + result.history[0].samples == 64
 
 
@@ -152,8 +157,21 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 def test_going_on_with_other_settings_is_refused(tmp_path: Path) -> None:
     trained(tmp_path)
-    with pytest.raises(ConfigError, match="another learning_rate"):
+    with pytest.raises(ConfigError, match=r"holds a run with learning_rate=0\.005, now it is 0\.0001"):
         trained(tmp_path, learning_rate=1e-4)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_protected_too(tmp_path: Path) -> None:
+    killed(tmp_path, 2)
+    assert not (tmp_path / "checkpoints").exists()
+    shaping: dict[str, Any] = {"minibatches": 2, "epochs": 2}
+    with pytest.raises(ConfigError, match="holds a run with seed=0, now it is 5"):
+        trained(tmp_path, **shaping, seed=5)
+    with pytest.raises(ConfigError, match="with environment='letters', now it is 'other'"):
+        trained(tmp_path, Environment("other", train=[{"input": "a"}, {"input": "b"}], rubric=says_low), **shaping)
+    with pytest.raises(ConfigError, match="holds a run with policy="):
+        trained(tmp_path, agent=Agent("speaker", model=EmbeddedModel(small_policy(1))), **shaping)
+    assert trained(tmp_path, **shaping, steps=2, checkpoint_every=0).steps == 2
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -198,13 +216,33 @@ def text(episode: Episode) -> Any:
 
 
 @pytest.mark.parametrize("reward", [broken, no_number, text])
-def test_a_failed_reward_is_counted_and_teaches_nothing(tmp_path: Path, reward: Any) -> None:
-    result = trained(tmp_path, letters(reward), steps=1)
+def test_training_stops_when_no_reward_is_known(tmp_path: Path, reward: Any) -> None:
+    events: list[TrainingEvent] = []
+    trainer = AgentTrainer(small_agent(), QUICK, None, letters(reward), run_path=tmp_path, on_event=events.append)
+    with pytest.raises(TrainingError, match=r"evaluation greedy .* none of 4 .* reward 'right': .*episodes.db"):
+        trainer.train()
+    (evaluation,) = [event.evaluation for event in events if isinstance(event, Evaluated)]
+    assert (evaluation.success, evaluation.unknown, evaluation.interval) == (None, 4, (0.0, 1.0))
+    with pytest.raises(TrainingError, match=r"step=1 .* of none of 8 episodes .* \(trajectory step-00001-"):
+        trained(tmp_path / "unmeasured", letters(reward, test=0))
+
+
+def broken_for_some(episode: Episode) -> float:
+    if episode.problem.id in ("train-0", "test-0"):
+        raise RuntimeError("no idea")
+    return says_low(episode)
+
+
+def test_a_failed_reward_is_counted_and_teaches_nothing(tmp_path: Path) -> None:
+    result = trained(tmp_path, letters(broken_for_some, train=2), steps=1)
     (report,) = result.history
-    assert (report.score, report.success, report.samples, report.dropped) == (None, 0.0, 0, {"failed_rewards": 8})
-    evaluation = result.before()
-    assert evaluation is not None
-    assert evaluation.unknown == 4
+    assert report.dropped["failed_rewards"] == 4
+    assert report.reason is not None
+    assert report.reason.startswith("reward 'right': RuntimeError: no idea (trajectory step-00001-")
+    for evaluation in result.evaluations:
+        assert (evaluation.tasks, evaluation.unknown) == (4, 1)
+        assert evaluation.success == evaluation.successes / 3
+    assert [(each.tasks, each.unknown) for each in result.comparisons] == [(3, 1), (3, 1)]
 
 
 def test_a_team_shares_one_policy(tmp_path: Path) -> None:
@@ -284,5 +322,5 @@ async def hang(episode: Episode) -> float:
 def test_a_reward_function_that_hangs_is_a_failed_reward(tmp_path: Path) -> None:
     reward = Rubric(Part("slow", hang, timeout=0.05))
     trainer = AgentTrainer(small_agent(), {**QUICK, "steps": 1, "final_tasks": 1}, reward, letters(), run_path=tmp_path)
-    (report,) = trainer.train().history
-    assert report.dropped == {"failed_rewards": 8}
+    with pytest.raises(TrainingError, match=r"reward 'slow': No value within 0.05 s"):
+        trainer.train()

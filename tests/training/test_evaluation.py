@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from msgspec.structs import replace
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ConfigError
@@ -13,7 +14,9 @@ from aworld.core.model import ModelRequest
 from aworld.environments import Environment, Episode, Problem
 from aworld.models import FunctionModel
 from aworld.training import Evaluation, StepReport, TrainingResult, curve
-from aworld.training.evaluation import Ask, compare, evaluate, held_out_problems, mcnemar
+from aworld.training.config import TrainingConfig
+from aworld.training.course import stop_of
+from aworld.training.evaluation import Ask, compare, comparisons, evaluate, held_out_problems, mcnemar
 
 
 def repeats(episode: Episode) -> float:
@@ -60,7 +63,9 @@ async def test_other_agents_keep_their_settings() -> None:
 
 
 def evaluation(step: int, outcomes: str, mode: Any = "greedy") -> Evaluation:
-    return Evaluation(step=step, mode=mode, outcomes={str(n): mark == "1" for n, mark in enumerate(outcomes)})
+    return Evaluation(
+        step=step, mode=mode, outcomes={str(n): {"1": True, "0": False}.get(m) for n, m in enumerate(outcomes)}
+    )
 
 
 def test_the_paired_test_is_exact() -> None:
@@ -72,6 +77,41 @@ def test_the_paired_test_is_exact() -> None:
     assert mcnemar(0, 10) == pytest.approx(2 / 2**10)
     with pytest.raises(ConfigError, match="no problem in common"):
         compare(evaluation(0, ""), evaluation(1, "1"))
+
+
+def test_what_is_unknown_is_left_out() -> None:
+    before, after = evaluation(0, "?0011"), evaluation(9, "111?1")
+    assert (before.success, before.unknown, evaluation(0, "??").success) == (0.5, 1, None)
+    found = compare(before, after)
+    assert (found.tasks, found.unknown, found.before, found.after, found.gained) == (3, 2, 1 / 3, 1.0, 2)
+    with pytest.raises(ConfigError, match="known both times"):
+        compare(evaluation(0, "?1"), evaluation(1, "1?"))
+    assert comparisons([evaluation(0, "?1"), evaluation(1, "1?")]) == ()
+    config = TrainingConfig(target=0.9, patience=1)
+    assert stop_of([evaluation(0, "??")], config) is None
+    assert stop_of([evaluation(0, "1?"), evaluation(1, "??")], TrainingConfig(target=1.0)) is None
+
+
+def test_a_curve_with_gaps() -> None:
+    result = result_of(3)
+    gap = replace(result, evaluations=(*result.evaluations, evaluation(3, "??")),
+                  history=(*result.history, replace(result.history[0], success=None)))  # fmt: skip
+    ET.fromstring(curve.svg(gap))
+    assert curve.points(gap)["held_out"][-1]["success"] is None
+    assert curve.terminal(gap) == curve.terminal(result)
+
+
+async def test_an_evaluation_says_why_it_does_not_know() -> None:
+    def boom(episode: Episode) -> float:
+        if episode.problem.id in ("0", "1"):
+            raise KeyError("boom")
+        return repeats(episode)
+
+    environment = Environment("echo", test=ENVIRONMENT.problems("test"), rubric=boom)
+    found = await evaluate(environment, speaker([]), held_out_problems(environment, 400))
+    assert (found.success, found.unknown) == (2 / 6, 2)
+    assert found.reason is not None
+    assert found.reason.startswith("reward 'boom': KeyError: 'boom' (trajectory ")
 
 
 def result_of(steps: int = 10) -> TrainingResult:
@@ -108,6 +148,13 @@ def test_the_curve_in_three_forms(steps: int) -> None:
     assert max(map(len, lines)) <= 60
     assert "●" in lines[0]
     assert lines[0].startswith("100 % ┤")
+
+
+def test_the_curve_of_no_step_ends_at_step_0() -> None:
+    result = result_of(0)
+    assert curve.terminal(result).splitlines()[-2].strip() == "step 0"
+    assert ">1</text>" not in curve.svg(result)
+    assert curve.terminal(result_of(1)).splitlines()[-2].split() == ["0", "step", "1"]
 
 
 def test_a_curve_of_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig
 from aworld.core.exceptions import ConfigError
-from aworld.environments import Environment, Problem, Rubric
+from aworld.environments import Environment, Episode, Problem, Rubric
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
@@ -58,6 +58,10 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
     return AgentTrainer(**arguments).job
 
 
+def pair(one: Episode, other: Episode) -> float:
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -65,6 +69,8 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
         ({"agent": Agent("a", AgentConfig(llm_provider="nobody"))}, "agent='a' cannot run"),
         ({"config": {"stepz": 1}}, "did you mean 'steps'"),
         ({"config": 3}, "config takes"),
+        ({"config": {**QUICK, "samples": 1}}, "config.samples=1: .* one alone teaches nothing"),
+        ({"config": {**QUICK, "samples": 1, "advantages": "raw"}}, "config.samples=1"),
         ({"train_dataset": None}, "train_dataset is missing"),
         ({"train_dataset": 7}, "train_dataset takes"),
         ({"train_dataset": {"input": "a"}}, "train_dataset takes"),
@@ -76,6 +82,8 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
         ({"train_dataset": Environment("bare", train=ROWS)}, "environment 'bare' has no rubric"),
         ({"train_dataset": Environment("bare", test=ROWS), "reward_func": says_low}, "no training problems"),
         ({"reward_func": 1.0}, "reward_func takes"),
+        ({"reward_func": pair}, r"reward_func: .*one argument, the episode, and pair.* cannot be"),
+        ({"reward_func": lambda: 1.0}, "called with one argument, the episode"),
         ({"test_dataset": 7}, "test_dataset takes"),
         ({"test_dataset": Environment("bare", test=ROWS)}, "'bare' has no rubric"),
         ({"test_dataset": Environment("bare", train=ROWS, rubric=says_low)}, "no held-out problems"),
@@ -147,6 +155,25 @@ def test_a_reward_function_takes_the_place_of_the_rubric(tmp_path: Path) -> None
     own = Rubric(says_low)
     assert job_of(tmp_path, reward_func=own).environment.rubric is own
     assert job_of(tmp_path).environment.rubric is not None
+
+
+def test_samples_of_one_are_taken_where_nothing_is_compared(tmp_path: Path) -> None:
+    taken: list[dict[str, Any]] = [{"advantages": "raw", "filters": []}, {"algorithm": "sft"}, {"steps": 0}]
+    for settings in taken:
+        assert job_of(tmp_path, config={**QUICK, "samples": 1, **settings}).config.samples == 1
+
+
+def test_what_is_measured_less_than_one_may_think_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given: dict[str, Any] = {"train_dataset": letters(), "train_engine_name": "watched"}
+    AgentTrainer(small_agent(), {"final_tasks": 6}, run_path=tmp_path / "a", **given).train()
+    AgentTrainer(small_agent(), {}, run_path=tmp_path / "b", **given).train()
+    assert caplog.messages == []
+    AgentTrainer(small_agent(), {"final_tasks": 7}, run_path=tmp_path / "c", **given).train()
+    given["train_dataset"] = ROWS
+    AgentTrainer(small_agent(), {}, says_low, run_path=tmp_path / "d", **given).train()
+    only, nothing = caplog.messages
+    assert only == "final_tasks=7 | there are only 6 held-out problems; each is used once"
+    assert nothing.startswith("test_dataset=None | ")
 
 
 def test_without_held_out_problems_nothing_is_evaluated(tmp_path: Path) -> None:

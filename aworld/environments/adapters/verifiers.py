@@ -137,14 +137,14 @@ class _Tasks:
         made.data = cast(Any, type(self.template.data)).model_validate(problem.data["task"])
         return made
 
-    def rubric(self) -> Rubric:
-        """The task's rewards, judges and metrics as parts."""
+    def rubric(self) -> Rubric | None:
+        """The task's rewards, judges and metrics as parts; None where it has none."""
         limit = self.template.data.timeout.scoring or 60.0
         weights = {fn.__name__: float(getattr(fn, "_vf_weight", 1.0)) for fn in self.template.hooks("reward")}
         weights |= {judge.reward_name: float(judge.config.weight) for judge in self.template.plugged_judges()}
         weights |= {fn.__name__: 0.0 for fn in self.template.hooks("metric")}
         parts = [RubricPart(name, partial(_score, name), weight, limit) for name, weight in weights.items()]
-        return Rubric(*parts)
+        return Rubric(*parts) if parts else None
 
     def toolsets(self) -> list[tuple[Any, bool]]:
         """Fresh tool servers of one episode, with whether they are told of the task."""

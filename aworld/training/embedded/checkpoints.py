@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnkn
 
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
-from aworld.training.course import Course
+from aworld.training.course import Course, check_same
 from aworld.training.embedded.learner import Learner
 
 _STATE = "training.json"
@@ -66,13 +66,7 @@ def restore(place: Path, learner: Learner, identity: dict[str, Any]) -> State:
         state = msgspec.json.decode((place / _STATE).read_bytes(), type=State)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"run_path | checkpoint {place} cannot be read: {error}; delete its folder.") from None
-    other = [name for name, value in identity.items() if state.identity.get(name) != value]
-    if other:
-        name = other[0]
-        raise ConfigError(
-            f"run_path | {place.parent.parent} holds a run with another {name}: {state.identity.get(name)!r}, now "
-            f"{identity[name]!r}. Take another run_path, or the same settings to go on."
-        )
+    check_same(place.parent.parent, state.identity, identity)
     learner.restore(Policy.open(place), state.learner, load_file(place / _MOMENTS))
     return state
 
