@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENTS = ("sums", "shop")
-STEPS = 60
-"""Training steps, of 32 × 8 episodes."""
+STEPS = 64
+"""Training steps, of 24 × 8 episodes."""
 RESULTS = Path(__file__).parent / "results" / "learning.json"
 TARGETS = {
     "greedy before": ("below", 0.60),

@@ -30,7 +30,7 @@ from aworld.training.result import Comparison, Evaluated, Evaluation, Stepped, T
 from aworld.trajectory import Query, open_store
 
 FOLDER = Path(".aworld/demo")
-STEPS = 60
+STEPS = 64
 ABOUT = {
     "sums": "one tool call: the policy's habit is to take the wrong tool",
     "shop": "dependent calls: the price is hidden, and must be looked up before it can be multiplied",

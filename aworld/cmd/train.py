@@ -21,8 +21,8 @@ _ABOUT = (
     "Started again with the same --run-path, it goes on where it was cut off."
 )
 _SETTINGS: dict[str, tuple[type, str]] = {
-    "steps": (int, "training steps (60)"),
-    "groups": (int, "problems a step (32)"),
+    "steps": (int, "training steps (64)"),
+    "groups": (int, "problems a step (24)"),
     "samples": (int, "episodes of each problem (8)"),
     "learning_rate": (float, "step size (2e-4)"),
     "seed": (int, "decides all that is random (0)"),

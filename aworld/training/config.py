@@ -21,9 +21,9 @@ class TrainingConfig(Settings):
     algorithm: Literal["grpo", "sft"] = "grpo"
     """`grpo`: policy gradient on advantages within groups; `sft`: the successes of the policy's own episodes, imitated.
     What an engine does not know, it refuses."""
-    steps: int = Field(default=60, ge=0)
+    steps: int = Field(default=64, ge=0)
     """Training steps: each is rollouts of the current policy, then updates on them. 0 only evaluates."""
-    groups: int = Field(default=32, ge=1)
+    groups: int = Field(default=24, ge=1)
     """Problems a step."""
     samples: int = Field(default=8, ge=1)
     """Episodes of each problem: the size of a group."""

@@ -30,7 +30,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     before, after = map(float, shares)
     assert before < 10 < 40 < after
     assert own == "1 8 4"
-    assert derived == "256 0 0 256"
+    assert derived == "192 0 0 192"
     assert names["better"].model.policy.version.startswith("12-")
 
 

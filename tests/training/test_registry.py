@@ -73,7 +73,7 @@ def test_config_in_four_forms(tmp_path: Path) -> None:
     wanted = TrainingConfig(steps=7, learning_rate=1e-3, filters=("no_variance",))
     assert training_config(path) == training_config(str(path)) == training_config(wanted) == wanted
     assert training_config({"steps": 7, "learning_rate": 1e-3, "filters": ["no_variance"]}) == wanted
-    assert training_config(None).groups == 32
+    assert training_config(None).groups == 24
 
 
 @pytest.mark.parametrize(

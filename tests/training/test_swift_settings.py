@@ -45,7 +45,7 @@ def refused(tmp_path: Path, agent: Any = None, **settings: Any) -> str:
         ({"filters": ("no_variance", "truncated")}, "takes no_variance"),
         ({"options": {"pyhton": "x"}}, "Known are python, model,"),
         ({"options": {"micro_batch": 0}}, "at least 1"),
-        ({"options": {"micro_batch": 7}}, "divides 256"),
+        ({"options": {"micro_batch": 7}}, "divides 192"),
         ({"options": {"python": "/no/such/python"}}, "does not run"),
         ({"options": {"python": sys.executable}}, "pip install ms-swift==4.6.0 msgspec"),
     ],
