@@ -31,7 +31,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert before < 10 < 40 < after
     assert own == "1 8 4"
     assert derived == "192 0 0 192"
-    assert names["better"].model.policy.version.startswith("12-")
+    assert names["better"].model.policy.version.startswith("30-")
 
 
 def test_bash_blocks_run(tmp_path: Path) -> None:
