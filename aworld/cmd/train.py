@@ -24,7 +24,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "steps": (int, "training steps (64)"),
     "groups": (int, "problems a step (24)"),
     "samples": (int, "episodes of each problem (8)"),
-    "learning_rate": (float, "step size (2e-4)"),
+    "learning_rate": (float, "step size (3e-4)"),
     "seed": (int, "decides all that is random (0)"),
     "evaluate_every": (int, "steps between evaluations; 0: only before and after (10)"),
     "evaluation_tasks": (int, "held-out problems of an evaluation on the way (100)"),
