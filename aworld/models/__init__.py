@@ -7,8 +7,9 @@ first request.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aworld.core.lazy import exports
 
 if TYPE_CHECKING:
     from aworld.models.anthropic import AnthropicModel as AnthropicModel
@@ -29,34 +30,22 @@ if TYPE_CHECKING:
     from aworld.models.server import ModelServer as ModelServer
 
 _HOMES = {
-    "AnthropicModel": "anthropic",
-    "AzureModel": "openai",
-    "CallFailed": "call",
-    "FunctionModel": "doubles",
-    "Limits": "limiter",
-    "LiteLLMModel": "litellm",
-    "ModelServer": "server",
-    "OpenAIModel": "openai",
-    "Outcome": "call",
-    "Retry": "call",
-    "ScriptedModel": "doubles",
-    "build_model": "providers",
-    "call_model": "call",
-    "close_transports": "http",
-    "known_providers": "providers",
-    "register_provider": "providers",
+    "AnthropicModel": ".anthropic",
+    "AzureModel": ".openai",
+    "CallFailed": ".call",
+    "FunctionModel": ".doubles",
+    "Limits": ".limiter",
+    "LiteLLMModel": ".litellm",
+    "ModelServer": ".server",
+    "OpenAIModel": ".openai",
+    "Outcome": ".call",
+    "Retry": ".call",
+    "ScriptedModel": ".doubles",
+    "build_model": ".providers",
+    "call_model": ".call",
+    "close_transports": ".http",
+    "known_providers": ".providers",
+    "register_provider": ".providers",
 }
 
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # one list, the one above
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -7,8 +7,9 @@ engine that needs one is used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aworld.core.lazy import exports
 
 if TYPE_CHECKING:
     from aworld.training.config import TrainingConfig as TrainingConfig
@@ -22,27 +23,15 @@ if TYPE_CHECKING:
     from aworld.training.trainer import AgentTrainer as AgentTrainer
 
 _HOMES = {
-    "AgentTrainer": "trainer",
-    "Engine": "registry",
-    "Evaluation": "result",
-    "StepReport": "result",
-    "TrainingConfig": "config",
-    "TrainingJob": "registry",
-    "TrainingResult": "result",
-    "known_engines": "registry",
-    "register_processor": "registry",
+    "AgentTrainer": ".trainer",
+    "Engine": ".registry",
+    "Evaluation": ".result",
+    "StepReport": ".result",
+    "TrainingConfig": ".config",
+    "TrainingJob": ".registry",
+    "TrainingResult": ".result",
+    "known_engines": ".registry",
+    "register_processor": ".registry",
 }
 
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # one list, the one above
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
