@@ -72,6 +72,11 @@ class SQLiteStore:
         # of the interpreter the writer's own hook waits for the thread.
         weakref.finalize(self, _let_go, self._writer, self._idle).atexit = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, and takes nothing more."""
+        return self._writer.closed
+
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
         """See `TrajectoryStore.append`. Callable from any thread, with or without a running event loop."""
         writer = self._writer

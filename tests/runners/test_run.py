@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from aworld.core.task import Task, TaskResponse
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.runners.local import store_of
 from aworld.trajectory import MemoryStore, TrajectoryStore
 from tests.runners.scenes import Gate, adder, assert_sound, kinds, scripted, thinking
 
@@ -415,3 +417,12 @@ def test_a_double_is_shared_by_runs() -> None:
 
 def test_echo_of_the_readme() -> None:
     assert Runners.sync_run("hello", thinking(echo)).answer == "you said hello"
+
+
+async def test_a_store_that_was_closed_is_opened_again_by_its_address(tmp_path: Path) -> None:
+    conf = RunConfig(store=f"sqlite:///{tmp_path}/runs.db")
+    held = store_of(conf.store)
+    assert (await Runners.run("1 + 2?", adder(), run_conf=conf)).success
+    await held.close()
+    assert (await Runners.run("1 + 2?", adder(), run_conf=conf)).success
+    assert len(await store_of(conf.store).query()) == 2
