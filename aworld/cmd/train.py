@@ -31,7 +31,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "final_tasks": (int, "held-out problems before and after (400)"),
     "target": (float, "stop at this share of held-out problems solved"),
     "patience": (int, "stop after so many evaluations without a better one"),
-    "max_concurrency": (int, "episodes in flight at once (128)"),
+    "max_concurrency": (int, "episodes in flight at once (256)"),
 }
 """The settings that have an option of their own; `--set` takes the others."""
 

@@ -57,8 +57,8 @@ class TrainingConfig(Settings):
     """Most tokens of one reply in rollouts; None leaves it to the agent's model settings."""
     seed: int = 0
     """Decides problems, sampling and the order of samples: the same seed gives the same run."""
-    max_concurrency: int = Field(default=128, ge=1)
-    """Episodes in flight at once."""
+    max_concurrency: int = Field(default=256, ge=1)
+    """Episodes in flight at once; the embedded policy answers them side by side."""
     retries: int = Field(default=2, ge=0)
     """How often an episode is run again when its surroundings failed, not the policy."""
     logprob_tolerance: float | None = Field(default=1e-3, gt=0)

@@ -82,6 +82,21 @@ def test_parts_of_a_step_add_up() -> None:
     assert sum(each[2]["entropy"] for each in found) == pytest.approx(figures["entropy"])
 
 
+def test_equal_sequences_that_differ_in_all_else_add_up() -> None:
+    weights = weights_of(CONFIG, np.float64)
+    whole = batch_of(CONFIG, weights, rows=5)
+    whole.ids[[2, 3]] = whole.ids[0]  # their masks, advantages and recorded log-probabilities stay their own
+    whole.logprobs = log_probabilities(CONFIG, weights, whole) + np.where(whole.mask, 0.3 * whole.advantages, 0)
+    loss, gradients, figures = loss_and_gradients(CONFIG, weights, whole)
+    rows = [slice(number, number + 1) for number in range(5)]
+    parts = [Batch(whole.ids[r], whole.mask[r], whole.logprobs[r], whole.advantages[r], 0.9) for r in rows]
+    alone = [loss_and_gradients(CONFIG, weights, part, tokens=whole.tokens) for part in parts]
+    assert sum(each[0] for each in alone) == pytest.approx(loss)
+    assert {name: sum(each[2][name] for each in alone) for name in figures} == pytest.approx(figures)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(sum(each[1][name] for each in alone), gradient, atol=1e-12)
+
+
 def test_padding_changes_nothing() -> None:
     weights = weights_of(CONFIG, np.float64)
     short, long = [3, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13]

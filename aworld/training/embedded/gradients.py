@@ -112,12 +112,13 @@ def _controller() -> ThreadpoolController:
 
 
 class _Pass:
-    """A forward pass that keeps what the way back needs."""
+    """A forward pass that keeps what the way back needs. Equal sequences of a batch go through it as one."""
 
     def __init__(self, config: PolicyConfig, weights: Parameters, batch: Batch) -> None:
         self.config, self.weights = config, weights
         self.gradients: Parameters = {}
-        self.ids = batch.ids[:, :-1]  # what stands at the end predicts nothing
+        different, row_of = np.unique(batch.ids, axis=0, return_inverse=True)
+        self.ids = different[:, :-1]  # what stands at the end predicts nothing
         self.kind = weights["lm_head.weight"].dtype
         span = self.ids.shape[1]
         self.layers: list[tuple[Matrices, dict[str, Floats]]] = []
@@ -127,10 +128,11 @@ class _Pass:
         x = weights["model.embed_tokens.weight"][self.ids.reshape(-1)]
         for number in range(config.num_hidden_layers):
             x = self._layer(f"model.layers.{number}.", x)
-        self.places = np.flatnonzero(batch.mask[:, 1:].reshape(-1))
-        self.targets = batch.ids[:, 1:].reshape(-1)[self.places]
-        self.old = batch.logprobs[:, 1:].reshape(-1)[self.places]
-        self.advantages = batch.advantages[:, 1:].reshape(-1)[self.places]
+        sampled = batch.mask[:, 1:]
+        sequence, position = np.nonzero(sampled)
+        self.places, self.place_of = np.unique(row_of.reshape(-1)[sequence] * span + position, return_inverse=True)
+        self.targets = different[:, 1:].reshape(-1)[self.places]
+        self.old, self.advantages = batch.logprobs[:, 1:][sampled], batch.advantages[:, 1:][sampled]
         self.size = x.shape
         self.last, self.last_rate = _normed(x[self.places], config.rms_norm_eps)
         self.temperature = self.kind.type(batch.temperature)
@@ -141,7 +143,7 @@ class _Pass:
         self.shares = np.exp(logits, out=logits)
         sums = self.shares.sum(-1, keepdims=True)
         self.shares /= sums
-        self.logprobs: Floats = (chosen - np.log(sums[:, 0])).astype(np.float64)
+        self.logprobs: Floats = (chosen - np.log(sums[:, 0])).astype(np.float64)[self.place_of]
 
     def _layer(self, at: str, x: Floats) -> Floats:
         config, of = self.config, Matrices(self.config, self.weights, at)
@@ -179,7 +181,8 @@ class _Pass:
     def backward(self, slope: Floats) -> Parameters:
         """Gradients by every weight, given the slope of the loss by each log-probability."""
         found = self.gradients
-        scaled = slope.astype(self.kind)[:, None] / self.temperature
+        slopes = np.bincount(self.place_of, slope, len(self.places))
+        scaled = slopes.astype(self.kind)[:, None] / self.temperature
         by_logits = self.shares * -scaled
         by_logits[np.arange(len(self.places)), self.targets] += scaled[:, 0]
         self._folded_back("model.norm.weight", ["lm_head.weight"], by_logits.T @ self.last)

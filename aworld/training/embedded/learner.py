@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from aworld.training.embedded.objectives import Objective, Values, grpo, imitati
 from aworld.training.samples import Sample
 
 ROWS = 32
-"""Sequences that go through the network side by side: what they need fits the processor's cache."""
+"""Different sequences that go through the network side by side: what they need fits the processor's cache."""
 UNBOUNDED = 1e9
 NOTABLE = 1e-4
 """Nats of difference from which a token's log-probability is counted in `logprob_beyond`."""
@@ -57,9 +58,7 @@ class Learner:
         tokens = sum(map(_sampled, samples))
         total: Parameters = {}
         loss = 0.0
-        ordered = sorted(samples, key=lambda sample: len(sample.ids))  # what is padded together is of similar length
-        for start in range(0, len(ordered), ROWS):
-            part = ordered[start : start + ROWS]
+        for part in side_by_side(samples):
             watched = figures.watched(objective)
             value, gradients, statistics = loss_and_gradients(
                 self.policy.config, weights, batch_of(part, config.temperature), watched, tokens=tokens
@@ -137,6 +136,17 @@ def dealt(samples: Sequence[Sample], parts: int, draw: random.Random) -> Iterato
     for part in range(parts):
         if found := shuffled[part::parts]:
             yield found
+
+
+def side_by_side(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """Parts of at most `ROWS` different sequences, of similar length; equal ones stay together and share a row.
+
+    Most samples of a group are equal to another one, and the more so the surer the policy is.
+    """
+    ordered = sorted(samples, key=lambda sample: (len(sample.ids), sample.ids))
+    alike = [list(equal) for _, equal in groupby(ordered, key=lambda sample: sample.ids)]
+    for start in range(0, len(alike), ROWS):
+        yield list(chain.from_iterable(alike[start : start + ROWS]))
 
 
 def batch_of(samples: Sequence[Sample], temperature: float) -> Batch:
