@@ -86,7 +86,7 @@ def settings(steps: int, seed: int) -> Any:
     from aworld.training import TrainingConfig
 
     return TrainingConfig(
-        steps=steps, groups=16, seed=seed, learning_rate=5e-4, evaluate_every=0, final_tasks=PROBLEMS,
+        steps=steps, groups=16, seed=seed, learning_rate=3e-4, evaluate_every=0, final_tasks=PROBLEMS,
         checkpoint_every=0, max_completion_tokens=64,
     )  # fmt: skip
 
