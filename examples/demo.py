@@ -1,4 +1,4 @@
-"""An agent gets better, from nothing but its own recorded experience: no key, no network, no GPU, under a minute.
+"""An agent gets better, from nothing but its own recorded experience: no key, no network, no GPU, two minutes.
 
 The small policy that comes with AWorld has bad habits: it reaches for the wrong tool. In two environments it acts, its
 episodes are recorded and scored, and it is trained on them; before and after, it is measured on held-out tasks that it
