@@ -96,7 +96,7 @@ class SQLiteStore:
             loop = None
         waiter: Waiter | None = None
         if wait or len(writer.queue) > BACKLOG:
-            waiter = Future[Any]() if loop is None else loop.create_future()
+            waiter = _uncancellable() if loop is None else loop.create_future()
         job = Append(trajectory_id, events, data, waiter)
         writer.queue.append(job)
         if waiter is None and loop is not None:
@@ -208,6 +208,13 @@ class SQLiteStore:
                 self._idle.pop().close()
             self._writer.stop()
             await asyncio.to_thread(self._writer.join)
+
+
+def _uncancellable() -> Future[Any]:
+    """A future that only the writer ends: who gives up one wait for a `Pending` must not end the others."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def _opened(_: sqlite3.Connection) -> None:
