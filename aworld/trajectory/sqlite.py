@@ -136,7 +136,7 @@ class SQLiteStore:
 
     async def query(self, query: Query = EVERYTHING) -> list[Summary]:
         """See `TrajectoryStore.query`."""
-        return await self._read(lambda connection: listed(connection, query))
+        return await self._read(lambda connection: listed(connection, self.url, query))
 
     async def count(self, query: Query = EVERYTHING) -> int:
         """See `TrajectoryStore.count`."""
