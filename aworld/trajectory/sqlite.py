@@ -222,9 +222,9 @@ def _opened(_: sqlite3.Connection) -> None:
 
 
 def _let_go(writer: Writer, idle: deque[sqlite3.Connection]) -> None:
-    writer.stop()
-    while idle:
+    while idle:  # readers first, as in `close`
         idle.pop().close()
+    writer.stop()
 
 
 def _end_linger(store: weakref.ref[SQLiteStore]) -> None:

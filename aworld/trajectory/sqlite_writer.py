@@ -196,17 +196,19 @@ class Writer:
         return StoreError(f"store={self.url} | the store is closed; open it again with open_store")
 
     def stop(self) -> None:
-        """Write what is queued, then end the thread; returns at once."""
+        """Let the thread write what is queued and end; returns at once, unless no thread can begin any more."""
         self.closed = True
-        if self._thread is not None:
-            self.wake()
+        if self._thread is not None or self.queue:
+            try:
+                self.wake()
+            except RuntimeError:  # as at the interpreter's end
+                self._serve()
 
     def join(self) -> None:
         """Wait until everything is written and the thread has ended. Call after `stop`."""
-        thread = self._thread
-        if thread is None:  # nothing was ever awaited, and at the interpreter's end no thread can begin
-            self._serve()
-        elif thread is not threading.current_thread():
+        with self._start:  # a caller may be beginning it just now
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def forget(self) -> None:
@@ -221,8 +223,9 @@ class Writer:
     def _begin(self) -> None:
         with self._start:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"aworld-store {self.path}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=f"aworld-store {self.path}", daemon=True)
+                thread.start()
+                self._thread = thread  # not before: where it cannot begin, nobody may count on it
 
     def _run(self) -> None:
         try:
