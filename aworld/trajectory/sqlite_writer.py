@@ -197,6 +197,8 @@ class Writer:
 
     def stop(self) -> None:
         """Let the thread write what is queued and end; returns at once, unless no thread can begin any more."""
+        if self.closed:  # a dropped store may be collected right here, while the end of the interpreter stops it
+            return
         self.closed = True
         if self._thread is not None or self.queue:
             try:
