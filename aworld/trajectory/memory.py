@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -33,7 +33,7 @@ class MemoryStore:
             self._begin(trajectory_id, first)
         tally = self._tallies.get(trajectory_id)
         if tally is None:
-            raise unknown_trajectory(trajectory_id, self.url, self._logs)
+            raise self._unknown(trajectory_id)
         if first.seq != tally.events:
             raise out_of_order(trajectory_id, self.url, first.seq, tally.events)
         self._logs[trajectory_id].extend(events)
@@ -53,11 +53,14 @@ class MemoryStore:
     def _compose(self, id: str) -> list[Event]:
         own = self._logs.get(id)
         if own is None:
-            raise unknown_trajectory(id, self.url, self._logs)
+            raise self._unknown(id)
         first = own[0] if own else None
         if isinstance(first, Started) and first.forked_from is not None:
             return self._compose(first.forked_from.id)[: first.forked_from.seq] + own
         return list(own)
+
+    def _unknown(self, id: str) -> TaskError:
+        return unknown_trajectory(id, self.url, self._logs)
 
     async def flush(self) -> None:
         """See `TrajectoryStore.flush`."""
@@ -68,7 +71,7 @@ class MemoryStore:
 
     async def query(self, query: Query = EVERYTHING) -> list[Summary]:
         """See `TrajectoryStore.query`."""
-        return select([tally.summary() for tally in self._tallies.values()], query)
+        return select([tally.summary() for tally in self._tallies.values()], query, self._unknown)
 
     async def count(self, query: Query = EVERYTHING) -> int:
         """See `TrajectoryStore.count`."""
@@ -77,7 +80,7 @@ class MemoryStore:
     async def delete(self, id: str, *, forks: bool = False) -> int:
         """See `TrajectoryStore.delete`."""
         if id not in self._logs:
-            raise unknown_trajectory(id, self.url, self._logs)
+            raise self._unknown(id)
         children = [tally.id for tally in self._tallies.values() if tally.forked_from == id]
         if children and not forks:
             raise has_forks(id, self.url, children)
@@ -89,7 +92,7 @@ class MemoryStore:
 
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
         """See `TrajectoryStore.scan`."""
-        for summary in select([tally.summary() for tally in list(self._tallies.values())], query):
+        for summary in select([tally.summary() for tally in list(self._tallies.values())], query, self._unknown):
             if summary.id in self._logs:
                 yield summary, self._compose(summary.id)
 
@@ -163,7 +166,7 @@ class WeakStore:
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
         """See `TrajectoryStore.scan`."""
         held = {t.id: t for t in list(self._live.values()) if t.events}
-        for summary in select([Tally.of(t.id, t.events).summary() for t in held.values()], query):
+        for summary in select([Tally.of(t.id, t.events).summary() for t in held.values()], query, self._unknown):
             yield summary, list(held[summary.id].events)
 
     async def vacuum(self) -> None:
@@ -196,8 +199,11 @@ def matches(summary: Summary, query: Query) -> bool:
     )
 
 
-def select(summaries: list[Summary], query: Query) -> list[Summary]:
-    """The page that a query asks for; `summaries` are in the order of writing."""
+def select(summaries: list[Summary], query: Query, unknown: Callable[[str], TaskError]) -> list[Summary]:
+    """The page that a query asks for; `summaries` are in the order of writing.
+
+    Raises what `unknown` makes of the id to go on after, if it is not among them.
+    """
     descending = query.order in ("newest", "best")
     worst = float("-inf") if descending else float("inf")
 
@@ -211,8 +217,9 @@ def select(summaries: list[Summary], query: Query) -> list[Summary]:
     found = sorted((n for n in numbered if matches(n[1], query)), key=place, reverse=descending)
     if query.after is not None:
         last = next((place(n) for n in numbered if n[1].id == query.after), None)
-        if last is not None:
-            found = [n for n in found if (place(n) < last if descending else place(n) > last)]
+        if last is None:
+            raise unknown(query.after)
+        found = [n for n in found if (place(n) < last if descending else place(n) > last)]
     end = None if query.limit is None else query.offset + query.limit
     return [summary for _, summary in found[query.offset : end]]
 

@@ -96,7 +96,7 @@ class SQLiteStore:
             loop = None
         waiter: Waiter | None = None
         if wait or len(writer.queue) > BACKLOG:
-            waiter = Future[Any]() if loop is None else loop.create_future()
+            waiter = _uncancellable() if loop is None else loop.create_future()
         job = Append(trajectory_id, events, data, waiter)
         writer.queue.append(job)
         if waiter is None and loop is not None:
@@ -136,7 +136,7 @@ class SQLiteStore:
 
     async def query(self, query: Query = EVERYTHING) -> list[Summary]:
         """See `TrajectoryStore.query`."""
-        return await self._read(lambda connection: listed(connection, query))
+        return await self._read(lambda connection: listed(connection, self.url, query))
 
     async def count(self, query: Query = EVERYTHING) -> int:
         """See `TrajectoryStore.count`."""
@@ -210,14 +210,21 @@ class SQLiteStore:
             await asyncio.to_thread(self._writer.join)
 
 
+def _uncancellable() -> Future[Any]:
+    """A future that only the writer ends: who gives up one wait for a `Pending` must not end the others."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
 def _opened(_: sqlite3.Connection) -> None:
     """Be given a connection: it was opened, and an old file brought up to date."""
 
 
 def _let_go(writer: Writer, idle: deque[sqlite3.Connection]) -> None:
-    writer.stop()
-    while idle:
+    while idle:  # readers first, as in `close`
         idle.pop().close()
+    writer.stop()
 
 
 def _end_linger(store: weakref.ref[SQLiteStore]) -> None:

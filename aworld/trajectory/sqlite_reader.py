@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from aworld.core.event import Event
-from aworld.core.exceptions import StoreError
+from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.sqlite_file import SEQ_BITS
 from aworld.trajectory.store import Query, unknown_trajectory
 from aworld.trajectory.summary import Summary
@@ -21,10 +21,13 @@ from aworld.trajectory.summary import Summary
 _log: msgspec.json.Decoder[list[Event]] = msgspec.json.Decoder(list[Event])
 
 _FIELDS = Summary.__struct_fields__
-_SELECT = f"SELECT {', '.join(_FIELDS)} FROM trajectories"
+_COLUMNS = ", ".join(_FIELDS)
 
 PAGE = 500
 """Trajectories that a scan lists at once."""
+
+Place: TypeAlias = "tuple[float, int]"
+"""Where a trajectory stands in an order: what is ordered by, and its key."""
 
 
 def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | None = None) -> list[Event]:
@@ -67,22 +70,44 @@ def nearest(connection: sqlite3.Connection, id: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-def listed(connection: sqlite3.Connection, query: Query) -> list[Summary]:
-    """The summaries that a query asks for."""
+def listed(connection: sqlite3.Connection, path: str, query: Query) -> list[Summary]:
+    """The summaries that a query asks for. Raises `TaskError` if the one to go on after is unknown."""
+    return [summary for summary, _ in _page(connection, query, _last(connection, path, query))]
+
+
+def _last(connection: sqlite3.Connection, path: str, query: Query) -> Place | None:
+    if query.after is None:
+        return None
+    statement = f"SELECT {_ordered(query)}, key FROM trajectories WHERE id = ?"
+    place = connection.execute(statement, (query.after,)).fetchone()
+    if place is None:
+        raise unknown_trajectory(query.after, path, nearest(connection, query.after))
+    return place
+
+
+def _page(connection: sqlite3.Connection, query: Query, last: Place | None) -> list[tuple[Summary, Place]]:
     where, values = _where(query)
-    descending = query.order in ("newest", "best")
-    place = (
-        "started_at" if query.order in ("newest", "oldest") else f"ifnull(score, {'-9e999' if descending else '9e999'})"
+    ordered = _ordered(query)
+    sign, direction = ("<", "DESC") if _descends(query) else (">", "ASC")
+    if last is not None:
+        where.append(f"({ordered}, key) {sign} (?, ?)")
+        values += last
+    statement = (
+        f"SELECT {_COLUMNS}, {ordered}, key FROM trajectories{_all(where)} "
+        f"ORDER BY {ordered} {direction}, key {direction} LIMIT ? OFFSET ?"
     )
-    if query.after is not None:
-        row = connection.execute(f"SELECT {place}, key FROM trajectories WHERE id = ?", (query.after,)).fetchone()
-        if row is not None:
-            where.append(f"({place}, key) {'<' if descending else '>'} (?, ?)")
-            values += row
-    direction = "DESC" if descending else "ASC"
-    statement = f"{_SELECT}{_all(where)} ORDER BY {place} {direction}, key {direction} LIMIT ? OFFSET ?"
     cursor = connection.execute(statement, (*values, -1 if query.limit is None else query.limit, query.offset))
-    return [Summary(**dict(zip(_FIELDS, row))) for row in cursor]
+    return [(Summary(**dict(zip(_FIELDS, row))), row[-2:]) for row in cursor]
+
+
+def _descends(query: Query) -> bool:
+    return query.order in ("newest", "best")
+
+
+def _ordered(query: Query) -> str:
+    if query.order in ("newest", "oldest"):
+        return "started_at"
+    return f"ifnull(score, {'-9e999' if _descends(query) else '9e999'})"
 
 
 def counted(connection: sqlite3.Connection, query: Query) -> int:
@@ -92,18 +117,26 @@ def counted(connection: sqlite3.Connection, query: Query) -> int:
 
 
 def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, list[Event]]]:
-    """Matching trajectories with their events; in memory are one log and a page of summaries."""
-    left = query.limit
-    offset, after = query.offset, query.after
+    """Matching trajectories with their events; in memory are one log and a page of summaries.
+
+    What is deleted meanwhile is left out. A page begins at the place where the one before ended, not after an id: that
+    may be gone.
+    """
+    left, offset = query.limit, query.offset
+    last = _last(connection, path, query)
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
-        page = listed(connection, msgspec.structs.replace(query, limit=size, offset=offset, after=after))
-        for summary in page:
-            yield summary, compose(connection, path, summary.id)
+        page = _page(connection, msgspec.structs.replace(query, limit=size, offset=offset), last)
+        for summary, _ in page:
+            try:
+                events = compose(connection, path, summary.id)
+            except TaskError:
+                continue
+            yield summary, events
         if len(page) < size:
             return
         left = None if left is None else left - len(page)
-        offset, after = 0, page[-1].id
+        offset, last = 0, page[-1][1]
 
 
 def _where(query: Query) -> tuple[list[str], list[Any]]:

@@ -20,7 +20,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeAlias
 from weakref import WeakSet
@@ -86,7 +86,8 @@ class Writer:
         self.path, self.url = path, url
         self.queue: deque[Append | Call] = deque()
         self.closed = False
-        self._taken: list[Append] = []
+        self._taken: Sequence[Append | Call] = ()
+        """What the thread has taken from the queue and not yet answered."""
         self.unreported: dict[str, AWorldError] = {}
         """Failures of appends for which nobody waited, by trajectory."""
         self._settings: dict[str, Any] = {"synchronous": synchronous, "timeout": timeout}
@@ -195,17 +196,21 @@ class Writer:
         return StoreError(f"store={self.url} | the store is closed; open it again with open_store")
 
     def stop(self) -> None:
-        """Write what is queued, then end the thread; returns at once."""
+        """Let the thread write what is queued and end; returns at once, unless no thread can begin any more."""
+        if self.closed:  # a dropped store may be collected right here, while the end of the interpreter stops it
+            return
         self.closed = True
-        if self._thread is not None:
-            self.wake()
+        if self._thread is not None or self.queue:
+            try:
+                self.wake()
+            except RuntimeError:  # as at the interpreter's end
+                self._serve()
 
     def join(self) -> None:
         """Wait until everything is written and the thread has ended. Call after `stop`."""
-        thread = self._thread
-        if thread is None:  # nothing was ever awaited, and at the interpreter's end no thread can begin
-            self._serve()
-        elif thread is not threading.current_thread():
+        with self._start:  # a caller may be beginning it just now
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def forget(self) -> None:
@@ -220,8 +225,9 @@ class Writer:
     def _begin(self) -> None:
         with self._start:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"aworld-store {self.path}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=f"aworld-store {self.path}", daemon=True)
+                thread.start()
+                self._thread = thread  # not before: where it cannot begin, nobody may count on it
 
     def _run(self) -> None:
         try:
@@ -244,16 +250,18 @@ class Writer:
     def _work(self) -> None:
         if self._pages >= LOG_PAGES:
             self._copy_back()
-        queue, jobs, size = self.queue, self._taken, 0
+        queue, size = self.queue, 0
+        self._taken = jobs = list[Append]()
         while queue and size < BATCH and isinstance(job := queue[0], Append):
             jobs.append(job)
             queue.popleft()
             size += len(job.data)
         if jobs:
             self._tell(self._write(jobs))
-            jobs.clear()
         elif queue and isinstance(job := queue.popleft(), Call):
+            self._taken = (job,)
             self._answer(job)
+        self._taken = ()
 
     def _copy_back(self) -> None:
         """Copy the pages of the log into the file, so that the log can begin anew."""
@@ -275,14 +283,18 @@ class Writer:
         """Leave nobody waiting when the thread dies of a mistake of ours."""
         self.closed = True
         failure = StoreError(f"store={self.url} | the writer stopped: {error!r}; this is a bug, please report it")
-        queued = [*self._taken, *self.queue]
-        self.queue.clear()
+        queued = [*self._taken]
+        while self.queue:  # others may queue more meanwhile
+            queued.append(self.queue.popleft())
         self._tell([(job, failure) for job in queued if isinstance(job, Append)])
         for job in queued:
-            if isinstance(job, Call) and not job.waiter.done():
-                job.waiter.set_exception(failure)
+            if isinstance(job, Call):
+                with suppress(InvalidStateError):  # its caller has gone
+                    job.waiter.set_exception(failure)
 
     def _answer(self, call: Call) -> None:
+        if not call.waiter.set_running_or_notify_cancel():
+            return  # its caller has gone; from here on nobody can cancel it
         try:
             call.waiter.set_result(call.do and call.do(self._connect()))
         except (sqlite3.Error, AWorldError) as error:
@@ -390,7 +402,7 @@ class Writer:
                 if error is not None:
                     self.unreported[job.id] = error
             elif isinstance(waiter, Future):
-                waiter.set_result(None) if error is None else waiter.set_exception(error)
+                _resolve([(waiter, error)])
             else:
                 loops.setdefault(waiter.get_loop(), []).append((waiter, error))
         for loop, waiters in loops.items():
@@ -401,7 +413,7 @@ class Writer:
                 loop.call_soon_threadsafe(_resolve, waiters)
 
 
-def _resolve(waiters: list[tuple[asyncio.Future[None], AWorldError | None]]) -> None:
+def _resolve(waiters: Sequence[tuple[Waiter, AWorldError | None]]) -> None:
     for waiter, error in waiters:
         if waiter.done():  # cancelled while it waited; the events are written all the same
             continue

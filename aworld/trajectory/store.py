@@ -84,7 +84,10 @@ class TrajectoryStore(Protocol):
         ...
 
     async def query(self, query: Query = EVERYTHING) -> list[Summary]:
-        """The trajectories that match, in the order asked for."""
+        """The trajectories that match, in the order asked for.
+
+        Raises `TaskError` if the id in `after` is unknown: it was deleted, or mistyped.
+        """
         ...
 
     async def count(self, query: Query = EVERYTHING) -> int:
@@ -102,7 +105,8 @@ class TrajectoryStore(Protocol):
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
         """Matching trajectories one after the other, one in memory at a time.
 
-        Blocks while it reads: from async code, run the loop over it in a thread.
+        What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.
+        Raises `TaskError` if the id in `after` is unknown.
         """
         ...
 

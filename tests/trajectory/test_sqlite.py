@@ -203,6 +203,37 @@ async def test_a_store_that_was_dropped_writes_what_is_queued_and_ends_its_threa
     await again.close()
 
 
+async def test_a_store_that_was_dropped_before_its_thread_began_writes_what_is_queued(tmp_path: Path) -> None:
+    SQLiteStore(tmp_path / "runs.db").append("run", run_of("run"), wait=False)
+    gc.collect()
+    for thread in threading.enumerate():
+        if str(tmp_path) in thread.name:
+            await asyncio.to_thread(thread.join, 5)
+    again = SQLiteStore(tmp_path / "runs.db")
+    assert await again.read("run") == run_of("run")
+    await again.close()
+
+
+async def test_where_no_thread_can_begin_a_dropped_store_writes_what_is_queued_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(tmp_path / "runs.db")
+    store.append("run", run_of("run"), wait=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _refuse)
+        del store
+        gc.collect()
+    assert (tmp_path / "runs.db").exists()
+    again = SQLiteStore(tmp_path / "runs.db")
+    assert await again.read("run") == run_of("run")
+    await again.close()
+
+
+def _refuse(_: threading.Thread) -> None:
+    """What Python does at the interpreter's end, from 3.12 on, and any system that is short of threads."""
+    raise RuntimeError("can't start new thread")
+
+
 @pytest.mark.parametrize("awaited_before", [True, False])
 def test_what_is_queued_is_written_when_the_interpreter_ends(tmp_path: Path, awaited_before: bool) -> None:
     code = f"""

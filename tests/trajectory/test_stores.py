@@ -203,6 +203,40 @@ async def test_a_scan_may_be_left_early_and_used_again(store: TrajectoryStore) -
     assert sum(1 for _ in store.scan(Query(limit=7))) == 7
 
 
+@pytest.mark.parametrize("order", ["newest", "oldest", "best", "worst"])
+async def test_what_a_scan_has_seen_may_be_deleted_meanwhile(
+    store: TrajectoryStore, order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aworld.trajectory.sqlite_reader.PAGE", 5)
+    await filled(store)
+    whole = [summary.id for summary in await store.query(Query(order=order))]
+    seen: list[str] = []
+    for summary, _ in store.scan(Query(order=order)):
+        seen.append(summary.id)
+        if len(seen) % 5 == 0:  # the last of a page, after which the next one begins
+            await store.delete(summary.id)
+    assert seen == whole
+    assert await store.count() == 10
+
+
+async def test_a_scan_leaves_out_what_was_deleted_before_its_turn(store: TrajectoryStore) -> None:
+    await filled(store)
+    scan = store.scan(Query(order="oldest", limit=4))
+    assert next(scan)[0].id == "run-00"
+    await store.delete("run-01")
+    assert [summary.id for summary, _ in scan] == ["run-02", "run-03"]
+
+
+async def test_a_page_after_one_that_is_unknown_is_an_error_and_not_the_first_page(store: TrajectoryStore) -> None:
+    await filled(store)
+    query = Query(after="run-9")
+    with pytest.raises(TaskError, match=r"no trajectory 'run-9' in store .* did you mean 'run-09'"):
+        await store.query(query)
+    with pytest.raises(TaskError, match="no trajectory 'run-9'"):
+        next(store.scan(query))
+    assert await store.count(query) == 12
+
+
 async def test_the_weak_store_knows_a_run_as_long_as_its_record_is_held() -> None:
     store = WeakStore()
     log = run_of("run", score=1.0)
