@@ -32,7 +32,7 @@ from aworld.environments.rollout import rollouts
 from aworld.environments.serve import EnvironmentServer
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
-from tests.environments.served import DIGITS, fixed, vault
+from tests.environments.served import DIGITS, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
 
@@ -221,10 +221,12 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
         assert why in response.msg
     with pytest.raises(ConfigError, match="makes problems without end"):
         remote.problems("train")
-    with pytest.raises(ConfigError, match="there are 'train' and 'test'"):
+    with pytest.raises(ConfigError, match="has 'train' and 'test'"):
         remote.problems("dev", 1)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="at most"):
-        remote.problems("train", 10**6)
+    async with aiohttp.ClientSession() as http:
+        for body, status in (({"split": "dev"}, 400), ({"n": 10_001}, 400), ({"n": 1, "first": 10**6}, 404)):
+            async with http.post(f"{server.url}/problems", json=body) as refused:
+                assert refused.status == status
 
 
 def test_an_address_without_http_is_named() -> None:
@@ -238,10 +240,26 @@ async def test_finite_splits_are_whole_lists() -> None:
     with serving(fixed()) as server:
         remote = RemoteEnvironment(server.url)
         assert [p.id for p in remote.problems("test")] == ["b"]
-        assert [p.id for p in remote.train(0)] == ["a"] if callable(remote.train) else False
-        with pytest.raises(ConfigError, match="train has 1 problems; number 4 was asked for"):
+        assert not callable(remote.train)
+        assert [p.id for p in remote.train] == ["a"]
+        with pytest.raises(ConfigError, match="train of environment 'fixed' has 1 problem; 5 were asked for"):
             remote.problems("train", 5)
         assert (await play(remote, lambda r: "Hm.")).record.score == 0.0
+
+
+async def test_many_problems_are_fetched_page_by_page_and_as_far_as_they_are_looked_at() -> None:
+    numbers = Environment("numbers", train=[{"id": str(n), "input": f"{n}?"} for n in range(12_000)], rubric=correct)
+    with serving(numbers) as server:
+        remote = RemoteEnvironment(server.url)
+        assert not callable(remote.train)
+        assert (len(remote.train), remote.test) == (12_000, [])
+        assert not server.book._known, "nobody has looked at them yet"
+        assert [p.id for p in remote.problems("train", 3)] == ["0", "1", "2"]
+        for n, seed in ((11_000, None), (11_000, 7), (None, 7)):
+            there, here = remote.problems("train", n, seed), numbers.problems("train", n, seed)
+            assert [p.id for p in there] == [p.id for p in here]
+        assert (await play(remote, lambda r: "?", remote.problems("train", 5, 7)[4])).success
+        assert len(RemoteEnvironment(server.url).problems("train")) == 12_000
 
 
 async def test_only_who_shows_the_token_is_let_in() -> None:
