@@ -137,6 +137,7 @@ class Place:
         self._env: EpisodeEnv | None = None
         self._system_prompt = environment.system_prompt
         self._lock = asyncio.Lock()
+        self._closed = False
 
     @property
     def busy(self) -> bool:
@@ -146,6 +147,8 @@ class Place:
     async def answer(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
         """The answer to a message, None to `close`. Raises Refused and other AWorldErrors."""
         async with self._lock:
+            if self._closed:  # who still has its WebSocket: nobody would ever end an episode that begins now
+                raise Refused("SESSION_ERROR", f"Place {self.id!r} has been closed.", 404)
             try:
                 return await self._answer(message.get("type"), _mapping(message.get("data"), "data"))
             except EnvironmentFailed as failed:
@@ -156,8 +159,9 @@ class Place:
                 self.used = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
-        """Cancel the episode that is running."""
+        """Cancel the episode that is running, and begin no other."""
         async with self._lock:
+            self._closed = True
             if self._env is not None:
                 await self._env.close()
 
