@@ -21,6 +21,18 @@ def ending(seed: int) -> Iterator[dict[str, Any]]:
     return ({"id": f"p{n}", "input": f"What is {n}?"} for n in range(50))
 
 
+def too_few(seed: int) -> list[dict[str, Any]]:
+    return list(ending(seed))[:23]
+
+
+def leaking(seed: int) -> list[dict[str, Any]]:
+    return [*exam(seed), *ending(seed)]
+
+
+def nothing(seed: int) -> list[dict[str, Any]]:
+    return []
+
+
 def exam(seed: int) -> Iterator[dict[str, Any]]:
     return ({"id": f"t{n}", "input": f"Tell {n}!"} for n in range(20))
 
@@ -57,7 +69,7 @@ def test_an_endless_stream_is_drawn_anew_for_each_step() -> None:
 
 
 def test_too_few_for_one_step_are_refused() -> None:
-    for few in (lambda seed: list(ending(seed))[:23], list(ending(0))[:23]):
+    for few in (too_few, too_few(0)):
         with pytest.raises(ConfigError, match=r"config.groups=24 .* has only 23"):
             ids(environment(few), 1)
 
@@ -69,6 +81,6 @@ def test_a_test_set_that_ends_is_evaluated_whole() -> None:
         assert [problem.id for problem in held_out_problems(numbers, 400)] == [f"t{n}" for n in range(20)]
         assert len(held_out_problems(numbers, 5)) == 5
     with pytest.raises(ConfigError, match="held out too"):
-        environment(ending, lambda seed: [*exam(seed), *ending(seed)]).check_disjoint()
+        environment(ending, leaking).check_disjoint()
     with pytest.raises(ConfigError, match="has 0 problems"):
-        held_out_problems(environment(ending, lambda seed: []), 400)
+        held_out_problems(environment(ending, nothing), 400)
