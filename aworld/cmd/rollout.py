@@ -117,7 +117,7 @@ def _agent(args: argparse.Namespace) -> Unit:
 def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:
     source = environment.train if args.split == "train" else environment.test
     count = args.tasks or (100 if callable(source) else None)
-    found = environment.problems(args.split, count, args.seed)
+    found = environment.problems(args.split, count, args.seed, fewer=not args.tasks)
     if not found:
         raise ConfigError(f"Environment {environment.name!r} has no problems in {args.split!r}; try the other --split.")
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from aworld.core.message import Content, Text
 from aworld.core.model import ModelRequest
 from aworld.core.task import Task
 from aworld.environments.problem import (
+    SAMPLE,
     Generator,
     Key,
     Problem,
@@ -31,6 +33,7 @@ from aworld.environments.problem import (
     as_source,
     content_key,
     digest_of,
+    ends,
     never_meet,
     taken,
 )
@@ -39,9 +42,6 @@ from aworld.environments.session import EnvironmentScene, Session
 from aworld.environments.signatures import check_takes_one
 
 __all__ = ["Environment", "Problem", "Session"]
-
-SAMPLE = 1000
-"""Problems of an endless stream that `check_disjoint` looks at."""
 
 Problems = Iterable[Problem | dict[str, Any]] | Generator
 
@@ -103,37 +103,42 @@ class Environment:
         if not callable(self.train) and not callable(self.test):  # of streams, when problems are drawn
             self.check_disjoint()
 
-    def problems(self, split: Split = "train", n: int | None = None, seed: int | None = None) -> list[Problem]:
+    def problems(
+        self, split: Split = "train", n: int | None = None, seed: int | None = None, *, fewer: bool = False
+    ) -> list[Problem]:
         """`n` problems of a split; the same ones for the same seed.
 
         A list is given in its order, or shuffled by `seed`; `n` None means all of it. Raises ConfigError when there are
-        not enough, or when a problem to learn from is also held out.
+        not enough, unless `fewer` will do, or when a problem to learn from is also held out.
         """
         if split not in ("train", "test"):
             raise ConfigError(f"split={split!r}: an environment has 'train' and 'test'.")
         if n is not None and n < 0:
             raise ConfigError(f"problems(n={n}): not a number of problems.")
         source = self.train if split == "train" else self.test
-        found = taken(source, n, seed, f"{split} of environment {self.name!r}")
+        found = taken(source, n, seed, f"{split} of environment {self.name!r}", fewer=fewer)
         if split == "train" and callable(source) and not never_meet(self.train, self.test):
             self._refuse_held_out(found)
         return found
 
+    @cached_property
+    def endless(self) -> bool:
+        """Whether nobody has seen the training problems come to an end: a function's first 1000 are looked at."""
+        return not ends(self.train)
+
     def check_disjoint(self, n: int = SAMPLE, seed: int = 0) -> None:
-        """Refuse a training set that has a problem of the held-out set. Of endless streams, `n` are looked at.
+        """Refuse a training set that has a problem of the held-out set. Of streams, at most `n` are looked at.
 
         Raises ConfigError that shows one.
         """
         if self._checked or never_meet(self.train, self.test):
             return
-        train = taken(self.train, n, seed, self.name) if callable(self.train) else self.train
-        self._refuse_held_out(train, n, seed)
+        self._refuse_held_out(self._looked_at("train", n, seed), n, seed)
         self._checked = True
 
     def _refuse_held_out(self, problems: Sequence[Problem], n: int = SAMPLE, seed: int = 0) -> None:
         if self._held_out is None:
-            test = taken(self.test, n, seed, self.name) if callable(self.test) else self.test
-            self._held_out = {digest_of(problem, self.key) for problem in test}
+            self._held_out = {digest_of(problem, self.key) for problem in self._looked_at("test", n, seed)}
         found = [p for p in problems if digest_of(p, self.key) in self._held_out]
         if found:
             shown = msgspec.json.encode(found[0].input, enc_hook=repr).decode()
@@ -141,6 +146,11 @@ class Environment:
                 f"Environment {self.name!r}: {len(found)} of {len(problems)} training problems are held out too, such "
                 f"as {found[0].id!r}: {shown:.300}. Take them out of one of the two, or make both with split_by_hash."
             )
+
+    def _looked_at(self, split: Split, n: int, seed: int) -> Sequence[Problem]:
+        source = self.train if split == "train" else self.test
+        where = f"{split} of environment {self.name!r}"
+        return taken(source, n, seed, where, fewer=True) if callable(source) else source
 
     def task(
         self,

@@ -68,14 +68,13 @@ class Book:
         self._lock = asyncio.Lock()
 
     async def page(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """`n` problems from `first` on, without what they hide. Raises Refused."""
+        """At most `n` problems from `first` on, without what they hide: fewer where a split ends. Raises Refused."""
         split, order = _stream(asked)
         first, n = asked.get("first", 0), asked.get("n")
         if not isinstance(first, int) or first < 0:
             raise Refused("VALIDATION_ERROR", f"first={first!r}: a number of problems to leave out.")
-        found = (await self._until(split, order, None if n is None else first + n))[
-            first : None if n is None else first + n
-        ]
+        end = None if n is None else first + n
+        found = (await self._until(split, order, end))[first:end]
         return [
             {"id": problem.id, "input": problem.input, "split": split, "order": order, "index": first + number}
             for number, problem in enumerate(found)
@@ -87,7 +86,10 @@ class Book:
         index = asked.get("index")
         if not isinstance(index, int) or index < 0:
             raise Refused("UNKNOWN_PROBLEM", f"index={index!r}: the number of a problem, from 0.", 404)
-        problem = (await self._until(split, order, index + 1))[index]
+        found = await self._until(split, order, index + 1)
+        if index >= len(found):
+            raise Refused("UNKNOWN_PROBLEM", f"{split} has {len(found)} problems; number {index} was asked for.", 404)
+        problem = found[index]
         if asked.get("id", problem.id) != problem.id:
             raise Refused(
                 "UNKNOWN_PROBLEM",
@@ -98,9 +100,7 @@ class Book:
         return problem
 
     async def _until(self, split: Split, seed: int | None, end: int | None) -> list[Problem]:
-        """At least `end` problems of a stream, all of a list when it is None. Raises Refused."""
-        if end is not None and end > _FURTHEST:
-            raise Refused("UNKNOWN_PROBLEM", f"Only the first {_FURTHEST:,} problems of a stream are served.", 404)
+        """At least `end` problems of a split, or all that it has; of a list all when it is None. Raises Refused."""
         async with self._lock:
             found = self._known.get((split, seed), [])
             if end is None or len(found) < end:
@@ -113,20 +113,14 @@ class Book:
 
     async def _made(self, split: Split, seed: int | None, end: int | None, ahead: int) -> list[Problem]:
         problems = partial(self.environment.problems, split)
-        source = self.environment.train if split == "train" else self.environment.test
+        stream = callable(self.environment.train if split == "train" else self.environment.test)
+        if stream and end is not None and end > _FURTHEST:
+            raise Refused("UNKNOWN_PROBLEM", f"Only the first {_FURTHEST:,} problems of a stream are served.", 404)
+        n = max(end, ahead) if stream and end is not None else None
         try:  # making problems may take long: in a thread
-            if end is None or not callable(source):
-                found = await THREADS.run(partial(problems, None, seed))
-            else:
-                try:
-                    return await THREADS.run(partial(problems, max(end, ahead), seed))
-                except ConfigError:  # fewer than twice as many may still be enough
-                    return await THREADS.run(partial(problems, end, seed))
+            return await THREADS.run(partial(problems, n, seed, fewer=True))
         except ConfigError as wrong:
             raise Refused("UNKNOWN_PROBLEM", str(wrong), 404) from wrong
-        if end is not None and len(found) < end:
-            raise Refused("UNKNOWN_PROBLEM", f"{split} has {len(found)} problems; number {end - 1} was asked for.", 404)
-        return found
 
 
 class Place:
@@ -143,6 +137,7 @@ class Place:
         self._env: EpisodeEnv | None = None
         self._system_prompt = environment.system_prompt
         self._lock = asyncio.Lock()
+        self._closed = False
 
     @property
     def busy(self) -> bool:
@@ -152,6 +147,8 @@ class Place:
     async def answer(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
         """The answer to a message, None to `close`. Raises Refused and other AWorldErrors."""
         async with self._lock:
+            if self._closed:  # who still has its WebSocket: nobody would ever end an episode that begins now
+                raise Refused("SESSION_ERROR", f"Place {self.id!r} has been closed.", 404)
             try:
                 return await self._answer(message.get("type"), _mapping(message.get("data"), "data"))
             except EnvironmentFailed as failed:
@@ -162,8 +159,9 @@ class Place:
                 self.used = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
-        """Cancel the episode that is running."""
+        """Cancel the episode that is running, and begin no other."""
         async with self._lock:
+            self._closed = True
             if self._env is not None:
                 await self._env.close()
 

@@ -11,7 +11,8 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from itertools import islice
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +29,9 @@ Source: TypeAlias = "Sequence[Problem] | Generator"
 
 PATIENCE = 20_000
 """Problems in a row that may be of no use before a stream is given up."""
+
+SAMPLE = 1000
+"""Problems of a stream that are looked at to learn something of all: whether it ends, whether it is disjoint."""
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
@@ -111,32 +115,76 @@ class _Side:
                 )
 
 
+class Listed(Sequence[Problem]):
+    """A list that is kept elsewhere, and fetched as far as somebody looks.
+
+    Args:
+        size: How many there are.
+        fetch: Returns some of them, from a place on.
+        pair: The same for both sides of a split, where it is seen to elsewhere that they do not meet.
+    """
+
+    def __init__(self, size: int, fetch: Callable[[int], list[Problem]], pair: object = None) -> None:
+        self.pair = pair
+        self._size, self._fetch = size, fetch
+        self._known: list[Problem] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if not isinstance(index, slice):
+            index = range(self._size)[index]
+            return self[index : index + 1][0]
+        places = range(self._size)[index]
+        end = max(places[0], places[-1]) + 1 if places else 0
+        while (first := len(self._known)) < end:
+            found = self._fetch(first)
+            self._known[first : first + len(found)] = found  # another thread may have put the same there
+        return [self._known[place] for place in places]
+
+
 def never_meet(train: Source, test: Source) -> bool:
-    """Whether two sources are the sides of one split by hash: there is then nothing to compare."""
-    return isinstance(train, _Side) and isinstance(test, _Side) and train.pair is test.pair
+    """Whether two sources have nothing to compare: one is empty, or they are the sides of one split."""
+    if any(not callable(source) and not source for source in (train, test)):
+        return True
+    pair = getattr(train, "pair", None)
+    return pair is not None and pair is getattr(test, "pair", None)
 
 
-def taken(source: Source, n: int | None, seed: int | None, where: str) -> list[Problem]:
+def ends(source: Source) -> bool:
+    """Whether a source is known to end: a list, or a function that ends within the first `SAMPLE`."""
+    return not callable(source) or sum(1 for _ in islice(source(0), SAMPLE)) < SAMPLE
+
+
+def taken(source: Source, n: int | None, seed: int | None, where: str, *, fewer: bool = False) -> list[Problem]:
     """`n` problems of a source. A list is given in its order, or shuffled by `seed`; `n` None means all of it.
 
-    A stream that comes upon a problem again, by its id, passes over it.
+    A stream that comes upon a problem again, by its id, passes over it. Raises ConfigError when there are not enough;
+    with `fewer` what there is will do, but a function must make at least one.
     """
     if callable(source):
         if n is None:
             raise ConfigError(f"{where} makes problems without end; say how many with n=...")
-        found = _different(source(seed or 0), n, where)
+        found = _different(source(seed or 0), n, where, fewer)
+    elif seed is None:
+        found = list(source[:n])
     else:
         found = list(source)
-        if seed is not None:
-            random.Random(seed).shuffle(found)
-        found = found if n is None else found[:n]
-    if n is not None and len(found) < n:
+        random.Random(seed).shuffle(found)
+        found = found[:n]
+    least = min(n or 0, int(callable(source))) if fewer else n or 0
+    if n is not None and len(found) < least:
         has = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError(f"{where} has {has}; {n} were asked for.")
     return found
 
 
-def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str) -> list[Problem]:
+def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str, fewer: bool) -> list[Problem]:
     found: dict[str, Problem] = {}
     repeated = 0
     for number, given in enumerate(stream if n else ()):
@@ -146,6 +194,8 @@ def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str
         if len(found) == n:
             break
         if repeated >= PATIENCE:
+            if fewer:
+                break
             raise ConfigError(f"{where} makes no more than {len(found)} different problems; {n} were asked for.")
     return list(found.values())
 
@@ -155,6 +205,8 @@ def as_source(given: Any, where: str) -> Source:
     if callable(given):
         check_takes_one(given, where, "a seed")
         return cast("Generator", given)
+    if isinstance(given, Listed):
+        return given
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigError(f"{where} takes a list of problems, or a function of a seed that makes them; got {given!r}.")
     problems = [as_problem(item, number) for number, item in enumerate(cast("Iterable[Any]", given))]

@@ -11,9 +11,9 @@ rollouts begin the episode anew. What the environment is and which problems it h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import Any, cast
 
 import msgspec
@@ -24,13 +24,13 @@ from aworld.core.message import Content, Message
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.environments.environment import Environment
 from aworld.environments.place import PROTOCOL
-from aworld.environments.problem import Problem, Split
+from aworld.environments.problem import Listed, Problem, Source, Split
 from aworld.environments.rubric import Episode, Part, Rubric
 from aworld.environments.session import Session
 from aworld.environments.wire import Wire, fetch
 
 _PAGE = 256
-"""Problems of a stream that are asked for at once."""
+"""Most problems that are asked for at once."""
 
 _GRACE = 15.0
 """Seconds beyond the server's own limit of a tool call after which it is given up here."""
@@ -73,37 +73,27 @@ class RemoteEnvironment(Environment):
             )
         self.described = told
         """What the server says of itself: name, tools, limits, splits."""
+        splits = object()  # the server has checked that they do not meet
         super().__init__(
             told["name"],
-            train=partial(self._stream, "train"),
-            test=partial(self._stream, "test"),
+            train=self._source("train", splits),
+            test=self._source("test", splits),
             session=partial(RemoteSession, self),
             rubric=Rubric(*(_part(part) for part in told["rubric"])) if told["rubric"] else None,
             system_prompt=told["system_prompt"],
             conf=told["conf"] if conf is None else conf,
         )
 
-    def problems(self, split: Split = "train", n: int | None = None, seed: int | None = None) -> list[Problem]:
-        """`n` problems of a split, without what they hide; the same ones for the same seed. Blocks."""
-        size = self.described["splits"].get(split, {}).get("size")
-        if n is None and size is None:
-            raise ConfigError(
-                f"{split} of environment {self.name!r} makes problems without end; say how many with n=..."
-            )
-        return self._page(split, n, seed, 0)
+    def _source(self, split: Split, pair: object) -> Source:
+        """The problems of a split, without what they hide. Fetching them blocks."""
+        size: int | None = self.described["splits"][split]["size"]
+        if size is None:
+            return _Stream(partial(self._page, split), pair)
+        if size == 0:
+            return ()
+        return Listed(size, lambda first: self._page(split, min(_PAGE, size - first), None, first), pair)
 
-    def check_disjoint(self, n: int = 0, seed: int = 0) -> None:
-        """The server has checked its problems."""
-
-    def _stream(self, split: Split, seed: int) -> Iterator[Problem]:
-        for first in count(step=_PAGE):
-            size = self.described["splits"][split]["size"]
-            n = _PAGE if size is None else min(_PAGE, size - first)
-            if n <= 0:
-                return
-            yield from self._page(split, n, seed, first)
-
-    def _page(self, split: Split, n: int | None, seed: int | None, first: int) -> list[Problem]:
+    def _page(self, split: Split, n: int, seed: int | None, first: int) -> list[Problem]:
         found = self._ask("/problems", {"split": split, "n": n, "order": seed, "first": first})["problems"]
         return [
             Problem(each["id"], msgspec.convert(each["input"], Content), data={k: each[k] for k in _REFERENCE})
@@ -112,6 +102,23 @@ class RemoteEnvironment(Environment):
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return fetch(self.url + path, self.headers, self.timeout, body)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A stream that the server makes."""
+
+    page: Callable[[int, int, int], list[Problem]]
+    pair: object
+
+    def __call__(self, seed: int) -> Iterator[Problem]:
+        first, n = 0, 16  # making problems may cost the server much: few at first
+        while True:
+            found = self.page(n, seed, first)
+            yield from found
+            if len(found) < n:
+                return
+            first, n = first + n, min(2 * n, _PAGE)
 
 
 class RemoteSession(Session):

@@ -180,17 +180,19 @@ class EnvironmentServer:
         place.expiry = loop.create_task(self._expire(id))
 
     async def _expire(self, id: str) -> None:
-        socket = self._sockets.get(id)
-        await self._leave(id)
-        if socket is not None and not socket.closed:
-            why = {"message": f"The episode expired: nothing was asked for {self.idle:g} s.", "code": "EXPIRED"}
-            await socket.send_str(_text({"type": "error", "data": why}))
-            await socket.close(code=1001, message=b"expired")
+        await self._leave(id, Refused("EXPIRED", f"The episode expired: nothing was asked for {self.idle:g} s."))
 
-    async def _leave(self, id: str) -> None:
+    async def _leave(self, id: str, why: Refused | None = None) -> None:
+        """Close a place and then its WebSocket, which hears why."""
         place = self.places.pop(id, None)
-        if place is not None:
-            await place.close()
+        if place is None:
+            return
+        await place.close()
+        socket = self._sockets.get(id)
+        if socket is not None and not socket.closed:
+            if why is not None:
+                await socket.send_str(_text(why.response))
+            await socket.close(code=1001, message=b"closed")
 
     def _place(self, id: object) -> Place:
         place = self.places.get(str(id))

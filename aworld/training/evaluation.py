@@ -40,9 +40,7 @@ def held_out_problems(environment: Environment | None, count: int) -> list[Probl
     """The first `count` held-out problems, the same ones for every run; fewer where there are fewer."""
     if environment is None:
         return []
-    if callable(environment.test):
-        return environment.problems("test", count, seed=0)
-    return environment.problems("test")[:count]
+    return environment.problems("test", count, seed=0 if callable(environment.test) else None, fewer=True)
 
 
 async def evaluate(

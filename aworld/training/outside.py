@@ -64,8 +64,8 @@ class Ended(Struct, frozen=True):
 class _Episode:
     """One episode: where question and answer meet."""
 
-    def __init__(self, problem: str, id: str) -> None:
-        self.problem, self.id = problem, id
+    def __init__(self, id: str) -> None:
+        self.id = id
         self.news: asyncio.Queue[Asked | Ended] = asyncio.Queue()
         self.answer: asyncio.Future[Said] | None = None
         self.run: asyncio.Task[None] | None = None
@@ -96,9 +96,10 @@ class OutsideRollouts:
     """The episodes of one training run.
 
     Args:
-        environment: Its training problems are known by their ids.
+        environment: Where the episodes happen.
         agent: Whose model is asked outside.
-        problems: The problems that may be asked for.
+        problems: The problems that may be asked for, by the name under which the trainer does: the number of a row of
+            its dataset, say. The ids of problems would not do, as every stream may begin with the same ones.
         parse: Makes a message of what the model wrote, tool calls included.
         name: What the log calls the model.
         run: Ids of episodes begin with it; unique within `store`.
@@ -108,12 +109,12 @@ class OutsideRollouts:
     """
 
     def __init__(
-        self, environment: Environment, agent: Agent, problems: list[Problem], *, parse: Parse, name: str, run: str,
-        store: Any = None, params: Mapping[str, Any] | None = None,
+        self, environment: Environment, agent: Agent, problems: Mapping[str, Problem], *, parse: Parse, name: str,
+        run: str, store: Any = None, params: Mapping[str, Any] | None = None,
         on_end: Callable[[Ended, TaskResponse], None] | None = None,
     ) -> None:  # fmt: skip
         self.environment = environment
-        self.problems = {problem.id: problem for problem in problems}
+        self.problems = problems
         self.version = "0"
         """What the log calls the weights that answer now."""
         self.step = 0
@@ -137,7 +138,7 @@ class OutsideRollouts:
         group = f"{self._run}-{self.step:04}-{problem}"
         sample = self._begun[group]
         self._begun[group] += 1
-        episode = self._open[id] = _Episode(problem, f"{group}-{sample}")
+        episode = self._open[id] = _Episode(f"{group}-{sample}")
         self._by_trajectory[episode.id] = episode
         task = self.environment.task(self.problems[problem], self._agent, id=episode.id, group_id=group)
         episode.run = asyncio.create_task(self._live(episode, task))

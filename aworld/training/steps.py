@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
-from aworld.environments.problem import Problem
+from aworld.environments.problem import SAMPLE, Problem
 from aworld.environments.progress import Progress as RolloutProgress
 from aworld.environments.report import solved, unknown_because
 from aworld.environments.rollout import Rollout, rollouts
@@ -31,19 +31,16 @@ __all__ = ["episodes_of", "figures_of", "hopeless", "learnable", "problems_of", 
 
 
 def problems_of(environment: Environment, config: TrainingConfig, number: int) -> list[Problem]:
-    """The problems of a step, from 1: of a stream drawn by the step, of a list in shuffled rounds.
+    """The problems of a step, from 1: of a stream drawn by the step, of what ends in shuffled rounds.
 
     Raises ConfigError when there are fewer than `config.groups`.
     """
     count = config.groups
-    if callable(environment.train):
-        seed = derived_seed(config.seed, "problems", number)
-        for more in (2, 8, 64):  # an endless stream may say the same again
-            distinct = {problem.id: problem for problem in environment.problems("train", count * more, seed=seed)}
-            if len(distinct) >= count:
-                return list(distinct.values())[:count]
-        raise ConfigError(f"config.groups={count}: environment {environment.name!r} gives only {len(distinct)}.")
-    everything = environment.problems("train")
+    seed = derived_seed(config.seed, "problems", number)
+    if environment.endless:
+        return environment.problems("train", count, seed=seed)
+    # A function that ends may heed its seed or not: what it makes for this step is gone round like a list.
+    everything = environment.problems("train", *((SAMPLE, seed) if callable(environment.train) else ()), fewer=True)
     rounds = len(everything) // count
     if not rounds:
         raise ConfigError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
 from aworld.environments import Environment, Problem
 from aworld.training.config import TrainingConfig
+from aworld.training.steps import problems_of
 
 PYTHON = "AWORLD_SWIFT_PYTHON"
 """Names the Python of ms-swift's environment where `options["python"]` does not."""
@@ -139,20 +141,24 @@ def swift_arguments(
     return arguments | options.arguments
 
 
-def write_prompts(path: Path, problems: Iterable[Problem], environment: Environment) -> int:
-    """Write the dataset of a GRPO run: the prompt of each problem, and its id, by which the episode is begun.
+def rows_of(environment: Environment, config: TrainingConfig) -> dict[str, Problem]:
+    """The problems of all steps by the number of their row: steps may use the same ids for different problems."""
+    steps = (problems_of(environment, config, number) for number in range(1, config.steps + 1))
+    return {str(row): problem for row, problem in enumerate(chain.from_iterable(steps))}
 
-    Tools and everything that is said later come from the episode itself. Returns the number of rows.
+
+def write_prompts(path: Path, rows: Mapping[str, Problem], environment: Environment) -> None:
+    """Write the dataset of a GRPO run: the prompt of each problem, and its row as `problem_id`, by which the episode is
+    begun.
+
+    Tools and everything that is said later come from the episode itself.
     """
-    rows = 0
     with path.open("wb") as file:
-        for problem in problems:
+        for row, problem in rows.items():
             messages: list[dict[str, Any]] = [{"role": "user", "content": _text(problem.input)}]
             if environment.system_prompt:
                 messages.insert(0, {"role": "system", "content": environment.system_prompt})
-            file.write(msgspec.json.encode({"messages": messages, "problem_id": problem.id}) + b"\n")
-            rows += 1
-    return rows
+            file.write(msgspec.json.encode({"messages": messages, "problem_id": row}) + b"\n")
 
 
 def _text(content: Content) -> str:

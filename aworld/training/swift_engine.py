@@ -34,11 +34,12 @@ from aworld.training.outside import Ended, OutsideRollouts
 from aworld.training.processes import OtherProcess, python_of, version_in
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Progress, Saved, Started, StepReport, TrainingResult
-from aworld.training.steps import figures_of, hopeless, problems_of
+from aworld.training.steps import figures_of, hopeless
 from aworld.training.swift_arguments import (
     PYTHON,
     SwiftOptions,
     check_config,
+    rows_of,
     swift_arguments,
     swift_options,
     write_prompts,
@@ -143,15 +144,15 @@ class _Run:
         """Prepare the folder, run swift, and see it to its end."""
         config = self.job.config
         environment = self.job.environment
-        problems = [p for number in range(1, config.steps + 1) for p in problems_of(environment, config, number)]
+        rows = rows_of(environment, config)
         model = self._prepare()
-        write_prompts(self.folder / "train.jsonl", problems, environment)
+        write_prompts(self.folder / "train.jsonl", rows, environment)
         arguments = swift_arguments(
             config, self.options, model=model, folder=self.folder, embedded=self._embedded is not None
         )
         (self.folder / "args.yaml").write_text(yaml.safe_dump(arguments, sort_keys=False))
         rollouts = OutsideRollouts(
-            environment, self.job.agent, problems, parse=self._parse, name=Path(str(model)).name,
+            environment, self.job.agent, rows, parse=self._parse, name=Path(str(model)).name,
             run=f"swift-{secrets.token_hex(3)}", store=self.job.store, on_end=self._on_end,
             params={"temperature": config.temperature, "max_tokens": arguments["max_completion_length"]},
         )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aworld.core.message import content_text
 from aworld.environments import Environment, Problem
 from aworld.environments.problem import Split
 
-__all__ = ["AGENT_NAME", "problem_of", "write_dataset"]
+__all__ = ["AGENT_NAME", "problem_of", "write_dataset", "write_problems"]
 
 AGENT_NAME = "aworld"
 """Under this name verl finds the agent loop of `verl_loop`."""
@@ -34,16 +35,23 @@ def write_dataset(
 
     `n` and `seed` as of `Environment.problems`. Needs pyarrow (extra `parquet`). Raises ConfigError without it.
     """
+    problems = environment.problems(split, n, seed)
+    write_problems(environment, path, problems, split=split)
+    return len(problems)
+
+
+def write_problems(
+    environment: Environment, path: str | os.PathLike[str], problems: Sequence[Problem], *, split: Split = "train"
+) -> None:
+    """Write these problems, a row each, in their order. Raises ConfigError without pyarrow."""
     try:
         pyarrow: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise ConfigError("verl's dataset is Parquet: install pyarrow with pip install 'aworld[parquet]'.") from None
-    problems = environment.problems(split, n, seed)
     rows = [_row(environment, problem, number, split) for number, problem in enumerate(problems)]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow)), os.fspath(path))
-    return len(rows)
 
 
 def problem_of(extra_info: Any) -> Problem:

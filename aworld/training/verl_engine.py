@@ -19,9 +19,11 @@ from typing import Any
 from aworld.core.exceptions import ConfigError
 from aworld.models.torch_decoding import import_extra
 from aworld.training.config import TrainingConfig
+from aworld.training.evaluation import held_out_problems
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Started, TrainingResult
-from aworld.training.verl_dataset import AGENT_NAME, write_dataset
+from aworld.training.steps import problems_of
+from aworld.training.verl_dataset import AGENT_NAME, write_problems
 
 __all__ = ["VerlEngine", "overrides", "prepare"]
 
@@ -85,11 +87,11 @@ _NEEDED = {
 def prepare(job: TrainingJob) -> Path:
     """Write the dataset, the agent loop's settings and the command `verl.sh` below `job.run_path`; returns it."""
     config, folder = job.config, job.run_path
-    write_dataset(job.environment, folder / "train.parquet", n=config.steps * config.groups, seed=config.seed)
-    held_out = job.held_out or job.environment
-    source = held_out.test
-    count = config.final_tasks if callable(source) else min(config.final_tasks, len(source))
-    write_dataset(held_out, folder / "test.parquet", split="test", n=count, seed=config.seed)
+    learnt = [p for number in range(1, config.steps + 1) for p in problems_of(job.environment, config, number)]
+    write_problems(job.environment, folder / "train.parquet", learnt)
+    if job.held_out is not None:
+        problems = held_out_problems(job.held_out, config.final_tasks)
+        write_problems(job.held_out, folder / "test.parquet", problems, split="test")
     loop = {
         "name": AGENT_NAME, "_target_": "aworld.training.verl_loop.RuntimeAgentLoop",
         "setting": config.options["setting"], "retries": config.retries,
@@ -105,9 +107,10 @@ def overrides(job: TrainingJob) -> list[str]:
     """The settings of `verl.trainer.main_ppo` for this job, as its command line takes them."""
     config, folder = job.config, job.run_path
     rollout = "actor_rollout_ref.rollout"
+    measured = job.held_out is not None
     settings: dict[str, Any] = {
         "data.train_files": folder / "train.parquet",
-        "data.val_files": folder / "test.parquet",
+        "data.val_files": folder / ("test.parquet" if measured else "train.parquet"),  # it must read one, used or not
         "data.train_batch_size": config.groups,
         "data.shuffle": False,
         "algorithm.adv_estimator": "grpo",
@@ -129,8 +132,10 @@ def overrides(job: TrainingJob) -> list[str]:
         f"{rollout}.agent.default_agent_loop": AGENT_NAME,
         f"{rollout}.agent.agent_loop_config_path": folder / "agent_loop.yaml",
         "trainer.total_training_steps": config.steps,
-        "trainer.save_freq": config.checkpoint_every or -1,
-        "trainer.test_freq": config.evaluate_every or -1,
+        # To verl a frequency of -1 is never, the end included; any other one includes the end.
+        "trainer.save_freq": config.checkpoint_every or config.steps,
+        "trainer.test_freq": (config.evaluate_every or config.steps) if measured else -1,
+        "trainer.val_before_train": measured,
         "trainer.max_actor_ckpt_to_keep": config.keep_checkpoints,
         "trainer.default_local_dir": job.checkpoint_path,
         "trainer.logger": "[console]",

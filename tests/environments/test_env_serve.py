@@ -23,16 +23,17 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import ToolCall
+from aworld.core.message import Content, ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.environments import Environment, Problem
+from aworld.environments.place import Refused
 from aworld.environments.remote import RemoteEnvironment
 from aworld.environments.rollout import rollouts
 from aworld.environments.serve import EnvironmentServer
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
-from tests.environments.served import DIGITS, fixed, vault
+from tests.environments.served import DIGITS, Vault, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
 
@@ -221,10 +222,12 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
         assert why in response.msg
     with pytest.raises(ConfigError, match="makes problems without end"):
         remote.problems("train")
-    with pytest.raises(ConfigError, match="there are 'train' and 'test'"):
+    with pytest.raises(ConfigError, match="has 'train' and 'test'"):
         remote.problems("dev", 1)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="at most"):
-        remote.problems("train", 10**6)
+    async with aiohttp.ClientSession() as http:
+        for body, status in (({"split": "dev"}, 400), ({"n": 10_001}, 400), ({"n": 1, "first": 10**6}, 404)):
+            async with http.post(f"{server.url}/problems", json=body) as refused:
+                assert refused.status == status
 
 
 def test_an_address_without_http_is_named() -> None:
@@ -238,10 +241,61 @@ async def test_finite_splits_are_whole_lists() -> None:
     with serving(fixed()) as server:
         remote = RemoteEnvironment(server.url)
         assert [p.id for p in remote.problems("test")] == ["b"]
-        assert [p.id for p in remote.train(0)] == ["a"] if callable(remote.train) else False
-        with pytest.raises(ConfigError, match="train has 1 problems; number 4 was asked for"):
+        assert not callable(remote.train)
+        assert [p.id for p in remote.train] == ["a"]
+        with pytest.raises(ConfigError, match="train of environment 'fixed' has 1 problem; 5 were asked for"):
             remote.problems("train", 5)
         assert (await play(remote, lambda r: "Hm.")).record.score == 0.0
+
+
+async def test_many_problems_are_fetched_page_by_page_and_as_far_as_they_are_looked_at() -> None:
+    numbers = Environment("numbers", train=[{"id": str(n), "input": f"{n}?"} for n in range(12_000)], rubric=correct)
+    with serving(numbers) as server:
+        remote = RemoteEnvironment(server.url)
+        assert not callable(remote.train)
+        assert (len(remote.train), remote.test) == (12_000, [])
+        assert not server.book._known, "nobody has looked at them yet"
+        assert [p.id for p in remote.problems("train", 3)] == ["0", "1", "2"]
+        for n, seed in ((11_000, None), (11_000, 7), (None, 7)):
+            there, here = remote.problems("train", n, seed), numbers.problems("train", n, seed)
+            assert [p.id for p in there] == [p.id for p in here]
+        assert (await play(remote, lambda r: "?", remote.problems("train", 5, 7)[4])).success
+        assert len(RemoteEnvironment(server.url).problems("train")) == 12_000
+
+
+async def test_a_place_that_json_rpc_has_closed_begins_no_other_episode() -> None:
+    """The last question is on its way while the place is closed."""
+    sessions: list[Vault] = []
+
+    class Counted(Vault):
+        async def start(self) -> Content:
+            sessions.append(self)
+            return await super().start()
+
+        async def close(self) -> None:
+            self.closed = True
+
+    environment = Environment("counted", train=vault.train, test=vault.test, session=Counted)
+    async with EnvironmentServer(environment, port=0) as server, aiohttp.ClientSession() as http:
+
+        async def rpc(method: str, **params: Any) -> dict[str, Any]:
+            body = {"jsonrpc": "2.0", "id": 1, "method": f"openenv/session/{method}", "params": params}
+            async with http.post(f"{server.url}/mcp", json=body) as response:
+                return (await response.json())["result"]
+
+        id = (await rpc("create"))["session_id"]
+        place = server.places[id]
+        async with http.ws_connect(f"{server.url}/ws?session_id={id}") as ws:
+            await ws.send_str('{"type": "reset"}')
+            await ws.receive_str()
+            assert await rpc("close", session_id=id) == {"session_id": id, "closed": True}
+            await ws.send_str('{"type": "reset"}')
+            assert (await ws.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING)
+        with pytest.raises(Refused, match="has been closed") as refused:
+            await place.answer({"type": "reset"})
+        assert refused.value.code == "SESSION_ERROR"
+        assert not server.places
+    assert [session.closed for session in sessions] == [True]
 
 
 async def test_only_who_shows_the_token_is_let_in() -> None:

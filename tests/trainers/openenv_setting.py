@@ -68,6 +68,13 @@ class Tasks(Counter):
         return self.list_tasks(split)[start:stop]
 
 
+class Exam(Tasks):
+    """The same, with nothing to learn from."""
+
+    def list_splits(self) -> list[str]:
+        return ["test"]
+
+
 def shelf() -> Any:
     """An environment whose tools are those of an MCP server."""
     fastmcp, mcp_environment = import_module("fastmcp"), import_module("openenv.core.env_server.mcp_environment")
@@ -114,7 +121,7 @@ def serve(kind: str, port: int) -> None:
         )
     else:
         app = http_server.create_fastapi_app(
-            {"counter": Counter, "tasks": Tasks}[kind], Add, Count, max_concurrent_envs=50
+            {"counter": Counter, "tasks": Tasks, "exam": Exam}[kind], Add, Count, max_concurrent_envs=50
         )
     import_module("uvicorn").run(app, host="127.0.0.1", port=port, log_level="warning")
 

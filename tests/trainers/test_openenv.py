@@ -138,6 +138,12 @@ async def test_its_tasks_are_the_problems() -> None:
     assert response.record.surroundings_failed, "the server is gone"
 
 
+def test_tasks_with_nothing_to_learn_from() -> None:
+    with server("exam") as url:
+        environment = openenv_environment(url)
+        assert [len(environment.problems(split)) for split in ("train", "test")] == [0, 2]
+
+
 async def test_its_tools_by_mcp_are_the_tools() -> None:
     with server("shelf") as url:
         environment = openenv_environment(url)

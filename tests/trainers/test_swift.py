@@ -110,7 +110,7 @@ async def test_swift_learns_from_our_rollouts(tmp_path: Path) -> None:
     assert recipe["rlhf_type"] == "grpo"
     rows = [json.loads(line) for line in (tmp_path / "swift" / "train.jsonl").read_text().splitlines()]
     assert [message["role"] for message in rows[0]["messages"]] == ["system", "user"]
-    assert len({row["problem_id"] for row in rows}) == STEPS * GROUPS
+    assert [row["problem_id"] for row in rows] == [str(number) for number in range(STEPS * GROUPS)]
 
 
 async def test_unknown_scores_teach_nothing(tmp_path: Path) -> None:
@@ -180,8 +180,9 @@ async def test_a_rollout_server_of_swift_is_served_too(tmp_path: Path) -> None:
     """`swift rollout` on vLLM, up to vLLM itself: that needs a GPU."""
     environment = chatter()
     heard: list[Trajectory] = []
+    rows = {problem.id: problem for problem in environment.problems("train", 4, seed=1)}
     rollouts = OutsideRollouts(
-        environment, Agent("pupil", model=ScriptedModel([])), environment.problems("train", 4, seed=1),
+        environment, Agent("pupil", model=ScriptedModel([])), rows,
         parse=lambda text, request: Message("assistant", text), name="policy", run="server", store=MemoryStore(),
         on_end=lambda ended, response: heard.append(response.record),
     )  # fmt: skip

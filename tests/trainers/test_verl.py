@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from aworld.models.token_model import Sampling  # noqa: E402
 from aworld.models.torch_decoding import Draft, complete  # noqa: E402
 from aworld.training import TrainingConfig, TrainingJob  # noqa: E402
 from aworld.training.registry import engine_of  # noqa: E402
+from aworld.training.steps import problems_of  # noqa: E402
 from aworld.training.verl_dataset import problem_of, write_dataset  # noqa: E402
 from aworld.training.verl_engine import overrides, prepare  # noqa: E402
 from aworld.training.verl_loop import load_setting  # noqa: E402
@@ -57,13 +59,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("policy"))
 
 
-def verl_config(policy: Path, folder: Path, *more: str) -> Any:
+def verl_config(policy: Path, folder: Path, *more: str, given: TrainingJob | None = None) -> Any:
     """verl's own configuration, with what the engine sets."""
     hydra: Any = import_module("hydra")
     rollout = "actor_rollout_ref.rollout"
     wanted = [f"{rollout}.prompt_length={PROMPT}", f"{rollout}.response_length={RESPONSE}"]
     with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-        return hydra.compose("ppo_trainer", overrides=[*overrides(job(policy, folder)), *wanted, *more])
+        return hydra.compose("ppo_trainer", overrides=[*overrides(given or job(policy, folder)), *wanted, *more])
 
 
 def job(policy: Path, folder: Path, **options: Any) -> TrainingJob:
@@ -71,6 +73,12 @@ def job(policy: Path, folder: Path, **options: Any) -> TrainingJob:
     known = {"setting": "tests.trainers.verl_setting:setting", "policy": str(policy), **options}
     config = TrainingConfig(steps=2, groups=2, samples=2, options=known)
     return TrainingJob(agent=agent, environment=environment, held_out=environment, config=config, run_path=folder)
+
+
+def rows_in(path: Path, policy: Path, config: Any) -> list[dict[str, Any]]:
+    """The rows of a file as verl's dataset reads them."""
+    dataset: Any = import_module("verl.utils.dataset.rl_dataset")
+    return list(dataset.RLHFDataset(str(path), Servers(policy).tokenizer, config.data))
 
 
 def no_number(episode: Episode) -> float:
@@ -102,6 +110,35 @@ def test_verls_dataset_class_reads_the_parquet(policy: Path, tmp_path: Path) -> 
     assert problem_of(row["extra_info"]) == environment.problems("train")[3]
     with pytest.raises(ConfigError, match="write_dataset"):
         problem_of({"index": 0})
+
+
+def test_each_step_of_verl_is_given_the_problems_of_that_step(policy: Path, tmp_path: Path) -> None:
+    """Five problems and two a step: the third step begins another round, as with every engine."""
+    given = job(policy, tmp_path)
+    given = replace(given, environment=letters(5), config=given.config.model_copy(update={"steps": 3}))
+    prepare(given)
+    config = verl_config(policy, tmp_path, given=given)
+    found = [problem_of(row["extra_info"]) for row in rows_in(tmp_path / "train.parquet", policy, config)]
+    assert found == [p for step in (1, 2, 3) for p in problems_of(given.environment, given.config, step)]
+    assert config.data.train_batch_size * config.trainer.total_training_steps == len(found) == 6
+
+
+def test_verl_saves_and_measures_at_the_end_whatever_comes_before(policy: Path, tmp_path: Path) -> None:
+    given = job(policy, tmp_path)
+    only_last = given.config.model_copy(update={"checkpoint_every": 0, "evaluate_every": 0})
+    trainer = verl_config(policy, tmp_path, given=replace(given, config=only_last)).trainer
+    assert (trainer.save_freq, trainer.test_freq, trainer.val_before_train) == (2, 2, True)
+    trainer = verl_config(policy, tmp_path, given=given).trainer
+    assert (trainer.save_freq, trainer.test_freq) == (10, 10)
+
+
+def test_without_held_out_problems_verl_measures_nothing(policy: Path, tmp_path: Path) -> None:
+    given = replace(job(policy, tmp_path), held_out=None)
+    prepare(given)
+    config = verl_config(policy, tmp_path, given=given)
+    assert (config.trainer.test_freq, config.trainer.val_before_train) == (-1, False)
+    assert rows_in(Path(config.data.val_files), policy, config), "verl does not start on a file without a row"
+    assert not (tmp_path / "test.parquet").exists()
 
 
 async def test_verls_worker_runs_our_episodes_with_exact_ids(policy: Path, tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ from aworld.training.outside import Asked, Ended, OutsideRollouts, Said
 from aworld.trajectory.memory import MemoryStore
 from aworld.trajectory.sequences import sequences
 
-PROBLEMS = [Problem(id="sum", input="What is 2 plus 3?", answer="5"), Problem(id="odd", input="Broken?", answer="?")]
+PROBLEMS = {
+    "sum": Problem(id="sum", input="What is 2 plus 3?", answer="5"),
+    "odd": Problem(id="odd", input="Broken?", answer="?"),
+}
 
 
 class Calculator(Session):
@@ -52,10 +55,12 @@ ended: list[tuple[Ended, TaskResponse]] = []
 @pytest.fixture
 def rollouts() -> OutsideRollouts:
     ended.clear()
-    environment = Environment("sums", train=PROBLEMS, session=Calculator, rubric=exact, system_prompt="Calculate.")
+    environment = Environment(
+        "sums", train=PROBLEMS.values(), session=Calculator, rubric=exact, system_prompt="Calculate."
+    )
     return OutsideRollouts(
         environment, Agent("pupil", model=ScriptedModel([])), PROBLEMS, parse=parse, name="policy", run="test",
-        store=MemoryStore(),        on_end=lambda end, response: ended.append((end, response)),
+        store=MemoryStore(), on_end=lambda end, response: ended.append((end, response)),
     )  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,18 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.core.message import Message
 from aworld.environments import Environment, Problem
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.model import EmbeddedModel
 from aworld.training import TrainingConfig, TrainingJob
+from aworld.training.outside import Asked, OutsideRollouts
 from aworld.training.processes import OtherProcess, tail
 from aworld.training.serving import VllmServer
-from aworld.training.swift_arguments import SwiftOptions, swift_arguments, write_prompts
+from aworld.training.swift_arguments import SwiftOptions, rows_of, swift_arguments, write_prompts
 from aworld.training.swift_engine import SwiftEngine
+from aworld.trajectory.memory import MemoryStore
 
 ENVIRONMENT = Environment(
     "sums", train=[Problem(id=str(n), input=f"What is {n} plus 1?") for n in range(8)], system_prompt="Be brief."
@@ -74,12 +79,38 @@ def test_settings_in_the_words_of_swift(tmp_path: Path) -> None:
 
 
 def test_the_dataset_is_that_of_swift(tmp_path: Path) -> None:
-    assert write_prompts(tmp_path / "train.jsonl", ENVIRONMENT.problems(), ENVIRONMENT) == 8
-    row = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[1])
-    assert row == {
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 plus 1?"}],
+    rows = rows_of(ENVIRONMENT, TrainingConfig(steps=3, groups=2))
+    write_prompts(tmp_path / "train.jsonl", rows, ENVIRONMENT)
+    written = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [row["problem_id"] for row in written] == ["0", "1", "2", "3", "4", "5"]
+    assert written[1] == {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": rows["1"].input}],
         "problem_id": "1",
     }
+
+
+def additions(seed: int) -> Iterator[dict[str, Any]]:
+    """Without ids: the first problem of every step is called "0"."""
+    draw = random.Random(seed)
+    while True:
+        yield {"input": f"What is {draw.randrange(1000)} plus {draw.randrange(1000)}?"}
+
+
+async def test_each_row_of_the_dataset_begins_an_episode_of_its_own_problem(tmp_path: Path) -> None:
+    environment = Environment("additions", train=additions)  # pyright: ignore[reportArgumentType]
+    rows = rows_of(environment, TrainingConfig(steps=3, groups=2))
+    assert len({problem.input for problem in rows.values()}) == 6
+    write_prompts(tmp_path / "train.jsonl", rows, environment)
+    rollouts = OutsideRollouts(
+        environment, Agent("pupil", model=ScriptedModel([])), rows,
+        parse=lambda text, request: Message("assistant", text), name="policy", run="rows", store=MemoryStore(),
+    )  # fmt: skip
+    for line in (tmp_path / "train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        asked = await rollouts.begin(row["problem_id"], row["problem_id"])
+        assert isinstance(asked, Asked)
+        assert asked.messages == row["messages"]
+    await rollouts.close()
 
 
 async def test_a_process_is_ended_once(tmp_path: Path) -> None:

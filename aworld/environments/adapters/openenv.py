@@ -75,7 +75,7 @@ def openenv_environment(
     }
     splits = served.splits()
     if splits:
-        train, test = (served.tasks(text, split) if split in splits else [] for split in ("train", "test"))
+        train, test = (served.tasks(text, split) if split in splits else () for split in ("train", "test"))
         return Environment(name, train=train, test=test, key=_task, **shared)
     train_seeds, test_seeds = split_by_hash(partial(_seeds, text))
     return Environment(name, train=train_seeds, test=test_seeds, **shared)
