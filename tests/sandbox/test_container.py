@@ -13,8 +13,10 @@ import pytest
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
 from aworld.sandbox import container, open_sandbox
+from aworld.sandbox.container import ContainerSandbox
 from aworld.sandbox.engine import Engine, engine_address
 from aworld.sandbox.reaper import Record
+from tests.sandbox.engine_server import stub_engine
 from tests.sandbox.places import IMAGE, SMALL, keeps_variables
 
 
@@ -33,6 +35,45 @@ async def box(engine: str) -> AsyncGenerator[Sandbox]:
     opened = await open_sandbox(f"container:{IMAGE}", SMALL, env={"COLOUR": "red"})
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncGenerator[Sandbox]:
+    """A sandbox whose commands run in a folder of this machine."""
+    work = (tmp_path / "work").resolve()
+    work.mkdir()
+    monkeypatch.setattr(container, "WORK", str(work))
+    async with stub_engine(work) as address, await ContainerSandbox.open("any", SMALL, engine=address) as opened:
+        yield opened
+
+
+async def test_a_command_that_ends_with_127_has_run(stand_in: Sandbox) -> None:
+    for command in ("nosuch", "nosuch >&2; exit 127", "exit 126", ["sh", "-c", "nosuch"], ["sh", "-c", "exit 45"]):
+        result = await stand_in.exec(command)
+        assert result.exit_code == (126 if command == "exit 126" else 45 if "exit 45" in command else 127)
+    result = await stand_in.exec("nosuch; echo $?; nosuch")
+    assert (result.exit_code, result.stdout) == (127, b"127\n")
+
+
+async def test_what_cannot_be_started_is_told(stand_in: Sandbox, tmp_path: Path) -> None:
+    await stand_in.exec(f"ln -s {tmp_path} out; touch plain")
+    for command, cwd, why in (
+        (["nosuch", "-x"], ".", "nosuch cannot be started in .: .*not found"),
+        (["./plain"], ".", "plain cannot be started in .: .*[Pp]ermission denied"),
+        (["true"], "missing", "true cannot be started in missing: .*missing"),
+        ("exit 127", "missing", "cannot be started in missing: .*missing"),
+        ("exit 127", "out", "cannot be started in out: leads out of the work folder"),
+    ):
+        with pytest.raises(SandboxError, match=why) as told:
+            await stand_in.exec(command, cwd=cwd)
+        assert "aworld" not in str(told.value), "our own mark is not for people"
+
+
+async def test_a_command_that_closes_its_output_is_waited_for(stand_in: Sandbox) -> None:
+    result = await stand_in.exec("echo begun; exec >&- 2>&-; sleep 0.3; exit 3")
+    assert (result.exit_code, result.stdout) == (3, b"begun\n")
+    late = await stand_in.exec("exec >&- 2>&-; sleep 60", timeout=0.3)
+    assert (late.exit_code, late.limit) == (-9, "wall_seconds")
 
 
 async def test_commands(box: Sandbox) -> None:
