@@ -22,7 +22,7 @@ from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimit
 from aworld.sandbox import reaper
 from aworld.sandbox.base import BaseSandbox, archive, limit_of, new_id
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
-from aworld.sandbox.engine import Engine, Stream, engine_address
+from aworld.sandbox.engine import PULL_SECONDS, Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
 
 WORK = "/work"
@@ -94,7 +94,7 @@ class ContainerSandbox(BaseSandbox):
             wanted = _settings(image, limits, sandbox.id, env or {})
             path = f"/containers/create?name={sandbox.id}"
             if "Id" not in (await api.ask("POST", path, wanted, accept=(404,)) or {}):
-                await api.ask("POST", f"/images/create?fromImage={quote(image)}")
+                await api.ask("POST", f"/images/create?fromImage={quote(_tagged(image))}", seconds=PULL_SECONDS)
                 await api.ask("POST", path, wanted)
             await api.ask("POST", f"/containers/{sandbox.id}/start")
         except BaseException:
@@ -263,7 +263,7 @@ class ContainerSandbox(BaseSandbox):
     async def _read(self, exec_id: str, stream: Stream, stdin: bytes | None, kept: _Kept) -> int:
         """Read the output of a command to its end, and then wait for that of the command, for its exit code."""
         await kept.read(stream, stdin)
-        while (found := await self._engine.ask("GET", f"/exec/{exec_id}/json")).get("Running"):
+        while (found := await self._engine.ask("GET", f"/exec/{exec_id}/json")).get("Running"):  # noqa: ASYNC110 - an engine tells nobody
             await asyncio.sleep(POLL_SECONDS)
         return found["ExitCode"]
 
@@ -310,6 +310,11 @@ async def destroy(found: Record) -> None:
 
 async def _remove(engine: Engine, id: str) -> None:
     await engine.ask("DELETE", f"/containers/{id}?force=true&v=true", accept=(404,))
+
+
+def _tagged(image: str) -> str:
+    """The name of one image: of a name without a tag, an engine gets all that there are."""
+    return image if set(image.rpartition("/")[2]) & {":", "@"} else f"{image}:latest"
 
 
 def _normal(path: str) -> str:

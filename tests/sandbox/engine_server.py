@@ -10,10 +10,12 @@ import json
 import os
 import signal
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Answer: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class StubEngine:
@@ -26,29 +28,26 @@ class StubEngine:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
-        with suppress(ConnectionError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            method, path, _ = head.split(" ", 2)
-            size = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
-            body: Any = json.loads(await reader.readexactly(size) or b"null")
-            match method, path.strip("/").split("/"):
-                case "POST", ["containers", _, "exec"]:
-                    id = str(len(self._wanted))
-                    self._wanted[id] = body
-                    self._answer(writer, {"Id": id})
-                case "POST", ["exec", id, "start"] if "kill -9 -1" in "".join(self._wanted[id]["Cmd"]):
-                    self._kill_all()
-                    self._answer(writer, {})
-                case "POST", ["exec", id, "start"]:
-                    writer.write(b"HTTP/1.1 101 UPGRADED\r\n\r\n")
-                    await self._run(id, reader, writer)
-                case "GET", ["exec", id, "json"]:
-                    code = self._running[id].returncode
-                    self._answer(writer, {"Running": code is None, "ExitCode": code})
-                case _:
-                    self._answer(writer, {})
-            await writer.drain()
-        writer.close()
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        method, path, _ = head.split(" ", 2)
+        size = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
+        body: Any = json.loads(await reader.readexactly(size) or b"null")
+        match method, path.strip("/").split("/"):
+            case "POST", ["containers", _, "exec"]:
+                id = str(len(self._wanted))
+                self._wanted[id] = body
+                self._answer(writer, {"Id": id})
+            case "POST", ["exec", id, "start"] if "kill -9 -1" in "".join(self._wanted[id]["Cmd"]):
+                self._kill_all()
+                self._answer(writer, {})
+            case "POST", ["exec", id, "start"]:
+                writer.write(b"HTTP/1.1 101 UPGRADED\r\n\r\n")
+                await self._run(id, reader, writer)
+            case "GET", ["exec", id, "json"]:
+                code = self._running[id].returncode
+                self._answer(writer, {"Running": code is None, "ExitCode": code})
+            case _:
+                self._answer(writer, {})
 
     def _answer(self, writer: asyncio.StreamWriter, body: Any) -> None:
         data = json.dumps(body).encode()
@@ -87,9 +86,30 @@ class StubEngine:
 
 
 @asynccontextmanager
+async def serving(folder: Path, answer: Answer) -> AsyncGenerator[str]:
+    """A server that answers each connection so, and is done with all of them at the end; its address."""
+    answering: set[asyncio.Task[None]] = set()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.add(asyncio.create_task(serve(reader, writer)))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            try:
+                await answer(reader, writer)
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+    async with await asyncio.start_unix_server(begin, folder / "engine"):
+        yield f"unix://{folder}/engine"
+        await asyncio.gather(*answering)
+
+
+@asynccontextmanager
 async def stub_engine(folder: Path) -> AsyncGenerator[str]:
     """An engine whose commands run in a folder; its address."""
     engine = StubEngine(folder)
-    async with await asyncio.start_unix_server(engine.serve, folder.parent / "engine"):
-        yield f"unix://{folder.parent}/engine"
+    async with serving(folder.parent, engine.serve) as address:
+        yield address
         await engine.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -16,7 +15,7 @@ from aworld.sandbox import container, open_sandbox
 from aworld.sandbox.container import ContainerSandbox
 from aworld.sandbox.engine import Engine, engine_address
 from aworld.sandbox.reaper import Record
-from tests.sandbox.engine_server import stub_engine
+from tests.sandbox.engine_server import serving, stub_engine
 from tests.sandbox.places import IMAGE, SMALL, keeps_variables
 
 
@@ -202,14 +201,53 @@ async def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         await open_sandbox("container:x")
 
 
-async def test_an_engine_that_talks_nonsense(tmp_path: Path) -> None:
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"hello\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            await writer.drain()
-        writer.close()
+@pytest.mark.parametrize(
+    "said",
+    [
+        "hello\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+        "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}",
+        "HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        "HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+async def test_an_engine_that_talks_nonsense_or_dies_while_it_talks(said: str, tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said.encode())
 
-    server = await asyncio.start_unix_server(serve, tmp_path / "s")
-    async with server:
+    async with serving(tmp_path, answer) as address:
         with pytest.raises(SandboxError, match="not HTTP"):
-            await Engine(f"unix://{tmp_path}/s").ask("GET", "/info")
+            await Engine(address).ask("GET", "/info")
+
+
+async def test_an_engine_that_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aworld.sandbox.engine.ANSWER_SECONDS", 0.1)
+
+    async def answer(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with serving(tmp_path, answer) as address:
+        engine = Engine(address)
+        for asking in (engine.ask("GET", "/x"), engine.attach("/x", {})):
+            with pytest.raises(SandboxError, match=r"did not answer .* in 0\.1 s"):
+                await asking
+
+
+async def test_an_image_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aworld.sandbox.engine.ANSWER_SECONDS", 0.3)
+    here = False
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal here
+        asked = await reader.readuntil(b"\r\n\r\n")
+        status = b"404 Missing" if b"/containers/create" in asked and not here else b"200 OK"
+        writer.write(b"HTTP/1.1 %b\r\nContent-Length: 11\r\n\r\n" % status)
+        if b"/images/create?fromImage=local%3A5000/large%3Alatest " in asked:
+            await asyncio.sleep(0.6)
+            here = True
+        writer.write(b'{"Id": "x"}' if here else b"{         }")
+
+    async with serving(tmp_path, answer) as address:
+        box = await ContainerSandbox.open("local:5000/large", SMALL, engine=address)
+        await box.close()
