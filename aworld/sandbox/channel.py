@@ -102,11 +102,11 @@ class Channel:
     async def run(self, words: Sequence[bytes], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
         """Run one command, `run` or `do` and its arguments, to its end. Raises `SandboxError` if the box is gone."""
         id, message = self._message(words)
-        running = self._running[id] = _Running(self._loop)
         drains, feed, given = self._pipes(stdin, output_bytes)
-        self._post(message, given)
+        running = self._running[id] = _Running(self._loop)
         deadline = self._loop.call_later(timeout, self._out_of_time, id, timeout)
         try:
+            self._post(message, given)
             status, limit, error = await running.done
         except asyncio.CancelledError:
             self._post(b"kill\0" + id)
@@ -134,9 +134,9 @@ class Channel:
         Raises `SandboxError` if the box is gone.
         """
         id, message = self._message(words)
+        (in_given, stdin), (stdout, out_given) = _pipes(2)
         running = self._running[id] = _Running(self._loop)
         running.done.add_done_callback(lambda _: self._running.pop(id, None))
-        (in_given, stdin), (stdout, out_given) = os.pipe(), os.pipe()
         end = partial(self._end, id, running, "when it was told to")
         program = Program(self._loop, stdin, stdout, running.done, end)
         self._post(message, self._give([in_given, out_given]))
@@ -172,11 +172,11 @@ class Channel:
 
     def _pipes(self, stdin: bytes | None, limit: int) -> tuple[list[Drain], Feed | None, list[int]]:
         """Make the pipes of a command; the descriptors are those that the worker is given."""
-        (out, out_given), (err, err_given) = os.pipe(), os.pipe()
+        (out, out_given), (err, err_given), *more = _pipes(2 if stdin is None else 3)
         given = [out_given, err_given]
         feed = None
         if stdin is not None:
-            in_given, end = os.pipe()
+            ((in_given, end),) = more
             given.insert(0, in_given)
             feed = Feed(self._loop, end, stdin)
         return [Drain(self._loop, out, limit), Drain(self._loop, err, limit)], feed, self._give(given)
@@ -218,6 +218,7 @@ class Channel:
                 return
             except OSError as error:
                 self._fail(f"its worker cannot be reached: {error.strerror}")
+                return  # nothing is left to send: hanging up has closed it all
             self._unsent.popleft()
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -312,3 +313,16 @@ class Channel:
         except TimeoutError:
             self._kill()
             await self._ended.wait()
+
+
+def _pipes(number: int) -> list[tuple[int, int]]:
+    """Pipes, as many as are asked for or none. Raises `SandboxError`."""
+    made: list[tuple[int, int]] = []
+    try:
+        while len(made) < number:
+            made.append(os.pipe())
+    except OSError as error:
+        for descriptor in itertools.chain(*made):
+            os.close(descriptor)
+        raise SandboxError(f"this process cannot make pipes for a command: {error.strerror}") from None
+    return made

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+import secrets
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,15 @@ from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimit
 from aworld.sandbox import reaper
 from aworld.sandbox.base import BaseSandbox, archive, limit_of, new_id
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
-from aworld.sandbox.engine import Engine, Stream, engine_address
+from aworld.sandbox.engine import PULL_SECONDS, Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
 
 WORK = "/work"
 USER = "1000:1000"
 SCRATCH_MB = 64
 READ_BYTES = 64 << 20
+POLL_SECONDS = 0.05
+"""Between two looks at a command that closed its output and goes on."""
 IDLE = "while :; do sleep 3600 & wait; done"
 """What process 1 does: it waits, and so takes note of processes that nobody else waits for."""
 
@@ -91,7 +94,7 @@ class ContainerSandbox(BaseSandbox):
             wanted = _settings(image, limits, sandbox.id, env or {})
             path = f"/containers/create?name={sandbox.id}"
             if "Id" not in (await api.ask("POST", path, wanted, accept=(404,)) or {}):
-                await api.ask("POST", f"/images/create?fromImage={quote(image)}")
+                await api.ask("POST", f"/images/create?fromImage={quote(_tagged(image))}", seconds=PULL_SECONDS)
                 await api.ask("POST", path, wanted)
             await api.ask("POST", f"/containers/{sandbox.id}/start")
         except BaseException:
@@ -121,10 +124,24 @@ class ContainerSandbox(BaseSandbox):
         if not argv:
             raise SandboxError("no command was given")
         seconds = int(self.limits.cpu_seconds) + 1
-        enter = f'{_entered(cwd)} ulimit -S -t {seconds}; ulimit -H -t {seconds + 1}; exec "$@"'
-        argv = ["/bin/sh", "-c", enter, "sh", *argv]
-        limit = self.limits.output_bytes
-        return await self._run(argv, stdin, env or {}, self.limits.wall_seconds if timeout is None else timeout, limit)
+        # Any exit code may be the command's own. The shell around it is gone when the command runs, so only one that
+        # could not start it comes to the trap; the command does not know the mark.
+        mark = secrets.token_hex(8)
+        enter = (
+            f"trap 'printf {mark} >&2' EXIT; {_entered(cwd)} "
+            f'ulimit -S -t {seconds}; ulimit -H -t {seconds + 1}; exec "$@"'
+        )
+        result = await self._run(
+            ["/bin/sh", "-c", enter, "sh", *argv],
+            stdin,
+            env or {},
+            self.limits.wall_seconds if timeout is None else timeout,
+            self.limits.output_bytes,
+        )
+        if result.stderr.endswith(mark.encode()):
+            why = result.stderr.decode(errors="replace").removesuffix(mark).strip()
+            raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {why}")
+        return result
 
     async def open_process(
         self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
@@ -223,19 +240,16 @@ class ContainerSandbox(BaseSandbox):
         kept = _Kept(limit)
         late = False
         try:
-            reading = asyncio.create_task(kept.read(stream, stdin))
+            reading = asyncio.create_task(self._read(made["Id"], stream, stdin, kept))
             try:
                 await asyncio.wait([reading], timeout=timeout)
                 late = not reading.done()
             finally:
                 if not reading.done():
                     await asyncio.shield(self._kill_all(reading))
-            await reading
+            code = await reading
         finally:
             stream.close()
-        code = (await self._engine.ask("GET", f"/exec/{made['Id']}/json"))["ExitCode"]
-        if code in (126, 127) and not late and not kept.out and argv[2].startswith("cd "):
-            raise SandboxError(f"{argv[4:]} cannot be started: {bytes(kept.err).decode(errors='replace').strip()}")
         return ExecResult(
             exit_code=-9 if late else code,
             stdout=bytes(kept.out),
@@ -246,7 +260,14 @@ class ContainerSandbox(BaseSandbox):
             limit="wall_seconds" if late else limit_of(code),
         )
 
-    async def _kill_all(self, reading: asyncio.Task[None]) -> None:
+    async def _read(self, exec_id: str, stream: Stream, stdin: bytes | None, kept: _Kept) -> int:
+        """Read the output of a command to its end, and then wait for that of the command, for its exit code."""
+        await kept.read(stream, stdin)
+        while (found := await self._engine.ask("GET", f"/exec/{exec_id}/json")).get("Running"):  # noqa: ASYNC110 - an engine tells nobody
+            await asyncio.sleep(POLL_SECONDS)
+        return found["ExitCode"]
+
+    async def _kill_all(self, reading: asyncio.Task[int]) -> None:
         """Kill all but process 1; a container in which something goes on nevertheless is removed."""
         wanted = {"Cmd": ["/bin/sh", "-c", "kill -9 -1"], "User": USER}
         made = await self._engine.ask("POST", f"/containers/{self.id}/exec", wanted)
@@ -291,6 +312,11 @@ async def _remove(engine: Engine, id: str) -> None:
     await engine.ask("DELETE", f"/containers/{id}?force=true&v=true", accept=(404,))
 
 
+def _tagged(image: str) -> str:
+    """The name of one image: of a name without a tag, an engine gets all that there are."""
+    return image if set(image.rpartition("/")[2]) & {":", "@"} else f"{image}:latest"
+
+
 def _normal(path: str) -> str:
     """The path inside. Raises `SandboxError` if it leads out already by its words."""
     full = posixpath.normpath(posixpath.join(WORK, path))
@@ -305,7 +331,8 @@ def _entered(cwd: str) -> str:
     It is entered inside: an engine would make one that is missing, and follow a link that leads out.
     """
     folder = shlex.quote(_normal(cwd))
-    return f'cd {folder} || exit 126; case "$(pwd -P)/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac;'
+    leads_out = f'echo "leads out of the work folder" >&2; exit {OUTSIDE}'
+    return f'cd {folder} || exit 126; case "$(pwd -P)/" in {WORK}/*) ;; *) {leads_out};; esac;'
 
 
 def _settings(image: str, limits: SandboxLimits, id: str, env: Mapping[str, str]) -> dict[str, Any]:

@@ -193,7 +193,8 @@ class E2BSandbox(BaseSandbox):
     async def _unpack(self, data: bytes, folder: str) -> None:
         name = f"/tmp/{secrets.token_hex(8)}.tar"
         await self._call(self._remote.files.write(name, data))
-        await self._must(f"mkdir -p {shlex.quote(folder)} && tar -x -f {name} -C {shlex.quote(folder)}; rm {name}")
+        place = shlex.quote(folder)
+        await self._must(f"mkdir -p {place} && tar -x -f {name} -C {place}; code=$?; rm -f {name}; exit $code")
 
     async def _must(self, line: str) -> None:
         if code := await self._line(line, "/", {}, self.limits.wall_seconds):

@@ -23,6 +23,8 @@ SOCKETS = ("/var/run/docker.sock", "{XDG_RUNTIME_DIR}/docker.sock", "{XDG_RUNTIM
            "/run/podman/podman.sock")  # fmt: skip
 ANSWER_SECONDS = 60.0
 """Of an engine that is asked for something; making a container takes less than a second."""
+PULL_SECONDS = 1800.0
+"""Until an image is here: one of 10 GB takes 15 minutes over a line of 100 Mbit/s."""
 HEAD_BYTES = 1 << 16
 
 
@@ -96,32 +98,47 @@ class Engine:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    async def ask(self, method: str, path: str, body: Any = None, *, accept: tuple[int, ...] = ()) -> Any:
-        """The JSON of an answer. Raises `SandboxError` unless the status is below 400, or one of `accept`."""
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        accept: tuple[int, ...] = (),
+        seconds: float | None = None,
+    ) -> Any:
+        """The JSON of an answer, waited for `seconds`, by default ANSWER_SECONDS.
+
+        Raises `SandboxError` unless the status is below 400, or one of `accept`.
+        """
+        seconds = ANSWER_SECONDS if seconds is None else seconds
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 reader, writer = await self._request(method, path, body, "close")
                 try:
                     reply = await _reply(reader)
                 finally:
                     writer.close()
         except TimeoutError:
-            raise SandboxError(f"{self.address} did not answer {method} {path} in {ANSWER_SECONDS:g} s") from None
+            raise SandboxError(f"{self.address} did not answer {method} {path} in {seconds:g} s") from None
         if reply.status >= 400 and reply.status not in accept:
             raise SandboxError(f"{self.address}: {_told(reply)}")
         return reply.body
 
     async def attach(self, path: str, body: Any) -> Stream:
         """Start a command and take over the connection for its output and input."""
-        reader, writer = await self._request("POST", path, body, "Upgrade\r\nUpgrade: tcp")
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                status, headers = await _head(reader)
-                if status >= 400:
-                    raise SandboxError(f"{self.address}: {_told(Reply(status, await _body(reader, headers)))}")
-        except BaseException:
-            writer.close()
-            raise
+                reader, writer = await self._request("POST", path, body, "Upgrade\r\nUpgrade: tcp")
+                try:
+                    status, headers = await _head(reader)
+                    if status >= 400:
+                        raise SandboxError(f"{self.address}: {_told(Reply(status, await _body(reader, headers)))}")
+                except BaseException:
+                    writer.close()
+                    raise
+        except TimeoutError:
+            raise SandboxError(f"{self.address} did not answer POST {path} in {ANSWER_SECONDS:g} s") from None
         return Stream(reader, writer)
 
     async def _request(
@@ -169,15 +186,10 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> Any:
     """The JSON of the body: the last line of it where the engine reports progress."""
-    if headers.get("transfer-encoding") == "chunked":
-        data = b""
-        while size := int(await reader.readline(), 16):
-            data += await reader.readexactly(size)
-            await reader.readline()
-    elif "content-length" in headers:
-        data = await reader.readexactly(int(headers["content-length"]))
-    else:
-        data = await reader.read() if headers.get("connection") == "close" else b""
+    try:
+        data = await _data(reader, headers)
+    except (asyncio.IncompleteReadError, ConnectionError, ValueError):
+        raise SandboxError("the container engine broke off its answer, or it is not HTTP") from None
     lines = data.strip().splitlines()
     try:
         return json.loads(data) if data.strip() else None
@@ -186,6 +198,18 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> Any:
             return json.loads(lines[-1])
         except ValueError:
             return {"message": data[-1000:].decode(errors="replace")}
+
+
+async def _data(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    if headers.get("transfer-encoding") == "chunked":
+        data = b""
+        while size := int(await reader.readline(), 16):
+            data += await reader.readexactly(size)
+            await reader.readline()
+        return data
+    if "content-length" in headers:
+        return await reader.readexactly(int(headers["content-length"]))
+    return await reader.read() if headers.get("connection") == "close" else b""
 
 
 def _told(reply: Reply) -> str:

@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -184,19 +185,31 @@ def _names(tools: Sequence[tuple[str, str]]) -> list[str]:
 
     The same set of tools gives the same names.
     """
-    plain = [name for _, name in tools]
-    wanted = [name if plain.count(name) == 1 else f"{server}_{name}" for server, name in tools]
+    plain = Counter(tool for _, tool in tools)
+    wanted = [tool if plain[tool] == 1 else f"{server}_{tool}" for server, tool in tools]
     valid = [_valid(name, name) for name in wanted]
-    return [
-        name if valid.count(name) == 1 or name == asked else _valid(f"{server}_{tool}", f"{server}/{tool}", always=True)
-        for name, asked, (server, tool) in zip(valid, wanted, tools)
+    alike = Counter(valid)
+    exact = Counter(asked for name, asked in zip(valid, wanted) if name == asked)
+    # A name that several come to is for the tool whose own it is, or else for the only one that asked for just that.
+    stays = [
+        alike[name] == 1 or (name == asked and (asked == tool or exact[name] == 1))
+        for name, asked, (_, tool) in zip(valid, wanted, tools)
     ]
+    taken = {name for name, keep in zip(valid, stays) if keep}
+    names: list[str] = []
+    for name, keep, (server, tool) in zip(valid, stays, tools):
+        whole = f"{server}/{tool}"
+        while not keep and (name := _valid(f"{server}_{tool}", whole, always=True)) in taken:
+            whole += "/"  # "a/b" has a tool "c", and "a" a tool "b/c"
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def _valid(name: str, whole: str, *, always: bool = False) -> str:
     """The name as every provider takes it; what had to be cut, or must differ, ends with a digest of the `whole`."""
     clean = _REFUSED.sub("_", name)
-    if len(clean) <= _NAME_LENGTH and not always:
+    if 0 < len(clean) <= _NAME_LENGTH and not always:
         return clean
     digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
     return f"{clean[: _NAME_LENGTH - 9]}_{digest}"

@@ -102,15 +102,15 @@ class Link(AbstractAsyncContextManager["Link"]):
 
     async def list_tools(self) -> list[Listed]:
         """What the server offers, page after page. Raises ToolError."""
-        found: list[Listed] = []
+        found: dict[str, Listed] = {}  # a list that changes between its pages can have a tool twice
         cursor: str | None = None
         try:
             for _ in range(MAX_PAGES):
                 page = await self.client.list_tools(cursor=cursor)
-                found += [_listed(tool) for tool in page.tools]
+                found |= {tool.name: _listed(tool) for tool in page.tools}
                 cursor = page.next_cursor
                 if cursor is None:
-                    return found
+                    return list(found.values())
         except (MCPError, ValidationError, RuntimeError) as error:
             raise await self._failure(error, "its tools could not be listed") from None
         raise ToolError(f"MCP server {self._resolved.name!r}: its list of tools has no end.")

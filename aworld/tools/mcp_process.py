@@ -166,6 +166,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("server=%s | %s", self.name, self._redact(data.decode(errors="replace")).rstrip())
             return
+        if self._silent:  # nobody reads it any more, and there may be no end to it
+            return
         head, newline, rest = data.partition(b"\n")
         self._partial.append(head)
         self._partial_size += len(head)

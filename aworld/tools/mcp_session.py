@@ -113,6 +113,8 @@ class Session:
         """The connection; opened if there is none, by whoever comes first. Raises ToolError and ConfigError."""
         if self.link is not None and not self.link.ended.is_set():
             return self.link
+        if self._closing:  # nobody would close it again
+            raise ToolError(f"MCP server {self._name!r} was closed.")
         if self._opening is None:
             if self._owner is not None:  # the last one is still at its end
                 await asyncio.wait((self._owner,))
@@ -231,7 +233,14 @@ class Hub:
         if self._listing is None:
             self._listing = asyncio.create_task(self._list(), context=contextvars.Context())
             self._listing.add_done_callback(_seen)
-        return await asyncio.shield(self._listing)
+        listing = self._listing
+        try:
+            return await asyncio.shield(listing)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if listing.cancelled() and caller is not None and not caller.cancelling():
+                raise ToolError(f"MCP server {self.server.name!r} was closed while it listed its tools.") from None
+            raise
 
     @property
     def known(self) -> list[Listed] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -13,8 +12,10 @@ import pytest
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
 from aworld.sandbox import container, open_sandbox
+from aworld.sandbox.container import ContainerSandbox
 from aworld.sandbox.engine import Engine, engine_address
 from aworld.sandbox.reaper import Record
+from tests.sandbox.engine_server import serving, stub_engine
 from tests.sandbox.places import IMAGE, SMALL, keeps_variables
 
 
@@ -33,6 +34,45 @@ async def box(engine: str) -> AsyncGenerator[Sandbox]:
     opened = await open_sandbox(f"container:{IMAGE}", SMALL, env={"COLOUR": "red"})
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncGenerator[Sandbox]:
+    """A sandbox whose commands run in a folder of this machine."""
+    work = (tmp_path / "work").resolve()
+    work.mkdir()
+    monkeypatch.setattr(container, "WORK", str(work))
+    async with stub_engine(work) as address, await ContainerSandbox.open("any", SMALL, engine=address) as opened:
+        yield opened
+
+
+async def test_a_command_that_ends_with_127_has_run(stand_in: Sandbox) -> None:
+    for command in ("nosuch", "nosuch >&2; exit 127", "exit 126", ["sh", "-c", "nosuch"], ["sh", "-c", "exit 45"]):
+        result = await stand_in.exec(command)
+        assert result.exit_code == (126 if command == "exit 126" else 45 if "exit 45" in command else 127)
+    result = await stand_in.exec("nosuch; echo $?; nosuch")
+    assert (result.exit_code, result.stdout) == (127, b"127\n")
+
+
+async def test_what_cannot_be_started_is_told(stand_in: Sandbox, tmp_path: Path) -> None:
+    await stand_in.exec(f"ln -s {tmp_path} out; touch plain")
+    for command, cwd, why in (
+        (["nosuch", "-x"], ".", "nosuch cannot be started in .: .*not found"),
+        (["./plain"], ".", "plain cannot be started in .: .*[Pp]ermission denied"),
+        (["true"], "missing", "true cannot be started in missing: .*missing"),
+        ("exit 127", "missing", "cannot be started in missing: .*missing"),
+        ("exit 127", "out", "cannot be started in out: leads out of the work folder"),
+    ):
+        with pytest.raises(SandboxError, match=why) as told:
+            await stand_in.exec(command, cwd=cwd)
+        assert "aworld" not in str(told.value), "our own mark is not for people"
+
+
+async def test_a_command_that_closes_its_output_is_waited_for(stand_in: Sandbox) -> None:
+    result = await stand_in.exec("echo begun; exec >&- 2>&-; sleep 0.3; exit 3")
+    assert (result.exit_code, result.stdout) == (3, b"begun\n")
+    late = await stand_in.exec("exec >&- 2>&-; sleep 60", timeout=0.3)
+    assert (late.exit_code, late.limit) == (-9, "wall_seconds")
 
 
 async def test_commands(box: Sandbox) -> None:
@@ -161,14 +201,53 @@ async def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         await open_sandbox("container:x")
 
 
-async def test_an_engine_that_talks_nonsense(tmp_path: Path) -> None:
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"hello\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            await writer.drain()
-        writer.close()
+@pytest.mark.parametrize(
+    "said",
+    [
+        "hello\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+        "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}",
+        "HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        "HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+async def test_an_engine_that_talks_nonsense_or_dies_while_it_talks(said: str, tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said.encode())
 
-    server = await asyncio.start_unix_server(serve, tmp_path / "s")
-    async with server:
+    async with serving(tmp_path, answer) as address:
         with pytest.raises(SandboxError, match="not HTTP"):
-            await Engine(f"unix://{tmp_path}/s").ask("GET", "/info")
+            await Engine(address).ask("GET", "/info")
+
+
+async def test_an_engine_that_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aworld.sandbox.engine.ANSWER_SECONDS", 0.1)
+
+    async def answer(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with serving(tmp_path, answer) as address:
+        engine = Engine(address)
+        for asking in (engine.ask("GET", "/x"), engine.attach("/x", {})):
+            with pytest.raises(SandboxError, match=r"did not answer .* in 0\.1 s"):
+                await asking
+
+
+async def test_an_image_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aworld.sandbox.engine.ANSWER_SECONDS", 0.3)
+    here = False
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal here
+        asked = await reader.readuntil(b"\r\n\r\n")
+        status = b"404 Missing" if b"/containers/create" in asked and not here else b"200 OK"
+        writer.write(b"HTTP/1.1 %b\r\nContent-Length: 11\r\n\r\n" % status)
+        if b"/images/create?fromImage=local%3A5000/large%3Alatest " in asked:
+            await asyncio.sleep(0.6)
+            here = True
+        writer.write(b'{"Id": "x"}' if here else b"{         }")
+
+    async with serving(tmp_path, answer) as address:
+        box = await ContainerSandbox.open("local:5000/large", SMALL, engine=address)
+        await box.close()

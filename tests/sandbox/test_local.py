@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import shutil
 import sys
 import time
@@ -186,6 +188,32 @@ async def test_a_broken_sandbox_tells_all_who_wait() -> None:
         assert not box.alive
         with pytest.raises(SandboxError, match="gone"):
             await box.exec("true")
+
+
+async def test_without_room_for_pipes_nothing_is_left_open() -> None:
+    async with local() as box:
+        await box.exec("true")
+        before = os.listdir("/proc/self/fd")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 1, hard))
+        taken: list[int] = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            for _ in range(3):
+                os.close(taken.pop())  # for one pipe of two or three
+            for _ in range(3):
+                with pytest.raises(SandboxError, match="Too many open files"):
+                    await box.exec("true", stdin=b"x")
+                with pytest.raises(SandboxError, match="Too many open files"):
+                    await box.open_process(["true"])
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert (await box.exec("echo fine")).stdout == b"fine\n"
 
 
 async def test_it_leaves_no_descriptor_and_no_process() -> None:

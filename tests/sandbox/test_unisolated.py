@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,25 @@ async def test_its_processes_end_with_it() -> None:
         left = marked(other_mark)
     assert left
     assert gone(left, 0)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_a_worker_that_died_unnoticed_is_told_by_the_next_command(
+    keep: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with local(isolation="none") as box:
+        await box.exec("true")
+        before = len(os.listdir("/proc/self/fd"))
+        os.kill(box.pid, signal.SIGKILL)
+        assert gone([box.pid])  # the loop is busy here, so it has not heard of it
+        assert box.alive
+        with pytest.raises(SandboxError, match="cannot be reached"):
+            await (box.open_process(["true"]) if keep else box.exec("true", stdin=b"x"))
+        assert len(os.listdir("/proc/self/fd")) < before
+        with pytest.raises(SandboxError, match="cannot be reached"):
+            await box.exec("true")
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_what_its_processes_locked_is_deleted(records: Path) -> None:

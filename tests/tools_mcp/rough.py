@@ -2,7 +2,8 @@
 
 It speaks no more than the tests need. Arguments: `mute` never answers, `shy` does not list its tools, `loud` floods
 standard error before every answer, `babble` prints what is no JSON before every answer, `stubborn` ignores the end of
-its input and SIGTERM, `family` has a child that outlives it, `dead` ends at once.
+its input and SIGTERM, `family` has a child that outlives it, `dead` ends at once, `endless` answers calls with one
+line that never ends, `twice` lists each of its tools on two pages.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def ask(method: str, params: dict[str, Any]) -> Any:
 
 def call(id: Any, name: str, arguments: dict[str, Any]) -> None:
     """Run a tool."""
+    while "endless" in MODES:
+        os.write(1, b"x" * 65536)
     match name:
         case "crash":
             put(f"cannot go on, key={os.environ.get('SERVICE_API_KEY')}", 2)
@@ -90,7 +93,8 @@ def handle(message: dict[str, Any]) -> None:
         pass
     elif method == "tools/list":
         tools = [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]
-        say({"id": id, "result": {"tools": tools}})
+        more = {"nextCursor": "more"} if "twice" in MODES and not params.get("cursor") else {}
+        say({"id": id, "result": {"tools": tools, **more}})
     elif method == "tools/call":
         call(id, params["name"], params.get("arguments") or {})
     else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ConfigError
@@ -18,6 +21,9 @@ from aworld.runner import Runners
 from aworld.tools.mcp import _names, mcp_tools
 from aworld.tools.mcp_config import Resolved, read_servers
 from tests.tools_mcp.conftest import config, rough, tools_of
+
+VALID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+"""Names of tools that every provider takes."""
 
 
 @pytest.mark.parametrize(
@@ -138,6 +144,30 @@ def test_names_are_valid_and_stable() -> None:
     assert len(set(names)) == len(names)
     assert all(len(name) <= 64 and name.replace("_", "").replace("-", "").isalnum() for name in names)
     assert names == _names([("s", "a.b"), ("s", "a/b"), ("s", "a_b"), ("s", "x" * 90), ("t", "x" * 90), ("t", "ok")])
+
+
+def test_a_name_with_a_prefix_yields_to_the_tool_whose_own_it_is() -> None:
+    names = _names([("git", "status"), ("git", "log"), ("svn", "status"), ("hub", "git_status")])
+    assert names[1:] == ["log", "svn_status", "git_status"]
+    assert re.fullmatch("git_status_[0-9a-f]{8}", names[0])
+
+
+# Few letters and short words, so that names meet often; beside them names of any kind.
+_words = st.one_of(st.text("ab_./", max_size=5), st.text("a_", min_size=62, max_size=66), st.text(max_size=3))
+
+
+@given(st.lists(st.tuples(_words, _words), unique=True, max_size=12))
+@example([("git", "status"), ("svn", "status"), ("hub", "git_status")])
+@example([("a/b", "c"), ("a", "b/c"), ("x", "c"), ("x", "b/c"), ("y", "a_b_c")])
+@example([("s", "a.b"), ("s", "a_b"), ("t", "s_a_b"), ("t", "a.b")])
+def test_any_tools_have_different_and_valid_names_and_keep_their_own(tools: list[tuple[str, str]]) -> None:
+    names = _names(tools)
+    assert len(set(names)) == len(names) == len(tools)
+    assert all(VALID.fullmatch(name) for name in names)
+    plain = [tool for _, tool in tools]
+    for name, tool in zip(names, plain):
+        if plain.count(tool) == 1 and VALID.fullmatch(tool):
+            assert name == tool
 
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

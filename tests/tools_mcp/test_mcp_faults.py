@@ -124,6 +124,22 @@ async def test_a_message_without_end_is_cut_off(caller: Caller, monkeypatch: pyt
     assert await caller(tools["echo"], text="x" * 100_000) == "x" * 100_000
 
 
+async def test_of_a_message_without_end_no_more_is_held(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aworld.tools.mcp_process.MAX_LINE", 1 << 20)
+    monkeypatch.setattr("aworld.tools.mcp_process.PATIENCE", 0.3)
+    tools = await tools_of(s=rough("endless"))
+    process = mcp_session.hubs_here()[0]._sessions[None]._process
+    assert process is not None
+    with pytest.raises(ToolError, match="it sent a message of more than 1 MB"):
+        await caller(tools["echo"])
+    await close_sessions()
+    assert process._partial_size < 2 << 20
+
+
+async def test_a_tool_that_is_listed_twice_is_one_tool() -> None:
+    assert list(await tools_of(s=rough("twice"))) == list(await tools_of(s=rough()))
+
+
 async def test_one_dead_server_does_not_stop_an_agent_that_has_others(caplog: pytest.LogCaptureFixture) -> None:
     servers = config(dead=rough("dead"), missing={"command": "no-such-program"}, alive=rough())
     agent = Agent("a", model=ScriptedModel([call("echo", text="here"), "ok"]), mcp_config=servers)

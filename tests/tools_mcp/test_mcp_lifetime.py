@@ -25,7 +25,7 @@ from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.tools import guard, mcp_process, mcp_session
 from aworld.tools.mcp import mcp_tools
-from aworld.tools.mcp_session import close_sessions
+from aworld.tools.mcp_session import close_sessions, hubs_here
 from tests.tools_mcp.conftest import Caller, config, gone, rough, stdio, tools_of
 
 PIDS = ScriptedModel([call("pids"), "ok"])
@@ -155,6 +155,31 @@ async def test_closing_ends_calls_in_flight(caller: Caller) -> None:
     assert await caller(tools["echo"], text="anew") == "anew"
 
 
+async def test_closing_ends_a_wait_for_the_server_to_come_back(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_process, "MAX_LINE", 1 << 20)
+    monkeypatch.setattr(mcp_process, "PATIENCE", 0.3)
+    before = children()
+    tools = await tools_of(s=rough("stubborn"))
+    with pytest.raises(ToolError, match="more than 1 MB"):
+        await caller(tools["echo"], text="x" * (3 << 20))
+    waiting = asyncio.create_task(caller(tools["pids"]))  # until the old process is killed
+    await asyncio.sleep(0.05)
+    await close_sessions()
+    with pytest.raises(ToolError, match="was closed"):
+        await waiting
+    assert children() <= before
+
+
+async def test_closing_ends_a_listing() -> None:
+    (toolset,) = mcp_tools(config(s=rough("shy")))
+    waiting = asyncio.create_task(toolset.list_tools())
+    while not any(session.link for hub in hubs_here() for session in hub._sessions.values()):  # noqa: ASYNC110 - tells nobody
+        await asyncio.sleep(0.01)
+    await close_sessions()
+    with pytest.raises(ToolError, match="was closed"):  # nobody has cancelled it
+        await waiting
+
+
 async def test_who_gives_up_waiting_for_a_start_stops_nobody_else(caller: Caller) -> None:
     (toolset,) = mcp_tools(config(s=rough()))
     impatient, patient = (asyncio.create_task(toolset.list_tools()) for _ in range(2))
@@ -184,7 +209,7 @@ async def test_a_start_that_is_broken_off_leaves_nothing(monkeypatch: pytest.Mon
     monkeypatch.setattr(guard.GUARD, "watch", seen)
     await watched.wait()
     await close_sessions()
-    with pytest.raises((ToolError, asyncio.CancelledError)):
+    with pytest.raises(ToolError, match="was closed"):
         await waiting
     assert children() == before
 
