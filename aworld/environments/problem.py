@@ -144,6 +144,8 @@ class Listed(Sequence[Problem]):
         end = max(places[0], places[-1]) + 1 if places else 0
         while (first := len(self._known)) < end:
             found = self._fetch(first)
+            if not found:
+                raise ConfigError(f"A list of {self._size} problems that is kept elsewhere gave none from {first} on.")
             self._known[first : first + len(found)] = found  # another thread may have put the same there
         return [self._known[place] for place in places]
 

@@ -10,7 +10,7 @@ import pytest
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Text
 from aworld.environments import Environment, Problem, split_by_hash
-from aworld.environments.problem import content_key, digest_of
+from aworld.environments.problem import Listed, content_key, digest_of
 from tests.environments.shop import Shop, problem, shop, stream
 
 
@@ -113,3 +113,18 @@ def test_an_environment_that_cannot_work_is_refused(given: dict[str, object], er
 def test_an_instance_in_place_of_a_session_class_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"session=Shop, not an instance"):
         Environment("x", session=Shop())  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_a_list_that_is_kept_elsewhere_is_fetched_as_far_as_somebody_looks() -> None:
+    every = [problem(number) for number in range(10)]
+    fetched: list[int] = []
+
+    def fetch(first: int) -> list[Problem]:
+        fetched.append(first)
+        return every[first : first + 4]
+
+    listed = Listed(10, fetch)
+    assert (listed[5], listed[1:3], fetched) == (every[5], every[1:3], [0, 4])
+    assert (listed[-1], list(listed), fetched) == (every[9], every, [0, 4, 8])
+    with pytest.raises(ConfigError, match="12 problems that is kept elsewhere gave none from 10 on"):
+        Listed(12, fetch)[11]
