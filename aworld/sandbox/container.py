@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base import BaseSandbox, archive, limit_of, new_id
+from aworld.sandbox.base import BaseSandbox, archive, check_end, limit_of, new_id, replace
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
 from aworld.sandbox.engine import Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
@@ -31,7 +31,7 @@ READ_BYTES = 64 << 20
 IDLE = "while :; do sleep 3600 & wait; done"
 """What process 1 does: it waits, and so takes note of processes that nobody else waits for."""
 
-MISSING, OUTSIDE, FOLDER, OTHER = 44, 45, 46, 47
+MISSING, OUTSIDE, FOLDER, OTHER, LOCKED, FULL, SHORT = 44, 45, 46, 47, 48, 49, 50
 _PLACE = f"""
 cd "$(dirname "$1")" 2>/dev/null || exit {MISSING}
 b=$(basename "$1")
@@ -41,13 +41,37 @@ case "$f/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac
 READ = (
     f'{_PLACE}[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] || exit {MISSING}; [ -f "$f" ] || exit {OTHER}; exec cat "$f"'
 )
-WRITE = (
-    f'mkdir -p "$(dirname "$1")" || exit 1{_PLACE}'
-    f'[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] && [ ! -f "$f" ] && exit {OTHER}; exec cat > "$f"'
-)
+WRITE = f"""
+mkdir -p "$(dirname "$1")" || exit 1{_PLACE}
+[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] && [ ! -f "$f" ] && exit {OTHER}
+[ -e "$f" ] && [ ! -w "$f" ] && exit {LOCKED}
+p=$(dirname "$f")/$2
+: > "$p" || exit 1
+cat > "$p" || exit {FULL}
+[ "$(stat -c %s "$p")" = "$3" ] || exit {SHORT}
+[ ! -e "$f" ] || chmod "$(stat -c %a "$f")" "$p" || exit 1
+exec mv -f "$p" "$f"
+"""
+NO_ROOM = (b"No space left", b"Wrote only", b"File size limit")
+"""What tar and the shell say of that."""
 LIST = f"{_PLACE}cd \"$f\" || exit {MISSING}; exec find . -mindepth 1 -maxdepth 1 -exec stat -c '%f %s %n' {{}} +"
 UNPACK = f'mkdir -p "$1" || exit 1{_PLACE}exec tar -x -f - -C "$f"'
-REPLACE = f"cd {WORK} && rm -rf -- ./* ./.[!.]* ./..?* && exec tar -x -f -"
+RESTORE = f"""
+move() {{
+  m=
+  if [ -d "$1" ] && [ ! -L "$1" ] && [ ! -w "$1" ]; then m=$(stat -c %a "$1"); chmod u+w "$1"; fi
+  mv "$1" "$2" && {{ [ -z "$m" ] || chmod "$m" "$2"; }}
+}}
+cd {WORK} && mkdir "$2" "$2/new" "$2/old" && tar -x -f - -C "$2/new" || exit 1
+for e in * .[!.]* ..?*; do
+  [ "$e" = "$2" ] || {{ [ ! -e "$e" ] && [ ! -L "$e" ]; }} || move "./$e" "$2/old/$e" || exit 1
+done
+cd "$2/new" || exit 1
+for e in * .[!.]* ..?*; do {{ [ ! -e "$e" ] && [ ! -L "$e" ]; }} || move "./$e" "{WORK}/$e" || exit 1; done
+cd {WORK}; chmod -R u+rwx "$2"; rm -rf "$2"
+"""
+"""To leave its folder, a folder has to be writable."""
+DISCARD = f'{_PLACE}[ -d "$f" ] || f=$(dirname "$f"); chmod -R u+rwx "$f/$2"; rm -rf "$f/$2"'
 PACK = f"""
 cd {WORK}
 for e in * .[!.]* ..?*; do if [ -e "$e" ] || [ -L "$e" ]; then set -- "$@" "./$e"; fi; done
@@ -148,8 +172,8 @@ class ContainerSandbox(BaseSandbox):
         return await self._script(READ, path, most=READ_BYTES)
 
     async def write(self, path: str, data: bytes) -> None:
-        """Write a file; its folders are made."""
-        await self._script(WRITE, path, stdin=data)
+        """Write a file; its folders are made. A file that cannot be written stays as it was."""
+        await self._replace(WRITE, path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name. Names with line breaks are not shown whole."""
@@ -174,8 +198,9 @@ class ContainerSandbox(BaseSandbox):
         return await self._script(PACK, ".", most=2 * (self.limits.disk_mb << 20))
 
     async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of the work folder."""
-        await self._script(REPLACE, ".", stdin=snapshot)
+        """Put a snapshot in the place of what is in the work folder. After a failure that is as it was."""
+        check_end(snapshot)
+        await self._replace(RESTORE, ".", snapshot)
 
     async def close(self) -> None:
         """Remove the container with everything in it."""
@@ -193,16 +218,28 @@ class ContainerSandbox(BaseSandbox):
     async def _run_script(self, argv: list[str]) -> ExecResult:
         return await self._run(argv, None, {}, self.limits.wall_seconds, 1000)
 
-    async def _script(self, script: str, path: str, *, stdin: bytes | None = None, most: int = 0) -> bytes:
+    async def _replace(self, script: str, path: str, data: bytes, *more: str) -> None:
+        """Run a script that makes something beside what it replaces."""
+        await replace(
+            lambda part: self._script(script, path, part, *more, stdin=data),
+            lambda part: self._script(DISCARD, path, part),
+        )
+
+    async def _script(self, script: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """Run a script on a path."""
-        argv = ["/bin/sh", "-c", script, "sh", _normal(path)]
+        argv = ["/bin/sh", "-c", script, "sh", _normal(path), *more]
         result = await self._run(argv, stdin, {}, self.limits.wall_seconds, max(most, 1000))
         if result.exit_code == MISSING:
             raise FileNotFoundError(f"{path}: no such file or folder")
         if result.exit_code == FOLDER:
             raise IsADirectoryError(f"{path}: is a folder")
         if result.exit_code != 0:
-            reasons = {OUTSIDE: "leads out of the work folder", OTHER: "is not a file"}
+            if result.exit_code == FULL or any(words in result.stderr for words in NO_ROOM):
+                raise self.full(path)
+            reasons = {
+                OUTSIDE: "leads out of the work folder", OTHER: "is not a file", LOCKED: "is read-only",
+                SHORT: "the data ended early",
+            }  # fmt: skip
             said = result.stderr.decode(errors="replace").strip()[:500] or f"failed with {result.exit_code}"
             raise SandboxError(f"{path}: {reasons.get(result.exit_code, said)}")
         if result.truncated:

@@ -24,7 +24,7 @@ from typing import Any
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base import BaseSandbox, archive, new_id
+from aworld.sandbox.base import BaseSandbox, archive, check_end, new_id
 from aworld.sandbox.e2b_program import E2BProgram
 from aworld.sandbox.reaper import Record
 
@@ -176,9 +176,9 @@ class E2BSandbox(BaseSandbox):
         return bytes(await self._call(self._remote.files.read(name, format="bytes")))
 
     async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of the work folder."""
-        await self._must(f"find {WORK} -mindepth 1 -delete")
-        await self._unpack(snapshot, WORK)
+        """Put a snapshot in the place of what is in the work folder; a broken one is refused before."""
+        check_end(snapshot)
+        await self._unpack(snapshot, WORK, f"find {WORK} -mindepth 1 -delete")
 
     async def close(self) -> None:
         """Destroy the sandbox."""
@@ -190,10 +190,13 @@ class E2BSandbox(BaseSandbox):
                 await self._call(self._remote.kill(), closing=True)
             await reaper.forget(self.id)
 
-    async def _unpack(self, data: bytes, folder: str) -> None:
+    async def _unpack(self, data: bytes, folder: str, before: str = ":") -> None:
         name = f"/tmp/{secrets.token_hex(8)}.tar"
         await self._call(self._remote.files.write(name, data))
-        await self._must(f"mkdir -p {shlex.quote(folder)} && tar -x -f {name} -C {shlex.quote(folder)}; rm {name}")
+        folder = shlex.quote(folder)
+        # The whole archive is read before anything is touched.
+        line = f"tar -t -f {name} > /dev/null && {before} && mkdir -p {folder} && tar -x -f {name} -C {folder}"
+        await self._must(f"{line}; code=$?; rm {name}; exit $code")
 
     async def _must(self, line: str) -> None:
         if code := await self._line(line, "/", {}, self.limits.wall_seconds):

@@ -20,9 +20,9 @@ from typing import Literal, Self
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile
-from aworld.sandbox.base import BaseSandbox, archive
+from aworld.sandbox.base import BaseSandbox, archive, replace
 from aworld.sandbox.channel import Channel, Outcome
-from aworld.sandbox.worker_files import FILE_ERROR
+from aworld.sandbox.worker_files import FILE_ERROR, FULL
 
 Isolation = Literal["bubblewrap", "none"]
 
@@ -152,8 +152,11 @@ class LocalSandbox(BaseSandbox):
         return await self._do("read", path, most=READ_BYTES)
 
     async def write(self, path: str, data: bytes) -> None:
-        """Write a file; its folders are made. Raises SandboxError when the disk limit is reached."""
-        await self._do("write", path, stdin=data)
+        """Write a file; its folders are made. Raises SandboxError when the disk limit is reached.
+
+        A file that cannot be written stays as it was, so there must be room for the old one beside the new one.
+        """
+        await self._replace("write", path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name. A name that is not UTF-8 is shown with replacement characters."""
@@ -175,8 +178,11 @@ class LocalSandbox(BaseSandbox):
         return await self._do("pack", ".", most=2 * (self.limits.disk_mb << 20))
 
     async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of the work folder. After a failure the folder holds a part of it."""
-        await self._do("unpack", ".", "replace", stdin=snapshot)
+        """Put a snapshot in the place of what is in the work folder. After a failure that is as it was.
+
+        So there must be room for both of them.
+        """
+        await self._replace("restore", ".", snapshot)
 
     async def close(self) -> None:
         """Destroy the sandbox: no process and no file is left."""
@@ -189,6 +195,13 @@ class LocalSandbox(BaseSandbox):
         settings = [f"{name}={value}" for name, value in (self._env | dict(env or {})).items()]
         return [word, cwd, str(len(argv)), *argv, *settings]
 
+    async def _replace(self, operation: str, path: str, data: bytes, *more: str) -> None:
+        """An operation that makes something beside what it replaces."""
+        await replace(
+            lambda part: self._do(operation, path, part, *more, stdin=data),
+            lambda part: self._do("discard", path, part),
+        )
+
     async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """An operation on files, by the worker: a link can lead it nowhere but to other places in the box."""
         outcome = await self._ask(
@@ -199,7 +212,11 @@ class LocalSandbox(BaseSandbox):
         )
         if outcome.status == FILE_ERROR:
             kind, _, reason = outcome.stderr.decode(errors="replace").partition("\0")
+            if kind == FULL:
+                raise self.full(path)
             raise FILE_ERRORS.get(kind, SandboxError)(f"{path}: {reason[:ERROR_BYTES]}")
+        if outcome.limit == FULL:
+            raise self.full(path)
         if outcome.status != 0:
             raise SandboxError(f"{operation} {path} failed: {outcome.limit or f'exit code {outcome.status}'}")
         if outcome.truncated:
