@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from aworld.core.sandbox import SandboxError, SandboxLimits, SandboxProcess
+from aworld.config.errors import ConfigError
+from aworld.core.sandbox import SandboxError, SandboxLimits, SandboxProcess, check_amount
 
 _BY_SIGNAL = {24: "cpu_seconds", 25: "disk_mb"}
 """SIGXCPU and SIGXFSZ of Linux; other systems have no names or other numbers for them."""
@@ -52,6 +53,13 @@ async def replace(make: Part, discard: Part) -> None:
         raise
 
 
+def need_bytes(option: str, data: object) -> None:
+    """Raise `ConfigError` for what is not bytes."""
+    if not isinstance(data, bytes | bytearray):
+        remedy = f"encode it: {option}.encode()" if isinstance(data, str) else "give bytes"
+        raise ConfigError(f"{option} | must be bytes, not {type(data).__name__}; {remedy}")
+
+
 def check_end(snapshot: bytes) -> None:
     """Raise `SandboxError` for an archive without its end: some programs named tar take what is cut off as it is."""
     if len(snapshot) < END_BYTES or any(snapshot[-END_BYTES:]):
@@ -72,6 +80,15 @@ class BaseSandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _seconds(self, stdin: bytes | None, timeout: float | None) -> float:
+        """How long a command may take. Raises `ConfigError` for what it cannot be given."""
+        if stdin is not None:
+            need_bytes("stdin", stdin)
+        if timeout is None:
+            return self.limits.wall_seconds
+        check_amount("timeout", timeout)
+        return timeout
 
     async def open_process(
         self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None

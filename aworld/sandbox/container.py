@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base import BaseSandbox, archive, check_end, limit_of, new_id, replace
+from aworld.sandbox.base import BaseSandbox, archive, check_end, limit_of, need_bytes, new_id, replace
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
 from aworld.sandbox.engine import Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
@@ -144,11 +144,10 @@ class ContainerSandbox(BaseSandbox):
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         if not argv:
             raise SandboxError("no command was given")
-        seconds = int(self.limits.cpu_seconds) + 1
-        enter = f'{_entered(cwd)} ulimit -S -t {seconds}; ulimit -H -t {seconds + 1}; exec "$@"'
+        seconds, cpu = self._seconds(stdin, timeout), int(self.limits.cpu_seconds) + 1
+        enter = f'{_entered(cwd)} ulimit -S -t {cpu}; ulimit -H -t {cpu + 1}; exec "$@"'
         argv = ["/bin/sh", "-c", enter, "sh", *argv]
-        limit = self.limits.output_bytes
-        return await self._run(argv, stdin, env or {}, self.limits.wall_seconds if timeout is None else timeout, limit)
+        return await self._run(argv, stdin, env or {}, seconds, self.limits.output_bytes)
 
     async def open_process(
         self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
@@ -173,6 +172,7 @@ class ContainerSandbox(BaseSandbox):
 
     async def write(self, path: str, data: bytes) -> None:
         """Write a file; its folders are made. A file that cannot be written stays as it was."""
+        need_bytes("data", data)
         await self._replace(WRITE, path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
@@ -187,8 +187,9 @@ class ContainerSandbox(BaseSandbox):
                 entries.append(FileInfo(name, folder, 0 if folder else int(size)))
         return sorted(entries, key=lambda entry: entry.name)
 
-    async def upload(self, source: Path, path: str) -> None:
+    async def upload(self, source: Path | str, path: str) -> None:
         """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
+        source = Path(source)
         target = PurePosixPath(path)
         data = await asyncio.to_thread(archive, source, target.name, self.limits.disk_mb << 20)
         await self._script(UNPACK, str(target if source.is_dir() else target.parent), stdin=data)
@@ -199,6 +200,7 @@ class ContainerSandbox(BaseSandbox):
 
     async def restore(self, snapshot: bytes) -> None:
         """Put a snapshot in the place of what is in the work folder. After a failure that is as it was."""
+        need_bytes("snapshot", snapshot)
         check_end(snapshot)
         await self._replace(RESTORE, ".", snapshot)
 

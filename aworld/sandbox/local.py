@@ -20,7 +20,7 @@ from typing import Literal, Self
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile
-from aworld.sandbox.base import BaseSandbox, archive, replace
+from aworld.sandbox.base import BaseSandbox, archive, need_bytes, replace
 from aworld.sandbox.channel import Channel, Outcome
 from aworld.sandbox.worker_files import FILE_ERROR, FULL
 
@@ -119,11 +119,12 @@ class LocalSandbox(BaseSandbox):
     ) -> ExecResult:
         """Run a program (a list) or a shell line (text, for bash where it is installed) to its end."""
         argv = [self._shell, "-c", command] if isinstance(command, str) else list(command)
+        seconds = self._seconds(stdin, timeout)
         started = time.monotonic()
         outcome = await self._ask(
             self._command("run", argv, cwd, env),
             stdin=stdin,
-            timeout=self.limits.wall_seconds if timeout is None else timeout,
+            timeout=seconds,
             output_bytes=self.limits.output_bytes,
         )
         if outcome.error:
@@ -156,6 +157,7 @@ class LocalSandbox(BaseSandbox):
 
         A file that cannot be written stays as it was, so there must be room for the old one beside the new one.
         """
+        need_bytes("data", data)
         await self._replace("write", path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
@@ -164,8 +166,9 @@ class LocalSandbox(BaseSandbox):
         entries = [line.partition(b"/") for line in lines]
         return [FileInfo(name.decode(errors="replace"), head[:1] == b"d", int(head[1:])) for head, _, name in entries]
 
-    async def upload(self, source: Path, path: str) -> None:
+    async def upload(self, source: Path | str, path: str) -> None:
         """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
+        source = Path(source)
         target = PurePosixPath(path)
         most = self.limits.disk_mb << 20
         data = await asyncio.to_thread(archive, source, target.name, most)
@@ -182,6 +185,7 @@ class LocalSandbox(BaseSandbox):
 
         So there must be room for both of them.
         """
+        need_bytes("snapshot", snapshot)
         await self._replace("restore", ".", snapshot)
 
     async def close(self) -> None:
