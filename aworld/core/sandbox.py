@@ -24,6 +24,13 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 """What a limit may be, by its annotation. Exact types, as True is an `int` too."""
 
 
+def check_amount(option: str, value: object, kind: str = "float") -> None:
+    """Raise `ConfigError` for what is no number of seconds ("float") or no whole number ("int") above 0."""
+    wanted, fits = _ALLOWED[kind]
+    if not fits(value):
+        raise ConfigError(f"{option}={value!r} | give {wanted}")
+
+
 class SandboxError(AWorldError):
     """A sandbox cannot be opened or used; the text says why and what to do."""
 
@@ -128,7 +135,8 @@ class Sandbox(Protocol):
         """Run a program (a list) or a shell line (text) to its end.
 
         Its background processes may outlive it, but not a time-out: then it ends with all that it started. `timeout`
-        is in seconds and takes the place of `wall_seconds`. Raises SandboxError when it cannot be started.
+        is in seconds and takes the place of `wall_seconds`. Raises SandboxError when it cannot be started, ConfigError
+        for input that is not bytes and a `timeout` that is no time.
         """
         ...
 
@@ -143,15 +151,18 @@ class Sandbox(Protocol):
         ...
 
     async def write(self, path: str, data: bytes) -> None:
-        """Write a file; its folders are made."""
+        """Write a file; its folders are made. A file that cannot be written stays as it was.
+
+        Raises SandboxError, and ConfigError for data that are not bytes.
+        """
         ...
 
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name."""
         ...
 
-    async def upload(self, source: Path, path: str) -> None:
-        """Copy a file or folder of this machine into the sandbox."""
+    async def upload(self, source: Path | str, path: str) -> None:
+        """Copy a file or folder of this machine into the sandbox. Raises FileNotFoundError."""
         ...
 
     async def snapshot(self) -> bytes:
@@ -159,7 +170,7 @@ class Sandbox(Protocol):
         ...
 
     async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of the work folder."""
+        """Put a snapshot in the place of what is in the work folder; a bad one is refused. Raises SandboxError."""
         ...
 
     async def close(self) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import secrets
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from aworld.core.sandbox import SandboxError, SandboxLimits, SandboxProcess
+from aworld.config.errors import ConfigError
+from aworld.core.sandbox import SandboxError, SandboxLimits, SandboxProcess, check_amount
 
 _BY_SIGNAL = {24: "cpu_seconds", 25: "disk_mb"}
 """SIGXCPU and SIGXFSZ of Linux; other systems have no names or other numbers for them."""
+END_BYTES = 1024
+"""Zeros at the end of a tar archive."""
 
 
 def need_linux() -> None:
@@ -33,6 +38,34 @@ def new_id() -> str:
     return f"aworld-{secrets.token_hex(6)}"
 
 
+Part = Callable[[str], Coroutine[Any, Any, object]]
+"""Work on what is made beside the file or the files whose place it takes, by its name."""
+
+
+async def replace(make: Part, discard: Part) -> None:
+    """Make something and put it in its place. Whatever ends that early, nothing of it is left."""
+    part = f".aworld-part-{secrets.token_hex(8)}"
+    try:
+        await make(part)
+    except BaseException:
+        with suppress(SandboxError, OSError):  # the first error tells more
+            await asyncio.shield(discard(part))
+        raise
+
+
+def need_bytes(option: str, data: object) -> None:
+    """Raise `ConfigError` for what is not bytes."""
+    if not isinstance(data, bytes | bytearray):
+        remedy = f"encode it: {option}.encode()" if isinstance(data, str) else "give bytes"
+        raise ConfigError(f"{option} | must be bytes, not {type(data).__name__}; {remedy}")
+
+
+def check_end(snapshot: bytes) -> None:
+    """Raise `SandboxError` for an archive without its end: some programs named tar take what is cut off as it is."""
+    if len(snapshot) < END_BYTES or any(snapshot[-END_BYTES:]):
+        raise SandboxError("the snapshot is no tar archive, or was cut off")
+
+
 class BaseSandbox:
     """A name, limits, and `async with`, which closes."""
 
@@ -48,6 +81,15 @@ class BaseSandbox:
     ) -> None:
         await self.close()
 
+    def _seconds(self, stdin: bytes | None, timeout: float | None) -> float:
+        """How long a command may take. Raises `ConfigError` for what it cannot be given."""
+        if stdin is not None:
+            need_bytes("stdin", stdin)
+        if timeout is None:
+            return self.limits.wall_seconds
+        check_amount("timeout", timeout)
+        return timeout
+
     async def open_process(
         self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
     ) -> SandboxProcess:
@@ -55,6 +97,13 @@ class BaseSandbox:
         raise SandboxError(
             f"a {type(self).__name__} cannot keep a program running; use commands (shell) and files instead, or a "
             f"local sandbox"
+        )
+
+    def full(self, path: str) -> SandboxError:
+        """The error for what finds no room."""
+        return SandboxError(
+            f"{path}: disk_mb={self.limits.disk_mb} is reached (what is replaced stays until the new is complete); "
+            "delete files in the sandbox, or open it with a larger disk_mb"
         )
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base import BaseSandbox, archive, limit_of, new_id
+from aworld.sandbox.base import BaseSandbox, archive, check_end, limit_of, need_bytes, new_id, replace
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
 from aworld.sandbox.engine import PULL_SECONDS, Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
@@ -34,7 +34,7 @@ POLL_SECONDS = 0.05
 IDLE = "while :; do sleep 3600 & wait; done"
 """What process 1 does: it waits, and so takes note of processes that nobody else waits for."""
 
-MISSING, OUTSIDE, FOLDER, OTHER = 44, 45, 46, 47
+MISSING, OUTSIDE, FOLDER, OTHER, LOCKED, FULL, SHORT = 44, 45, 46, 47, 48, 49, 50
 _PLACE = f"""
 cd "$(dirname "$1")" 2>/dev/null || exit {MISSING}
 b=$(basename "$1")
@@ -44,13 +44,37 @@ case "$f/" in {WORK}/*) ;; *) exit {OUTSIDE};; esac
 READ = (
     f'{_PLACE}[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] || exit {MISSING}; [ -f "$f" ] || exit {OTHER}; exec cat "$f"'
 )
-WRITE = (
-    f'mkdir -p "$(dirname "$1")" || exit 1{_PLACE}'
-    f'[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] && [ ! -f "$f" ] && exit {OTHER}; exec cat > "$f"'
-)
+WRITE = f"""
+mkdir -p "$(dirname "$1")" || exit 1{_PLACE}
+[ -d "$f" ] && exit {FOLDER}; [ -e "$f" ] && [ ! -f "$f" ] && exit {OTHER}
+[ -e "$f" ] && [ ! -w "$f" ] && exit {LOCKED}
+p=$(dirname "$f")/$2
+: > "$p" || exit 1
+cat > "$p" || exit {FULL}
+[ "$(stat -c %s "$p")" = "$3" ] || exit {SHORT}
+[ ! -e "$f" ] || chmod "$(stat -c %a "$f")" "$p" || exit 1
+exec mv -f "$p" "$f"
+"""
+NO_ROOM = (b"No space left", b"Wrote only", b"File size limit")
+"""What tar and the shell say of that."""
 LIST = f"{_PLACE}cd \"$f\" || exit {MISSING}; exec find . -mindepth 1 -maxdepth 1 -exec stat -c '%f %s %n' {{}} +"
 UNPACK = f'mkdir -p "$1" || exit 1{_PLACE}exec tar -x -f - -C "$f"'
-REPLACE = f"cd {WORK} && rm -rf -- ./* ./.[!.]* ./..?* && exec tar -x -f -"
+RESTORE = f"""
+move() {{
+  m=
+  if [ -d "$1" ] && [ ! -L "$1" ] && [ ! -w "$1" ]; then m=$(stat -c %a "$1"); chmod u+w "$1"; fi
+  mv "$1" "$2" && {{ [ -z "$m" ] || chmod "$m" "$2"; }}
+}}
+cd {WORK} && mkdir "$2" "$2/new" "$2/old" && tar -x -f - -C "$2/new" || exit 1
+for e in * .[!.]* ..?*; do
+  [ "$e" = "$2" ] || {{ [ ! -e "$e" ] && [ ! -L "$e" ]; }} || move "./$e" "$2/old/$e" || exit 1
+done
+cd "$2/new" || exit 1
+for e in * .[!.]* ..?*; do {{ [ ! -e "$e" ] && [ ! -L "$e" ]; }} || move "./$e" "{WORK}/$e" || exit 1; done
+cd {WORK}; chmod -R u+rwx "$2"; rm -rf "$2"
+"""
+"""To leave its folder, a folder has to be writable."""
+DISCARD = f'{_PLACE}[ -d "$f" ] || f=$(dirname "$f"); chmod -R u+rwx "$f/$2"; rm -rf "$f/$2"'
 PACK = f"""
 cd {WORK}
 for e in * .[!.]* ..?*; do if [ -e "$e" ] || [ -L "$e" ]; then set -- "$@" "./$e"; fi; done
@@ -123,24 +147,18 @@ class ContainerSandbox(BaseSandbox):
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         if not argv:
             raise SandboxError("no command was given")
-        seconds = int(self.limits.cpu_seconds) + 1
+        seconds, cpu = self._seconds(stdin, timeout), int(self.limits.cpu_seconds) + 1
         # Any exit code may be the command's own. The shell around it is gone when the command runs, so only one that
         # could not start it comes to the trap; the command does not know the mark.
         mark = secrets.token_hex(8)
         enter = (
-            f"trap 'printf {mark} >&2' EXIT; {_entered(cwd)} "
-            f'ulimit -S -t {seconds}; ulimit -H -t {seconds + 1}; exec "$@"'
+            f"trap 'printf {mark} >&2' EXIT; {_entered(cwd)} ulimit -S -t {cpu}; ulimit -H -t {cpu + 1}; exec \"$@\""
         )
-        result = await self._run(
-            ["/bin/sh", "-c", enter, "sh", *argv],
-            stdin,
-            env or {},
-            self.limits.wall_seconds if timeout is None else timeout,
-            self.limits.output_bytes,
-        )
+        argv = ["/bin/sh", "-c", enter, "sh", *argv]
+        result = await self._run(argv, stdin, env or {}, seconds, self.limits.output_bytes)
         if result.stderr.endswith(mark.encode()):
             why = result.stderr.decode(errors="replace").removesuffix(mark).strip()
-            raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {why}")
+            raise SandboxError(f"{argv[4]} cannot be started in {cwd}: {why}")
         return result
 
     async def open_process(
@@ -165,8 +183,9 @@ class ContainerSandbox(BaseSandbox):
         return await self._script(READ, path, most=READ_BYTES)
 
     async def write(self, path: str, data: bytes) -> None:
-        """Write a file; its folders are made."""
-        await self._script(WRITE, path, stdin=data)
+        """Write a file; its folders are made. A file that cannot be written stays as it was."""
+        need_bytes("data", data)
+        await self._replace(WRITE, path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name. Names with line breaks are not shown whole."""
@@ -180,8 +199,9 @@ class ContainerSandbox(BaseSandbox):
                 entries.append(FileInfo(name, folder, 0 if folder else int(size)))
         return sorted(entries, key=lambda entry: entry.name)
 
-    async def upload(self, source: Path, path: str) -> None:
+    async def upload(self, source: Path | str, path: str) -> None:
         """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
+        source = Path(source)
         target = PurePosixPath(path)
         data = await asyncio.to_thread(archive, source, target.name, self.limits.disk_mb << 20)
         await self._script(UNPACK, str(target if source.is_dir() else target.parent), stdin=data)
@@ -191,8 +211,10 @@ class ContainerSandbox(BaseSandbox):
         return await self._script(PACK, ".", most=2 * (self.limits.disk_mb << 20))
 
     async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of the work folder."""
-        await self._script(REPLACE, ".", stdin=snapshot)
+        """Put a snapshot in the place of what is in the work folder. After a failure that is as it was."""
+        need_bytes("snapshot", snapshot)
+        check_end(snapshot)
+        await self._replace(RESTORE, ".", snapshot)
 
     async def close(self) -> None:
         """Remove the container with everything in it."""
@@ -210,16 +232,28 @@ class ContainerSandbox(BaseSandbox):
     async def _run_script(self, argv: list[str]) -> ExecResult:
         return await self._run(argv, None, {}, self.limits.wall_seconds, 1000)
 
-    async def _script(self, script: str, path: str, *, stdin: bytes | None = None, most: int = 0) -> bytes:
+    async def _replace(self, script: str, path: str, data: bytes, *more: str) -> None:
+        """Run a script that makes something beside what it replaces."""
+        await replace(
+            lambda part: self._script(script, path, part, *more, stdin=data),
+            lambda part: self._script(DISCARD, path, part),
+        )
+
+    async def _script(self, script: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """Run a script on a path."""
-        argv = ["/bin/sh", "-c", script, "sh", _normal(path)]
+        argv = ["/bin/sh", "-c", script, "sh", _normal(path), *more]
         result = await self._run(argv, stdin, {}, self.limits.wall_seconds, max(most, 1000))
         if result.exit_code == MISSING:
             raise FileNotFoundError(f"{path}: no such file or folder")
         if result.exit_code == FOLDER:
             raise IsADirectoryError(f"{path}: is a folder")
         if result.exit_code != 0:
-            reasons = {OUTSIDE: "leads out of the work folder", OTHER: "is not a file"}
+            if result.exit_code == FULL or any(words in result.stderr for words in NO_ROOM):
+                raise self.full(path)
+            reasons = {
+                OUTSIDE: "leads out of the work folder", OTHER: "is not a file", LOCKED: "is read-only",
+                SHORT: "the data ended early",
+            }  # fmt: skip
             said = result.stderr.decode(errors="replace").strip()[:500] or f"failed with {result.exit_code}"
             raise SandboxError(f"{path}: {reasons.get(result.exit_code, said)}")
         if result.truncated:

@@ -24,7 +24,7 @@ from typing import Any
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base import BaseSandbox, archive, new_id
+from aworld.sandbox.base import BaseSandbox, archive, check_end, need_bytes, new_id
 from aworld.sandbox.e2b_program import E2BProgram
 from aworld.sandbox.reaper import Record
 
@@ -103,10 +103,10 @@ class E2BSandbox(BaseSandbox):
         argv = ["bash", "-c", command] if isinstance(command, str) else list(command)
         if not argv:
             raise SandboxError("no command was given")
+        seconds = self._seconds(stdin, timeout)
         files = f"/tmp/{secrets.token_hex(8)}"
         if stdin is not None:
             await self._call(self._remote.files.write(f"{files}.in", stdin))
-        seconds = self.limits.wall_seconds if timeout is None else timeout
         most = self.limits.output_bytes + 1
         cpu = int(self.limits.cpu_seconds) + 1
         line = (
@@ -154,6 +154,7 @@ class E2BSandbox(BaseSandbox):
 
     async def write(self, path: str, data: bytes) -> None:
         """Write a file; its folders are made."""
+        need_bytes("data", data)
         await self._call(self._remote.files.write(_inside(path), data))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
@@ -163,8 +164,9 @@ class E2BSandbox(BaseSandbox):
                  for entry in entries]  # fmt: skip
         return sorted(found, key=lambda entry: entry.name)
 
-    async def upload(self, source: Path, path: str) -> None:
+    async def upload(self, source: Path | str, path: str) -> None:
         """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
+        source = Path(source)
         target = PurePosixPath(_inside(path))
         data = await asyncio.to_thread(archive, source, target.name, self.limits.disk_mb << 20)
         await self._unpack(data, str(target if source.is_dir() else target.parent))
@@ -176,9 +178,10 @@ class E2BSandbox(BaseSandbox):
         return bytes(await self._call(self._remote.files.read(name, format="bytes")))
 
     async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of the work folder."""
-        await self._must(f"find {WORK} -mindepth 1 -delete")
-        await self._unpack(snapshot, WORK)
+        """Put a snapshot in the place of what is in the work folder; a broken one is refused before."""
+        need_bytes("snapshot", snapshot)
+        check_end(snapshot)
+        await self._unpack(snapshot, WORK, f"find {WORK} -mindepth 1 -delete")
 
     async def close(self) -> None:
         """Destroy the sandbox."""
@@ -190,11 +193,13 @@ class E2BSandbox(BaseSandbox):
                 await self._call(self._remote.kill(), closing=True)
             await reaper.forget(self.id)
 
-    async def _unpack(self, data: bytes, folder: str) -> None:
+    async def _unpack(self, data: bytes, folder: str, before: str = ":") -> None:
         name = f"/tmp/{secrets.token_hex(8)}.tar"
         await self._call(self._remote.files.write(name, data))
-        place = shlex.quote(folder)
-        await self._must(f"mkdir -p {place} && tar -x -f {name} -C {place}; code=$?; rm -f {name}; exit $code")
+        folder = shlex.quote(folder)
+        # The whole archive is read before anything is touched.
+        line = f"tar -t -f {name} > /dev/null && {before} && mkdir -p {folder} && tar -x -f {name} -C {folder}"
+        await self._must(f"{line}; code=$?; rm -f {name}; exit $code")
 
     async def _must(self, line: str) -> None:
         if code := await self._line(line, "/", {}, self.limits.wall_seconds):

@@ -20,9 +20,9 @@ from typing import Literal, Self
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile
-from aworld.sandbox.base import BaseSandbox, archive
+from aworld.sandbox.base import BaseSandbox, archive, need_bytes, replace
 from aworld.sandbox.channel import Channel, Outcome
-from aworld.sandbox.worker_files import FILE_ERROR
+from aworld.sandbox.worker_files import FILE_ERROR, FULL
 
 Isolation = Literal["bubblewrap", "none"]
 
@@ -119,11 +119,12 @@ class LocalSandbox(BaseSandbox):
     ) -> ExecResult:
         """Run a program (a list) or a shell line (text, for bash where it is installed) to its end."""
         argv = [self._shell, "-c", command] if isinstance(command, str) else list(command)
+        seconds = self._seconds(stdin, timeout)
         started = time.monotonic()
         outcome = await self._ask(
             self._command("run", argv, cwd, env),
             stdin=stdin,
-            timeout=self.limits.wall_seconds if timeout is None else timeout,
+            timeout=seconds,
             output_bytes=self.limits.output_bytes,
         )
         if outcome.error:
@@ -152,8 +153,12 @@ class LocalSandbox(BaseSandbox):
         return await self._do("read", path, most=READ_BYTES)
 
     async def write(self, path: str, data: bytes) -> None:
-        """Write a file; its folders are made. Raises SandboxError when the disk limit is reached."""
-        await self._do("write", path, stdin=data)
+        """Write a file; its folders are made. Raises SandboxError when the disk limit is reached.
+
+        A file that cannot be written stays as it was, so there must be room for the old one beside the new one.
+        """
+        need_bytes("data", data)
+        await self._replace("write", path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name. A name that is not UTF-8 is shown with replacement characters."""
@@ -161,8 +166,9 @@ class LocalSandbox(BaseSandbox):
         entries = [line.partition(b"/") for line in lines]
         return [FileInfo(name.decode(errors="replace"), head[:1] == b"d", int(head[1:])) for head, _, name in entries]
 
-    async def upload(self, source: Path, path: str) -> None:
+    async def upload(self, source: Path | str, path: str) -> None:
         """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
+        source = Path(source)
         target = PurePosixPath(path)
         most = self.limits.disk_mb << 20
         data = await asyncio.to_thread(archive, source, target.name, most)
@@ -175,8 +181,12 @@ class LocalSandbox(BaseSandbox):
         return await self._do("pack", ".", most=2 * (self.limits.disk_mb << 20))
 
     async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of the work folder. After a failure the folder holds a part of it."""
-        await self._do("unpack", ".", "replace", stdin=snapshot)
+        """Put a snapshot in the place of what is in the work folder. After a failure that is as it was.
+
+        So there must be room for both of them.
+        """
+        need_bytes("snapshot", snapshot)
+        await self._replace("restore", ".", snapshot)
 
     async def close(self) -> None:
         """Destroy the sandbox: no process and no file is left."""
@@ -189,6 +199,13 @@ class LocalSandbox(BaseSandbox):
         settings = [f"{name}={value}" for name, value in (self._env | dict(env or {})).items()]
         return [word, cwd, str(len(argv)), *argv, *settings]
 
+    async def _replace(self, operation: str, path: str, data: bytes, *more: str) -> None:
+        """An operation that makes something beside what it replaces."""
+        await replace(
+            lambda part: self._do(operation, path, part, *more, stdin=data),
+            lambda part: self._do("discard", path, part),
+        )
+
     async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """An operation on files, by the worker: a link can lead it nowhere but to other places in the box."""
         outcome = await self._ask(
@@ -199,7 +216,11 @@ class LocalSandbox(BaseSandbox):
         )
         if outcome.status == FILE_ERROR:
             kind, _, reason = outcome.stderr.decode(errors="replace").partition("\0")
+            if kind == FULL:
+                raise self.full(path)
             raise FILE_ERRORS.get(kind, SandboxError)(f"{path}: {reason[:ERROR_BYTES]}")
+        if outcome.limit == FULL:
+            raise self.full(path)
         if outcome.status != 0:
             raise SandboxError(f"{operation} {path} failed: {outcome.limit or f'exit code {outcome.status}'}")
         if outcome.truncated:

@@ -35,8 +35,10 @@ class SandboxPool:
     def __init__(
         self, make: Callable[[], Awaitable[Sandbox]], *, size: int = 16, warm: int = 0, keep: str | Path | None = None
     ) -> None:
-        if size < 1 or not 0 <= warm <= size:
-            raise ConfigError(f"size={size}, warm={warm} | a pool needs size >= 1 and 0 <= warm <= size")
+        if type(size) is not int or type(warm) is not int or size < 1 or not 0 <= warm <= size:
+            raise ConfigError(
+                f"size={size!r}, warm={warm!r} | a pool needs whole numbers with size >= 1 and 0 <= warm <= size"
+            )
         self._make = make
         self._keep = None if keep is None else Path(keep)
         self._size = size

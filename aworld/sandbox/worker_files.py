@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 FILE_ERROR = 3
 """The exit code of an operation that failed; why is on its standard error."""
+FULL = "disk_mb"
+"""What is told in place of an error's name when there is no room."""
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class Outside(OSError):
@@ -28,16 +31,17 @@ def inside(root: str, path: str) -> str:
     return full
 
 
-def file_operation(root: str, boxed: bool, operation: bytes, path: bytes, option: bytes = b"") -> None:
+def file_operation(root: str, boxed: bool, operation: bytes, path: bytes, *options: bytes) -> None:
     """Work on files, from standard input or to standard output; exit with FILE_ERROR and the reason if it fails."""
     try:
-        OPERATIONS[operation](inside(root, os.fsdecode(path)), boxed, option)
+        OPERATIONS[operation](inside(root, os.fsdecode(path)), boxed, *map(os.fsdecode, options))
     except OSError as error:
-        os.write(2, f"{type(error).__name__}\0{error.strerror or error}".encode(errors="replace"))
+        kind = FULL if error.errno in _NO_ROOM else type(error).__name__
+        os.write(2, f"{kind}\0{error.strerror or error}".encode(errors="replace"))
         os._exit(FILE_ERROR)
 
 
-def read_file(path: str, boxed: bool, option: bytes) -> None:
+def read_file(path: str, boxed: bool) -> None:
     """Copy a file to standard output. Pipes and devices are refused: they never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if os.path.isdir(path):
@@ -52,24 +56,53 @@ def read_file(path: str, boxed: bool, option: bytes) -> None:
             out.write(data)
 
 
-def write_file(path: str, boxed: bool, option: bytes) -> None:
-    """Copy standard input into a file."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise (
-            IsADirectoryError(errno.EISDIR, "is a folder")
-            if os.path.isdir(path)
-            else OSError(errno.EINVAL, "is not a file")
-        )
+def write_file(path: str, boxed: bool, part: str, size: str) -> None:
+    """Copy standard input into a file: into `part` beside it, which takes its place when all `size` bytes are there."""
+    mode = None
+    if os.path.exists(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        if not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "is not a file")
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "is read-only")
+        mode = os.stat(path).st_mode & 0o777
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file, open(0, "rb", closefd=False) as data:
+    part = beside(path, part)
+    with open(part, "xb") as file, open(0, "rb", closefd=False) as data:
         while True:
             piece = data.read(1 << 20)
             if not piece:
-                return
+                break
             file.write(piece)
+        file.flush()
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
+        if os.fstat(file.fileno()).st_size != int(size):
+            raise OSError(errno.EIO, "the data ended early")  # who gave them was cancelled
+    os.rename(part, path)
 
 
-def list_folder(path: str, boxed: bool, option: bytes) -> None:
+def beside(path: str, part: str) -> str:
+    """Where something is made that takes the place of this file, or of what is in this folder."""
+    return os.path.join(path if os.path.isdir(path) else os.path.dirname(path), part)
+
+
+def discard(path: str, boxed: bool, part: str) -> None:
+    """Delete what was made beside a file or a folder, as much as there is of it."""
+    import shutil
+
+    part = beside(path, part)
+    if os.path.isfile(part):
+        os.unlink(part)
+    for folder, names, _ in os.walk(part):  # what was locked in there may go too
+        for name in names:
+            if not os.path.islink(os.path.join(folder, name)):
+                os.chmod(os.path.join(folder, name), 0o700)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def list_folder(path: str, boxed: bool) -> None:
     """The entries of a folder: `d` or `f`, size, `/` and name, each ended by NUL."""
     with os.scandir(path) as entries, open(1, "wb", closefd=False) as out:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -78,7 +111,7 @@ def list_folder(path: str, boxed: bool, option: bytes) -> None:
             out.write(b"%s%d/%s\0" % (b"d" if folder else b"f", size, os.fsencode(entry.name)))
 
 
-def pack(path: str, boxed: bool, option: bytes) -> None:
+def pack(path: str, boxed: bool) -> None:
     """The folder as a tar archive."""
     import tarfile
 
@@ -87,25 +120,61 @@ def pack(path: str, boxed: bool, option: bytes) -> None:
             tar.add(os.path.join(path, name), name)
 
 
-def unpack(path: str, boxed: bool, option: bytes) -> None:
-    """Fill a folder from a tar archive, emptied before if the option says so."""
-    import shutil
+def unpack(path: str, boxed: bool) -> None:
+    """Fill a folder from a tar archive."""
     import tarfile
 
-    if option == b"replace":
-        for entry in list(os.scandir(path)):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
+    class Member(tarfile.TarInfo):
+        """Takes note of the last header, because tarfile takes one that is broken or cut off for the end."""
+
+        last = b""
+
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> TarInfo:
+            Member.last = bytes(buf)
+            return super().frombuf(buf, encoding, errors)
+
     os.makedirs(path, exist_ok=True)
     try:
-        with open(0, "rb", closefd=False) as data, tarfile.open(fileobj=data, mode="r|") as tar:
+        with open(0, "rb", closefd=False) as data, tarfile.open(fileobj=data, mode="r|", tarinfo=Member) as tar:
             # In a box any link may be restored, it leads nowhere else; without one, none that leads out.
             tar.extraction_filter = as_it_is if boxed else getattr(tarfile, "data_filter", as_it_is)
             tar.extractall(path)
     except tarfile.TarError as error:
         raise OSError(errno.EINVAL, str(error)) from error
+    if any(Member.last):
+        raise OSError(errno.EINVAL, "the archive is broken or cut off")
+
+
+def restore(path: str, boxed: bool, part: str) -> None:
+    """Put what a tar archive holds in the place of what is in a folder, or leave it as it is."""
+    old, new = (os.path.join(path, part, name) for name in ("old", "new"))
+    os.makedirs(old)
+    unpack(new, boxed)
+    moved: list[tuple[str, str]] = []
+    try:
+        os.chmod(new, 0o700)
+        for source, target in ((path, old), (new, path)):
+            for name in sorted(os.listdir(source)):
+                if name != part:
+                    move(os.path.join(source, name), os.path.join(target, name))
+                    moved.append((os.path.join(source, name), os.path.join(target, name)))
+    except OSError:
+        for source, target in reversed(moved):
+            move(target, source)
+        raise
+    discard(path, boxed, part)
+
+
+def move(source: str, target: str) -> None:
+    """Rename. To leave its folder, a folder has to be writable."""
+    locked = None
+    if os.path.isdir(source) and not os.path.islink(source) and not os.access(source, os.W_OK):
+        locked = os.stat(source).st_mode & 0o7777
+        os.chmod(source, locked | 0o200)
+    os.rename(source, target)
+    if locked is not None:
+        os.chmod(target, locked)
 
 
 def as_it_is(member: TarInfo, folder: str) -> TarInfo:
@@ -113,4 +182,12 @@ def as_it_is(member: TarInfo, folder: str) -> TarInfo:
     return member
 
 
-OPERATIONS = {b"read": read_file, b"write": write_file, b"list": list_folder, b"pack": pack, b"unpack": unpack}
+OPERATIONS = {
+    b"read": read_file,
+    b"write": write_file,
+    b"list": list_folder,
+    b"pack": pack,
+    b"unpack": unpack,
+    b"restore": restore,
+    b"discard": discard,
+}

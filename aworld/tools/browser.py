@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.message import Image, Part, Text
+from aworld.core.sandbox import check_amount
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import tool
 from aworld.tools.addresses import AddressPolicy, Private
@@ -36,6 +37,8 @@ SHOWN = 15_000
 """Characters of a page shown at once."""
 LONGEST = 500_000
 """Characters of a page that are read."""
+SETTLING = 5
+"""Attempts to read a page that goes on to another one meanwhile."""
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 _ARGUMENTS = (
     "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",  # calls between browsers would go around the gate
@@ -53,12 +56,16 @@ class Browser:
         size: Width and height of the window in pixels.
 
     Raises:
-        ConfigError: When a run starts and Playwright or Chromium is missing.
+        ConfigError: For a timeout or a size that is none; when a run starts and Playwright or Chromium is missing.
     """
 
     def __init__(
         self, *, allow_private: Private = False, timeout: float = 20.0, size: tuple[int, int] = (1280, 900)
     ) -> None:
+        check_amount("timeout", timeout)
+        given: Any = size
+        if not isinstance(given, tuple | list) or [type(side) is int and side > 0 for side in size] != [True, True]:
+            raise ConfigError(f"size={size!r} | give width and height in pixels, such as (1280, 900)")
         self._policy = AddressPolicy(allow_private)
         self._timeout = timeout
         self._size = size
@@ -100,7 +107,7 @@ class Browser:
             start: For the next part of a long page: the character to begin with.
         """
         async with self._tab(at) as tab:
-            return await tab.read(start)
+            return await tab.read_settled(start)
 
     @tool
     async def browser_click(self, number: int, at: ToolContext) -> str:
@@ -136,9 +143,8 @@ class Browser:
     async def browser_back(self, at: ToolContext) -> str:
         """Go back to the page before, and read it."""
         async with self._tab(at) as tab:
-            if await tab.page.go_back(wait_until="domcontentloaded") is None:
-                raise ToolError("There is no page before this one.")
-            return await tab.read()
+            await tab.back()
+            return await tab.read_settled()
 
     @tool
     async def browser_screenshot(self, at: ToolContext) -> list[Part]:
@@ -239,10 +245,29 @@ class _Tab:
             raise ToolError(f"There is no [{number}] in the page. Use browser_read to see what there is.")
         return found
 
-    async def read_settled(self) -> str:
-        """Read after an action, which may have begun to open another page."""
-        await self.page.wait_for_load_state("domcontentloaded")
-        return await self.read()
+    async def back(self) -> None:
+        """Go to the page before. Raises `ToolError`, and stays, when there is none but the empty one of the window."""
+        assert self._context is not None  # it is opened with the page
+        session: Any = await self._context.new_cdp_session(self.page)
+        history = await session.send("Page.getNavigationHistory")
+        await session.detach()
+        before = history["entries"][: history["currentIndex"]]
+        if not before or before[-1]["url"] == "about:blank":
+            raise ToolError("There is no page before this one.")
+        await self.page.go_back(wait_until="domcontentloaded")
+
+    async def read_settled(self, start: int = 0) -> str:
+        """Read when an action, or one that failed, may have begun to open another page."""
+        from playwright.async_api import Error
+
+        for _ in range(SETTLING):
+            await self.page.wait_for_load_state("domcontentloaded")
+            try:
+                return await self.read(start)
+            except Error as error:
+                if "context was destroyed" not in error.message:
+                    raise
+        raise ToolError("The page keeps opening other pages. Use browser_read again in a moment.")
 
     async def read(self, start: int = 0) -> str:
         """The text of the page, from a character on."""

@@ -12,6 +12,7 @@ import re
 
 from aworld.core.exceptions import ToolError
 from aworld.core.message import Image, Part, Text
+from aworld.core.sandbox import check_amount
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.core.tool.threads import THREADS
@@ -37,8 +38,10 @@ def fetch_tool(*, allow_private: Private = False, timeout: float = 30.0, max_byt
         max_bytes: Bytes of a body that are read, counted after unpacking.
 
     Raises:
-        ConfigError: When `allow_private` holds what is no address and no network.
+        ConfigError: When `allow_private` holds what is no address and no network, and for a number that is not above 0.
     """
+    check_amount("timeout", timeout)
+    check_amount("max_bytes", max_bytes, "int")
     policy = AddressPolicy(allow_private)
 
     async def fetch(url: str, start: int = 0) -> str | list[Part]:

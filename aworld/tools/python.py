@@ -11,7 +11,7 @@ import asyncio
 import msgspec
 
 from aworld.core.exceptions import ToolError
-from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess, SandboxSource
+from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess, SandboxSource, check_amount
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.tools.inside import source
@@ -135,6 +135,7 @@ def python_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60
 
     A call has `timeout` seconds, or the sandbox's `wall_seconds` where they are fewer.
     """
+    check_amount("timeout", timeout)
     place, kernels = Place.of(sandbox), _Kernels()
 
     async def python(code: str, at: ToolContext) -> str:

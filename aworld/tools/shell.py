@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aworld.core.exceptions import ToolError
-from aworld.core.sandbox import Sandbox, SandboxSource
+from aworld.core.sandbox import Sandbox, SandboxSource, check_amount
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.tools.place import LONGEST, Place, shown, time_of
@@ -17,6 +17,7 @@ def shell_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60.
 
     A command has `timeout` seconds unless the call says, and never more than the sandbox's `wall_seconds`.
     """
+    check_amount("timeout", timeout)
     place = Place.of(sandbox)
     default = timeout
 

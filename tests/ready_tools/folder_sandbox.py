@@ -122,7 +122,7 @@ class FolderSandbox:
         found = sorted(self._inside(path).iterdir())
         return [FileInfo(f.name, f.is_dir(), 0 if f.is_dir() else f.lstat().st_size) for f in found]
 
-    async def upload(self, source: Path, path: str) -> None:
+    async def upload(self, source: Path | str, path: str) -> None:
         shutil.copy(source, self._inside(path))
 
     async def snapshot(self) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -163,6 +164,47 @@ async def test_what_cannot_be_done_is_told(surfer: Surfer, shop: Shop) -> None:
     text = await surfer("open", url=shop.url("/endless"))
     assert text.endswith("[characters 0 to 15,000 of 49,999]")
     assert (await surfer("read", start=49_990)).count("word") == 2
+
+
+async def test_without_a_page_before_it_stays(surfer: Surfer, shop: Shop) -> None:
+    await surfer("open", url=shop.url())
+    with pytest.raises(ToolError, match="no page before this one"):
+        await surfer("back")
+    assert "# Fruit" in await surfer("read")
+
+
+async def test_a_page_that_goes_on_while_it_is_read(
+    surfer: Surfer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await surfer("open", url=shop.url("/endless"))
+    tab = surfer.browser._tabs["run"]
+    evaluate, times = tab.page.evaluate, 2
+
+    async def going_on(*arguments: Any) -> Any:
+        nonlocal times
+        if times:
+            times -= 1
+            await evaluate("to => { location = to; return new Promise(() => {}) }", shop.url())
+        return await evaluate(*arguments)
+
+    monkeypatch.setattr(tab.page, "evaluate", going_on)
+    assert "# Fruit" in await surfer("read")
+    times = 99
+    with pytest.raises(ToolError, match="keeps opening other pages"):
+        await surfer("read")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"timeout": -1}, "timeout=-1 | give a number of seconds above 0"),
+        ({"size": 5}, "size=5 | give width and height in pixels, such as (1280, 900)"),
+        ({"size": (0, 5)}, "size=(0, 5) | give width"),
+    ],
+)
+async def test_bad_settings_are_refused_at_once(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        Browser(**options)
 
 
 async def test_private_addresses_are_refused_to_every_part_of_a_page(surfer: Surfer, shop: Shop) -> None:

@@ -26,6 +26,14 @@ from aworld.tools.markup import tokens
 from aworld.tools.readable import readable
 from tests.ready_tools.test_sandboxed import at
 
+
+@pytest.mark.parametrize("option", ["timeout", "max_bytes"])
+def test_a_number_that_is_none_is_refused_at_once(option: str) -> None:
+    for bad in (-1, 0, "x", True):
+        with pytest.raises(ConfigError, match=f"{option}=.* give a .* above 0"):
+            fetch_tool(**{option: bad})  # pyright: ignore[reportArgumentType]
+
+
 PAGE = """<!doctype html><html><head><title>The  <b> shop</title><style>p {color: red}</style>
 <script>var a = "<p>not me</p>";</script></head><body>
 <h1>Fruit &amp; more</h1><p>See <a href="/pears?a=1&amp;b=2">our <b>pears</b></a>,

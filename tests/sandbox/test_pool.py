@@ -49,7 +49,7 @@ class Paper:
     async def list(self, path: str = ".") -> list[FileInfo]:
         raise NotImplementedError
 
-    async def upload(self, source: Path, path: str) -> None:
+    async def upload(self, source: Path | str, path: str) -> None:
         raise NotImplementedError
 
     async def snapshot(self) -> bytes:
