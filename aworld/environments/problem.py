@@ -156,10 +156,11 @@ def as_source(given: Any, where: str) -> Source:
         check_takes_one(given, where, "a seed")
         return cast("Generator", given)
     if isinstance(given, Iterator):  # it may never end, and could be gone through only once
+        kind = type(cast("Iterator[Any]", given)).__name__
         raise ConfigError(
-            f"{where} takes a list of problems, or a function of a seed that makes them; got the {type(given).__name__} "
-            "that such a function returned. Give the function itself, not called: it is called with a seed when "
-            "problems are wanted."
+            f"{where} takes a list of problems, or a function of a seed that makes them; got the {kind} that such a "
+            "function returned. Give the function itself, not called: it is called with a seed when problems are "
+            "wanted."
         )
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigError(f"{where} takes a list of problems, or a function of a seed that makes them; got {given!r}.")

@@ -1,7 +1,7 @@
 """Whether what a store has under the name of a run was done by the same environment, seed and agent.
 
-Ids of episodes tell of environment and seed, but not of the agent: without a look at what the log says of it, the scores
-of one agent would be taken for those of another.
+Ids of episodes tell of environment and seed, but not of the agent: without a look at what the log says of it, the
+scores of one agent would be taken for those of another.
 """
 
 from __future__ import annotations

@@ -370,6 +370,7 @@ async def test_a_store_that_breaks_ends_the_rollout() -> None:
 
 async def test_another_agent_is_another_run(store: TrajectoryStore) -> None:
     """Its scores are not those of the first, whose episodes have the same ids."""
+
     def wrong(request: ModelRequest) -> Said:
         return "wrong"
 
