@@ -46,8 +46,9 @@ class AgentTrainer:
             `train_dataset`. Problems that are in both are refused.
         train_engine_name: What trains: `embedded`, `trl`, `swift`, `verl`, or one of your own (`register_processor`).
         run_path: Folder for everything that the run writes: `policy/` (what `Agent(model=run_path)` takes),
-            `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`. A run that was cut off goes on when
-            the folder is given again; one training at a time, as `run.lock` is locked meanwhile. None makes one under `.aworld/training/`.
+            `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`, `run.json`, and `run.lock`, which is
+            locked meanwhile: one training at a time. A run that was cut off goes on when the folder is given again.
+            None makes one under `.aworld/training/`.
         on_event: Told what happens, while it happens (`aworld.training.result.TrainingEvent`).
 
     Raises:
@@ -89,8 +90,8 @@ class AgentTrainer:
     def train(self) -> TrainingResult:
         """Train, and return how it went. Works inside a running event loop too, by a thread of its own.
 
-        Raises TrainingError when training cannot go on, StoreError when episodes cannot be recorded, and ConfigError when
-        somebody else trains in the same folder.
+        Raises TrainingError when training cannot go on, StoreError when episodes cannot be recorded, and ConfigError
+        when somebody else trains in the same folder.
         """
         return run_blocking(self.train_async())
 
