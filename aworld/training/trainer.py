@@ -46,8 +46,8 @@ class AgentTrainer:
             `train_dataset`. Problems that are in both are refused.
         train_engine_name: What trains: `embedded`, `trl`, `swift`, `verl`, or one of your own (`register_processor`).
         run_path: Folder for everything that the run writes: `policy/` (what `Agent(model=run_path)` takes),
-            `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`, `run.json`, and `run.lock`, which is
-            locked meanwhile: one training at a time. A run that was cut off goes on when the folder is given again.
+            `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`, `run.json`, and `run.lock`, which
+            is locked meanwhile: one training at a time. A run that was cut off goes on when the folder is given again.
             None makes one under `.aworld/training/`.
         on_event: Told what happens, while it happens (`aworld.training.result.TrainingEvent`).
 

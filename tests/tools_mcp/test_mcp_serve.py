@@ -101,6 +101,7 @@ async def test_what_the_caller_of_a_waiting_run_is_told_works(
     answers, _, resume = told.partition("Answer with: ")[2].partition(", then go on with: ")
     commands = [*answers.split(" and "), resume]
     assert [line.split()[1] for line in commands] == ["answer"] * questions + ["resume"]
+    out = b""
     for line in commands:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *shlex.split(line), env=environment(tmp_path),
