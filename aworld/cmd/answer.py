@@ -59,4 +59,5 @@ def _tell(record: Trajectory, args: argparse.Namespace) -> None:
     if not still:
         default = os.environ.get("AWORLD_STORE") or DEFAULT_STORE
         option = "" if args.store in (None, default) else f" --store {args.store}"
-        print(f"Nothing is left to answer; go on with: aworld resume {record.id}{option}")
+        code = " (with the --agent, --tool or --mcp that it had)" if record.toolsets or len(record.agents) > 1 else ""
+        print(f"Nothing is left to answer; go on with: aworld resume {record.id}{option}{code}")

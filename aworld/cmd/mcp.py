@@ -6,7 +6,7 @@ import argparse
 import os
 from importlib.util import find_spec
 
-from aworld.cmd.run import add_limits, add_store, limits_of
+from aworld.cmd.run import add_limits, add_store, limits_of, store_option
 from aworld.cmd.swarm import named
 from aworld.core.exceptions import ConfigError
 from aworld.runners.local import store_of
@@ -26,8 +26,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve = actions.add_parser("serve", help="serve agents as tools", description=_SERVE)
     serve.add_argument("units", nargs="+", metavar="MODULE:OBJECT|FILE.yaml", help="such as my_agents:writer")
     serve.add_argument("--http", action="store_true", help="serve streamable HTTP instead of standard input and output")
-    serve.add_argument("--host", default="127.0.0.1", help="where --http listens (127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8000, help="where --http listens (8000); 0 takes any")
+    serve.add_argument("--host", help="where --http listens (127.0.0.1)")
+    serve.add_argument("--port", type=int, help="where --http listens (8000); 0 takes any")
     add_limits(serve)
     add_store(serve)
     serve.set_defaults(run=_serve)
@@ -38,9 +38,14 @@ async def _serve(args: argparse.Namespace) -> int:
         raise ConfigError("The MCP server needs the MCP SDK: pip install 'aworld[mcp]'.")
     from aworld.cmd.mcp_server import serve_http, server_of  # the SDK takes a second to import
 
-    server = server_of([named(unit) for unit in args.units], store_of(args.store), limits_of(args))
+    if not args.http and (args.host is not None or args.port is not None):
+        option = "--port" if args.host is None else "--host"
+        raise ConfigError(f"{option} says where --http listens, and without it nothing does: give --http too.")
+    units = [(unit, named(unit)) for unit in args.units]
+    server = server_of(units, store_of(args.store), limits_of(args), store_option(args))
     if args.http:
-        await serve_http(server, args.host, args.port, os.environ.get("AWORLD_TOKEN"))
+        port = 8000 if args.port is None else args.port
+        await serve_http(server, args.host or "127.0.0.1", port, os.environ.get("AWORLD_TOKEN"))
     else:
         await server.run_stdio_async()
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -39,39 +40,43 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _INPUT = "What it shall do, with all it needs to know."
 
 
-def server_of(units: Sequence[Unit], store: Any = None, conf: TaskConfig | None = None) -> MCPServer:
+def server_of(
+    units: Sequence[tuple[str, Unit]], store: Any = None, conf: TaskConfig | None = None, put: str = ""
+) -> MCPServer:
     """An MCP server with a tool for each agent or team.
 
     Args:
-        units: Agents and teams; their models are looked for now.
+        units: Agents and teams, each after what `--agent` calls it; their models are looked for now.
         store: Where runs are recorded, as of `RunConfig(store=…)`.
         conf: Limits of each run.
+        put: The option by which a command finds the store.
 
     Raises:
         ConfigError: Two have the same name, or a setting is missing.
     """
     server = MCPServer("aworld", version=__version__, log_level="WARNING")
     names: set[str] = set()
-    for unit in units:
+    for reference, unit in units:
         unit.check()
         tool = UnitTool(unit)
         if tool.name in names:
             raise ConfigError(f"Two of those to be served are named {tool.name!r}; give one another name.")
         names.add(tool.name)
-        server.add_tool(
-            _runner(unit, store, conf), name=tool.name, description=tool.description, structured_output=False
-        )
+        run = _runner(unit, store, conf, (put, f" --agent {shlex.quote(reference)}{put}"))
+        server.add_tool(run, name=tool.name, description=tool.description, structured_output=False)
     return server
 
 
-def _runner(unit: Unit, store: Any, conf: TaskConfig | None) -> Any:
+def _runner(unit: Unit, store: Any, conf: TaskConfig | None, options: tuple[str, str]) -> Any:
+    """The function behind a tool. `options` are those of `aworld answer` and `aworld resume` for a run that waits."""
+
     async def run(input: Annotated[str, Field(description=_INPUT)], ctx: Context) -> CallToolResult:
         told = 0
         try:
             task = Task(input, swarm=unit, conf=conf or TaskConfig())
             async for output in Runners.streaming_run_task(task, RunConfig(store=store)):
                 if isinstance(output, RunFinished):
-                    return _result(output.response)
+                    return _result(output.response, *options)
                 if text := _progress(output):
                     told += 1
                     await ctx.report_progress(told, message=text)
@@ -82,10 +87,17 @@ def _runner(unit: Unit, store: Any, conf: TaskConfig | None) -> Any:
     return run
 
 
-def _result(response: TaskResponse) -> CallToolResult:
+def _result(response: TaskResponse, answer_options: str, resume_options: str) -> CallToolResult:
     if response.status == "waiting":
-        asked = " ".join(q.question for q in response.record.questions.values() if q.id not in response.record.answers)
-        raise ToolError(f"The run waits for a person: {asked} Answer with: aworld resume {response.id} --answer TEXT")
+        asked = response.record.open_questions()
+        answers = [
+            f'aworld answer {response.id} "…"' + (f" --question {each.id}" if len(asked) > 1 else "") + answer_options
+            for each in asked
+        ]
+        raise ToolError(
+            f"The run waits for a person: {' '.join(each.question for each in asked)} Answer with: "
+            f"{' and '.join(answers)}, then go on with: aworld resume {response.id}{resume_options}"
+        )
     if not response.success:
         raise ToolError(f"{response.status}: {response.msg} (run {response.id})")
     answer: Any = plain(response.answer)

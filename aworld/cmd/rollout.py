@@ -66,7 +66,7 @@ async def _rollout(args: argparse.Namespace) -> int:
     name = args.name or f"{environment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     store = store_of(args.store)
     report = Report(environment)
-    began = time.monotonic()
+    began, ran = time.monotonic(), 0
     with _Watch(len(problems) * args.samples, quiet=args.json) as watch:
         watch.say(
             f"run {name}: {counted(len(problems), 'problem')} × {args.samples} of {environment.name}, {args.split}"
@@ -78,10 +78,13 @@ async def _rollout(args: argparse.Namespace) -> int:
         try:
             async for rollout in episodes:
                 report.add(rollout)
+                ran += not rollout.recorded
         except BaseException as error:
             if helps_to_go_on(error, done=report.episodes):
                 watch.say(_go_on(args, name))
             raise
+        if report.episodes and not ran:
+            watch.say(f"nothing was run: all {counted(report.episodes, 'episode')} were there")
     took = time.monotonic() - began
     if args.json:
         import msgspec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import uuid
 from pathlib import Path
@@ -102,7 +103,8 @@ _RUN = (
 )
 
 _RESUME = (
-    "Go on with a run from its last event: one that waits for an answer, or whose process ended. Its agent is asked "
+    "Go on with a run from its last event: one that waits for an answer, or whose process ended. Make sure that nobody "
+    "is at work on it: a run that is `running` is taken over, also from a process that lives. Its agent is asked "
     "as recorded; tools are code, which the record does not hold: give them again with --tool, --mcp or --agent. With "
     "a run that has ended there is nothing to do."
 )
@@ -364,9 +366,10 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
         _tell_end(responses[0], args)
     else:
         for response in responses:
-            print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}")
+            print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}".rstrip())
+            _tell_open(response, args)
         good = sum(response.success for response in responses)
-        _aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{_store_option(args)}")
+        _aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{store_option(args)}")
     left = [response.status for response in responses if not response.success]
     return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
 
@@ -374,16 +377,21 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if not response.success:
         print(": ".join(filter(None, ("aworld", response.status, worded(response.msg, args)))), file=sys.stderr)
-        for question in response.record.open_questions():
-            print(f"aworld: it asks: {question.question}", file=sys.stderr)
-        if response.status == "waiting":
-            _aside(f'Answer with: aworld answer {response.id} "..."{_store_option(args)}')
+        _tell_open(response, args)
     usage = response.usage
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
     _aside(
         f"[{response.status} in {response.time_cost:.1f} s, {counted(len(response.record.calls), 'step')}{tokens}] "
-        f"aworld trajectories show {response.id}{_store_option(args)}"
+        f"aworld trajectories show {response.id}{store_option(args)}"
     )
+
+
+def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:
+    """What a run asks, and how it is answered."""
+    for question in response.record.open_questions():
+        print(f"aworld: it asks: {question.question}", file=sys.stderr)
+    if response.status == "waiting":
+        _aside(f'Answer with: aworld answer {response.id} "..."{store_option(args)}')
 
 
 def _summary(response: TaskResponse) -> dict[str, Any]:
@@ -400,8 +408,9 @@ def _summary(response: TaskResponse) -> dict[str, Any]:
     }
 
 
-def _store_option(args: argparse.Namespace) -> str:
-    return "" if args.store == STORE else f" --store {args.store}"
+def store_option(args: argparse.Namespace) -> str:
+    """The option by which another command finds the store of this one."""
+    return "" if args.store == STORE else f" --store {shlex.quote(args.store)}"
 
 
 def _aside(text: str, end: str = "\n") -> None:

@@ -209,6 +209,13 @@ def as_source(given: Any, where: str) -> Source:
         return cast("Generator", given)
     if isinstance(given, Listed):
         return given
+    if isinstance(given, Iterator):  # it may never end, and could be gone through only once
+        kind = type(cast("Iterator[Any]", given)).__name__
+        raise ConfigError(
+            f"{where} takes a list of problems, or a function of a seed that makes them; got the {kind} that such a "
+            "function returned. Give the function itself, not called: it is called with a seed when problems are "
+            "wanted."
+        )
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigError(f"{where} takes a list of problems, or a function of a seed that makes them; got {given!r}.")
     problems = [as_problem(item, number) for number, item in enumerate(cast("Iterable[Any]", given))]

@@ -24,6 +24,8 @@ from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
 from aworld.environments.progress import Progress
+from aworld.environments.same_run import check_agent, check_setting
+from aworld.runners.cast import units_on_stage
 from aworld.runners.local import load, run_one, store_of
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
@@ -138,7 +140,7 @@ async def rollouts(
 
     Raises:
         ConfigError: The agent misses a setting, two problems have one id, or `run` is the name of another run: of
-            another environment or seed.
+            another environment, seed or agent.
         EnvironmentFailed: Twice as many episodes as run at once, and at least 20, were lost in a row.
         StoreError: The store can no longer be written; what was acknowledged is safe.
     """
@@ -240,8 +242,8 @@ class _Work:
         """Find out what the store has of this run; what had not finished is deleted, to be begun anew."""
         found = await self.store.query(Query(session=self.run))
         own = [summary for summary in found if summary.id.startswith(f"{self.run}.")]  # others' are such as forks
-        if own and {_attempt(summary.id)[0] for summary in own}.isdisjoint(self._ids()):
-            await self._check_same(max(own, key=lambda summary: summary.steps))
+        if own:
+            await self._check_same(own)
         for summary in own:
             name, attempt = _attempt(summary.id)
             known = self.known.setdefault(name, _Known())
@@ -254,24 +256,14 @@ class _Work:
         if self.problems is not None:
             self.progress.skip(sum(self._is_finished(id) for id in self._ids()))
 
-    async def _check_same(self, summary: Summary) -> None:
-        """Refuse to mix two runs under one name: of another environment, or seed as the first call of a model shows."""
-        record = await load(summary.id, self.store)
-        environment = (record.started.environment if record.started is not None else None) or ""
-        problem = (record.task.name or "").removeprefix(f"{environment}/")
-        sample = _attempt(record.id)[0].rpartition(".")[2]
-        seed = derived_seed(self.seed, problem, sample)
-        asked = next((call for call in record.calls.values() if "seed" in call.params), None)
-        if environment != self.environment.name:
-            other = f"of environment {environment!r}, and this is {self.environment.name!r}"
-        elif asked is not None and asked.params["seed"] != derived_seed(seed, asked.agent, 0):
-            other = f"with another seed than {self.seed}"
-        else:
-            return
-        raise ConfigError(
-            f"run={self.run!r} | the store has episodes of this run {other}, such as {record.id}. Take another name "
-            "for this run, or go on with the same."
-        )
+    async def _check_same(self, own: Sequence[Summary]) -> None:
+        """Refuse to mix two runs under one name, and to take what one agent did for what another does."""
+        most = max(own, key=lambda summary: summary.steps)
+        record = await load(most.id, self.store)
+        if {_attempt(summary.id)[0] for summary in own}.isdisjoint(self._ids()):  # an id tells of both
+            check_setting(self.run, record, self.environment.name, self.seed)
+        task = self.environment.task(Problem("any", "Anything."), self.agent)
+        check_agent(self.run, record, units_on_stage(task.agent, task.tools))
 
     async def _was_lost(self, summary: Summary) -> bool:
         return summary.status in ("failed", "timeout") and (await load(summary.id, self.store)).surroundings_failed

@@ -31,6 +31,11 @@ async def put_answer(record: Trajectory, store: TrajectoryStore, text: str, ques
 
 def refuse_empty(question: str, text: str) -> None:
     """Raise `TaskError` for an answer without a word: an answer is final, and this one was hardly meant."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TaskError(
+            f"The answer to question {question!r} must be text, as a person says it; got {text!r:.100}. Give "
+            f"{str(text)!r:.100} for that."
+        )
     if not text.strip():
         raise TaskError(
             f'The answer to question {question!r} is empty, and was not recorded: answers are final. If "nothing" is '

@@ -44,12 +44,25 @@ STOPPED = "stopped: "
 """How the error of an agent begins for which nobody waits any more."""
 
 
+def units_on_stage(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
+    """The agents and teams of a run by name: those of its root, and those among the tools of its task.
+
+    Raises ConfigError when two different ones share a name.
+    """
+    units = units_of(root) if _has_members(root) else {root.name: root}
+    for tool in tools:
+        for name, unit in units_of(tool.unit).items() if isinstance(tool, UnitTool) else ():
+            if units.setdefault(name, unit) is not unit:
+                raise ConfigError(f"A tool of the task and a member are both named {name!r}; give one another name=.")
+    return units
+
+
 class Cast:
     """The agents and teams of one run."""
 
     def __init__(self, episode: Episode, root: Unit) -> None:
         self.root = root
-        self.units = self._all_units(root, episode.task.tools)
+        self.units = units_on_stage(root, episode.task.tools)
         self.ready: deque[int] = deque()
         """The agents whose turn is due, by activation, in the order of waiting."""
         self.answers: dict[int, Any] = {}
@@ -69,17 +82,6 @@ class Cast:
         self.children: dict[int, list[int]] = {}
         self._busy: set[int] = set()
         self._offers: dict[tuple[str, str | None], Offer] = {}
-
-    @staticmethod
-    def _all_units(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
-        units = units_of(root) if _has_members(root) else {root.name: root}
-        for tool in tools:
-            for name, unit in units_of(tool.unit).items() if isinstance(tool, UnitTool) else ():
-                if units.setdefault(name, unit) is not unit:
-                    raise ConfigError(
-                        f"A tool of the task and a member are both named {name!r}; give one another name=."
-                    )
-        return units
 
     def leave(self) -> None:
         """The run is over: let go of it, so that its memory is free without the garbage collector."""

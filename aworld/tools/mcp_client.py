@@ -89,7 +89,9 @@ class Link(AbstractAsyncContextManager["Link"]):
         except (MCPError, ExceptionGroup) as error:
             inner = _innermost(error)
             if isinstance(inner, MCPError):
-                raise _Refused(self._said(inner)) from None
+                old = self._transport.status == 405 and self._resolved.conf.type == "streamable-http"
+                hint = '; if it is a server of the older kind, say "type": "sse" in its configuration' if old else ""
+                raise _Refused(self._said(inner) + hint) from None
             raise
         self._modern = self.client.protocol_version in MODERN_PROTOCOL_VERSIONS
         return self

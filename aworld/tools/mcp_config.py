@@ -26,6 +26,8 @@ _KINDS: tuple[Kind, ...] = ("stdio", "sse", "streamable-http")
 _ALIASES = {"http": "streamable-http", "streamable_http": "streamable-http", "streamableHttp": "streamable-http"}
 """Words for it in the configurations of other clients."""
 _PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_NO_PLACEHOLDER = re.compile(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*(?::-(?:(?!\$\{)[^}])*)?\})\w*")
+"""What begins like one and is none: shells know more forms, and passed on as it is it would be a strange value."""
 _SECRET_NAME = re.compile(
     r"(key|token|secret|password|passwd|pwd|auth|authorization|credentials?|cookie|signature)($|[_-])", re.IGNORECASE
 )
@@ -166,17 +168,36 @@ def _server(name: str, entry: Any) -> McpServerConfig:
         raise ConfigError(f"{owner}: type must be one of {', '.join(_KINDS)}; got {kind!r}.")
     if given.get("type") is None and not given.keys() & {"command", "url"}:
         raise ConfigError(f"{owner} has neither a 'command' nor a 'url'{_meant(given)}")
+    if given.get("command") and given.get("url"):
+        raise ConfigError(
+            f"{owner} has both a 'command', to start it here, and a 'url', where it runs already; give the one that is "
+            "meant."
+        )
     wanted = "command" if kind == "stdio" else "url"
     if not given.get(wanted):
         raise ConfigError(f"{owner} is of type {kind} and misses {wanted!r}.")
     try:
         given["type"] = kind
-        return McpServerConfig(**given)
-    except ConfigError as unknown:
-        raise ConfigError(f"{owner}: {unknown}") from None
+        conf = McpServerConfig(**given)
+        _check_placeholders(conf)
+        return conf
+    except ConfigError as wrong:
+        raise ConfigError(f"{owner}: {wrong}") from None
     except ValidationError as wrong:
         first = wrong.errors(include_input=False)[0]
         raise ConfigError(f"{owner}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def _check_placeholders(conf: McpServerConfig) -> None:
+    """Refuse what begins like a placeholder and is none; only its name is shown, as the rest may be a key."""
+    written = {
+        "command": conf.command, "cwd": conf.cwd, "url": conf.url, "args": "\n".join(conf.args),
+        **{f"env {key!r}": value for key, value in conf.env.items()},
+        **{f"header {key!r}": value for key, value in conf.headers.items()},
+    }  # fmt: skip
+    for where, text in written.items():
+        if (found := _NO_PLACEHOLDER.search(text or "")) is not None:
+            raise ConfigError(f"{where}: '{found[0]}…' is no placeholder; write ${{NAME}} or ${{NAME:-default}}.")
 
 
 def _meant(given: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from aworld.training.course import check_same, identity_of
 from aworld.training.datasets import Dataset, environments_of
 from aworld.training.registry import TrainingJob, engine_of
 from aworld.training.result import TrainingEvent, TrainingResult
+from aworld.training.run_lock import LOCK, alone_in
 
 __all__ = ["AgentTrainer"]
 
@@ -45,8 +46,9 @@ class AgentTrainer:
             `train_dataset`. Problems that are in both are refused.
         train_engine_name: What trains: `embedded`, `trl`, `swift`, `verl`, or one of your own (`register_processor`).
         run_path: Folder for everything that the run writes: `policy/` (what `Agent(model=run_path)` takes),
-            `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`. A run that was cut off goes on when
-            the folder is given again. None makes one under `.aworld/training/`.
+            `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`, `run.json`, and `run.lock`, which
+            is locked meanwhile: one training at a time. A run that was cut off goes on when the folder is given again.
+            None makes one under `.aworld/training/`.
         on_event: Told what happens, while it happens (`aworld.training.result.TrainingEvent`).
 
     Raises:
@@ -88,14 +90,19 @@ class AgentTrainer:
     def train(self) -> TrainingResult:
         """Train, and return how it went. Works inside a running event loop too, by a thread of its own.
 
-        Raises TrainingError when training cannot go on, StoreError when episodes cannot be recorded.
+        Raises TrainingError when training cannot go on, StoreError when episodes cannot be recorded, and ConfigError
+        when somebody else trains in the same folder.
         """
         return run_blocking(self.train_async())
 
     async def train_async(self) -> TrainingResult:
         """`train` for async code."""
+        _warn(self.job)
+        with alone_in(self.job.run_path):
+            return await self._train()
+
+    async def _train(self) -> TrainingResult:
         job = self.job
-        _warn(job)
         self._check_folder()  # another process may have begun there
         _mark(job.run_path, self.engine.name, identity_of(job))
         store = store_of(job.store)  # held, so that everybody who names its address has this one
@@ -164,7 +171,7 @@ def _folder(given: object, engine: str) -> Path:
     path = Path(given).expanduser().resolve()
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run_path={str(given)!r} is a file; give the path of a folder.")
-    if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
+    if path.is_dir() and {each.name for each in path.iterdir()} - {LOCK} and not (path / _MARK).exists():
         raise ConfigError(f"run_path={str(given)!r} holds other things; give a new folder, or that of an earlier run.")
     known = _marked(path)
     if known is not None and known.engine != engine:

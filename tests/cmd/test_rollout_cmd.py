@@ -43,6 +43,7 @@ def leaky():
     return shop(train=[*shop().train, shop().test[0]])
 
 agent = agent_of(half)
+other = agent_of(lambda request: "no")
 '''
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +107,18 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
     assert more["episodes"] == 18
     assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
+
+
+def test_another_agent_is_refused_and_a_complete_run_says_so(shell: Shell) -> None:
+    command = ("rollout", "my_tasks:tasks", "--tasks", "3", "--samples", "2", "--run", "r", "--store", "shop.db")
+    assert "nothing was run" not in shell(*command, "--agent", "my_tasks:agent").stderr
+    other = shell(*command, "--agent", "my_tasks:other")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "by another agent: model of 'buyer' was 'function:half' and is now 'function:<lambda>'" in other.stderr
+    assert "Take another name for this run (--run)" in other.stderr
+    again = shell(*command, "--agent", "my_tasks:agent")
+    assert again.returncode == 0
+    assert again.stderr.splitlines()[-1] == "nothing was run: all 6 episodes were there"
 
 
 def test_lost_episodes_are_told_and_tried_again_by_the_next_start(shell: Shell) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 
@@ -98,6 +98,11 @@ def test_parts_of_text_are_the_same_as_the_text() -> None:
         ({"session": 3}, "session takes a class"),
         ({"session": lambda: None}, r"'x', session: it is called with one argument, the problem"),
         ({"train": lambda: iter(())}, r"train of environment 'x': it is called with one argument, a seed"),
+        (
+            {"train": stream(1)},
+            r"train of environment 'x' .* got the generator that .* Give the function",
+        ),
+        ({"test": map(problem, count())}, r"test of environment 'x' .* got the map that .* Give the function itself"),
         ({"train": []}, "train of environment 'x' is empty"),
         ({"rubric": ()}, "'x', rubric: Rubric"),
         ({"rubric": 3}, "'x', rubric: A rubric is"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
@@ -12,16 +13,20 @@ from typing import Any
 
 import pytest
 
+from aworld.agents.llm_agent import Agent
 from aworld.config.conf import RunConfig
 from aworld.core.event import Event
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError, StoreError
 from aworld.core.model import ModelRequest
 from aworld.environments import Environment, Part, Problem, Progress, Rollout, by_group, rollouts
 from aworld.environments.environment import derived_seed
+from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
+from aworld.models.embedded.model import EmbeddedModel
 from aworld.runner import Runners
 from aworld.trajectory import MemoryStore, Query, TrajectoryStore
 from tests.environments.shop import Shop, agent_of, buying, problem, saying, shop, stream
+from tests.training.small import small_policy
 
 
 async def all_of(*given: Any, **settings: Any) -> list[Rollout]:
@@ -361,3 +366,45 @@ async def test_a_store_that_breaks_ends_the_rollout() -> None:
     with pytest.raises(StoreError, match="the disk is full"):
         await all_of(shop(), agent_of(), shop().problems(), **given)
     assert done == [1, 2, 3, 4, 5]
+
+
+async def test_another_agent_is_another_run(store: TrajectoryStore) -> None:
+    """Its scores are not those of the first, whose episodes have the same ids."""
+
+    def wrong(request: ModelRequest) -> Said:
+        return "wrong"
+
+    given: dict[str, Any] = {"store": store, "run": "r", "yield_finished": True}
+    environment, problems = shop(system_prompt="Be quick."), [problem(1)]
+    await all_of(environment, agent_of(), problems, **given)
+    named = r"run='r' .* by another agent: 'buyer', and this is 'thief', such as r\.1\..* Take another name .*--run"
+    others = {
+        "model of 'buyer' was 'function:buying' and is now 'function:wrong'": agent_of(wrong),
+        "system_prompt of 'buyer' was 'Be quick.' and is now 'Be quick.\\n\\nBe rude.'": agent_of(
+            conf={"system_prompt": "Be rude."}
+        ),
+        "llm_config.llm_temperature of 'buyer' was None and is now 0.5": agent_of(conf={"llm_temperature": 0.5}),
+    }
+    for said, other in others.items():
+        with pytest.raises(ConfigError, match=f"by another agent: {re.escape(said)}"):
+            await all_of(environment, other, problems, **given)
+    for taken in (problems, iter([problem(2)])):
+        with pytest.raises(ConfigError, match=named):
+            await all_of(environment, Agent("thief", model=FunctionModel(buying)), taken, **given)
+    moved = agent_of(conf={"llm_base_url": "http://elsewhere:8000/v1", "llm_max_retries": 9})
+    assert [rollout.recorded for rollout in await all_of(environment, moved, problems, **given)] == [True]
+
+
+async def test_a_policy_is_the_same_wherever_it_was_read_from(store: TrajectoryStore) -> None:
+    given: dict[str, Any] = {"store": store, "run": "r", "yield_finished": True}
+
+    def asking(name: str, version: str) -> Agent:
+        policy = small_policy().with_weights(small_policy().weights, version)
+        return Agent("speaker", model=EmbeddedModel(policy, name, {"max_tokens": 2}))
+
+    environment = Environment("letters", train=[Problem("1", "say 1")], rubric=lambda episode: 1.0)
+    await all_of(environment, asking("here", "3-0a1b"), environment.problems(), **given)
+    (found,) = await all_of(environment, asking("there", "3-0a1b"), environment.problems(), **given)
+    assert found.recorded
+    with pytest.raises(ConfigError, match="model of 'speaker' was 'embedded:here' and is now 'embedded:there'"):
+        await all_of(environment, asking("there", "4-0a1b"), environment.problems(), **given)

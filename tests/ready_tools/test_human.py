@@ -92,6 +92,11 @@ async def test_an_empty_answer_is_refused_and_the_question_stays_open(nothing: s
         await Runners.answer(waiting, nothing)
     with pytest.raises(TaskError, match="'call_0_0' is empty"):
         await Runners.resume(waiting, agent, answers={"call_0_0": nothing})
+    number: Any = 5
+    with pytest.raises(TaskError, match=r"answer to question 'call_0_0' must be text, as a person says it; got 5\."):
+        await Runners.answer(waiting, number)
+    with pytest.raises(TaskError, match="must be text"):
+        await Runners.resume(waiting, agent, answers={"call_0_0": number})
     await Runners.answer(waiting, "none")
     assert (await Runners.resume(waiting, agent)).trajectory[0]["observation"][0]["content"] == "none"
 
@@ -139,6 +144,15 @@ payer = Agent("payer", model=ScriptedModel(script), tools=[ask, pay])
 '''
 
 
+TRIPS = """
+from aworld.agents.llm_agent import Agent
+from aworld.models import ScriptedModel
+from aworld.tools.human import human_tools
+
+asker = Agent("asker", model=ScriptedModel(["done"]), tools=human_tools)
+"""
+
+
 class Desk:
     """Runs `aworld` in a folder with the agents above, each command in a process of its own."""
 
@@ -163,7 +177,10 @@ async def test_one_process_asks_another_answers_and_a_third_goes_on(tmp_path: Pa
     assert 'aworld answer bill "..."' in err
 
     code, out, _ = desk("answer", "bill", "The lion's share: me")
-    assert (code, out) == (0, "Nothing is left to answer; go on with: aworld resume bill\n")
+    assert (code, out) == (
+        0,
+        "Nothing is left to answer; go on with: aworld resume bill (with the --agent, --tool or --mcp that it had)\n",
+    )
     code, out, _ = desk("resume", "bill", "--agent", "people:payer")
     assert (code, "All paid." in out) == (0, True)
     assert len((tmp_path / "effects").read_text().splitlines()) == 1
@@ -189,6 +206,12 @@ async def test_the_command_shows_what_is_open_and_takes_an_answer_once(tmp_path:
         "status": "waiting",
         "questions": [{"id": "call_0_0", "question": "Where?"}, {"id": "call_0_1", "question": "When?"}],
     }
+    (tmp_path / "trips.py").write_text(TRIPS)
+    code, out, err = desk("resume", "trip", "--agent", "trips:asker")  # asks again: what, and how to answer
+    assert (code, out) == (3, "trip  waiting\n")
+    assert err.splitlines()[:3] == [
+        "aworld: it asks: Where?", "aworld: it asks: When?", 'Answer with: aworld answer trip "..."',
+    ]  # fmt: skip
     code, _, err = desk("answer", "trip", "Monday")
     assert code == 2
     assert "Several questions are open" in err

@@ -14,6 +14,7 @@ from aworld.core.agent.swarm import Swarm
 from aworld.core.model import ModelRequest
 from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
+from aworld.tools.human import ask
 
 
 def add(a: int, b: int) -> int:
@@ -48,4 +49,10 @@ failing = Agent("failing", model=FunctionModel(broken))
 modelless = Agent("modelless")
 first = Agent("first", model=FunctionModel(lambda request: request.messages[-1].text.upper()))
 second = Agent("second", model=FunctionModel(lambda request: request.messages[-1].text + "!"))
+asker = Agent("asker", model=ScriptedModel([call("ask", question="Where to?"), "Off to Ghent."]), tools=[ask])
+twice = Agent(
+    "twice",
+    model=ScriptedModel([[call("ask", question="Where?"), call("ask", question="When?")], "Booked."]),
+    tools=[ask],
+)
 team = Swarm(first, second, name="team")

@@ -37,6 +37,11 @@ VALID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
         (config(s={"command": "x", "args": "one"}), "'s': args: Input should be a valid list"),
         (config(s={"type": "websocket", "url": "x"}), "one of stdio, sse, streamable-http; got 'websocket'"),
         (config(s={"type": "sse", "command": "x"}), "of type sse and misses 'url'"),
+        (config(s={"command": "x", "url": "http://x"}), "'s' has both a 'command', to start it here, and a 'url'"),
+        (config(s={"command": "x", "args": ["a", "${FSP"]}), "'s': args: '${FSP…' is no placeholder; write ${NAME} or"),
+        (config(s={"url": "http://${FSP:=x}/mcp"}), "'s': url: '${FSP…' is no placeholder"),
+        (config(s={"url": "u", "headers": {"K": "${A}${B:-${C}}"}}), "'s': header 'K': '${B…' is no placeholder"),
+        (config(s={"command": "x", "env": {"K": "${} ${A}"}}), "'s': env 'K': '${…' is no placeholder"),
         ({"mcpServers": {"s": "python server.py"}}, "must be an object of settings; got str"),
     ],
 )

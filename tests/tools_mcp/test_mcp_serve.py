@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -87,6 +88,30 @@ async def test_the_sdks_client_uses_agents_and_a_team(tmp_path: Path) -> None:
     assert statuses == ["cancelled", "failed", "finished", "finished", "finished", "finished"]
 
 
+@pytest.mark.parametrize(("unit", "questions", "answer"), [("asker", 1, "Off to Ghent."), ("twice", 2, "Booked.")])
+async def test_what_the_caller_of_a_waiting_run_is_told_works(
+    unit: str, questions: int, answer: str, tmp_path: Path
+) -> None:
+    store = f"sqlite:///{tmp_path}/its runs.db"
+    arguments = ["-m", "aworld", "mcp", "serve", f"tests.tools_mcp.served:{unit}", "--store", store]
+    server = StdioServerParameters(command=sys.executable, args=arguments, env=environment(tmp_path))
+    async with Client(server) as client:
+        told = text_of(await client.call_tool(unit, {"input": "go"}))
+    assert "The run waits for a person: Where" in told
+    answers, _, resume = told.partition("Answer with: ")[2].partition(", then go on with: ")
+    commands = [*answers.split(" and "), resume]
+    assert [line.split()[1] for line in commands] == ["answer"] * questions + ["resume"]
+    out = b""
+    for line in commands:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *shlex.split(line), env=environment(tmp_path),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+    assert answer in out.decode()
+
+
 @asynccontextmanager
 async def served(folder: Path, **more: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str]]:
     """Our server over HTTP, and where it is."""
@@ -133,6 +158,8 @@ async def test_a_token_is_asked_for_where_it_is_set(tmp_path: Path, caller: Call
         (["tests.tools_mcp.served:modelless"], f"No model name: {UNSET}"),
         ([UNITS[0], UNITS[0]], "Two of those to be served are named 'calculator'"),
         ([UNITS[0], "--http", "--host", "0.0.0.0"], "set AWORLD_TOKEN"),
+        ([UNITS[0], "--port", "99"], "aworld: --port says where --http listens, and without it nothing does"),
+        ([UNITS[0], "--host", "::1"], "aworld: --host says where --http listens, and without it nothing does"),
         ([UNITS[0], "--http", "--port", "99999"], "aworld: --port 99999: a port is 0 to 65535"),
         ([UNITS[0], "--http", "--port", "{taken}"], "aworld: --port {taken}: something listens there already"),
         ([UNITS[0], "--http", "--host", "nowhere.invalid"], "aworld: --host nowhere.invalid: no address of that name"),

@@ -191,3 +191,11 @@ async def test_agents_without_sampling_share_a_session_and_those_with_it_do_not(
 
     assert await pid(None) == await pid(sample)
     assert await pid(None, sampling=True) != await pid(sample, sampling=True)
+
+
+async def test_a_server_of_the_older_kind_without_its_type_is_told_how_to_say_it(addresses: dict[str, str]) -> None:
+    with pytest.raises(ToolError, match=r'HTTP 405\); if it is a server of the older kind, say "type": "sse" in its'):
+        await tools_of(old={"url": addresses["sse"]})
+    with pytest.raises(ToolError) as other:
+        await tools_of(old={"url": addresses["streamable-http"].replace("/mcp", "/nowhere")})
+    assert "older kind" not in str(other.value)

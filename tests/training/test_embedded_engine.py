@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -130,6 +131,21 @@ def test_a_run_killed_at_a_random_moment_reaches_the_same_result_bit_for_bit(tmp
     assert weights_of(path) == weights_of(tmp_path / "whole")
 
 
+def test_one_process_trains_in_a_folder_and_its_death_frees_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.training.killed", str(tmp_path), "1", "SIGSTOP"]
+    shaping: dict[str, Any] = {"minibatches": 2, "epochs": 2}
+    held = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    try:
+        os.waitid(os.P_PID, held.pid, os.WSTOPPED)  # in the middle of its training
+        with pytest.raises(ConfigError, match=r"another training is at work in this folder\. Wait until it ends, or"):
+            trained(tmp_path, **shaping)
+        assert not (tmp_path / "result.json").exists()
+    finally:
+        held.kill()
+        held.wait()
+    assert trained(tmp_path, **shaping, steps=1).steps == 1
+
+
 def test_a_checkpoint_that_was_cut_off_in_writing_is_passed_over(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", steps=4)
     path = tmp_path / "cut"
@@ -152,7 +168,7 @@ def test_a_finished_run_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     trained(tmp_path)
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".safetensors", ".jinja", ".svg", ".db", ".db-wal", ".db-shm"}
+    assert kinds <= {".json", ".safetensors", ".jinja", ".svg", ".db", ".db-wal", ".db-shm", ".lock"}
 
 
 def test_going_on_with_other_settings_is_refused(tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     )
     result = trainer.train()
     path = Path(result.run_path)
-    assert sorted(each.name for each in path.iterdir()) == ["curve.json", "curve.svg", "result.json", "run.json"]
+    left = ["curve.json", "curve.svg", "result.json", "run.json", "run.lock"]
+    assert sorted(each.name for each in path.iterdir()) == left
     assert TrainingResult.open(path / "result.json") == result
     assert json.loads((path / "curve.json").read_text())["training"][0]["success"] == 0.5
     with pytest.raises(ConfigError, match="engine 'watched'"):
