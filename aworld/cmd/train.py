@@ -152,21 +152,18 @@ class _Watch:
         """Take an event of the run."""
         from aworld.training.result import Evaluated, Started, Stepped
 
-        if isinstance(event, Started):
-            self.done = event.step
-        elif isinstance(event, Stepped):
-            self.done = event.report.step
         match event:
             case Started():
+                self.done = event.step
                 after = f", going on after step {event.step}" if event.step else ""
                 self.say(f"training with {event.engine} in {event.run_path}{after}")
             case Evaluated():
                 self.say(_evaluated(event.evaluation))
                 self._why(event.evaluation.reason)
-            case Stepped() if self._console.is_terminal or self._is_due(event.report):
-                self.say(_stepped(event.report, self.steps))
-                self._why(event.report.reason)
             case Stepped():
+                self.done = event.report.step
+                if self._console.is_terminal or self._is_due(event.report):
+                    self.say(_stepped(event.report, self.steps))
                 self._why(event.report.reason)
             case _:
                 pass
