@@ -27,7 +27,6 @@ __all__ = [
     "identity_of",
     "measure",
     "result_of",
-    "shaping",
     "stop_of",
 ]
 
@@ -76,15 +75,10 @@ class Spent:
         return self.before + time.process_time() - self._cpu
 
 
-def shaping(config: TrainingConfig) -> dict[str, Any]:
-    """The settings that shape a run, and must be the same when it goes on: all but `FREE`."""
-    return config.model_dump(mode="json", exclude=set(FREE))
-
-
 def identity_of(job: TrainingJob) -> dict[str, Any]:
     """What makes a run the one that it is, whichever engine trains: its settings, environment and first policy."""
     return {
-        **shaping(job.config),
+        **job.config.model_dump(mode="json", exclude=set(FREE)),
         "environment": job.environment.name,
         "test_dataset": None if job.held_out is None else job.held_out.name,
         "policy": {name: _model_of(unit) for name, unit in units_of(job.agent).items()},

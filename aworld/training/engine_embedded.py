@@ -13,13 +13,12 @@ import gc
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.environments.problem import Problem
 from aworld.runners.local import store_of
 from aworld.training import credit, filters
-from aworld.training.course import Spent, evaluation_due, measure, result_of, shaping, stop_of
+from aworld.training.course import Spent, evaluation_due, identity_of, measure, result_of, stop_of
 from aworld.training.embedded import checkpoints
 from aworld.training.embedded.actor import Actor
 from aworld.training.embedded.checkpoints import State
@@ -77,7 +76,7 @@ class _Run:
         self.learner = Learner(actor.policy, job.config)
         self.store = store_of(job.store)
         self.spent = Spent()
-        self.state = State(identity=identity_of(job, self.learner))
+        self.state = State(identity=identity_of(job))
         found = checkpoints.newest(job.checkpoint_path)
         if found is not None:
             self.state = checkpoints.restore(found, self.learner, self.state.identity)
@@ -165,8 +164,3 @@ class _Run:
                 f"step={number} | log-probabilities of sampled tokens differ by {difference:.2e} nats between rollouts "
                 f"and trainer, more than config.logprob_tolerance={most:g}: the samples are not this policy's own."
             )
-
-
-def identity_of(job: TrainingJob, learner: Learner) -> dict[str, Any]:
-    """What must be the same when a run goes on: the settings that shape it, the environment and the first policy."""
-    return {**shaping(job.config), "environment": job.environment.name, "first policy": learner.policy.version}

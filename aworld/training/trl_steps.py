@@ -21,7 +21,7 @@ from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.environments.problem import Problem
 from aworld.environments.rollout import Rollout
 from aworld.training.config import TrainingConfig
-from aworld.training.course import FREE, Course, Spent, evaluation_due, measure, result_of, shaping, stop_of
+from aworld.training.course import FREE, Course, Spent, evaluation_due, identity_of, measure, result_of, stop_of
 from aworld.training.evaluation import held_out_problems
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Saved, Started, StepReport, TrainingResult
@@ -58,7 +58,7 @@ class Steps:
         self.config: TrainingConfig = job.config
         self.agent: Any = job.agent.with_model(policy.model)
         self.names = self.config.agents or (str(job.agent.name),)
-        self.state = State(identity=identity_of(job))
+        self.state = State(identity=_identity(job))
         if checkpoint is not None:
             self.state = _taken_up(checkpoint, self.state.identity)
         self._held_out = held_out_problems(job.held_out, self.config.final_tasks)
@@ -201,12 +201,9 @@ class Steps:
         )  # fmt: skip
 
 
-def identity_of(job: TrainingJob) -> str:
-    """A digest of what shapes a run: the settings, the environment, the policy that it begins with."""
-    model: Any = job.agent.model
-    policy = [model.provider, model.name, model.policy.version if model.provider == "embedded" else None]
-    shape = msgspec.json.encode([shaping(job.config), job.environment.name, policy], order="deterministic")
-    return hashlib.blake2b(shape, digest_size=6).hexdigest()
+def _identity(job: TrainingJob) -> str:
+    """A digest of what makes the run the one that it is, for the names of its episodes."""
+    return hashlib.blake2b(msgspec.json.encode(identity_of(job), order="deterministic"), digest_size=6).hexdigest()
 
 
 def _taken_up(checkpoint: str, identity: str) -> State:
