@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING
 
-from aworld.cmd.trajectories import DEFAULT_STORE, STORE_HELP, open_existing, resolve
+from aworld.cmd.trajectories import STORE_HELP, open_existing, resolve, store_option
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.core.trajectory import Trajectory
@@ -57,7 +56,5 @@ def _tell(record: Trajectory, args: argparse.Namespace) -> None:
     for asked in still:
         print(f"{asked.id}: {asked.question}")
     if not still:
-        default = os.environ.get("AWORLD_STORE") or DEFAULT_STORE
-        option = "" if args.store in (None, default) else f" --store {args.store}"
         code = " (with the --agent, --tool or --mcp that it had)" if record.toolsets or len(record.agents) > 1 else ""
-        print(f"Nothing is left to answer; go on with: aworld resume {record.id}{option}{code}")
+        print(f"Nothing is left to answer; go on with: aworld resume {record.id}{store_option(args.store)}{code}")

@@ -6,8 +6,9 @@ import argparse
 import os
 from importlib.util import find_spec
 
-from aworld.cmd.run import add_limits, add_store, limits_of, store_option
+from aworld.cmd.run import add_limits, add_store, limits_of
 from aworld.cmd.swarm import named
+from aworld.cmd.trajectories import store_option
 from aworld.core.exceptions import ConfigError
 from aworld.runners.local import store_of
 
@@ -42,7 +43,7 @@ async def _serve(args: argparse.Namespace) -> int:
         option = "--port" if args.host is None else "--host"
         raise ConfigError(f"{option} says where --http listens, and without it nothing does: give --http too.")
     units = [(unit, named(unit)) for unit in args.units]
-    server = server_of(units, store_of(args.store), limits_of(args), store_option(args))
+    server = server_of(units, store_of(args.store), limits_of(args), store_option(args.store))
     if args.http:
         port = 8000 if args.port is None else args.port
         await serve_http(server, args.host or "127.0.0.1", port, os.environ.get("AWORLD_TOKEN"))

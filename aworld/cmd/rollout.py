@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from typing import TYPE_CHECKING
 
 from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
-from aworld.cmd.trajectories import DEFAULT_STORE
+from aworld.cmd.trajectories import store_option
 from aworld.cmd.wording import counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
@@ -200,7 +199,7 @@ def _tell(report: Report, args: argparse.Namespace, name: str, took: float) -> N
             say(f"part {part.name}: {part.failed} failed, such as: {part.error}")
     for error, count in report.errors.most_common(3):
         say(f"{count} × {error}")
-    option = _store_option(args)
+    option = store_option(args.store)
     say(f"stored in {args.store}, as session {name}")
     say(f"see:    aworld trajectories list --session {name}{option}")
     say(f"export: aworld trajectories export --session {name}{option} --output {name}.jsonl")
@@ -227,11 +226,6 @@ def _figures(report: Report, args: argparse.Namespace, took: float) -> list[str]
 
 def _go_on(args: argparse.Namespace, name: str) -> str:
     return (
-        f"cut short; go on with: aworld rollout {args.environment} ... --run {name}{_store_option(args)} "
+        f"cut short; go on with: aworld rollout {args.environment} ... --run {name}{store_option(args.store)} "
         "(the same agent, split, tasks, samples and seed)"
     )
-
-
-def _store_option(args: argparse.Namespace) -> str:
-    default = os.environ.get("AWORLD_STORE", f"sqlite:///{DEFAULT_STORE}")
-    return "" if args.store == default else f" --store {args.store}"

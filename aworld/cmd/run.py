@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import uuid
 from pathlib import Path
@@ -17,7 +16,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
 from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.swarm import is_file
-from aworld.cmd.trajectories import DEFAULT_STORE, STORE_HELP, resolve
+from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, store_option
 from aworld.cmd.wording import counted, worded
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
@@ -42,8 +41,6 @@ from aworld.runners.local import load, store_of
 
 WAITING = 3
 """Exit code of runs that ended well or wait for an answer, one of them at least."""
-
-STORE = f"sqlite:///{DEFAULT_STORE}"
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -369,7 +366,9 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
             print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}".rstrip())
             _tell_open(response, args)
         good = sum(response.success for response in responses)
-        _aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{store_option(args)}")
+        _aside(
+            f"{good} of {len(responses)} finished; see them with: aworld trajectories list{store_option(args.store)}"
+        )
     left = [response.status for response in responses if not response.success]
     return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
 
@@ -382,7 +381,7 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
     _aside(
         f"[{response.status} in {response.time_cost:.1f} s, {counted(len(response.record.calls), 'step')}{tokens}] "
-        f"aworld trajectories show {response.id}{store_option(args)}"
+        f"aworld trajectories show {response.id}{store_option(args.store)}"
     )
 
 
@@ -391,7 +390,7 @@ def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:
     for question in response.record.open_questions():
         print(f"aworld: it asks: {question.question}", file=sys.stderr)
     if response.status == "waiting":
-        _aside(f'Answer with: aworld answer {response.id} "..."{store_option(args)}')
+        _aside(f'Answer with: aworld answer {response.id} "..."{store_option(args.store)}')
 
 
 def _summary(response: TaskResponse) -> dict[str, Any]:
@@ -406,11 +405,6 @@ def _summary(response: TaskResponse) -> dict[str, Any]:
         "usage": msgspec.to_builtins(response.usage),
         "time_cost": response.time_cost,
     }
-
-
-def store_option(args: argparse.Namespace) -> str:
-    """The option by which another command finds the store of this one."""
-    return "" if args.store == STORE else f" --store {shlex.quote(args.store)}"
 
 
 def _aside(text: str, end: str = "\n") -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Coroutine
@@ -21,6 +22,9 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
 
 DEFAULT_STORE = ".aworld/trajectories.db"
 """Where the command line keeps its runs, under the working directory."""
+
+STORE = f"sqlite:///{DEFAULT_STORE}"
+"""The address of that place."""
 
 STORE_HELP = f"address or path of the store (default: $AWORLD_STORE or {DEFAULT_STORE})"
 
@@ -90,6 +94,13 @@ async def run(args: argparse.Namespace) -> int:
         return await cast("Coroutine[Any, Any, int]", commands[args.command](store, args))
     finally:
         await store.close()
+
+
+def store_option(address: str | None) -> str:
+    """The option by which another command finds the store of this one, also for who has set no AWORLD_STORE."""
+    if address is None or (address in (DEFAULT_STORE, STORE) and not os.environ.get("AWORLD_STORE")):
+        return ""
+    return f" --store {shlex.quote(address)}"
 
 
 def open_existing(address: str | None) -> TrajectoryStore:
