@@ -1,11 +1,14 @@
-"""The events of the log, schema version 2.
+"""The events of the log, and the notes about it, schema version 3.
 
-A run is a sequence of immutable events with dense numbers from 0. Everything else (the answer, the rows, the stream,
-the checkpoint, the training sample) is a fold of them. Field names are stored: a change that an older reader cannot
-take raises `SCHEMA_VERSION`, gets a line here and a fixture in the tests.
+A run is a sequence of immutable events with dense numbers from 0, written by its owner alone. Notes are a second
+sequence about the same run, which anybody may write at any time; the store numbers them. Everything else (the answer,
+the rows, the stream, the checkpoint, the training sample) is a fold of the two. Field names are stored: a change that
+an older reader cannot take raises `SCHEMA_VERSION`, gets a line here and a fixture in the tests.
 
     1   2026-11   first version
     2   2026-11   a reward may have failed: `value` null, and `error`; `finished` tells whether the surroundings failed
+    3   2026-11   notes; labels; definitions by digest (`started.definitions`; stores keep bodies of agents and toolsets
+                  once); `started.after`; the kinds `compacted` and `noted`; unknown kinds are read as `Unknown`
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from msgspec import Struct
 
 from aworld.core.message import Message, Origin, Tokens, Usage
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Status: TypeAlias = Literal[
     "finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running"
@@ -45,6 +48,8 @@ class TaskInfo(Struct, frozen=True, omit_defaults=True, gc=False):
     session_id: str | None = None
     user_id: str | None = None
     group_id: str | None = None
+    labels: dict[str, str] = {}
+    """Which one it is among others: `run`, `problem`, `sample`, `attempt`, `split`, … and whatever the caller says."""
 
 
 class Fork(Struct, frozen=True, gc=False):
@@ -60,12 +65,17 @@ class Started(Entry, frozen=True, tag="started", kw_only=True, omit_defaults=Tru
     trajectory_id: str
     task: TaskInfo
     agents: dict[str, Any] = {}
-    """Settings by agent name, as used; secrets left out."""
+    """Definitions of the agents and teams by name, as used; secrets left out. Stores keep each once, by its digest."""
+    definitions: dict[str, str] = {}
+    """Digests of those definitions, by name."""
     conf: dict[str, Any] = {}
     """The task's limits, those that are not the default."""
     parent: str | None = None
     """Trajectory that caused this one."""
     forked_from: Fork | None = None
+    after: bool = False
+    """Whether this goes on from the end of the trajectory in `forked_from` as the next turn of a conversation: it
+    shares that one's messages; its steps, limits, usage and rewards are its own."""
     environment: str | None = None
     """Name of the environment whose episode this is: its state is not in the log, so it cannot be resumed."""
     versions: dict[str, str] = {}
@@ -77,7 +87,8 @@ class ToolsetOffered(Entry, frozen=True, tag="toolset", kw_only=True, omit_defau
     """The tool schemas that an agent was offered, once for each distinct set."""
 
     digest: str
-    tools: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """Stores keep them once, by the digest."""
 
 
 class MessageAdded(Entry, frozen=True, tag="message", kw_only=True, omit_defaults=True):
@@ -223,6 +234,28 @@ class Answered(Entry, frozen=True, tag="answered", kw_only=True, omit_defaults=T
     answer: str
 
 
+class Compacted(Entry, frozen=True, tag="compacted", kw_only=True, omit_defaults=True):
+    """What an agent remembers of its conversation was replaced: its branch ended at `before` and goes on at `after`."""
+
+    activation: int = 0
+    before: int | None
+    after: int
+    strategy: str
+    tokens_before: int | None = None
+    tokens_after: int | None = None
+
+
+class Noted(Entry, frozen=True, tag="noted", kw_only=True, omit_defaults=True):
+    """Something for which the fold needs no kind of its own: a comment, a verdict, what a hook wants kept."""
+
+    source: str
+    """Who says it, such as `runtime`, `evaluation` or a user's name."""
+    name: str
+    data: Any = None
+    step: int | None = None
+    activation: int | None = None
+
+
 class Finished(Entry, frozen=True, tag="finished", kw_only=True, omit_defaults=True):
     """The run ended. Exactly one, always the last of the run; rewards may follow."""
 
@@ -232,6 +265,30 @@ class Finished(Entry, frozen=True, tag="finished", kw_only=True, omit_defaults=T
     surroundings: bool = False
     """The run failed for a reason that is not the agent's: its environment died, or no model could be reached. It may
     be run again, and is no sample of what the agent does."""
+
+
+class Labelled(Entry, frozen=True, tag="label", kw_only=True, omit_defaults=True):
+    """Labels were set, or removed where the value is None."""
+
+    labels: dict[str, str | None]
+    source: str | None = None
+
+
+class Commanded(Entry, frozen=True, tag="command", kw_only=True, omit_defaults=True):
+    """Somebody wants something of the run: its owner obeys at the next turn, and cancels at once."""
+
+    action: Literal["cancel", "pause", "steer"]
+    text: str | None = None
+    """What is said to the agent (`steer`), or why."""
+    source: str | None = None
+
+
+class Unknown(Entry, frozen=True, kw_only=True):
+    """An entry of a kind that a newer AWorld writes."""
+
+    kind: str
+    raw: bytes
+    """The JSON, as it was stored."""
 
 
 Event: TypeAlias = (
@@ -247,18 +304,55 @@ Event: TypeAlias = (
     | StateSet
     | Asked
     | Answered
+    | Compacted
+    | Noted
     | Finished
+    | Unknown
 )
 
+Note: TypeAlias = Rewarded | Answered | Labelled | Commanded | Noted | Unknown
+"""An entry about a run by anybody. Its `seq` is its place among the notes, set by the store: -1 before."""
+
+_Known: TypeAlias = (
+    Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
+    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished | Labelled | Commanded
+)  # fmt: skip
+
+
+class _Head(Struct):
+    kind: str
+    seq: int
+    at: float
+
+
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Known)
+_list_decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[_Known])
+_KINDS = frozenset(kind.__struct_config__.tag for kind in _Known.__args__)
 
 
-def encode_event(event: Event) -> bytes:
-    """JSON bytes of an event, as stored."""
-    return _encoder.encode(event)
+def encode_event(event: Event | Note) -> bytes:
+    """JSON bytes of an entry, as stored."""
+    return event.raw if type(event) is Unknown else _encoder.encode(event)
 
 
-def decode_event(data: bytes) -> Event:
-    """The event of its JSON bytes. Unknown fields of newer writers are passed over. Raises `msgspec.DecodeError`."""
-    return _decoder.decode(data)
+def decode_event(data: bytes) -> Any:
+    """The event or note of its JSON bytes. Fields of newer writers are passed over, kinds of theirs come as `Unknown`.
+
+    Raises `msgspec.DecodeError`.
+    """
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError:
+        head = msgspec.json.decode(data, type=_Head)
+        if head.kind in _KINDS:
+            raise
+        return Unknown(seq=head.seq, at=head.at, kind=head.kind, raw=bytes(data))
+
+
+def decode_events(pieces: list[bytes]) -> list[Any]:
+    """Many at once, at half the cost. Raises as `decode_event` does."""
+    try:
+        return _list_decoder.decode(b"[" + b",".join(pieces) + b"]")
+    except msgspec.ValidationError:
+        return [decode_event(piece) for piece in pieces]

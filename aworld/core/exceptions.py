@@ -11,6 +11,7 @@
     ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
     ├── TrainingError        training cannot go on; its checkpoints are safe
     └── StoreError           the log could not be written or read; what was acknowledged before is safe
+        └── LeaseError       another run owns the log, or took it over
 
 Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
 """
@@ -76,6 +77,10 @@ class EnvironmentFailed(AWorldError):
 
 class StoreError(AWorldError):
     """The log could not be written or read. Names the store and the remedy."""
+
+
+class LeaseError(StoreError):
+    """A log has another owner: a live process works on the run, or took it over from this one."""
 
 
 class TrainingError(AWorldError):

@@ -20,7 +20,7 @@ from aworld.core.exceptions import TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.message import Audio, Content, File, Image, Part, Text, Usage
 from aworld.core.rows import rows, step_row
-from aworld.core.scene import Scene
+from aworld.core.run_environment import RunEnvironment
 from aworld.core.tool.base import Tool, Toolset
 from aworld.core.tool.func_to_tool import as_tools, find_tools
 from aworld.core.trajectory import Trajectory
@@ -55,7 +55,7 @@ class Task:
         context: First values of the state that agents and tools share.
         timeout: Seconds that the run may take; short for `conf.timeout`.
         hooks: Called around the task, each model call and each tool call.
-        scene: The surroundings made for this run, such as an episode of an environment.
+        environment: The surroundings made for this run, such as an episode of an environment.
 
     Raises:
         TaskError: When there is no agent or swarm, or both, or the input is empty of meaning.
@@ -78,7 +78,7 @@ class Task:
         context: dict[str, Any] | None = None,
         timeout: float | None = None,
         hooks: Sequence[Hooks] = (),
-        scene: Scene | None = None,
+        environment: RunEnvironment | None = None,
     ) -> None:
         if (agent is None) == (swarm is None):
             raise TaskError("A task needs either agent=... or swarm=..., and not both.")
@@ -99,7 +99,7 @@ class Task:
             self.tools += find_tools(tool_name)
         self.context = _checked_state(context or {})
         self.hooks = _checked_hooks(hooks)
-        self.scene = scene
+        self.environment = environment
         self.prefix: Prefix | None = None
         self.said: Content | None = None
         """What is said to the agent when a forked run goes on."""

@@ -8,7 +8,7 @@ from aworld.core.lazy import exports
 
 if TYPE_CHECKING:
     from aworld.core.exceptions import EnvironmentFailed as EnvironmentFailed
-    from aworld.core.scene import Reward as Reward
+    from aworld.core.run_environment import Reward as Reward
     from aworld.environments.environment import Environment as Environment
     from aworld.environments.episode import EpisodeEnv as EpisodeEnv
     from aworld.environments.problem import Problem as Problem
@@ -32,7 +32,7 @@ _HOMES = {
     "Problem": "aworld.environments.problem",
     "Progress": "aworld.environments.progress",
     "Report": "aworld.environments.report",
-    "Reward": "aworld.core.scene",
+    "Reward": "aworld.core.run_environment",
     "Rollout": "aworld.environments.rollout",
     "Rubric": "aworld.environments.rubric",
     "Session": "aworld.environments.session",

@@ -38,7 +38,7 @@ from aworld.environments.problem import (
     taken,
 )
 from aworld.environments.rubric import Part, Rubric, Scorer, as_rubric
-from aworld.environments.session import EnvironmentScene, Session
+from aworld.environments.session import ProblemEnvironment, Session
 from aworld.environments.signatures import check_takes_one
 
 __all__ = ["Environment", "Problem", "Session"]
@@ -169,7 +169,7 @@ class Environment:
         the model. `fields` are further arguments of `Task`; `conf` takes the place of the environment's.
         """
         problem = as_problem(problem)
-        scene = EnvironmentScene(self, problem, seed)
+        environment = ProblemEnvironment(self, problem, seed)
         unit, asked = self._prompt(agent, problem.input)
         return Task(
             asked if isinstance(asked, str) else list(asked),
@@ -178,9 +178,9 @@ class Environment:
             id=id,
             name=fields.pop("name", None) or f"{self.name}/{problem.id}",
             group_id=group_id,
-            tools=[*self.tools, *fields.pop("tools", ()), *((scene,) if self.session is not None else ())],
+            tools=[*self.tools, *fields.pop("tools", ()), *((environment,) if self.session is not None else ())],
             hooks=[*hooks, *((Seeds(seed),) if seed is not None else ())],
-            scene=scene,
+            environment=environment,
             **fields,
         )
 

@@ -26,7 +26,7 @@ from aworld.core.event import Rewarded, Status
 from aworld.core.exceptions import AWorldError, ConfigError, EnvironmentFailed, TaskError
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import ToolSchema
-from aworld.core.scene import Reward
+from aworld.core.run_environment import Reward
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.tool.threads import THREADS
@@ -239,8 +239,8 @@ class Place:
         env = self._running()
         episode = env._running()
         rewards: list[Reward | Rewarded] = [r for r in env.record.rewards if r.source != STEP_SOURCE]
-        if env.record.finished is None and episode.scene is not None:
-            for reward in await episode.scene.score(status, answer, error):
+        if env.record.finished is None and episode.environment is not None:
+            for reward in await episode.environment.score(status, answer, error):
                 write_reward(episode.journal, reward)
                 rewards.append(reward)
             await env.close()

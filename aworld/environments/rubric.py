@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
-from aworld.core.scene import Reward
+from aworld.core.run_environment import Reward
 from aworld.core.tool.threads import THREADS
 from aworld.core.trajectory import Trajectory
 from aworld.environments.signatures import check_takes_one

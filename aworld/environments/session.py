@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError, EnvironmentFailed
 from aworld.core.message import Content, Message
-from aworld.core.scene import Reward
+from aworld.core.run_environment import Reward
 from aworld.core.tool.base import Tool, calling
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.core.trajectory import Trajectory
@@ -25,7 +25,7 @@ from aworld.environments.rubric import SOURCE, Episode
 if TYPE_CHECKING:
     from aworld.environments.environment import Environment
 
-__all__ = ["EnvironmentFailed", "EnvironmentScene", "Session"]
+__all__ = ["EnvironmentFailed", "ProblemEnvironment", "Session"]
 
 STEP_SOURCE = "session"
 """What the log says of where step rewards come from."""
@@ -101,8 +101,8 @@ def _tool_names(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(inspect.getattr_static(kind, name), FunctionTool))
 
 
-class EnvironmentScene:
-    """One episode of an environment, as the runtime drives it: a scene, and the toolset of its session."""
+class ProblemEnvironment:
+    """A problem as the environment of one run, and the toolset of its session."""
 
     def __init__(self, environment: Environment, problem: Problem, seed: int | None = None) -> None:
         self.environment = environment

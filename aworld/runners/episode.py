@@ -63,7 +63,7 @@ class Episode:
         self.record = record if record is not None else Trajectory(task.id)
         self.journal = Journal(self.record, store, emit)
         self.world = world or World()
-        self.scene = task.scene
+        self.environment = task.environment
         self.cast = Cast(self, task.agent)
         self.state = SharedState(self.journal, self.cast.units)
         self.context = self.state.context_of(None)
@@ -266,8 +266,8 @@ class Episode:
         self.cast.start_called(activation, offer)
         await run_tools(self, activation, offer)
         self.cast.hand_over(activation, offer)
-        if self.scene is not None and self.scene.over:
-            self.cast.end(self.scene.answer)
+        if self.environment is not None and self.environment.over:
+            self.cast.end(self.environment.answer)
 
     async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
         check_limits(self.conf, self.record, self._steps)
@@ -306,8 +306,8 @@ class Episode:
             else:
                 self.add_message(activation, Message("user", f"{error}{CORRECTION}"), activation.leaf, "agent")
             return
-        if self.scene is not None and activation.caller is None:
-            told = await setting.respond(self.scene, message)
+        if self.environment is not None and activation.caller is None:
+            told = await setting.respond(self.environment, message)
             if told is not None:
                 self.add_message(activation, Message("user", told), activation.leaf, "input")
                 return
@@ -353,8 +353,10 @@ class Episode:
             status, error = "failed", f"{type(bug).__name__}: {bug}"
         self.spent += time.perf_counter() - began
         surroundings = surroundings or (status == "failed" and self._unreachable)
-        surroundings = surroundings or (status == "timeout" and not self.record.activations)  # the scene never opened
-        if self.scene is not None and not surroundings:
+        surroundings = surroundings or (
+            status == "timeout" and not self.record.activations
+        )  # the environment never opened
+        if self.environment is not None and not surroundings:
             try:
                 await setting.judge(self, status, error)
             except asyncio.CancelledError as request:
@@ -422,8 +424,8 @@ class Episode:
         return response
 
     async def _leave(self, response: TaskResponse) -> None:
-        if self.scene is not None:
-            await setting.close(self.scene, self.record, scoped.LET_GO)
+        if self.environment is not None:
+            await setting.close(self.environment, self.record, scoped.LET_GO)
         await (scoped.rest(self) if response.status == "waiting" else scoped.let_go(self))
         at = HookContext(self.record, self.context)
         for hook in reversed(self._entered):
@@ -462,19 +464,21 @@ class Episode:
             return
         self.check()
         prefix = self.task.prefix
-        setting.check_scene(self.record if prefix is None else prefix.trajectory, self.scene)  # the one that was named
+        setting.check_environment(
+            self.record if prefix is None else prefix.trajectory, self.environment
+        )  # the one that was named
         if not self.record.events or self.task.prefix is not None:
             self._start()
         if self.record.activations:
             Recovery(self.cast).recover()
             scoped.go_on(self)
-        elif self.scene is None:
+        elif self.environment is None:
             self.cast.start(self.task.agent, self.task.input)
         self.journal.store.attach(self.record)
         await self.journal.commit()
         self._begun = True
-        if self.scene is not None:
-            await setting.open_scene(self, self.scene)
+        if self.environment is not None:
+            await setting.open_environment(self, self.environment)
         self._intervene(self.task.said, None)
         at = HookContext(self.record, self.context)
         for hook in self.task.hooks:
@@ -494,7 +498,7 @@ class Episode:
             agents={name: unit.settings() for name, unit in self.cast.units.items()},
             conf=self.conf.model_dump(mode="json", exclude_defaults=True),
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
-            environment=self.scene.name if self.scene is not None else None,
+            environment=self.environment.name if self.environment is not None else None,
             versions=_VERSIONS,
             schema=ev.SCHEMA_VERSION,
         )

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from aworld.core.agent.base import plain
 from aworld.core.event import Event, Rewarded
 from aworld.core.output import AnyOutput
-from aworld.core.scene import Reward
+from aworld.core.run_environment import Reward
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.store import TrajectoryStore
 

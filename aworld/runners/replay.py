@@ -22,7 +22,7 @@ from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import FunctionModel
 from aworld.runners.episode import Episode
 from aworld.runners.recorded import Path, Paths, RecordedCast, RecordedWorld
-from aworld.runners.setting import RecordedScene
+from aworld.runners.setting import RecordedEnvironment
 from aworld.trajectory import MemoryStore
 
 
@@ -94,7 +94,7 @@ async def replay(record: Trajectory, agent: Unit | None = None, hooks: Sequence[
     actor = agent if agent is not None else cast.units[record.activations[0].agent]
     first = next(n for n in record.messages.values() if n.origin == "input")
     task = Task(first.message.content or "", swarm=actor, conf=record.started.conf, id=record.id, hooks=hooks)
-    task.scene = RecordedScene(record) if record.started.environment is not None else None
+    task.environment = RecordedEnvironment(record) if record.started.environment is not None else None
     episode = ReplayEpisode(task, world)
     cast.live = episode.paths
     over = False

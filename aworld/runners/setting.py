@@ -1,4 +1,4 @@
-"""What a run does with the scene of its task: open it, ask it, let it judge, close it, each bounded."""
+"""What a run does with the environment of its task: open it, ask it, let it judge, close it, each bounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aworld.core.event import Status
 from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError, TaskError
 from aworld.core.message import Content, Message
-from aworld.core.scene import Reward, Scene
+from aworld.core.run_environment import Reward, RunEnvironment
 from aworld.core.trajectory import Trajectory
 from aworld.runners.journal import write_reward
 
@@ -29,18 +29,18 @@ def is_unreachable(error: AWorldError) -> bool:
     return isinstance(error, ModelError) and error.status not in _REFUSED
 
 
-def check_scene(record: Trajectory, scene: Scene | None) -> None:
+def check_environment(record: Trajectory, environment: RunEnvironment | None) -> None:
     """Refuse to go on with an episode of an environment: its state has gone. Raises TaskError."""
     name = record.started.environment if record.started is not None else None
-    if name is not None and scene is None:
+    if name is not None and environment is None:
         raise TaskError(
             f"Trajectory {record.id} is an episode of environment {name!r}, whose state is not in the log: "
             "run it anew, such as by the same `aworld rollout` with its --run."
         )
 
 
-class RecordedScene:
-    """The scene of a recorded run, as far as its log tells: for a replay, which judges nothing."""
+class RecordedEnvironment:
+    """The environment of a recorded run, as far as its log tells: for a replay, which judges nothing."""
 
     def __init__(self, record: Trajectory) -> None:
         self.name = record.started.environment or "" if record.started is not None else ""
@@ -74,10 +74,10 @@ class RecordedScene:
         """Nothing is held."""
 
 
-async def open_scene(episode: Episode, scene: Scene) -> None:
-    """Open the scene and let the agent begin. Raises EnvironmentFailed."""
+async def open_environment(episode: Episode, environment: RunEnvironment) -> None:
+    """Open the environment and let the agent begin. Raises EnvironmentFailed."""
     try:
-        told = await scene.open(episode.record, partial(write_reward, episode.journal))
+        told = await environment.open(episode.record, partial(write_reward, episode.journal))
     except EnvironmentFailed:
         raise
     except Exception as raised:
@@ -87,10 +87,10 @@ async def open_scene(episode: Episode, scene: Scene) -> None:
         episode.cast.start(episode.task.agent, episode.task.input if told is None else told)
 
 
-async def respond(scene: Scene, message: Message) -> Content | None:
-    """What the scene says to an agent that has spoken. Raises EnvironmentFailed."""
+async def respond(environment: RunEnvironment, message: Message) -> Content | None:
+    """What the environment says to an agent that has spoken. Raises EnvironmentFailed."""
     try:
-        return await scene.respond(message)
+        return await environment.respond(message)
     except EnvironmentFailed:
         raise
     except Exception as raised:
@@ -98,23 +98,23 @@ async def respond(scene: Scene, message: Message) -> Content | None:
 
 
 async def judge(episode: Episode, status: Status | None, error: str | None) -> None:
-    """Write the rewards that the scene gives at the end of a run; none for one that its caller cancelled."""
+    """Write the rewards that the environment gives at the end of a run; none for one that its caller cancelled."""
     if episode.record.finished is not None or status not in ("finished", "failed", "timeout", "limit_reached"):
         return
     root = episode.root_finish()
-    scene = episode.scene
-    assert scene is not None  # callers ask only then
-    for reward in await scene.score(status, root.answer if root else None, error):
+    environment = episode.environment
+    assert environment is not None  # callers ask only then
+    for reward in await environment.score(status, root.answer if root else None, error):
         try:
             write_reward(episode.journal, reward)
         except ValueError as refused:
             write_reward(episode.journal, Reward(value=None, name=reward.name, error=str(refused)))
 
 
-async def close(scene: Scene, record: Trajectory, limit: float) -> None:
-    """Close the scene; it may not hold the run up."""
+async def close(environment: RunEnvironment, record: Trajectory, limit: float) -> None:
+    """Close the environment; it may not hold the run up."""
     try:
         async with asyncio.timeout(limit):
-            await scene.close()
+            await environment.close()
     except Exception:  # the run has ended: its outcome stands
         logger.exception("trajectory=%s | the environment did not close", record.id)

@@ -1,8 +1,8 @@
-"""The scene of a run: the surroundings that are made for one run, answer what its agent does, and judge it.
+"""The environment of one run: made for it, it answers what the agent does, and judges it.
 
 A task may have one. The runtime opens it when the run begins, asks it when the agent has spoken without calling a
-tool, lets it judge when the run is about to end, and closes it on every ending. Environments are built on this; the
-runtime itself knows nothing of them.
+tool, lets it judge when the run is about to end, and closes it on every ending. `aworld.environments` is built on this;
+the runtime itself knows nothing of it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Reward(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Scene(Protocol):
-    """The surroundings of one run. Made for it, and used once.
+class RunEnvironment(Protocol):
+    """What a run acts in. Made for it, and used once.
 
     What `open` and `respond` raise ends the run as failed for a reason that is not the agent's.
     """
@@ -58,7 +58,7 @@ class Scene(Protocol):
 
     @property
     def answer(self) -> Any:
-        """What a run ended by its scene answers."""
+        """What a run ended by its environment answers."""
         ...
 
     async def score(self, status: Status, answer: Any, error: str | None) -> Sequence[Reward]:

@@ -1,0 +1,53 @@
+"""One call of somebody else's code, bounded in time: what does not end is left behind, and holds nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+GRACE = 0.5
+"""Seconds that a cancelled call has to clean up before it is left to itself: a cancelled run ends within a second."""
+
+
+async def bounded(call: Coroutine[Any, Any, T], limit: float) -> T:
+    """What `call` returns, run in a task of its own. Raises TimeoutError after `limit` seconds, and what it raises;
+    asyncio.InvalidStateError when it cancelled itself.
+
+    A call that ignores its cancellation cannot hold up the caller.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(call)
+    over = loop.create_future()  # what asyncio.wait does with a timeout, at two thirds of its cost
+    task.add_done_callback(lambda _: over.done() or over.set_result(None))
+    timer = loop.call_later(limit, lambda: over.done() or over.set_result(None))
+    try:
+        await over
+    except asyncio.CancelledError:
+        await abandon(task)
+        raise
+    finally:
+        timer.cancel()
+    if not task.done():
+        await abandon(task)
+        raise TimeoutError(f"No answer within {limit:g} s; it was stopped.")
+    if task.cancelled():  # by itself, not by us
+        raise asyncio.InvalidStateError("it cancelled itself")
+    return task.result()
+
+
+def described(raised: BaseException) -> str:
+    """Type and text of an exception, also of one that cannot tell its text."""
+    try:
+        return f"{type(raised).__name__}: {raised}"
+    except Exception:  # noqa: BLE001 - somebody else's `__str__`
+        return type(raised).__name__
+
+
+async def abandon(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, give it a moment to clean up, and forget it: its late error is nobody's news."""
+    task.add_done_callback(lambda t: t.cancelled() or t.exception())
+    task.cancel()
+    await asyncio.wait((task,), timeout=GRACE)
