@@ -1,6 +1,7 @@
 """Checks that many rooms need: what they refuse, they refuse in the same words.
 
-Each takes the error that it raises, so that a front door raises its own kind; the text names the setting and the remedy.
+Each takes the error that it raises, so that a front door raises its own kind. The text names the setting and the
+remedy.
 """
 
 from __future__ import annotations

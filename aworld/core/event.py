@@ -283,10 +283,11 @@ class Commanded(Entry, frozen=True, tag="command", kw_only=True, omit_defaults=T
     source: str | None = None
 
 
-class Unknown(Entry, frozen=True, kw_only=True):
+class Unknown(Entry, frozen=True, tag="unknown", kw_only=True):
     """An entry of a kind that a newer AWorld writes."""
 
-    kind: str
+    name: str
+    """The kind."""
     raw: bytes
     """The JSON, as it was stored."""
 
@@ -347,7 +348,7 @@ def decode_event(data: bytes) -> Any:
         head = msgspec.json.decode(data, type=_Head)
         if head.kind in _KINDS:
             raise
-        return Unknown(seq=head.seq, at=head.at, kind=head.kind, raw=bytes(data))
+        return Unknown(seq=head.seq, at=head.at, name=head.kind, raw=bytes(data))
 
 
 def decode_events(pieces: list[bytes]) -> list[Any]:
