@@ -182,5 +182,7 @@ class RunConfig(Settings):
     """Tasks in flight at once."""
     sequence_dependent: bool = False
     """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
+    rare_collection: bool = True
+    """Whether the garbage collector looks less often while more than one task runs (restored afterwards)."""
     store: Any = None
     """Where logs go: a store, a URL such as `sqlite:///runs.db`, or None for memory."""

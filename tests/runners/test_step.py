@@ -57,7 +57,7 @@ async def test_stepping_writes_the_log_that_running_writes() -> None:
     task, over = Task("x", agent), False
     while not over:
         over, _, _ = await Runners.step(task)
-    assert facts(task.episode.record) == facts(ran.record)
+    assert facts(task.driver.record) == facts(ran.record)
 
 
 async def test_stepping_after_the_end_says_the_end_again() -> None:
@@ -157,10 +157,10 @@ async def test_results_of_earlier_turns_and_unknown_calls_cannot_be_replaced() -
     task = Task("x", scripted(call("add", a=1, b=2), call("add", a=3, b=4), "done"))
     await Runners.step(task)
     await Runners.step(task)
-    events = len(task.episode.record.events)
+    events = len(task.driver.record.events)
     with pytest.raises(TaskError, match=r"call_0_0.*pending are \['call_1_0'\]"):
         await Runners.step(task, tool_results={"call_0_0": "4"})
-    assert len(task.episode.record.events) == events  # the mistake is the caller's: the run goes on
+    assert len(task.driver.record.events) == events  # the mistake is the caller's: the run goes on
     over, _, response = await Runners.step(task)
     assert over
     assert response.success
@@ -169,10 +169,10 @@ async def test_results_of_earlier_turns_and_unknown_calls_cannot_be_replaced() -
 async def test_a_mistake_among_right_results_changes_nothing() -> None:
     task = Task("x", scripted(call("add", a=1, b=2), "done"))
     await Runners.step(task)
-    events = len(task.episode.record.events)
+    events = len(task.driver.record.events)
     with pytest.raises(TaskError, match="nobody"):
         await Runners.step(task, tool_results={"call_0_0": "4", "nobody": "5"})
-    assert len(task.episode.record.events) == events
+    assert len(task.driver.record.events) == events
 
 
 async def test_an_observation_that_is_no_content_is_refused_and_the_run_goes_on() -> None:
