@@ -16,6 +16,7 @@ from aworld.core.output import AnyOutput, Output, OutputFold, RunFinished
 from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.run import Driven
+from aworld.trajectory.hub import NoteAdded
 from aworld.trajectory.query import Query
 from aworld.trajectory.store import TrajectoryStore
 
@@ -55,14 +56,22 @@ class RunStream:
                 for output in fold.take(event):
                     yield output
             while True:
-                while (entry := subscription.pop()) is not None:
-                    if isinstance(entry, RunFinished):
-                        continue  # from the task itself, whether or not somebody listened at that moment
+                while (pair := subscription.pop()) is not None:
+                    entry = pair[1]
                     if isinstance(entry, Output):
-                        yield fold.pass_on(entry)
-                    elif entry.seq > seq:  # a note shows nothing, whatever its number
+                        if not isinstance(entry, RunFinished):  # that one comes from the task, whoever listened
+                            yield fold.pass_on(entry)
+                    elif not isinstance(entry, NoteAdded) and entry.seq > seq:
+                        seq = entry.seq
                         for output in fold.take(entry):
                             yield output
+                if subscription.stale:  # more came than waits in memory: the log has what matters
+                    subscription.stale.clear()
+                    for event in await self._store.read(self._id, after=seq):
+                        seq = event.seq
+                        for output in fold.take(event):
+                            yield output
+                    continue
                 if task.done():
                     yield self._end(await self.response())
                     return
@@ -125,6 +134,8 @@ async def follow(
     folds: dict[str, OutputFold] = {}
     left = {which} if isinstance(which, str) else None if isinstance(which, Query) else set(which)
     async for id, entry in store.follow(which):
+        if isinstance(entry, NoteAdded):
+            continue
         fold = folds.get(id) or folds.setdefault(id, OutputFold(id))
         if isinstance(entry, RunFinished):
             continue  # the log says so to every reader

@@ -68,7 +68,8 @@ class Journal:
     async def claim(self) -> None:
         """Become the one that writes this log. Raises `LeaseError` when a live owner works on the run."""
         if self.lease is None:
-            self.lease = await self.store.claim(self.record.id)
+            seen = self.record.notes[-1].seq if self.record.notes else -1
+            self.lease = await self.store.claim(self.record.id, new=not self.record.events, notes_after=seen)
 
     def release(self) -> None:
         """Let others go on with the run."""
