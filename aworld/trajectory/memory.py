@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from aworld.core.event import Event, Started
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.core.trajectory import Trajectory
-from aworld.trajectory.store import DONE, EVERYTHING, Query, already_there, unknown_trajectory
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, matches, select, tabulate
+from aworld.trajectory.store import DONE, already_there, unknown_trajectory
 from aworld.trajectory.summary import Summary, Tally
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._logs: dict[str, list[Event]] = {}
         self._tallies: dict[str, Tally] = {}
+        self._number = 0
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
         """See `TrajectoryStore.append`."""
@@ -49,6 +51,8 @@ class MemoryStore:
             raise out_of_order(id, self.url, started.seq, 0)
         prefix = [] if fork is None else check_fork(id, started, self._compose(fork.id))
         self._logs[id], self._tallies[id] = [], Tally.of(id, prefix)
+        self._number += 1
+        self._tallies[id].key = self._number
 
     def _compose(self, id: str) -> list[Event]:
         own = self._logs.get(id)
@@ -69,13 +73,21 @@ class MemoryStore:
         """See `TrajectoryStore.read`."""
         return self._compose(id)
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
-        """See `TrajectoryStore.query`."""
-        return select([tally.summary() for tally in self._tallies.values()], query, self._unknown)
+    def _select(self, query: Query) -> Page:
+        return select([(tally.key, tally.summary()) for tally in self._tallies.values()], query, self._unknown)
 
-    async def count(self, query: Query = EVERYTHING) -> int:
+    async def query(self, query: Query = EVERYTHING) -> Page:
+        """See `TrajectoryStore.query`."""
+        return self._select(query)
+
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
-        return sum(matches(tally.summary(), query) for tally in _named(self._tallies, query))
+        found = sum(matches(tally.summary(), query) for tally in _named(self._tallies, query))
+        return found if most is None else min(found, most)
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """See `TrajectoryStore.facets`."""
+        return tabulate((tally.summary() for tally in self._tallies.values()), fields, query)
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
         """See `TrajectoryStore.delete`."""
@@ -92,7 +104,7 @@ class MemoryStore:
 
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
         """See `TrajectoryStore.scan`."""
-        for summary in select([tally.summary() for tally in list(self._tallies.values())], query, self._unknown):
+        for summary in self._select(query):
             if summary.id in self._logs:
                 yield summary, self._compose(summary.id)
 
@@ -149,13 +161,19 @@ class WeakStore:
         error.add_note("Without a store a run is known as long as its record is held; give RunConfig(store=...).")
         return error
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
+    async def query(self, query: Query = EVERYTHING) -> Page:
         """See `TrajectoryStore.query`."""
-        return [summary for summary, _ in self.scan(query)]
+        summaries = [Tally.of(t.id, t.events).summary() for t in list(self._live.values()) if t.events]
+        return select(enumerate(summaries), query, self._unknown)
 
-    async def count(self, query: Query = EVERYTHING) -> int:
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
-        return sum(matches(Tally.of(t.id, t.events).summary(), query) for t in _named(self._live, query))
+        found = sum(matches(Tally.of(t.id, t.events).summary(), query) for t in _named(self._live, query))
+        return found if most is None else min(found, most)
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """See `TrajectoryStore.facets`."""
+        return tabulate([Tally.of(t.id, t.events).summary() for t in list(self._live.values())], fields, query)
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
         """See `TrajectoryStore.delete`. Forks of a weakly held trajectory hold their own events and stay."""
@@ -166,7 +184,8 @@ class WeakStore:
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
         """See `TrajectoryStore.scan`."""
         held = {t.id: t for t in list(self._live.values()) if t.events}
-        for summary in select([Tally.of(t.id, t.events).summary() for t in held.values()], query, self._unknown):
+        summaries = enumerate([Tally.of(t.id, t.events).summary() for t in held.values()])
+        for summary in select(summaries, query, self._unknown):
             yield summary, list(held[summary.id].events)
 
     async def vacuum(self) -> None:
@@ -181,47 +200,6 @@ def _named(found: Mapping[str, T], query: Query) -> list[T]:
     if query.ids is None:
         return list(found.values())
     return [value for id in query.ids if (value := found.get(id)) is not None]
-
-
-def matches(summary: Summary, query: Query) -> bool:
-    """Whether a trajectory is among those that are meant; paging aside."""
-    score = summary.score
-    exact = ((query.group, summary.group_id), (query.task, summary.task_id), (query.session, summary.session_id))
-    return (
-        all(wanted is None or wanted == given for wanted, given in (*exact, (query.agent, summary.agent)))
-        and (query.ids is None or summary.id in query.ids)
-        and (query.prefix is None or summary.id.startswith(query.prefix))
-        and (query.status is None or summary.status in query.status)
-        and (query.min_score is None or (score is not None and score >= query.min_score))
-        and (query.max_score is None or (score is not None and score <= query.max_score))
-        and (query.since is None or summary.started_at >= query.since)
-        and (query.until is None or summary.started_at < query.until)
-    )
-
-
-def select(summaries: list[Summary], query: Query, unknown: Callable[[str], TaskError]) -> list[Summary]:
-    """The page that a query asks for; `summaries` are in the order of writing.
-
-    Raises what `unknown` makes of the id to go on after, if it is not among them.
-    """
-    descending = query.order in ("newest", "best")
-    worst = float("-inf") if descending else float("inf")
-
-    def place(numbered: tuple[int, Summary]) -> tuple[float, int]:
-        number, summary = numbered
-        if query.order in ("newest", "oldest"):
-            return summary.started_at, number
-        return (worst if summary.score is None else summary.score), number
-
-    numbered = list(enumerate(summaries))
-    found = sorted((n for n in numbered if matches(n[1], query)), key=place, reverse=descending)
-    if query.after is not None:
-        last = next((place(n) for n in numbered if n[1].id == query.after), None)
-        if last is None:
-            raise unknown(query.after)
-        found = [n for n in found if (place(n) < last if descending else place(n) > last)]
-    end = None if query.limit is None else query.offset + query.limit
-    return [summary for _, summary in found[query.offset : end]]
 
 
 def check_fork(id: str, started: Started, parent: list[Event]) -> list[Event]:

@@ -9,51 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 
-from msgspec import Struct
-
-from aworld.core.event import Event, Status
+from aworld.core.event import Event
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.trajectory import Trajectory
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
 from aworld.trajectory.summary import Summary
-
-Order = Literal["newest", "oldest", "best", "worst"]
-
-
-class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which trajectories are meant: every field that is given must hold."""
-
-    ids: tuple[str, ...] | None = None
-    prefix: str | None = None
-    """Beginning of the id."""
-    group: str | None = None
-    task: str | None = None
-    """Task id."""
-    session: str | None = None
-    status: tuple[Status, ...] | None = None
-    """Any of these."""
-    agent: str | None = None
-    """Name of the agent that began."""
-    min_score: float | None = None
-    """At least this; trajectories without a score do not match."""
-    max_score: float | None = None
-    since: float | None = None
-    """Started at this time or later, UNIX seconds."""
-    until: float | None = None
-    """Started before this time, UNIX seconds."""
-    order: Order = "newest"
-    """By start, or by score with those without one last; equals in the order of writing."""
-    limit: int | None = None
-    offset: int = 0
-    after: str | None = None
-    """Id of the last trajectory of the page before: paging that stays right while new runs arrive."""
-
-
-EVERYTHING = Query()
-"""The query that every trajectory matches."""
-
 
 class TrajectoryStore(Protocol):
     """Where logs are kept."""
@@ -83,15 +46,19 @@ class TrajectoryStore(Protocol):
         """All events of a trajectory, what it shares with its parents included. Raises `TaskError` if unknown."""
         ...
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
+    async def query(self, query: Query = EVERYTHING) -> Page:
         """The trajectories that match, in the order asked for.
 
         Raises `TaskError` if the id in `after` is unknown: it was deleted, or mistyped.
         """
         ...
 
-    async def count(self, query: Query = EVERYTHING) -> int:
-        """How many match; `limit`, `offset` and `after` do not count."""
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
+        """How many match, at most `most`: counting ends there. `limit`, `offset` and `after` do not count."""
+        ...
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """How often each value occurs in each field among what matches; see `query.FACETS`."""
         ...
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
