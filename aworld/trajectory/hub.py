@@ -21,9 +21,10 @@ from msgspec import Struct
 from aworld.core.event import Event, Note
 from aworld.core.exceptions import TaskError
 from aworld.core.output import Output
+from aworld.trajectory.query import Query
 
 if TYPE_CHECKING:
-    from aworld.trajectory.store import Query, TrajectoryReader
+    from aworld.trajectory.store import TrajectoryReader
 
 BACKLOG = 10_000
 """Entries that a slow listener may leave; what comes then is left out, and `Subscription.stale` says so."""
@@ -245,8 +246,8 @@ async def follow(
     store: TrajectoryReader, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
 ) -> AsyncGenerator[tuple[str, Entry]]:
     """See `TrajectoryReader.follow`. The store is read after the listening has begun, so nothing is missed."""
-    query = ids if isinstance(ids, Struct) else None
-    names = [] if isinstance(ids, Struct) else [ids] if isinstance(ids, str) else list(ids)
+    query = ids if isinstance(ids, Query) else None
+    names = [] if isinstance(ids, Query) else [ids] if isinstance(ids, str) else list(ids)
     cursors: dict[str, _Cursor] = {}
 
     async def missed(id: str) -> list[tuple[str, Entry]]:

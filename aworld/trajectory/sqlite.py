@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 from aworld.core.event import Event, encode_event
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.trajectory import Trajectory
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
 from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
-from aworld.trajectory.sqlite_reader import compose, counted, listed, scanned
+from aworld.trajectory.sqlite_reader import compose, counted, faceted, listed, scanned
 from aworld.trajectory.sqlite_tables import vacuum
 from aworld.trajectory.sqlite_writer import Append, Waiter, Writer
-from aworld.trajectory.store import DONE, EVERYTHING, Query
+from aworld.trajectory.store import DONE
 from aworld.trajectory.summary import Summary
 
 LINGER = 0.003
@@ -134,13 +135,17 @@ class SQLiteStore:
         """See `TrajectoryStore.read`."""
         return await self._read(lambda connection: compose(connection, self.url, id))
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
+    async def query(self, query: Query = EVERYTHING) -> Page:
         """See `TrajectoryStore.query`."""
         return await self._read(lambda connection: listed(connection, self.url, query))
 
-    async def count(self, query: Query = EVERYTHING) -> int:
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
-        return await self._read(lambda connection: counted(connection, query))
+        return await self._read(lambda connection: counted(connection, query, most))
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """See `TrajectoryStore.facets`."""
+        return await self._read(lambda connection: faceted(connection, fields, query))
 
     async def _read(self, ask: Callable[[sqlite3.Connection], _T]) -> _T:
         await self._settle()
