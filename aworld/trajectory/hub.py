@@ -132,6 +132,8 @@ class Hub:
         self.topics: dict[str, Topic] = {}
         self.expectant: tuple[Subscription, ...] = ()
         """Who wants to hear of runs that begin."""
+        self.fresh = False
+        """Whether somebody began to listen since this was last cleared."""
         self.closed = False
         self._watch = watch
         self._lock = Lock()
@@ -148,6 +150,7 @@ class Hub:
         if begun:
             with self._lock:
                 self.expectant += (subscription,)
+                self.fresh = True
             if self._watch is not None:
                 self._watch()
         return subscription
@@ -159,9 +162,10 @@ class Hub:
             first = topic is None
             if topic is None:
                 topic = self.topics[id] = Topic()
-            if subscription not in topic.listeners:
+            if id not in subscription.ids:
                 topic.listeners += (subscription,)
-            subscription.ids.add(id)
+                subscription.ids.add(id)
+            self.fresh = True
         if first and self._watch is not None:
             self._watch()
 
@@ -198,10 +202,10 @@ class Hub:
             for entry in entries:
                 listener.put((id, entry))
 
-    def announce(self, id: str) -> None:
-        """Tell of a run that began, when its first events are stored."""
+    def announce(self, id: str | None) -> None:
+        """Tell of a run that began, when its first events are stored; None: of some whose ids are not known."""
         for listener in self.expectant:
-            listener.put((id, BEGUN))
+            listener.put((id or "", BEGUN))
 
     def close(self) -> None:
         """Let all listeners end."""
@@ -262,8 +266,8 @@ async def follow(
         begun: list[str] | None = None
         while not store.hub.closed:
             if query is not None and begun != []:
-                matching = await _matching(store, query, begun)
-                begun = []
+                those, begun = begun, []
+                matching = [id for id in await _matching(store, query, those) if id not in cursors]
                 for id in matching:
                     subscription.add(id)
                 names += matching
@@ -275,7 +279,7 @@ async def follow(
                 if isinstance(entry, Output):
                     yield pair
                 elif entry is BEGUN:
-                    begun = [*(begun or ()), id]
+                    begun = None if begun is None or not id else [*begun, id]
                 elif id in cursors:
                     if cursors[id].lacks(entry):
                         for other in await missed(id):
@@ -283,7 +287,7 @@ async def follow(
                     if cursors[id].passes(entry):
                         yield pair
             names = [subscription.stale.pop() for _ in range(len(subscription.stale))]
-            if not names and not begun:
+            if not names and begun == []:
                 await subscription.wait()
 
 

@@ -50,7 +50,8 @@ WRITTEN = (*STORED, "asked", "cohort")
 """The columns that follow from a tally."""
 
 INSERT = (
-    f"INSERT INTO trajectories ({', '.join(WRITTEN)}, parent, first) VALUES ({', '.join('?' * len(WRITTEN))}, ?, ?)"
+    f"INSERT INTO trajectories ({', '.join(WRITTEN)}, parent, first, owner, lease_until)"
+    f" VALUES ({', '.join('?' * len(WRITTEN))}, ?, ?, ?, ?)"
 )
 
 

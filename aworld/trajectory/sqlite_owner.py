@@ -35,9 +35,9 @@ class Owner:
         """The end of a lease that begins now, UNIX seconds."""
         return time.time() + LEASE
 
-    def yields(self, owner: str | None, until: float | None) -> bool:
+    def yields(self, owner: str, until: float | None) -> bool:
         """Whether this one may have a run that the file says is `owner`'s."""
-        if owner is None or owner == self.text:
+        if owner == self.text:
             return True
         alive = is_alive(owner)
         return (until or 0.0) < time.time() if alive is None else not alive

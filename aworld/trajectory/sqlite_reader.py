@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from aworld.core.event import Event
+from aworld.core.event import Event, decode_events
 from aworld.core.exceptions import StoreError, TaskError
+from aworld.trajectory.bodies import restored
 from aworld.trajectory.query import (
     LABEL, MOST, Facet, Facets, Page, Place, Query, Where, check_facets, facets_of, order_of, page_of, place_after,
 )  # fmt: skip
@@ -23,14 +24,14 @@ from aworld.trajectory.sqlite_file import SEQ_BITS
 from aworld.trajectory.store import unknown_trajectory
 from aworld.trajectory.summary import COLUMNS, Summary
 
-_log: msgspec.json.Decoder[list[Event]] = msgspec.json.Decoder(list[Event])
-
 PAGE = 500
 """Trajectories that a scan lists at once."""
 
 
-def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | None = None) -> list[Event]:
-    """The events of a trajectory with a number below `until`, those it shares with its parents first.
+def compose(
+    connection: sqlite3.Connection, path: str, id: str, *, after: int = -1, until: int | None = None
+) -> list[Event]:
+    """The events of a trajectory numbered above `after` and below `until`, those it shares with its parents first.
 
     Raises `TaskError` if the trajectory is unknown, `StoreError` if an event cannot be decoded.
     """
@@ -39,11 +40,12 @@ def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | 
         raise unknown_trajectory(id, path, nearest(connection, id))
     end = (1 << SEQ_BITS) - 1 if until is None else until
     pieces: list[list[bytes]] = []
-    while row is not None:
+    while row is not None and end > after + 1:
         key, parent, first = row
         base = key << SEQ_BITS
         cursor = connection.execute(
-            "SELECT data FROM events WHERE key >= ? AND key < ? ORDER BY key", (base + first, base + max(first, end))
+            "SELECT data FROM events WHERE key >= ? AND key < ? ORDER BY key",
+            (base + max(first, after + 1), base + max(first, end)),
         )
         pieces.append([data for (data,) in cursor])
         end = min(end, first)
@@ -51,11 +53,36 @@ def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | 
         if parent is not None:
             row = connection.execute("SELECT key, parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
     try:
-        return _log.decode(b"[" + b",".join(data for piece in reversed(pieces) for data in piece) + b"]")
+        events = decode_events([data for piece in reversed(pieces) for data in piece])
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: somebody edited the file and left text, not bytes
         raise StoreError(
             f"store={path} | the log of {id!r} cannot be read: {error}; delete it, or restore it"
         ) from error
+    return with_bodies(connection, path, events)
+
+
+_bodies: dict[tuple[str, str], Any] = {}
+"""Definitions that were read, by file and digest: many runs share few."""
+
+KEPT = 1000
+"""Definitions that are kept; more empty the cache."""
+
+
+def with_bodies(connection: sqlite3.Connection, path: str, events: list[Event]) -> list[Event]:
+    """The events with the definitions that they name by digest, in place."""
+    return restored(events, lambda digest: definition_of(connection, path, digest))
+
+
+def definition_of(connection: sqlite3.Connection, path: str, digest: str) -> Any:
+    """The body of a definition; None if the file has none."""
+    body = _bodies.get((path, digest))
+    if body is None:
+        row = connection.execute("SELECT data FROM definitions WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            if len(_bodies) >= KEPT:
+                _bodies.clear()
+            body = _bodies[path, digest] = msgspec.json.decode(row[0])
+    return body
 
 
 def nearest(connection: sqlite3.Connection, id: str) -> list[str]:

@@ -74,7 +74,14 @@ def _scored(connection: sqlite3.Connection, id: str, key: int, forked: bool) -> 
     return score
 
 
-def create(connection: sqlite3.Connection, url: str, id: str, started: Started) -> Known:
+def create(
+    connection: sqlite3.Connection,
+    url: str,
+    id: str,
+    started: Started,
+    owner: str | None = None,
+    lease_until: float | None = None,
+) -> Known:
     """Add a trajectory; a fork begins with the tally of what it shares.
 
     Raises `TaskError` if a fork's parent is unknown or shorter than it says, `StoreError` for a wrong number.
@@ -93,7 +100,7 @@ def create(connection: sqlite3.Connection, url: str, id: str, started: Started) 
     summary = begun.summary()
     cohort, row = Cohort.of(summary), _row(begun, summary)
     cohort_key = _count(connection, cohort, 1)
-    cursor = connection.execute(INSERT, (*row, cohort_key, parent, started.seq))
+    cursor = connection.execute(INSERT, (*row, cohort_key, parent, started.seq, owner, lease_until))
     assert cursor.lastrowid is not None  # an insert that succeeded has one
     tally.key = cursor.lastrowid
     known = Known(tally.key, tally, row, cohort, cohort_key, {})
