@@ -21,9 +21,10 @@ from msgspec import Struct
 from aworld.core.event import Event, Note
 from aworld.core.exceptions import TaskError
 from aworld.core.output import Output
+from aworld.trajectory.query import Query
 
 if TYPE_CHECKING:
-    from aworld.trajectory.store import Query, TrajectoryReader
+    from aworld.trajectory.store import TrajectoryReader
 
 BACKLOG = 10_000
 """Entries that a slow listener may leave; what comes then is left out, and `Subscription.stale` says so."""
@@ -131,6 +132,8 @@ class Hub:
         self.topics: dict[str, Topic] = {}
         self.expectant: tuple[Subscription, ...] = ()
         """Who wants to hear of runs that begin."""
+        self.fresh = False
+        """Whether somebody began to listen since this was last cleared."""
         self.closed = False
         self._watch = watch
         self._lock = Lock()
@@ -147,6 +150,7 @@ class Hub:
         if begun:
             with self._lock:
                 self.expectant += (subscription,)
+                self.fresh = True
             if self._watch is not None:
                 self._watch()
         return subscription
@@ -158,9 +162,10 @@ class Hub:
             first = topic is None
             if topic is None:
                 topic = self.topics[id] = Topic()
-            if subscription not in topic.listeners:
+            if id not in subscription.ids:
                 topic.listeners += (subscription,)
-            subscription.ids.add(id)
+                subscription.ids.add(id)
+            self.fresh = True
         if first and self._watch is not None:
             self._watch()
 
@@ -197,10 +202,10 @@ class Hub:
             for entry in entries:
                 listener.put((id, entry))
 
-    def announce(self, id: str) -> None:
-        """Tell of a run that began, when its first events are stored."""
+    def announce(self, id: str | None) -> None:
+        """Tell of a run that began, when its first events are stored; None: of some whose ids are not known."""
         for listener in self.expectant:
-            listener.put((id, BEGUN))
+            listener.put((id or "", BEGUN))
 
     def close(self) -> None:
         """Let all listeners end."""
@@ -245,8 +250,8 @@ async def follow(
     store: TrajectoryReader, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
 ) -> AsyncGenerator[tuple[str, Entry]]:
     """See `TrajectoryReader.follow`. The store is read after the listening has begun, so nothing is missed."""
-    query = ids if isinstance(ids, Struct) else None
-    names = [] if isinstance(ids, Struct) else [ids] if isinstance(ids, str) else list(ids)
+    query = ids if isinstance(ids, Query) else None
+    names = [] if isinstance(ids, Query) else [ids] if isinstance(ids, str) else list(ids)
     cursors: dict[str, _Cursor] = {}
 
     async def missed(id: str) -> list[tuple[str, Entry]]:
@@ -261,8 +266,8 @@ async def follow(
         begun: list[str] | None = None
         while not store.hub.closed:
             if query is not None and begun != []:
-                matching = await _matching(store, query, begun)
-                begun = []
+                those, begun = begun, []
+                matching = [id for id in await _matching(store, query, those) if id not in cursors]
                 for id in matching:
                     subscription.add(id)
                 names += matching
@@ -274,7 +279,7 @@ async def follow(
                 if isinstance(entry, Output):
                     yield pair
                 elif entry is BEGUN:
-                    begun = [*(begun or ()), id]
+                    begun = None if begun is None or not id else [*begun, id]
                 elif id in cursors:
                     if cursors[id].lacks(entry):
                         for other in await missed(id):
@@ -282,7 +287,7 @@ async def follow(
                     if cursors[id].passes(entry):
                         yield pair
             names = [subscription.stale.pop() for _ in range(len(subscription.stale))]
-            if not names and not begun:
+            if not names and begun == []:
                 await subscription.wait()
 
 

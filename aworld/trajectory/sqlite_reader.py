@@ -7,31 +7,31 @@ export never keeps the writer's log from being taken back into the file.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
-from aworld.core.event import Event
+from aworld.core.event import Event, decode_events
 from aworld.core.exceptions import StoreError, TaskError
+from aworld.trajectory.bodies import restored
+from aworld.trajectory.query import (
+    LABEL, MOST, Facet, Facets, Page, Place, Query, Where, check_facets, facets_of, order_of, page_of, place_after,
+)  # fmt: skip
+from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SQLITE, Cohort, Values, all_of, selected, summary_of
 from aworld.trajectory.sqlite_file import SEQ_BITS
-from aworld.trajectory.store import Query, unknown_trajectory
-from aworld.trajectory.summary import Summary
-
-_log: msgspec.json.Decoder[list[Event]] = msgspec.json.Decoder(list[Event])
-
-_FIELDS = Summary.__struct_fields__
-_COLUMNS = ", ".join(_FIELDS)
+from aworld.trajectory.store import unknown_trajectory
+from aworld.trajectory.summary import COLUMNS, Summary
 
 PAGE = 500
 """Trajectories that a scan lists at once."""
 
-Place: TypeAlias = "tuple[float, int]"
-"""Where a trajectory stands in an order: what is ordered by, and its key."""
 
-
-def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | None = None) -> list[Event]:
-    """The events of a trajectory with a number below `until`, those it shares with its parents first.
+def compose(
+    connection: sqlite3.Connection, path: str, id: str, *, after: int = -1, until: int | None = None
+) -> list[Event]:
+    """The events of a trajectory numbered above `after` and below `until`, those it shares with its parents first.
 
     Raises `TaskError` if the trajectory is unknown, `StoreError` if an event cannot be decoded.
     """
@@ -40,11 +40,12 @@ def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | 
         raise unknown_trajectory(id, path, nearest(connection, id))
     end = (1 << SEQ_BITS) - 1 if until is None else until
     pieces: list[list[bytes]] = []
-    while row is not None:
+    while row is not None and end > after + 1:
         key, parent, first = row
         base = key << SEQ_BITS
         cursor = connection.execute(
-            "SELECT data FROM events WHERE key >= ? AND key < ? ORDER BY key", (base + first, base + max(first, end))
+            "SELECT data FROM events WHERE key >= ? AND key < ? ORDER BY key",
+            (base + max(first, after + 1), base + max(first, end)),
         )
         pieces.append([data for (data,) in cursor])
         end = min(end, first)
@@ -52,11 +53,36 @@ def compose(connection: sqlite3.Connection, path: str, id: str, *, until: int | 
         if parent is not None:
             row = connection.execute("SELECT key, parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
     try:
-        return _log.decode(b"[" + b",".join(data for piece in reversed(pieces) for data in piece) + b"]")
+        events = decode_events([data for piece in reversed(pieces) for data in piece])
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: somebody edited the file and left text, not bytes
         raise StoreError(
             f"store={path} | the log of {id!r} cannot be read: {error}; delete it, or restore it"
         ) from error
+    return with_bodies(connection, path, events)
+
+
+_bodies: dict[tuple[str, str], Any] = {}
+"""Definitions that were read, by file and digest: many runs share few."""
+
+KEPT = 1000
+"""Definitions that are kept; more empty the cache."""
+
+
+def with_bodies(connection: sqlite3.Connection, path: str, events: list[Event]) -> list[Event]:
+    """The events with the definitions that they name by digest, in place."""
+    return restored(events, lambda digest: definition_of(connection, path, digest))
+
+
+def definition_of(connection: sqlite3.Connection, path: str, digest: str) -> Any:
+    """The body of a definition; None if the file has none."""
+    body = _bodies.get((path, digest))
+    if body is None:
+        row = connection.execute("SELECT data FROM definitions WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            if len(_bodies) >= KEPT:
+                _bodies.clear()
+            body = _bodies[path, digest] = msgspec.json.decode(row[0])
+    return body
 
 
 def nearest(connection: sqlite3.Connection, id: str) -> list[str]:
@@ -70,50 +96,15 @@ def nearest(connection: sqlite3.Connection, id: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-def listed(connection: sqlite3.Connection, path: str, query: Query) -> list[Summary]:
+def listed(connection: sqlite3.Connection, path: str, query: Query) -> Page:
     """The summaries that a query asks for. Raises `TaskError` if the one to go on after is unknown."""
-    return [summary for summary, _ in _page(connection, query, _last(connection, path, query))]
+    places = _Search(connection, query).places(_last(connection, path, query), query.limit, query.offset)
+    return page_of(query, _summaries(connection, [key for _, key in places]), places[-1] if places else None)
 
 
-def _last(connection: sqlite3.Connection, path: str, query: Query) -> Place | None:
-    if query.after is None:
-        return None
-    statement = f"SELECT {_ordered(query)}, key FROM trajectories WHERE id = ?"
-    place = connection.execute(statement, (query.after,)).fetchone()
-    if place is None:
-        raise unknown_trajectory(query.after, path, nearest(connection, query.after))
-    return place
-
-
-def _page(connection: sqlite3.Connection, query: Query, last: Place | None) -> list[tuple[Summary, Place]]:
-    where, values = _where(query)
-    ordered = _ordered(query)
-    sign, direction = ("<", "DESC") if _descends(query) else (">", "ASC")
-    if last is not None:
-        where.append(f"({ordered}, key) {sign} (?, ?)")
-        values += last
-    statement = (
-        f"SELECT {_COLUMNS}, {ordered}, key FROM trajectories{_all(where)} "
-        f"ORDER BY {ordered} {direction}, key {direction} LIMIT ? OFFSET ?"
-    )
-    cursor = connection.execute(statement, (*values, -1 if query.limit is None else query.limit, query.offset))
-    return [(Summary(**dict(zip(_FIELDS, row))), row[-2:]) for row in cursor]
-
-
-def _descends(query: Query) -> bool:
-    return query.order in ("newest", "best")
-
-
-def _ordered(query: Query) -> str:
-    if query.order in ("newest", "oldest"):
-        return "started_at"
-    return f"ifnull(score, {'-9e999' if _descends(query) else '9e999'})"
-
-
-def counted(connection: sqlite3.Connection, query: Query) -> int:
-    """How many trajectories match a query."""
-    where, values = _where(query)
-    return connection.execute(f"SELECT count(*) FROM trajectories{_all(where)}", values).fetchone()[0]
+def counted(connection: sqlite3.Connection, query: Query, most: int | None = None) -> int:
+    """How many trajectories match a query; at most `most`, where counting ends."""
+    return _Search(connection, query).count(most)
 
 
 def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, list[Event]]]:
@@ -126,46 +117,269 @@ def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator
     last = _last(connection, path, query)
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
-        page = _page(connection, msgspec.structs.replace(query, limit=size, offset=offset), last)
-        for summary, _ in page:
+        places = _Search(connection, query).places(last, size, offset)
+        for summary in _summaries(connection, [key for _, key in places]):
             try:
                 events = compose(connection, path, summary.id)
             except TaskError:
                 continue
             yield summary, events
-        if len(page) < size:
+        if len(places) < size:
             return
-        left = None if left is None else left - len(page)
-        offset, last = 0, page[-1][1]
+        left = None if left is None else left - len(places)
+        offset, last = 0, places[-1]
 
 
-def _where(query: Query) -> tuple[list[str], list[Any]]:
-    where: list[str] = []
-    values: list[Any] = []
-
-    def add(condition: str, *given: Any) -> None:
-        where.append(condition)
-        values.extend(given)
-
-    for column, wanted in (
-        ("group_id = ?", query.group),
-        ("task_id = ?", query.task),
-        ("session_id = ?", query.session),
-        ("agent = ?", query.agent),
-        ("score >= ?", query.min_score),
-        ("score <= ?", query.max_score),
-        ("started_at >= ?", query.since),
-        ("started_at < ?", query.until),
-    ):
-        if wanted is not None:
-            add(column, wanted)
-    if query.prefix is not None:
-        add("substr(id, 1, ?) = ?", len(query.prefix), query.prefix)
-    for column, wanted in (("id", query.ids), ("status", query.status)):
-        if wanted is not None:
-            add(f"{column} IN (SELECT value FROM json_each(?))", msgspec.json.encode(wanted).decode())
-    return where, values
+def faceted(connection: sqlite3.Connection, fields: Sequence[str], query: Query) -> Facets:
+    """How often each value occurs in the fields among what matches a query."""
+    check_facets(fields)
+    search = _Search(connection, query)
+    return {field: search.facet(field) for field in fields}
 
 
-def _all(conditions: list[str]) -> str:
-    return " WHERE " + " AND ".join(conditions) if conditions else ""
+def _last(connection: sqlite3.Connection, path: str, query: Query) -> Place | None:
+    place = place_after(query)
+    if place is not None or query.after is None:
+        return place
+    statement = f"SELECT {order_of(query).column}, key FROM trajectories WHERE id = ?"
+    place = connection.execute(statement, (query.after,)).fetchone()
+    if place is None:
+        raise unknown_trajectory(query.after, path, nearest(connection, query.after))
+    return place
+
+
+def _summaries(connection: sqlite3.Connection, keys: list[int]) -> Iterator[Summary]:
+    for first in range(0, len(keys), PAGE):
+        some, values = keys[first : first + PAGE], Values(SQLITE)
+        rows = connection.execute(
+            f"{selected(SQLITE, 'key')} WHERE {values.among('t.key', some)}", values.values
+        ).fetchall()
+        by_key = {row[-2]: row for row in rows}
+        yield from (summary_of(by_key[key]) for key in some if key in by_key)
+
+
+FEW = 50_000
+"""Rows that are looked at one by one: what a condition leaves of a million is less, or so common that walking along
+the order soon finds a page of them. Looking at one takes about 1 µs."""
+
+MERGED = 100
+"""Cohorts that are merged in one statement; SQLite takes 500."""
+
+SHOWN = 1000
+"""Different values of a facet that are counted."""
+
+_Driver: TypeAlias = "tuple[Where, ...]"
+"""Conditions that an index answers together."""
+
+
+class _Search:
+    """How a query is answered: which index leads, and what is checked row by row.
+
+    Conditions on the columns of cohorts choose cohorts, whose sizes are known. Of the others, the one that leaves least
+    leads, and what it leaves is looked at and sorted; if even that is much, the indexes of the chosen cohorts, each in
+    the order asked for, are merged, until the page is full.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, query: Query) -> None:
+        self._connection, self._order = connection, order_of(query)
+        conditions = query.conditions
+        chosen = [where for where in conditions if where.field in COHORT]
+        self._rest = [where for where in conditions if where.field not in COHORT]
+        self._whole = not chosen
+        rows = connection.execute(f"SELECT key, trajectories, {', '.join(COHORT)} FROM cohorts WHERE trajectories > 0")
+        self._cohorts = {
+            key: (size, Cohort(*names))
+            for key, size, *names in rows
+            if all(where.holds(getattr(Cohort(*names), where.field) or None) for where in chosen)
+        }
+        self._size = sum(size for size, _ in self._cohorts.values())
+
+    def _drivers(self) -> list[_Driver]:
+        drivers: list[_Driver] = [
+            (where,)
+            for where in self._rest
+            if (where.label and where.op in ("=", "in") and where.value is not None)
+            or (where.field in INDEXED and where.op in ("=", "in", "prefix") and where.value is not None)
+        ]
+        for column in QUICK:
+            ranges = tuple(w for w in self._rest if w.field == column and w.op in ("=", "<", "<=", ">", ">="))
+            if ranges and all(where.value is not None for where in ranges):
+                drivers.append(ranges)
+        return drivers
+
+    def _source(self, driver: _Driver | None, values: Values) -> str:
+        """A select of the keys that a driver leaves."""
+        if driver is None:
+            if self._whole:
+                return "SELECT key FROM trajectories"
+            return f"SELECT key FROM trajectories WHERE {values.among('cohort', self._cohorts)}"
+        where = driver[0]
+        if where.label:
+            return f"SELECT trajectory AS key FROM labels WHERE name = {values.add(where.label)} AND " + values.on(
+                "value", where
+            )
+        if where.field in QUICK:
+            conditions = [values.on(each.field, each) for each in driver]
+            index = "trajectories_started"
+            if where.field != "started_at" or not self._whole:
+                index = f"cohort_{where.field}"
+                conditions.insert(0, values.among("cohort", self._cohorts))
+            return f"SELECT key FROM trajectories{SQLITE.use_index.format(index)}{all_of(conditions)}"
+        if where.field == "task_id":  # most tasks have the id of their trajectory: the index has only the others
+            same = f"SELECT key FROM trajectories WHERE {values.on('id', where)} AND task_id = id"
+            return f"{same} UNION ALL SELECT key FROM trajectories WHERE task_id <> id AND {values.on('task_id', where)}"
+        return f"SELECT key FROM trajectories WHERE {values.on(where.field, where)}"
+
+    def _matching(self, driver: _Driver | None, values: Values) -> str:
+        """From where the rows that match come, named `t`, and their conditions."""
+        source = self._source(driver, values)
+        rest = values.every(where for where in self._rest if where not in (driver or ()))
+        if not self._whole and driver is not None and driver[0].field not in QUICK:
+            rest.append(values.among("t.cohort", self._cohorts))
+        return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{all_of(['t.key = c.key', *rest])}"
+
+    def _lead(self, most: int = FEW) -> tuple[_Driver | None, int]:
+        """The conditions that leave least, and how many that is; none if they all leave more than `most`."""
+        lead, least = None, self._size
+        for driver in self._drivers():
+            values = Values(SQLITE)
+            limit = min(most + 1, least)
+            source = f"SELECT 1 FROM ({self._source(driver, values)}) LIMIT {limit}"
+            count: int = self._one(f"SELECT count(*) FROM ({source})", values)
+            if count < limit:
+                lead, least = driver, count
+        return lead, least
+
+    def _one(self, statement: str, values: Values) -> Any:
+        return self._connection.execute(statement, values.values).fetchone()[0]
+
+    def count(self, most: int | None) -> int:
+        """How many match, at most `most`."""
+        if not self._rest:
+            return self._size if most is None else min(self._size, most)
+        if not self._size:
+            return 0
+        drivers, values = self._drivers(), Values(SQLITE)
+        limit = "" if most is None else f" LIMIT {most}"
+        if len(drivers) == 1 and len(drivers[0]) == len(self._rest) and (self._whole or drivers[0][0].field in QUICK):
+            rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"  # an index has all of the answer
+        else:
+            lead, _ = self._lead(max(FEW, most or 1 << 62))
+            rows = f"SELECT 1{self._matching(lead, values)}"
+        return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
+
+    def places(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
+        """Where the trajectories of a page stand, in order."""
+        if not self._size or limit == 0:
+            return []
+        lead, _ = self._lead()
+        column = self._order.column
+        if column in QUICK and (lead is None or lead[0].field == column):
+            return self._merged(last, limit, offset)
+        values = Values(SQLITE)
+        matching = self._matching(lead, values)
+        beyond = "" if last is None else f" AND {self._beyond(last, values)}"
+        direction = self._direction
+        return self._connection.execute(
+            f"SELECT t.{column}, t.key{matching}{beyond} ORDER BY t.{column} IS NULL, t.{column} {direction},"
+            f" t.key {direction} LIMIT {-1 if limit is None else limit} OFFSET {offset}",
+            values.values,
+        ).fetchall()
+
+    @property
+    def _direction(self) -> str:
+        return "DESC" if self._order.descends else "ASC"
+
+    def _beyond(self, last: Place, values: Values) -> str:
+        column, sign = f"t.{self._order.column}", "<" if self._order.descends else ">"
+        value, key = last
+        if value is None:
+            return f"{column} IS NULL AND t.key {sign} {values.add(key)}"
+        beyond = f"({column}, t.key) {sign} ({values.add(value)}, {values.add(key)})"
+        return f"({column} IS NULL OR {beyond})" if COLUMNS[self._order.column].optional else beyond
+
+    def _merged(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
+        column, end = self._order.column, None if limit is None else offset + limit
+        if not COLUMNS[column].optional:
+            return self._ordered("", last, limit, offset)
+        places: list[Place] = []
+        if last is None or last[0] is not None:
+            places = self._ordered(f"t.{column} IS NOT NULL", last, end)
+            last = None
+        if end is None or len(places) < end:
+            places += self._ordered(f"t.{column} IS NULL", last, None if end is None else end - len(places))
+        return places[offset:]
+
+    def _ordered(self, also: str, last: Place | None, limit: int | None, offset: int = 0) -> list[Place]:
+        """The first places of the chosen cohorts in the order of one index."""
+        column, cohorts = self._order.column, list(self._cohorts)
+        if column == "started_at" and self._whole:
+            return self._union([None], also, last, limit, offset)
+        if len(cohorts) <= MERGED:
+            return self._union(cohorts, also, last, limit, offset)
+        end = None if limit is None else offset + limit
+        places: list[Place] = []
+        for first in range(0, len(cohorts), MERGED):
+            places += self._union(cohorts[first : first + MERGED], also, last, end, 0)
+        places.sort(reverse=self._order.descends, key=lambda place: place if place[0] is not None else (0.0, place[1]))
+        return places[offset:end]
+
+    def _union(
+        self, cohorts: Sequence[int | None], also: str, last: Place | None, limit: int | None, offset: int
+    ) -> list[Place]:
+        values = Values(SQLITE)
+        conditions = [*values.every(self._rest), *([also] if also else [])]
+        if last is not None and last[0] is None:
+            conditions.append(f"t.key {'<' if self._order.descends else '>'} {values.add(last[1])}")
+        elif last is not None:
+            sign = "<" if self._order.descends else ">"
+            conditions.append(f"(t.{self._order.column}, t.key) {sign} ({values.add(last[0])}, {values.add(last[1])})")
+        unions: list[str] = []
+        for cohort in cohorts:
+            index = "trajectories_started" if cohort is None else f"cohort_{self._order.column}"
+            own = [] if cohort is None else [f"t.cohort = {cohort}"]
+            rows = f"SELECT t.{self._order.column}, t.key FROM trajectories AS t{SQLITE.use_index.format(index)}"
+            unions.append(rows + all_of([*own, *conditions]))
+        direction = self._direction
+        first = f"ORDER BY 1 {direction}, 2 {direction} LIMIT {-1 if limit is None else limit} OFFSET {offset}"
+        return self._connection.execute(f"{' UNION ALL '.join(unions)} {first}", values.values).fetchall()
+
+    def facet(self, field: str) -> list[Facet]:
+        """How often each value occurs in a field."""
+        if field in COHORT and not self._rest:
+            counts: Counter[str] = Counter()
+            for size, cohort in self._cohorts.values():
+                counts[getattr(cohort, field)] += size
+            del counts[""]
+            return facets_of(counts.items())
+        if self._whole and not self._rest:
+            return self._values(field)
+        lead, _ = self._lead()
+        values = Values(SQLITE)
+        if field.startswith(LABEL):
+            name = values.add(field[len(LABEL) :])
+            value = f"(SELECT value FROM labels WHERE trajectory = t.key AND name = {name})"
+        else:
+            value = f"t.{field}"
+        rows = f"SELECT {value} AS value{self._matching(lead, values)} LIMIT {FEW + 1}"
+        counts = Counter(dict(self._connection.execute(f"SELECT value, count(*) FROM ({rows}) GROUP BY 1", values.values)))
+        more = counts.total() > FEW
+        del counts[None]
+        return facets_of(counts.items(), more)
+
+    def _values(self, field: str) -> list[Facet]:
+        """Of all trajectories: goes through an index from one value to the next."""
+        values = Values(SQLITE)
+        if field.startswith(LABEL):
+            table, column, name = "labels", "value", f"name = {values.add(field[len(LABEL) :])} AND "
+        else:
+            table, column, name = "trajectories", field, ""
+        rows = self._connection.execute(
+            f"WITH RECURSIVE v(value) AS (SELECT min({column}) FROM {table} WHERE {name}{column} IS NOT NULL UNION ALL"
+            f" SELECT (SELECT min({column}) FROM {table} WHERE {name}{column} > v.value) FROM v"
+            f" WHERE v.value IS NOT NULL LIMIT {SHOWN + 1})"
+            f" SELECT value, (SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {name}{column} = v.value"
+            f" LIMIT {MOST + 1})) FROM v WHERE value IS NOT NULL",
+            values.values,
+        )
+        return facets_of(rows.fetchall())

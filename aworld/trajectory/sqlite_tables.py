@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple, replace
 
-from aworld.core.event import Rewarded, Started, TaskInfo, decode_event
+from aworld.core.event import Started, decode_event
 from aworld.core.score import Score
 from aworld.trajectory.memory import check_fork, has_forks, out_of_order
+from aworld.trajectory.sql import INSERT, SQLITE, STORED, WRITTEN, Cohort, selected, summary_of, update
 from aworld.trajectory.sqlite_file import SEQ_BITS, roll_back
 from aworld.trajectory.sqlite_reader import compose, nearest
 from aworld.trajectory.store import unknown_trajectory
-from aworld.trajectory.summary import Tally
+from aworld.trajectory.summary import Summary, Tally
 
-_RECALL = (
-    "SELECT task_id, task_name, session_id, user_id, group_id, agent, status, score, started_at, updated_at,"
-    " finished_at, steps, events, input_tokens, output_tokens, answer, error, forked_from, asked, key"
-    " FROM trajectories WHERE id = ?"
-)
-
-_RUNNING = "UPDATE trajectories SET updated_at=?, steps=?, events=?, input_tokens=?, output_tokens=? WHERE key=?"
-# The columns that have an index stand only here: most batches leave them as they are.
-_WHOLE = (
-    "UPDATE trajectories SET agent=?, status=?, score=?, finished_at=?, answer=?, error=?, asked=?,"
-    " updated_at=?, steps=?, events=?, input_tokens=?, output_tokens=? WHERE key=?"
-)
+_RECALL = selected(SQLITE, "key", "cohort", "asked") + " WHERE t.id = ?"
 
 _REWARD = b'{"kind":"reward"'
 
 
 class Known(Struct):
-    """A log as the writer knows it: the number of its trajectory and the tally up to its last event."""
+    """A log as the writer knows it: its trajectory's number, the tally up to its last event, and what the file has."""
 
     key: int
     tally: Tally
+    row: tuple[Any, ...]
+    """The columns of `WRITTEN`, but the cohort's number."""
+    cohort: Cohort
+    cohort_key: int
+    labels: dict[str, str]
 
 
 def recall(connection: sqlite3.Connection, id: str) -> Known | None:
@@ -44,36 +41,47 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
     row = connection.execute(_RECALL, (id,)).fetchone()
     if row is None:
         return None
-    agent, status, score, started, updated, finished, steps, events, inputs, outputs, answer, error, forked = row[5:18]
-    key = row[19]
-    scored = Score(score) if score is not None else _scored(connection, id, key, forked is not None)
-    tally = Tally(
-        id=id, task=TaskInfo(*row[:5]), agent=agent, ended=None if finished is None else status, scored=scored,
-        started_at=started, updated_at=updated, finished_at=finished, steps=steps, events=events,
-        input_tokens=inputs, output_tokens=outputs, answer=answer, error=error, forked_from=forked,
-        asked=msgspec.json.decode(row[18] or b"[]", type=list[tuple[str, str | None]]), changed=False,
-    )  # fmt: skip
-    return Known(key, tally)
+    summary = summary_of(row)
+    key, cohort, asked, _ = row[len(STORED) :]
+    score = summary.score
+    scored = Score(score) if score is not None else _scored(connection, id, key, summary.forked_from is not None)
+    questions = msgspec.json.decode(asked or b"[]", type=list[tuple[str, str | None]])
+    tally = Tally.taken_up(summary, key, questions, scored)
+    return Known(key, tally, _row(tally, summary), Cohort.of(summary), cohort, summary.labels)
+
+
+def _row(tally: Tally, summary: Summary) -> tuple[Any, ...]:
+    return *astuple(summary)[: len(STORED)], msgspec.json.encode(tally.asked) if tally.asked else None
 
 
 def _scored(connection: sqlite3.Connection, id: str, key: int, forked: bool) -> Score:
-    """The score as the events tell it, where the list says that there is none: a reward may have failed."""
-    score = Score()
+    """The score as log and notes tell it, where the list says that there is none: a reward may have failed."""
     if forked:
-        events = compose(connection, "", id)
+        score = Tally.of(id, compose(connection, "", id)).scored
+        rewards = []
     else:
-        found = connection.execute(
+        score = Score()
+        rewards = connection.execute(
             "SELECT data FROM events WHERE key >= ? AND key < ? AND substr(data, 1, ?) = ? ORDER BY key",
             (key << SEQ_BITS, (key + 1) << SEQ_BITS, len(_REWARD), _REWARD),
-        )
-        events = [decode_event(data) for (data,) in found]
-    for event in events:
-        if isinstance(event, Rewarded):
-            score.add(event)
+        ).fetchall()
+    rewards += connection.execute(
+        "SELECT data FROM notes WHERE trajectory = ? AND substr(data, 1, ?) = ? ORDER BY number",
+        (key, len(_REWARD), _REWARD),
+    ).fetchall()
+    for (data,) in rewards:
+        score.add(decode_event(data))
     return score
 
 
-def create(connection: sqlite3.Connection, url: str, id: str, started: Started) -> Known:
+def create(
+    connection: sqlite3.Connection,
+    url: str,
+    id: str,
+    started: Started,
+    owner: str | None = None,
+    lease_until: float | None = None,
+) -> Known:
     """Add a trajectory; a fork begins with the tally of what it shares.
 
     Raises `TaskError` if a fork's parent is unknown or shorter than it says, `StoreError` for a wrong number.
@@ -87,36 +95,73 @@ def create(connection: sqlite3.Connection, url: str, id: str, started: Started) 
             raise unknown_trajectory(fork.id, url, nearest(connection, fork.id))
         parent = row[0]
         tally = Tally.of(id, check_fork(id, started, compose(connection, url, fork.id, until=fork.seq)))
-    task = started.task
-    cursor = connection.execute(
-        "INSERT INTO trajectories (id, task_id, task_name, group_id, session_id, user_id, status, started_at,"
-        " updated_at, steps, events, forked_from, parent, first) VALUES (?,?,?,?,?,?,'running',?,?,0,0,?,?,?)",
-        (
-            id, task.id, task.name, task.group_id, task.session_id, task.user_id, started.at, started.at,
-            fork.id if fork else None, parent, started.seq,
-        ),
-    )  # fmt: skip
+    begun = replace(tally, events=started.seq)
+    begun.apply(started)  # so that it is written once as it is after this event; the caller applies it to the other
+    summary = begun.summary()
+    cohort, row = Cohort.of(summary), _row(begun, summary)
+    cohort_key = _count(connection, cohort, 1)
+    cursor = connection.execute(INSERT, (*row, cohort_key, parent, started.seq, owner, lease_until))
     assert cursor.lastrowid is not None  # an insert that succeeded has one
-    return Known(cursor.lastrowid, tally)
+    tally.key = cursor.lastrowid
+    known = Known(tally.key, tally, row, cohort, cohort_key, {})
+    _write_labels(connection, known, summary.labels)
+    return known
+
+
+def _count(connection: sqlite3.Connection, cohort: Cohort, change: int) -> int:
+    """Change the number of a cohort's trajectories; returns its key."""
+    return connection.execute(
+        "INSERT INTO cohorts (status, agent, environment, model, trajectories) VALUES (?, ?, ?, ?, ?) ON CONFLICT"
+        " (status, agent, environment, model) DO UPDATE SET trajectories = trajectories + excluded.trajectories"
+        " RETURNING key",
+        (*cohort, change),
+    ).fetchone()[0]
+
+
+def _write_labels(connection: sqlite3.Connection, known: Known, labels: dict[str, str]) -> None:
+    if labels == known.labels:
+        return
+    gone = [(known.key, name) for name in known.labels if labels.get(name) != known.labels[name]]
+    new = [(known.key, name, value) for name, value in labels.items() if known.labels.get(name) != value]
+    connection.executemany("DELETE FROM labels WHERE trajectory = ? AND name = ?", gone)
+    connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", new)
+    known.labels = labels
 
 
 def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> None:
-    """Bring the list of trajectories up to date with the tallies."""
-    running: list[tuple[Any, ...]] = []
-    whole: list[tuple[Any, ...]] = []
+    """Bring the list of trajectories up to date with the tallies.
+
+    Only the columns that changed are written, so that most batches leave those alone that have an index.
+    """
+    statements: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    moves: dict[Cohort, list[Known]] = {}
+    sizes: Counter[Cohort] = Counter()
     for known in touched.values():
-        t = known.tally
-        figures = (t.updated_at, t.steps, t.events, t.input_tokens, t.output_tokens, known.key)
-        if t.changed:
-            asked = msgspec.json.encode(t.asked) if t.asked else None
-            whole.append((t.agent, t.status, t.scored.value, t.finished_at, t.answer, t.error, asked, *figures))
-            t.changed = False
-        else:
-            running.append(figures)
-    if running:
-        connection.executemany(_RUNNING, running)
-    if whole:
-        connection.executemany(_WHOLE, whole)
+        cohort = Cohort.of(known.tally)
+        if cohort != known.cohort:
+            sizes[cohort] += 1
+            sizes[known.cohort] -= 1
+            moves.setdefault(cohort, []).append(known)
+    for cohort, change in sizes.items():
+        key = _count(connection, cohort, change)
+        for known in moves.get(cohort, ()):
+            known.cohort, known.cohort_key = cohort, key
+            statements.setdefault(("cohort",), [])
+    moved = {known.key for each in moves.values() for known in each}
+    for known in touched.values():
+        summary = known.tally.summary()
+        row = _row(known.tally, summary)
+        changed = [place for place, value in enumerate(row) if value != known.row[place]]
+        values = [row[place] for place in changed]
+        columns = tuple(WRITTEN[place] for place in changed)
+        if known.key in moved:
+            columns, values = (*columns, "cohort"), [*values, known.cohort_key]
+        statements.setdefault(columns, []).append((*values, known.key))
+        _write_labels(connection, known, summary.labels)
+        known.row = row
+    for columns, rows in statements.items():
+        if columns and rows:
+            connection.executemany(update(columns), rows)
 
 
 def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> list[str]:
@@ -140,7 +185,10 @@ def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> li
             connection.execute(
                 "DELETE FROM events WHERE key >= ? AND key < ?", (key << SEQ_BITS, (key + 1) << SEQ_BITS)
             )
-            connection.execute("DELETE FROM trajectories WHERE key = ?", (key,))
+            cohort = connection.execute("DELETE FROM trajectories WHERE key = ? RETURNING cohort", (key,)).fetchone()
+            connection.execute("UPDATE cohorts SET trajectories = trajectories - 1 WHERE key = ?", cohort)
+            for table in ("notes", "labels"):
+                connection.execute(f"DELETE FROM {table} WHERE trajectory = ?", (key,))
         connection.execute("COMMIT")
     except BaseException:
         roll_back(connection)

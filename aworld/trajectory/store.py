@@ -25,51 +25,15 @@ from collections.abc import (
 )
 from contextlib import suppress
 from threading import get_ident
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 
-from msgspec import Struct
-
-from aworld.core.event import Event, Note, Status
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.event import Event, Note
+from aworld.core.exceptions import ConfigError, LeaseError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
 from aworld.trajectory.summary import Summary
-
-Order = Literal["newest", "oldest", "best", "worst"]
-
-
-class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which trajectories are meant: every field that is given must hold."""
-
-    ids: tuple[str, ...] | None = None
-    prefix: str | None = None
-    """Beginning of the id."""
-    group: str | None = None
-    task: str | None = None
-    """Task id."""
-    session: str | None = None
-    status: tuple[Status, ...] | None = None
-    """Any of these."""
-    agent: str | None = None
-    """Name of the agent that began."""
-    min_score: float | None = None
-    """At least this; trajectories without a score do not match."""
-    max_score: float | None = None
-    since: float | None = None
-    """Started at this time or later, UNIX seconds."""
-    until: float | None = None
-    """Started before this time, UNIX seconds."""
-    order: Order = "newest"
-    """By start, or by score with those without one last; equals in the order of writing."""
-    limit: int | None = None
-    offset: int = 0
-    after: str | None = None
-    """Id of the last trajectory of the page before: paging that stays right while new runs arrive."""
-
-
-EVERYTHING = Query()
-"""The query that every trajectory matches."""
 
 
 class Lease:
@@ -81,19 +45,20 @@ class Lease:
     __slots__ = ("__weakref__", "_loop", "_thread", "alarm", "ended", "id", "inbox", "keeps", "lost", "notes")
 
     def __init__(self, id: str, *, notes_after: int = -1) -> None:
+        """For stores. Needs a running event loop."""
         self.id = id
         self.inbox: deque[Note] = deque()
         """Notes about the run in the order of their numbers, by whomever, this process included; take them out with
-        `popleft`. They also come after the run has ended, until the lease is released."""
+        `popleft`. After the run has ended those by this store object still come, until the lease is released."""
         self.lost: str | None = None
         """Why the run is not ours any more: it was taken over, or deleted. Nothing more is written."""
         self.alarm: Callable[[], None] | None = None
         """Called in the event loop that claimed, when something came into `inbox` or the lease was lost. What came
         before it was set is in `inbox` already: look there after setting it."""
         self.ended = False
-        """Whether the run's `finished` event was handed over, and nobody need be held off any more."""
+        """Whether the run's `finished` event is stored, and nobody is held off any more."""
         self.keeps: object = None
-        """The log, where the store itself does not keep it."""
+        """The log, where the store itself does not keep it alive."""
         self.notes = notes_after + 1
         """Number of the next note for the inbox."""
         self._loop = asyncio.get_running_loop()
@@ -152,15 +117,19 @@ class TrajectoryReader(Protocol):
         """
         ...
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
+    async def query(self, query: Query = EVERYTHING) -> Page:
         """The trajectories that match, in the order asked for.
 
         Raises `TaskError` if the id in `after` is unknown: it was deleted, or mistyped.
         """
         ...
 
-    async def count(self, query: Query = EVERYTHING) -> int:
-        """How many match; `limit`, `offset` and `after` do not count."""
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
+        """How many match, at most `most`: counting ends there. `limit`, `offset` and `after` do not count."""
+        ...
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """How often each value occurs in each field among what matches; see `query.FACETS`."""
         ...
 
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
@@ -323,6 +292,22 @@ def unknown_trajectory(id: str, url: str, near: Iterable[str]) -> TaskError:
     close = difflib.get_close_matches(id, list(near), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "see `aworld trajectories list`"
     return TaskError(f"no trajectory {id!r} in store {url}; {hint}")
+
+
+def occupied(id: str, url: str, owner: str) -> LeaseError:
+    """The error for who would work on a run that somebody is at work on."""
+    return LeaseError(
+        f"store={url} | {owner} is running trajectory {id!r}; follow it, cancel it, or wait until it has ended"
+    )
+
+
+def lease_lost(id: str, url: str, why: str) -> LeaseError:
+    """The error for who goes on with a run that is not its own any more."""
+    return LeaseError(f"store={url} | trajectory {id!r} {why}; nothing more was written: read it to see how it went on")
+
+
+DELETED = "was deleted"
+"""Why a lease is lost of what is not there any more."""
 
 
 def already_there(id: str, url: str) -> TaskError:
