@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -338,6 +339,7 @@ class Runners:
             return
         record, opened = await _find(run.id if isinstance(run, Task) else run, store)
         await give_reward(Journal(record, opened), value, **fields)
+        await asyncio.sleep(0)  # who holds the run in this process hears of it now
 
 
 def _tasks(value: object) -> list[Task]:

@@ -491,7 +491,10 @@ class Episode:
         self.response = response
         if status is not None:
             await self._leave(response)
-            run.journal.release()
+            if run.record.finished is not None:
+                run.journal.stay()
+            else:
+                run.journal.release()
         return response
 
     async def _leave(self, response: TaskResponse) -> None:

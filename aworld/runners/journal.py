@@ -13,6 +13,8 @@ from numbers import Real
 from threading import RLock
 from typing import Any, TypeVar
 
+import msgspec
+
 from aworld.core.agent.base import plain
 from aworld.core.event import Answered, Commanded, Event, Note, Rewarded
 from aworld.core.output import AnyOutput
@@ -71,6 +73,15 @@ class Journal:
             seen = self.record.notes[-1].seq if self.record.notes else -1
             self.lease = await self.store.claim(self.record.id, new=not self.record.events, notes_after=seen)
 
+    def stay(self) -> None:
+        """The run has ended: nobody is held off, and what is said about it is heard as long as its record is held."""
+        if self.lease is not None:
+            self.lease.alarm = self._hear
+
+    def _hear(self) -> None:
+        for _ in self.news():
+            pass
+
     def release(self) -> None:
         """Let others go on with the run."""
         lease, self.lease = self.lease, None
@@ -80,6 +91,7 @@ class Journal:
 
     def note(self, note: Note) -> Awaitable[Any]:
         """Give a note about the run. It counts at once; await the result to know that it is durable."""
+        note = msgspec.structs.replace(note, seq=len(self.record.notes))  # unless somebody else is faster
         self._sent.add((type(note), note.at))
         self.record.apply_note(note)
         return self.store.note(self.record.id, [note])

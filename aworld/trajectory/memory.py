@@ -17,6 +17,7 @@ from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, matches, se
 from aworld.trajectory.store import (
     DELETED,
     DONE,
+    Ready,
     Lease,
     already_there,
     lease_lost,
@@ -155,7 +156,7 @@ class MemoryStore:
         if self._leases.get(lease.id) is lease:
             del self._leases[lease.id]
 
-    async def note(self, id: str, notes: Sequence[Note]) -> list[int]:
+    def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
         """See `TrajectoryWriter.note`."""
         log = self._log(id)
         check_notes(id, notes, log.tally)
@@ -163,7 +164,7 @@ class MemoryStore:
         if numbered and (lease := self._leases.get(id)) is not None:
             lease.deliver(numbered)
         self.hub.publish(id, [*map(NoteAdded, numbered)])
-        return [note.seq for note in numbered]
+        return Ready([note.seq for note in numbered])
 
     async def read(self, id: str, *, after: int = -1) -> list[Event]:
         """See `TrajectoryReader.read`."""
