@@ -371,8 +371,9 @@ class Cast:
             extra: list[Any] = list(team.tools_of.get(agent.name, ())) if isinstance(team, Topology) else []
             if activation.caller is None or agent is self._first:
                 extra += self.episode.task.tools
-            ready = agent.toolkit.ready() if not extra else None
-            offer = self._offers[key] = ready or await agent.toolkit.resolve(extra)
+            scope = self.episode.scope
+            ready = agent.toolkit.ready(scope) if not extra else None
+            offer = self._offers[key] = ready or await agent.toolkit.resolve(extra, scope)
         return offer
 
     def _recorded(self, activation: Activation, answer: Any) -> Any:

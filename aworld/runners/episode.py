@@ -19,6 +19,7 @@ from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import readable
 from aworld.core.common import Observation
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.limits import check_agent_limits, check_limits
@@ -64,6 +65,7 @@ class Episode:
         self.journal = Journal(self.record, store, emit)
         self.world = world or World()
         self.environment = task.environment
+        self.scope = RunScope(self.record.id, task.info)
         self.cast = Cast(self, task.agent)
         self.state = SharedState(self.journal, self.cast.units)
         self.context = self.state.context_of(None)
@@ -471,7 +473,7 @@ class Episode:
             self._start()
         if self.record.activations:
             Recovery(self.cast).recover()
-            scoped.go_on(self)
+            self.scope = scoped.go_on(self)
         elif self.environment is None:
             self.cast.start(self.task.agent, self.task.input)
         self.journal.store.attach(self.record)

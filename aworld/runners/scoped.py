@@ -1,14 +1,18 @@
-"""What tools hold for a run, such as a sandbox: told when the run rests, when it goes on, and when it is over."""
+"""The scopes of runs: told when the run rests, and when it is over.
+
+A run that waits for a person keeps its scope in this process, so that it has its sandbox and its variables again when
+it goes on here. Whoever else goes on with it has a new scope, which knows what the run had used.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from aworld.core import event as ev
-from aworld.core.tool.base import Resting, RunScoped, Tool, run_scoped
+from aworld.core.context.scope import RunScope
 
 if TYPE_CHECKING:
     from aworld.runners.episode import Episode
@@ -20,41 +24,38 @@ LET_GO = 10.0
 PUT_ASIDE = 60.0
 """Seconds that it has to put that aside while the run waits."""
 
+_resting: WeakKeyDictionary[Any, dict[str, RunScope]] = WeakKeyDictionary()
+"""Scopes of runs that wait, by store and trajectory."""
+
+
+def go_on(episode: Episode) -> RunScope:
+    """The scope of a run that goes on, here or in another process than it began; or of a fork of one."""
+    record = episode.record
+    resting = _resting.get(episode.journal.store, {}).pop(record.id, None)
+    if resting is not None:
+        return resting
+    used = frozenset(event.name for event in record.events if isinstance(event, ev.ToolCalled))
+    return RunScope(record.id, episode.task.info, used)
+
 
 async def let_go(episode: Episode) -> None:
-    """The run is over; none of the tools may hold it up."""
-    extra = [held for item in episode.task.tools for held in run_scoped(item)]
-    every = (held for agent in episode.cast.agents() for held in (*agent.toolkit.scoped, *extra))
-    await _tell(episode, every, lambda held: held.end_run(episode.record.id), LET_GO)
+    """The run is over; none of its tools may hold it up."""
+    _resting.get(episode.journal.store, {}).pop(episode.record.id, None)
+    await _tell(episode, "end_run", LET_GO)
 
 
 async def rest(episode: Episode) -> None:
     """The run waits for a person."""
-    resting = (held for held in _used(episode) if isinstance(held, Resting))
-    await _tell(episode, resting, lambda held: held.rest(episode.record.id), PUT_ASIDE)
+    _resting.setdefault(episode.journal.store, {})[episode.record.id] = episode.scope
+    await _tell(episode, "rest", PUT_ASIDE)
 
 
-def go_on(episode: Episode) -> None:
-    """The run goes on, here or in another process than it began; or it is a fork of one that had used its tools."""
-    for held in _used(episode):
-        if isinstance(held, Resting):
-            held.go_on(episode.record.id)
-
-
-def _used(episode: Episode) -> list[RunScoped]:
-    """What was held by the tools that the run has called; each once."""
-    called = {event.name for event in episode.record.events if isinstance(event, ev.ToolCalled)}
-    items = [item for agent in episode.cast.agents() for item in agent.toolkit.items] + list(episode.task.tools)
-    tools = [item for item in items if isinstance(item, Tool) and item.name in called] if called else []
-    return list({id(held): held for item in tools for held in run_scoped(item)}.values())
-
-
-async def _tell(
-    episode: Episode, every: Iterable[Any], what: Callable[[Any], Coroutine[Any, Any, None]], limit: float
-) -> None:
-    for held in {id(item): item for item in every}.values():
+async def _tell(episode: Episode, what: str, limit: float) -> None:
+    for copy in episode.scope.copies():
+        if (method := getattr(copy, what, None)) is None:
+            continue
         try:
             async with asyncio.timeout(limit):
-                await what(held)
+                await method()
         except Exception:  # the run's outcome stands
-            logger.exception("trajectory=%s | what %r held could not be let go", episode.record.id, held)
+            logger.exception("trajectory=%s | what %r held could not be let go", episode.record.id, copy)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from aworld.core.sandbox import SandboxError
-from aworld.sandbox.base import limit_of
+from aworld.sandbox.base_sandbox import limit_of
 from aworld.sandbox.pipes import Drain, Feed, Program
 from aworld.sandbox.worker import MESSAGE_BYTES
 
@@ -33,7 +33,7 @@ LINGERING = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandEnd:
     """How a command ended."""
 
     status: int
@@ -99,7 +99,9 @@ class Channel:
             await self.close()
             raise SandboxError(self._reason) from None
 
-    async def run(self, words: Sequence[bytes], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
+    async def run(
+        self, words: Sequence[bytes], *, stdin: bytes | None, timeout: float, output_bytes: int
+    ) -> CommandEnd:
         """Run one command, `run` or `do` and its arguments, to its end. Raises `SandboxError` if the box is gone."""
         id, message = self._message(words)
         drains, feed, given = self._pipes(stdin, output_bytes)
@@ -119,7 +121,7 @@ class Channel:
             stdout, stderr = (drain.finish() for drain in drains)
             self._linger(drains)
         code = os.waitstatus_to_exitcode(status)
-        return Outcome(
+        return CommandEnd(
             status=code,
             stdout=stdout,
             stderr=stderr,

@@ -121,7 +121,7 @@ def remedy(said: str) -> str:
 
 
 def worker_arguments(root: str, boxed: bool, limits: SandboxLimits) -> list[str]:
-    """The arguments of the worker, as its `Settings` reads them."""
+    """The arguments of the worker, as its `WorkerSettings` reads them."""
     files = limits.disk_mb * FILES_PER_MB if boxed else 0
     numbers = (limits.cpu_seconds, limits.memory_mb, limits.processes, limits.disk_mb, files)
     sockets = "own" if boxed and not limits.network else "shared"

@@ -58,7 +58,7 @@ PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 """Numbers of include/uapi/linux/prctl.h."""
 
 
-class Settings:
+class WorkerSettings:
     """The limits of the sandbox, from the command line."""
 
     def __init__(self, words: list[str]) -> None:
@@ -88,7 +88,7 @@ class Command:
 class Worker:
     """Starts, watches and ends commands."""
 
-    def __init__(self, settings: Settings, channel: socket) -> None:
+    def __init__(self, settings: WorkerSettings, channel: socket) -> None:
         self.settings = settings
         self.channel = channel
         self.commands: dict[int, Command] = {}
@@ -318,7 +318,7 @@ def protect(boxed: bool) -> None:
 
 def main() -> None:
     """Serve on the socket that is standard input."""
-    settings = Settings(sys.argv[1:])
+    settings = WorkerSettings(sys.argv[1:])
     channel = socket(fileno=os.dup(0))
     nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)

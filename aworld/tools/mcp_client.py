@@ -29,7 +29,7 @@ from aworld.tools.mcp_config import Resolved
 from aworld.tools.mcp_content import content_of, reply_of, request_of
 from aworld.tools.mcp_process import ServerProcess
 from aworld.tools.mcp_question import answer_of, asked_again, question_of
-from aworld.tools.mcp_session import Handlers, Listed, SessionLost
+from aworld.tools.mcp_session import Handlers, McpToolInfo, SessionLost
 from aworld.tools.mcp_transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -102,9 +102,9 @@ class Link(AbstractAsyncContextManager["Link"]):
         """Close it, in the task that opened it."""
         await self.client.__aexit__(kind, error, trace)
 
-    async def list_tools(self) -> list[Listed]:
+    async def list_tools(self) -> list[McpToolInfo]:
         """What the server offers, page after page. Raises ToolError."""
-        found: dict[str, Listed] = {}  # a list that changes between its pages can have a tool twice
+        found: dict[str, McpToolInfo] = {}  # a list that changes between its pages can have a tool twice
         cursor: str | None = None
         try:
             for _ in range(MAX_PAGES):
@@ -303,10 +303,10 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _listed(tool: types.Tool) -> Listed:
+def _listed(tool: types.Tool) -> McpToolInfo:
     hints = tool.annotations
     again = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
-    return Listed(tool.name, tool.description or tool.title or "", tool.input_schema, again)
+    return McpToolInfo(tool.name, tool.description or tool.title or "", tool.input_schema, again)
 
 
 def reason_of(error: BaseException) -> str:
