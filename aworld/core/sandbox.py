@@ -185,9 +185,8 @@ class RunSandbox(Protocol):
     """The sandbox that a source has for one run."""
 
     @property
-    def kept(self) -> bool:
-        """Whether files of the run were put aside before it went on here, and are in its sandbox again; else what it
-        had is lost."""
+    def lost(self) -> bool:
+        """Whether the run went on here without what it may have had in a sandbox before: it was not put aside."""
         ...
 
     async def open(self) -> Sandbox:

@@ -31,11 +31,9 @@ _resting: WeakKeyDictionary[Any, dict[str, RunScope]] = WeakKeyDictionary()
 def go_on(episode: Episode) -> RunScope:
     """The scope of a run that goes on, here or in another process than it began; or of a fork of one."""
     record = episode.record
-    resting = _resting.get(episode.journal.store, {}).pop(record.id, None)
-    if resting is not None:
-        return resting
-    used = frozenset(event.name for event in record.events if isinstance(event, ev.ToolCalled))
-    return RunScope(record.id, episode.task.info, used)
+    scope = _resting.get(episode.journal.store, {}).pop(record.id, episode.scope)
+    scope.used |= {event.name for event in record.events if isinstance(event, ev.ToolCalled)}
+    return scope
 
 
 async def let_go(episode: Episode) -> None:

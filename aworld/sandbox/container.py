@@ -195,7 +195,7 @@ class ContainerSandbox(RemoteSandbox):
         """
         folder = shlex.quote(self.inside(cwd))
         leads_out = f'echo "leads out of the work folder" >&2; exit {OUTSIDE}'
-        return f'cd {folder} || exit 126; case "$(pwd -P)/" in {WORK}/*) ;; *) {leads_out};; esac;'
+        return f'cd {folder} || exit 126; case "$(pwd -P)/" in {self.work}/*) ;; *) {leads_out};; esac;'
 
     async def _run_script(self, argv: list[str]) -> ExecResult:
         return await self._run(argv, None, {}, self.limits.wall_seconds, 1000)

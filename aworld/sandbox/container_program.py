@@ -79,9 +79,9 @@ class ContainerProgram:
         mark = secrets.token_hex(8)
         argv = ["/bin/sh", "-c", enter + START, "sh", mark, *command]
         wanted = {"AttachStdin": True, "AttachStdout": True, "AttachStderr": True, "Cmd": argv, **settings}
-        made = await engine.ask("POST", f"/containers/{container}/exec", wanted)
-        stream = await engine.attach(f"/exec/{made['Id']}/start", {"Detach": False, "Tty": False})
-        program = cls(engine, made["Id"], mark, stream, run, broken)
+        exec_id = (await engine.ask("POST", f"/containers/{container}/exec", wanted))["Id"]
+        stream = await engine.attach(f"/exec/{exec_id}/start", {"Detach": False, "Tty": False})
+        program = cls(engine, exec_id, mark, stream, run, broken)
         try:
             errors = b""
             while (piece := await stream.piece(1)) is not None and piece[0] != 1:

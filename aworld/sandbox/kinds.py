@@ -45,11 +45,8 @@ async def open_sandbox(name: str = "local", limits: SandboxLimits | None = None,
     opener = getattr(kind_of(kind), "open", None)
     parameters = [] if opener is None else list(signature(opener).parameters.values())
     takes = parameters[0] if parameters and parameters[0].name != "limits" else None
-    if (
-        opener is None
-        or (which and takes is None)
-        or (not which and takes is not None and takes.default is takes.empty)
-    ):
+    fits = not which if takes is None else which or takes.default is not takes.empty
+    if opener is None or not fits:
         raise ConfigError(f"sandbox={name!r} | not a kind of sandbox; use {', '.join(SPELLED)}")
     # `isolation` is no option: the name of the kind says it.
     there = [option.name for option in parameters if option.kind is option.KEYWORD_ONLY and option.name != "isolation"]

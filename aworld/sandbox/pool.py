@@ -58,7 +58,7 @@ class SandboxPool:
         file = None
         if self._keep is not None:
             file = self._keep / f"{hashlib.sha256(scope.trajectory_id.encode()).hexdigest()[:32]}.tar"
-        return PooledSandbox(self, scope.trajectory_id, file)
+        return PooledSandbox(self, scope, file)
 
     def _lease(self, file: Path | None) -> asyncio.Task[Sandbox]:
         """Begin to get a sandbox, filled with what was put aside in a file, if it is there."""
@@ -217,11 +217,11 @@ class SandboxPool:
 class PooledSandbox:
     """The sandbox that a pool has for one run. A `RunSandbox`."""
 
-    def __init__(self, pool: SandboxPool, trajectory_id: str, file: Path | None) -> None:
-        self.kept = file is not None and file.exists()
-        """Whether files of the run were put aside before it went on here."""
+    def __init__(self, pool: SandboxPool, scope: RunScope, file: Path | None) -> None:
+        self.lost = bool(scope.used) and not (file is not None and file.exists())
+        """Whether the run went on here without what it may have had in a sandbox before."""
         self._pool = pool
-        self._trajectory_id = trajectory_id
+        self._trajectory_id = scope.trajectory_id
         self._file = file
         """Where its files are put aside."""
         self._task: asyncio.Task[Sandbox] | None = None

@@ -66,7 +66,7 @@ class ToolSandbox:
             raise SandboxError("a source has a sandbox for each run: call its tools within one, as an agent does")
         scope, self._scope = self._scope, None
         # Only now: when the copy was made, wrappers had not yet told under which names the log knows the tools.
-        if scope is not None and not self._run.kept and not scope.used.isdisjoint(self._tools):
+        if scope is not None and self._run.lost and not scope.used.isdisjoint(self._tools):
             raise ToolError(LOST)
         return await self._run.open()
 

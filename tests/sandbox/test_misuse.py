@@ -12,8 +12,8 @@ from aworld.config.errors import ConfigError
 from aworld.core.sandbox import Sandbox
 from aworld.sandbox import SandboxPool, open_sandbox
 from aworld.tools.python import python_tool
+from aworld.tools.sandboxed import shell_tool
 from aworld.tools.search import search_tool
-from aworld.tools.shell import shell_tool
 from tests.sandbox.places import SMALL, local
 
 
