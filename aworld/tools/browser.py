@@ -28,9 +28,9 @@ from aworld.core.sandbox import check_amount
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import tool
 from aworld.tools.addresses import AddressPolicy, Private
+from aworld.tools.fetch import checked_url
 from aworld.tools.gate import Gate
 from aworld.tools.inside import source
-from aworld.tools.web import checked_url
 
 if TYPE_CHECKING:  # an extra, imported when a page is opened
     from playwright.async_api import Browser as Chromium
