@@ -36,9 +36,9 @@ class Reply(NamedTuple):
     """The JSON, or None."""
 
 
-def engine_address(given: str | None) -> str:
+def engine_address(address: str | None) -> str:
     """Where the engine listens: the given address, DOCKER_HOST, or the first socket that there is."""
-    if address := given or os.environ.get("DOCKER_HOST"):
+    if address := address or os.environ.get("DOCKER_HOST"):
         if not address.startswith(("unix://", "tcp://")):
             raise ConfigError(f"engine={address!r} | must begin with unix:// or tcp://")
         return address

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from aworld.config.errors import ConfigError
 from aworld.core.context.scope import RunScope
@@ -87,7 +87,7 @@ class SandboxPool:
         while self._background:
             await asyncio.wait(self._background)
 
-    async def __aenter__(self) -> SandboxPool:
+    async def __aenter__(self) -> Self:
         self._start()
         return self
 

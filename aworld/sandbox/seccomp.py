@@ -147,8 +147,8 @@ def filter_program(machine: str | None = None) -> bytes:
     """
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise SandboxError(f"local sandboxes know the system calls of {known}, not of {machine}; use a container")
+        machines = ", ".join(ARCHITECTURES)
+        raise SandboxError(f"local sandboxes know the system calls of {machines}, not of {machine}; use a container")
     architecture, column = ARCHITECTURES[machine]
     return _assemble(_lines(architecture, column))
 

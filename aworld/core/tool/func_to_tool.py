@@ -11,15 +11,18 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from copy import copy
-from functools import partial, update_wrapper
+from functools import cached_property, partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from aworld.core.checks import nearest
 from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
-from aworld.core.tool.schema import Spec, definition
+from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature
+
+if TYPE_CHECKING:
+    from aworld.core.tool.arguments import Arguments
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -61,7 +64,7 @@ class FunctionTool(Tool, Generic[P, R]):
         self._description = description
         self._otherwise = ""
         self._inline = inline
-        self._spec = Spec(target, _label(target), skip_first=self._binds is not None)
+        self._spec = _Spec(target, _label(target), skip_first=self._binds is not None)
         self._function = target
         call = type(target).__call__
         self._awaits = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
@@ -141,6 +144,63 @@ class FunctionTool(Tool, Generic[P, R]):
         self._spec.require()
 
 
+class _Spec:
+    """What a model is told of a function, and how its arguments are read. Shared by a method and its bound copies.
+
+    The JSON schema and the validation need pydantic, the descriptions may need griffe: both are loaded and built when
+    they are first asked for, or at once where only pydantic can say whether a type has a schema at all.
+
+    Raises `ToolError` where a parameter cannot be offered to a model; an annotation whose name is not defined yet
+    (a class further down in the module) is left for the first use.
+    """
+
+    def __init__(self, function: Callable[..., Any], label: str, *, skip_first: bool) -> None:
+        self._function = function
+        self._label = label
+        self._skip_first = skip_first
+        try:
+            if not self.signature.plain:
+                self.require()
+        except UnresolvedError:
+            return
+
+    def require(self) -> None:
+        """Build everything now. Raises `ToolError`."""
+        _ = self.arguments.schema
+
+    @cached_property
+    def signature(self) -> Signature:
+        """The parameters of the function."""
+        return read_signature(self._function, self._label, skip_first=self._skip_first)
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """Schema and validation by types, without what the docstring says."""
+        from aworld.core.tool.arguments import Arguments
+
+        return Arguments(self.signature)
+
+    @cached_property
+    def doc(self) -> tuple[str, dict[str, str]]:
+        """The description of the tool, and of its parameters by name, from the docstring."""
+        from aworld.core.tool.docstring import read_docstring
+
+        return read_docstring(docstring_of(self._function))
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """The JSON schema as it is offered: by types, with the descriptions of the docstring."""
+        schema = self.arguments.schema
+        described = self.doc[1]
+        properties = {
+            name: {**value, "description": described[name]}
+            if name in described and "description" not in value
+            else value
+            for name, value in schema["properties"].items()
+        }
+        return {**schema, "properties": properties}
+
+
 @overload
 def tool(function: Callable[P, R], /) -> FunctionTool[P, R]: ...
 @overload
@@ -200,11 +260,12 @@ def find_tools(tool_name: str) -> list[Tool]:
 
 
 def as_tools(items: Any) -> list[Tool | Toolset]:
-    """Functions, tools and toolsets as tools and toolsets, in order; takes one of them or a sequence, nested or not.
+    """Functions, tools, toolsets and what has `as_tool`, such as agents, as tools and toolsets, in order; takes one of
+    them or a sequence, nested or not.
 
     Raises `ToolError` for a function that a model cannot call, naming the function, the parameter and the remedy.
     """
-    single = callable(items) or isinstance(items, (Tool, str, dict)) or is_toolset(items)
+    single = callable(items) or isinstance(items, (Tool, str, dict)) or is_toolset(items) or hasattr(items, "as_tool")
     if not single and isinstance(items, Iterable):
         return [tool for item in cast("Iterable[Any]", items) for tool in as_tools(item)]
     return [_as_tool(items)]
@@ -228,6 +289,8 @@ def _as_tool(item: Any) -> Tool | Toolset:
         return cast("FunctionTool[..., Any]", item)
     if isinstance(item, Tool) or (is_toolset(item) and not isinstance(item, type)):
         return item
+    if hasattr(item, "as_tool") and not isinstance(item, type):
+        return item.as_tool()
     if isinstance(item, str):
         raise ConfigError(f"{item!r} is a name. Registered tools are given by name in tool_names=[{item!r}].")
     function_tool = FunctionTool(item)

@@ -54,7 +54,7 @@ class Toolkit:
     def __init__(self, tools: Sequence[Any] = (), tool_names: Sequence[str] = (), *, owner: str) -> None:
         self.owner = owner
         self.tool_names = tuple(tool_names)
-        self.given: list[Tool | Toolset] = as_tools([_unit_as_tool(item) for item in _listed(tools)])
+        self.given: list[Tool | Toolset] = as_tools(tools)
         """What was handed over, without what was found by name."""
         self.items: list[Tool | Toolset] = list(self.given)
         for name in tool_names:
@@ -81,14 +81,3 @@ class Toolkit:
         for item in map(scope.own, (*self.items, *extra)):
             tools += [item] if isinstance(item, Tool) else await item.list_tools()
         return Offer(tools, self.owner)
-
-
-def _listed(tools: Any) -> Sequence[Any]:
-    """What was given as `tools`: a sequence, or a single one."""
-    return tools if isinstance(tools, Iterable) and not isinstance(tools, str) else [tools]  # pyright: ignore[reportUnknownVariableType, reportReturnType]
-
-
-def _unit_as_tool(item: Any) -> Any:
-    """Agents and swarms are tools by what they say of themselves; everything else is left as it is."""
-    as_tool = getattr(item, "as_tool", None)
-    return item if as_tool is None or isinstance(item, type) else as_tool()
