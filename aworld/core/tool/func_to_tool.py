@@ -289,8 +289,9 @@ def _as_tool(item: Any) -> Tool | Toolset:
         return cast("FunctionTool[..., Any]", item)
     if isinstance(item, Tool) or (is_toolset(item) and not isinstance(item, type)):
         return item
-    if hasattr(item, "as_tool") and not isinstance(item, type):
-        return item.as_tool()
+    as_tool: Any = getattr(item, "as_tool", None)
+    if as_tool is not None and not isinstance(item, type):
+        return as_tool()
     if isinstance(item, str):
         raise ConfigError(f"{item!r} is a name. Registered tools are given by name in tool_names=[{item!r}].")
     function_tool = FunctionTool(item)
