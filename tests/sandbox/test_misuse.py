@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ async def test_a_package_adds_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: paper\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(f"[aworld.sandboxes]\npaper = {__name__}:PaperSandbox\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     opened: Any = await open_sandbox("paper", colour="red")
     assert opened == "red paper"
     with pytest.raises(ConfigError, match=r"size= \| not an option of open_sandbox\('paper'\); there are colour"):
