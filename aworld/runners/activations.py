@@ -325,8 +325,9 @@ class Activations:
             extra: list[Any] = list(team.tools_of.get(agent.name, ())) if isinstance(team, Topology) else []
             if activation.caller is None or agent is self._first:
                 extra += self.run.task.tools
-            ready = agent.toolkit.ready() if not extra else None
-            offer = self._offers[key] = ready or await agent.toolkit.resolve(extra)
+            scope = self.run.scope
+            ready = agent.toolkit.ready(scope) if not extra else None
+            offer = self._offers[key] = ready or await agent.toolkit.resolve(extra, scope)
         return offer
 
     def _recorded(self, activation: Activation, answer: Any) -> Any:

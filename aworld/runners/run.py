@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
@@ -37,6 +38,9 @@ PUT_ASIDE = 60.0
 
 
 _LIVE = World()
+
+_resting: WeakKeyDictionary[Any, dict[str, RunScope]] = WeakKeyDictionary()
+"""Scopes of runs that wait for people, by store and trajectory."""
 
 
 class Driven(Protocol):
@@ -135,16 +139,20 @@ class Run:
     # What is held for the length of the run
 
     def go_on(self) -> None:
-        """The run goes on from a record: what its tools had put aside is to be restored when it is used."""
-        called = (event.name for event in self.record.own_events if isinstance(event, ev.ToolCalled))
-        self.scope.used = frozenset(called)
+        """The run goes on from a record, here or in another process than it began; or a fork of one does.
+
+        One that waited in this process has its scope again; any other has a new one, which knows what it had used.
+        """
+        self.scope = _resting.get(self.journal.store, {}).pop(self.record.id, self.scope)
+        self.scope.used |= {event.name for event in self.record.own_events if isinstance(event, ev.ToolCalled)}
 
     async def let_go(self) -> None:
         """The run is over; nothing that it held may hold it up."""
         await self._tell("end_run", LET_GO)
 
     async def rest(self) -> None:
-        """The run waits for a person."""
+        """The run waits for a person; it keeps in this process what it has, such as the variables of its sandbox."""
+        _resting.setdefault(self.journal.store, {})[self.record.id] = self.scope
         await self._tell("rest", PUT_ASIDE)
 
     async def _tell(self, what: str, limit: float) -> None:
