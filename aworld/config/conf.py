@@ -94,6 +94,19 @@ class ModelConfig(Settings):
         """The provider, from the setting, `LLM_PROVIDER`, or `openai`."""
         return self.llm_provider or os.environ.get("LLM_PROVIDER") or "openai"
 
+    def sampling(self, limit: str = "max_tokens") -> dict[str, Any]:
+        """The sampling settings that are set, in the words of the chat-completions API, and `params`. `limit` is what
+        the API calls the most tokens of an answer."""
+        settings = {
+            "temperature": self.llm_temperature,
+            "top_p": self.llm_top_p,
+            limit: self.llm_max_tokens,
+            "seed": self.llm_seed,
+            "stop": self.llm_stop,
+            "reasoning_effort": self.llm_reasoning_effort,
+        }
+        return {**{name: value for name, value in settings.items() if value is not None}, **self.params}
+
 
 class AgentConfig(Settings):
     """Settings of an agent. Every `llm_*` setting of `ModelConfig` may be given, read and written here too."""

@@ -22,6 +22,12 @@ class ToolSchema(Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+def function_format(tool: ToolSchema) -> dict[str, Any]:
+    """A tool in the shape of the chat-completions API."""
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
+
+
 class OutputSchema(Struct, frozen=True):
     """The shape that an answer must have: a name and a JSON schema of an object."""
 

@@ -76,7 +76,7 @@ def _transformers(config: ModelConfig) -> Model:
 
 
 def _embedded(config: ModelConfig) -> Model:
-    from aworld.models.embedded.model import embedded_model
+    from aworld.models.embedded.embedded_model import embedded_model
 
     return embedded_model(config)
 

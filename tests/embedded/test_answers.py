@@ -13,7 +13,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Image, Message, Tokens
 from aworld.core.model import Delta, ModelReply, OutputSchema, TextDelta
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 
 from .conftest import asked
 

@@ -91,8 +91,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     """The template language as `transformers` sets it up."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
-    known: dict[str, Any] = cast("dict[str, Any]", environment.globals)
-    known["raise_exception"] = _refuse
+    cast("dict[str, Any]", environment.globals)["raise_exception"] = _refuse
     return environment
 
 
