@@ -102,7 +102,7 @@ class ChatTokens:
                 if self._sampled.pop((owner, text), None) is None:
                     self._characters += len(text)
                 self._sampled[owner, text] = whole
-        while self._characters > REMEMBERED:
+        while self._characters > REMEMBERED:  # who is forgotten is tokenised anew: drift that is counted, nothing lost
             (_, text), _ = self._sampled.popitem(last=False)
             self._characters -= len(text)
 

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,6 +19,8 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Tokens, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 from aworld.models.chat_tokens import OPENING, ChatTokens, Prompt
+
+OnDelta: TypeAlias = Callable[[Delta], None] | None
 
 
 class Sampling(Struct, frozen=True):
@@ -98,7 +100,7 @@ class TokenModel:
         """The same; text is handed on as it comes, at the latest in one piece at the end. Tool calls come whole."""
         return await self._answer(request, on_delta)
 
-    async def _answer(self, request: ModelRequest, on_delta: Callable[[Delta], None] | None) -> ModelReply:
+    async def _answer(self, request: ModelRequest, on_delta: OnDelta) -> ModelReply:
         prompt = self.chat.prompt(request, self.ends)
         sampling = self._sampling(request, len(prompt.ids))
         text = GrowingText(self.chat, self.ends, sampling.stop, on_delta)
@@ -154,13 +156,7 @@ class TokenModel:
 class GrowingText:
     """The text of an answer as it grows: what can be shown already, and whether a stop text has come."""
 
-    def __init__(
-        self,
-        chat: ChatTokens,
-        ends: frozenset[int],
-        stop: tuple[str, ...] = (),
-        on_delta: Callable[[Delta], None] | None = None,
-    ) -> None:
+    def __init__(self, chat: ChatTokens, ends: frozenset[int], stop: tuple[str, ...], on_delta: OnDelta) -> None:
         self._chat, self._ends, self._stop, self._on_delta = chat, ends, stop, on_delta
         self.watched = bool(stop) or on_delta is not None
         """Whether anybody wants to know before the end."""

@@ -34,7 +34,7 @@ from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.toolkit import Offer, Toolkit
 from aworld.core.trajectory import Activation, Trajectory
-from aworld.models.call import CallFailed, Outcome
+from aworld.models.call import CallFailed, Outcome, Tries
 from aworld.models.doubles import FunctionModel
 from aworld.runners.cast import STOPPED
 from aworld.runners.episode import CORRECTION
@@ -138,7 +138,7 @@ class RecordedWorld(World):
         call = self.recorded()
         if call.reply is None:
             lost = ModelError((call.error or "failed").removesuffix(f" (after {len(call.attempts)} tries)"))
-            raise CallFailed(lost, attempts=call.attempts, queued=call.queued, started=call.started, ended=call.ended)
+            raise CallFailed(lost, Tries(call.attempts, call.queued, call.started, call.ended))
         reply = ModelReply(
             self.record.messages[call.reply].message,
             call.finish_reason,
@@ -148,7 +148,7 @@ class RecordedWorld(World):
             call.response_id,
             call.first_token,
         )
-        return Outcome(reply, call.attempts, call.queued, call.started, call.ended)
+        return Outcome(call.attempts, call.queued, call.started, call.ended, reply)
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """The result that this call had."""

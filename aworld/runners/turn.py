@@ -186,7 +186,7 @@ class AgentTurn:
     def _record_failure(self, model: Model, request: ModelRequest, error: ModelError) -> None:
         """Write a call that no try brought an answer to."""
         now = time.time()
-        lost = error if isinstance(error, CallFailed) else None
+        lost = error.outcome if isinstance(error, CallFailed) else None
         self.episode.journal.add(
             ev.ModelCalled,
             step=self.step,

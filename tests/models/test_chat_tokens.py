@@ -156,5 +156,5 @@ def test_calls_are_read_as_they_were_written() -> None:
 
 @pytest.mark.skipif(find_spec("transformers") is not None, reason="the package is here")
 def test_a_missing_package_is_named_with_what_to_install() -> None:
-    with pytest.raises(ConfigError, match=r"aworld\[trl\]"):
+    with pytest.raises(ConfigError, match=r"needs transformers; install it with pip install \"torch\" \"transformers"):
         build_model("transformers:/nowhere")

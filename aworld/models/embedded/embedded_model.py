@@ -118,6 +118,7 @@ class EmbeddedModel(TokenModel):
     def _use(self, policy: Policy) -> None:
         self._policy = policy
         self._transformer = Transformer(policy.config, policy.weights)
+        # Futures and tasks belong to a loop, so each loop has its engine; new weights begin with empty ones.
         self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, DecodingEngine] = WeakKeyDictionary()
 
     def _engine(self, loop: asyncio.AbstractEventLoop) -> DecodingEngine:

@@ -1,9 +1,10 @@
-"""What the models behind an HTTP API share: settings, retries, limits, the endpoint, and the price of a call."""
+"""What the models behind an HTTP API share: settings, retries, limits, the endpoint, the price of a call, and JSON
+schemas as providers want them for structured output."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -11,7 +12,6 @@ import msgspec
 from aworld.config.conf import ModelConfig
 from aworld.config.errors import ConfigError
 from aworld.core.exceptions import ModelError
-from aworld.core.message import Usage
 from aworld.core.model import ModelReply
 from aworld.models.call import Retry
 
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from aworld.models.limiter import Limits
 
 _encoder = msgspec.json.Encoder()
+
+# Grammars that a provider compiles know only a part of JSON Schema: objects must be closed, and ranges and lengths are
+# refused. What is taken out is not lost: the answer is validated in full by whoever asked for it.
+_UNKNOWN = frozenset(
+    {
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern",
+        "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "default",
+    }
+)  # fmt: skip
+_MAPS = ("properties", "$defs", "definitions")
 
 
 class RemoteModel:
@@ -64,37 +74,24 @@ class RemoteModel:
 
     def priced(self, reply: ModelReply) -> ModelReply:
         """The reply with the cost of the call, where the provider did not say and the settings do."""
-        usage = reply.usage
-        if usage is None or usage.cost is not None:
+        usage, price_in, price_out = reply.usage, self.config.llm_input_price, self.config.llm_output_price
+        if usage is None or usage.cost is not None or price_in is None or price_out is None:
             return reply
-        cost = self._cost(usage)
-        if cost is None:
+        if usage.input_tokens is None or usage.output_tokens is None:
             return reply
+        cost = (usage.input_tokens * price_in + usage.output_tokens * price_out) / 1_000_000
         return msgspec.structs.replace(reply, usage=msgspec.structs.replace(usage, cost=cost))
-
-    def _cost(self, usage: Usage) -> float | None:
-        price_in, price_out = self.config.llm_input_price, self.config.llm_output_price
-        if price_in is None or price_out is None or usage.input_tokens is None or usage.output_tokens is None:
-            return None
-        return (usage.input_tokens * price_in + usage.output_tokens * price_out) / 1_000_000
 
 
 def _limits(config: ModelConfig, provider: str, url: str) -> Limits | None:
-    if (
-        config.llm_max_concurrency is None
-        and config.llm_requests_per_minute is None
-        and config.llm_tokens_per_minute is None
-    ):
+    limits = config.llm_max_concurrency, config.llm_requests_per_minute, config.llm_tokens_per_minute
+    if limits == (None, None, None):
         return None
     from aworld.models.limiter import Limits
 
+    # Limits are the account's, not the agent's: who has the same key at the same address shares them.
     key = hashlib.sha256((config.llm_api_key or "").encode()).hexdigest()[:16]
-    return Limits(
-        f"{provider} {urlsplit(url).netloc} {key}",
-        config.llm_max_concurrency,
-        config.llm_requests_per_minute,
-        config.llm_tokens_per_minute,
-    )
+    return Limits(f"{provider} {urlsplit(url).netloc} {key}", *limits)
 
 
 def _checked(headers: dict[str, str]) -> dict[str, str]:
@@ -103,3 +100,43 @@ def _checked(headers: dict[str, str]) -> dict[str, str]:
         if not (name + value).isascii() or any(ord(c) < 32 or ord(c) == 127 for c in name + value):
             raise ConfigError(f"Header {name!r} holds a character that HTTP cannot send; check the key or llm_headers")
     return headers
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which every object is closed (`additionalProperties: false`) and unknown keywords are left out."""
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _MAPS and isinstance(value, dict):
+            out[key] = {name: _any(one) for name, one in cast("dict[str, Any]", value).items()}
+        elif key not in _UNKNOWN:
+            out[key] = _any(value) if key not in ("enum", "const", "required") else value
+    if out.get("type") == "object" and not isinstance(out.get("additionalProperties"), dict):
+        out["additionalProperties"] = False
+    return out
+
+
+def is_strict(schema: Any) -> bool:
+    """Whether OpenAI's strict mode takes a schema: every object closed, with all properties required."""
+    if isinstance(schema, list):
+        return all(is_strict(one) for one in cast("list[Any]", schema))
+    if not isinstance(schema, dict):
+        return True
+    fields = cast("dict[str, Any]", schema)
+    if fields.keys() & {"default", "oneOf", "allOf", "not"}:
+        return False
+    if fields.get("type") == "object":
+        required: Any = fields.get("required", ())
+        if fields.get("additionalProperties") is not False or set(required) != set(fields.get("properties", {})):
+            return False
+    return all(
+        all(is_strict(one) for one in value.values()) if key in _MAPS else key == "enum" or is_strict(value)
+        for key, value in fields.items()
+    )
+
+
+def _any(value: Any) -> Any:
+    if isinstance(value, dict):
+        return closed(cast("dict[str, Any]", value))
+    if isinstance(value, list):
+        return [_any(one) for one in cast("list[Any]", value)]
+    return value
