@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from aworld.core.message import Message, Tokens, Usage
 
@@ -22,10 +23,9 @@ class ToolSchema(Struct, frozen=True):
     parameters: dict[str, Any]
 
 
-def function_format(tool: ToolSchema) -> dict[str, Any]:
-    """A tool in the shape of the chat-completions API."""
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    return {"type": "function", "function": function}
+def function_format(tool: ToolSchema | dict[str, Any]) -> dict[str, Any]:
+    """A tool, or what the log holds of one, in the shape of the chat-completions API."""
+    return {"type": "function", "function": tool if isinstance(tool, dict) else asdict(tool)}
 
 
 class OutputSchema(Struct, frozen=True):

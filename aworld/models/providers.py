@@ -9,7 +9,7 @@ to a stranger.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -144,11 +144,11 @@ def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str
     # `LLM_*` speak of the provider that the environment names; if it names none, of whichever has no key of its own.
     # One inside this process is meant only where it is named.
     shared = chosen == name if local else name == (chosen or "openai") or (not chosen and own_key is None)
-    common: Any = os.environ.get if shared else {}.get
+    variables: Mapping[str, str] = os.environ if shared else {}
     return {
-        "llm_model_name": config.llm_model_name or common("LLM_MODEL_NAME") or local,
-        "llm_api_key": None if local else config.llm_api_key or common("LLM_API_KEY") or own_key,
-        "llm_base_url": None if local else config.llm_base_url or common("LLM_BASE_URL") or own_url,
+        "llm_model_name": config.llm_model_name or variables.get("LLM_MODEL_NAME") or local,
+        "llm_api_key": None if local else config.llm_api_key or variables.get("LLM_API_KEY") or own_key,
+        "llm_base_url": None if local else config.llm_base_url or variables.get("LLM_BASE_URL") or own_url,
         "llm_temperature": os.environ.get("LLM_TEMPERATURE") if config.llm_temperature is None else None,
         "llm_api_version": os.environ.get("OPENAI_API_VERSION") if name == "azure" else None,
     }

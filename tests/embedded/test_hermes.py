@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aworld.core.message import Message, chat_format
-from aworld.models.embedded.checkpoint import Policy
 from aworld.models.chat_tokens import parse_exact
+from aworld.models.embedded.checkpoint import Policy
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 TOKENIZER = Policy.open().tokenizer
