@@ -17,7 +17,7 @@ from aworld.agents.references import find
 from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.swarm import is_file
 from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, store_option
-from aworld.cmd.wording import counted, worded
+from aworld.cmd.wording import TerminalWatch, counted, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
 from aworld.core.exceptions import ConfigError
@@ -334,25 +334,15 @@ async def _stream_team(task: Task, conf: RunConfig) -> TaskResponse:
 
 async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
     """Run many tasks with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    ended = failed = 0
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        bar = progress.add_task("running", total=len(tasks), rate="")
-        failed = 0
+    def done(response: TaskResponse) -> None:
+        nonlocal ended, failed
+        ended, failed = ended + 1, failed + (not response.success)
+        watch.show(ended, f"{failed} not finished" if failed else "")
 
-        def done(response: TaskResponse) -> None:
-            nonlocal failed
-            failed += not response.success
-            progress.update(bar, advance=1, rate=f"{failed} not finished" if failed else "")
-
-        responses = await Runners.run_task(tasks, conf, on_done=done)
-    return list(responses.values())
+    with TerminalWatch(len(tasks), quiet=quiet) as watch:
+        return list((await Runners.run_task(tasks, conf, on_done=done)).values())
 
 
 def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bool = False) -> int:
@@ -375,7 +365,7 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if not response.success:
-        print(": ".join(filter(None, ("aworld", response.status, worded(response.msg, args)))), file=sys.stderr)
+        print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
         _tell_open(response, args)
     usage = response.usage
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""

@@ -11,7 +11,8 @@ from aworld.core.trajectory import Activation, Trajectory
 def check_limits(conf: TaskConfig, record: Trajectory, step: int) -> None:
     """Refuse one more step of a run. `step` is its number, from 0. Raises `LimitReached`."""
     if conf.max_steps is not None and step >= conf.max_steps:
-        raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; fork the run with a higher one to go on.")
+        remedy = "fork the run with a higher one to go on"
+        raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
     if conf.max_tokens is not None:
         if record.spending.uncounted is not None:
             who, number = record.spending.uncounted
@@ -22,11 +23,9 @@ def check_limits(conf: TaskConfig, record: Trajectory, step: int) -> None:
     if conf.max_cost is not None:
         if record.spending.unpriced is not None:
             who, number = record.spending.unpriced
-            raise LimitReached(
-                "max_cost",
-                f"max_cost is set, but {who} reported no cost for step {number}: set llm_input_price and "
-                "llm_output_price (US dollars for a million tokens) in the model's config.",
-            )
+            remedy = "set llm_input_price and llm_output_price (US dollars for a million tokens) for its model"
+            text = f"max_cost is set, but {who} reported no cost for step {number}: {remedy}."
+            raise LimitReached("max_cost", text, remedy=remedy)
         if record.spending.cost >= conf.max_cost:
             spent = record.spending.cost
             raise LimitReached("max_cost", f"max_cost={conf.max_cost} reached: {spent:.6f} US dollars spent.")

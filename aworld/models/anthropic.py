@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.anthropic_wire import (

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, function_format
 from aworld.models.openai_wire import ChatReply, Chunk, decode_chunk

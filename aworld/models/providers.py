@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
 from aworld.core.checks import hint, nearest
+from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
 from aworld.models.policy_folders import if_a_folder_was_meant, policy_folder, provider_of, without_policy, written
 
@@ -158,13 +158,14 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str
     """The settings with nothing left open; `rest` is what the environment gives. Raises `ConfigError`."""
     model, key, url = rest["llm_model_name"], rest["llm_api_key"], rest["llm_base_url"]
     if not model:
-        raise ConfigError("No model name: set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)")
+        raise without_name()
     url = (url or provider.base_url or "").strip() or None
     key = (key or "").strip() or None
     if provider.needs_key and not key and url is not None and url.rstrip("/") == provider.base_url:
-        text = f"No API key for {name}: set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
+        remedy = f"set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
         meant = "" if config.llm_provider else _if_another_was_meant(model)
-        raise ConfigError(f"{text}. {meant}" if meant else text)
+        text = f"No API key for {name}: {remedy}" + (f". {meant}" if meant else "")
+        raise ConfigError(text, setting="llm_api_key", remedy=remedy)
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigError(f"The base URL of {name} must begin with http:// or https:// (LLM_BASE_URL or llm_base_url)")
     temperature = config.llm_temperature
@@ -184,6 +185,12 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str
             "llm_api_version": config.llm_api_version or rest["llm_api_version"],
         },
     )
+
+
+def without_name() -> ConfigError:
+    """The error for settings that name no model."""
+    remedy = "set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)"
+    return ConfigError(f"No model name: {remedy}", setting="llm_model_name", remedy=remedy)
 
 
 def _if_another_was_meant(model: str) -> str:

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
-from aworld.core.exceptions import ModelError
+from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import ModelReply
 from aworld.models.call import Retry
+from aworld.models.providers import without_name
 
 if TYPE_CHECKING:
     from aworld.models.http import Endpoint
@@ -37,7 +37,7 @@ class RemoteModel:
 
     def __init__(self, config: ModelConfig, *, provider: str, url: str, headers: dict[str, str]) -> None:
         if not config.llm_model_name:
-            raise ConfigError("No model name: set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)")
+            raise without_name()
         self.provider = provider
         self.name: str = config.llm_model_name
         self.params: dict[str, Any] = {}

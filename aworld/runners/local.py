@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aworld.config.conf import EngineName, RunConfig
+from aworld.config.conf import EngineName, RunConfig, TaskRunMode
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.output import AnyOutput
@@ -52,8 +52,16 @@ async def load(id: str, store: TrajectoryStore) -> Trajectory:
 
 
 async def run_one(task: Task, store: TrajectoryStore, emit: Callable[[AnyOutput], None] | None = None) -> TaskResponse:
-    """Run a task to its end."""
+    """Run a task to its end. Raises TaskError for one that is to be stepped."""
+    refuse_interactive(task)
     return await Episode(task, store, forked(task), emit).run()
+
+
+def refuse_interactive(task: Task) -> None:
+    """Raises TaskError for a task that its caller wants to drive step by step."""
+    if task.conf.run_mode is TaskRunMode.INTERACTIVE:
+        text = f"Task {task.id!r} has run_mode=INTERACTIVE: step it with Runners.step, or leave run_mode out."
+        raise TaskError(text, setting="run_mode", remedy="step it with Runners.step, or leave run_mode out")
 
 
 def forked(task: Task) -> Trajectory | None:
@@ -75,6 +83,8 @@ async def run_many(
     if len(set(ids)) != len(ids):
         twice = next(id for id in ids if ids.count(id) > 1)
         raise TaskError(f"Two tasks have the id {twice!r}; give each its own, or leave the id out.")
+    for task in tasks:
+        refuse_interactive(task)
     for agent in {id(task.agent): task.agent for task in tasks}.values():
         agent.check()  # misuse is told before any task begins
     store = store_of(conf.store)

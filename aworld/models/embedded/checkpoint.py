@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
 from aworld.models.embedded.transformer import Weights

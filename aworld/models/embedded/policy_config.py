@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 

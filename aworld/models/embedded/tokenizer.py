@@ -13,7 +13,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 
 END = "<|im_end|>"
 """Ends a message. It is one token, so what stands before it is tokenised the same whatever follows."""
