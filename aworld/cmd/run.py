@@ -180,10 +180,10 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def _resume(args: argparse.Namespace) -> int:
     record = await _load(args)
-    open_ids = [asked.id for asked in record.open_questions()]
+    open_ids = [question.id for question in record.open_questions()]
     if len(args.answer) > len(open_ids):
-        given, asked = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
-        raise ConfigError(f"--answer: {given} for {asked} of {record.id}.")
+        answers, questions = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
+        raise ConfigError(f"--answer: {answers} for {questions} of {record.id}.")
     answers = dict(zip(open_ids, args.answer))
     response = await Runners.resume(record, swarm=_agent(args, record), store=args.store, answers=answers)
     return _report([response], args, show=True)
@@ -191,13 +191,13 @@ async def _resume(args: argparse.Namespace) -> int:
 
 async def _fork(args: argparse.Namespace) -> int:
     record = await _load(args)
-    given: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
-        given["conf"] = limits_of(args)
+        limits["conf"] = limits_of(args)
     require(args, 1, "n")
     count: int = args.n
     responses = await Runners.fork(
-        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
+        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **limits
     )
     return _report(responses, args, show=True)
 
@@ -249,8 +249,8 @@ def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
     if record is None:
         return
     had = {tool["name"] for tools in record.toolsets.values() for tool in tools}
-    given = {tool.name for tool in as_tools(tools) if isinstance(tool, Tool)}
-    if missing := had - given:
+    names = {tool.name for tool in as_tools(tools) if isinstance(tool, Tool)}
+    if missing := had - names:
         raise ConfigError(
             f"Run {record.id} had the tools {', '.join(sorted(missing))}: give them with --tool MODULE:FUNCTION, or "
             "the whole agent with --agent MODULE:OBJECT (code is not in the record)."

@@ -19,9 +19,9 @@ from aworld.core.exceptions import AWorldError, ConfigError
 T = TypeVar("T")
 
 
-def one_of(setting: str, value: T, known: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:
+def one_of(setting: str, value: T, names: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:
     """`value`, if it is one of those. Raises `error`."""
-    choices = list(known)
+    choices = list(names)
     if value not in choices:
         raise error(f"{setting}={value!r} is not known; {hint(value, map(str, choices))}", setting=setting)
     return value
