@@ -33,7 +33,7 @@ def made_of(kind: Callable[..., Any], **settings: Any) -> Any:
         (lambda: positive("n", 0), "n=0: a number, more than zero.", "n"),
         (lambda: positive("n", float("nan"), zero=True), "n=nan: a number, zero or more.", "n"),
         (lambda: positive("n", True, whole=True), "n=True: a whole number, more than zero.", "n"),
-        (lambda: made_of(TaskConfig, max_stps=3), "TaskConfig has no setting 'max_stps'; did you mean 'max_steps'?", "max_stps"),
+        (lambda: made_of(TaskConfig, max_stps=3), "'max_stps'; did you mean 'max_steps'?", "max_stps"),
         (lambda: made_of(ModelConfig, zzz=1), " Extras that only the provider knows go into params={...}.", "zzz"),
         (lambda: setattr(AgentConfig(), "llm_temprature", 1), "did you mean 'llm_temperature'?", "llm_temprature"),
     ],
