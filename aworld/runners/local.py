@@ -8,7 +8,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from aworld.config.conf import EngineName, RunConfig
+from aworld.config.conf import EngineName, RunConfig, TaskRunMode
 from aworld.core.checks import unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
@@ -65,8 +65,17 @@ def drive(
 
 
 async def run_one(task: Task, store: TrajectoryStore) -> TaskResponse:
-    """Run a task to its end."""
+    """Run a task to its end. Raises TaskError for one that is to be stepped."""
+    refuse_interactive(task)
     return await Episode(task, store).run()
+
+
+def refuse_interactive(task: Task) -> None:
+    """Raises TaskError for a task that its caller wants to drive step by step."""
+    if task.conf.run_mode is TaskRunMode.INTERACTIVE:
+        remedy = "step it with Runners.step, or leave run_mode out"
+        text = f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}."
+        raise TaskError(text, setting="run_mode", remedy=remedy)
 
 
 async def run_many(
@@ -74,6 +83,8 @@ async def run_many(
 ) -> dict[str, TaskResponse]:
     """Run tasks, at most `conf.max_concurrency` at once; responses by task id, in the order of the tasks."""
     ids = unique("Two tasks have the id", (task.id for task in tasks), TaskError)
+    for task in tasks:
+        refuse_interactive(task)
     for agent in {id(task.agent): task.agent for task in tasks}.values():
         agent.check()  # misuse is told before any task begins
     store = store_of(conf.store, tasks[0] if tasks else None)

@@ -22,7 +22,7 @@ from aworld.core.run_environment import Reward
 from aworld.core.tool.base import ToolContext
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
-from aworld.models.call import CallFailed, Outcome
+from aworld.models.call import CallFailed, Outcome, Tries
 from aworld.models.doubles import FunctionModel
 from aworld.runners.turn import result_of
 from aworld.runners.world import World
@@ -152,7 +152,7 @@ class RecordedWorld(World):
         call = self.recorded()
         if call.reply is None:
             lost = ModelError((call.error or "failed").removesuffix(f" (after {len(call.attempts)} tries)"))
-            raise CallFailed(lost, attempts=call.attempts, queued=call.queued, started=call.started, ended=call.ended)
+            raise CallFailed(lost, Tries(call.attempts, call.queued, call.started, call.ended))
         reply = ModelReply(
             self.record.messages[call.reply].message,
             call.finish_reason,
@@ -162,7 +162,7 @@ class RecordedWorld(World):
             call.response_id,
             call.first_token,
         )
-        return Outcome(reply, call.attempts, call.queued, call.started, call.ended)
+        return Outcome(call.attempts, call.queued, call.started, call.ended, reply)
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """The result that this call had."""

@@ -18,7 +18,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, Origin, Tokens, ToolCall
 from aworld.core.model import Model, ModelRequest
 from aworld.core.trajectory import Activation, Trajectory
-from aworld.models.call import CallFailed, Outcome
+from aworld.models.call import CallFailed, Outcome, Tries
 from aworld.runners.journal import Journal
 
 _Wanted: TypeAlias = "list[int | Message]"
@@ -225,14 +225,8 @@ class Recorder:
 def _failed(error: ModelError) -> dict[str, Any]:
     """What is written of a call that no try brought an answer to."""
     now = time.time()
-    lost = error if isinstance(error, CallFailed) else None
-    return {
-        "error": str(error),
-        "started": lost.started if lost else now,
-        "ended": lost.ended if lost else now,
-        "attempts": lost.attempts if lost else (),
-        "queued": lost.queued if lost else 0.0,
-    }
+    tries = error.outcome if isinstance(error, CallFailed) else Tries((), 0.0, now, now)
+    return {"error": str(error)} | {name: getattr(tries, name) for name in Tries.__struct_fields__}
 
 
 def _params(model: Model, request: ModelRequest) -> dict[str, Any]:

@@ -197,7 +197,8 @@ def check_limits(run: Run, steps: int) -> None:
     """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
     conf, spending = run.conf, run.record.spending
     if conf.max_steps is not None and steps >= conf.max_steps:
-        raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; fork the run with a higher one to go on.")
+        remedy = "fork the run with a higher one to go on"
+        raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
     if conf.max_tokens is not None:
         if spending.uncounted is not None:
             who, number = spending.uncounted
@@ -207,15 +208,12 @@ def check_limits(run: Run, steps: int) -> None:
     if conf.max_cost is not None:
         if spending.unpriced is not None:
             who, number = spending.unpriced
-            raise LimitReached(
-                "max_cost",
-                f"max_cost is set, but {who} reported no cost for step {number}: set llm_input_price and "
-                "llm_output_price (US dollars for a million tokens) in the model's config.",
-            )
+            remedy = "set llm_input_price and llm_output_price (US dollars for a million tokens) for its model"
+            text = f"max_cost is set, but {who} reported no cost for step {number}: {remedy}."
+            raise LimitReached("max_cost", text, remedy=remedy)
         if spending.cost >= conf.max_cost:
-            raise LimitReached(
-                "max_cost", f"max_cost={conf.max_cost} reached: {spending.cost:.6f} US dollars spent."
-            )
+            text = f"max_cost={conf.max_cost} reached: {spending.cost:.6f} US dollars spent."
+            raise LimitReached("max_cost", text)
 
 
 def check_agent_limits(agent: BaseAgent, activation: Activation) -> None:

@@ -353,4 +353,6 @@ def out_of_order(id: str, url: str, came: int, due: int) -> StoreError:
 def has_forks(id: str, url: str, children: Sequence[str]) -> StoreError:
     """The error for deleting what others were forked from."""
     named = ", ".join(children[:5]) + (f" and {len(children) - 5} more" if len(children) > 5 else "")
-    return StoreError(f"store={url} | {id!r} shares its beginning with {named}; delete those too with forks=True")
+    remedy = "delete those too with forks=True"
+    text = f"store={url} | {id!r} shares its beginning with {named}; {remedy}"
+    return StoreError(text, setting="forks", remedy=remedy)

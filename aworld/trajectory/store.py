@@ -324,6 +324,6 @@ DELETED = "was deleted"
 
 def already_there(id: str, url: str) -> TaskError:
     """The error for a run that would begin under an id that a store has."""
-    return TaskError(
-        f"task id {id!r} is already in store {url}; pick another id, or continue it: Runners.resume({id!r})"
-    )
+    remedy = f"Runners.resume({id!r})"
+    text = f"task id {id!r} is already in store {url}; pick another id, or continue it: {remedy}"
+    return TaskError(text, setting="id", remedy=remedy)

@@ -269,6 +269,20 @@ async def test_the_mode_of_the_samples_is_accepted() -> None:
     assert response.context is None
 
 
+async def test_a_task_that_is_to_be_stepped_is_not_run_to_its_end(store: TrajectoryStore) -> None:
+    task = Task("x", adder(), conf=TaskConfig(run_mode=TaskRunMode.INTERACTIVE))
+    for asking in (
+        lambda: Runners.run_task(task, RunConfig(store=store)),
+        lambda: Runners.run_task([Task("y", adder()), task], RunConfig(store=store)),
+    ):
+        with pytest.raises(TaskError, match=r"run_mode=INTERACTIVE: step it with Runners\.step") as refused:
+            await asking()
+        assert refused.value.setting == "run_mode"
+    assert await store.count() == 0
+    with pytest.raises(TaskError, match="step it with"):
+        [output async for output in Runners.streamed_run_task(task).stream_events()]
+
+
 async def test_a_cancelled_step_ends_the_run(store: TrajectoryStore) -> None:
     begun = asyncio.Event()
 
