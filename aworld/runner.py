@@ -24,8 +24,9 @@ from aworld.runners.blocking import run_blocking
 from aworld.runners.driver import Episode, refuse_empty, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
-from aworld.runners.local import drive, fork_point, load, run_config, run_many, run_one, store_of
+from aworld.runners.local import drive, fork_point, load, refuse_interactive, run_config, run_many, run_one, store_of
 from aworld.runners.replay import ReplayReport, replay
+from aworld.runners.run import Driven
 from aworld.runners.schedule import gather
 from aworld.trajectory.query import Query
 
@@ -93,7 +94,12 @@ class Runners:
         """
         _tasks(task)
         store = store_of(run_config(run_conf).store, task)
-        return RunStream(task.id, store, lambda: drive(task, store), keep_running=keep_running)
+
+        def make() -> Driven:
+            refuse_interactive(task)
+            return drive(task, store)
+
+        return RunStream(task.id, store, make, keep_running=keep_running)
 
     @staticmethod
     def streaming_run_task(task: Task, run_conf: Conf = None) -> AsyncIterator[AnyOutput]:

@@ -156,9 +156,9 @@ def _broken_message(record: Trajectory, event: ev.MessageAdded) -> tuple[str, An
         if id is not None and id not in record.messages and id not in kept:  # answers come in any order
             return name, id, record.next_message
     activation = record.activations.get(event.activation)
-    if activation is not None and activation.input is None and activation.leaf is not None and not event.aside:
-        if event.message is not None and event.message.role == "user" and event.parent != activation.leaf:
-            return "parent", event.parent, activation.leaf
+    begins = activation is not None and activation.input is None and event.message is not None and not event.aside
+    if begins and event.message.role == "user" and activation.leaf not in (None, event.parent):
+        return "parent", event.parent, activation.leaf
     return ("message", None, "a message, or the node that holds it") if event.message is event.same_as else None
 
 

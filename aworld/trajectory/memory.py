@@ -17,8 +17,8 @@ from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, matches, se
 from aworld.trajectory.store import (
     DELETED,
     DONE,
-    Ready,
     Lease,
+    Ready,
     already_there,
     lease_lost,
     occupied,
