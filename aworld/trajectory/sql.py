@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -13,7 +13,8 @@ from aworld.trajectory.query import Where
 from aworld.trajectory.summary import COLUMNS, Summary
 
 COHORT = ("status", "agent", "environment", "model")
-"""The columns whose combinations are counted: each is a row of `cohorts`, and begins the indexes below."""
+"""The columns whose combinations are counted: each combination is a row of `cohorts`, under which the trajectories that
+have it are filed. Those that go on, and some that ended lately, are not filed yet: their `cohort` is NULL."""
 
 QUICK = ("started_at", "score", "cost", "duration")
 """The columns by which a store of any size is ordered at once, each by an index `cohort_COLUMN`. Others are sorted."""
@@ -46,7 +47,7 @@ SQLITE = Dialect(
 )
 
 STORED = tuple(COLUMNS)
-WRITTEN = (*STORED, "asked", "cohort")
+WRITTEN = (*STORED, "asked")
 """The columns that follow from a tally."""
 
 INSERT = (
@@ -73,20 +74,6 @@ def summary_of(row: Sequence[Any]) -> Summary:
     return Summary(**dict(zip(STORED, row)), labels=_labels.decode(row[-1]))
 
 
-class Cohort(NamedTuple):
-    """Trajectories that share these; empty texts where there is none."""
-
-    status: str
-    agent: str
-    environment: str
-    model: str
-
-    @classmethod
-    def of(cls, summary: Any) -> Cohort:
-        """The cohort of a summary or a tally."""
-        return cls(summary.status, summary.agent or "", summary.environment or "", summary.model or "")
-
-
 class Values:
     """The values of a statement, numbered as they are used."""
 
@@ -106,6 +93,10 @@ class Values:
     def every(self, conditions: Iterable[Where]) -> list[str]:
         """The conditions on the row `t`."""
         return [self._of_label(where) if where.label else self.on(f"t.{where.field}", where) for where in conditions]
+
+    def on_cohorts(self, conditions: Iterable[Where]) -> list[str]:
+        """The conditions on a row of `cohorts`, where an empty text stands for what is unknown."""
+        return [self.on(f"nullif({where.field}, '')", where) for where in conditions]
 
     def on(self, column: str, where: Where) -> str:
         """The condition on a column."""

@@ -18,7 +18,7 @@ from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.query import (
     LABEL, MOST, Facet, Facets, Page, Place, Query, Where, check_facets, facets_of, order_of, page_of, place_after,
 )  # fmt: skip
-from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SQLITE, Cohort, Values, all_of, selected, summary_of
+from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SQLITE, Values, all_of, selected, summary_of
 from aworld.trajectory.sqlite_file import SEQ_BITS
 from aworld.trajectory.store import unknown_trajectory
 from aworld.trajectory.summary import COLUMNS, Summary
@@ -150,22 +150,24 @@ class _Search:
 
     Conditions on the columns of cohorts choose cohorts, whose sizes are known. Of the others, the one that leaves least
     leads, and what it leaves is looked at and sorted; if even that is much, the indexes of the chosen cohorts, each in
-    the order asked for, are merged, until the page is full.
+    the order asked for, and the few trajectories that are not filed are merged, until the page is full.
     """
 
     def __init__(self, connection: sqlite3.Connection, query: Query) -> None:
         self._connection, self._order = connection, order_of(query)
-        conditions = query.conditions
-        chosen = [where for where in conditions if where.field in COHORT]
-        self._rest = [where for where in conditions if where.field not in COHORT]
-        self._whole = not chosen
-        rows = connection.execute(f"SELECT key, trajectories, {', '.join(COHORT)} FROM cohorts WHERE trajectories > 0")
-        self._cohorts = {
-            key: (size, Cohort(*names))
-            for key, size, *names in rows
-            if all(where.holds(getattr(Cohort(*names), where.field) or None) for where in chosen)
-        }
-        self._size = sum(size for size, _ in self._cohorts.values())
+        self._conditions = query.conditions
+        self._of_cohorts = [where for where in self._conditions if where.field in COHORT]
+        self._rest = [where for where in self._conditions if where.field not in COHORT]
+        values = Values(SQLITE)
+        chosen = all_of(["trajectories > 0", *values.on_cohorts(self._of_cohorts)])
+        rows = connection.execute(f"SELECT key, trajectories FROM cohorts{chosen}", values.values).fetchall()
+        self._cohorts = [key for key, _ in rows]
+        self._filed: int = sum(size for _, size in rows)
+
+    def _unfiled(self, values: Values, conditions: Sequence[Where]) -> str:
+        """The trajectories that are not filed, of which these conditions hold."""
+        index = SQLITE.use_index.format("trajectories_unfiled")
+        return f" FROM trajectories AS t{index}{all_of(['t.cohort IS NULL', *values.every(conditions)])}"
 
     def _drivers(self) -> list[_Driver]:
         drivers: list[_Driver] = [
@@ -180,40 +182,36 @@ class _Search:
                 drivers.append(ranges)
         return drivers
 
-    def _source(self, driver: _Driver | None, values: Values) -> str:
-        """A select of the keys that a driver leaves."""
-        if driver is None:
-            if self._whole:
-                return "SELECT key FROM trajectories"
-            return f"SELECT key FROM trajectories WHERE {values.among('cohort', self._cohorts)}"
-        where = driver[0]
-        if where.label:
-            return f"SELECT trajectory AS key FROM labels WHERE name = {values.add(where.label)} AND " + values.on(
-                "value", where
-            )
-        if where.field in QUICK:
-            conditions = [values.on(each.field, each) for each in driver]
-            index = "trajectories_started"
-            if where.field != "started_at" or not self._whole:
-                index = f"cohort_{where.field}"
-                conditions.insert(0, values.among("cohort", self._cohorts))
-            return f"SELECT key FROM trajectories{SQLITE.use_index.format(index)}{all_of(conditions)}"
-        if where.field == "task_id":  # most tasks have the id of their trajectory: the index has only the others
+    def _source(self, driver: _Driver, values: Values) -> str:
+        """A select of the keys that a driver leaves; one without conditions leaves the cohorts."""
+        where = driver[0] if driver else None
+        if where is not None and where.label:
+            name = values.add(where.label)
+            return f"SELECT trajectory AS key FROM labels WHERE name = {name} AND {values.on('value', where)}"
+        if where is not None and where.field == "task_id":  # the index has only those that differ from the id
             same = f"SELECT key FROM trajectories WHERE {values.on('id', where)} AND task_id = id"
             return f"{same} UNION ALL SELECT key FROM trajectories WHERE task_id <> id AND {values.on('task_id', where)}"
-        return f"SELECT key FROM trajectories WHERE {values.on(where.field, where)}"
+        if where is not None and where.field not in QUICK:
+            return f"SELECT key FROM trajectories WHERE {values.on(where.field, where)}"
+        if not self._of_cohorts and (where is None or where.field == "started_at"):
+            return f"SELECT t.key FROM trajectories AS t{all_of(values.every(driver))}"
+        index = SQLITE.use_index.format(f"cohort_{where.field}" if where else "cohort_started_at")
+        filed = all_of([values.among("t.cohort", self._cohorts), *values.every(driver)])
+        unfiled = self._unfiled(values, [*driver, *self._of_cohorts])
+        return f"SELECT t.key FROM trajectories AS t{index}{filed} UNION ALL SELECT t.key{unfiled}"
 
-    def _matching(self, driver: _Driver | None, values: Values) -> str:
+    def _matching(self, driver: _Driver, values: Values) -> str:
         """From where the rows that match come, named `t`, and their conditions."""
         source = self._source(driver, values)
-        rest = values.every(where for where in self._rest if where not in (driver or ()))
-        if not self._whole and driver is not None and driver[0].field not in QUICK:
-            rest.append(values.among("t.cohort", self._cohorts))
-        return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{all_of(['t.key = c.key', *rest])}"
+        filed = not driver or driver[0].field in QUICK
+        left = [where for where in self._rest if where not in driver] + ([] if filed else self._of_cohorts)
+        return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{all_of(['t.key = c.key', *values.every(left)])}"
 
-    def _lead(self, most: int = FEW) -> tuple[_Driver | None, int]:
-        """The conditions that leave least, and how many that is; none if they all leave more than `most`."""
-        lead, least = None, self._size
+    def _lead(self, most: int = FEW) -> _Driver:
+        """The conditions that leave least; none if they all leave more than `most`, or the cohorts leave less."""
+        values = Values(SQLITE)
+        unfiled = self._one(f"SELECT count(*) FROM (SELECT 1{self._unfiled(values, ())})", values)
+        lead, least = (), self._filed + unfiled
         for driver in self._drivers():
             values = Values(SQLITE)
             limit = min(most + 1, least)
@@ -221,33 +219,30 @@ class _Search:
             count: int = self._one(f"SELECT count(*) FROM ({source})", values)
             if count < limit:
                 lead, least = driver, count
-        return lead, least
+        return lead
 
     def _one(self, statement: str, values: Values) -> Any:
         return self._connection.execute(statement, values.values).fetchone()[0]
 
     def count(self, most: int | None) -> int:
         """How many match, at most `most`."""
-        if not self._rest:
-            return self._size if most is None else min(self._size, most)
-        if not self._size:
-            return 0
         drivers, values = self._drivers(), Values(SQLITE)
         limit = "" if most is None else f" LIMIT {most}"
-        if len(drivers) == 1 and len(drivers[0]) == len(self._rest) and (self._whole or drivers[0][0].field in QUICK):
+        alone = len(drivers) == 1 and len(drivers[0]) == len(self._rest)
+        if not self._rest:
+            rows = f"SELECT 1{self._unfiled(values, self._of_cohorts)}"
+            count = self._filed + self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
+            return count if most is None else min(count, most)
+        if alone and (not self._of_cohorts or drivers[0][0].field in QUICK):
             rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"  # an index has all of the answer
         else:
-            lead, _ = self._lead(max(FEW, most or 1 << 62))
-            rows = f"SELECT 1{self._matching(lead, values)}"
+            rows = f"SELECT 1{self._matching(self._lead(max(FEW, most or 1 << 62)), values)}"
         return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
 
     def places(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
         """Where the trajectories of a page stand, in order."""
-        if not self._size or limit == 0:
-            return []
-        lead, _ = self._lead()
-        column = self._order.column
-        if column in QUICK and (lead is None or lead[0].field == column):
+        lead, column = self._lead(), self._order.column
+        if column in QUICK and (not lead or lead[0].field == column):
             return self._merged(last, limit, offset)
         values = Values(SQLITE)
         matching = self._matching(lead, values)
@@ -284,24 +279,25 @@ class _Search:
         return places[offset:]
 
     def _ordered(self, also: str, last: Place | None, limit: int | None, offset: int = 0) -> list[Place]:
-        """The first places of the chosen cohorts in the order of one index."""
-        column, cohorts = self._order.column, list(self._cohorts)
-        if column == "started_at" and self._whole:
+        """The first places in the order of an index."""
+        if self._order.column == "started_at" and not self._of_cohorts:
             return self._union([None], also, last, limit, offset)
-        if len(cohorts) <= MERGED:
-            return self._union(cohorts, also, last, limit, offset)
+        if len(self._cohorts) <= MERGED:
+            return self._union([0, *self._cohorts], also, last, limit, offset)
         end = None if limit is None else offset + limit
-        places: list[Place] = []
-        for first in range(0, len(cohorts), MERGED):
-            places += self._union(cohorts[first : first + MERGED], also, last, end, 0)
+        places = self._union([0], also, last, end, 0)
+        for first in range(0, len(self._cohorts), MERGED):
+            places += self._union(self._cohorts[first : first + MERGED], also, last, end, 0)
         places.sort(reverse=self._order.descends, key=lambda place: place if place[0] is not None else (0.0, place[1]))
         return places[offset:end]
 
     def _union(
         self, cohorts: Sequence[int | None], also: str, last: Place | None, limit: int | None, offset: int
     ) -> list[Place]:
+        """The first places in these cohorts; 0 stands for what is not filed, None for all."""
         values = Values(SQLITE)
-        conditions = [*values.every(self._rest), *([also] if also else [])]
+        place = f"SELECT t.{self._order.column}, t.key"
+        conditions = values.every(self._rest) + ([also] if also else [])
         if last is not None and last[0] is None:
             conditions.append(f"t.key {'<' if self._order.descends else '>'} {values.add(last[1])}")
         elif last is not None:
@@ -309,9 +305,13 @@ class _Search:
             conditions.append(f"(t.{self._order.column}, t.key) {sign} ({values.add(last[0])}, {values.add(last[1])})")
         unions: list[str] = []
         for cohort in cohorts:
+            if cohort == 0:
+                unfiled = self._unfiled(values, self._of_cohorts)
+                unions.append(" AND ".join([place + unfiled, *conditions]))
+                continue
             index = "trajectories_started" if cohort is None else f"cohort_{self._order.column}"
             own = [] if cohort is None else [f"t.cohort = {cohort}"]
-            rows = f"SELECT t.{self._order.column}, t.key FROM trajectories AS t{SQLITE.use_index.format(index)}"
+            rows = f"{place} FROM trajectories AS t{SQLITE.use_index.format(index)}"
             unions.append(rows + all_of([*own, *conditions]))
         direction = self._direction
         first = f"ORDER BY 1 {direction}, 2 {direction} LIMIT {-1 if limit is None else limit} OFFSET {offset}"
@@ -319,22 +319,24 @@ class _Search:
 
     def facet(self, field: str) -> list[Facet]:
         """How often each value occurs in a field."""
-        if field in COHORT and not self._rest:
-            counts: Counter[str] = Counter()
-            for size, cohort in self._cohorts.values():
-                counts[getattr(cohort, field)] += size
-            del counts[""]
-            return facets_of(counts.items())
-        if self._whole and not self._rest:
-            return self._values(field)
-        lead, _ = self._lead()
         values = Values(SQLITE)
+        if field in COHORT and not self._rest:
+            chosen = all_of(values.on_cohorts(self._of_cohorts))
+            unfiled = self._unfiled(values, self._of_cohorts)
+            counts = Counter(dict(self._connection.execute(
+                f"SELECT value, sum(count) FROM (SELECT nullif({field}, '') AS value, trajectories AS count FROM cohorts"
+                f"{chosen} UNION ALL SELECT t.{field}, 1{unfiled}) GROUP BY 1", values.values,
+            )))  # fmt: skip
+            del counts[None]
+            return facets_of(counts.items())
+        if not self._conditions:
+            return self._values(field)
         if field.startswith(LABEL):
             name = values.add(field[len(LABEL) :])
             value = f"(SELECT value FROM labels WHERE trajectory = t.key AND name = {name})"
         else:
             value = f"t.{field}"
-        rows = f"SELECT {value} AS value{self._matching(lead, values)} LIMIT {FEW + 1}"
+        rows = f"SELECT {value} AS value{self._matching(self._lead(), values)} LIMIT {FEW + 1}"
         counts = Counter(dict(self._connection.execute(f"SELECT value, count(*) FROM ({rows}) GROUP BY 1", values.values)))
         more = counts.total() > FEW
         del counts[None]

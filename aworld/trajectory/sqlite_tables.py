@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from typing import Any
 
 import msgspec
@@ -13,7 +12,7 @@ from msgspec.structs import astuple, replace
 from aworld.core.event import Started, decode_event
 from aworld.core.score import Score
 from aworld.trajectory.memory import check_fork, has_forks, out_of_order
-from aworld.trajectory.sql import INSERT, SQLITE, STORED, WRITTEN, Cohort, selected, summary_of, update
+from aworld.trajectory.sql import COHORT, INSERT, SQLITE, STORED, WRITTEN, selected, summary_of, update
 from aworld.trajectory.sqlite_file import SEQ_BITS, roll_back
 from aworld.trajectory.sqlite_reader import compose, nearest
 from aworld.trajectory.store import unknown_trajectory
@@ -30,10 +29,10 @@ class Known(Struct):
     key: int
     tally: Tally
     row: tuple[Any, ...]
-    """The columns of `WRITTEN`, but the cohort's number."""
-    cohort: Cohort
-    cohort_key: int
+    """The columns of `WRITTEN`."""
     labels: dict[str, str]
+    cohort: int | None = None
+    """Where the trajectory is filed."""
 
 
 def recall(connection: sqlite3.Connection, id: str) -> Known | None:
@@ -47,7 +46,7 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
     scored = Score(score) if score is not None else _scored(connection, id, key, summary.forked_from is not None)
     questions = msgspec.json.decode(asked or b"[]", type=list[tuple[str, str | None]])
     tally = Tally.taken_up(summary, key, questions, scored)
-    return Known(key, tally, _row(tally, summary), Cohort.of(summary), cohort, summary.labels)
+    return Known(key, tally, _row(tally, summary), summary.labels, cohort)
 
 
 def _row(tally: Tally, summary: Summary) -> tuple[Any, ...]:
@@ -91,29 +90,17 @@ def create(connection: sqlite3.Connection, url: str, id: str, started: Started) 
     begun = replace(tally, events=started.seq)
     begun.apply(started)  # so that it is written once as it is after this event; the caller applies it to the other
     summary = begun.summary()
-    cohort, row = Cohort.of(summary), _row(begun, summary)
-    cohort_key = _count(connection, cohort, 1)
-    cursor = connection.execute(INSERT, (*row, cohort_key, parent, started.seq))
+    row = _row(begun, summary)
+    cursor = connection.execute(INSERT, (*row, parent, started.seq))
     assert cursor.lastrowid is not None  # an insert that succeeded has one
     tally.key = cursor.lastrowid
-    known = Known(tally.key, tally, row, cohort, cohort_key, {})
-    _write_labels(connection, known, summary.labels)
+    known = Known(tally.key, tally, row, {})
+    if summary.labels:
+        _write_labels(connection, known, summary.labels)
     return known
 
 
-def _count(connection: sqlite3.Connection, cohort: Cohort, change: int) -> int:
-    """Change the number of a cohort's trajectories; returns its key."""
-    return connection.execute(
-        "INSERT INTO cohorts (status, agent, environment, model, trajectories) VALUES (?, ?, ?, ?, ?) ON CONFLICT"
-        " (status, agent, environment, model) DO UPDATE SET trajectories = trajectories + excluded.trajectories"
-        " RETURNING key",
-        (*cohort, change),
-    ).fetchone()[0]
-
-
 def _write_labels(connection: sqlite3.Connection, known: Known, labels: dict[str, str]) -> None:
-    if labels == known.labels:
-        return
     gone = [(known.key, name) for name in known.labels if labels.get(name) != known.labels[name]]
     new = [(known.key, name, value) for name, value in labels.items() if known.labels.get(name) != value]
     connection.executemany("DELETE FROM labels WHERE trajectory = ? AND name = ?", gone)
@@ -127,34 +114,51 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
     Only the columns that changed are written, so that most batches leave those alone that have an index.
     """
     statements: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-    moves: dict[Cohort, list[Known]] = {}
-    sizes: Counter[Cohort] = Counter()
-    for known in touched.values():
-        cohort = Cohort.of(known.tally)
-        if cohort != known.cohort:
-            sizes[cohort] += 1
-            sizes[known.cohort] -= 1
-            moves.setdefault(cohort, []).append(known)
-    for cohort, change in sizes.items():
-        key = _count(connection, cohort, change)
-        for known in moves.get(cohort, ()):
-            known.cohort, known.cohort_key = cohort, key
-            statements.setdefault(("cohort",), [])
-    moved = {known.key for each in moves.values() for known in each}
     for known in touched.values():
         summary = known.tally.summary()
         row = _row(known.tally, summary)
-        changed = [place for place, value in enumerate(row) if value != known.row[place]]
-        values = [row[place] for place in changed]
-        columns = tuple(WRITTEN[place] for place in changed)
-        if known.key in moved:
-            columns, values = (*columns, "cohort"), [*values, known.cohort_key]
-        statements.setdefault(columns, []).append((*values, known.key))
-        _write_labels(connection, known, summary.labels)
+        places = [place for place, value in enumerate(row) if value != known.row[place]]
+        columns = tuple([WRITTEN[place] for place in places])
+        values = [row[place] for place in places]
+        if known.cohort is not None and not _COHORT.isdisjoint(columns):
+            connection.execute(_LEAVE, (known.cohort,))
+            columns, values, known.cohort = (*columns, "cohort"), [*values, None], None
+        if columns:
+            statements.setdefault(columns, []).append((*values, known.key))
+        if summary.labels != known.labels:
+            _write_labels(connection, known, summary.labels)
         known.row = row
     for columns, rows in statements.items():
-        if columns and rows:
-            connection.executemany(update(columns), rows)
+        connection.executemany(update(columns), rows)
+
+
+_COHORT = frozenset(COHORT)
+_LEAVE = "UPDATE cohorts SET trajectories = trajectories - 1 WHERE key = ?"
+
+
+def file_ended(connection: sqlite3.Connection) -> None:
+    """Put the trajectories that have ended where the indexes are by which lists are ordered.
+
+    Done for many at once and where no run waits: a run that filed itself would write a page of each index.
+    """
+    cohorts: dict[tuple[str, ...], list[int]] = {}
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        columns = ", ".join(f"ifnull({name}, '')" for name in COHORT)
+        unfiled = f"SELECT key, {columns} FROM trajectories WHERE cohort IS NULL AND finished_at IS NOT NULL"
+        for key, *cohort in connection.execute(unfiled):
+            cohorts.setdefault(tuple(cohort), []).append(key)
+        for cohort, keys in cohorts.items():
+            row = connection.execute(
+                f"INSERT INTO cohorts ({', '.join(COHORT)}, trajectories) VALUES (?, ?, ?, ?, ?) ON CONFLICT"
+                f" ({', '.join(COHORT)}) DO UPDATE SET trajectories = trajectories + excluded.trajectories RETURNING key",
+                (*cohort, len(keys)),
+            ).fetchone()
+            connection.executemany("UPDATE trajectories SET cohort = ? WHERE key = ?", [(*row, key) for key in keys])
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
 
 
 def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> list[str]:
@@ -179,7 +183,7 @@ def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> li
                 "DELETE FROM events WHERE key >= ? AND key < ?", (key << SEQ_BITS, (key + 1) << SEQ_BITS)
             )
             cohort = connection.execute("DELETE FROM trajectories WHERE key = ? RETURNING cohort", (key,)).fetchone()
-            connection.execute("UPDATE cohorts SET trajectories = trajectories - 1 WHERE key = ?", cohort)
+            connection.execute(_LEAVE, cohort)
             for table in ("notes", "labels"):
                 connection.execute(f"DELETE FROM {table} WHERE trajectory = ?", (key,))
         connection.execute("COMMIT")

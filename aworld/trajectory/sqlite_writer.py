@@ -41,7 +41,7 @@ from aworld.trajectory.sqlite_file import (
     roll_back,
 )
 from aworld.trajectory.sqlite_reader import nearest
-from aworld.trajectory.sqlite_tables import Known, create, recall, remove, write_tallies
+from aworld.trajectory.sqlite_tables import Known, create, file_ended, recall, remove, write_tallies
 from aworld.trajectory.store import already_there, unknown_trajectory
 
 BATCH = 500
@@ -269,6 +269,7 @@ class Writer:
         if self._connection is None:
             return
         with suppress(sqlite3.Error):  # it is tried again when as much has been written again
+            file_ended(self._connection)
             self._connection.execute("PRAGMA wal_checkpoint")
             # The first write of a log that begins anew waits for the disk: this one, which changes nothing.
             self._set_waits(self._connection, True)
@@ -312,6 +313,8 @@ class Writer:
         connection, self._connection = self._connection, None
         self._known.clear()
         if connection is not None:
+            with suppress(sqlite3.Error):
+                file_ended(connection)
             with suppress(sqlite3.Error):  # the log beside the file stays and is taken in by whoever opens it next
                 connection.close()
 
