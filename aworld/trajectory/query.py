@@ -101,8 +101,6 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
     group: str | None = None
     task: str | None = None
     """Task id."""
-    name: str | None = None
-    """Task name."""
     session: str | None = None
     user: str | None = None
     status: tuple[Status, ...] | None = None
@@ -147,7 +145,7 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _SHORT: tuple[tuple[str, str, Op], ...] = (
     ("ids", "id", "in"), ("prefix", "id", "prefix"), ("group", "group_id", "="), ("task", "task_id", "="),
-    ("name", "task_name", "="), ("session", "session_id", "="), ("user", "user_id", "="), ("status", "status", "in"),
+    ("session", "session_id", "="), ("user", "user_id", "="), ("status", "status", "in"),
     ("agent", "agent", "="), ("version", "version", "prefix"), ("environment", "environment", "="),
     ("model", "model", "="), ("min_score", "score", ">="), ("max_score", "score", "<="), ("since", "started_at", ">="),
     ("until", "started_at", "<"),

@@ -236,7 +236,7 @@ class _Search:
         if alone and (not self._of_cohorts or drivers[0][0].field in QUICK):
             rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"  # an index has all of the answer
         else:
-            rows = f"SELECT 1{self._matching(self._lead(max(FEW, most or 1 << 62)), values)}"
+            rows = f"SELECT 1{self._matching(self._lead(most=5 * FEW if most else 1 << 62), values)}"
         return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
 
     def places(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:

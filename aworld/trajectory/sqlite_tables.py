@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from itertools import compress
+from operator import ne
 from typing import Any
 
 import msgspec
@@ -50,7 +52,7 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
 
 
 def _row(tally: Tally, summary: Summary) -> tuple[Any, ...]:
-    return *astuple(summary)[: len(STORED)], msgspec.json.encode(tally.asked) if tally.asked else None
+    return *astuple(summary)[:-1], msgspec.json.encode(tally.asked) if tally.asked else None
 
 
 def _scored(connection: sqlite3.Connection, id: str, key: int, forked: bool) -> Score:
@@ -82,11 +84,14 @@ def create(connection: sqlite3.Connection, url: str, id: str, started: Started) 
     if fork is None and started.seq != 0:
         raise out_of_order(id, url, started.seq, 0)
     if fork is not None:
-        row = connection.execute("SELECT key FROM trajectories WHERE id = ?", (fork.id,)).fetchone()
+        row = connection.execute("SELECT key, events FROM trajectories WHERE id = ?", (fork.id,)).fetchone()
         if row is None:
             raise unknown_trajectory(fork.id, url, nearest(connection, fork.id))
-        parent = row[0]
-        tally = Tally.of(id, check_fork(id, started, compose(connection, url, fork.id, until=fork.seq)))
+        parent, events = row
+        if started.after and started.seq == fork.seq <= events:  # nothing of the tally is shared
+            tally.events = fork.seq
+        else:
+            tally = Tally.of(id, check_fork(id, started, compose(connection, url, fork.id, until=fork.seq)))
     begun = replace(tally, events=started.seq)
     begun.apply(started)  # so that it is written once as it is after this event; the caller applies it to the other
     summary = begun.summary()
@@ -117,9 +122,8 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
     for known in touched.values():
         summary = known.tally.summary()
         row = _row(known.tally, summary)
-        places = [place for place, value in enumerate(row) if value != known.row[place]]
-        columns = tuple([WRITTEN[place] for place in places])
-        values = [row[place] for place in places]
+        changed = list(map(ne, row, known.row))
+        columns, values = tuple(compress(WRITTEN, changed)), list(compress(row, changed))
         if known.cohort is not None and not _COHORT.isdisjoint(columns):
             connection.execute(_LEAVE, (known.cohort,))
             columns, values, known.cohort = (*columns, "cohort"), [*values, None], None
