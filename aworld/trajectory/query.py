@@ -151,6 +151,7 @@ _SHORT: tuple[tuple[str, str, Op], ...] = (
     ("until", "started_at", "<"),
 )  # fmt: skip
 
+
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"labels: {name}={value!r} | the value of a label is text", setting="labels")

@@ -17,7 +17,7 @@ COHORT = ("status", "agent", "environment", "model")
 have it are filed. Those that go on, and some that ended lately, are not filed yet: their `cohort` is NULL."""
 
 QUICK = ("started_at", "score", "cost", "duration")
-"""The columns by which a store of any size is ordered at once, each by an index `cohort_COLUMN`. Others are sorted."""
+"""The columns by which a store of any size is ordered at once, each by an index `order_COLUMN`. Others are sorted."""
 
 INDEXED = ("id", "task_id", "group_id", "session_id", "user_id", "version")
 """The columns of which one value is found by an index."""

@@ -90,17 +90,19 @@ _VERSION_2 = """
     CREATE TABLE blobs (digest TEXT PRIMARY KEY, data BLOB NOT NULL)
     """
 """A cohort is the trajectories of one status, agent, environment and model (empty where there is none): its size is
-kept, and it is the first column of each index by which lists are ordered. A trajectory is filed under its cohort some
-time after its end. `notes.key` orders the notes of all trajectories. `owner` works on the run until `lease_until`."""
+kept, and each index by which lists are ordered holds it. A trajectory is filed under its cohort some time after its end:
+one that filed itself would write a page of each index. `notes.key` orders the notes of all trajectories. `owner` works on the run until `lease_until`."""
 
 _INDEXES_2 = """
     DROP INDEX trajectories_status;
     DROP INDEX trajectories_score;
     DROP INDEX trajectories_task;
-    CREATE INDEX cohort_started_at ON trajectories (cohort, started_at) WHERE cohort IS NOT NULL;
-    CREATE INDEX cohort_score ON trajectories (cohort, score) WHERE cohort IS NOT NULL;
-    CREATE INDEX cohort_cost ON trajectories (cohort, cost) WHERE cohort IS NOT NULL;
-    CREATE INDEX cohort_duration ON trajectories (cohort, duration) WHERE cohort IS NOT NULL;
+    DROP INDEX trajectories_started;
+    CREATE INDEX order_started_at ON trajectories (started_at, key, cohort, score);
+    CREATE INDEX order_score ON trajectories (score, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_cost ON trajectories (cost, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_duration ON trajectories (duration, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX trajectories_cohort ON trajectories (cohort) WHERE cohort IS NOT NULL;
     CREATE INDEX trajectories_unfiled ON trajectories (started_at) WHERE cohort IS NULL;
     CREATE INDEX trajectories_task ON trajectories (task_id) WHERE task_id <> id;
     CREATE INDEX trajectories_user ON trajectories (user_id) WHERE user_id IS NOT NULL;

@@ -9,14 +9,27 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from operator import itemgetter
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from aworld.core.event import Event
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.query import (
-    LABEL, MOST, Facet, Facets, Page, Place, Query, Where, check_facets, facets_of, order_of, page_of, place_after,
+    LABEL,
+    MOST,
+    Facet,
+    Facets,
+    Page,
+    Place,
+    Query,
+    Where,
+    check_facets,
+    facets_of,
+    order_of,
+    page_of,
+    place_after,
 )  # fmt: skip
 from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SQLITE, Values, all_of, selected, summary_of
 from aworld.trajectory.sqlite_file import SEQ_BITS
@@ -132,11 +145,8 @@ def _summaries(connection: sqlite3.Connection, keys: list[int]) -> Iterator[Summ
 
 
 FEW = 50_000
-"""Rows that are looked at one by one: what a condition leaves of a million is less, or so common that walking along
-the order soon finds a page of them. Looking at one takes about 1 µs."""
-
-MERGED = 100
-"""Cohorts that are merged in one statement; SQLite takes 500."""
+"""Trajectories that are looked at one by one, at about 1 µs each. What leaves more of a million is so common that a
+walk in the order asked for soon finds a page of it."""
 
 SHOWN = 1000
 """Different values of a facet that are counted."""
@@ -146,11 +156,12 @@ _Driver: TypeAlias = "tuple[Where, ...]"
 
 
 class _Search:
-    """How a query is answered: which index leads, and what is checked row by row.
+    """How a query is answered: by the condition that leaves least, or along an index in the order asked for.
 
-    Conditions on the columns of cohorts choose cohorts, whose sizes are known. Of the others, the one that leaves least
-    leads, and what it leaves is looked at and sorted; if even that is much, the indexes of the chosen cohorts, each in
-    the order asked for, and the few trajectories that are not filed are merged, until the page is full.
+    If a condition that has an index leaves few trajectories, those are looked at and sorted. Else all conditions leave
+    much, and walking along the order soon finds a page. The indexes of the orders hold what is asked most besides, the
+    cohort and the start, so that a walk of a million which finds nothing takes less than 100 ms. What is not filed yet
+    is in the order of starts only: it is little, and sorted.
     """
 
     def __init__(self, connection: sqlite3.Connection, query: Query) -> None:
@@ -164,10 +175,23 @@ class _Search:
         self._cohorts = [key for key, _ in rows]
         self._filed: int = sum(size for _, size in rows)
 
-    def _unfiled(self, values: Values, conditions: Sequence[Where]) -> str:
-        """The trajectories that are not filed, of which these conditions hold."""
+    def _walked(self, column: str, conditions: Sequence[str], values: Values) -> str:
+        """The trajectories of the chosen cohorts, named `t`, in the order of a column; with `started_at` all of them,
+        else those that are filed."""
+        index = SQLITE.use_index.format(f"order_{column}")
+        chosen = [values.among("t.cohort", self._cohorts)] if self._of_cohorts else []
+        if column != "started_at":
+            chosen.insert(0, "t.cohort IS NOT NULL")
+        elif chosen:
+            unfiled = " AND ".join(["t.cohort IS NULL", *values.every(self._of_cohorts)])
+            chosen = [f"({chosen[0]} OR {unfiled})"]
+        return f" FROM trajectories AS t{index}{all_of([*conditions, *chosen])}"
+
+    def _unfiled(self, conditions: Sequence[str], values: Values) -> str:
+        """The trajectories of the chosen cohorts that are not filed, named `t`."""
         index = SQLITE.use_index.format("trajectories_unfiled")
-        return f" FROM trajectories AS t{index}{all_of(['t.cohort IS NULL', *values.every(conditions)])}"
+        chosen = ["t.cohort IS NULL", *values.every(self._of_cohorts), *conditions]
+        return f" FROM trajectories AS t{index}{all_of(chosen)}"
 
     def _drivers(self) -> list[_Driver]:
         drivers: list[_Driver] = [
@@ -183,41 +207,48 @@ class _Search:
         return drivers
 
     def _source(self, driver: _Driver, values: Values) -> str:
-        """A select of the keys that a driver leaves; one without conditions leaves the cohorts."""
-        where = driver[0] if driver else None
-        if where is not None and where.label:
+        """A select of the keys that a driver leaves; one without conditions leaves the chosen cohorts."""
+        if not driver:
+            filed = f"SELECT key FROM trajectories WHERE {values.among('cohort', self._cohorts)}"
+            return f"{filed} UNION ALL SELECT t.key{self._unfiled((), values)}"
+        where = driver[0]
+        if where.label:
             name = values.add(where.label)
             return f"SELECT trajectory AS key FROM labels WHERE name = {name} AND {values.on('value', where)}"
-        if where is not None and where.field == "task_id":  # the index has only those that differ from the id
+        if where.field in QUICK:
+            conditions = values.every(driver)
+            walked = f"SELECT t.key{self._walked(where.field, conditions, values)}"
+            if where.field == "started_at":
+                return walked
+            return f"{walked} UNION ALL SELECT t.key{self._unfiled(conditions, values)}"
+        if where.field == "task_id":  # the index has only those that differ from the id
             same = f"SELECT key FROM trajectories WHERE {values.on('id', where)} AND task_id = id"
-            return f"{same} UNION ALL SELECT key FROM trajectories WHERE task_id <> id AND {values.on('task_id', where)}"
-        if where is not None and where.field not in QUICK:
-            return f"SELECT key FROM trajectories WHERE {values.on(where.field, where)}"
-        if not self._of_cohorts and (where is None or where.field == "started_at"):
-            return f"SELECT t.key FROM trajectories AS t{all_of(values.every(driver))}"
-        index = SQLITE.use_index.format(f"cohort_{where.field}" if where else "cohort_started_at")
-        filed = all_of([values.among("t.cohort", self._cohorts), *values.every(driver)])
-        unfiled = self._unfiled(values, [*driver, *self._of_cohorts])
-        return f"SELECT t.key FROM trajectories AS t{index}{filed} UNION ALL SELECT t.key{unfiled}"
+            return (
+                f"{same} UNION ALL SELECT key FROM trajectories WHERE task_id <> id AND {values.on('task_id', where)}"
+            )
+        return f"SELECT key FROM trajectories WHERE {values.on(where.field, where)}"
 
-    def _matching(self, driver: _Driver, values: Values) -> str:
-        """From where the rows that match come, named `t`, and their conditions."""
+    def _matching(self, driver: _Driver | None, values: Values, also: Sequence[str] = ()) -> str:
+        """From where the trajectories that match come, named `t`, and their conditions."""
+        if driver is None:
+            return self._walked("started_at", [*values.every(self._rest), *also], values)
         source = self._source(driver, values)
-        filed = not driver or driver[0].field in QUICK
-        left = [where for where in self._rest if where not in driver] + ([] if filed else self._of_cohorts)
-        return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{all_of(['t.key = c.key', *values.every(left)])}"
+        chosen = not driver or driver[0].field in QUICK
+        left = [where for where in self._rest if where not in driver] + ([] if chosen else self._of_cohorts)
+        conditions = all_of(["t.key = c.key", *values.every(left), *also])
+        return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{conditions}"
 
-    def _lead(self, most: int = FEW) -> _Driver:
-        """The conditions that leave least; none if they all leave more than `most`, or the cohorts leave less."""
-        values = Values(SQLITE)
-        unfiled = self._one(f"SELECT count(*) FROM (SELECT 1{self._unfiled(values, ())})", values)
-        lead, least = (), self._filed + unfiled
+    def _lead(self, most: int = FEW) -> _Driver | None:
+        """The conditions that leave least; none for the cohorts, and None if all leave more than `most`."""
+        lead, least = None, most + 1
+        if self._of_cohorts and self._filed < least:
+            values = Values(SQLITE)
+            lead, least = (), self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
         for driver in self._drivers():
             values = Values(SQLITE)
-            limit = min(most + 1, least)
-            source = f"SELECT 1 FROM ({self._source(driver, values)}) LIMIT {limit}"
+            source = f"SELECT 1 FROM ({self._source(driver, values)}) LIMIT {least}"
             count: int = self._one(f"SELECT count(*) FROM ({source})", values)
-            if count < limit:
+            if count < least:
                 lead, least = driver, count
         return lead
 
@@ -226,103 +257,91 @@ class _Search:
 
     def count(self, most: int | None) -> int:
         """How many match, at most `most`."""
-        drivers, values = self._drivers(), Values(SQLITE)
+        values = Values(SQLITE)
         limit = "" if most is None else f" LIMIT {most}"
+        drivers = self._drivers()
         alone = len(drivers) == 1 and len(drivers[0]) == len(self._rest)
         if not self._rest:
-            rows = f"SELECT 1{self._unfiled(values, self._of_cohorts)}"
-            count = self._filed + self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
+            count = self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
             return count if most is None else min(count, most)
         if alone and (not self._of_cohorts or drivers[0][0].field in QUICK):
             rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"  # an index has all of the answer
         else:
-            rows = f"SELECT 1{self._matching(self._lead(most=5 * FEW if most else 1 << 62), values)}"
+            rows = f"SELECT 1{self._matching(self._lead(2 * FEW), values)}"
         return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
 
     def places(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
         """Where the trajectories of a page stand, in order."""
-        lead, column = self._lead(), self._order.column
-        if column in QUICK and (not lead or lead[0].field == column):
-            return self._merged(last, limit, offset)
+        lead, (column, descends) = self._lead(), self._order
+        end = None if limit is None else offset + limit
         values = Values(SQLITE)
-        matching = self._matching(lead, values)
-        beyond = "" if last is None else f" AND {self._beyond(last, values)}"
-        direction = self._direction
+        if column not in QUICK or not (lead is None or (lead and lead[0].field == column)):
+            return self._ask(self._matching(lead, values, self._beyond(last, values)), values, limit, offset)
+        if column == "started_at" and last is None:
+            return self._ask(self._matching(None, values), values, limit, offset)
+        places = self._walk(last, end)
+        if column != "started_at":
+            conditions = [*values.every(self._rest), *self._beyond(last, values)]
+            places += self._ask(self._unfiled(conditions, values), values, end)
+            known = [place for place in places if place[0] is not None]
+            unknown = [place for place in places if place[0] is None]
+            known.sort(reverse=descends)
+            unknown.sort(key=itemgetter(1), reverse=descends)
+            places = known + unknown
+        return places[offset:end]
+
+    def _ask(self, rows: str, values: Values, limit: int | None, offset: int = 0, known: bool = False) -> list[Place]:
+        """The first places of these rows; `known`: in the order of an index, all known or none."""
+        (column, descends), optional = self._order, COLUMNS[self._order.column].optional
+        direction = "DESC" if descends else "ASC"
+        last = f"t.{column} IS NULL, " if optional and not known else ""
         return self._connection.execute(
-            f"SELECT t.{column}, t.key{matching}{beyond} ORDER BY t.{column} IS NULL, t.{column} {direction},"
-            f" t.key {direction} LIMIT {-1 if limit is None else limit} OFFSET {offset}",
+            f"SELECT t.{column}, t.key{rows} ORDER BY {last}t.{column} {direction}, t.key {direction}"
+            f" LIMIT {-1 if limit is None else limit} OFFSET {offset}",
             values.values,
         ).fetchall()
 
     @property
-    def _direction(self) -> str:
-        return "DESC" if self._order.descends else "ASC"
+    def _sign(self) -> Literal["<", ">"]:
+        return "<" if self._order.descends else ">"
 
-    def _beyond(self, last: Place, values: Values) -> str:
-        column, sign = f"t.{self._order.column}", "<" if self._order.descends else ">"
-        value, key = last
-        if value is None:
-            return f"{column} IS NULL AND t.key {sign} {values.add(key)}"
-        beyond = f"({column}, t.key) {sign} ({values.add(value)}, {values.add(key)})"
-        return f"({column} IS NULL OR {beyond})" if COLUMNS[self._order.column].optional else beyond
+    def _beyond(self, last: Place | None, values: Values) -> list[str]:
+        column, optional = f"t.{self._order.column}", COLUMNS[self._order.column].optional
+        if last is None:
+            return []
+        if last[0] is None:
+            return [f"{column} IS NULL AND t.key {self._sign} {values.add(last[1])}"]
+        beyond = f"({column}, t.key) {self._sign} ({values.add(last[0])}, {values.add(last[1])})"
+        return [f"({column} IS NULL OR {beyond})" if optional else beyond]
 
-    def _merged(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
-        column, end = self._order.column, None if limit is None else offset + limit
-        if not COLUMNS[column].optional:
-            return self._ordered("", last, limit, offset)
+    def _walk(self, last: Place | None, limit: int | None) -> list[Place]:
+        """The first places beyond the last one, from one range of an index to the next: its equals, the others, the
+        unknown."""
+        column = self._order.column
+        ranges: list[tuple[Where, int | None]] = [(Where(column, "!=", None), None)]
+        if last is not None:
+            ranges = [(Where(column, "=", last[0]), last[1])]
+            if last[0] is not None:
+                ranges.append((Where(column, self._sign, last[0]), None))
+        if COLUMNS[column].optional and (last is None or last[0] is not None):
+            ranges.append((Where(column, "=", None), None))
         places: list[Place] = []
-        if last is None or last[0] is not None:
-            places = self._ordered(f"t.{column} IS NOT NULL", last, end)
-            last = None
-        if end is None or len(places) < end:
-            places += self._ordered(f"t.{column} IS NULL", last, None if end is None else end - len(places))
-        return places[offset:]
-
-    def _ordered(self, also: str, last: Place | None, limit: int | None, offset: int = 0) -> list[Place]:
-        """The first places in the order of an index."""
-        if self._order.column == "started_at" and not self._of_cohorts:
-            return self._union([None], also, last, limit, offset)
-        if len(self._cohorts) <= MERGED:
-            return self._union([0, *self._cohorts], also, last, limit, offset)
-        end = None if limit is None else offset + limit
-        places = self._union([0], also, last, end, 0)
-        for first in range(0, len(self._cohorts), MERGED):
-            places += self._union(self._cohorts[first : first + MERGED], also, last, end, 0)
-        places.sort(reverse=self._order.descends, key=lambda place: place if place[0] is not None else (0.0, place[1]))
-        return places[offset:end]
-
-    def _union(
-        self, cohorts: Sequence[int | None], also: str, last: Place | None, limit: int | None, offset: int
-    ) -> list[Place]:
-        """The first places in these cohorts; 0 stands for what is not filed, None for all."""
-        values = Values(SQLITE)
-        place = f"SELECT t.{self._order.column}, t.key"
-        conditions = values.every(self._rest) + ([also] if also else [])
-        if last is not None and last[0] is None:
-            conditions.append(f"t.key {'<' if self._order.descends else '>'} {values.add(last[1])}")
-        elif last is not None:
-            sign = "<" if self._order.descends else ">"
-            conditions.append(f"(t.{self._order.column}, t.key) {sign} ({values.add(last[0])}, {values.add(last[1])})")
-        unions: list[str] = []
-        for cohort in cohorts:
-            if cohort == 0:
-                unfiled = self._unfiled(values, self._of_cohorts)
-                unions.append(" AND ".join([place + unfiled, *conditions]))
-                continue
-            index = "trajectories_started" if cohort is None else f"cohort_{self._order.column}"
-            own = [] if cohort is None else [f"t.cohort = {cohort}"]
-            rows = f"{place} FROM trajectories AS t{SQLITE.use_index.format(index)}"
-            unions.append(rows + all_of([*own, *conditions]))
-        direction = self._direction
-        first = f"ORDER BY 1 {direction}, 2 {direction} LIMIT {-1 if limit is None else limit} OFFSET {offset}"
-        return self._connection.execute(f"{' UNION ALL '.join(unions)} {first}", values.values).fetchall()
+        for where, key in ranges:
+            left = None if limit is None else limit - len(places)
+            if left == 0:
+                break
+            values = Values(SQLITE)
+            conditions = values.every([where]) + ([] if key is None else [f"t.key {self._sign} {values.add(key)}"])
+            conditions += values.every(self._rest)
+            places += self._ask(self._walked(column, conditions, values), values, left, known=True)
+        return places
 
     def facet(self, field: str) -> list[Facet]:
         """How often each value occurs in a field."""
         values = Values(SQLITE)
         if field in COHORT and not self._rest:
             chosen = all_of(values.on_cohorts(self._of_cohorts))
-            unfiled = self._unfiled(values, self._of_cohorts)
+            unfiled = self._unfiled((), values)
             counts = Counter(dict(self._connection.execute(
                 f"SELECT value, sum(count) FROM (SELECT nullif({field}, '') AS value, trajectories AS count FROM cohorts"
                 f"{chosen} UNION ALL SELECT t.{field}, 1{unfiled}) GROUP BY 1", values.values,
@@ -337,7 +356,9 @@ class _Search:
         else:
             value = f"t.{field}"
         rows = f"SELECT {value} AS value{self._matching(self._lead(), values)} LIMIT {FEW + 1}"
-        counts = Counter(dict(self._connection.execute(f"SELECT value, count(*) FROM ({rows}) GROUP BY 1", values.values)))
+        counts = Counter(
+            dict(self._connection.execute(f"SELECT value, count(*) FROM ({rows}) GROUP BY 1", values.values))
+        )
         more = counts.total() > FEW
         del counts[None]
         return facets_of(counts.items(), more)

@@ -18,6 +18,7 @@ from aworld.core.trajectory import Trajectory
 from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
 from aworld.trajectory.summary import Summary
 
+
 class TrajectoryStore(Protocol):
     """Where logs are kept."""
 
