@@ -38,6 +38,7 @@ def atif(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
         task_id=trajectory.task.id,
         task_name=trajectory.task.name,
         group_id=trajectory.task.group_id,
+        labels=trajectory.labels,
     )
     if len(documents) > 1:
         first["subagent_trajectories"] = documents[1:]

@@ -78,13 +78,11 @@ def _sharegpt_turn(message: Message) -> tuple[str, list[Any]]:
 def swift(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
     """ms-swift: `messages` with the roles system, user, assistant, tool_call and tool_response, and `tools` as text.
 
-    Beside them stand `id` (the trajectory), `group_id`, `problem_id` (of a task of an environment, whose name ends with
-    it) and `score`, each where there is one. What an assistant says that no model wrote has `loss` false.
+    Beside them stand `id` (the trajectory), `group_id`, `problem_id` (the label `problem`) and `score`, each where
+    there is one. What an assistant says that no model wrote has `loss` false.
     """
-    task = trajectory.task
-    known = {"id": trajectory.id, "group_id": task.group_id, "score": trajectory.score}
-    _, slash, problem = (task.name or "").partition("/")
-    known["problem_id"] = problem if slash else None
+    known = {"id": trajectory.id, "group_id": trajectory.task.group_id, "score": trajectory.score}
+    known["problem_id"] = trajectory.labels.get("problem")
     for activation, path in ended_branches(trajectory):
         sample: dict[str, Any] = {"messages": [message for node in path for message in _swift_messages(node)]}
         tools = tools_of(trajectory, activation)

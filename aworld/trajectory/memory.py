@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 from aworld.core.event import Event, Started
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.core.trajectory import Trajectory
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, matches, select, tabulate
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matches, select, tabulate
 from aworld.trajectory.store import DONE, already_there, unknown_trajectory
 from aworld.trajectory.summary import Summary, Tally
 
@@ -102,11 +102,11 @@ class MemoryStore:
         del self._logs[id], self._tallies[id]
         return gone
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryStore.scan`."""
         for summary in self._select(query):
             if summary.id in self._logs:
-                yield summary, self._compose(summary.id)
+                yield summary, Recorded(self._compose(summary.id))
 
     def attach(self, trajectory: Trajectory) -> None:
         """See `TrajectoryStore.attach`."""
@@ -181,12 +181,12 @@ class WeakStore:
             raise self._unknown(id)
         return 1
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryStore.scan`."""
         held = {t.id: t for t in list(self._live.values()) if t.events}
         summaries = enumerate([Tally.of(t.id, t.events).summary() for t in held.values()])
         for summary in select(summaries, query, self._unknown):
-            yield summary, list(held[summary.id].events)
+            yield summary, Recorded(held[summary.id].events)
 
     async def vacuum(self) -> None:
         """See `TrajectoryStore.vacuum`."""

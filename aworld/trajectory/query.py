@@ -1,8 +1,9 @@
 """Which trajectories are meant, in which order, and from where on.
 
 A query is data: stores of tables make SQL of it, stores in memory ask `select`. The rules are the same. What is not
-known matches no comparison and stands last in either direction; `!=` is the opposite of `=`, so it matches the unknown.
-A page goes on after a *cursor*, which holds the place of its last row and not its id: that row may be deleted meanwhile.
+known matches no comparison and stands last in either direction; `!=` is the opposite of `=`, so it matches the
+unknown. A page goes on after a *cursor*, which holds the place of its last row and not its id: that row may be deleted
+meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from aworld.core.checks import hint, one_of
-from aworld.core.event import Status
+from aworld.core.event import Event, Note, Status
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.trajectory.summary import COLUMNS, Summary
 
@@ -120,9 +121,9 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
     until: float | None = None
     """Started before this time, UNIX seconds."""
     order: str = "newest"
-    """A column of `Summary`, with `-` before it the largest first; or `newest`, `oldest` (by start), `best`, `worst` (by
-    score). What is unknown comes last; equals are in the order of writing. Orders that a large store has at once are in
-    `aworld.trajectory.sql.QUICK`."""
+    """A column of `Summary`, with `-` before it the largest first; or `newest`, `oldest` (by start), `best`, `worst`
+    (by score). What is unknown comes last; equals are in the order of writing. By `started_at`, `score`, `cost` and
+    `duration` a store of any size is ordered at once; by others it is sorted."""
     limit: int | None = None
     offset: int = 0
     after: str | None = None
@@ -187,6 +188,12 @@ EVERYTHING = Query()
 
 Place: TypeAlias = "tuple[Any, int]"
 """Where a trajectory stands in an order: what is ordered by, and its number."""
+
+
+class Recorded(list[Event]):
+    """The events of a trajectory, and the notes about it."""
+
+    notes: Sequence[Note] = ()
 
 
 class Page(list[Summary]):

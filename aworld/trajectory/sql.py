@@ -34,6 +34,8 @@ class Dialect(Struct, frozen=True):
     """A text has a piece."""
     use_index: str
     """Makes the planner take an index; empty where it knows how the values are spread."""
+    by_key: str
+    """Makes a subselect give its keys in order, so that rows are looked up as they lie in the file."""
     labels: str
     """The labels of a row as a JSON object."""
 
@@ -43,6 +45,7 @@ SQLITE = Dialect(
     among="{column} IN (SELECT value FROM json_each({value}))",
     contains="instr({column}, {value}) > 0",
     use_index=" INDEXED BY {}",
+    by_key=" ORDER BY key LIMIT -1",
     labels="(SELECT json_group_object(name, value) FROM labels WHERE trajectory = t.key)",
 )
 
@@ -51,7 +54,8 @@ WRITTEN = (*STORED, "asked")
 """The columns that follow from a tally."""
 
 INSERT = (
-    f"INSERT INTO trajectories ({', '.join(WRITTEN)}, parent, first) VALUES ({', '.join('?' * len(WRITTEN))}, ?, ?)"
+    f"INSERT INTO trajectories ({', '.join(WRITTEN)}, parent, first, owner, lease_until)"
+    f" VALUES ({', '.join('?' * len(WRITTEN))}, ?, ?, ?, ?)"
 )
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from aworld.core.event import Event, encode_event
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.trajectory import Trajectory
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
 from aworld.trajectory.sqlite_reader import compose, counted, faceted, listed, scanned
 from aworld.trajectory.sqlite_tables import vacuum
@@ -155,7 +155,7 @@ class SQLiteStore:
         with self._connection() as connection:
             return ask(connection)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryStore.scan`."""
         if (self._writer.queue or self._writer.busy) and not self._writer.closed:
             self._writer.call(None).result()

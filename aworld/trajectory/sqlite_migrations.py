@@ -90,8 +90,9 @@ _VERSION_2 = """
     CREATE TABLE blobs (digest TEXT PRIMARY KEY, data BLOB NOT NULL)
     """
 """A cohort is the trajectories of one status, agent, environment and model (empty where there is none): its size is
-kept, and each index by which lists are ordered holds it. A trajectory is filed under its cohort some time after its end:
-one that filed itself would write a page of each index. `notes.key` orders the notes of all trajectories. `owner` works on the run until `lease_until`."""
+kept, and each index by which lists are ordered holds it. A trajectory is filed under its cohort some time after its
+end: one that filed itself would write a page of each index. `notes.key` orders the notes of all trajectories. `owner`
+works on the run until `lease_until`."""
 
 _INDEXES_2 = """
     DROP INDEX trajectories_status;

@@ -7,14 +7,14 @@ export never keeps the writer's log from being taken back into the file.
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from aworld.core.event import Event
+from aworld.core.event import Event, Note, decode_event
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.query import (
     LABEL,
@@ -24,6 +24,7 @@ from aworld.trajectory.query import (
     Page,
     Place,
     Query,
+    Recorded,
     Where,
     check_facets,
     facets_of,
@@ -82,19 +83,39 @@ def nearest(connection: sqlite3.Connection, id: str) -> list[str]:
     return [row[0] for row in rows]
 
 
+@contextmanager
+def _moment(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    """Statements that see the same moment: meanwhile trajectories may be filed, and would be there twice or never."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
 def listed(connection: sqlite3.Connection, path: str, query: Query) -> Page:
     """The summaries that a query asks for. Raises `TaskError` if the one to go on after is unknown."""
-    places = _Search(connection, query).places(_last(connection, path, query), query.limit, query.offset)
-    return page_of(query, _summaries(connection, [key for _, key in places]), places[-1] if places else None)
+    with _moment(connection):
+        places = _Search(connection, query).places(_last(connection, path, query), query.limit, query.offset)
+        return page_of(query, _summaries(connection, [key for _, key in places]), places[-1] if places else None)
 
 
 def counted(connection: sqlite3.Connection, query: Query, most: int | None = None) -> int:
     """How many trajectories match a query; at most `most`, where counting ends."""
-    return _Search(connection, query).count(most)
+    with _moment(connection):
+        return _Search(connection, query).count(most)
 
 
-def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, list[Event]]]:
-    """Matching trajectories with their events; in memory are one log and a page of summaries.
+def _notes(connection: sqlite3.Connection, id: str) -> list[Note]:
+    rows = connection.execute(
+        "SELECT n.data FROM notes AS n JOIN trajectories AS t ON n.trajectory = t.key WHERE t.id = ? ORDER BY n.number",
+        (id,),
+    )
+    return [decode_event(data) for (data,) in rows]
+
+
+def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, Recorded]]:
+    """Matching trajectories with their events and notes; in memory are one log and a page of summaries.
 
     What is deleted meanwhile is left out. A page begins at the place where the one before ended, not after an id: that
     may be gone.
@@ -103,13 +124,17 @@ def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator
     last = _last(connection, path, query)
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
-        places = _Search(connection, query).places(last, size, offset)
-        for summary in _summaries(connection, [key for _, key in places]):
+        with _moment(connection):
+            places = _Search(connection, query).places(last, size, offset)
+            summaries = list(_summaries(connection, [key for _, key in places]))
+        for summary in summaries:
             try:
-                events = compose(connection, path, summary.id)
+                record = Recorded(compose(connection, path, summary.id))
+                if summary.notes:
+                    record.notes = _notes(connection, summary.id)
             except TaskError:
                 continue
-            yield summary, events
+            yield summary, record
         if len(places) < size:
             return
         left = None if left is None else left - len(places)
@@ -119,8 +144,9 @@ def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator
 def faceted(connection: sqlite3.Connection, fields: Sequence[str], query: Query) -> Facets:
     """How often each value occurs in the fields among what matches a query."""
     check_facets(fields)
-    search = _Search(connection, query)
-    return {field: search.facet(field) for field in fields}
+    with _moment(connection):
+        search = _Search(connection, query)
+        return {field: search.facet(field) for field in fields}
 
 
 def _last(connection: sqlite3.Connection, path: str, query: Query) -> Place | None:
@@ -147,6 +173,9 @@ def _summaries(connection: sqlite3.Connection, keys: list[int]) -> Iterator[Summ
 FEW = 50_000
 """Trajectories that are looked at one by one, at about 1 µs each. What leaves more of a million is so common that a
 walk in the order asked for soon finds a page of it."""
+
+RARE = 5000
+"""Trajectories of cohorts that are looked at one by one; of more, an index of an order has them sooner."""
 
 SHOWN = 1000
 """Different values of a facet that are counted."""
@@ -176,15 +205,12 @@ class _Search:
         self._filed: int = sum(size for _, size in rows)
 
     def _walked(self, column: str, conditions: Sequence[str], values: Values) -> str:
-        """The trajectories of the chosen cohorts, named `t`, in the order of a column; with `started_at` all of them,
-        else those that are filed."""
+        """Trajectories named `t` by the index of an order: those of the chosen cohorts that are filed; in the order of
+        starts and without a choice all."""
         index = SQLITE.use_index.format(f"order_{column}")
-        chosen = [values.among("t.cohort", self._cohorts)] if self._of_cohorts else []
-        if column != "started_at":
-            chosen.insert(0, "t.cohort IS NOT NULL")
-        elif chosen:
-            unfiled = " AND ".join(["t.cohort IS NULL", *values.every(self._of_cohorts)])
-            chosen = [f"({chosen[0]} OR {unfiled})"]
+        chosen = ["t.cohort IS NOT NULL"] if column != "started_at" else []
+        if self._of_cohorts:
+            chosen.append(values.among("t.cohort", self._cohorts))
         return f" FROM trajectories AS t{index}{all_of([*conditions, *chosen])}"
 
     def _unfiled(self, conditions: Sequence[str], values: Values) -> str:
@@ -200,48 +226,49 @@ class _Search:
             if (where.label and where.op in ("=", "in") and where.value is not None)
             or (where.field in INDEXED and where.op in ("=", "in", "prefix") and where.value is not None)
         ]
-        for column in QUICK:
-            ranges = tuple(w for w in self._rest if w.field == column and w.op in ("=", "<", "<=", ">", ">="))
-            if ranges and all(where.value is not None for where in ranges):
-                drivers.append(ranges)
-        return drivers
+        return drivers + [bounds for column in QUICK if (bounds := self._bounds(column))]
+
+    def _bounds(self, column: str) -> _Driver:
+        ranges = (where for where in self._rest if where.field == column and where.value is not None)
+        return tuple(where for where in ranges if where.op in ("=", "<", "<=", ">", ">="))
 
     def _source(self, driver: _Driver, values: Values) -> str:
         """A select of the keys that a driver leaves; one without conditions leaves the chosen cohorts."""
         if not driver:
             filed = f"SELECT key FROM trajectories WHERE {values.among('cohort', self._cohorts)}"
+            if self._filed > RARE:
+                filed = f"SELECT t.key{self._walked('started_at', (), values)}"
             return f"{filed} UNION ALL SELECT t.key{self._unfiled((), values)}"
         where = driver[0]
         if where.label:
             name = values.add(where.label)
             return f"SELECT trajectory AS key FROM labels WHERE name = {name} AND {values.on('value', where)}"
         if where.field in QUICK:
-            conditions = values.every(driver)
-            walked = f"SELECT t.key{self._walked(where.field, conditions, values)}"
+            index, conditions = SQLITE.use_index.format(f"order_{where.field}"), values.every(driver)
             if where.field == "started_at":
-                return walked
-            return f"{walked} UNION ALL SELECT t.key{self._unfiled(conditions, values)}"
+                return f"SELECT t.key FROM trajectories AS t{index}{all_of(conditions)}"
+            filed = f"SELECT t.key FROM trajectories AS t{index}{all_of(['t.cohort IS NOT NULL', *conditions])}"
+            return f"{filed} UNION ALL SELECT t.key{self._unfiled(conditions, values)}"
         if where.field == "task_id":  # the index has only those that differ from the id
             same = f"SELECT key FROM trajectories WHERE {values.on('id', where)} AND task_id = id"
-            return (
-                f"{same} UNION ALL SELECT key FROM trajectories WHERE task_id <> id AND {values.on('task_id', where)}"
-            )
+            other = f"SELECT key FROM trajectories WHERE {values.on('task_id', where)} AND task_id <> id"
+            return f"{same} UNION ALL {other}"
         return f"SELECT key FROM trajectories WHERE {values.on(where.field, where)}"
 
     def _matching(self, driver: _Driver | None, values: Values, also: Sequence[str] = ()) -> str:
         """From where the trajectories that match come, named `t`, and their conditions."""
-        if driver is None:
+        if driver is None and not self._of_cohorts:
             return self._walked("started_at", [*values.every(self._rest), *also], values)
-        source = self._source(driver, values)
-        chosen = not driver or driver[0].field in QUICK
-        left = [where for where in self._rest if where not in driver] + ([] if chosen else self._of_cohorts)
+        driver = driver or ()
+        source = f"{self._source(driver, values)}{SQLITE.by_key}"
+        left = [where for where in self._rest if where not in driver] + (self._of_cohorts if driver else [])
         conditions = all_of(["t.key = c.key", *values.every(left), *also])
         return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{conditions}"
 
     def _lead(self, most: int = FEW) -> _Driver | None:
         """The conditions that leave least; none for the cohorts, and None if all leave more than `most`."""
         lead, least = None, most + 1
-        if self._of_cohorts and self._filed < least:
+        if self._of_cohorts and self._filed <= RARE:
             values = Values(SQLITE)
             lead, least = (), self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
         for driver in self._drivers():
@@ -257,17 +284,22 @@ class _Search:
 
     def count(self, most: int | None) -> int:
         """How many match, at most `most`."""
-        values = Values(SQLITE)
+        values, drivers = Values(SQLITE), self._drivers()
         limit = "" if most is None else f" LIMIT {most}"
-        drivers = self._drivers()
-        alone = len(drivers) == 1 and len(drivers[0]) == len(self._rest)
         if not self._rest:
             count = self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
             return count if most is None else min(count, most)
-        if alone and (not self._of_cohorts or drivers[0][0].field in QUICK):
-            rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"  # an index has all of the answer
-        else:
+        if len(drivers) != 1 or len(drivers[0]) != len(self._rest):
             rows = f"SELECT 1{self._matching(self._lead(2 * FEW), values)}"
+        elif drivers[0][0].field in QUICK:  # an index has all of the answer
+            conditions = values.every(self._rest)
+            rows = f"SELECT 1{self._walked(drivers[0][0].field, conditions, values)}"
+            if self._of_cohorts or drivers[0][0].field != "started_at":
+                rows += f" UNION ALL SELECT 1{self._unfiled(conditions, values)}"
+        elif self._of_cohorts:
+            rows = f"SELECT 1{self._matching(self._lead(2 * FEW), values)}"
+        else:
+            rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"
         return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
 
     def places(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
@@ -277,10 +309,11 @@ class _Search:
         values = Values(SQLITE)
         if column not in QUICK or not (lead is None or (lead and lead[0].field == column)):
             return self._ask(self._matching(lead, values, self._beyond(last, values)), values, limit, offset)
-        if column == "started_at" and last is None:
+        whole = column == "started_at" and not self._of_cohorts
+        if whole and last is None:
             return self._ask(self._matching(None, values), values, limit, offset)
         places = self._walk(last, end)
-        if column != "started_at":
+        if not whole:
             conditions = [*values.every(self._rest), *self._beyond(last, values)]
             places += self._ask(self._unfiled(conditions, values), values, end)
             known = [place for place in places if place[0] is not None]
@@ -323,9 +356,11 @@ class _Search:
             ranges = [(Where(column, "=", last[0]), last[1])]
             if last[0] is not None:
                 ranges.append((Where(column, self._sign, last[0]), None))
-        if COLUMNS[column].optional and (last is None or last[0] is not None):
+        if COLUMNS[column].optional and (last is None or last[0] is not None) and not self._bounds(column):
             ranges.append((Where(column, "=", None), None))
         places: list[Place] = []
+        if self._of_cohorts and not self._cohorts:
+            return places
         for where, key in ranges:
             left = None if limit is None else limit - len(places)
             if left == 0:
@@ -338,30 +373,26 @@ class _Search:
 
     def facet(self, field: str) -> list[Facet]:
         """How often each value occurs in a field."""
+        if not self._conditions and field not in COHORT:
+            return self._values(field)
         values = Values(SQLITE)
         if field in COHORT and not self._rest:
-            chosen = all_of(values.on_cohorts(self._of_cohorts))
-            unfiled = self._unfiled((), values)
-            counts = Counter(dict(self._connection.execute(
-                f"SELECT value, sum(count) FROM (SELECT nullif({field}, '') AS value, trajectories AS count FROM cohorts"
-                f"{chosen} UNION ALL SELECT t.{field}, 1{unfiled}) GROUP BY 1", values.values,
-            )))  # fmt: skip
-            del counts[None]
-            return facets_of(counts.items())
-        if not self._conditions:
-            return self._values(field)
-        if field.startswith(LABEL):
-            name = values.add(field[len(LABEL) :])
-            value = f"(SELECT value FROM labels WHERE trajectory = t.key AND name = {name})"
+            filed = all_of(values.on_cohorts(self._of_cohorts))
+            rows = f"SELECT nullif({field}, '') AS value, trajectories AS count FROM cohorts{filed} UNION ALL "
+            rows += f"SELECT t.{field}, 1{self._unfiled((), values)}"
+            end = 0
         else:
             value = f"t.{field}"
-        rows = f"SELECT {value} AS value{self._matching(self._lead(), values)} LIMIT {FEW + 1}"
-        counts = Counter(
-            dict(self._connection.execute(f"SELECT value, count(*) FROM ({rows}) GROUP BY 1", values.values))
-        )
-        more = counts.total() > FEW
-        del counts[None]
-        return facets_of(counts.items(), more)
+            if field.startswith(LABEL):
+                name = values.add(field[len(LABEL) :])
+                value = f"(SELECT value FROM labels WHERE trajectory = t.key AND name = {name})"
+            rows = f"SELECT {value} AS value, 1 AS count{self._matching(self._lead(), values)} LIMIT {FEW}"
+            end = FEW
+        counts = self._connection.execute(
+            f"SELECT value, sum(count) FROM ({rows}) GROUP BY 1", values.values
+        ).fetchall()
+        more = end > 0 and sum(count for _, count in counts) >= end
+        return facets_of([(value, count) for value, count in counts if value is not None], more)
 
     def _values(self, field: str) -> list[Facet]:
         """Of all trajectories: goes through an index from one value to the next."""

@@ -75,7 +75,14 @@ def _scored(connection: sqlite3.Connection, id: str, key: int, forked: bool) -> 
     return score
 
 
-def create(connection: sqlite3.Connection, url: str, id: str, started: Started) -> Known:
+def create(
+    connection: sqlite3.Connection,
+    url: str,
+    id: str,
+    started: Started,
+    owner: str | None = None,
+    lease_until: float | None = None,
+) -> Known:
     """Add a trajectory; a fork begins with the tally of what it shares.
 
     Raises `TaskError` if a fork's parent is unknown or shorter than it says, `StoreError` for a wrong number.
@@ -96,7 +103,7 @@ def create(connection: sqlite3.Connection, url: str, id: str, started: Started) 
     begun.apply(started)  # so that it is written once as it is after this event; the caller applies it to the other
     summary = begun.summary()
     row = _row(begun, summary)
-    cursor = connection.execute(INSERT, (*row, parent, started.seq))
+    cursor = connection.execute(INSERT, (*row, parent, started.seq, owner, lease_until))
     assert cursor.lastrowid is not None  # an insert that succeeded has one
     tally.key = cursor.lastrowid
     known = Known(tally.key, tally, row, {})
@@ -137,6 +144,10 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
 
 
 _COHORT = frozenset(COHORT)
+_JOIN = (
+    f"INSERT INTO cohorts ({', '.join(COHORT)}, trajectories) VALUES (?, ?, ?, ?, ?) ON CONFLICT ({', '.join(COHORT)})"
+    " DO UPDATE SET trajectories = trajectories + excluded.trajectories RETURNING key"
+)
 _LEAVE = "UPDATE cohorts SET trajectories = trajectories - 1 WHERE key = ?"
 
 
@@ -153,11 +164,7 @@ def file_ended(connection: sqlite3.Connection) -> None:
         for key, *cohort in connection.execute(unfiled):
             cohorts.setdefault(tuple(cohort), []).append(key)
         for cohort, keys in cohorts.items():
-            row = connection.execute(
-                f"INSERT INTO cohorts ({', '.join(COHORT)}, trajectories) VALUES (?, ?, ?, ?, ?) ON CONFLICT"
-                f" ({', '.join(COHORT)}) DO UPDATE SET trajectories = trajectories + excluded.trajectories RETURNING key",
-                (*cohort, len(keys)),
-            ).fetchone()
+            row = connection.execute(_JOIN, (*cohort, len(keys))).fetchone()
             connection.executemany("UPDATE trajectories SET cohort = ? WHERE key = ?", [(*row, key) for key in keys])
         connection.execute("COMMIT")
     except BaseException:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote
 from aworld.core.event import Event
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.trajectory import Trajectory
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.summary import Summary
 
 
@@ -70,7 +70,7 @@ class TrajectoryStore(Protocol):
         """
         ...
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """Matching trajectories one after the other, one in memory at a time.
 
         What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.

@@ -291,7 +291,7 @@ def test_parquet_without_pyarrow_names_the_extra(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"pip install 'aworld\[parquet\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "pyarrow>=18"'):
         export(store, "parquet", tmp_path / "tokens.parquet")
     assert not (tmp_path / "tokens.parquet").exists()
 
