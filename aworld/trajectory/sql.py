@@ -108,6 +108,8 @@ class Values:
         match where.op:
             case "in":
                 return self.among(column, value)
+            case "=" | "!=" if value is None and not where.label and not COLUMNS[where.field].optional:
+                return "1 = 0" if where.op == "=" else "1 = 1"
             case "=" | "!=" if value is None:
                 return f"{column} IS {'' if where.op == '=' else 'NOT '}NULL"
             case "!=":

@@ -177,6 +177,9 @@ walk in the order asked for soon finds a page of it."""
 RARE = 5000
 """Trajectories of cohorts that are looked at one by one; of more, an index of an order has them sooner."""
 
+LOOKED_AT = 20_000
+"""Matching trajectories of which a facet is made where it has to look at them; of more it is a part."""
+
 SHOWN = 1000
 """Different values of a facet that are counted."""
 
@@ -260,7 +263,7 @@ class _Search:
         if driver is None and not self._of_cohorts:
             return self._walked("started_at", [*values.every(self._rest), *also], values)
         driver = driver or ()
-        source = f"{self._source(driver, values)}{SQLITE.by_key}"
+        source = self._source(driver, values) + (SQLITE.by_key if driver else "")
         left = [where for where in self._rest if where not in driver] + (self._of_cohorts if driver else [])
         conditions = all_of(["t.key = c.key", *values.every(left), *also])
         return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{conditions}"
@@ -290,14 +293,14 @@ class _Search:
             count = self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
             return count if most is None else min(count, most)
         if len(drivers) != 1 or len(drivers[0]) != len(self._rest):
-            rows = f"SELECT 1{self._matching(self._lead(2 * FEW), values)}"
+            rows = f"SELECT 1{self._matching(self._lead(4 * FEW), values)}"
         elif drivers[0][0].field in QUICK:  # an index has all of the answer
             conditions = values.every(self._rest)
             rows = f"SELECT 1{self._walked(drivers[0][0].field, conditions, values)}"
             if self._of_cohorts or drivers[0][0].field != "started_at":
                 rows += f" UNION ALL SELECT 1{self._unfiled(conditions, values)}"
         elif self._of_cohorts:
-            rows = f"SELECT 1{self._matching(self._lead(2 * FEW), values)}"
+            rows = f"SELECT 1{self._matching(self._lead(4 * FEW), values)}"
         else:
             rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"
         return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
@@ -386,8 +389,8 @@ class _Search:
             if field.startswith(LABEL):
                 name = values.add(field[len(LABEL) :])
                 value = f"(SELECT value FROM labels WHERE trajectory = t.key AND name = {name})"
-            rows = f"SELECT {value} AS value, 1 AS count{self._matching(self._lead(), values)} LIMIT {FEW}"
-            end = FEW
+            rows = f"SELECT {value} AS value, 1 AS count{self._matching(self._lead(4 * FEW), values)} LIMIT {LOOKED_AT}"
+            end = LOOKED_AT
         counts = self._connection.execute(
             f"SELECT value, sum(count) FROM ({rows}) GROUP BY 1", values.values
         ).fetchall()
