@@ -282,13 +282,11 @@ async def test_the_list_keeps_up_with_runs_that_change_after_they_were_filed(tmp
     await store.close()  # files it
     store = SQLiteStore(tmp_path / "runs.db")
     before = (await store.query())[0]
-    assert (await store.facets(["status"]))["status"] == [Facet(before.status, 1)]
-    log = run(1)
-    again: Any = log[0]
-    await store.append("run", [msgspec.structs.replace(again, seq=len(log), at=5000.0)])
-    assert (await store.facets(["status"]))["status"] == [Facet("running", 1)]
-    assert await store.count(Query(status=(before.status,))) == 0
-    assert [summary.started_at for summary in await store.query(Query(order="best"))] == [5000.0]
+    assert await store.facets(["agent"]) == {"agent": [Facet(str(before.agent), 1)]}
+    await store.append("run", [ev.AgentStarted(seq=before.events, at=5000.0, activation=0, agent="another")])
+    assert await store.facets(["agent"]) == {"agent": [Facet("another", 1)]}
+    assert await store.count(Query(agent=before.agent)) == 0
+    assert [summary.updated_at for summary in await store.query(Query(order="best", agent="another"))] == [5000.0]
     await store.delete("run")
     assert await store.count() == 0
     assert await store.facets(["status", "labels.split"]) == {"status": [], "labels.split": []}
