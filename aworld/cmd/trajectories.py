@@ -131,24 +131,24 @@ def open_existing(address: str | None) -> TrajectoryStore:
     return store
 
 
-async def resolve(store: TrajectoryStore, given: str) -> str:
+async def resolve(store: TrajectoryStore, name: str) -> str:
     """The id that is meant by an id, the beginning of one, a task id, or `last`. Raises `TaskError`."""
     from aworld.trajectory.query import Query
 
-    if given == "last":
+    if name == "last":
         newest = await store.query(Query(limit=1))
         if not newest:
             raise TaskError(f"the store {store.url} is empty")
         return newest[0].id
-    for query in (Query(ids=(given,)), Query(prefix=given, limit=6), Query(task=given, limit=6)):
-        found = await store.query(query)
-        if len(found) == 1:
-            return found[0].id
-        if found:
-            named = ", ".join(summary.id for summary in found[:5]) + (", …" if len(found) > 5 else "")
-            raise TaskError(f"{given!r} may be {named}; give more of the id")
-    await store.read(given)  # says that there is none, and which is near
-    return given
+    for query in (Query(ids=(name,)), Query(prefix=name, limit=6), Query(task=name, limit=6)):
+        page = await store.query(query)
+        if len(page) == 1:
+            return page[0].id
+        if page:
+            named = ", ".join(summary.id for summary in page[:5]) + (", …" if len(page) > 5 else "")
+            raise TaskError(f"{name!r} may be {named}; give more of the id")
+    await store.read(name)  # says that there is none, and which is near
+    return name
 
 
 async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
@@ -159,23 +159,23 @@ async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
     query = replace(query_of(args), order=args.order, limit=args.limit, offset=args.offset, after=args.after)
     if args.facets is not None:
         return await _facets(store, args, query)
-    found = await store.query(query)
+    page = await store.query(query)
     if args.json:
-        _print_json(found)
+        _print_json(page)
         return 0
     from aworld.cmd.trajectory_view import console, table
 
-    end = args.offset + len(found)
+    end = args.offset + len(page)
     total = await store.count(query, most=max(MOST, end + 1))
     out = console()
-    if not found:
+    if not page:
         out.print(f"No runs{' there' if total else ''}: {total} match in {store.url}", soft_wrap=True, highlight=False)
         return 0
     width = out.width if out.is_terminal else None
-    out.print(table(found, width, time.time(), query.order.removeprefix("-")), crop=False)
+    out.print(table(page, width, time.time(), query.order.removeprefix("-")), crop=False)
     count = f"{total:,}{'+' if total >= max(MOST, end + 1) else ''}"
     if args.after is not None:
-        line = f"{len(found)} of {count}" + (f" · next page: --after {found[-1].id}" if found.next else "")
+        line = f"{len(page)} of {count}" + (f" · next page: --after {page[-1].id}" if page.next else "")
     else:
         more = f" · next page: --offset {end}" if end < total else ""
         line = f"{args.offset + 1}–{end} of {count}{more}"
@@ -223,7 +223,7 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
 
     from aworld.trajectory.export import export
 
-    ids = tuple([await resolve(store, each) for each in args.ids]) or None
+    ids = tuple([await resolve(store, id) for id in args.ids]) or None
     query = replace(query_of(args), ids=ids, limit=args.limit)
     if not await store.count(query):
         chosen = " ".join([*args.ids, *_filters(args)])
@@ -241,7 +241,7 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
 
 
 async def _delete(store: TrajectoryStore, args: argparse.Namespace) -> int:
-    ids = [await resolve(store, each) for each in args.ids]
+    ids = [await resolve(store, id) for id in args.ids]
     if not args.yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody can be asked here; give --yes to delete")

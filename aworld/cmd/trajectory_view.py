@@ -89,24 +89,24 @@ _RIGHT = ("score", "cost", "steps", "tokens", "time", "started")
 def _columns(summaries: list[Summary], now: float, sort: str) -> dict[str, list[Text]]:
     """What can be said of runs, the most important first. Environments and labels only where there are any."""
     columns = {
-        "run": [Text(clean(each.id), style="cyan") for each in summaries],
-        "status": [status_text(each.status) for each in summaries],
-        "score": [_score(each.score) for each in summaries],
-        "steps": [Text(str(each.steps)) for each in summaries],
-        "tokens": [Text(_short_number(_total(each))) for each in summaries],
-        "time": [Text(_lasted(each)) for each in summaries],
-        "started": [Text(_ago(now - each.started_at)) for each in summaries],
-        "agent": [Text(clean(each.agent or "")) for each in summaries],
-        "environment": [Text(clean(each.environment or "")) for each in summaries],
-        "labels": [Text(labels_text(each.labels)) for each in summaries],
-        "group": [Text(clean(each.group_id or "")) for each in summaries],
-        "answer": [_ended(each) for each in summaries],
+        "run": [Text(clean(summary.id), style="cyan") for summary in summaries],
+        "status": [status_text(summary.status) for summary in summaries],
+        "score": [_score(summary.score) for summary in summaries],
+        "steps": [Text(str(summary.steps)) for summary in summaries],
+        "tokens": [Text(_short_number(_total(summary))) for summary in summaries],
+        "time": [Text(_lasted(summary)) for summary in summaries],
+        "started": [Text(_ago(now - summary.started_at)) for summary in summaries],
+        "agent": [Text(clean(summary.agent or "")) for summary in summaries],
+        "environment": [Text(clean(summary.environment or "")) for summary in summaries],
+        "labels": [Text(labels_text(summary.labels)) for summary in summaries],
+        "group": [Text(clean(summary.group_id or "")) for summary in summaries],
+        "answer": [_ended(summary) for summary in summaries],
     }
     optional = [name for name in ("environment", "labels") if not any(columns[name])]
     shown = {name: cells for name, cells in columns.items() if name not in optional}
     if sort in _SORTED and sort not in shown:
         first = {name: shown.pop(name) for name in _ALWAYS}
-        shown = {**first, sort: [_SORTED[sort](getattr(each, sort)) for each in summaries], **shown}
+        shown = {**first, sort: [_SORTED[sort](getattr(summary, sort)) for summary in summaries], **shown}
     return shown
 
 
@@ -121,7 +121,7 @@ def facet_table(counts: Facets) -> Table:
     out.add_column(no_wrap=True, style="bold")
     out.add_column(overflow="fold")
     for field, facets in counts.items():
-        values = [f"{clean(each.value)} {each.count:,}{'+' if each.more else ''}" for each in facets]
+        values = [f"{clean(facet.value)} {facet.count:,}{'+' if facet.more else ''}" for facet in facets]
         out.add_row(clean(field), " · ".join(values) or "none")
     return out
 
@@ -386,8 +386,8 @@ def _score(score: float | None) -> Text:
 
 
 def _total(summary: Summary) -> int | None:
-    known = [count for count in (summary.input_tokens, summary.output_tokens) if count is not None]
-    return sum(known) if known else None
+    counts = [count for count in (summary.input_tokens, summary.output_tokens) if count is not None]
+    return sum(counts) if counts else None
 
 
 def _number(count: int | None) -> str:

@@ -262,8 +262,8 @@ def select(numbered: Iterable[tuple[int, Summary]], query: Query, unknown: Calla
     order = order_of(query)
     sign = -1 if order.descends else 1
 
-    def place(each: tuple[int, Summary]) -> Place:
-        return value_of(each[1], order.column), each[0]
+    def place(row: tuple[int, Summary]) -> Place:
+        return value_of(row[1], order.column), row[0]
 
     def beyond(here: Place, last: Place) -> bool:
         value, number = here
@@ -275,16 +275,16 @@ def select(numbered: Iterable[tuple[int, Summary]], query: Query, unknown: Calla
 
     every = list(numbered)
     conditions = query.conditions
-    chosen = [each for each in every if all(where.holds(value_of(each[1], where.field)) for where in conditions)]
+    chosen = [row for row in every if all(where.holds(value_of(row[1], where.field)) for where in conditions)]
     chosen.sort(key=operator.itemgetter(0), reverse=order.descends)
-    known = [each for each in chosen if place(each)[0] is not None]
-    known.sort(key=lambda each: place(each)[0], reverse=order.descends)  # stable: equals stay in the order of writing
-    chosen = known + [each for each in chosen if place(each)[0] is None]
+    valued = [row for row in chosen if place(row)[0] is not None]
+    valued.sort(key=lambda row: place(row)[0], reverse=order.descends)  # stable: equals stay in the order of writing
+    chosen = valued + [row for row in chosen if place(row)[0] is None]
     if query.after is not None:
-        last = place_after(query) or next((place(each) for each in every if each[1].id == query.after), None)
+        last = place_after(query) or next((place(row) for row in every if row[1].id == query.after), None)
         if last is None:
             raise unknown(query.after)
-        chosen = [each for each in chosen if beyond(place(each), last)]
+        chosen = [row for row in chosen if beyond(place(row), last)]
     chosen = chosen[query.offset : None if query.limit is None else query.offset + query.limit]
     return page_of(query, [summary for _, summary in chosen], place(chosen[-1]) if chosen else None)
 

@@ -117,7 +117,7 @@ class Values:
             case "contains":
                 return self.dialect.contains.format(column=column, value=self.add(value))
             case "prefix":
-                beyond = after_all(value)
+                beyond = after_all(str(value))
                 until = "" if beyond is None else f" AND {column} < {self.add(beyond)}"
                 return f"{column} >= {self.add(value)}{until}"
             case _:

@@ -168,7 +168,7 @@ def _entries(
 ) -> Iterator[tuple[bytes, _Entry]]:
     if parent is not None:
         row = connection.execute("SELECT parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
-        yield from _entries(connection, parent, *row, min(first, end))
+        yield from _entries(connection, parent, row[0], row[1], min(first, end))
     rows = connection.execute(
         "SELECT substr(data, 10, 6), data FROM events WHERE key >= ? AND key < ?"
         " AND substr(data, 10, 6) IN (?, ?, ?) ORDER BY key",

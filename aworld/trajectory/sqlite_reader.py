@@ -319,18 +319,20 @@ class _Search:
         if not whole:
             conditions = [*values.every(self._rest), *self._beyond(last, values)]
             places += self._ask(self._unfiled(conditions, values), values, end)
-            known = [place for place in places if place[0] is not None]
+            valued = [place for place in places if place[0] is not None]
             unknown = [place for place in places if place[0] is None]
-            known.sort(reverse=descends)
+            valued.sort(reverse=descends)
             unknown.sort(key=itemgetter(1), reverse=descends)
-            places = known + unknown
+            places = valued + unknown
         return places[offset:end]
 
-    def _ask(self, rows: str, values: Values, limit: int | None, offset: int = 0, known: bool = False) -> list[Place]:
-        """The first places of these rows; `known`: in the order of an index, all known or none."""
+    def _ask(
+        self, rows: str, values: Values, limit: int | None, offset: int = 0, in_range: bool = False
+    ) -> list[Place]:
+        """The first places of these rows; `in_range`: of one range of an index."""
         (column, descends), optional = self._order, COLUMNS[self._order.column].optional
         direction = "DESC" if descends else "ASC"
-        last = f"t.{column} IS NULL, " if optional and not known else ""
+        last = f"t.{column} IS NULL, " if optional and not in_range else ""
         return self._connection.execute(
             f"SELECT t.{column}, t.key{rows} ORDER BY {last}t.{column} {direction}, t.key {direction}"
             f" LIMIT {-1 if limit is None else limit} OFFSET {offset}",
@@ -371,7 +373,7 @@ class _Search:
             values = Values(SQLITE)
             conditions = values.every([where]) + ([] if key is None else [f"t.key {self._sign} {values.add(key)}"])
             conditions += values.every(self._rest)
-            places += self._ask(self._walked(column, conditions, values), values, left, known=True)
+            places += self._ask(self._walked(column, conditions, values), values, left, in_range=True)
         return places
 
     def facet(self, field: str) -> list[Facet]:

@@ -43,11 +43,11 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
     if row is None:
         return None
     summary = summary_of(row)
-    key, cohort, asked, _ = row[len(STORED) :]
+    key, cohort, questions, _ = row[len(STORED) :]
     score = summary.score
     scored = Score(score) if score is not None else _scored(connection, id, key, summary.forked_from is not None)
-    questions = msgspec.json.decode(asked or b"[]", type=list[tuple[str, str | None]])
-    tally = Tally.taken_up(summary, key, questions, scored)
+    open_questions = msgspec.json.decode(questions or b"[]", type=list[tuple[str, str | None]])
+    tally = Tally.taken_up(summary, key, open_questions, scored)
     return Known(key, tally, _row(tally, summary), summary.labels, cohort)
 
 
@@ -106,18 +106,18 @@ def create(
     cursor = connection.execute(INSERT, (*row, parent, started.seq, owner, lease_until))
     assert cursor.lastrowid is not None  # an insert that succeeded has one
     tally.key = cursor.lastrowid
-    known = Known(tally.key, tally, row, {})
+    log = Known(tally.key, tally, row, {})
     if summary.labels:
-        _write_labels(connection, known, summary.labels)
-    return known
+        _write_labels(connection, log, summary.labels)
+    return log
 
 
-def _write_labels(connection: sqlite3.Connection, known: Known, labels: dict[str, str]) -> None:
-    gone = [(known.key, name) for name in known.labels if labels.get(name) != known.labels[name]]
-    new = [(known.key, name, value) for name, value in labels.items() if known.labels.get(name) != value]
+def _write_labels(connection: sqlite3.Connection, log: Known, labels: dict[str, str]) -> None:
+    gone = [(log.key, name) for name in log.labels if labels.get(name) != log.labels[name]]
+    new = [(log.key, name, value) for name, value in labels.items() if log.labels.get(name) != value]
     connection.executemany("DELETE FROM labels WHERE trajectory = ? AND name = ?", gone)
     connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", new)
-    known.labels = labels
+    log.labels = labels
 
 
 def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> None:
@@ -126,19 +126,19 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
     Only the columns that changed are written, so that most batches leave those alone that have an index.
     """
     statements: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-    for known in touched.values():
-        summary = known.tally.summary()
-        row = _row(known.tally, summary)
-        changed = list(map(ne, row, known.row))
+    for log in touched.values():
+        summary = log.tally.summary()
+        row = _row(log.tally, summary)
+        changed = list(map(ne, row, log.row))
         columns, values = tuple(compress(WRITTEN, changed)), list(compress(row, changed))
-        if known.cohort is not None and not _COHORT.isdisjoint(columns):
-            connection.execute(_LEAVE, (known.cohort,))
-            columns, values, known.cohort = (*columns, "cohort"), [*values, None], None
+        if log.cohort is not None and not _COHORT.isdisjoint(columns):
+            connection.execute(_LEAVE, (log.cohort,))
+            columns, values, log.cohort = (*columns, "cohort"), [*values, None], None
         if columns:
-            statements.setdefault(columns, []).append((*values, known.key))
-        if summary.labels != known.labels:
-            _write_labels(connection, known, summary.labels)
-        known.row = row
+            statements.setdefault(columns, []).append((*values, log.key))
+        if summary.labels != log.labels:
+            _write_labels(connection, log, summary.labels)
+        log.row = row
     for columns, rows in statements.items():
         connection.executemany(update(columns), rows)
 
@@ -179,17 +179,17 @@ def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> li
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
-        found = connection.execute(
+        rows = connection.execute(
             "WITH RECURSIVE doomed(key, id, depth) AS (SELECT key, id, 0 FROM trajectories WHERE id = ? UNION ALL"
             " SELECT t.key, t.id, depth + 1 FROM trajectories t JOIN doomed ON t.parent = doomed.key)"
             " SELECT key, id, depth FROM doomed",
             (id,),
         ).fetchall()
-        if not found:
+        if not rows:
             raise unknown_trajectory(id, url, nearest(connection, id))
-        if len(found) > 1 and not forks:
-            raise has_forks(id, url, [child for _, child, depth in found if depth == 1])
-        for key, _, _ in found:
+        if len(rows) > 1 and not forks:
+            raise has_forks(id, url, [child for _, child, depth in rows if depth == 1])
+        for key, _, _ in rows:
             connection.execute(
                 "DELETE FROM events WHERE key >= ? AND key < ?", (key << SEQ_BITS, (key + 1) << SEQ_BITS)
             )
@@ -201,7 +201,7 @@ def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> li
     except BaseException:
         roll_back(connection)
         raise
-    return [gone for _, gone, _ in found]
+    return [gone for _, gone, _ in rows]
 
 
 def vacuum(connection: sqlite3.Connection) -> None:

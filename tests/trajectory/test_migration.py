@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,11 @@ def prefix(ids: Any) -> Query:
     return Query(prefix=next(iter(ids))[:10])
 
 
+def asked(path: Path, statement: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(statement).fetchall()
+
+
 KILLED = """
 import os, signal, sqlite3, sys
 from aworld.trajectory import sqlite_file
@@ -119,10 +125,10 @@ sqlite_file.connect(sys.argv[1])
 @pytest.mark.parametrize("at", ["CREATE TABLE cohorts", "UPDATE trajectories SET env", "INSERT INTO cohorts",
                                 "DROP INDEX trajectories_score", "PRAGMA user_version =", "COMMIT"])  # fmt: skip
 def test_a_migration_that_is_killed_loses_nothing_and_is_done_at_the_next_opening(old: Path, at: str) -> None:
-    before = sqlite3.connect(old).execute("SELECT id, events FROM trajectories ORDER BY id").fetchall()
+    before = asked(old, "SELECT id, events FROM trajectories ORDER BY id")
     died = subprocess.run([sys.executable, "-c", KILLED, str(old), at], timeout=60)
     assert died.returncode == -9
-    assert sqlite3.connect(old).execute("PRAGMA user_version").fetchone() == (1,)
+    assert asked(old, "PRAGMA user_version") == [(1,)]
 
     async def look() -> None:
         store = open_store(str(old))
