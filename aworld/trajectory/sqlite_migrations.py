@@ -103,7 +103,7 @@ _INDEXES_2 = """
     CREATE INDEX order_score ON trajectories (score, key, cohort, started_at) WHERE cohort IS NOT NULL;
     CREATE INDEX order_cost ON trajectories (cost, key, cohort, started_at) WHERE cohort IS NOT NULL;
     CREATE INDEX order_duration ON trajectories (duration, key, cohort, started_at) WHERE cohort IS NOT NULL;
-    CREATE INDEX trajectories_cohort ON trajectories (cohort) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_cohort ON trajectories (cohort) WHERE cohort IS NOT NULL;
     CREATE INDEX trajectories_unfiled ON trajectories (started_at) WHERE cohort IS NULL;
     CREATE INDEX trajectories_task ON trajectories (task_id) WHERE task_id <> id;
     CREATE INDEX trajectories_user ON trajectories (user_id) WHERE user_id IS NOT NULL;

@@ -238,10 +238,8 @@ class _Search:
     def _source(self, driver: _Driver, values: Values) -> str:
         """A select of the keys that a driver leaves; one without conditions leaves the chosen cohorts."""
         if not driver:
-            filed = f"SELECT key FROM trajectories WHERE {values.among('cohort', self._cohorts)}"
-            if self._filed > RARE:
-                filed = f"SELECT t.key{self._walked('started_at', (), values)}"
-            return f"{filed} UNION ALL SELECT t.key{self._unfiled((), values)}"
+            filed = self._walked("started_at" if self._filed > RARE else "cohort", (), values)
+            return f"SELECT t.key{filed} UNION ALL SELECT t.key{self._unfiled((), values)}"
         where = driver[0]
         if where.label:
             name = values.add(where.label)
@@ -268,10 +266,10 @@ class _Search:
         conditions = all_of(["t.key = c.key", *values.every(left), *also])
         return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{conditions}"
 
-    def _lead(self, most: int = FEW) -> _Driver | None:
+    def _lead(self, most: int = FEW, rare: int = RARE) -> _Driver | None:
         """The conditions that leave least; none for the cohorts, and None if all leave more than `most`."""
         lead, least = None, most + 1
-        if self._of_cohorts and self._filed <= RARE:
+        if self._of_cohorts and self._filed <= min(rare, most):
             values = Values(SQLITE)
             lead, least = (), self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
         for driver in self._drivers():
@@ -292,18 +290,23 @@ class _Search:
         if not self._rest:
             count = self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
             return count if most is None else min(count, most)
-        if len(drivers) != 1 or len(drivers[0]) != len(self._rest):
-            rows = f"SELECT 1{self._matching(self._lead(4 * FEW), values)}"
-        elif drivers[0][0].field in QUICK:  # an index has all of the answer
-            conditions = values.every(self._rest)
-            rows = f"SELECT 1{self._walked(drivers[0][0].field, conditions, values)}"
-            if self._of_cohorts or drivers[0][0].field != "started_at":
-                rows += f" UNION ALL SELECT 1{self._unfiled(conditions, values)}"
-        elif self._of_cohorts:
-            rows = f"SELECT 1{self._matching(self._lead(4 * FEW), values)}"
+        alone = len(drivers) == 1 and len(drivers[0]) == len(self._rest)
+        if alone and not self._of_cohorts and drivers[0][0].field not in QUICK:
+            rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"  # an index has all of the answer
+        elif alone and drivers[0][0].field in QUICK:
+            rows = self._both(drivers[0][0].field, values)
         else:
-            rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"
+            lead = self._lead(4 * FEW, rare=4 * FEW)
+            rows = f"SELECT 1{self._matching(lead, values)}" if lead != () else self._both("cohort", values)
         return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
+
+    def _both(self, column: str, values: Values) -> str:
+        """One row for each trajectory that matches, by an index of those that are filed."""
+        conditions = values.every(self._rest)
+        filed = f"SELECT 1{self._walked(column, conditions, values)}"
+        if column == "started_at" and not self._of_cohorts:  # that index has all
+            return filed
+        return f"{filed} UNION ALL SELECT 1{self._unfiled(conditions, values)}"
 
     def places(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
         """Where the trajectories of a page stand, in order."""
