@@ -14,7 +14,7 @@ import operator
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
@@ -59,7 +59,7 @@ class Where(Struct, frozen=True):
         if self.op == "in":
             if not isinstance(self.value, list | tuple | set | frozenset):
                 raise ConfigError(f"{self.field} in {self.value!r} | give a list of values")
-            for value in self.value:  # pyright: ignore[reportUnknownVariableType]
+            for value in cast("Iterable[Any]", self.value):
                 _check_type(self, kind, value)
         elif self.value is not None or self.op not in ("=", "!="):
             _check_type(self, kind, self.value)
