@@ -89,9 +89,11 @@ class Trajectory:
         "events",
         "finished",
         "id",
+        "labels",
         "messages",
         "next_message",
         "next_step",
+        "notes",
         "questions",
         "rewards",
         "spending",
@@ -107,6 +109,8 @@ class Trajectory:
     def __init__(self, id: str) -> None:
         self.id = id
         self.events: list[ev.Event] = []
+        self.notes: list[ev.Note] = []
+        self.labels: dict[str, str] = {}
         self.started: ev.Started | None = None
         self.task = ev.TaskInfo(id=id)
         self.agents: dict[str, Any] = {}
@@ -130,11 +134,13 @@ class Trajectory:
         self.steps_by_agent: dict[str, int] = {}
 
     @classmethod
-    def of(cls, id: str, events: Iterable[ev.Event]) -> Trajectory:
-        """The fold of `events`."""
+    def of(cls, id: str, events: Iterable[ev.Event], notes: Iterable[ev.Note] = ()) -> Trajectory:
+        """The fold of `events` and `notes`."""
         trajectory = cls(id)
         for event in events:
             trajectory.apply(event)
+        for note in notes:
+            trajectory.apply_note(note)
         return trajectory
 
     @property
@@ -253,6 +259,12 @@ class Trajectory:
         if handler is not None:
             handler(self, event)
 
+    def apply_note(self, note: ev.Note) -> None:
+        """Take one more note."""
+        self.notes.append(note)
+        if isinstance(note, ev.Rewarded):
+            self.rewards.append(note)
+
     def __iter__(self) -> Iterator[ev.Event]:
         return iter(self.events)
 
@@ -261,6 +273,7 @@ class Trajectory:
 
     def _started(self, event: ev.Started) -> None:
         self.started, self.task, self.finished = event, event.task, None
+        self.labels = dict(event.task.labels)
         self.agents = {**self.agents, **event.agents}
 
     def _toolset(self, event: ev.ToolsetOffered) -> None:

@@ -55,7 +55,7 @@ def _turn(trajectory: Trajectory, call: ModelCalled, tokens: Tokens) -> dict[str
         "per_token_logps": [min(float(value), 0.0) for value in tokens.logprobs or ()],
         "loss_mask": [0] * len(prompt) + [1] * len(sampled),
         "request": {
-            "messages": [chat_format(each) for each in trajectory.path(call.prompt)],
+            "messages": [chat_format(message) for message in trajectory.path(call.prompt)],
             "tools": [{"type": "function", "function": tool} for tool in tools],
         },
         "response": {"choices": [{"message": chat_format(message), "finish_reason": call.finish_reason}]},
@@ -72,6 +72,7 @@ def _metadata(trajectory: Trajectory, call: ModelCalled, tokens: Tokens) -> dict
         "trajectory_id": trajectory.id,
         "task_id": trajectory.task.id,
         "group_id": trajectory.task.group_id,
+        "labels": trajectory.labels,
         "agent": call.agent,
         "activation": call.activation,
         "policy_version": tokens.policy_version,

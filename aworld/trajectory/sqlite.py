@@ -24,13 +24,12 @@ from aworld.core.exceptions import ConfigError, StoreError
 from aworld.trajectory.bodies import NAMING, bodies_of, stripped
 from aworld.trajectory.hub import Entry, Hub, follow
 from aworld.trajectory.memory import unknown_digest
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
-from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, nearest, scanned
+from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, noted, scanned
 from aworld.trajectory.sqlite_tables import vacuum
-from aworld.trajectory.sqlite_watch import notes_of
 from aworld.trajectory.sqlite_writer import Append, Release, Remark, Waiter, Writer
-from aworld.trajectory.store import DONE, Lease, already_there, occupied, unknown_trajectory
+from aworld.trajectory.store import DONE, Lease, already_there, occupied
 from aworld.trajectory.summary import Summary
 
 LINGER = 0.003
@@ -213,14 +212,7 @@ class SQLiteStore:
 
     async def notes(self, id: str, *, after: int = -1) -> list[Note]:
         """See `TrajectoryReader.notes`."""
-
-        def ask(connection: sqlite3.Connection) -> list[Note]:
-            row = connection.execute("SELECT key FROM trajectories WHERE id = ?", (id,)).fetchone()
-            if row is None:
-                raise unknown_trajectory(id, self.url, nearest(connection, id))
-            return notes_of(connection, row[0], after + 1)
-
-        return await self._read(ask)
+        return await self._read(lambda connection: noted(connection, self.url, id, after=after))
 
     def follow(
         self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
@@ -263,7 +255,7 @@ class SQLiteStore:
         with self._connection() as connection:
             return ask(connection)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryReader.scan`."""
         if (self._writer.queue or self._writer.busy) and not self._writer.closed:
             self._writer.call(None).result()

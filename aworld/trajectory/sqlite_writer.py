@@ -46,7 +46,7 @@ from aworld.trajectory.sqlite_file import (
     roll_back,
 )
 from aworld.trajectory.sqlite_reader import nearest
-from aworld.trajectory.sqlite_tables import Known, create, recall, remove, write_tallies
+from aworld.trajectory.sqlite_tables import Known, create, file_ended, recall, remove, write_tallies
 from aworld.trajectory.sqlite_watch import Claims, Watch
 from aworld.trajectory.store import DELETED, already_there, unknown_trajectory
 
@@ -348,6 +348,7 @@ class Writer:
         if self._connection is None:
             return
         with suppress(sqlite3.Error):  # it is tried again when as much has been written again
+            file_ended(self._connection)
             self._connection.execute("PRAGMA wal_checkpoint")
             # The first write of a log that begins anew waits for the disk: this one, which changes nothing.
             self._set_waits(self._connection, True)
@@ -393,8 +394,10 @@ class Writer:
         self.bodies.clear()
         self._watch.close()
         if connection is not None:
-            if self.closed:
-                self.claims.end(connection)
+            with suppress(sqlite3.Error):
+                if self.closed:
+                    self.claims.end(connection)
+                file_ended(connection)
             with suppress(sqlite3.Error):  # the log beside the file stays and is taken in by whoever opens it next
                 connection.close()
 

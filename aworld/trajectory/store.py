@@ -32,7 +32,7 @@ from aworld.core.event import Event, Note
 from aworld.core.exceptions import ConfigError, LeaseError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.summary import Summary
 
 
@@ -132,7 +132,7 @@ class TrajectoryReader(Protocol):
         """How often each value occurs in each field among what matches; see `query.FACETS`."""
         ...
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """Matching trajectories one after the other, one in memory at a time.
 
         What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.
