@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aworld.core.message import Message, chat_format
+from aworld.core.model import function_format
 from aworld.core.rows import rows
 from aworld.core.trajectory import Activation, Node, Trajectory
 
@@ -132,7 +133,7 @@ def tools_of(trajectory: Trajectory, activation: Activation) -> list[dict[str, A
         if call.activation == activation.id and call.toolset is not None:
             digest = call.toolset
     tools = trajectory.toolsets.get(digest, ()) if digest else ()
-    return [{"type": "function", "function": tool} for tool in tools]
+    return [function_format(tool) for tool in tools]
 
 
 def parsed(arguments: str) -> Any:

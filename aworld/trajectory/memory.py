@@ -18,6 +18,7 @@ from aworld.trajectory.store import (
     DELETED,
     DONE,
     Lease,
+    Ready,
     already_there,
     lease_lost,
     occupied,
@@ -155,7 +156,7 @@ class MemoryStore:
         if self._leases.get(lease.id) is lease:
             del self._leases[lease.id]
 
-    async def note(self, id: str, notes: Sequence[Note]) -> list[int]:
+    def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
         """See `TrajectoryWriter.note`."""
         log = self._log(id)
         check_notes(id, notes, log.tally)
@@ -163,7 +164,7 @@ class MemoryStore:
         if numbered and (lease := self._leases.get(id)) is not None:
             lease.deliver(numbered)
         self.hub.publish(id, [*map(NoteAdded, numbered)])
-        return [note.seq for note in numbered]
+        return Ready([note.seq for note in numbered])
 
     async def read(self, id: str, *, after: int = -1) -> list[Event]:
         """See `TrajectoryReader.read`."""
@@ -354,4 +355,6 @@ def out_of_order(id: str, url: str, came: int, due: int) -> StoreError:
 def has_forks(id: str, url: str, children: Sequence[str]) -> StoreError:
     """The error for deleting what others were forked from."""
     named = ", ".join(children[:5]) + (f" and {len(children) - 5} more" if len(children) > 5 else "")
-    return StoreError(f"store={url} | {id!r} shares its beginning with {named}; delete those too with forks=True")
+    remedy = "delete those too with forks=True"
+    text = f"store={url} | {id!r} shares its beginning with {named}; {remedy}"
+    return StoreError(text, setting="forks", remedy=remedy)

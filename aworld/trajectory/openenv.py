@@ -16,6 +16,7 @@ from typing import Any
 
 from aworld.core.event import ModelCalled
 from aworld.core.message import Tokens, chat_format
+from aworld.core.model import function_format
 from aworld.core.trajectory import Trajectory, score_of
 
 SCHEMA_VERSION = 1
@@ -55,8 +56,8 @@ def _turn(trajectory: Trajectory, call: ModelCalled, tokens: Tokens) -> dict[str
         "per_token_logps": [min(float(value), 0.0) for value in tokens.logprobs or ()],
         "loss_mask": [0] * len(prompt) + [1] * len(sampled),
         "request": {
-            "messages": [chat_format(message) for message in trajectory.path(call.prompt)],
-            "tools": [{"type": "function", "function": tool} for tool in tools],
+            "messages": [chat_format(each) for each in trajectory.path(call.prompt)],
+            "tools": [function_format(tool) for tool in tools],
         },
         "response": {"choices": [{"message": chat_format(message), "finish_reason": call.finish_reason}]},
         "metadata": _metadata(trajectory, call, tokens),

@@ -170,8 +170,8 @@ class SQLiteStore:
             writer.queue.append(Release(lease.id))
             writer.wake()
 
-    async def note(self, id: str, notes: Sequence[Note]) -> list[int]:
-        """See `TrajectoryWriter.note`."""
+    def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
+        """See `TrajectoryWriter.note`. Callable from any thread, with or without a running event loop."""
         writer = self._writer
         if writer.closed:
             raise writer.shut()
@@ -180,10 +180,13 @@ class SQLiteStore:
                 encode_event(note)
         except TypeError as error:
             raise StoreError(f"store={self.url} | a note about {id!r} is not JSON-able: {error}") from error
-        waiter: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        try:
+            waiter: asyncio.Future[list[int]] | Future[list[int]] = asyncio.get_running_loop().create_future()
+        except RuntimeError:
+            waiter = _uncancellable()
         writer.queue.append(Remark(id, notes, waiter))
         writer.wake()
-        return await waiter
+        return Pending(waiter) if isinstance(waiter, Future) else waiter
 
     async def define(self, definitions: Mapping[str, Any]) -> None:
         """See `TrajectoryWriter.define`."""

@@ -190,8 +190,9 @@ class TrajectoryWriter(Protocol):
         """Let others have the run, after what was handed over is written; returns at once."""
         ...
 
-    async def note(self, id: str, notes: Sequence[Note]) -> list[int]:
-        """Add notes about a trajectory, of whomever; returns their numbers when they are durable.
+    def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
+        """Add notes about a trajectory, of whomever; they are handed over at once. What is returned completes with
+        their numbers when they are durable.
 
         The numbers, from 0 and dense, replace the `seq` that they came with. Raises `TaskError` if the trajectory is
         unknown, or if a command is for a run that has ended.
@@ -241,6 +242,17 @@ class Done:
 
     def __await__(self) -> Generator[Any, None, None]:
         return iter(())  # pyright: ignore[reportReturnType]  # an iterator is enough, and makes no generator object
+
+
+class Ready:
+    """An awaitable that is done, with a result."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._result
+        yield  # makes it a generator
 
 
 DONE = Done()
@@ -312,6 +324,6 @@ DELETED = "was deleted"
 
 def already_there(id: str, url: str) -> TaskError:
     """The error for a run that would begin under an id that a store has."""
-    return TaskError(
-        f"task id {id!r} is already in store {url}; pick another id, or continue it: Runners.resume({id!r})"
-    )
+    remedy = f"Runners.resume({id!r})"
+    text = f"task id {id!r} is already in store {url}; pick another id, or continue it: {remedy}"
+    return TaskError(text, setting="id", remedy=remedy)

@@ -19,11 +19,16 @@ from rich.console import Console
 from aworld.cmd.main import main
 from aworld.cmd.trajectories import moment
 from aworld.cmd.trajectory_view import clean, seconds, show, table
-from aworld.cmd.wording import helps_to_go_on, worded
+from aworld.cmd.wording import helps_to_go_on, why, worded
 from aworld.core import event as ev
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.message import Image, Message, Text, ToolCall, Usage
+from aworld.core.task import TaskResponse
+from aworld.core.trajectory import Trajectory
+from aworld.models.providers import without_name
 from aworld.trajectory import Summary, open_store
+from aworld.trajectory.memory import has_forks
+from aworld.trajectory.store import already_there
 from aworld.trajectory.summary import Tally
 from tests.strategies import LogBuilder, fork_of, run_of
 
@@ -278,22 +283,40 @@ def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pyte
     assert out.read_text() == "of an earlier export"
 
 
+def test_errors_speak_of_options() -> None:
+    running = argparse.Namespace(id="r1", model=None, agent=None)
+    assert worded(already_there("r1", "memory:"), running).endswith("continue it: aworld resume r1")
+    assert worded(has_forks("a", "memory:", ["b"])) == (
+        "store=memory: | 'a' shares its beginning with b; delete those too with --forks"
+    )
+    nameless = without_name()
+    assert worded(nameless, running) == "No model name: give --model, or set LLM_MODEL_NAME"
+    running.agent = "my_agents:clerk"
+    assert worded(nameless, running) == (
+        "No model name: set LLM_MODEL_NAME, or llm_model_name in the settings of the agent"
+    )
+    assert worded(ConfigError("told as it is", setting="store", remedy="it is")) == "told as it is"
+
+
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("status", "error", "words"),
     [
-        ("pick another id, or continue it: Runners.resume('r1')", "pick another id, or continue it: aworld resume r1"),
+        ("timeout", "timeout=5 s passed; raise TaskConfig()", "--timeout 5 s passed; give a longer --timeout."),
+        ("limit_reached", "max_tokens=30 reached: 36 tokens used.", "--max-tokens 30 reached: 36 tokens used."),
+        ("limit_reached", "max_cost is set, but a=1 is not", "--max-cost is set, but a=1 is not"),
         (
-            "timeout=5 s passed; raise TaskConfig(timeout=...).",
-            "--timeout 5: the time is over; give a longer --timeout.",
+            "limit_reached",
+            "max_steps=1 reached; fork the run",
+            "--max-steps 1 reached; go on with: aworld fork ID --at N --max-steps MORE",
         ),
-        ("shares its beginning with b; delete those too with forks=True", None),
-        ("max_tokens=30 reached: 36 tokens used.", "--max-tokens 30 reached: 36 tokens used."),
-        ("max_cost is set, but openai reported no cost", "--max-cost is set, but openai reported no cost"),
-        ("set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)", "give --model, or set LLM_MODEL_NAME"),
+        ("failed", "max_steps=1 reached", "max_steps=1 reached"),
+        ("interrupted", "stop one, then Runners.resume('r1')", "stop one, then aworld resume r1"),
     ],
-)
-def test_errors_speak_of_options(said: str, words: str | None) -> None:
-    assert worded(said) == (words or "shares its beginning with b; delete those too with --forks")
+)  # fmt: skip
+def test_the_end_of_a_run_speaks_of_options(status: Any, error: str, words: str) -> None:
+    task = ev.TaskInfo("r1", "r1", "s")
+    record = Trajectory.of("r1", LogBuilder("r1", task).start().events)
+    assert why(TaskResponse(record, status, error=error)) == words
 
 
 def test_going_on_is_offered_only_where_it_helps() -> None:

@@ -36,9 +36,9 @@ class Reply(NamedTuple):
     """The JSON, or None."""
 
 
-def engine_address(given: str | None) -> str:
+def engine_address(address: str | None) -> str:
     """Where the engine listens: the given address, DOCKER_HOST, or the first socket that there is."""
-    if address := given or os.environ.get("DOCKER_HOST"):
+    if address := address or os.environ.get("DOCKER_HOST"):
         if not address.startswith(("unix://", "tcp://")):
             raise ConfigError(f"engine={address!r} | must begin with unix:// or tcp://")
         return address
@@ -52,7 +52,7 @@ def engine_address(given: str | None) -> str:
     )
 
 
-class Stream:
+class ExecStream:
     """The output and input of a command, as the engine passes them on. One task sends and one receives at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +92,7 @@ class Stream:
         self._writer.close()
 
 
-class Engine:
+class ContainerEngine:
     """One engine. Each request has a connection of its own."""
 
     def __init__(self, address: str) -> None:
@@ -125,7 +125,7 @@ class Engine:
             raise SandboxError(f"{self.address}: {_told(reply)}")
         return reply.body
 
-    async def attach(self, path: str, body: Any) -> Stream:
+    async def attach(self, path: str, body: Any) -> ExecStream:
         """Start a command and take over the connection for its output and input."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -139,7 +139,7 @@ class Engine:
                     raise
         except TimeoutError:
             raise SandboxError(f"{self.address} did not answer POST {path} in {ANSWER_SECONDS:g} s") from None
-        return Stream(reader, writer)
+        return ExecStream(reader, writer)
 
     async def _request(
         self, method: str, path: str, body: Any, connection: str

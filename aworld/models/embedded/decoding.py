@@ -9,64 +9,77 @@ under way ends with the weights it began with.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aworld.core.exceptions import ModelError
-from aworld.models.embedded.memory import Known, Prefix, PrefixMemory
-from aworld.models.embedded.sampling import Sampling, choose
-from aworld.models.embedded.transformer import Array, Cache, Past, Transformer, padded
+from aworld.models.embedded.transformer import (
+    Array,
+    Cache,
+    Ids,
+    Past,
+    Prefix,
+    PromptCache,
+    ReadPrompt,
+    Transformer,
+    padded,
+)
+from aworld.models.token_model import Draft
 
 BATCH = 256
 """Requests that are decoded side by side; more wait for their turn."""
 READ_AT_ONCE = 4096
 """Tokens of prompts that one step reads, so that no step holds the loop for long."""
-MEMORY = 96 * 2**20
-"""Bytes of beginnings that are remembered."""
+PROMPT_CACHE = 96 * 2**20
+"""Bytes of beginnings whose keys and values are kept."""
 
 _PIECE = 256  # positions read in one go: the scores of a longer prompt would fill the processor's cache
 
 
 @dataclass(slots=True, eq=False)
-class Request:
-    """A prompt, how it is sampled, and what came of it so far."""
+class DecodeRequest(Draft):
+    """A draft that is written in the engine."""
 
-    prompt: Prefix
-    sampling: Sampling
-    draws: random.Random
-    done: asyncio.Future[Request]
+    done: asyncio.Future[DecodeRequest] = field(kw_only=True)
     head: int = 0
     """Length of the beginning that other prompts are likely to share: what the system says."""
     turn: int = 0
     """Length of the beginning that an earlier turn of the same conversation has left; 0 at its first."""
-    on_token: Callable[[Request], bool] | None = None
-    """Told of each token; True ends the answer."""
-    goes_on: Callable[[list[int]], bool] | None = None
-    """Whether the conversation will go on after this answer, so that its keys and values are worth keeping."""
-    ids: list[int] = field(default_factory=list[int])
-    logprobs: list[float] = field(default_factory=list[float])
-    finish: str = ""
+    on_token: Callable[[list[int]], bool] | None = None
+    """Told the ids after each token; True ends the answer."""
+    finished: bool = False
     cached: int = 0
     """Prompt tokens that did not have to be read."""
 
 
-class Engine:
-    """The requests of one event loop over one set of weights."""
+class DecodingEngine:
+    """The requests of one event loop over one set of weights.
 
-    def __init__(self, transformer: Transformer, *, batch: int = BATCH, memory: int = MEMORY) -> None:
+    Args:
+        transformer: The weights.
+        batch: Most requests that are decoded side by side.
+        memory: Bytes of beginnings that are kept.
+        goes_on: A token after which the conversation will go on (the one that opens a tool call), so that the keys and
+            values of an answer that has it are worth keeping.
+    """
+
+    def __init__(
+        self, transformer: Transformer, *, batch: int = BATCH, memory: int = PROMPT_CACHE, goes_on: int | None = None
+    ) -> None:
         self._transformer = transformer
         self._config = transformer.config
         self._batch = batch
-        self.memory = PrefixMemory(memory)
-        self._waiting: list[Request] = []
-        self._active: list[Request] = []
+        self._goes_on = goes_on
+        self.memory = PromptCache(memory)
+        self._waiting: list[DecodeRequest] = []
+        self._active: list[DecodeRequest] = []
         self._cache = Cache(self._config, min(8, batch), 64)
         self._task: asyncio.Task[None] | None = None
 
-    async def complete(self, request: Request) -> Request:
+    async def complete(self, request: DecodeRequest) -> DecodeRequest:
         """Answer one request. Cancelling the caller takes the request out of the batch."""
         self._waiting.append(request)
         if self._task is None:
@@ -114,22 +127,22 @@ class Engine:
     def _admit(self) -> None:
         """Read the prompts of waiting requests, each distinct one once, and sample their first tokens."""
         came = self._next()
-        known: dict[Prefix, Known] = {}
+        read: dict[Prefix, ReadPrompt] = {}
         for heads in (True, False):  # first what several prompts begin with
             wanted = {r.prompt[: r.head] if heads else r.prompt: r for r in came if r.head or not heads}
-            self._read(wanted, known, heads)
+            self._read(wanted, read, heads)
         first = len(self._active)
         self._make_room(first + len(came), max(len(r.prompt) for r in came) + 1)
         hidden = np.empty((len(came), self._config.hidden_size), np.float32)
         for row, request in enumerate(came):
-            found = known[request.prompt]
-            assert found.hidden is not None  # `_read` leaves no prompt without
-            self._cache.write(first + row, found.past)
-            hidden[row] = found.hidden
+            prompt = read[request.prompt]
+            assert prompt.hidden is not None  # `_read` leaves no prompt without
+            self._cache.write(first + row, prompt.past)
+            hidden[row] = prompt.hidden
         self._active += came
         self._sample(came, hidden)
 
-    def _next(self) -> list[Request]:
+    def _next(self) -> list[DecodeRequest]:
         """Those whose turn it is: as many as there are places, and not more than can be read at once."""
         most = self._batch - len(self._active)
         new: set[Prefix] = set()
@@ -144,14 +157,14 @@ class Engine:
         came, self._waiting = self._waiting[:count], self._waiting[count:]
         return came
 
-    def _read(self, wanted: dict[Prefix, Request], known: dict[Prefix, Known], heads: bool) -> None:
-        """Compute what is not known of these beginnings; `known` gets every one of them."""
+    def _read(self, wanted: dict[Prefix, DecodeRequest], read: dict[Prefix, ReadPrompt], heads: bool) -> None:
+        """Compute what the cache lacks of these beginnings; `read` gets every one of them."""
         work: list[tuple[Prefix, Past | None]] = []
         for prompt, request in wanted.items():
-            found = self.memory.find(prompt)
-            if found is not None and found.hidden is not None:
-                past = found.past
-                known[prompt] = found
+            cached = self.memory.find(prompt)
+            if cached is not None and cached.hidden is not None:
+                past = cached.past
+                read[prompt] = cached
             else:
                 past = None if heads else self._longest(request)
                 work.append((prompt, past))
@@ -162,20 +175,21 @@ class Engine:
             together = max(1, READ_AT_ONCE // max(1, _unread(work[-1])))
             piece, work = work[-together:], work[:-together]
             for (prompt, _), computed in zip(piece, self._computed(piece), strict=True):
-                known[prompt] = computed
+                read[prompt] = computed
                 if heads or not wanted[prompt].turn:  # a question may be asked again, a conversation only goes on
                     self.memory.keep(prompt, computed)
 
-    def _longest(self, request: Request) -> Past | None:
-        """The longest known beginning of a prompt."""
+    def _longest(self, request: DecodeRequest) -> Past | None:
+        """The longest cached beginning of a prompt."""
         for length in (request.turn, request.head):
-            found = self.memory.find(request.prompt[:length]) if length else None
-            if found is not None and found.past.length < len(request.prompt):
-                return found.past
+            cached = self.memory.find(request.prompt[:length]) if length else None
+            # The last token has to be read in any case: its hidden state is where the answer begins.
+            if cached is not None and cached.past.length < len(request.prompt):
+                return cached.past
         return None
 
-    def _computed(self, work: list[tuple[Prefix, Past | None]]) -> list[Known]:
-        """Read these beginnings behind what is known of them, padded to the longest."""
+    def _computed(self, work: list[tuple[Prefix, Past | None]]) -> list[ReadPrompt]:
+        """Read these beginnings behind what is cached of them, padded to the longest."""
         starts = [past.length if past is not None else 0 for _, past in work]
         span = max(map(_unread, work))
         cache = Cache(self._config, len(work), max(starts) + span)
@@ -190,35 +204,28 @@ class Engine:
         ]
         hidden = np.concatenate(pieces, axis=1)
         return [
-            Known(cache.read(row, len(item[0])), hidden[row, _unread(item) - 1].copy()) for row, item in enumerate(work)
+            ReadPrompt(cache.read(row, len(item[0])), hidden[row, _unread(item) - 1].copy())
+            for row, item in enumerate(work)
         ]
 
-    def _sample(self, requests: list[Request], hidden: Array) -> None:
-        logits = self._transformer.logits(hidden)
-        temperatures = np.array([r.sampling.temperature for r in requests], np.float32)
-        top_ps = np.array([r.sampling.top_p for r in requests])
-        draws = np.array([r.draws.random() for r in requests])
-        chosen, logprobs = choose(logits, temperatures, top_ps, draws)
-        end, limit = self._config.eos_token_id, self._config.max_position_embeddings
+    def _sample(self, requests: list[DecodeRequest], hidden: Array) -> None:
+        chosen, logprobs = choose(self._transformer.logits(hidden), requests)
+        end = self._config.eos_token_id
         for request, token, logprob in zip(requests, chosen.tolist(), logprobs.tolist(), strict=True):
             request.ids.append(token)
             request.logprobs.append(logprob)
-            stopped = request.on_token is not None and request.on_token(request)
-            if token == end or stopped:
-                request.finish = "stop"
-            elif len(request.ids) >= request.sampling.max_tokens or len(request.prompt) + len(request.ids) >= limit:
-                request.finish = "length"
+            stopped = request.on_token is not None and request.on_token(request.ids)
+            request.finished = stopped or token == end or len(request.ids) >= request.sampling.max_tokens
 
     def _leave(self) -> None:
         """Hand over the finished, from the last row to the first, so that rows that move have been looked at."""
         for row in reversed(range(len(self._active))):
             request = self._active[row]
-            if not request.finish:
+            if not request.finished:
                 continue
-            if request.goes_on is not None and request.goes_on(request.ids):
-                computed = len(request.prompt) + len(request.ids) - 1
-                whole = (*request.prompt, *request.ids)
-                self.memory.keep(whole, Known(self._cache.read(row, computed)))
+            if self._goes_on in request.ids:
+                computed = len(request.prompt) + len(request.ids) - 1  # the last token was drawn, and not yet read
+                self.memory.keep((*request.prompt, *request.ids), ReadPrompt(self._cache.read(row, computed)))
             self._free(row)
             if not request.done.done():
                 request.done.set_result(request)
@@ -240,3 +247,38 @@ class Engine:
 def _unread(item: tuple[Prefix, Past | None]) -> int:
     prompt, past = item
     return len(prompt) - (past.length if past is not None else 0)
+
+
+def choose(logits: Array, drafts: Sequence[Draft]) -> tuple[Ids, Array]:
+    """One token a row of `logits` (N, vocabulary), and its log-probability.
+
+    The log-probability is of the distribution that was sampled from, temperature, top-p and top-k included; of a greedy
+    choice (temperature 0) it is of the unmodified distribution. Raises `ModelError` when the logits are not finite.
+    """
+    temperatures = np.array([draft.sampling.temperature for draft in drafts], np.float32)
+    draws = np.array([draft.rng.random() for draft in drafts])
+    greedy = temperatures == 0.0
+    scaled = logits / np.where(greedy, np.float32(1.0), temperatures)[:, None]
+    scaled -= scaled.max(-1, keepdims=True)
+    weights: NDArray[np.float64] = np.exp(scaled.astype(np.float64))  # doubles: a sum of 400 must not lose the tail
+    for row, draft in enumerate(drafts):
+        if not greedy[row] and (draft.sampling.top_p < 1.0 or draft.sampling.top_k):
+            _cut(weights[row], draft.sampling.top_p, draft.sampling.top_k)
+    sums = np.cumsum(weights, axis=-1)
+    total = sums[:, -1]
+    if not np.isfinite(total).all():
+        raise ModelError(
+            "The policy's weights give no finite probabilities; training has diverged, or the file is bad."
+        )
+    chosen: Ids = (sums <= (draws * total)[:, None]).sum(-1, dtype=np.int64)
+    chosen[greedy] = logits[greedy].argmax(-1)
+    picked = weights[np.arange(len(chosen)), chosen]
+    return chosen, (np.log(picked) - np.log(total)).astype(np.float32)
+
+
+def _cut(weights: NDArray[np.float64], top_p: float, top_k: int) -> None:
+    """Set to zero all but the likeliest tokens: those that together have at least `top_p`, and at most `top_k`."""
+    order = np.argsort(-weights, kind="stable")
+    sums = np.cumsum(weights[order])
+    kept = int((sums < top_p * sums[-1]).sum()) + 1
+    weights[order[min(kept, top_k or kept) :]] = 0.0

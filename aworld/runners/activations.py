@@ -1,4 +1,4 @@
-"""Who is on stage: agents and teams begin, end, and begin again after a crash.
+"""Activations: the agents and teams at work in a run begin, call each other, and end.
 
 Every agent or team at work is an activation of the log. Agents take turns; a team's `Flow` is told what its members
 came to, in the order of the log, and moves. `ready` holds the agents whose turn is due, in the order of waiting.
@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
@@ -26,80 +26,52 @@ from aworld.core.agent.flow import (
     Unit,
     UnitTool,
     readable,
-    units_of,
 )
 from aworld.core.common import ActionResult
-from aworld.core.exceptions import AWorldError, ConfigError
+from aworld.core.exceptions import AWorldError
 from aworld.core.message import Content, Message, Origin
-from aworld.core.output import HandoffOutput
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation
-from aworld.runners.action import announce, close_call, interrupt_call
-
-if TYPE_CHECKING:
-    from aworld.runners.episode import Episode
-
+from aworld.runners.action import close_call, interrupt_call
+from aworld.runners.run import Run, unit_tools
 
 STOPPED = "stopped: "
 """How the error of an agent begins for which nobody waits any more."""
 
 
-def units_on_stage(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
-    """The agents and teams of a run by name: those of its root, and those among the tools of its task.
-
-    Raises ConfigError when two different ones share a name.
-    """
-    units = units_of(root) if _has_members(root) else {root.name: root}
-    for tool in tools:
-        for name, unit in units_of(tool.unit).items() if isinstance(tool, UnitTool) else ():
-            if units.setdefault(name, unit) is not unit:
-                raise ConfigError(f"A tool of the task and a member are both named {name!r}; give one another name=.")
-    return units
+def _nothing(_: int) -> None:
+    """Nobody minds."""
 
 
-class Cast:
-    """The agents and teams of one run."""
+class Activations:
+    """The agents and teams at work in one run."""
 
-    def __init__(self, episode: Episode, root: Unit) -> None:
-        self.root = root
-        self.units = units_on_stage(root, episode.task.tools)
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.units = run.units
         self.ready: deque[int] = deque()
         """The agents whose turn is due, by activation, in the order of waiting."""
         self.answers: dict[int, Any] = {}
         """Answers as Python objects, by activation; the log has their JSON form."""
         self.status: ev.Status | None = None
         """What the run is called when the root has failed, where that is not `failed`."""
-        self._calls_others = any(
-            isinstance(tool, UnitTool)
-            for unit in self.units.values()
-            for tool in (
-                unit.toolkit.items if isinstance(unit, BaseAgent) else [t for ts in unit.tools_of.values() for t in ts]
-            )
-        )
-        self._first = _first_agent(root)
-        self.episode = episode
+        self.on_due: Callable[[int], None] = _nothing
+        """Called when an agent has become due."""
+        self.on_stop: Callable[[int], None] = _nothing
+        """Called when nobody waits for an agent any more."""
+        self.is_alone = len(self.units) == 1 or not unit_tools(self.units.values())
+        """Whether no agent calls another: then one that is due needs no worker of its own."""
+        self._first = _first_agent(run.task.agent)
         self.flows: dict[int, Flow] = {}
         self.children: dict[int, list[int]] = {}
         self._busy: set[int] = set()
         self._offers: dict[tuple[str, str | None], Offer] = {}
-
-    def leave(self) -> None:
-        """The run is over: let go of it, so that its memory is free without the garbage collector."""
-        del self.episode
-
-    def is_alone(self) -> bool:
-        """Whether no agent calls another: then one that is due needs no worker of its own."""
-        return not self._calls_others
 
     def agent(self, activation: Activation) -> BaseAgent:
         """The agent that is at work in an activation."""
         unit = self.units[activation.agent]
         assert isinstance(unit, BaseAgent)  # only agents are ready for a turn
         return unit
-
-    def agents(self) -> list[BaseAgent]:
-        """All agents, of all teams."""
-        return [unit for unit in self.units.values() if isinstance(unit, BaseAgent)]
 
     # Beginning
 
@@ -111,37 +83,58 @@ class Cast:
         call_id: str | None = None,
         node: str | None = None,
         carry: Carry | None = None,
+        history: int | None = None,
     ) -> None:
-        """Let an agent or team begin in a branch of its own."""
-        episode = self.episode
-        number = len(episode.record.activations)
-        episode.journal.add(
+        """Let an agent or team begin in a branch of its own: its input, behind what is carried over from another's.
+
+        `history` is the end of the conversation that the run goes on with, for those that begin with the run.
+        """
+        run = self.run
+        number = len(run.record.activations)
+        run.journal.add(
             ev.AgentStarted, activation=number, agent=unit.name, caller=caller, call_id=call_id, node=node
         )
-        activation = episode.record.activations[number]
+        activation = run.record.activations[number]
         if caller is not None:
             self.children.setdefault(caller, []).append(number)
         origin: Origin = "input" if caller is None else "agent"
         if isinstance(unit, Topology):
-            episode.add_message(activation, Message("user", input), None, origin)
+            run.recorder.add(activation, Message("user", input), history, origin)
             flow = self.flows[number] = unit.flow()
-            self.move(activation, moves_of(unit, partial(flow.begin, input, episode.record.state)))
+            self.move(activation, moves_of(unit, partial(flow.begin, input, run.record.state)), history)
             return
-        leaf = self._carry(activation, unit, carry) if carry is not None else self._system(activation, unit)
-        episode.add_message(activation, Message("user", input), leaf, origin)
+        if carry is not None:
+            leaf = self._carry(activation, unit, run.record.activations[carry.activation].leaf, carry.last)
+        elif history is not None:
+            leaf = self._carry(activation, unit, history, None)
+        else:
+            leaf = self._system(activation, unit)
+        run.recorder.add(activation, Message("user", input), leaf, origin)
         self.make_due(activation)
+
+    def begin(self, input: Content) -> None:
+        """Let the agent or team of the task begin, with what came before in its conversation."""
+        run, unit = self.run, self.run.task.agent
+        at = Activation(0, unit.name)
+        history, answer = run.record.history, run.record.answer_before
+        if history is not None and answer is not None and run.record.messages[history].message.role != "assistant":
+            # The turn before was a team's: its own branch has what it was asked, not what it answered.
+            history = run.recorder.add(at, Message("assistant", readable(answer)), history, "agent", aside=True)
+        for message in run.task.history:
+            history = run.recorder.add(at, message, history, "input", aside=True)
+        self.start(unit, input, history=history)
 
     def _system(self, activation: Activation, agent: BaseAgent) -> int | None:
         """Begin a branch with the system prompt, if there is one."""
         if not agent.system_prompt:
             return None
-        return self.episode.add_message(activation, Message("system", agent.system_prompt), None, "agent")
+        return self.run.recorder.add(activation, Message("system", agent.system_prompt), None, "agent")
 
     def make_due(self, activation: Activation) -> None:
         """Line an agent up for its next turn; one whose turn is not over is lined up at its end."""
         if activation.id not in self._busy and activation.id not in self.ready:
             self.ready.append(activation.id)
-            self.episode.wake()
+            self.on_due(activation.id)
 
     def begin_turn(self, activation: Activation) -> None:
         """The agent is at work."""
@@ -150,64 +143,37 @@ class Cast:
     def end_turn(self, activation: Activation) -> None:
         """The agent's turn is over: it is due again, unless it has ended or waits for an answer."""
         self._busy.discard(activation.id)
-        if activation.finished is None and not activation.open_calls:
+        still = activation.open_calls
+        if activation.finished is None and (not still or any(self._is_answered(called) for called in still)):
             self.make_due(activation)
 
-    def _carry(self, activation: Activation, agent: BaseAgent, carry: Carry) -> int | None:
-        """Let an agent see messages of another's branch; they are stored once. Returns the last of them.
+    def _is_answered(self, called: ev.ToolCalled) -> bool:
+        """Whether a call that had to wait for a person can go on."""
+        return bool(self.run.record.questions_of(called)) and not self.run.unanswered(called)
 
-        One that has been at work before goes on in its own branch, so that control may come and go without the log
-        growing faster than the conversation.
-        """
-        record = self.episode.record
-        ids = record.path_ids(record.activations[carry.activation].leaf)
-        ids = [id for id in ids if record.messages[id].message.role != "system"]
-        if carry.last is not None:
-            ids = ids[max(0, len(ids) - carry.last) :]
-            while ids and record.messages[ids[0]].message.role == "tool":
-                ids.pop(0)  # an answer without its call is refused by providers
-        leaf, known = self._own_branch(activation, agent, ids) if carry.last is None else (None, 0)
-        leaf = leaf if leaf is not None else self._system(activation, agent)
-        for id in ids[known:]:
-            parent, leaf = leaf, record.next_message
-            self.episode.journal.add(
-                ev.MessageAdded,
-                id=leaf,
-                parent=parent,
-                agent=activation.agent,
-                activation=activation.id,
-                same_as=id,
-                origin=record.messages[id].origin,
-            )
-        return leaf
+    def _carry(self, activation: Activation, agent: BaseAgent, leaf: int | None, last: int | None) -> int | None:
+        """Let an agent see the messages of another branch behind its own system prompt. Returns the last of them."""
+        record = self.run.record
+        messages = [message for message in record.path(leaf) if message.role != "system"]
+        if last is not None:
+            messages = messages[max(0, len(messages) - last) :]
+            while messages and messages[0].role == "tool":
+                messages.pop(0)  # an answer without its call is refused by providers
+        if agent.system_prompt:
+            messages.insert(0, Message("system", agent.system_prompt))
+        if not messages:
+            return None
+        return self.run.recorder.prompt(activation, leaf, messages, aside=False)
 
-    def _own_branch(self, activation: Activation, agent: BaseAgent, ids: Sequence[int]) -> tuple[int | None, int]:
-        """Where the agent's last branch in this team ends that begins as `ids` do, and how many of them it has."""
-        record = self.episode.record
-        siblings = self.children.get(activation.caller if activation.caller is not None else -1, ())
-        before = next((n for n in reversed(siblings[:-1]) if record.activations[n].agent == agent.name), None)
-        if before is None:
-            return None, 0
-        own = record.path_ids(record.activations[before].leaf)
-        begins = record.messages[own[0]].message
-        system = begins.text if begins.role == "system" else None
-        if system != (agent.system_prompt or None):
-            return None, 0
-        first = int(system is not None)
-        known = 0
-        for mine, id in zip(own[first:], ids):
-            if record.messages[mine].message is not record.messages[id].message:
-                break
-            known += 1
-        return (own[first + known - 1], known) if first + known else (None, 0)
-
-    def move(self, team: Activation, moves: Sequence[Move]) -> None:
-        """Carry out what a team decided."""
+    def move(self, team: Activation, moves: Sequence[Move], history: int | None = None) -> None:
+        """Carry out what a team decided; with `history`, as its first moves."""
         for move in moves:
             if team.finished is not None:
                 return
             if isinstance(move, Start):
-                self.start(move.unit, move.input, caller=team.id, node=move.node, carry=move.carry)
+                self.start(
+                    move.unit, move.input, caller=team.id, node=move.node, carry=move.carry, history=history
+                )
             else:
                 self._end_team(team, move)
 
@@ -220,7 +186,7 @@ class Cast:
 
     def end(self, answer: Any) -> None:
         """End the whole run with this answer, whoever is at work."""
-        root = self.episode.record.activations[0]
+        root = self.run.record.activations[0]
         if root.finished is None:
             self._stop_below(root.id, "the episode is over")
             self.finish(root, answer)
@@ -228,7 +194,7 @@ class Cast:
 
     def _stop_below(self, id: int, why: str) -> None:
         for child in self.children.get(id, ()):
-            activation = self.episode.record.activations[child]
+            activation = self.run.record.activations[child]
             if activation.finished is None:
                 self._stop_below(child, why)
                 self._stop(activation, why)
@@ -236,19 +202,19 @@ class Cast:
     def _stop(self, activation: Activation, why: str) -> None:
         """End an activation that nobody waits for any more."""
         for called in activation.open_calls:
-            interrupt_call(self.episode, activation, called, why)
+            interrupt_call(self.run.journal, activation, called, why)
         if activation.id in self.ready:
             self.ready.remove(activation.id)
-        self.episode.journal.add(
+        self.run.journal.add(
             ev.AgentFinished, activation=activation.id, agent=activation.agent, error=f"{STOPPED}{why}"
         )
-        self.episode.stop_work(activation.id)
+        self.on_stop(activation.id)
 
     # Ending
 
     def finish(self, activation: Activation, answer: Any, error: str | None = None, handoff: str | None = None) -> None:
         """An agent or team has come to its end: write it, and tell whoever waits for it."""
-        self.episode.journal.add(
+        self.run.journal.add(
             ev.AgentFinished,
             activation=activation.id,
             agent=activation.agent,
@@ -259,7 +225,7 @@ class Cast:
         self.answers[activation.id] = answer
         if activation.caller is None:
             return
-        caller = self.episode.record.activations[activation.caller]
+        caller = self.run.record.activations[activation.caller]
         if caller.finished is not None:
             return
         if activation.call_id is not None:
@@ -267,28 +233,28 @@ class Cast:
             return
         result = Result(activation.node or "", activation.agent, activation.id, answer, error, handoff)
         flow = self.flows[caller.id]
-        self.move(caller, moves_of(self.units[caller.agent], partial(flow.done, result, self.episode.record.state)))
+        self.move(caller, moves_of(self.units[caller.agent], partial(flow.done, result, self.run.record.state)))
 
     def _return_call(self, caller: Activation, activation: Activation, answer: Any, error: str | None) -> None:
         """Give a member's answer to the agent that called it as a tool."""
         called = next(call for call in caller.open_calls if call.call_id == activation.call_id)
         content = f"{activation.agent} failed: {error}" if error is not None else readable(answer)
-        close_call(self.episode, caller, called, ActionResult(called.call_id, called.name, content, error))
+        close_call(self.run.journal, caller, called, ActionResult(called.call_id, called.name, content, error))
         if not self._waits(caller):
             self.make_due(caller)
 
     def _waits(self, activation: Activation) -> bool:
         """Whether an agent waits for members that it called, or for a person."""
-        below = (self.episode.record.activations[child] for child in self.children.get(activation.id, ()))
+        below = (self.run.record.activations[child] for child in self.children.get(activation.id, ()))
         if any(child.finished is None for child in below):
             return True
-        return any(self.episode.unanswered(called) for called in activation.open_calls)
+        return any(self.run.unanswered(called) for called in activation.open_calls)
 
     def drop_called(self, activation: Activation) -> None:
         """Stop the members whose calls have been answered by somebody else."""
         still = {called.call_id for called in activation.open_calls}
         for child in self.children.get(activation.id, ()):
-            below = self.episode.record.activations[child]
+            below = self.run.record.activations[child]
             if below.finished is None and below.call_id not in still:
                 why = f"the call of {activation.agent} was answered in its place"
                 self._stop_below(child, why)
@@ -298,7 +264,7 @@ class Cast:
         """An agent cannot go on."""
         self._stop_below(activation.id, f"{activation.agent} has failed")
         for called in activation.open_calls:
-            interrupt_call(self.episode, activation, called, error)
+            interrupt_call(self.run.journal, activation, called, error)
         if activation.caller is None:
             self.status = status
         self.finish(activation, None, error)
@@ -307,7 +273,7 @@ class Cast:
 
     def start_called(self, activation: Activation, offer: Offer) -> None:
         """Start the agents and teams that a turn called as tools."""
-        activations = self.episode.record.activations
+        activations = self.run.record.activations
         last = activation.last.seq if activation.last is not None else 0  # call ids may come again in another turn
         children = (activations[child] for child in self.children.get(activation.id, ()))
         begun = {child.call_id for child in children if child.began > last}
@@ -315,7 +281,6 @@ class Cast:
             tool = offer.by_name.get(called.name)
             if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
                 continue
-            announce(self.episode, activation, called)
             if isinstance(tool, HandoffTool):
                 if _argument(called, "message") is None:
                     self._refuse(activation, called, '{"message": "what the other needs to know"}')
@@ -329,7 +294,7 @@ class Cast:
     def _refuse(self, activation: Activation, called: ev.ToolCalled, wanted: str) -> None:
         """Tell an agent that it called another in words that cannot be read."""
         text = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
-        close_call(self.episode, activation, called, ActionResult(called.call_id, called.name, text, text))
+        close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, text))
 
     def hand_over(self, activation: Activation, offer: Offer) -> bool:
         """Carry out the hand-over that a turn asked for, if it did: the first one, once nothing else is open."""
@@ -344,35 +309,25 @@ class Cast:
                 f"Control passes to {tool.target}." if called is first else "Only one hand-over a turn; this is void."
             )
             error = None if called is first else text
-            close_call(self.episode, activation, called, ActionResult(called.call_id, called.name, text, error))
-        emit = self.episode.journal.emit
-        if emit is not None:
-            emit(
-                HandoffOutput(
-                    trajectory_id=self.episode.record.id, agent=activation.agent, step=first.step, to=tool.target
-                )
-            )
+            close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, error))
         self.finish(activation, _argument(first, "message") or "", handoff=tool.target)
         return True
-
-    def runs_itself(self, called: ev.ToolCalled, offer: Offer) -> bool:
-        """Whether a call is carried out by the runtime, not by a tool's own code."""
-        return isinstance(offer.by_name.get(called.name), UnitTool | HandoffTool)
 
     async def offer(self, activation: Activation) -> Offer:
         """The tools that an agent is offered in its place: its own, its team's, and the task's for the root."""
         agent = self.agent(activation)
         team = None
         if activation.caller is not None and activation.call_id is None:
-            team = self.units[self.episode.record.activations[activation.caller].agent]
+            team = self.units[self.run.record.activations[activation.caller].agent]
         key = (agent.name, team.name if team is not None else None)
         offer = self._offers.get(key)
         if offer is None:
             extra: list[Any] = list(team.tools_of.get(agent.name, ())) if isinstance(team, Topology) else []
             if activation.caller is None or agent is self._first:
-                extra += self.episode.task.tools
-            ready = agent.toolkit.ready() if not extra else None
-            offer = self._offers[key] = ready or await agent.toolkit.resolve(extra)
+                extra += self.run.task.tools
+            scope = self.run.scope
+            ready = agent.toolkit.ready(scope) if not extra else None
+            offer = self._offers[key] = ready or await agent.toolkit.resolve(extra, scope)
         return offer
 
     def _recorded(self, activation: Activation, answer: Any) -> Any:
@@ -405,15 +360,11 @@ def _argument(called: ev.ToolCalled, name: str) -> str | None:
         value: Any = json.loads(called.arguments or "{}")
     except json.JSONDecodeError:
         return None
-    found: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None
+    text: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _first_agent(unit: Unit) -> Unit:
     while isinstance(unit, Topology) and unit.members():
         unit = unit.members()[0]
     return unit
-
-
-def _has_members(unit: Unit) -> bool:
-    return isinstance(unit, Topology) or any(isinstance(item, UnitTool) for item in unit.toolkit.items)

@@ -25,9 +25,9 @@ def files(start: str, glob: str) -> Iterator[str]:
     if os.path.isfile(start) and not os.path.islink(start):
         yield start
         return
-    for folder, names, found in os.walk(start):
+    for folder, names, files_here in os.walk(start):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(found):
+        for name in sorted(files_here):
             path = os.path.normpath(os.path.join(folder, name))
             if name.startswith(".") or not (fnmatch.fnmatch(name, glob) or fnmatch.fnmatch(path, glob)):
                 continue
@@ -38,21 +38,21 @@ def files(start: str, glob: str) -> Iterator[str]:
 
 def main() -> None:
     """Search, and print what was found."""
-    asked = json.loads(sys.argv[1])
-    most = int(asked["most"])
+    query = json.loads(sys.argv[1])
+    most = int(query["most"])
     try:
-        expression = re.compile(asked["pattern"])
+        expression = re.compile(query["pattern"])
     except re.error as error:
-        sys.exit(f"{asked['pattern']!r} is no regular expression: {error}")
-    home, start = os.path.realpath("."), os.path.realpath(asked["path"])
+        sys.exit(f"{query['pattern']!r} is no regular expression: {error}")
+    home, start = os.path.realpath("."), os.path.realpath(query["path"])
     if os.path.commonpath((home, start)) != home:
-        sys.exit(f"{asked['path']} leads out of the work folder.")
+        sys.exit(f"{query['path']} leads out of the work folder.")
     if not os.path.exists(start):
-        sys.exit(f"There is no {asked['path']}.")
+        sys.exit(f"There is no {query['path']}.")
     hits: list[str] = []
     searched = 0
     more = False
-    for path in files(asked["path"], asked["glob"]):
+    for path in files(query["path"], query["glob"]):
         try:
             with open(path, "rb") as file:
                 data = file.read()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 
@@ -74,9 +74,11 @@ class PolicyConfig(Struct, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, data: dict[str, Any], source: Path | str = "config.json") -> PolicyConfig:
         """Read what `config.json` holds. Raises `ConfigError` for anything that is computed differently here."""
-        found = data.get("architectures") or [data.get("model_type")]
-        if found != [ARCHITECTURE]:
-            raise ConfigError(f"{source}: the embedded policy computes {ARCHITECTURE} only; this is {found[0]}.")
+        architectures = data.get("architectures") or [data.get("model_type")]
+        if architectures != [ARCHITECTURE]:
+            raise ConfigError(
+                f"{source}: the embedded policy computes {ARCHITECTURE} only; this is {architectures[0]}."
+            )
         rope: dict[str, Any] = data.get("rope_parameters") or data.get("rope_scaling") or {}
         expected = {"hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False}
         for name, value in expected.items():
