@@ -332,10 +332,10 @@ class Writer:
             self._copy_back()
         queue, size = self.queue, 0
         self._taken = jobs = list[Job]()
-        while queue and size < BATCH and not isinstance(job := queue[0], Call):
+        while queue and size < BATCH and type(job := queue[0]) is not Call:
             jobs.append(job)
             queue.popleft()
-            size += len(job.data) if isinstance(job, Append) else 1
+            size += len(job.data) if type(job) is Append else 1
         if jobs:
             self._tell(self._write(jobs))
         elif queue and isinstance(job := queue.popleft(), Call):
@@ -462,10 +462,10 @@ class Writer:
 
     def _add(self, connection: sqlite3.Connection, job: Job, batch: _Batch) -> None:
         """Add what a job writes. Raises AWorldError if it cannot be written, and has added nothing."""
-        if isinstance(job, Release):
+        if type(job) is Release:
             batch.released.append(job.id)
-        elif isinstance(job, Remark):
-            known = self._known.get(job.id) or recall(connection, job.id)
+        elif type(job) is Remark:
+            known = self._known.get(job.id) or batch.touched.get(job.id) or recall(connection, job.id)
             if known is None:
                 raise unknown_trajectory(job.id, self.url, nearest(connection, job.id))
             check_notes(job.id, job.notes, known.tally)
@@ -473,12 +473,13 @@ class Writer:
             batch.notes += [(known.key, note.seq, encode_event(note)) for note in job.notes]
             for note in job.notes:
                 known.tally.apply_note(note)
-            self._known[job.id] = batch.touched[job.id] = known
+            batch.touched[job.id] = known  # and not `_known`: who notes has not been asked whose the run is
         else:
             known = self._admit(connection, job, batch)
             base, seq = known.key << SEQ_BITS, known.tally.events
             batch.rows += [(base + seq + place, data) for place, data in enumerate(job.data)]
-            batch.bodies.update(job.bodies)
+            if job.bodies:
+                batch.bodies.update(job.bodies)
             for event in job.events:
                 known.tally.apply(event)
             batch.touched[job.id] = known
@@ -487,7 +488,7 @@ class Writer:
     def _admit(self, connection: sqlite3.Connection, job: Append, batch: _Batch) -> Known:
         known = self._known.get(job.id)
         if known is None:
-            known = recall(connection, job.id)
+            known = batch.touched.get(job.id) or recall(connection, job.id)
             self.claims.check(connection, job.id, None if known is None else known.key)
         first = job.events[0]
         end, lost = self._lost.get(job.id, (-1, None))
@@ -509,32 +510,22 @@ class Writer:
         self._known[job.id] = known
         return known
 
-    def _publish(self, outcomes: list[Outcome]) -> None:
-        """Tell who listens in this process of what is stored now."""
-        hub = self.hub
-        for job, error in outcomes:
-            if error is not None or isinstance(job, Release):
-                continue
-            if isinstance(job, Remark):
-                self._watch.deliver(job.id, job.notes)
-                hub.publish(job.id, [*map(NoteAdded, job.notes)])
-                continue
-            if hub.topics:
-                hub.publish(job.id, job.events)
-            if hub.expectant and isinstance(job.events[0], Started):
-                hub.announce(job.id)
-
     def _tell(self, outcomes: list[Outcome], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Tell who listens and who waits; those of the loop that runs in this thread, `here`, directly."""
-        self._publish(outcomes)
+        hub = self.hub
+        listening = bool(hub.topics or hub.expectant)
         loops: dict[asyncio.AbstractEventLoop, list[tuple[Waiter, AWorldError | None, Any]]] = {}
         for job, error in outcomes:
-            waiter = None if isinstance(job, Release) else job.waiter
+            if type(job) is Release:
+                continue
+            if error is None and (listening or type(job) is Remark):
+                self._publish(job)
+            waiter = job.waiter
             if waiter is None:
-                if error is not None and isinstance(job, Append):
+                if error is not None:
                     self.unreported[job.id] = error
                 continue
-            outcome = (waiter, error, [note.seq for note in job.notes] if isinstance(job, Remark) else None)
+            outcome = (waiter, error, [note.seq for note in job.notes] if type(job) is Remark else None)
             if isinstance(waiter, Future):
                 _resolve([outcome])
             else:
@@ -545,6 +536,16 @@ class Writer:
                 continue
             with suppress(RuntimeError):  # the loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve, waiters)
+
+    def _publish(self, job: Append | Remark) -> None:
+        """Tell who listens in this process of what is stored now."""
+        if type(job) is Remark:
+            self._watch.deliver(job.id, job.notes)
+            self.hub.publish(job.id, [*map(NoteAdded, job.notes)])
+            return
+        self.hub.publish(job.id, job.events)
+        if isinstance(job.events[0], Started):
+            self.hub.announce(job.id)
 
 
 def _resolve(waiters: Sequence[tuple[Waiter, AWorldError | None, Any]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aworld.core.event import Commanded, Rewarded, StateSet
+from aworld.core.event import Commanded, Noted, Rewarded, StateSet
 from aworld.core.exceptions import LeaseError, TaskError
 from aworld.trajectory import TrajectoryStore, open_store
 from aworld.trajectory import sqlite_watch as watch
@@ -147,6 +147,8 @@ async def test_another_store_object_is_held_off_until_the_first_is_closed_or_dro
     async def append() -> None:
         await others[0].append("run", log[3:4])
 
+    await refused(append, "another store object of this process is running")
+    await others[0].note("run", [Noted(seq=-1, at=1.0, source="person", name="anybody may note")])
     await refused(append, "another store object of this process is running")
     await one.close()
     second = await others[0].claim("run")
