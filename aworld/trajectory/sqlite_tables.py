@@ -160,9 +160,17 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
 
 
 _COHORT = frozenset(COHORT)
+_NAMES = ", ".join(COHORT)
+_KNOWN = ", ".join(f"ifnull(trajectories.{name}, '')" for name in COHORT)
+_UNFILED = "WHERE cohort IS NULL AND finished_at IS NOT NULL"
 _JOIN = (
-    f"INSERT INTO cohorts ({', '.join(COHORT)}, trajectories) VALUES (?, ?, ?, ?, ?) ON CONFLICT ({', '.join(COHORT)})"
-    " DO UPDATE SET trajectories = trajectories + excluded.trajectories RETURNING key"
+    f"INSERT INTO cohorts ({_NAMES}, trajectories)"
+    f" SELECT {_KNOWN}, count(*) FROM trajectories {_UNFILED}"
+    f" GROUP BY {_NAMES} ON CONFLICT ({_NAMES}) DO UPDATE SET trajectories = trajectories + excluded.trajectories"
+)
+_FILE = (
+    f"UPDATE trajectories SET cohort = (SELECT key FROM cohorts AS c WHERE (c.{', c.'.join(COHORT)}) = ({_KNOWN}))"
+    f" {_UNFILED}"
 )
 _LEAVE = "UPDATE cohorts SET trajectories = trajectories - 1 WHERE key = ?"
 
@@ -172,16 +180,11 @@ def file_ended(connection: sqlite3.Connection) -> None:
 
     Done for many at once and where no run waits: a run that filed itself would write a page of each index.
     """
-    cohorts: dict[tuple[str, ...], list[int]] = {}
     connection.execute("BEGIN IMMEDIATE")
     try:
-        columns = ", ".join(f"ifnull({name}, '')" for name in COHORT)
-        unfiled = f"SELECT key, {columns} FROM trajectories WHERE cohort IS NULL AND finished_at IS NOT NULL"
-        for key, *cohort in connection.execute(unfiled):
-            cohorts.setdefault(tuple(cohort), []).append(key)
-        for cohort, keys in cohorts.items():
-            row = connection.execute(_JOIN, (*cohort, len(keys))).fetchone()
-            connection.executemany("UPDATE trajectories SET cohort = ? WHERE key = ?", [(*row, key) for key in keys])
+        # No row by row: each would be waited for as long as another thread keeps Python busy.
+        connection.execute(_JOIN)
+        connection.execute(_FILE)
         connection.execute("COMMIT")
     except BaseException:
         roll_back(connection)
