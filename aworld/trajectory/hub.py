@@ -215,6 +215,10 @@ class Hub:
         ):
             listener.wake()
 
+    def forget(self) -> None:
+        """In a forked child: the listeners are the parent's."""
+        self.topics, self.expectant, self._lock = {}, (), Lock()
+
     def outdate(self, id: str) -> None:
         """Tell the listeners of a run that something of it may be missing."""
         topic = self.topics.get(id)

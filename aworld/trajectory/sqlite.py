@@ -43,17 +43,17 @@ _T = TypeVar("_T")
 
 
 class Pending:
-    """What an append from plain synchronous code returns: awaitable in any loop, or waited for by `result`."""
+    """What an append or a note from plain synchronous code returns: awaitable in any loop, or by `result`."""
 
-    def __init__(self, future: Future[None]) -> None:
+    def __init__(self, future: Future[Any]) -> None:
         self._future = future
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self._future).__await__()
 
-    def result(self, timeout: float | None = None) -> None:
+    def result(self, timeout: float | None = None) -> Any:
         """Block until the events are durable, for at most `timeout` seconds. Raises what the append raises."""
-        self._future.result(timeout)
+        return self._future.result(timeout)
 
 
 class SQLiteStore:
@@ -181,7 +181,7 @@ class SQLiteStore:
         except TypeError as error:
             raise StoreError(f"store={self.url} | a note about {id!r} is not JSON-able: {error}") from error
         try:
-            waiter: asyncio.Future[list[int]] | Future[list[int]] = asyncio.get_running_loop().create_future()
+            waiter: Waiter = asyncio.get_running_loop().create_future()
         except RuntimeError:
             waiter = _uncancellable()
         writer.queue.append(Remark(id, notes, waiter))
@@ -190,11 +190,11 @@ class SQLiteStore:
 
     async def define(self, definitions: Mapping[str, Any]) -> None:
         """See `TrajectoryWriter.define`."""
-        known = self._writer.bodies
-        rows = [(digest, msgspec.json.encode(body)) for digest, body in definitions.items() if digest not in known]
+        stored = self._writer.bodies
+        rows = [(digest, msgspec.json.encode(body)) for digest, body in definitions.items() if digest not in stored]
         if rows:
             await self._write(lambda c: c.executemany("INSERT OR IGNORE INTO definitions VALUES (?, ?)", rows) and None)
-            known.update(digest for digest, _ in rows)
+            stored.update(digest for digest, _ in rows)
 
     async def put_blob(self, data: bytes) -> str:
         """See `TrajectoryWriter.put_blob`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from itertools import compress
-from operator import attrgetter, ne, or_
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -146,7 +146,7 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
             continue
         summary = log.tally.summary()
         row = _row(log.tally, summary)
-        changed = list(map(or_, map(ne, row, log.row), _ALWAYS))
+        changed = [new != old or always for new, old, always in zip(row, log.row, _ALWAYS)]
         columns, values = tuple(compress(WRITTEN, changed)), list(compress(row, changed))
         if log.cohort is not None and not _COHORT.isdisjoint(columns):
             connection.execute(_LEAVE, (log.cohort,))

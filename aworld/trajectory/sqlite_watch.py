@@ -126,7 +126,7 @@ class Claims:
 
         `marked` are those that begin with it in this transaction.
         """
-        ended = {id for id, known in touched.items() if known.tally.ended is not None}
+        ended = {id for id, log in touched.items() if log.tally.ended is not None}
         gone = [*released, *(id for id in ended if id in self.keys or id in marked)]
         if gone:
             connection.executemany(

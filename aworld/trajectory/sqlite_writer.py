@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 from weakref import WeakSet
 
 from msgspec import Struct
@@ -63,9 +63,10 @@ often and copied once. Copying waits for the disk, so only the thread does it.""
 KEPT = 50_000
 """Tallies of running tasks that are kept between batches; one takes about 1 KB."""
 
-Waiter: TypeAlias = "asyncio.Future[None] | Future[Any]"
+Waiter: TypeAlias = "asyncio.Future[Any] | Future[Any]"
 
 
+@final
 class Append(Struct):
     """Events of one trajectory, in order, and who waits for them."""
 
@@ -77,20 +78,23 @@ class Append(Struct):
     waiter: Waiter | None
 
 
+@final
 class Remark(Struct):
     """Notes about one trajectory, and who waits for their numbers."""
 
     id: str
     notes: Sequence[Note]
-    waiter: asyncio.Future[Any]
+    waiter: Waiter
 
 
+@final
 class Release(Struct):
     """The end of a claim."""
 
     id: str
 
 
+@final
 class Call(Struct):
     """Something else to do on the writing connection, after all that was queued before; None: only be reached."""
 
@@ -238,9 +242,9 @@ class Writer:
 
         def do(connection: sqlite3.Connection) -> int:
             gone = remove(connection, self.url, id, forks)
-            for each in gone:
-                self._known.pop(each, None)
-                self.claims.lose(each, DELETED)
+            for name in gone:
+                self._known.pop(name, None)
+                self.claims.lose(name, DELETED)
             return len(gone)
 
         return self.call(do)
@@ -276,7 +280,7 @@ class Writer:
         self._thread = self._connection = None
         self._known.clear()
         self.claims.forget()
-        self.hub.topics.clear()
+        self.hub.forget()
         self._watch = Watch(self.hub, self.claims, self.path, self.url)
 
     def _begin(self) -> None:
@@ -453,8 +457,8 @@ class Writer:
         self._pages += 1 + 3 * len(batch.touched) + sum(len(data) for _, data in batch.rows) // PAGE_SIZE
         self.bodies.update(batch.bodies)
         self.claims.adopt(changes, batch.touched)
-        for id, known in batch.touched.items():
-            if known.tally.ended is not None:
+        for id, log in batch.touched.items():
+            if log.tally.ended is not None:
                 self._known.pop(id, None)
             if self._lost:
                 self._lost.pop(id, None)
@@ -465,50 +469,50 @@ class Writer:
         if type(job) is Release:
             batch.released.append(job.id)
         elif type(job) is Remark:
-            known = self._known.get(job.id) or batch.touched.get(job.id) or recall(connection, job.id)
-            if known is None:
+            log = self._known.get(job.id) or batch.touched.get(job.id) or recall(connection, job.id)
+            if log is None:
                 raise unknown_trajectory(job.id, self.url, nearest(connection, job.id))
-            check_notes(job.id, job.notes, known.tally)
-            job.notes = [replace(note, seq=seq) for seq, note in enumerate(job.notes, known.tally.notes)]
-            batch.notes += [(known.key, note.seq, encode_event(note)) for note in job.notes]
+            check_notes(job.id, job.notes, log.tally)
+            job.notes = [replace(note, seq=seq) for seq, note in enumerate(job.notes, log.tally.notes)]
+            batch.notes += [(log.key, note.seq, encode_event(note)) for note in job.notes]
             for note in job.notes:
-                known.tally.apply_note(note)
-            batch.touched[job.id] = known  # and not `_known`: who notes has not been asked whose the run is
+                log.tally.apply_note(note)
+            batch.touched[job.id] = log  # and not `_known`: who notes has not been asked whose the run is
         else:
-            known = self._admit(connection, job, batch)
-            base, seq = known.key << SEQ_BITS, known.tally.events
+            log = self._admit(connection, job, batch)
+            base, seq = log.key << SEQ_BITS, log.tally.events
             batch.rows += [(base + seq + place, data) for place, data in enumerate(job.data)]
             if job.bodies:
                 batch.bodies.update(job.bodies)
             for event in job.events:
-                known.tally.apply(event)
-            batch.touched[job.id] = known
+                log.tally.apply(event)
+            batch.touched[job.id] = log
         batch.outcomes.append((job, None))
 
     def _admit(self, connection: sqlite3.Connection, job: Append, batch: _Batch) -> Known:
-        known = self._known.get(job.id)
-        if known is None:
-            known = batch.touched.get(job.id) or recall(connection, job.id)
-            self.claims.check(connection, job.id, None if known is None else known.key)
+        log = self._known.get(job.id)
+        if log is None:
+            log = batch.touched.get(job.id) or recall(connection, job.id)
+            self.claims.check(connection, job.id, None if log is None else log.key)
         first = job.events[0]
         end, lost = self._lost.get(job.id, (-1, None))
         lost = lost if first.seq == end else None
         if isinstance(first, Started):
-            if known is not None:
+            if log is not None:
                 raise already_there(job.id, self.url)
             owner, until = self.claims.mark(job.id)
-            known = create(connection, self.url, job.id, first, owner, until)
+            log = create(connection, self.url, job.id, first, owner, until)
             if owner is not None:
                 batch.marked.append(job.id)
-        elif known is None:
+        elif log is None:
             raise lost or unknown_trajectory(job.id, self.url, nearest(connection, job.id))
-        due = known.tally.events
+        due = log.tally.events
         if first.seq != due:
             raise (lost if end > due else None) or out_of_order(job.id, self.url, first.seq, due)
         if due + len(job.data) >= 1 << SEQ_BITS:
             raise StoreError(f"store={self.url} | trajectory {job.id!r} has {due} events, the most that one can have")
-        self._known[job.id] = known
-        return known
+        self._known[job.id] = log
+        return log
 
     def _tell(self, outcomes: list[Outcome], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Tell who listens and who waits; those of the loop that runs in this thread, `here`, directly."""

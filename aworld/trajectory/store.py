@@ -282,21 +282,20 @@ def open_store(url: str) -> TrajectoryStore:
             "store | PostgreSQL comes in a later version; use sqlite:///runs.db"
         )  # the URL has a password
     else:
-        known = "memory:, sqlite:///relative.db, sqlite:////absolute.db or a path ending in .db"
-        raise ConfigError(f"store={address.rpartition('@')[2]!r} | not an address of a store; use {known}")
+        forms = "memory:, sqlite:///relative.db, sqlite:////absolute.db or a path ending in .db"
+        raise ConfigError(f"store={address.rpartition('@')[2]!r} | not an address of a store; use {forms}")
     from aworld.trajectory.sqlite import SQLiteStore
 
-    known_options = {"synchronous", "timeout"}
-    given = dict(parse_qsl(options, keep_blank_values=True))
-    if unknown := given.keys() - known_options:
+    values = dict(parse_qsl(options, keep_blank_values=True))
+    if unknown := values.keys() - {"synchronous", "timeout"}:
         raise ConfigError(
             f"store={address!r} | unknown option {', '.join(sorted(unknown))}; known: synchronous, timeout"
         )
     try:
-        timeout = float(given.get("timeout", "30"))
+        timeout = float(values.get("timeout", "30"))
     except ValueError:
-        raise ConfigError(f"store={address!r} | timeout={given['timeout']!r} is not a number of seconds") from None
-    return SQLiteStore(path, synchronous=given.get("synchronous", "normal"), timeout=timeout)
+        raise ConfigError(f"store={address!r} | timeout={values['timeout']!r} is not a number of seconds") from None
+    return SQLiteStore(path, synchronous=values.get("synchronous", "normal"), timeout=timeout)
 
 
 def unknown_trajectory(id: str, url: str, near: Iterable[str]) -> TaskError:
