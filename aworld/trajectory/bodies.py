@@ -37,10 +37,10 @@ def stripped(event: Event) -> Event:
 def restored(events: list[Event], body: Callable[[str], Any]) -> list[Event]:
     """The events with their bodies put back, in place; `body` gives that of a digest, or None."""
     for place, event in enumerate(events):
-        kind = type(event)
-        if kind is Started and event.definitions and not event.definitions.keys() <= event.agents.keys():
-            known = {name: body(digest) for name, digest in event.definitions.items() if name not in event.agents}
-            events[place] = replace(event, agents={**{n: b for n, b in known.items() if b is not None}, **event.agents})
-        elif kind is ToolsetOffered and not event.tools:
+        if type(event) is Started and event.definitions and not event.definitions.keys() <= event.agents.keys():
+            agents = {name: event.agents.get(name) or body(digest) for name, digest in event.definitions.items()}
+            agents = {name: agent for name, agent in agents.items() if agent is not None}
+            events[place] = replace(event, agents={**agents, **event.agents})
+        elif type(event) is ToolsetOffered and not event.tools:
             events[place] = replace(event, tools=tuple(body(event.digest) or ()))
     return events

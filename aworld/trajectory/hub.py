@@ -215,6 +215,10 @@ class Hub:
         ):
             listener.wake()
 
+    def forget(self) -> None:
+        """In a forked child: the listeners are the parent's."""
+        self.topics, self.expectant, self._lock = {}, (), Lock()
+
     def outdate(self, id: str) -> None:
         """Tell the listeners of a run that something of it may be missing."""
         topic = self.topics.get(id)
@@ -263,8 +267,8 @@ async def follow(
         return [(id, entry) for entry in (*events, *map(NoteAdded, notes)) if cursor.passes(entry)]
 
     with store.hub.subscribe(*names, begun=query is not None) as subscription:
-        begun: list[str] | None = None
-        while not store.hub.closed:
+        begun: list[str] | None = None  # all that match are to be asked for
+        while True:
             if query is not None and begun != []:
                 those, begun = begun, []
                 matching = [id for id in await _matching(store, query, those) if id not in cursors]
@@ -287,7 +291,9 @@ async def follow(
                     if cursors[id].passes(entry):
                         yield pair
             names = [subscription.stale.pop() for _ in range(len(subscription.stale))]
-            if not names and begun == []:
+            if not names and (query is None or begun == []):
+                if store.hub.closed:
+                    return
                 await subscription.wait()
 
 

@@ -13,7 +13,7 @@ from aworld.core.event import Commanded, Event, Note, Started
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.bodies import bodies_of, restored
 from aworld.trajectory.hub import Entry, Hub, NoteAdded, follow
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, matches, select, tabulate
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matches, select, tabulate
 from aworld.trajectory.store import (
     DELETED,
     DONE,
@@ -207,11 +207,13 @@ class MemoryStore:
         """See `TrajectoryReader.facets`."""
         return tabulate((summary for _, summary in self._summaries(query)), fields, query)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryReader.scan`."""
         for summary in self._select(query):
             if (log := self._logs.get(summary.id)) is not None:
-                yield summary, self._read(log)
+                record = Recorded(self._read(log))
+                record.notes = list(log.notes)
+                yield summary, record
 
     async def define(self, definitions: Mapping[str, Any]) -> None:
         """See `TrajectoryWriter.define`."""

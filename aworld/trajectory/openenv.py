@@ -73,6 +73,7 @@ def _metadata(trajectory: Trajectory, call: ModelCalled, tokens: Tokens) -> dict
         "trajectory_id": trajectory.id,
         "task_id": trajectory.task.id,
         "group_id": trajectory.task.group_id,
+        "labels": trajectory.labels,
         "agent": call.agent,
         "activation": call.activation,
         "policy_version": tokens.policy_version,

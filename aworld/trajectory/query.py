@@ -1,8 +1,9 @@
 """Which trajectories are meant, in which order, and from where on.
 
 A query is data: stores of tables make SQL of it, stores in memory ask `select`. The rules are the same. What is not
-known matches no comparison and stands last in either direction; `!=` is the opposite of `=`, so it matches the unknown.
-A page goes on after a *cursor*, which holds the place of its last row and not its id: that row may be deleted meanwhile.
+known matches no comparison and stands last in either direction; `!=` is the opposite of `=`, so it matches the
+unknown. A page goes on after a *cursor*, which holds the place of its last row and not its id: that row may be deleted
+meanwhile.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import operator
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from aworld.core.checks import hint, one_of
-from aworld.core.event import Status
+from aworld.core.event import Event, Note, Status
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.trajectory.summary import COLUMNS, Summary
 
@@ -58,7 +59,7 @@ class Where(Struct, frozen=True):
         if self.op == "in":
             if not isinstance(self.value, list | tuple | set | frozenset):
                 raise ConfigError(f"{self.field} in {self.value!r} | give a list of values")
-            for value in self.value:  # pyright: ignore[reportUnknownVariableType]
+            for value in cast("Iterable[Any]", self.value):
                 _check_type(self, kind, value)
         elif self.value is not None or self.op not in ("=", "!="):
             _check_type(self, kind, self.value)
@@ -101,8 +102,6 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
     group: str | None = None
     task: str | None = None
     """Task id."""
-    name: str | None = None
-    """Task name."""
     session: str | None = None
     user: str | None = None
     status: tuple[Status, ...] | None = None
@@ -122,9 +121,9 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
     until: float | None = None
     """Started before this time, UNIX seconds."""
     order: str = "newest"
-    """A column of `Summary`, with `-` before it the largest first; or `newest`, `oldest` (by start), `best`, `worst` (by
-    score). What is unknown comes last; equals are in the order of writing. Orders that a large store has at once are in
-    `aworld.trajectory.sql.QUICK`."""
+    """A column of `Summary`, with `-` before it the largest first; or `newest`, `oldest` (by start), `best`, `worst`
+    (by score). What is unknown comes last; equals are in the order of writing. By `started_at`, `score`, `cost` and
+    `duration` a store of any size is ordered at once; by others it is sorted."""
     limit: int | None = None
     offset: int = 0
     after: str | None = None
@@ -147,11 +146,12 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _SHORT: tuple[tuple[str, str, Op], ...] = (
     ("ids", "id", "in"), ("prefix", "id", "prefix"), ("group", "group_id", "="), ("task", "task_id", "="),
-    ("name", "task_name", "="), ("session", "session_id", "="), ("user", "user_id", "="), ("status", "status", "in"),
+    ("session", "session_id", "="), ("user", "user_id", "="), ("status", "status", "in"),
     ("agent", "agent", "="), ("version", "version", "prefix"), ("environment", "environment", "="),
     ("model", "model", "="), ("min_score", "score", ">="), ("max_score", "score", "<="), ("since", "started_at", ">="),
     ("until", "started_at", "<"),
 )  # fmt: skip
+
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
@@ -188,6 +188,12 @@ EVERYTHING = Query()
 
 Place: TypeAlias = "tuple[Any, int]"
 """Where a trajectory stands in an order: what is ordered by, and its number."""
+
+
+class Recorded(list[Event]):
+    """The events of a trajectory, and the notes about it."""
+
+    notes: Sequence[Note] = ()
 
 
 class Page(list[Summary]):
@@ -256,8 +262,8 @@ def select(numbered: Iterable[tuple[int, Summary]], query: Query, unknown: Calla
     order = order_of(query)
     sign = -1 if order.descends else 1
 
-    def place(each: tuple[int, Summary]) -> Place:
-        return value_of(each[1], order.column), each[0]
+    def place(row: tuple[int, Summary]) -> Place:
+        return value_of(row[1], order.column), row[0]
 
     def beyond(here: Place, last: Place) -> bool:
         value, number = here
@@ -269,16 +275,16 @@ def select(numbered: Iterable[tuple[int, Summary]], query: Query, unknown: Calla
 
     every = list(numbered)
     conditions = query.conditions
-    chosen = [each for each in every if all(where.holds(value_of(each[1], where.field)) for where in conditions)]
+    chosen = [row for row in every if all(where.holds(value_of(row[1], where.field)) for where in conditions)]
     chosen.sort(key=operator.itemgetter(0), reverse=order.descends)
-    known = [each for each in chosen if place(each)[0] is not None]
-    known.sort(key=lambda each: place(each)[0], reverse=order.descends)  # stable: equals stay in the order of writing
-    chosen = known + [each for each in chosen if place(each)[0] is None]
+    valued = [row for row in chosen if place(row)[0] is not None]
+    valued.sort(key=lambda row: place(row)[0], reverse=order.descends)  # stable: equals stay in the order of writing
+    chosen = valued + [row for row in chosen if place(row)[0] is None]
     if query.after is not None:
-        last = place_after(query) or next((place(each) for each in every if each[1].id == query.after), None)
+        last = place_after(query) or next((place(row) for row in every if row[1].id == query.after), None)
         if last is None:
             raise unknown(query.after)
-        chosen = [each for each in chosen if beyond(place(each), last)]
+        chosen = [row for row in chosen if beyond(place(row), last)]
     chosen = chosen[query.offset : None if query.limit is None else query.offset + query.limit]
     return page_of(query, [summary for _, summary in chosen], place(chosen[-1]) if chosen else None)
 

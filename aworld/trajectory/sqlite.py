@@ -24,13 +24,12 @@ from aworld.core.exceptions import ConfigError, StoreError
 from aworld.trajectory.bodies import NAMING, bodies_of, stripped
 from aworld.trajectory.hub import Entry, Hub, follow
 from aworld.trajectory.memory import unknown_digest
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
-from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, nearest, scanned
+from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, noted, scanned
 from aworld.trajectory.sqlite_tables import vacuum
-from aworld.trajectory.sqlite_watch import notes_of
 from aworld.trajectory.sqlite_writer import Append, Release, Remark, Waiter, Writer
-from aworld.trajectory.store import DONE, Lease, already_there, occupied, unknown_trajectory
+from aworld.trajectory.store import DONE, Lease, already_there, occupied
 from aworld.trajectory.summary import Summary
 
 LINGER = 0.003
@@ -44,17 +43,17 @@ _T = TypeVar("_T")
 
 
 class Pending:
-    """What an append from plain synchronous code returns: awaitable in any loop, or waited for by `result`."""
+    """What an append or a note from plain synchronous code returns: awaitable in any loop, or by `result`."""
 
-    def __init__(self, future: Future[None]) -> None:
+    def __init__(self, future: Future[Any]) -> None:
         self._future = future
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self._future).__await__()
 
-    def result(self, timeout: float | None = None) -> None:
+    def result(self, timeout: float | None = None) -> Any:
         """Block until the events are durable, for at most `timeout` seconds. Raises what the append raises."""
-        self._future.result(timeout)
+        return self._future.result(timeout)
 
 
 class SQLiteStore:
@@ -182,7 +181,7 @@ class SQLiteStore:
         except TypeError as error:
             raise StoreError(f"store={self.url} | a note about {id!r} is not JSON-able: {error}") from error
         try:
-            waiter: asyncio.Future[list[int]] | Future[list[int]] = asyncio.get_running_loop().create_future()
+            waiter: Waiter = asyncio.get_running_loop().create_future()
         except RuntimeError:
             waiter = _uncancellable()
         writer.queue.append(Remark(id, notes, waiter))
@@ -191,11 +190,11 @@ class SQLiteStore:
 
     async def define(self, definitions: Mapping[str, Any]) -> None:
         """See `TrajectoryWriter.define`."""
-        known = self._writer.bodies
-        rows = [(digest, msgspec.json.encode(body)) for digest, body in definitions.items() if digest not in known]
+        stored = self._writer.bodies
+        rows = [(digest, msgspec.json.encode(body)) for digest, body in definitions.items() if digest not in stored]
         if rows:
             await self._write(lambda c: c.executemany("INSERT OR IGNORE INTO definitions VALUES (?, ?)", rows) and None)
-            known.update(digest for digest, _ in rows)
+            stored.update(digest for digest, _ in rows)
 
     async def put_blob(self, data: bytes) -> str:
         """See `TrajectoryWriter.put_blob`."""
@@ -216,14 +215,7 @@ class SQLiteStore:
 
     async def notes(self, id: str, *, after: int = -1) -> list[Note]:
         """See `TrajectoryReader.notes`."""
-
-        def ask(connection: sqlite3.Connection) -> list[Note]:
-            row = connection.execute("SELECT key FROM trajectories WHERE id = ?", (id,)).fetchone()
-            if row is None:
-                raise unknown_trajectory(id, self.url, nearest(connection, id))
-            return notes_of(connection, row[0], after + 1)
-
-        return await self._read(ask)
+        return await self._read(lambda connection: noted(connection, self.url, id, after=after))
 
     def follow(
         self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
@@ -266,7 +258,7 @@ class SQLiteStore:
         with self._connection() as connection:
             return ask(connection)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryReader.scan`."""
         if (self._writer.queue or self._writer.busy) and not self._writer.closed:
             self._writer.call(None).result()

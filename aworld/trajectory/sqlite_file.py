@@ -26,6 +26,7 @@ SEQ_BITS = 24
 PAGE_SIZE = 4096
 """Bytes; SQLite's default."""
 
+
 def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) -> sqlite3.Connection:
     """A connection that writes; the file, its folders and its tables are made or brought up to date.
 

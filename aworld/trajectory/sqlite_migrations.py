@@ -89,18 +89,22 @@ _VERSION_2 = """
     CREATE TABLE definitions (digest TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE blobs (digest TEXT PRIMARY KEY, data BLOB NOT NULL)
     """
-"""`cohort` is the trajectories of one status, agent, environment and model (empty where there is none): its size is
-kept, and it is the first column of each index by which lists are ordered. `notes.key` orders the notes of all
-trajectories. `owner` works on the run until `lease_until`."""
+"""A cohort is the trajectories of one status, agent, environment and model (empty where there is none): its size is
+kept, and each index by which lists are ordered holds it. A trajectory is filed under its cohort some time after its
+end: one that filed itself would write a page of each index. `notes.key` orders the notes of all trajectories. `owner`
+works on the run until `lease_until`."""
 
 _INDEXES_2 = """
     DROP INDEX trajectories_status;
     DROP INDEX trajectories_score;
     DROP INDEX trajectories_task;
-    CREATE INDEX cohort_started_at ON trajectories (cohort, started_at);
-    CREATE INDEX cohort_score ON trajectories (cohort, score);
-    CREATE INDEX cohort_cost ON trajectories (cohort, cost);
-    CREATE INDEX cohort_duration ON trajectories (cohort, duration);
+    DROP INDEX trajectories_started;
+    CREATE INDEX order_started_at ON trajectories (started_at, key, cohort, score);
+    CREATE INDEX order_score ON trajectories (score, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_cost ON trajectories (cost, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_duration ON trajectories (duration, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_cohort ON trajectories (cohort) WHERE cohort IS NOT NULL;
+    CREATE INDEX trajectories_unfiled ON trajectories (started_at) WHERE cohort IS NULL;
     CREATE INDEX trajectories_task ON trajectories (task_id) WHERE task_id <> id;
     CREATE INDEX trajectories_user ON trajectories (user_id) WHERE user_id IS NOT NULL;
     CREATE INDEX trajectories_version ON trajectories (version) WHERE version IS NOT NULL
@@ -164,7 +168,7 @@ def _entries(
 ) -> Iterator[tuple[bytes, _Entry]]:
     if parent is not None:
         row = connection.execute("SELECT parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
-        yield from _entries(connection, parent, *row, min(first, end))
+        yield from _entries(connection, parent, row[0], row[1], min(first, end))
     rows = connection.execute(
         "SELECT substr(data, 10, 6), data FROM events WHERE key >= ? AND key < ?"
         " AND substr(data, 10, 6) IN (?, ?, ?) ORDER BY key",

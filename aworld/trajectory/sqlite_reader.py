@@ -7,19 +7,33 @@ export never keeps the writer's log from being taken back into the file.
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from aworld.core.event import Event, decode_events
+from aworld.core.event import Event, Note, decode_event, decode_events
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.bodies import restored
 from aworld.trajectory.query import (
-    LABEL, MOST, Facet, Facets, Page, Place, Query, Where, check_facets, facets_of, order_of, page_of, place_after,
+    LABEL,
+    MOST,
+    Facet,
+    Facets,
+    Page,
+    Place,
+    Query,
+    Recorded,
+    Where,
+    check_facets,
+    facets_of,
+    order_of,
+    page_of,
+    place_after,
 )  # fmt: skip
-from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SQLITE, Cohort, Values, all_of, selected, summary_of
+from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SQLITE, Values, all_of, selected, summary_of
 from aworld.trajectory.sqlite_file import SEQ_BITS
 from aworld.trajectory.store import unknown_trajectory
 from aworld.trajectory.summary import COLUMNS, Summary
@@ -96,19 +110,52 @@ def nearest(connection: sqlite3.Connection, id: str) -> list[str]:
     return [row[0] for row in rows]
 
 
+@contextmanager
+def _moment(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    """Statements that see the same moment: meanwhile trajectories may be filed, and would be there twice or never."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
 def listed(connection: sqlite3.Connection, path: str, query: Query) -> Page:
     """The summaries that a query asks for. Raises `TaskError` if the one to go on after is unknown."""
-    places = _Search(connection, query).places(_last(connection, path, query), query.limit, query.offset)
-    return page_of(query, _summaries(connection, [key for _, key in places]), places[-1] if places else None)
+    with _moment(connection):
+        places = _Search(connection, query).places(_last(connection, path, query), query.limit, query.offset)
+        return page_of(query, _summaries(connection, [key for _, key in places]), places[-1] if places else None)
 
 
 def counted(connection: sqlite3.Connection, query: Query, most: int | None = None) -> int:
     """How many trajectories match a query; at most `most`, where counting ends."""
-    return _Search(connection, query).count(most)
+    with _moment(connection):
+        return _Search(connection, query).count(most)
 
 
-def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, list[Event]]]:
-    """Matching trajectories with their events; in memory are one log and a page of summaries.
+def noted(connection: sqlite3.Connection, path: str, id: str, *, after: int = -1) -> list[Note]:
+    """The notes about a trajectory with a number above `after`. Raises as `compose` does."""
+    row = connection.execute("SELECT key FROM trajectories WHERE id = ?", (id,)).fetchone()
+    if row is None:
+        raise unknown_trajectory(id, path, nearest(connection, id))
+    return notes_of(connection, path, row[0], after + 1)
+
+
+def notes_of(connection: sqlite3.Connection, path: str, key: int, first: int = 0) -> list[Note]:
+    """The notes about a trajectory from number `first` on. Raises `StoreError` if one cannot be read."""
+    rows = connection.execute(
+        "SELECT number, data FROM notes WHERE trajectory = ? AND number >= ? ORDER BY number", (key, first)
+    )
+    try:
+        return [msgspec.structs.replace(decode_event(data), seq=number) for number, data in rows]
+    except (msgspec.DecodeError, TypeError) as error:
+        raise StoreError(
+            f"store={path} | the notes about trajectory {key} cannot be read: {error}; delete it, or restore it"
+        ) from error
+
+
+def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, Recorded]]:
+    """Matching trajectories with their events and notes; in memory are one log and a page of summaries.
 
     What is deleted meanwhile is left out. A page begins at the place where the one before ended, not after an id: that
     may be gone.
@@ -117,13 +164,17 @@ def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator
     last = _last(connection, path, query)
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
-        places = _Search(connection, query).places(last, size, offset)
-        for summary in _summaries(connection, [key for _, key in places]):
+        with _moment(connection):
+            places = _Search(connection, query).places(last, size, offset)
+            summaries = list(_summaries(connection, [key for _, key in places]))
+        for summary in summaries:
             try:
-                events = compose(connection, path, summary.id)
+                record = Recorded(compose(connection, path, summary.id))
+                if summary.notes:
+                    record.notes = noted(connection, path, summary.id)
             except TaskError:
                 continue
-            yield summary, events
+            yield summary, record
         if len(places) < size:
             return
         left = None if left is None else left - len(places)
@@ -133,8 +184,9 @@ def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator
 def faceted(connection: sqlite3.Connection, fields: Sequence[str], query: Query) -> Facets:
     """How often each value occurs in the fields among what matches a query."""
     check_facets(fields)
-    search = _Search(connection, query)
-    return {field: search.facet(field) for field in fields}
+    with _moment(connection):
+        search = _Search(connection, query)
+        return {field: search.facet(field) for field in fields}
 
 
 def _last(connection: sqlite3.Connection, path: str, query: Query) -> Place | None:
@@ -159,11 +211,14 @@ def _summaries(connection: sqlite3.Connection, keys: list[int]) -> Iterator[Summ
 
 
 FEW = 50_000
-"""Rows that are looked at one by one: what a condition leaves of a million is less, or so common that walking along
-the order soon finds a page of them. Looking at one takes about 1 µs."""
+"""Trajectories that are looked at one by one, at about 1 µs each. What leaves more of a million is so common that a
+walk in the order asked for soon finds a page of it."""
 
-MERGED = 100
-"""Cohorts that are merged in one statement; SQLite takes 500."""
+RARE = 5000
+"""Trajectories of cohorts that are looked at one by one; of more, an index of an order has them sooner."""
+
+LOOKED_AT = 20_000
+"""Matching trajectories of which a facet is made where it has to look at them; of more it is a part."""
 
 SHOWN = 1000
 """Different values of a facet that are counted."""
@@ -173,26 +228,39 @@ _Driver: TypeAlias = "tuple[Where, ...]"
 
 
 class _Search:
-    """How a query is answered: which index leads, and what is checked row by row.
+    """How a query is answered: by the condition that leaves least, or along an index in the order asked for.
 
-    Conditions on the columns of cohorts choose cohorts, whose sizes are known. Of the others, the one that leaves least
-    leads, and what it leaves is looked at and sorted; if even that is much, the indexes of the chosen cohorts, each in
-    the order asked for, are merged, until the page is full.
+    If a condition that has an index leaves few trajectories, those are looked at and sorted. Else all conditions leave
+    much, and walking along the order soon finds a page. The indexes of the orders hold what is asked most besides, the
+    cohort and the start, so that a walk of a million which finds nothing takes less than 100 ms. What is not filed yet
+    is in the order of starts only: it is little, and sorted.
     """
 
     def __init__(self, connection: sqlite3.Connection, query: Query) -> None:
         self._connection, self._order = connection, order_of(query)
-        conditions = query.conditions
-        chosen = [where for where in conditions if where.field in COHORT]
-        self._rest = [where for where in conditions if where.field not in COHORT]
-        self._whole = not chosen
-        rows = connection.execute(f"SELECT key, trajectories, {', '.join(COHORT)} FROM cohorts WHERE trajectories > 0")
-        self._cohorts = {
-            key: (size, Cohort(*names))
-            for key, size, *names in rows
-            if all(where.holds(getattr(Cohort(*names), where.field) or None) for where in chosen)
-        }
-        self._size = sum(size for size, _ in self._cohorts.values())
+        self._conditions = query.conditions
+        self._of_cohorts = [where for where in self._conditions if where.field in COHORT]
+        self._rest = [where for where in self._conditions if where.field not in COHORT]
+        values = Values(SQLITE)
+        chosen = all_of(["trajectories > 0", *values.on_cohorts(self._of_cohorts)])
+        rows = connection.execute(f"SELECT key, trajectories FROM cohorts{chosen}", values.values).fetchall()
+        self._cohorts = [key for key, _ in rows]
+        self._filed: int = sum(size for _, size in rows)
+
+    def _walked(self, column: str, conditions: Sequence[str], values: Values) -> str:
+        """Trajectories named `t` by the index of an order: those of the chosen cohorts that are filed; in the order of
+        starts and without a choice all."""
+        index = SQLITE.use_index.format(f"order_{column}")
+        chosen = ["t.cohort IS NOT NULL"] if column != "started_at" else []
+        if self._of_cohorts:
+            chosen.append(values.among("t.cohort", self._cohorts))
+        return f" FROM trajectories AS t{index}{all_of([*conditions, *chosen])}"
+
+    def _unfiled(self, conditions: Sequence[str], values: Values) -> str:
+        """The trajectories of the chosen cohorts that are not filed, named `t`."""
+        index = SQLITE.use_index.format("trajectories_unfiled")
+        chosen = ["t.cohort IS NULL", *values.every(self._of_cohorts), *conditions]
+        return f" FROM trajectories AS t{index}{all_of(chosen)}"
 
     def _drivers(self) -> list[_Driver]:
         drivers: list[_Driver] = [
@@ -201,171 +269,178 @@ class _Search:
             if (where.label and where.op in ("=", "in") and where.value is not None)
             or (where.field in INDEXED and where.op in ("=", "in", "prefix") and where.value is not None)
         ]
-        for column in QUICK:
-            ranges = tuple(w for w in self._rest if w.field == column and w.op in ("=", "<", "<=", ">", ">="))
-            if ranges and all(where.value is not None for where in ranges):
-                drivers.append(ranges)
-        return drivers
+        return drivers + [bounds for column in QUICK if (bounds := self._bounds(column))]
 
-    def _source(self, driver: _Driver | None, values: Values) -> str:
-        """A select of the keys that a driver leaves."""
-        if driver is None:
-            if self._whole:
-                return "SELECT key FROM trajectories"
-            return f"SELECT key FROM trajectories WHERE {values.among('cohort', self._cohorts)}"
+    def _bounds(self, column: str) -> _Driver:
+        ranges = (where for where in self._rest if where.field == column and where.value is not None)
+        return tuple(where for where in ranges if where.op in ("=", "<", "<=", ">", ">="))
+
+    def _source(self, driver: _Driver, values: Values) -> str:
+        """A select of the keys that a driver leaves; one without conditions leaves the chosen cohorts."""
+        if not driver:
+            filed = self._walked("started_at" if self._filed > RARE else "cohort", (), values)
+            return f"SELECT t.key{filed} UNION ALL SELECT t.key{self._unfiled((), values)}"
         where = driver[0]
         if where.label:
-            return f"SELECT trajectory AS key FROM labels WHERE name = {values.add(where.label)} AND " + values.on(
-                "value", where
-            )
+            name = values.add(where.label)
+            return f"SELECT trajectory AS key FROM labels WHERE name = {name} AND {values.on('value', where)}"
         if where.field in QUICK:
-            conditions = [values.on(each.field, each) for each in driver]
-            index = "trajectories_started"
-            if where.field != "started_at" or not self._whole:
-                index = f"cohort_{where.field}"
-                conditions.insert(0, values.among("cohort", self._cohorts))
-            return f"SELECT key FROM trajectories{SQLITE.use_index.format(index)}{all_of(conditions)}"
-        if where.field == "task_id":  # most tasks have the id of their trajectory: the index has only the others
+            index, conditions = SQLITE.use_index.format(f"order_{where.field}"), values.every(driver)
+            if where.field == "started_at":
+                return f"SELECT t.key FROM trajectories AS t{index}{all_of(conditions)}"
+            filed = f"SELECT t.key FROM trajectories AS t{index}{all_of(['t.cohort IS NOT NULL', *conditions])}"
+            return f"{filed} UNION ALL SELECT t.key{self._unfiled(conditions, values)}"
+        if where.field == "task_id":  # the index has only those that differ from the id
             same = f"SELECT key FROM trajectories WHERE {values.on('id', where)} AND task_id = id"
-            return f"{same} UNION ALL SELECT key FROM trajectories WHERE task_id <> id AND {values.on('task_id', where)}"
+            other = f"SELECT key FROM trajectories WHERE {values.on('task_id', where)} AND task_id <> id"
+            return f"{same} UNION ALL {other}"
         return f"SELECT key FROM trajectories WHERE {values.on(where.field, where)}"
 
-    def _matching(self, driver: _Driver | None, values: Values) -> str:
-        """From where the rows that match come, named `t`, and their conditions."""
-        source = self._source(driver, values)
-        rest = values.every(where for where in self._rest if where not in (driver or ()))
-        if not self._whole and driver is not None and driver[0].field not in QUICK:
-            rest.append(values.among("t.cohort", self._cohorts))
-        return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{all_of(['t.key = c.key', *rest])}"
+    def _matching(self, driver: _Driver | None, values: Values, also: Sequence[str] = ()) -> str:
+        """From where the trajectories that match come, named `t`, and their conditions."""
+        if driver is None and not self._of_cohorts:
+            return self._walked("started_at", [*values.every(self._rest), *also], values)
+        driver = driver or ()
+        source = self._source(driver, values) + (SQLITE.by_key if driver else "")
+        left = [where for where in self._rest if where not in driver] + (self._of_cohorts if driver else [])
+        conditions = all_of(["t.key = c.key", *values.every(left), *also])
+        return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{conditions}"
 
-    def _lead(self, most: int = FEW) -> tuple[_Driver | None, int]:
-        """The conditions that leave least, and how many that is; none if they all leave more than `most`."""
-        lead, least = None, self._size
+    def _lead(self, most: int = FEW, rare: int = RARE) -> _Driver | None:
+        """The conditions that leave least; none for the cohorts, and None if all leave more than `most`."""
+        lead, least = None, most + 1
+        if self._of_cohorts and self._filed <= min(rare, most):
+            values = Values(SQLITE)
+            lead, least = (), self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
         for driver in self._drivers():
             values = Values(SQLITE)
-            limit = min(most + 1, least)
-            source = f"SELECT 1 FROM ({self._source(driver, values)}) LIMIT {limit}"
+            source = f"SELECT 1 FROM ({self._source(driver, values)}) LIMIT {least}"
             count: int = self._one(f"SELECT count(*) FROM ({source})", values)
-            if count < limit:
+            if count < least:
                 lead, least = driver, count
-        return lead, least
+        return lead
 
     def _one(self, statement: str, values: Values) -> Any:
         return self._connection.execute(statement, values.values).fetchone()[0]
 
     def count(self, most: int | None) -> int:
         """How many match, at most `most`."""
-        if not self._rest:
-            return self._size if most is None else min(self._size, most)
-        if not self._size:
-            return 0
-        drivers, values = self._drivers(), Values(SQLITE)
+        values, drivers = Values(SQLITE), self._drivers()
         limit = "" if most is None else f" LIMIT {most}"
-        if len(drivers) == 1 and len(drivers[0]) == len(self._rest) and (self._whole or drivers[0][0].field in QUICK):
+        if not self._rest:
+            count = self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
+            return count if most is None else min(count, most)
+        alone = len(drivers) == 1 and len(drivers[0]) == len(self._rest)
+        if alone and not self._of_cohorts and drivers[0][0].field not in QUICK:
             rows = f"SELECT 1 FROM ({self._source(drivers[0], values)})"  # an index has all of the answer
+        elif alone and drivers[0][0].field in QUICK:
+            rows = self._both(drivers[0][0].field, values)
         else:
-            lead, _ = self._lead(max(FEW, most or 1 << 62))
-            rows = f"SELECT 1{self._matching(lead, values)}"
+            lead = self._lead(4 * FEW, rare=4 * FEW)
+            rows = f"SELECT 1{self._matching(lead, values)}" if lead != () else self._both("cohort", values)
         return self._one(f"SELECT count(*) FROM ({rows}{limit})", values)
+
+    def _both(self, column: str, values: Values) -> str:
+        """One row for each trajectory that matches, by an index of those that are filed."""
+        conditions = values.every(self._rest)
+        filed = f"SELECT 1{self._walked(column, conditions, values)}"
+        if column == "started_at" and not self._of_cohorts:  # that index has all
+            return filed
+        return f"{filed} UNION ALL SELECT 1{self._unfiled(conditions, values)}"
 
     def places(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
         """Where the trajectories of a page stand, in order."""
-        if not self._size or limit == 0:
-            return []
-        lead, _ = self._lead()
-        column = self._order.column
-        if column in QUICK and (lead is None or lead[0].field == column):
-            return self._merged(last, limit, offset)
+        lead, (column, descends) = self._lead(), self._order
+        end = None if limit is None else offset + limit
         values = Values(SQLITE)
-        matching = self._matching(lead, values)
-        beyond = "" if last is None else f" AND {self._beyond(last, values)}"
-        direction = self._direction
+        if column not in QUICK or not (lead is None or (lead and lead[0].field == column)):
+            return self._ask(self._matching(lead, values, self._beyond(last, values)), values, limit, offset)
+        whole = column == "started_at" and not self._of_cohorts
+        if whole and last is None:
+            return self._ask(self._matching(None, values), values, limit, offset)
+        places = self._walk(last, end)
+        if not whole:
+            conditions = [*values.every(self._rest), *self._beyond(last, values)]
+            places += self._ask(self._unfiled(conditions, values), values, end)
+            valued = [place for place in places if place[0] is not None]
+            unknown = [place for place in places if place[0] is None]
+            valued.sort(reverse=descends)
+            unknown.sort(key=itemgetter(1), reverse=descends)
+            places = valued + unknown
+        return places[offset:end]
+
+    def _ask(
+        self, rows: str, values: Values, limit: int | None, offset: int = 0, in_range: bool = False
+    ) -> list[Place]:
+        """The first places of these rows; `in_range`: of one range of an index."""
+        (column, descends), optional = self._order, COLUMNS[self._order.column].optional
+        direction = "DESC" if descends else "ASC"
+        last = f"t.{column} IS NULL, " if optional and not in_range else ""
         return self._connection.execute(
-            f"SELECT t.{column}, t.key{matching}{beyond} ORDER BY t.{column} IS NULL, t.{column} {direction},"
-            f" t.key {direction} LIMIT {-1 if limit is None else limit} OFFSET {offset}",
+            f"SELECT t.{column}, t.key{rows} ORDER BY {last}t.{column} {direction}, t.key {direction}"
+            f" LIMIT {-1 if limit is None else limit} OFFSET {offset}",
             values.values,
         ).fetchall()
 
     @property
-    def _direction(self) -> str:
-        return "DESC" if self._order.descends else "ASC"
+    def _sign(self) -> Literal["<", ">"]:
+        return "<" if self._order.descends else ">"
 
-    def _beyond(self, last: Place, values: Values) -> str:
-        column, sign = f"t.{self._order.column}", "<" if self._order.descends else ">"
-        value, key = last
-        if value is None:
-            return f"{column} IS NULL AND t.key {sign} {values.add(key)}"
-        beyond = f"({column}, t.key) {sign} ({values.add(value)}, {values.add(key)})"
-        return f"({column} IS NULL OR {beyond})" if COLUMNS[self._order.column].optional else beyond
+    def _beyond(self, last: Place | None, values: Values) -> list[str]:
+        column, optional = f"t.{self._order.column}", COLUMNS[self._order.column].optional
+        if last is None:
+            return []
+        if last[0] is None:
+            return [f"{column} IS NULL AND t.key {self._sign} {values.add(last[1])}"]
+        beyond = f"({column}, t.key) {self._sign} ({values.add(last[0])}, {values.add(last[1])})"
+        return [f"({column} IS NULL OR {beyond})" if optional else beyond]
 
-    def _merged(self, last: Place | None, limit: int | None, offset: int) -> list[Place]:
-        column, end = self._order.column, None if limit is None else offset + limit
-        if not COLUMNS[column].optional:
-            return self._ordered("", last, limit, offset)
+    def _walk(self, last: Place | None, limit: int | None) -> list[Place]:
+        """The first places beyond the last one, from one range of an index to the next: its equals, the others, the
+        unknown."""
+        column = self._order.column
+        ranges: list[tuple[Where, int | None]] = [(Where(column, "!=", None), None)]
+        if last is not None:
+            ranges = [(Where(column, "=", last[0]), last[1])]
+            if last[0] is not None:
+                ranges.append((Where(column, self._sign, last[0]), None))
+        if COLUMNS[column].optional and (last is None or last[0] is not None) and not self._bounds(column):
+            ranges.append((Where(column, "=", None), None))
         places: list[Place] = []
-        if last is None or last[0] is not None:
-            places = self._ordered(f"t.{column} IS NOT NULL", last, end)
-            last = None
-        if end is None or len(places) < end:
-            places += self._ordered(f"t.{column} IS NULL", last, None if end is None else end - len(places))
-        return places[offset:]
-
-    def _ordered(self, also: str, last: Place | None, limit: int | None, offset: int = 0) -> list[Place]:
-        """The first places of the chosen cohorts in the order of one index."""
-        column, cohorts = self._order.column, list(self._cohorts)
-        if column == "started_at" and self._whole:
-            return self._union([None], also, last, limit, offset)
-        if len(cohorts) <= MERGED:
-            return self._union(cohorts, also, last, limit, offset)
-        end = None if limit is None else offset + limit
-        places: list[Place] = []
-        for first in range(0, len(cohorts), MERGED):
-            places += self._union(cohorts[first : first + MERGED], also, last, end, 0)
-        places.sort(reverse=self._order.descends, key=lambda place: place if place[0] is not None else (0.0, place[1]))
-        return places[offset:end]
-
-    def _union(
-        self, cohorts: Sequence[int | None], also: str, last: Place | None, limit: int | None, offset: int
-    ) -> list[Place]:
-        values = Values(SQLITE)
-        conditions = [*values.every(self._rest), *([also] if also else [])]
-        if last is not None and last[0] is None:
-            conditions.append(f"t.key {'<' if self._order.descends else '>'} {values.add(last[1])}")
-        elif last is not None:
-            sign = "<" if self._order.descends else ">"
-            conditions.append(f"(t.{self._order.column}, t.key) {sign} ({values.add(last[0])}, {values.add(last[1])})")
-        unions: list[str] = []
-        for cohort in cohorts:
-            index = "trajectories_started" if cohort is None else f"cohort_{self._order.column}"
-            own = [] if cohort is None else [f"t.cohort = {cohort}"]
-            rows = f"SELECT t.{self._order.column}, t.key FROM trajectories AS t{SQLITE.use_index.format(index)}"
-            unions.append(rows + all_of([*own, *conditions]))
-        direction = self._direction
-        first = f"ORDER BY 1 {direction}, 2 {direction} LIMIT {-1 if limit is None else limit} OFFSET {offset}"
-        return self._connection.execute(f"{' UNION ALL '.join(unions)} {first}", values.values).fetchall()
+        if self._of_cohorts and not self._cohorts:
+            return places
+        for where, key in ranges:
+            left = None if limit is None else limit - len(places)
+            if left == 0:
+                break
+            values = Values(SQLITE)
+            conditions = values.every([where]) + ([] if key is None else [f"t.key {self._sign} {values.add(key)}"])
+            conditions += values.every(self._rest)
+            places += self._ask(self._walked(column, conditions, values), values, left, in_range=True)
+        return places
 
     def facet(self, field: str) -> list[Facet]:
         """How often each value occurs in a field."""
-        if field in COHORT and not self._rest:
-            counts: Counter[str] = Counter()
-            for size, cohort in self._cohorts.values():
-                counts[getattr(cohort, field)] += size
-            del counts[""]
-            return facets_of(counts.items())
-        if self._whole and not self._rest:
+        if not self._conditions and field not in COHORT:
             return self._values(field)
-        lead, _ = self._lead()
         values = Values(SQLITE)
-        if field.startswith(LABEL):
-            name = values.add(field[len(LABEL) :])
-            value = f"(SELECT value FROM labels WHERE trajectory = t.key AND name = {name})"
+        if field in COHORT and not self._rest:
+            filed = all_of(values.on_cohorts(self._of_cohorts))
+            rows = f"SELECT nullif({field}, '') AS value, trajectories AS count FROM cohorts{filed} UNION ALL "
+            rows += f"SELECT t.{field}, 1{self._unfiled((), values)}"
+            end = 0
         else:
             value = f"t.{field}"
-        rows = f"SELECT {value} AS value{self._matching(lead, values)} LIMIT {FEW + 1}"
-        counts = Counter(dict(self._connection.execute(f"SELECT value, count(*) FROM ({rows}) GROUP BY 1", values.values)))
-        more = counts.total() > FEW
-        del counts[None]
-        return facets_of(counts.items(), more)
+            if field.startswith(LABEL):
+                name = values.add(field[len(LABEL) :])
+                value = f"(SELECT value FROM labels WHERE trajectory = t.key AND name = {name})"
+            rows = f"SELECT {value} AS value, 1 AS count{self._matching(self._lead(4 * FEW), values)} LIMIT {LOOKED_AT}"
+            end = LOOKED_AT
+        counts = self._connection.execute(
+            f"SELECT value, sum(count) FROM ({rows}) GROUP BY 1", values.values
+        ).fetchall()
+        more = end > 0 and sum(count for _, count in counts) >= end
+        return facets_of([(value, count) for value, count in counts if value is not None], more)
 
     def _values(self, field: str) -> list[Facet]:
         """Of all trajectories: goes through an index from one value to the next."""

@@ -16,14 +16,12 @@ from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import msgspec
-from msgspec.structs import replace
 
-from aworld.core.event import Note, decode_event, decode_events
-from aworld.core.exceptions import StoreError
+from aworld.core.event import Note, decode_events
 from aworld.trajectory.hub import Hub, NoteAdded, Topic
 from aworld.trajectory.sqlite_file import MIGRATIONS, SEQ_BITS, check_version, connect_to_read, roll_back
 from aworld.trajectory.sqlite_owner import RENEWAL, Owner, name_of
-from aworld.trajectory.sqlite_reader import with_bodies
+from aworld.trajectory.sqlite_reader import notes_of, with_bodies
 from aworld.trajectory.sqlite_tables import Known
 from aworld.trajectory.store import DELETED, Lease, lease_lost, occupied
 
@@ -90,7 +88,7 @@ class Claims:
             raise
         if key is not None:
             self.keys[lease.id] = key
-            _deliver(connection, key, lease)
+            self._deliver(connection, key, lease)
 
     def mark(self, id: str) -> tuple[str | None, float | None]:
         """Owner and end of the lease for the row of a run that begins."""
@@ -128,7 +126,7 @@ class Claims:
 
         `marked` are those that begin with it in this transaction.
         """
-        ended = {id for id, known in touched.items() if known.tally.ended is not None}
+        ended = {id for id, log in touched.items() if log.tally.ended is not None}
         gone = [*released, *(id for id in ended if id in self.keys or id in marked)]
         if gone:
             connection.executemany(
@@ -179,9 +177,13 @@ class Claims:
             self._compare(id, key, owner)
             lease = self.leases.get(id)
             if id in self.keys and lease is not None and notes > lease.notes:
-                _deliver(connection, key, lease)
+                self._deliver(connection, key, lease)
         for id in self.keys.keys() - there:
             self.lose(id, DELETED)
+
+    def _deliver(self, connection: sqlite3.Connection, key: int, lease: Lease) -> None:
+        if notes := notes_of(connection, self._url, key, lease.notes):
+            lease.deliver(notes)
 
     def forget(self) -> None:
         """In a forked child: all is the parent's."""
@@ -265,7 +267,7 @@ class Watch:
             news = decode_events([data for (data,) in rows])
             self._hub.publish(id, with_bodies(connection, self._path, news))
         if notes > topic.notes:
-            self._hub.publish(id, [*map(NoteAdded, notes_of(connection, key, topic.notes))])
+            self._hub.publish(id, [*map(NoteAdded, notes_of(connection, self._url, key, topic.notes))])
 
     def _announce(self, connection: sqlite3.Connection) -> None:
         if self._newest is None:  # whoever waits may have asked before this look: what came between has no name
@@ -308,22 +310,6 @@ class Watch:
         if self._reading is not None:
             self._reading.close()
             self._reading = None
-
-
-def notes_of(connection: sqlite3.Connection, key: int, first: int) -> list[Note]:
-    """The notes about a trajectory from number `first` on. Raises `StoreError` if one cannot be read."""
-    rows = connection.execute(
-        "SELECT number, data FROM notes WHERE trajectory = ? AND number >= ? ORDER BY number", (key, first)
-    )
-    try:
-        return [replace(decode_event(data), seq=number) for number, data in rows]
-    except (msgspec.DecodeError, TypeError) as error:
-        raise StoreError(f"a note about trajectory {key} cannot be read: {error}; delete it, or restore it") from error
-
-
-def _deliver(connection: sqlite3.Connection, key: int, lease: Lease) -> None:
-    if notes := notes_of(connection, key, lease.notes):
-        lease.deliver(notes)
 
 
 def _json(values: Iterable[Any]) -> str:

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 from weakref import WeakSet
 
 from msgspec import Struct
@@ -46,7 +46,7 @@ from aworld.trajectory.sqlite_file import (
     roll_back,
 )
 from aworld.trajectory.sqlite_reader import nearest
-from aworld.trajectory.sqlite_tables import Known, create, recall, remove, write_tallies
+from aworld.trajectory.sqlite_tables import Known, create, file_ended, recall, remove, write_tallies
 from aworld.trajectory.sqlite_watch import Claims, Watch
 from aworld.trajectory.store import DELETED, already_there, unknown_trajectory
 
@@ -63,9 +63,10 @@ often and copied once. Copying waits for the disk, so only the thread does it.""
 KEPT = 50_000
 """Tallies of running tasks that are kept between batches; one takes about 1 KB."""
 
-Waiter: TypeAlias = "asyncio.Future[None] | Future[Any]"
+Waiter: TypeAlias = "asyncio.Future[Any] | Future[Any]"
 
 
+@final
 class Append(Struct):
     """Events of one trajectory, in order, and who waits for them."""
 
@@ -77,20 +78,23 @@ class Append(Struct):
     waiter: Waiter | None
 
 
+@final
 class Remark(Struct):
     """Notes about one trajectory, and who waits for their numbers."""
 
     id: str
     notes: Sequence[Note]
-    waiter: asyncio.Future[Any]
+    waiter: Waiter
 
 
+@final
 class Release(Struct):
     """The end of a claim."""
 
     id: str
 
 
+@final
 class Call(Struct):
     """Something else to do on the writing connection, after all that was queued before; None: only be reached."""
 
@@ -238,9 +242,9 @@ class Writer:
 
         def do(connection: sqlite3.Connection) -> int:
             gone = remove(connection, self.url, id, forks)
-            for each in gone:
-                self._known.pop(each, None)
-                self.claims.lose(each, DELETED)
+            for name in gone:
+                self._known.pop(name, None)
+                self.claims.lose(name, DELETED)
             return len(gone)
 
         return self.call(do)
@@ -276,7 +280,7 @@ class Writer:
         self._thread = self._connection = None
         self._known.clear()
         self.claims.forget()
-        self.hub.topics.clear()
+        self.hub.forget()
         self._watch = Watch(self.hub, self.claims, self.path, self.url)
 
     def _begin(self) -> None:
@@ -332,10 +336,10 @@ class Writer:
             self._copy_back()
         queue, size = self.queue, 0
         self._taken = jobs = list[Job]()
-        while queue and size < BATCH and not isinstance(job := queue[0], Call):
+        while queue and size < BATCH and type(job := queue[0]) is not Call:
             jobs.append(job)
             queue.popleft()
-            size += len(job.data) if isinstance(job, Append) else 1
+            size += len(job.data) if type(job) is Append else 1
         if jobs:
             self._tell(self._write(jobs))
         elif queue and isinstance(job := queue.popleft(), Call):
@@ -348,6 +352,7 @@ class Writer:
         if self._connection is None:
             return
         with suppress(sqlite3.Error):  # it is tried again when as much has been written again
+            file_ended(self._connection)
             self._connection.execute("PRAGMA wal_checkpoint")
             # The first write of a log that begins anew waits for the disk: this one, which changes nothing.
             self._set_waits(self._connection, True)
@@ -393,8 +398,10 @@ class Writer:
         self.bodies.clear()
         self._watch.close()
         if connection is not None:
-            if self.closed:
-                self.claims.end(connection)
+            with suppress(sqlite3.Error):
+                if self.closed:
+                    self.claims.end(connection)
+                file_ended(connection)
             with suppress(sqlite3.Error):  # the log beside the file stays and is taken in by whoever opens it next
                 connection.close()
 
@@ -450,8 +457,8 @@ class Writer:
         self._pages += 1 + 3 * len(batch.touched) + sum(len(data) for _, data in batch.rows) // PAGE_SIZE
         self.bodies.update(batch.bodies)
         self.claims.adopt(changes, batch.touched)
-        for id, known in batch.touched.items():
-            if known.tally.ended is not None:
+        for id, log in batch.touched.items():
+            if log.tally.ended is not None:
                 self._known.pop(id, None)
             if self._lost:
                 self._lost.pop(id, None)
@@ -459,79 +466,70 @@ class Writer:
 
     def _add(self, connection: sqlite3.Connection, job: Job, batch: _Batch) -> None:
         """Add what a job writes. Raises AWorldError if it cannot be written, and has added nothing."""
-        if isinstance(job, Release):
+        if type(job) is Release:
             batch.released.append(job.id)
-        elif isinstance(job, Remark):
-            known = self._known.get(job.id) or recall(connection, job.id)
-            if known is None:
+        elif type(job) is Remark:
+            log = self._known.get(job.id) or batch.touched.get(job.id) or recall(connection, job.id)
+            if log is None:
                 raise unknown_trajectory(job.id, self.url, nearest(connection, job.id))
-            check_notes(job.id, job.notes, known.tally)
-            job.notes = [replace(note, seq=seq) for seq, note in enumerate(job.notes, known.tally.notes)]
-            batch.notes += [(known.key, note.seq, encode_event(note)) for note in job.notes]
+            check_notes(job.id, job.notes, log.tally)
+            job.notes = [replace(note, seq=seq) for seq, note in enumerate(job.notes, log.tally.notes)]
+            batch.notes += [(log.key, note.seq, encode_event(note)) for note in job.notes]
             for note in job.notes:
-                known.tally.apply_note(note)
-            self._known[job.id] = batch.touched[job.id] = known
+                log.tally.apply_note(note)
+            batch.touched[job.id] = log  # and not `_known`: who notes has not been asked whose the run is
         else:
-            known = self._admit(connection, job, batch)
-            base, seq = known.key << SEQ_BITS, known.tally.events
+            log = self._admit(connection, job, batch)
+            base, seq = log.key << SEQ_BITS, log.tally.events
             batch.rows += [(base + seq + place, data) for place, data in enumerate(job.data)]
-            batch.bodies.update(job.bodies)
+            if job.bodies:
+                batch.bodies.update(job.bodies)
             for event in job.events:
-                known.tally.apply(event)
-            batch.touched[job.id] = known
+                log.tally.apply(event)
+            batch.touched[job.id] = log
         batch.outcomes.append((job, None))
 
     def _admit(self, connection: sqlite3.Connection, job: Append, batch: _Batch) -> Known:
-        known = self._known.get(job.id)
-        if known is None:
-            known = recall(connection, job.id)
-            self.claims.check(connection, job.id, None if known is None else known.key)
+        log = self._known.get(job.id)
+        if log is None:
+            log = batch.touched.get(job.id) or recall(connection, job.id)
+            self.claims.check(connection, job.id, None if log is None else log.key)
         first = job.events[0]
         end, lost = self._lost.get(job.id, (-1, None))
         lost = lost if first.seq == end else None
         if isinstance(first, Started):
-            if known is not None:
+            if log is not None:
                 raise already_there(job.id, self.url)
             owner, until = self.claims.mark(job.id)
-            known = create(connection, self.url, job.id, first, owner, until)
+            log = create(connection, self.url, job.id, first, owner, until)
             if owner is not None:
                 batch.marked.append(job.id)
-        elif known is None:
+        elif log is None:
             raise lost or unknown_trajectory(job.id, self.url, nearest(connection, job.id))
-        due = known.tally.events
+        due = log.tally.events
         if first.seq != due:
             raise (lost if end > due else None) or out_of_order(job.id, self.url, first.seq, due)
         if due + len(job.data) >= 1 << SEQ_BITS:
             raise StoreError(f"store={self.url} | trajectory {job.id!r} has {due} events, the most that one can have")
-        self._known[job.id] = known
-        return known
-
-    def _publish(self, outcomes: list[Outcome]) -> None:
-        """Tell who listens in this process of what is stored now."""
-        hub = self.hub
-        for job, error in outcomes:
-            if error is not None or isinstance(job, Release):
-                continue
-            if isinstance(job, Remark):
-                self._watch.deliver(job.id, job.notes)
-                hub.publish(job.id, [*map(NoteAdded, job.notes)])
-                continue
-            if hub.topics:
-                hub.publish(job.id, job.events)
-            if hub.expectant and isinstance(job.events[0], Started):
-                hub.announce(job.id)
+        self._known[job.id] = log
+        return log
 
     def _tell(self, outcomes: list[Outcome], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Tell who listens and who waits; those of the loop that runs in this thread, `here`, directly."""
-        self._publish(outcomes)
+        hub = self.hub
+        listening = bool(hub.topics or hub.expectant)
         loops: dict[asyncio.AbstractEventLoop, list[tuple[Waiter, AWorldError | None, Any]]] = {}
         for job, error in outcomes:
-            waiter = None if isinstance(job, Release) else job.waiter
+            if type(job) is Release:
+                continue
+            if error is None and (listening or type(job) is Remark):
+                self._publish(job)
+            waiter = job.waiter
             if waiter is None:
-                if error is not None and isinstance(job, Append):
+                if error is not None:
                     self.unreported[job.id] = error
                 continue
-            outcome = (waiter, error, [note.seq for note in job.notes] if isinstance(job, Remark) else None)
+            outcome = (waiter, error, [note.seq for note in job.notes] if type(job) is Remark else None)
             if isinstance(waiter, Future):
                 _resolve([outcome])
             else:
@@ -542,6 +540,16 @@ class Writer:
                 continue
             with suppress(RuntimeError):  # the loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve, waiters)
+
+    def _publish(self, job: Append | Remark) -> None:
+        """Tell who listens in this process of what is stored now."""
+        if type(job) is Remark:
+            self._watch.deliver(job.id, job.notes)
+            self.hub.publish(job.id, [*map(NoteAdded, job.notes)])
+            return
+        self.hub.publish(job.id, job.events)
+        if isinstance(job.events[0], Started):
+            self.hub.announce(job.id)
 
 
 def _resolve(waiters: Sequence[tuple[Waiter, AWorldError | None, Any]]) -> None:

@@ -32,7 +32,7 @@ from aworld.core.event import Event, Note
 from aworld.core.exceptions import ConfigError, LeaseError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.summary import Summary
 
 
@@ -132,7 +132,7 @@ class TrajectoryReader(Protocol):
         """How often each value occurs in each field among what matches; see `query.FACETS`."""
         ...
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """Matching trajectories one after the other, one in memory at a time.
 
         What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.
@@ -282,21 +282,20 @@ def open_store(url: str) -> TrajectoryStore:
             "store | PostgreSQL comes in a later version; use sqlite:///runs.db"
         )  # the URL has a password
     else:
-        known = "memory:, sqlite:///relative.db, sqlite:////absolute.db or a path ending in .db"
-        raise ConfigError(f"store={address.rpartition('@')[2]!r} | not an address of a store; use {known}")
+        forms = "memory:, sqlite:///relative.db, sqlite:////absolute.db or a path ending in .db"
+        raise ConfigError(f"store={address.rpartition('@')[2]!r} | not an address of a store; use {forms}")
     from aworld.trajectory.sqlite import SQLiteStore
 
-    known_options = {"synchronous", "timeout"}
-    given = dict(parse_qsl(options, keep_blank_values=True))
-    if unknown := given.keys() - known_options:
+    values = dict(parse_qsl(options, keep_blank_values=True))
+    if unknown := values.keys() - {"synchronous", "timeout"}:
         raise ConfigError(
             f"store={address!r} | unknown option {', '.join(sorted(unknown))}; known: synchronous, timeout"
         )
     try:
-        timeout = float(given.get("timeout", "30"))
+        timeout = float(values.get("timeout", "30"))
     except ValueError:
-        raise ConfigError(f"store={address!r} | timeout={given['timeout']!r} is not a number of seconds") from None
-    return SQLiteStore(path, synchronous=given.get("synchronous", "normal"), timeout=timeout)
+        raise ConfigError(f"store={address!r} | timeout={values['timeout']!r} is not a number of seconds") from None
+    return SQLiteStore(path, synchronous=values.get("synchronous", "normal"), timeout=timeout)
 
 
 def unknown_trajectory(id: str, url: str, near: Iterable[str]) -> TaskError:

@@ -135,12 +135,12 @@ class Tally(Struct, kw_only=True):
         return tally
 
     @classmethod
-    def taken_up(cls, summary: Summary, key: int, asked: list[tuple[str, str | None]], scored: Score) -> Tally:
+    def taken_up(cls, summary: Summary, key: int, questions: list[tuple[str, str | None]], scored: Score) -> Tally:
         """The tally of which a store wrote the summary, and what a summary does not tell."""
         same = {name: getattr(summary, name) for name in _SAME}
         ids = (summary.task_id, summary.task_name, summary.session_id, summary.user_id, summary.group_id)
         ended = None if summary.finished_at is None else summary.status
-        return cls(task=ev.TaskInfo(*ids, summary.labels), key=key, ended=ended, scored=scored, asked=asked, **same)
+        return cls(task=ev.TaskInfo(*ids, summary.labels), key=key, ended=ended, scored=scored, asked=questions, **same)
 
     @property
     def status(self) -> ev.Status:

@@ -107,6 +107,66 @@ def test_list_with_filters(store: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "0 match" in capsys.readouterr().out
 
 
+EPISODE = ev.TaskInfo("episode", None, None, "ann", None, {"problem": "7", "run": "nightly"})
+
+
+@pytest.fixture
+def labelled(store: Path) -> Path:
+    """The same store with two episodes."""
+
+    async def fill() -> None:
+        opened = open_store(str(store))
+        for n, cost in enumerate((0.5, 2.0)):
+            log = LogBuilder(f"episode-{n}", EPISODE).start()
+            log.decide(usage=Usage(10, 1, cost=cost))
+            await opened.append(f"episode-{n}", log.finish().events)
+        await opened.close()
+
+    asyncio.run(fill())
+    return store
+
+
+def ids(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [summary["id"] for summary in json.loads(capsys.readouterr().out)]
+
+
+def test_labels_and_other_columns_are_filters_and_orders(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--label", "problem=7", "--label", "run=nightly", "--sort=-cost", "--json") == 0
+    assert ids(capsys) == ["episode-1", "episode-0"]
+    assert aworld("list", "--user", "ann", "--model", "model-1", "--sort", "cost", "--limit", "1", "--json") == 0
+    assert ids(capsys) == ["episode-0"]
+    assert aworld("list", "--user", "ann", "--sort", "cost", "--after", "episode-0", "--json") == 0
+    assert ids(capsys) == ["episode-1"]
+    assert aworld("list", "--environment", "shop") == aworld("list", "--agent-version", "3f2a") == 0
+    assert capsys.readouterr().out.count("No runs: 0 match") == 2
+    assert aworld("list", "--sort", "cots") == 2
+    assert "did you mean 'cost'" in capsys.readouterr().err
+    assert aworld("export", "--label", "problem=8", "--user", "ann") == 1
+    assert "no run matches --user ann --label problem=8" in capsys.readouterr().err
+
+
+def test_the_list_shows_labels_and_what_it_is_sorted_by(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--user", "ann", "--sort=-cost") == 0
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["run", "status", "score", "cost"]
+    assert "$2.0000" in first
+    assert "problem=7 run=nightly" in first
+    assert aworld("show", "episode-1") == 0
+    out = capsys.readouterr().out
+    assert "labels      problem=7 run=nightly" in out
+    assert "user        ann" in out
+
+
+def test_facets_count_what_matches(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--facets", "status,labels.problem") == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["status          finished 31 · failed 3", "labels.problem  7 2"]
+    assert aworld("list", "--facets", "status", "--label", "problem=7", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"status": [{"value": "finished", "count": 2, "more": False}]}
+    assert aworld("list", "--facets", "statu") == 2
+    assert "did you mean 'status'" in capsys.readouterr().err
+
+
 def test_show_tells_everything_in_eighty_columns_without_colour(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,7 +366,15 @@ def test_errors_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "arguments", [["list", "--status", "lost"], ["list", "--since", "soon"], ["list", "--limit", "-1"], ["show"], []]
+    "arguments",
+    [
+        ["list", "--status", "lost"],
+        ["list", "--since", "soon"],
+        ["list", "--limit", "-1"],
+        ["show"],
+        [],
+        ["list", "--label", "seven"],
+    ],
 )
 def test_wrong_use_is_told_with_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:

@@ -361,6 +361,7 @@ async def test_a_mistake_of_ours_in_the_writer_leaves_nobody_waiting(
 ) -> None:
     store = SQLiteStore(tmp_path / "runs.db")
     await store.append("run", run_of("run")[:1])
+
     def divides(connection: sqlite3.Connection, touched: dict[str, Any]) -> None:
         if "run" in touched:
             raise ZeroDivisionError
