@@ -164,7 +164,7 @@ class _StreamedReply:
                 block[key] = msgspec.Raw(text.encode()) if text else block.get(key, {})
             else:
                 block[key] = block.get(key, "") + "".join(pieces)
-        self._grown.clear()
+        self._grown.clear()  # asked again, nothing is added twice
         return [self._blocks[index] for index in sorted(self._blocks)]
 
     def _grow(self, event: StreamEvent) -> None:

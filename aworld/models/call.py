@@ -19,7 +19,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest
 
 if TYPE_CHECKING:
-    from aworld.models.limiter import Limiter, Limits
+    from aworld.models.limiter import Limits
 
 
 class Retry(Struct, frozen=True):
@@ -79,7 +79,11 @@ async def call_model(
     Raises `CallFailed`.
     """
     limits: Limits | None = getattr(model, "limits", None)
-    limiter = None if limits is None else _limiter(limits)
+    limiter = None
+    if limits is not None:
+        from aworld.models.limiter import limiter_for  # most runs have no limits
+
+        limiter = limiter_for(limits)
     attempts: tuple[Attempt, ...] = ()
     queued = 0.0
     first = 0.0
@@ -126,9 +130,3 @@ def _tokens(reply: ModelReply | None) -> int | None:
     if usage is None or usage.total_tokens is not None:
         return usage and usage.total_tokens
     return (usage.input_tokens or 0) + (usage.output_tokens or 0)
-
-
-def _limiter(limits: Limits) -> Limiter:
-    from aworld.models.limiter import limiter_for  # most runs have no limits
-
-    return limiter_for(limits)

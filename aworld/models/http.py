@@ -109,7 +109,7 @@ class Endpoint:
                     return
                 if kind not in ("text/event-stream", "application/octet-stream"):  # the latter: none was given
                     raise self.unreadable(f"{kind} instead of an event stream", await self._read(response))
-                parser = EventParser()
+                parser = EventParser()  # a chunk may end anywhere, also within a character
                 content = response.content
                 size = 0
                 while chunk := await content.readany():
@@ -117,7 +117,7 @@ class Endpoint:
                     if size > MAX_REPLY:
                         raise self._too_large()
                     if (events := parser.feed(chunk)) and take(events):
-                        await _drain(content)
+                        await _drain(content)  # the final event has come: what follows is only the end of the body
                         return
                 if events := parser.finish():
                     take(events)

@@ -38,7 +38,7 @@ class LiteLLMModel(RemoteModel):
     async def generate(self, request: ModelRequest) -> ModelReply:
         """ChatReply once. Raises `ModelError`."""
         answer = ChatReply()
-        answer.add(_chunk(await self._ask(request)))
+        answer.add(msgspec.convert((await self._ask(request)).model_dump(), Chunk, strict=False))
         return self._finished(answer, request)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
@@ -47,7 +47,7 @@ class LiteLLMModel(RemoteModel):
         pieces = await self._ask(request, stream=True, stream_options={"include_usage": True})
         try:
             async for piece in pieces:
-                answer.add(_chunk(piece))
+                answer.add(msgspec.convert(piece.model_dump(), Chunk, strict=False))
         except self._errors as error:
             raise self._failure(error) from None
         return self._finished(answer, request)
@@ -95,7 +95,3 @@ class LiteLLMModel(RemoteModel):
         if not answer.seen:
             raise ModelError(f"{self.provider} sent a chat completion without choices", retryable=True)
         return self.priced(answer.reply(request))
-
-
-def _chunk(answer: Any) -> Chunk:
-    return msgspec.convert(answer.model_dump(), Chunk, strict=False)

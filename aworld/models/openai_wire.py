@@ -159,7 +159,7 @@ class ChatReply:
         if chunk.prompt_token_ids is not None:
             self._prompt_ids = chunk.prompt_token_ids
         for choice in chunk.choices or ():
-            if choice.index:
+            if choice.index:  # `n` above 1 is not asked for; what comes all the same is not the answer
                 continue
             self.seen = True
             if choice.finish_reason is not None:
@@ -167,7 +167,7 @@ class ChatReply:
                 self.complete = True
             if choice.prompt_token_ids is not None:
                 self._prompt_ids = choice.prompt_token_ids
-            if choice.token_ids is not None:
+            if choice.token_ids is not None:  # a stream brings them in pieces, as it does the text
                 self._ids = (self._ids or []) + choice.token_ids
             if choice.logprobs is not None and choice.logprobs.content is not None:
                 self._logprobs = (self._logprobs or []) + [token.logprob for token in choice.logprobs.content]
@@ -230,7 +230,7 @@ class ChatReply:
         for parts in self._calls:
             if parts.index == piece.index and piece.index is not None:
                 call = parts
-        if piece.index is None and piece.id is None and self._calls:
+        if piece.index is None and piece.id is None and self._calls:  # more of the arguments of the last one
             call = self._calls[-1]
         if call is None or (piece.id and call.id and piece.id != call.id and function.name):
             call = _CallParts(piece.index)

@@ -48,21 +48,17 @@ def _lazy(module: str, name: str, **more: Any) -> Factory:
     return lambda config: getattr(import_module(f"aworld.models.{module}"), name)(config, **more)
 
 
-def _preset(name: str, prefix: str, base_url: str, *, needs_key: bool = True) -> Provider:
-    factory = _lazy("openai", "OpenAIModel", provider=name)
+def _preset(
+    name: str, prefix: str, base_url: str, factory: Factory | None = None, *, needs_key: bool = True
+) -> Provider:  # fmt: skip
+    factory = factory or _lazy("openai", "OpenAIModel", provider=name)
     return Provider(factory, (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
 
 
 _providers: dict[str, Provider] = {
     "openai": _preset("openai", "OPENAI", "https://api.openai.com/v1"),
     "azure": Provider(_lazy("openai", "AzureModel"), ("AZURE_OPENAI_API_KEY",), ("AZURE_OPENAI_ENDPOINT",)),
-    "anthropic": Provider(
-        _lazy("anthropic", "AnthropicModel"),
-        ("ANTHROPIC_API_KEY",),
-        ("ANTHROPIC_BASE_URL",),
-        "https://api.anthropic.com",
-        needs_key=True,
-    ),
+    "anthropic": _preset("anthropic", "ANTHROPIC", "https://api.anthropic.com", _lazy("anthropic", "AnthropicModel")),
     "openrouter": _preset("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
     "deepseek": _preset("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
     "qwen": _preset("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
@@ -103,7 +99,8 @@ def build_model(config: ModelConfig | str) -> Model:
     if provider is None:
         raise ConfigError(_unknown(name))
     open_settings = _environment(config, name, provider)
-    # Settings may change between calls, so the key is what they hold, not which object they are.
+    # Settings may change between calls, so the key is what they hold, not which object they are: a model is a value,
+    # and two with equal settings share their connections and limits.
     settings = [v if v is None or isinstance(v, str | int | float) else repr(v) for v in config.__dict__.values()]
     state = provider.state and provider.state(open_settings["llm_model_name"] or "")
     key = (name, state, *open_settings.values(), *settings)

@@ -85,9 +85,7 @@ class TokenModel:
         """Continue `prompt`. Raises `ModelError`."""
         raise NotImplementedError(f"{type(self).__name__} says neither how ids are completed nor decoded.")
 
-    async def decode(
-        self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText
-    ) -> Completion:  # fmt: skip
+    async def decode(self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText) -> Completion:
         """Continue a rendered request. Who samples in this process tells `text` of the ids so far, token by token, if
         `text.watched`, and ends the answer when told to. Raises `ModelError`."""
         return await self.complete(prompt.ids, sampling, request)
@@ -150,6 +148,7 @@ class TokenModel:
             return sampling
         if read >= self.context:
             raise ModelError(f"The conversation has {read} tokens, and {self.name!r} takes {self.context} at most.")
+        # Past the last position there is nothing to compute: such an answer ends there, by length.
         return replace(sampling, max_tokens=min(sampling.max_tokens, self.context - read))
 
 

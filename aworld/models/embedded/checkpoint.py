@@ -121,4 +121,4 @@ def _tokenizer_config(config: PolicyConfig) -> dict[str, Any]:
 def _replace(path: Path, content: str | bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-    scratch.replace(path)
+    scratch.replace(path)  # a reader sees the old file or the new one, never half of one

@@ -109,7 +109,7 @@ class DecodingEngine:
         rows = len(self._active)
         if rows:
             lengths = [len(r.prompt) + len(r.ids) - 1 for r in self._active]
-            self._make_room(rows, max(lengths) + 1)
+            self._make_room(rows, max(lengths) + 1)  # one column for what is read now
             last = np.array([[r.ids[-1]] for r in self._active])
             hidden = self._transformer.forward(last, np.array(lengths), self._cache)
             self._sample(self._active, hidden[:, 0])
@@ -151,7 +151,7 @@ class DecodingEngine:
             if request.prompt not in new:
                 new.add(request.prompt)
                 tokens += len(request.prompt) - max(request.turn, request.head)
-            if count and tokens > READ_AT_ONCE:
+            if count and tokens > READ_AT_ONCE:  # the first is read however long it is
                 break
             count += 1
         came, self._waiting = self._waiting[:count], self._waiting[count:]

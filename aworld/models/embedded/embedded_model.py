@@ -95,9 +95,7 @@ class EmbeddedModel(TokenModel):
         """Swap the weights; calls under way end with the old ones. Raises `ConfigError` for other shapes."""
         self._use(self._policy.with_weights(weights, version))
 
-    async def decode(
-        self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText
-    ) -> Completion:  # fmt: skip
+    async def decode(self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText) -> Completion:
         """Continue a prompt, together with what else is asked for in this loop. Raises `ModelError`."""
         version, loop = self._policy.version, asyncio.get_running_loop()
         end = self._policy.tokenizer.end_id
