@@ -20,14 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from aworld.config.errors import ConfigError
 from aworld.core.checks import nearest
 from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ToolError
 from aworld.core.extras import has
 from aworld.core.tool.base import Tool, ToolContext
+from aworld.core.tool.wrappers import decoded
 from aworld.tools.mcp_config import Resolved, read_servers
 from aworld.tools.mcp_session import Elicit, McpHub, McpServer, McpSession, McpToolInfo, Sample, hub_of
 
@@ -143,10 +142,7 @@ class McpTool(Tool):
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Call it at the server; cancelling cancels there too. Raises ToolError."""
-        try:
-            values = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            raise ToolError(f"The arguments are not a JSON object: {error}") from None
+        values = decoded(arguments)
         self._missing.tell(context)
         session = await self._toolset.session(self._server)
         return await session.call(self._tool, values, context)

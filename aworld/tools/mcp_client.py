@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from types import TracebackType
@@ -28,7 +29,7 @@ from aworld.core.tool.base import Question, ToolContext
 from aworld.tools.mcp_config import Resolved
 from aworld.tools.mcp_content import answer_of, asked_again, content_of, question_of, reply_of, request_of
 from aworld.tools.mcp_process import ServerProcess
-from aworld.tools.mcp_session import Handlers, McpToolInfo, SessionLost
+from aworld.tools.mcp_session import McpServer, McpToolInfo, SessionLost
 from aworld.tools.mcp_transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,15 @@ class Link(AbstractAsyncContextManager["Link"]):
     other generators, out of turn and by the wrong task.
     """
 
-    def __init__(self, resolved: Resolved, handlers: Handlers, process: ServerProcess | None) -> None:
+    def __init__(
+        self, resolved: Resolved, server: McpServer, tools_changed: Callable[[], None], process: ServerProcess | None
+    ) -> None:
         self._transport = Transport(resolved, process)
         self.ended = self._transport.ended
         """The connection is of no more use, or is to be closed."""
         self._resolved = resolved
-        self._handlers = handlers
+        self._server = server
+        self._tools_changed = tools_changed
         self._process = process
         self._calls: dict[int, _McpCall] = {}
         self._number = 0
@@ -74,7 +78,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         self.client = Client(
             self._transport,
             client_info=types.Implementation(name="aworld", version=__version__),
-            sampling_callback=self._sample if resolved.conf.sampling and handlers.sample else None,
+            sampling_callback=self._sample if server.sample else None,
             elicitation_callback=self._elicit,
             logging_callback=self._log,
             message_handler=self._on_message,
@@ -228,7 +232,7 @@ class Link(AbstractAsyncContextManager["Link"]):
 
     async def _on_message(self, message: types.ServerNotification | Exception) -> None:
         if isinstance(message, types.ToolListChangedNotification):
-            self._handlers.tools_changed()
+            self._tools_changed()
         elif isinstance(message, Exception):
             logger.warning(
                 "server=%s | sent what is not MCP: %s", self._resolved.name, self._resolved.redact(reason_of(message))
@@ -240,9 +244,9 @@ class Link(AbstractAsyncContextManager["Link"]):
         schema = params.requested_schema if isinstance(params, types.ElicitRequestFormParams) else None
         answer: dict[str, Any] | None = None
         why: str | None = None
-        if self._handlers.elicit is not None and schema is not None:
+        if self._server.elicit is not None and schema is not None:
             try:
-                answer = await self._handlers.elicit(params.message, schema, self._origin())
+                answer = await self._server.elicit(params.message, schema, self._origin())
             except Exception as error:  # the callback's; the server is told, and the call goes on
                 logger.exception("server=%s | its question could not be asked", self._resolved.name)
                 return types.ErrorData(code=types.INTERNAL_ERROR, message=f"Nobody could be asked: {error}")
@@ -280,10 +284,10 @@ class Link(AbstractAsyncContextManager["Link"]):
     async def _sample(
         self, context: ClientRequestContext, params: types.CreateMessageRequestParams
     ) -> types.CreateMessageResult | types.ErrorData:
-        assert self._handlers.sample is not None  # else this was not given to the client
+        assert self._server.sample is not None  # else this was not given to the client
         origin = self._origin()
         try:
-            reply = await self._handlers.sample(request_of(params), origin)
+            reply = await self._server.sample(request_of(params), origin)
         except Exception as error:  # noqa: BLE001 - the model's, or the request's; the server is told
             logger.warning("server=%s | its question to the model failed: %s", self._resolved.name, error)
             return types.ErrorData(code=types.INTERNAL_ERROR, message=f"The model was not asked: {error}")

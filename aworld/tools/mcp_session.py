@@ -64,15 +64,6 @@ class McpToolInfo:
 
 
 @dataclass(frozen=True)
-class Handlers:
-    """Who answers what a server asks."""
-
-    sample: Sample | None = None
-    elicit: Elicit | None = None
-    tools_changed: Callable[[], None] = field(default=lambda: None, compare=False)
-
-
-@dataclass(frozen=True)
 class McpServer:
     """A server and who answers it. Equal ones share their sessions."""
 
@@ -93,12 +84,12 @@ class McpServer:
 class McpSession:
     """A connection that comes and goes, with one owner at a time."""
 
-    def __init__(self, name: str, conf: McpServerConfig, handlers: Handlers) -> None:
+    def __init__(self, server: McpServer, tools_changed: Callable[[], None]) -> None:
         self.link: Link | None = None
         """The open connection."""
-        self._name = name
-        self._conf = conf
-        self._handlers = handlers
+        self._server = server
+        self._name, self._conf = server.name, server.conf
+        self._tools_changed = tools_changed
         self._loop = asyncio.get_running_loop()
         self._opening: asyncio.Future[Link] | None = None
         self._owner: asyncio.Task[None] | None = None
@@ -190,7 +181,7 @@ class McpSession:
             self._process = await ServerProcess.spawn(resolved)
             stack.push_async_callback(self._process.stop)
         sdk = await _sdk()
-        return await stack.enter_async_context(sdk.Link(resolved, self._handlers, self._process))
+        return await stack.enter_async_context(sdk.Link(resolved, self._server, self._tools_changed, self._process))
 
     def _describe(self, error: BaseException) -> str:
         """Why there is no connection, in one line without keys."""
@@ -227,7 +218,6 @@ class McpHub:
 
     def __init__(self, server: McpServer) -> None:
         self.server = server
-        self._handlers = Handlers(server.sample, server.elicit, self._tools_changed)
         self._session: McpSession | None = None
         self._own_sessions: set[McpSession] = set()
         """Each of one run, with a stateful server."""
@@ -282,7 +272,7 @@ class McpHub:
     def session(self) -> McpSession:
         """The session that all runs share; that of a stateful server only lists its tools."""
         if self._session is None:
-            self._session = McpSession(self.server.name, self.server.conf, self._handlers)
+            self._session = McpSession(self.server, self._tools_changed)
         return self._session
 
     def own_session(self) -> McpSession:

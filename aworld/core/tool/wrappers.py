@@ -168,7 +168,7 @@ class _Approved(_Wrapped):
         self._approve = approve
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        values = _decoded(arguments)
+        values = decoded(arguments)
         if self._when is None or self._when(self.name, values, context):
             await self._consent(values, context)
         return await self._inner.invoke(arguments, context)
@@ -196,7 +196,8 @@ async def _ask(approve: Approve, name: str, values: dict[str, Any], context: Too
     return await verdict if inspect.isawaitable(verdict) else verdict
 
 
-def _decoded(arguments: str) -> dict[str, Any]:
+def decoded(arguments: str) -> dict[str, Any]:
+    """The arguments of a call, as a model wrote them, as an object. Raises `ToolError`."""
     try:
         return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError) as error:
