@@ -34,7 +34,6 @@ from aworld.environments.environment import Environment
 from aworld.environments.episode import EpisodeEnv, as_message
 from aworld.environments.problem import Problem, Split
 from aworld.environments.session import STEP_SOURCE, Session, _tool_names
-from aworld.runners.setting import write_reward
 
 PROTOCOL = 1
 """Of what is ours: raised when older clients would misunderstand."""
@@ -237,12 +236,9 @@ class Place:
     async def _end(self, status: Status, answer: Any, error: str | None) -> dict[str, Any]:
         """The client's run has ended in its own way: score it so."""
         env = self._running()
-        episode = env._running()
         rewards: list[Reward | Rewarded] = [r for r in env.record.rewards if r.source != STEP_SOURCE]
-        if env.record.finished is None and episode.environment is not None:
-            for reward in await episode.environment.score(status, answer, error):
-                write_reward(episode.journal, reward)
-                rewards.append(reward)
+        if env.record.finished is None:
+            rewards += await env._running().score_now(status, answer, error)
             await env.close()
         metadata = {"status": status, "score": env.record.score, "rewards": [_reward(each) for each in rewards]}
         return _observed({"content": ""}, None, True, metadata)

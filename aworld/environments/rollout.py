@@ -25,8 +25,8 @@ from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
 from aworld.environments.progress import Progress
 from aworld.environments.same_run import check_agent, check_setting
-from aworld.runners.cast import units_on_stage
 from aworld.runners.local import load, run_one, store_of
+from aworld.runners.run import units_of_task
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
 
@@ -263,7 +263,7 @@ class _Work:
         if {_attempt(summary.id)[0] for summary in own}.isdisjoint(self._ids()):  # an id tells of both
             check_setting(self.run, record, self.environment.name, self.seed)
         task = self.environment.task(Problem("any", "Anything."), self.agent)
-        check_agent(self.run, record, units_on_stage(task.agent, task.tools))
+        check_agent(self.run, record, units_of_task(task.agent, task.tools))
 
     async def _was_lost(self, summary: Summary) -> bool:
         return summary.status in ("failed", "timeout") and (await load(summary.id, self.store)).surroundings_failed

@@ -18,6 +18,7 @@ from itertools import count
 from typing import Any
 
 from aworld import __version__
+from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import readable
@@ -82,6 +83,11 @@ class Episode:
     def record(self) -> Trajectory:
         """The trajectory so far."""
         return self._run.record
+
+    @property
+    def conf(self) -> TaskConfig:
+        """The limits of the task."""
+        return self._run.conf
 
     # The ways to drive it
 

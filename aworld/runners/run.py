@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
@@ -49,6 +50,11 @@ class Driven(Protocol):
     @property
     def record(self) -> Trajectory:
         """The trajectory so far."""
+        ...
+
+    @property
+    def conf(self) -> TaskConfig:
+        """The limits of the task."""
         ...
 
     @property

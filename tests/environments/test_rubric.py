@@ -154,7 +154,7 @@ async def test_a_later_reward_of_the_same_name_makes_the_score_known(store: Traj
     assert (await store.query())[0].score is None
     await Runners.reward(id, 0.5, name="judge", store=store)
     assert (await store.query())[0].score == 1.75
-    assert Trajectory.of(id, await store.read(id)).score == 1.75
+    assert Trajectory.of(id, await store.read(id), await store.notes(id)).score == 1.75
 
 
 async def test_readers_of_rewards_show_a_failed_one(store: TrajectoryStore) -> None:
