@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
 from aworld.config.errors import ConfigError
-from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess, check_amount
+from aworld.core.sandbox import ExecResult, SandboxError, SandboxLimits, SandboxProcess, check_amount
 from aworld.sandbox import reaper
 
 _BY_SIGNAL = {24: "cpu_seconds", 25: "disk_mb"}
@@ -64,7 +64,7 @@ def check_end(snapshot: bytes) -> None:
 class BaseSandbox:
     """What is checked and told once, for all kinds of sandboxes; `aworld.core.sandbox.Sandbox` says what it means.
 
-    A kind opens itself and writes what has an underline, `read`, `list`, `snapshot` and `close`.
+    A kind opens itself, and writes `read`, `list`, `snapshot`, `close` and what has an underline.
     """
 
     shell: ClassVar[str] = "/bin/sh"
@@ -109,14 +109,6 @@ class BaseSandbox:
             return await self._open_process(argv, cwd, env or {})
         except (SandboxError, FileNotFoundError) as error:
             raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {error}") from None
-
-    async def read(self, path: str) -> bytes:
-        """A file's bytes. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
-        raise NotImplementedError
-
-    async def list(self, path: str = ".") -> list[FileInfo]:
-        """The entries of a folder, by name."""
-        raise NotImplementedError
 
     async def write(self, path: str, data: bytes) -> None:
         """Write a file; its folders are made. A file that cannot be written stays as it was."""

@@ -44,7 +44,7 @@ async def test_commands_and_files(e2b: Server) -> None:
         await box.restore(kept)
         assert [entry.name for entry in await box.list()] == ["a"]
         with pytest.raises(SandboxError, match="ended with"):
-            await box.restore(b"no archive")
+            await box.restore(b"no archive" + bytes(1024))
         late = await box.exec("trap '' TERM; sleep 60", timeout=0.3)
         assert (late.timed_out, late.limit) == (True, "wall_seconds")
         busy = await box.exec("ulimit -t 100; while :; do :; done", timeout=60)
