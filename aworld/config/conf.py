@@ -179,6 +179,9 @@ class EngineName(StrEnum):
     """Where runs are executed."""
 
     LOCAL = "local"
+    """In this event loop."""
+    PROCESSES = "processes"
+    """In worker processes of this machine."""
     RAY = "ray"
 
 
@@ -187,11 +190,13 @@ class RunConfig(Settings):
 
     engine_name: EngineName = EngineName.LOCAL
     worker_num: int = Field(default=1, ge=1)
-    """Processes, for engines that use several."""
+    """Worker processes of the engine `processes`."""
     max_concurrency: int = Field(default=1000, ge=1)
     """Tasks in flight at once."""
     sequence_dependent: bool = False
     """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
+    on_progress: Any = None
+    """Called with a `RunProgress` (total, running, done) when a task of many begins and ends."""
     rare_collection: bool = True
     """Whether the garbage collector looks less often while more than one task runs (restored afterwards)."""
     store: Any = None

@@ -91,9 +91,7 @@ class Activations:
         """
         run = self.run
         number = len(run.record.activations)
-        run.journal.add(
-            ev.AgentStarted, activation=number, agent=unit.name, caller=caller, call_id=call_id, node=node
-        )
+        run.journal.add(ev.AgentStarted, activation=number, agent=unit.name, caller=caller, call_id=call_id, node=node)
         activation = run.record.activations[number]
         if caller is not None:
             self.children.setdefault(caller, []).append(number)
@@ -171,9 +169,7 @@ class Activations:
             if team.finished is not None:
                 return
             if isinstance(move, Start):
-                self.start(
-                    move.unit, move.input, caller=team.id, node=move.node, carry=move.carry, history=history
-                )
+                self.start(move.unit, move.input, caller=team.id, node=move.node, carry=move.carry, history=history)
             else:
                 self._end_team(team, move)
 

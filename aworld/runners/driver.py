@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any
 
 from aworld import __version__
-from aworld.config.conf import TaskConfig
+from aworld.config.conf import TaskConfig, TaskRunMode
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import readable
@@ -535,9 +535,7 @@ class Episode:
         self.check()
         prefix = run.task.prefix or await self._turn_before()
         environment = run.environment
-        surroundings.check_environment(
-            run.record if prefix is None or prefix.after else prefix.trajectory, environment
-        )
+        surroundings.check_environment(run.record if prefix is None or prefix.after else prefix.trajectory, environment)
         await self._claim()
         if prefix is not None and not run.record.events:
             for event in prefix.trajectory.events[: prefix.seq]:
@@ -656,6 +654,32 @@ class Episode:
                     self._activations.make_due(activation)
         if observation is not None:
             self._tell(observation)
+
+
+async def run_to_end(task: Task, store: TrajectoryStore, record: Trajectory | None = None) -> TaskResponse:
+    """Run a task to its end, on from `record` if there is one. Raises TaskError for one that is to be stepped."""
+    refuse_interactive(task)
+    return await Episode(task, store, record).run()
+
+
+def refuse_interactive(task: Task) -> None:
+    """Raises TaskError for a task that its caller wants to drive step by step."""
+    if task.conf.run_mode is TaskRunMode.INTERACTIVE:
+        remedy = "step it with Runners.step, or leave run_mode out"
+        text = f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}."
+        raise TaskError(text, setting="run_mode", remedy=remedy)
+
+
+def recorded(
+    task: Task, store: TrajectoryStore, record: Trajectory, status: ev.Status, error: str | None, seconds: float
+) -> TaskResponse:
+    """The response of a run that was taken elsewhere, with its answer as the object that it was."""
+    episode = Episode(task, store, record)
+    if record.finished is None:
+        return episode._run.response(status, None, error, seconds)
+    response = episode.recorded_response()
+    response.time_cost = seconds or response.time_cost
+    return response
 
 
 def _cancelled(note: ev.Commanded) -> str:

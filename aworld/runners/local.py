@@ -5,18 +5,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
-from aworld.config.conf import EngineName, RunConfig, TaskRunMode
+from aworld.config.conf import EngineName, RunConfig
 from aworld.core.checks import unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.driver import Episode
+from aworld.runners.driver import Episode, refuse_interactive, run_to_end
+from aworld.runners.executors import executor_of
 from aworld.runners.run import Driven
-from aworld.runners.schedule import gather, rare_collection
 from aworld.runners.world import World
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
@@ -31,8 +30,11 @@ _memory = WeakStore()
 def run_config(value: RunConfig | dict[str, Any] | None) -> RunConfig:
     """A run configuration from what a caller gave. Raises ConfigError for an engine that is not here."""
     conf = RunConfig(**value) if isinstance(value, dict) else (value or RunConfig())
-    if conf.engine_name is not EngineName.LOCAL:
-        raise ConfigError(f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL.")
+    if conf.engine_name is EngineName.RAY:
+        raise ConfigError(
+            f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",
+            setting="engine_name",
+        )
     return conf
 
 
@@ -57,25 +59,14 @@ async def load(id: str, store: TrajectoryStore) -> Trajectory:
     return Trajectory.of(id, await store.read(id), await store.notes(id))
 
 
-def drive(
-    task: Task, store: TrajectoryStore, record: Trajectory | None = None, world: World | None = None
-) -> Driven:
+def drive(task: Task, store: TrajectoryStore, record: Trajectory | None = None, world: World | None = None) -> Driven:
     """What takes the turns of a task, which goes on from `record` if there is one, in the live world or another."""
     return Episode(task, store, record, world)
 
 
 async def run_one(task: Task, store: TrajectoryStore) -> TaskResponse:
     """Run a task to its end. Raises TaskError for one that is to be stepped."""
-    refuse_interactive(task)
-    return await Episode(task, store).run()
-
-
-def refuse_interactive(task: Task) -> None:
-    """Raises TaskError for a task that its caller wants to drive step by step."""
-    if task.conf.run_mode is TaskRunMode.INTERACTIVE:
-        remedy = "step it with Runners.step, or leave run_mode out"
-        text = f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}."
-        raise TaskError(text, setting="run_mode", remedy=remedy)
+    return await run_to_end(task, store)
 
 
 async def run_many(
@@ -91,24 +82,17 @@ async def run_many(
     named = tuple(task.id for task in tasks if task.named)
     if taken := await store.query(Query(ids=named)) if named else ():
         raise already_there(taken[0].id, store.url)
-    limit = min(conf.max_concurrency, len(tasks))
+    executor = executor_of(conf, store)
     responses: dict[str, TaskResponse] = {}
-
-    def take(response: TaskResponse) -> None:
-        responses[response.id] = response
-        if done is not None:
-            done(response)
-
-    if conf.sequence_dependent:
-        for task in tasks:
-            take(await run_one(task, store))
-            if not responses[task.id].success:
-                break
-    elif tasks:
-        with rare_collection(conf.rare_collection and limit > 1):
-            async with aclosing(gather(tasks, partial(run_one, store=store), limit)) as finished:
-                async for response in finished:
-                    take(response)
+    # One after the other is as many batches of one: the first that does not finish stops the rest.
+    for batch in [[task] for task in tasks] if conf.sequence_dependent else [tasks]:
+        async with aclosing(executor.run(batch)) as finished:
+            async for response in finished:
+                responses[response.id] = response
+                if done is not None:
+                    done(response)
+        if conf.sequence_dependent and not all(response.success for response in responses.values()):
+            break
     return {id: responses[id] for id in ids if id in responses}
 
 
@@ -125,9 +109,7 @@ def fork_point(record: Trajectory, at: int | None) -> int:
     # A step begins with the message of its reply, or with the call where no reply came. Parallel ones overtake others.
     replies = {call.reply for call in anew}
     first = min(call.seq for call in anew)
-    return next(
-        e.seq for e in record.own_events if e.seq == first or (isinstance(e, MessageAdded) and e.id in replies)
-    )
+    return next(e.seq for e in record.own_events if e.seq == first or (isinstance(e, MessageAdded) and e.id in replies))
 
 
 def _is_end(event: Event, record: Trajectory) -> bool:

@@ -34,9 +34,7 @@ class Recorder:
         self._journal = journal
         self._record = journal.record
 
-    def add(
-        self, at: Activation, message: Message, parent: int | None, origin: Origin, *, aside: bool = False
-    ) -> int:
+    def add(self, at: Activation, message: Message, parent: int | None, origin: Origin, *, aside: bool = False) -> int:
         """Add a message behind another; returns its id."""
         id = self._record.next_message
         self._journal.add(

@@ -73,9 +73,7 @@ async def replay(record: Trajectory, agent: Unit | None = None, hooks: Sequence[
     return ReplayReport(difference is None, difference, driver.record.next_step, driver.record)
 
 
-def _task_again(
-    record: Trajectory, input: int, agent: Unit, hooks: Sequence[Hooks], store: TrajectoryStore
-) -> Task:
+def _task_again(record: Trajectory, input: int, agent: Unit, hooks: Sequence[Hooks], store: TrajectoryStore) -> Task:
     """The task of a recorded run; the turns before it, in a conversation, are put into `store`."""
     assert record.started is not None  # the caller has looked
     nodes = record.messages

@@ -16,9 +16,7 @@ THRESHOLDS = (20_000, 50, 100)
 frames of open calls, over and over; with these, and what was there before left out, 0.39 ms a call instead of 0.54."""
 
 
-async def gather(
-    items: Iterable[T], work: Callable[[T], Awaitable[R]], limit: int
-) -> AsyncGenerator[R, None]:
+async def gather(items: Iterable[T], work: Callable[[T], Awaitable[R]], limit: int) -> AsyncGenerator[R, None]:
     """Do `work` on each item, at most `limit` at once; yields what it returns, in the order of finishing.
 
     Items are taken when there is room for them, so they may be endless, and a slow reader slows the work rather than

@@ -30,9 +30,7 @@ class AgentTurn:
 
     __slots__ = ("_messages", "_prompt", "_shown", "activation", "agent", "called", "index", "offer", "run", "step")
 
-    def __init__(
-        self, run: Run, activation: Activation, agent: BaseAgent, offer: Offer, step: int, index: int
-    ) -> None:
+    def __init__(self, run: Run, activation: Activation, agent: BaseAgent, offer: Offer, step: int, index: int) -> None:
         self.run = run
         self.activation = activation
         self.agent = agent

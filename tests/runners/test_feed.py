@@ -122,9 +122,7 @@ async def test_a_run_of_another_process_is_followed(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/runs.db")
     reader = asyncio.create_task(read(Runners.follow("elsewhere", store=store)))
     await asyncio.sleep(0)
-    other = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _RUN, store.url, cwd=Path(__file__).parents[2]
-    )
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", _RUN, store.url, cwd=Path(__file__).parents[2])
     assert await other.wait() == 0
     outputs = await reader
     assert of_the_log(outputs) == folded(await store.read("elsewhere"), "elsewhere")
@@ -147,6 +145,4 @@ async def test_what_a_live_reader_saw_is_the_fold_of_the_stored_log(script: list
 @pytest.mark.parametrize("id", ["", "nobody"])
 async def test_following_nobody_can_be_left(id: str, store: TrajectoryStore) -> None:
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            async for _ in Runners.follow(id, store=store):
-                pass
+        await asyncio.wait_for(read(Runners.follow(id, store=store)), 0.05)

@@ -11,7 +11,6 @@ import pytest
 from aworld.config import RunConfig
 from aworld.core.exceptions import TaskError
 from aworld.core.task import Task
-from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.runners.local import load

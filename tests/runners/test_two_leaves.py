@@ -79,7 +79,9 @@ async def test_every_message_that_the_model_said_keeps_its_weight_in_every_expor
     weights = [m.get("weight", 1) for m in sample["messages"] if m["role"] == "assistant"]
     assert len(weights) == 81
     assert set(weights) == {1}
-    losses = [m.get("loss", True) for m in next(iter(swift(record)))["messages"] if m["role"] in ("assistant", "tool_call")]
+    losses = [
+        m.get("loss", True) for m in next(iter(swift(record)))["messages"] if m["role"] in ("assistant", "tool_call")
+    ]
     assert losses
     assert all(losses)
     (document,) = atif(record)
@@ -131,9 +133,7 @@ class Showing(Agent):
         return await super().decide(turn)
 
 
-edits = st.lists(
-    st.tuples(st.sampled_from(["drop", "put", "copy", "swap", "cut"]), st.integers(0, 9)), max_size=4
-)
+edits = st.lists(st.tuples(st.sampled_from(["drop", "put", "copy", "swap", "cut"]), st.integers(0, 9)), max_size=4)
 
 
 def edited(messages: list[Message], changes: Sequence[tuple[str, int]]) -> list[Message]:
