@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from aworld.models.providers import build_model as build_model
     from aworld.models.providers import known_providers as known_providers
     from aworld.models.providers import register_provider as register_provider
-    from aworld.models.server import ModelServer as ModelServer
 
 _HOMES = {
     "AnthropicModel": ".anthropic",
@@ -36,7 +35,6 @@ _HOMES = {
     "FunctionModel": ".doubles",
     "Limits": ".limiter",
     "LiteLLMModel": ".litellm",
-    "ModelServer": ".server",
     "OpenAIModel": ".openai",
     "Outcome": ".call",
     "Retry": ".call",

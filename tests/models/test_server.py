@@ -11,8 +11,9 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, File, Image, Message, Text, Tokens, ToolCall, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
-from aworld.models import CallFailed, FunctionModel, ModelServer, OpenAIModel, ScriptedModel, call_model
+from aworld.models import CallFailed, FunctionModel, OpenAIModel, ScriptedModel, call_model
 from aworld.models.doubles import call
+from aworld.server import ModelServer
 
 REQUEST = ModelRequest(
     messages=(

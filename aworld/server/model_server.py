@@ -4,8 +4,7 @@
         config = ModelConfig(llm_base_url=server.base_url, llm_model_name="policy")
 
 It speaks `POST /v1/chat/completions`, streamed and whole, and `GET /v1/models`; it gives token ids and
-log-probabilities in vLLM's words when they are asked for and the model has them. It binds to loopback unless told
-otherwise, and asks for no key.
+log-probabilities in vLLM's words when they are asked for and the model has them. On loopback it asks for no key.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from types import TracebackType
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from fastapi import APIRouter, Request, Response
 from msgspec import Struct
 
 from aworld.core.exceptions import ModelError
@@ -37,6 +36,7 @@ from aworld.core.message import (
     tool_call_format,
 )
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
+from aworld.server.shell import EventStream, Serving, json_response
 
 _MAX_BODY = 64 * 1024 * 1024
 _encode = msgspec.json.encode
@@ -52,7 +52,7 @@ class _Call(Struct):
     function: _Function
 
 
-class _Said(Struct):
+class _Message(Struct):
     role: Role
     content: str | list[dict[str, Any]] | None = None
     tool_calls: list[_Call] | None = None
@@ -71,8 +71,8 @@ class _Tool(Struct):
     function: _ToolFunction
 
 
-class _Asked(Struct):
-    messages: list[_Said]
+class _Completion(Struct):
+    messages: list[_Message]
     model: str = ""
     tools: list[_Tool] | None = None
     response_format: dict[str, Any] | None = None
@@ -80,112 +80,93 @@ class _Asked(Struct):
     stream_options: dict[str, Any] | None = None
 
 
-_decode = msgspec.json.Decoder(_Asked).decode
+_decode = msgspec.json.Decoder(_Completion).decode
 
 
-class ModelServer:
+class ModelServer(Serving):
     """Serves a model over HTTP. `port=0` takes a free one; `base_url` is known when the server has started."""
 
-    def __init__(self, model: Model, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, model: Model, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
+        router = APIRouter()
+        router.add_route("/v1/chat/completions", self._complete, methods=["POST"])
+        router.add_route("/v1/models", self._models, methods=["GET"])
+        super().__init__(router, host=host, port=port, **{"max_body": _MAX_BODY, "grace": 0.1, **options})
         self.model = model
-        self.host = host
-        self.port = port
         self.requests = 0
         """Chat completions that were asked for so far."""
-        self._runner: web.AppRunner | None = None
 
     @property
     def base_url(self) -> str:
         """What `llm_base_url` takes."""
-        return f"http://{self.host}:{self.port}/v1"
+        return f"{self.url}/v1"
 
-    async def start(self) -> None:
-        """Begin to serve. Raises `OSError` when the port is taken."""
-        app = web.Application(client_max_size=_MAX_BODY)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, self.port, backlog=4096)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+    async def _models(self, _: Request) -> Response:
+        return json_response({"object": "list", "data": [{"id": self.model.name, "object": "model"}]})
 
-    async def stop(self) -> None:
-        """Stop to serve; answers under way are cut."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    async def __aenter__(self) -> ModelServer:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    async def _models(self, _: web.Request) -> web.Response:
-        return _json({"object": "list", "data": [{"id": self.model.name, "object": "model"}]})
-
-    async def _complete(self, http: web.Request) -> web.StreamResponse:
+    async def _complete(self, http: Request) -> Response:
         self.requests += 1
-        body = await http.read()
+        body = await http.body()
         try:
-            asked = _decode(body)
-            request = _request(asked, body)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            wanted = _decode(body)
+            request = _request(wanted, body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
             return _error(400, f"Not a chat-completions request: {error}")
         try:
-            if asked.stream:
-                return await self._stream(http, request, asked)
+            if wanted.stream:
+                return await self._stream(request, wanted)
             reply = await self.model.generate(request)
         except ModelError as error:
             return _error(error.status or (503 if error.retryable else 400), str(error), error.retry_after)
-        return _json(_completion(reply, request, self.model.name))
+        return json_response(_completion(reply, request, self.model.name))
 
-    async def _stream(self, http: web.Request, request: ModelRequest, asked: _Asked) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        head = {"id": f"chatcmpl-{self.requests}", "object": "chat.completion.chunk", "created": int(time.time())}
-        head["model"] = self.model.name
+    async def _stream(self, request: ModelRequest, wanted: _Completion) -> Response:
+        """The answer as it comes. A model that fails before its first piece is answered by a status: raises
+        ModelError."""
         pieces: asyncio.Queue[Delta | None] = asyncio.Queue()
         asking = asyncio.ensure_future(self.model.stream(request, pieces.put_nowait))
         asking.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
-            while (piece := await pieces.get()) is not None:
-                if not response.prepared:
-                    await response.prepare(http)
-                key = "content" if isinstance(piece, TextDelta) else "reasoning_content"
-                await response.write(_event({**head, "choices": [{"index": 0, "delta": {key: piece.text}}]}))
-            reply = await asking
-            if not response.prepared:
-                await response.prepare(http)
-            for chunk in _last_chunks(reply, request, bool((asked.stream_options or {}).get("include_usage"))):
-                await response.write(_event({**head, **chunk}))
-        except ModelError as error:
-            if not response.prepared:
-                raise
-            await response.write(_event({"error": {"message": str(error), "code": error.status}}))
-        finally:
+            first = await pieces.get()
+            if first is None:
+                await asking
+        except BaseException:
             asking.cancel()
-        await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
+            raise
+        head = {"id": f"chatcmpl-{self.requests}", "object": "chat.completion.chunk", "created": int(time.time())}
+        head["model"] = self.model.name
+
+        async def events() -> AsyncGenerator[bytes]:
+            piece = first
+            try:
+                while piece is not None:
+                    key = "content" if isinstance(piece, TextDelta) else "reasoning_content"
+                    yield _event({**head, "choices": [{"index": 0, "delta": {key: piece.text}}]})
+                    piece = await pieces.get()
+                reply = await asking
+                for chunk in _last_chunks(reply, request, bool((wanted.stream_options or {}).get("include_usage"))):
+                    yield _event({**head, **chunk})
+            except ModelError as error:
+                yield _event({"error": {"message": str(error), "code": error.status}})
+            finally:
+                asking.cancel()
+            yield b"data: [DONE]\n\n"
+
+        return EventStream(events(), _event({"error": {"message": "The server stops.", "code": 503}}))
 
 
-def _request(asked: _Asked, body: bytes) -> ModelRequest:
+def _request(wanted: _Completion, body: bytes) -> ModelRequest:
     """The request in our words. What is not ours to read is a sampling parameter."""
     rest: dict[str, Any] = msgspec.json.decode(body)
-    params = {key: value for key, value in rest.items() if key not in _Asked.__struct_fields__}
-    messages = tuple(_message(said) for said in asked.messages)
+    params = {key: value for key, value in rest.items() if key not in _Completion.__struct_fields__}
+    messages = tuple(_message(message) for message in wanted.messages)
     output = None
-    if asked.response_format is not None and asked.response_format.get("type") == "json_schema":
-        output = msgspec.convert(asked.response_format.get("json_schema"), OutputSchema)
+    if wanted.response_format is not None and wanted.response_format.get("type") == "json_schema":
+        output = msgspec.convert(wanted.response_format.get("json_schema"), OutputSchema)
     return ModelRequest(
         messages=messages,
         tools=tuple(
             ToolSchema(tool.function.name, tool.function.description, tool.function.parameters)
-            for tool in asked.tools or ()
+            for tool in wanted.tools or ()
         ),
         params=params,
         output=output,
@@ -193,14 +174,14 @@ def _request(asked: _Asked, body: bytes) -> ModelRequest:
     )
 
 
-def _message(said: _Said) -> Message:
+def _message(message: _Message) -> Message:
     return Message(
-        role=said.role,
-        content=_content(said.content),
-        tool_calls=tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in said.tool_calls or ()),
-        reasoning=said.reasoning_content,
-        tool_call_id=said.tool_call_id,
-        name=said.name,
+        role=message.role,
+        content=_content(message.content),
+        tool_calls=tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or ()),
+        reasoning=message.reasoning_content,
+        tool_call_id=message.tool_call_id,
+        name=message.name,
     )
 
 
@@ -281,12 +262,8 @@ def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + _encode(data) + b"\n\n"
 
 
-def _json(data: dict[str, Any]) -> web.Response:
-    return web.Response(body=_encode(data), content_type="application/json")
-
-
-def _error(status: int, message: str, wait: float | None = None) -> web.Response:
+def _error(status: int, message: str, wait: float | None = None) -> Response:
+    """As this protocol says it; what the shell refuses is `application/problem+json`."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     headers = {} if wait is None else {"Retry-After": f"{wait:g}"}
-    body = _encode({"error": {"message": message, "type": kind, "code": status}})
-    return web.Response(status=status, body=body, headers=headers, content_type="application/json")
+    return json_response({"error": {"message": message, "type": kind, "code": status}}, status, headers)
