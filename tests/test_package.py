@@ -37,7 +37,7 @@ NAMES = {
     ],
     "aworld.logs.util": ["logger"],
     "aworld.models": [
-        "AnthropicModel", "AzureModel", "FunctionModel", "LiteLLMModel", "ModelServer", "OpenAIModel", "ScriptedModel",
+        "AnthropicModel", "AzureModel", "FunctionModel", "LiteLLMModel", "OpenAIModel", "ScriptedModel",
         "build_model", "register_provider",
     ],
     "aworld.sandbox": ["SandboxPool", "open_sandbox"],
@@ -45,6 +45,7 @@ NAMES = {
     "aworld.sandbox.e2b": ["E2BSandbox"],
     "aworld.sandbox.local": ["LocalSandbox"],
     "aworld.sandbox.reaper": ["reap"],
+    "aworld.server": ["EnvironmentServer", "EventStream", "MCPService", "ModelServer", "Problem", "Serving"],
     "aworld.tools.browser": ["Browser"],
     "aworld.tools.fetch": ["fetch", "fetch_tool"],
     "aworld.tools.files": ["file_tools"],

@@ -160,9 +160,10 @@ class Serving:
         self._dashes = "--" if command else ""
         if host not in LOOPBACK and not token:
             raise ConfigError(
-                f"{self._dashes}host {host}: others can reach it there, so set {'AWORLD_TOKEN or --' * command}token to "
-                "a secret that they must show.", setting="host",
-            )  # fmt: skip
+                f"{self._dashes}host {host}: others can reach it there, so set "
+                f"{'AWORLD_TOKEN or --token' if command else 'token'} to a secret that they must show.",
+                setting="token",
+            )
         if host in WILDCARDS and not self._names:
             raise ConfigError(
                 f"{self._dashes}host {host}: that is every address of this machine; say by "
