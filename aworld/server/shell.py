@@ -44,6 +44,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from aworld import __version__
 from aworld.core.exceptions import AWorldError, ConfigError
@@ -263,10 +264,10 @@ class Serving:
                     await lifespans.enter_async_context(router.router.lifespan_context(router))
             await lifespans.enter_async_context(application.router.lifespan_context(application))
             config = uvicorn.Config(
-                self._gate(application), http="h11", interface="asgi3", lifespan="off", log_config=None,
-                access_log=False, proxy_headers=False, server_header=False, date_header=False, backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE, h11_max_incomplete_event_size=MAX_HEAD, ws_max_size=self._max_body,
-                ws_ping_interval=None, ws_per_message_deflate=False,
+                self._gate(application), http=H11Protocol, ws=WebSocketsSansIOProtocol, interface="asgi3",
+                lifespan="off", log_config=None, access_log=False, proxy_headers=False, server_header=False,
+                date_header=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE, ws_max_size=self._max_body,
+                ws_ping_interval=None, ws_per_message_deflate=False, h11_max_incomplete_event_size=MAX_HEAD,
             )  # fmt: skip
             config.load()
             server = uvicorn.Server(config)
