@@ -26,9 +26,10 @@ NAMES = {
     "aworld.core.task": ["Task", "TaskResponse", "TaskStatus"],
     "aworld.core.tool.func_to_tool": ["be_tool", "find_tools", "tool"],
     "aworld.core.sandbox": [
-        "ExecResult", "FileInfo", "Sandbox", "SandboxError", "SandboxLimits", "SandboxProcess", "SandboxSource",
+        "ExecResult", "FileInfo", "RunSandbox", "Sandbox", "SandboxError", "SandboxLimits", "SandboxProcess",
+        "SandboxSource",
     ],
-    "aworld.core.tool.base": ["Question", "Resting", "RunScoped", "Tool", "ToolContext", "Toolset"],
+    "aworld.core.tool.base": ["Question", "Tool", "ToolContext", "Toolset"],
     "aworld.core.tool.wrappers": ["approval_required", "filtered", "prefixed", "renamed"],
     "aworld.core.trajectory": ["Step", "Trajectory"],
     "aworld.environments": [
@@ -53,9 +54,8 @@ NAMES = {
     "aworld.tools.mcp": ["mcp_tools"],
     "aworld.tools.mcp_session": ["close_sessions"],
     "aworld.tools.python": ["python_tool"],
-    "aworld.tools.sandboxed": ["sandbox_tools"],
+    "aworld.tools.sandboxed": ["sandbox_tools", "shell_tool"],
     "aworld.tools.search": ["search_tool", "web_search"],
-    "aworld.tools.shell": ["shell_tool"],
     "aworld.trajectory": ["MemoryStore", "Query", "Summary", "TrajectoryStore", "open_store"],
 }  # fmt: skip
 

@@ -6,22 +6,18 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
+from aworld.cmd.agent_options import MODEL, policy_agent, require
 from aworld.cmd.trajectories import store_option
-from aworld.cmd.wording import counted, helps_to_go_on
+from aworld.cmd.wording import TerminalWatch, counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from collections.abc import Callable
 
-    from aworld.core.agent.flow import Unit
     from aworld.environments.environment import Environment
     from aworld.environments.problem import Problem
     from aworld.environments.progress import Progress
     from aworld.environments.report import Report
-
-PLAIN_EVERY = 5.0
-"""Seconds between the lines of progress where there is no terminal."""
 
 _ABOUT = (
     "Run an agent on the problems of an environment, several samples of each, and score them. Every episode is "
@@ -60,19 +56,20 @@ async def _rollout(args: argparse.Namespace) -> int:
     require(args, 1, "tasks", "samples", "concurrency")
     require(args, 0, "retries")
     environment = _environment(args)
-    agent = _agent(args)
+    agent = policy_agent(args, "model", "base_url", "temperature")
     problems = _problems(environment, args)
     name = args.name or f"{environment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     store = store_of(args.store)
     report = Report(environment)
     began, ran = time.monotonic(), 0
-    with _Watch(len(problems) * args.samples, quiet=args.json) as watch:
+    with TerminalWatch(len(problems) * args.samples, quiet=args.json) as watch:
         watch.say(
             f"run {name}: {counted(len(problems), 'problem')} × {args.samples} of {environment.name}, {args.split}"
         )
         episodes = rollouts(
             environment, agent, problems, samples=args.samples, seed=args.seed, store=store, run=name,
-            max_concurrency=args.concurrency, retries=args.retries, yield_finished=True, on_progress=watch.show,
+            max_concurrency=args.concurrency, retries=args.retries, yield_finished=True,
+            on_progress=lambda progress: watch.show(progress.done, _state(progress)),
         )  # fmt: skip
         try:
             async for rollout in episodes:
@@ -106,16 +103,6 @@ def _environment(args: argparse.Namespace) -> Environment:
     return found
 
 
-def _agent(args: argparse.Namespace) -> Unit:
-    ready = ready_agent(args, "model", "base_url", "temperature")
-    if ready is not None:
-        return ready
-    from aworld.agents.llm_agent import Agent
-    from aworld.config.conf import AgentConfig
-
-    return Agent("policy", put_options(args, AgentConfig()))
-
-
 def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:
     source = environment.train if args.split == "train" else environment.test
     count = args.tasks or (100 if callable(source) else None)
@@ -123,44 +110,6 @@ def _problems(environment: Environment, args: argparse.Namespace) -> list[Proble
     if not found:
         raise ConfigError(f"Environment {environment.name!r} has no problems in {args.split!r}; try the other --split.")
     return found
-
-
-class _Watch:
-    """Shows progress on standard error: a bar on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-        self._console = Console(stderr=True)
-        self._quiet = quiet
-        self._live = self._console.is_terminal and not quiet
-        self._next = time.monotonic() + PLAIN_EVERY
-        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=self._console, disable=not self._live)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> _Watch:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if not self._quiet:
-            self._console.print(
-                text, style="dim" if self._live else None, highlight=False, markup=False, soft_wrap=True
-            )
-
-    def show(self, progress: Progress) -> None:
-        """Bring what is shown up to date."""
-        if self._live:
-            self._bar.update(self._task, completed=progress.done, description=_state(progress))
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + PLAIN_EVERY
-            self.say(f"{progress.done}/{progress.total}  {_state(progress)}")
 
 
 def _state(progress: Progress) -> str:

@@ -6,14 +6,13 @@ What is not given comes from the environment when an agent runs, never at import
 
 from __future__ import annotations
 
-import difflib
 import os
 from enum import Enum, StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from aworld.config.errors import ConfigError
+from aworld.config.errors import known_keys
 
 
 class Settings(BaseModel):
@@ -38,13 +37,8 @@ class Settings(BaseModel):
 
     @classmethod
     def _refuse_unknown(cls, data: dict[str, Any]) -> None:
-        for key in data:
-            if key not in cls.known():
-                near = difflib.get_close_matches(key, cls.known(), n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(cls.known())}."
-                if "params" in cls.known():
-                    hint += " Extras that only the provider knows go into params={...}."
-                raise ConfigError(f"{cls.__name__} has no setting {key!r}; {hint}")
+        extras = "Extras that only the provider knows go into params={...}." if "params" in cls.known() else ""
+        known_keys(cls.__name__, data, cls.known(), more=extras)
 
 
 class ModelConfig(Settings):
@@ -95,6 +89,19 @@ class ModelConfig(Settings):
         """The provider, from the setting, `LLM_PROVIDER`, or `openai`."""
         return self.llm_provider or os.environ.get("LLM_PROVIDER") or "openai"
 
+    def sampling(self, limit: str = "max_tokens") -> dict[str, Any]:
+        """The sampling settings that are set, in the words of the chat-completions API, and `params`. `limit` is what
+        the API calls the most tokens of an answer."""
+        settings = {
+            "temperature": self.llm_temperature,
+            "top_p": self.llm_top_p,
+            limit: self.llm_max_tokens,
+            "seed": self.llm_seed,
+            "stop": self.llm_stop,
+            "reasoning_effort": self.llm_reasoning_effort,
+        }
+        return {**{name: value for name, value in settings.items() if value is not None}, **self.params}
+
 
 class AgentConfig(Settings):
     """Settings of an agent. Every `llm_*` setting of `ModelConfig` may be given, read and written here too."""
@@ -117,13 +124,13 @@ class AgentConfig(Settings):
     def _nest(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        given: dict[str, Any] = dict(data)  # pyright: ignore[reportUnknownArgumentType]
-        flat = {k: given.pop(k) for k in list(given) if k in ModelConfig.model_fields}
+        settings: dict[str, Any] = dict(data)  # pyright: ignore[reportUnknownArgumentType]
+        flat = {k: settings.pop(k) for k in list(settings) if k in ModelConfig.model_fields}
         if flat:
-            nested: Any = given.get("llm_config") or {}
+            nested: Any = settings.get("llm_config") or {}
             base: dict[str, Any] = nested.model_dump() if isinstance(nested, ModelConfig) else nested
-            given["llm_config"] = ModelConfig(**{**base, **flat})
-        return given
+            settings["llm_config"] = ModelConfig(**{**base, **flat})
+        return settings
 
     def __getattr__(self, name: str) -> Any:
         if name in ModelConfig.model_fields:
@@ -140,10 +147,12 @@ class AgentConfig(Settings):
 
 
 class TaskRunMode(Enum):
-    """How a task is driven: to its end at once, or step by step by the caller."""
+    """How a task is driven."""
 
     ONE_WAY = "one_way"
+    """To its end; it may be stepped too."""
     INTERACTIVE = "interactive"
+    """Step by step, by the caller: `Runners.step` only."""
 
 
 class TaskConfig(Settings):
@@ -162,6 +171,7 @@ class TaskConfig(Settings):
     max_tool_result: int = Field(default=200_000, ge=100)
     """Characters of a tool's answer that go to the model; the rest is cut, and the text says so."""
     run_mode: TaskRunMode = TaskRunMode.ONE_WAY
+    """Whether the task may be run to its end, or only stepped."""
     resp_carry_context: bool = True
     """Whether the response carries the task's context."""
 
@@ -183,5 +193,7 @@ class RunConfig(Settings):
     """Tasks in flight at once."""
     sequence_dependent: bool = False
     """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
+    rare_collection: bool = True
+    """Whether the garbage collector looks less often while more than one task runs (restored afterwards)."""
     store: Any = None
     """Where logs go: a store, a URL such as `sqlite:///runs.db`, or None for memory."""

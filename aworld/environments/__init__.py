@@ -23,22 +23,4 @@ if TYPE_CHECKING:
     from aworld.environments.rubric import Rubric as Rubric
     from aworld.environments.session import Session as Session
 
-_HOMES = {
-    "Environment": "aworld.environments.environment",
-    "EnvironmentFailed": "aworld.core.exceptions",
-    "Episode": "aworld.environments.rubric",
-    "EpisodeEnv": "aworld.environments.episode",
-    "Part": "aworld.environments.rubric",
-    "Problem": "aworld.environments.problem",
-    "Progress": "aworld.environments.progress",
-    "Report": "aworld.environments.report",
-    "Reward": "aworld.core.run_environment",
-    "Rollout": "aworld.environments.rollout",
-    "Rubric": "aworld.environments.rubric",
-    "Session": "aworld.environments.session",
-    "by_group": "aworld.environments.rollout",
-    "rollouts": "aworld.environments.rollout",
-    "split_by_hash": "aworld.environments.problem",
-}
-
-__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
+__getattr__, __dir__ = exports(__name__)

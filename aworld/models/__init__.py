@@ -28,22 +28,4 @@ if TYPE_CHECKING:
     from aworld.models.providers import known_providers as known_providers
     from aworld.models.providers import register_provider as register_provider
 
-_HOMES = {
-    "AnthropicModel": ".anthropic",
-    "AzureModel": ".openai",
-    "CallFailed": ".call",
-    "FunctionModel": ".doubles",
-    "Limits": ".limiter",
-    "LiteLLMModel": ".litellm",
-    "OpenAIModel": ".openai",
-    "Outcome": ".call",
-    "Retry": ".call",
-    "ScriptedModel": ".doubles",
-    "build_model": ".providers",
-    "call_model": ".call",
-    "close_transports": ".http",
-    "known_providers": ".providers",
-    "register_provider": ".providers",
-}
-
-__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
+__getattr__, __dir__ = exports(__name__)

@@ -53,7 +53,7 @@ class Limiter:
             return 0.0
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1:  # the first in the line sets the timer; who comes later waits behind it
             self._wake()
         try:
             await turn
@@ -94,7 +94,7 @@ class Limiter:
     def _leave_unused(self) -> None:
         self.in_flight -= 1
         if self._requests is not None:
-            self._requests.undo()
+            self._requests.undo()  # the newest entry, whose ever it is: only how many there are counts
 
     def _wake(self) -> None:
         """Let in all who may go now, and set the timer for the next."""
@@ -138,7 +138,7 @@ class _Window:
             self._sum -= entries.popleft()[1]
         if self._sum < self._most:
             return now
-        left = self._sum
+        left = self._sum  # the window opens when enough of the oldest entries have left it
         for at, amount in entries:
             left -= amount
             if left < self._most:
@@ -151,8 +151,5 @@ _limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Limits, Limiter]] =
 
 def limiter_for(limits: Limits) -> Limiter:
     """The limiter of the running loop for these limits."""
-    known = _limiters.setdefault(asyncio.get_running_loop(), {})
-    found = known.get(limits)
-    if found is None:
-        found = known[limits] = Limiter(limits)
-    return found
+    limiters = _limiters.setdefault(asyncio.get_running_loop(), {})
+    return limiters.get(limits) or limiters.setdefault(limits, Limiter(limits))

@@ -130,7 +130,7 @@ _KILL, _ERROR, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _Instruction:
     """An instruction whose jumps name labels; an empty one is the next line."""
 
     code: int
@@ -147,52 +147,54 @@ def filter_program(machine: str | None = None) -> bytes:
     """
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise SandboxError(f"local sandboxes know the system calls of {known}, not of {machine}; use a container")
+        machines = ", ".join(ARCHITECTURES)
+        raise SandboxError(f"local sandboxes know the system calls of {machines}, not of {machine}; use a container")
     architecture, column = ARCHITECTURES[machine]
     return _assemble(_lines(architecture, column))
 
 
-def _lines(architecture: int, column: int) -> list[_Line]:
+def _lines(architecture: int, column: int) -> list[_Instruction]:
     """The program: which labels a call goes to, then the labels, each with a return."""
     numbers = {name: pair[column] for name, pair in INSPECTED.items()}
     lines = [
-        _Line(_LOAD, _ARCHITECTURE),
-        _Line(_EQUAL, architecture, otherwise="kill"),
-        _Line(_LOAD, _NUMBER),
-        _Line(_AT_LEAST, X32, then="absent"),
+        _Instruction(_LOAD, _ARCHITECTURE),
+        _Instruction(_EQUAL, architecture, otherwise="kill"),
+        _Instruction(_LOAD, _NUMBER),
+        _Instruction(_AT_LEAST, X32, then="absent"),
     ]
     for label, calls in (("refused", REFUSED), ("absent", ABSENT)):
-        lines += [_Line(_EQUAL, pair[column] or 0, then=label) for pair in calls.values() if pair[column] is not None]
-    lines += [_Line(_EQUAL, number or 0, then=name.replace("pair", "")) for name, number in numbers.items()]
-    lines.append(_Line(_RETURN, _ALLOW))
+        lines += [
+            _Instruction(_EQUAL, pair[column] or 0, then=label) for pair in calls.values() if pair[column] is not None
+        ]
+    lines += [_Instruction(_EQUAL, number or 0, then=name.replace("pair", "")) for name, number in numbers.items()]
+    lines.append(_Instruction(_RETURN, _ALLOW))
     lines += _argument("clone", 0, _ANY_BIT, (NEW_NAMESPACES,), then="refused", otherwise="allow")
     lines += _argument("ioctl", 1, _EQUAL, TERMINAL_INPUT, then="refused", otherwise="allow")
     lines += _argument("socket", 0, _EQUAL, FAMILIES, then="allow", otherwise="family")
     lines += _argument("personality", 0, _EQUAL, PERSONALITIES, then="allow", otherwise="refused")
     return [
         *lines,
-        _Line(_RETURN, _ALLOW, label="allow"),
-        _Line(_RETURN, _ERROR | errno.EPERM, label="refused"),
-        _Line(_RETURN, _ERROR | errno.ENOSYS, label="absent"),
-        _Line(_RETURN, _ERROR | errno.EAFNOSUPPORT, label="family"),
-        _Line(_RETURN, _KILL, label="kill"),
+        _Instruction(_RETURN, _ALLOW, label="allow"),
+        _Instruction(_RETURN, _ERROR | errno.EPERM, label="refused"),
+        _Instruction(_RETURN, _ERROR | errno.ENOSYS, label="absent"),
+        _Instruction(_RETURN, _ERROR | errno.EAFNOSUPPORT, label="family"),
+        _Instruction(_RETURN, _KILL, label="kill"),
     ]
 
 
 def _argument(
     label: str, position: int, test: int, values: tuple[int, ...], *, then: str, otherwise: str
-) -> list[_Line]:
+) -> list[_Instruction]:
     """Look at the low half of an argument, which is all that the kernel looks at in these."""
     *first, last = values
     return [
-        _Line(_LOAD, _ARGUMENTS + 8 * position, label=label),
-        *(_Line(test, value, then=then) for value in first),
-        _Line(test, last, then=then, otherwise=otherwise),
+        _Instruction(_LOAD, _ARGUMENTS + 8 * position, label=label),
+        *(_Instruction(test, value, then=then) for value in first),
+        _Instruction(test, last, then=then, otherwise=otherwise),
     ]
 
 
-def _assemble(lines: list[_Line]) -> bytes:
+def _assemble(lines: list[_Instruction]) -> bytes:
     """Turn labels into distances; a jump reaches 255 lines, which the list is far from."""
     places = {line.label: index for index, line in enumerate(lines) if line.label}
 

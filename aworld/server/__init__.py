@@ -18,13 +18,4 @@ if TYPE_CHECKING:
     from aworld.server.shell import Problem as Problem
     from aworld.server.shell import Serving as Serving
 
-_HOMES = {
-    "EnvironmentServer": ".environment_server",
-    "EventStream": ".shell",
-    "MCPService": ".mcp_server",
-    "ModelServer": ".model_server",
-    "Problem": ".shell",
-    "Serving": ".shell",
-}
-
-__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
+__getattr__, __dir__ = exports(__name__)

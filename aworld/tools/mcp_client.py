@@ -26,10 +26,9 @@ from aworld.core.exceptions import AWorldError, ToolError
 from aworld.core.message import Content, Text, Usage
 from aworld.core.tool.base import Question, ToolContext
 from aworld.tools.mcp_config import Resolved
-from aworld.tools.mcp_content import content_of, reply_of, request_of
+from aworld.tools.mcp_content import answer_of, asked_again, content_of, question_of, reply_of, request_of
 from aworld.tools.mcp_process import ServerProcess
-from aworld.tools.mcp_question import answer_of, asked_again, question_of
-from aworld.tools.mcp_session import Handlers, Listed, SessionLost
+from aworld.tools.mcp_session import Handlers, McpToolInfo, SessionLost
 from aworld.tools.mcp_transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -37,15 +36,15 @@ logger = logging.getLogger(__name__)
 MAX_PAGES = 1000
 """Pages of a list of tools that are asked for: a server that never ends its list cannot hang a run."""
 
-_caller: ContextVar[_Call | None] = ContextVar("mcp_caller", default=None)
+_caller: ContextVar[_McpCall | None] = ContextVar("mcp_caller", default=None)
 """The call that a message belongs to, where the transport carries it: streamable HTTP and the newest protocol."""
 
 
-class _Refused(Exception):
+class _ConnectionRefused(Exception):
     """The server does not take the connection; in its words."""
 
 
-class _Call:
+class _McpCall:
     """A call that is under way."""
 
     def __init__(self, context: ToolContext) -> None:
@@ -69,7 +68,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         self._resolved = resolved
         self._handlers = handlers
         self._process = process
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, _McpCall] = {}
         self._number = 0
         self._modern = False
         self.client = Client(
@@ -91,7 +90,7 @@ class Link(AbstractAsyncContextManager["Link"]):
             if isinstance(inner, MCPError):
                 old = self._transport.status == 405 and self._resolved.conf.type == "streamable-http"
                 hint = '; if it is a server of the older kind, say "type": "sse" in its configuration' if old else ""
-                raise _Refused(self._said(inner) + hint) from None
+                raise _ConnectionRefused(self._said(inner) + hint) from None
             raise
         self._modern = self.client.protocol_version in MODERN_PROTOCOL_VERSIONS
         return self
@@ -102,17 +101,17 @@ class Link(AbstractAsyncContextManager["Link"]):
         """Close it, in the task that opened it."""
         await self.client.__aexit__(kind, error, trace)
 
-    async def list_tools(self) -> list[Listed]:
+    async def list_tools(self) -> list[McpToolInfo]:
         """What the server offers, page after page. Raises ToolError."""
-        found: dict[str, Listed] = {}  # a list that changes between its pages can have a tool twice
+        tools: dict[str, McpToolInfo] = {}  # a list that changes between its pages can have a tool twice
         cursor: str | None = None
         try:
             for _ in range(MAX_PAGES):
                 page = await self.client.list_tools(cursor=cursor)
-                found |= {tool.name: _listed(tool) for tool in page.tools}
+                tools |= {tool.name: _listed(tool) for tool in page.tools}
                 cursor = page.next_cursor
                 if cursor is None:
-                    return list(found.values())
+                    return list(tools.values())
         except (MCPError, ValidationError, RuntimeError) as error:
             raise await self._failure(error, "its tools could not be listed") from None
         raise ToolError(f"MCP server {self._resolved.name!r}: its list of tools has no end.")
@@ -124,7 +123,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         then the server is told that this call is cancelled, and is to be called again when there is one.
         """
         number = self._number = self._number + 1
-        call = self._calls[number] = _Call(context)
+        call = self._calls[number] = _McpCall(context)
         _caller.set(call)
         meta: Any = None
         progress = None
@@ -145,7 +144,7 @@ class Link(AbstractAsyncContextManager["Link"]):
             raise ToolError(text or f"MCP server {self._resolved.name!r} reports an error without saying which.")
         return content
 
-    async def _or_question(self, working: Any, call: _Call) -> types.CallToolResult:
+    async def _or_question(self, working: Any, call: _McpCall) -> types.CallToolResult:
         """The result of a call. Raises Question when the server wants a person's answer first."""
         task = asyncio.ensure_future(working)
         try:
@@ -201,7 +200,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         runs = {context.trajectory_id for context in contexts}
         return contexts[-1] if len(runs) == 1 else None
 
-    def _asking(self) -> _Call | None:
+    def _asking(self) -> _McpCall | None:
         """The call for which the server asks; None when it might be one of several."""
         if (caller := _caller.get()) is not None:
             return caller
@@ -271,11 +270,11 @@ class Link(AbstractAsyncContextManager["Link"]):
         """What a person answered, None when they declined. Raises Question while nobody has."""
         question = self._resolved.redact(question_of(self._resolved.name, message, schema, url))
         while question in context.answers:
-            said = context.answers[question]
+            words = context.answers[question]
             try:
-                return answer_of(said, schema)
+                return answer_of(words, schema)
             except ValueError as wrong:
-                question = asked_again(question, said, str(wrong))
+                question = asked_again(question, words, str(wrong))
         raise Question(question)
 
     async def _sample(
@@ -303,16 +302,16 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _listed(tool: types.Tool) -> Listed:
+def _listed(tool: types.Tool) -> McpToolInfo:
     hints = tool.annotations
     again = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
-    return Listed(tool.name, tool.description or tool.title or "", tool.input_schema, again)
+    return McpToolInfo(tool.name, tool.description or tool.title or "", tool.input_schema, again)
 
 
 def reason_of(error: BaseException) -> str:
     """The innermost error of groups and chains that says something."""
     error = _innermost(error)
-    if isinstance(error, _Refused):
+    if isinstance(error, _ConnectionRefused):
         return str(error)
     if isinstance(error, httpx2.HTTPStatusError):
         return f"it answered {error.response.status_code} {error.response.reason_phrase}".rstrip()

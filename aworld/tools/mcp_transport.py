@@ -31,13 +31,13 @@ _SHOWN = 200  # characters of a line that is no message, in a warning
 class _Keyless(logging.Filter):
     """Keeps keys out of what the SDK and its HTTP client log: they write addresses, and what servers sent."""
 
-    known: WeakSet[Resolved] = WeakSet()
+    servers: WeakSet[Resolved] = WeakSet()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let everything through, without keys."""
         text = record.getMessage()
         trace = record.exc_text or (_FORMATTER.formatException(record.exc_info) if record.exc_info else None)
-        for resolved in list(self.known):
+        for resolved in list(self.servers):
             text = resolved.redact(text)
             trace = trace and resolved.redact(trace)
         record.msg, record.args, record.exc_info, record.exc_text = text, None, None, trace
@@ -63,7 +63,7 @@ class Transport(AbstractAsyncContextManager[Any]):
         """Nothing more will come."""
         self.status: int | None = None
         """The last HTTP status that was an error."""
-        _Keyless.known.add(server)
+        _Keyless.servers.add(server)
         self._inner = _Pipes(process, server) if process is not None else self._http(server)
 
     def _http(self, server: Resolved) -> AbstractAsyncContextManager[Any]:
@@ -114,7 +114,7 @@ async def _streamable_http(url: str, client: httpx2.AsyncClient) -> AsyncGenerat
         yield streams
 
 
-class _Stream:
+class _McpStream:
     """What the SDK asks of both directions of a connection."""
 
     async def aclose(self) -> None:
@@ -129,7 +129,7 @@ class _Stream:
         await self.aclose()
 
 
-class _WatchedStream(_Stream):
+class _WatchedStream(_McpStream):
     def __init__(self, stream: Any, ended: asyncio.Event) -> None:
         self._stream = stream
         self._ended = ended
@@ -172,7 +172,7 @@ class _Pipes(AbstractAsyncContextManager[Any]):
         """The process is ended by whoever started it."""
 
 
-class _Lines(_Stream):
+class _Lines(_McpStream):
     def __init__(self, process: ServerProcess, server: Resolved) -> None:
         self._process = process
         self._server = server
@@ -202,7 +202,7 @@ class _Lines(_Stream):
             raise StopAsyncIteration from None
 
 
-class _LineWriter(_Stream):
+class _LineWriter(_McpStream):
     def __init__(self, process: ServerProcess) -> None:
         self._process = process
 

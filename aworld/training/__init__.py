@@ -22,16 +22,4 @@ if TYPE_CHECKING:
     from aworld.training.result import TrainingResult as TrainingResult
     from aworld.training.trainer import AgentTrainer as AgentTrainer
 
-_HOMES = {
-    "AgentTrainer": ".trainer",
-    "Engine": ".registry",
-    "Evaluation": ".result",
-    "StepReport": ".result",
-    "TrainingConfig": ".config",
-    "TrainingJob": ".registry",
-    "TrainingResult": ".result",
-    "known_engines": ".registry",
-    "register_processor": ".registry",
-}
-
-__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
+__getattr__, __dir__ = exports(__name__)

@@ -21,10 +21,9 @@ from aworld.agents.llm_agent import Agent
 from aworld.config.conf import RunConfig
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message, Tokens, Usage, chat_format
-from aworld.core.model import Delta, ModelReply, ModelRequest
+from aworld.core.model import Delta, ModelReply, ModelRequest, function_format
 from aworld.core.task import TaskResponse
 from aworld.environments import Environment, Problem
-from aworld.models.openai import wire_tool
 from aworld.runner import Runners
 
 Parse: TypeAlias = Callable[[str, ModelRequest], Message]
@@ -175,7 +174,7 @@ class OutsideRollouts:
             )
         episode.answer = asyncio.get_running_loop().create_future()
         episode.news.put_nowait(
-            Asked([chat_format(message) for message in request.messages], [wire_tool(tool) for tool in request.tools])
+            Asked(list(map(chat_format, request.messages)), list(map(function_format, request.tools)))
         )
         try:
             said = await episode.answer

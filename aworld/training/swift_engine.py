@@ -26,7 +26,7 @@ from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.models.chat_tokens import parse
+from aworld.models.chat_tokens import parse, parse_exact
 from aworld.training.bridge import Bridge
 from aworld.training.course import Course, measure, result_of
 from aworld.training.evaluation import held_out_problems
@@ -135,7 +135,7 @@ class _Run:
         policy = self._trained or self._embedded
         if policy is None or job.held_out is None or not problems:
             return
-        from aworld.models.embedded.model import EmbeddedModel
+        from aworld.models.embedded.embedded_model import EmbeddedModel
 
         agent = job.agent.with_model(EmbeddedModel(policy, job.agent.model.name, job.agent.model.params))
         await measure(job, self.course, agent, problems, watched=False)
@@ -220,9 +220,7 @@ class _Run:
     def _parse(self, text: str, request: ModelRequest) -> Message:
         if self._embedded is None:
             return parse(text, bool(request.tools), request.turn)
-        from aworld.models.embedded.hermes import parsed
-
-        return parsed(text, f"call_{request.turn}")  # as the embedded model reads itself
+        return parse_exact(text, request.turn)  # as the embedded model reads itself
 
     def _on_end(self, ended: Ended, response: TaskResponse) -> None:
         self._ended.append(response.record)

@@ -69,7 +69,7 @@ class EmbeddedPolicy(TrainedPolicy):
     """The embedded policy: NumPy answers, with the trainer's weights."""
 
     def __init__(self, model: Any, scratch: Path) -> None:
-        from aworld.models.embedded.model import EmbeddedModel
+        from aworld.models.embedded.embedded_model import EmbeddedModel
 
         self._model = EmbeddedModel(model.policy, name=model.name, params=model.params)
         super().__init__(model.policy.save(scratch))

@@ -16,6 +16,7 @@ from typing import Any
 
 from aworld.core.event import ModelCalled
 from aworld.core.message import Tokens, chat_format
+from aworld.core.model import function_format
 from aworld.core.trajectory import Trajectory, score_of
 
 SCHEMA_VERSION = 1
@@ -56,7 +57,7 @@ def _turn(trajectory: Trajectory, call: ModelCalled, tokens: Tokens) -> dict[str
         "loss_mask": [0] * len(prompt) + [1] * len(sampled),
         "request": {
             "messages": [chat_format(each) for each in trajectory.path(call.prompt)],
-            "tools": [{"type": "function", "function": tool} for tool in tools],
+            "tools": [function_format(tool) for tool in tools],
         },
         "response": {"choices": [{"message": chat_format(message), "finish_reason": call.finish_reason}]},
         "metadata": _metadata(trajectory, call, tokens),
@@ -72,6 +73,7 @@ def _metadata(trajectory: Trajectory, call: ModelCalled, tokens: Tokens) -> dict
         "trajectory_id": trajectory.id,
         "task_id": trajectory.task.id,
         "group_id": trajectory.task.group_id,
+        "labels": trajectory.labels,
         "agent": call.agent,
         "activation": call.activation,
         "policy_version": tokens.policy_version,

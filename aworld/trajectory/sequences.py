@@ -77,12 +77,12 @@ class _Row:
 
     def extend(self, step: int, read: tuple[int, ...], tokens: Tokens) -> None:
         sampled = tokens.completion_ids or ()
-        known = tokens.logprobs is not None and len(tokens.logprobs) == len(sampled)
+        complete = tokens.logprobs is not None and len(tokens.logprobs) == len(sampled)
         self.ids += read
         self.ids += sampled
         self.mask += [0] * len(read) + [1] * len(sampled)
         self.logprobs += [None] * len(read)
-        self.logprobs += tokens.logprobs if known and tokens.logprobs is not None else [None] * len(sampled)
+        self.logprobs += tokens.logprobs if complete and tokens.logprobs is not None else [None] * len(sampled)
         self.steps.append(step)
         self.versions.append(tokens.policy_version)
         self.last = step
@@ -100,7 +100,7 @@ def sequences(trajectory: Trajectory) -> Sequences:
             continue
         row, read = _row_for(trajectory, rows, call, tokens)
         if row is None:
-            drift += any(each.activation == call.activation for each in rows)
+            drift += any(row.activation == call.activation for row in rows)
             row = _Row(call)
             rows.append(row)
         row.extend(step, read, tokens)
@@ -123,8 +123,8 @@ def _row_for(
             return row, tokens.prompt_ids or ()
     whole = trajectory.tokens(call)
     prompt = (whole and whole.prompt_ids) or ()
-    found = max((row for row in candidates if row.begins(prompt)), key=lambda row: len(row.ids), default=None)
-    return found, prompt if found is None else prompt[len(found.ids) :]
+    longest = max((row for row in candidates if row.begins(prompt)), key=lambda row: len(row.ids), default=None)
+    return longest, prompt if longest is None else prompt[len(longest.ids) :]
 
 
 def _finished(trajectory: Trajectory, row: _Row) -> TokenSequence:

@@ -22,7 +22,7 @@ from aworld.environments import Environment, Part, Problem, Progress, Rollout, b
 from aworld.environments.environment import derived_seed
 from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runner import Runners
 from aworld.trajectory import MemoryStore, Query, TrajectoryStore
 from tests.environments.shop import Shop, agent_of, buying, problem, saying, shop, stream

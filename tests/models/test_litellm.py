@@ -20,7 +20,7 @@ HI = ModelRequest(messages=(Message("user", "hi"),))
 
 @pytest.mark.skipif(INSTALLED, reason="litellm is installed")
 def test_without_litellm_the_error_names_the_extra() -> None:
-    with pytest.raises(ConfigError, match=r"aworld\[litellm\]"):
+    with pytest.raises(ConfigError, match=r"pip install \"litellm"):
         build_model("litellm:bedrock/some-model")
 
 

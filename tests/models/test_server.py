@@ -77,7 +77,7 @@ async def test_a_script_over_http() -> None:
         assert second.tokens is None
         with pytest.raises(CallFailed, match="has 2 replies") as caught:
             await call_model(model, ModelRequest(messages=(first.message, first.message)))
-    assert len(caught.value.attempts) == 1  # another try would not help, and the status says so
+    assert len(caught.value.outcome.attempts) == 1  # another try would not help, and the status says so
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -14,7 +14,7 @@ import pytest
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest, ToolSchema
 from aworld.models.embedded.checkpoint import PACKAGED, Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.models.embedded.transformer import Cache, Transformer
 from aworld.training.embedded.gradients import Batch, loss_and_gradients
 from aworld.training.embedded.objectives import grpo, imitation

@@ -22,7 +22,7 @@ from aworld.core.trajectory import Trajectory
 from aworld.environments import Environment
 from aworld.models.doubles import ScriptedModel, call
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runner import Runners
 from aworld.training import TrainingConfig, TrainingJob
 from aworld.training.bridge import Bridge

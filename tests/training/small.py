@@ -14,8 +14,8 @@ from aworld.agents.llm_agent import Agent
 from aworld.environments import Environment, Episode, Part, Problem, Rubric, Session
 from aworld.environments.rubric import Scorer
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.config import PolicyConfig
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
 from aworld.training.embedded.initial import initial_weights
 

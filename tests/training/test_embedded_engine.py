@@ -20,7 +20,7 @@ from aworld.core.trajectory import Trajectory
 from aworld.environments import Environment, EnvironmentFailed, Episode, Part, Rubric, Session
 from aworld.environments.environment import derived_seed
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runners.local import store_of
 from aworld.training import AgentTrainer, TrainingResult
 from aworld.training.result import Evaluated, Progress, Saved, Started, Stepped, StepReport, TrainingEvent

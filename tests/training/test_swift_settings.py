@@ -17,7 +17,7 @@ from aworld.core.message import Message
 from aworld.environments import Environment, Problem
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.training import TrainingConfig, TrainingJob
 from aworld.training.outside import Asked, OutsideRollouts
 from aworld.training.processes import OtherProcess, tail

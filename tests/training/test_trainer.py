@@ -14,7 +14,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.environments import Environment, Episode, Problem, Rubric
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runner import Runners
 from aworld.training import AgentTrainer, TrainingJob, TrainingResult, register_processor, registry
 from aworld.training.result import Evaluation, StepReport

@@ -8,7 +8,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.core.agent.flow import Unit, units_of
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.training.embedded.learner import version_of
 
 

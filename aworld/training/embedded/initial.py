@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.transformer import Weights
 
 

@@ -25,7 +25,7 @@ from tokenizers.pre_tokenizers import Sequence as Sequenced
 from tokenizers.trainers import BpeTrainer
 
 from aworld.models.embedded.checkpoint import PACKAGED, Policy
-from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
 from aworld.training.embedded.adam import Adam
 from aworld.training.embedded.demonstrations import Demonstration, Demonstrator
