@@ -60,7 +60,7 @@ PUBLIC = frozenset({"/health"})
 MAX_BODY = 8 * 1024 * 1024
 """Bytes of a body, where a server sets no other limit: an action with some pictures in it."""
 MAX_HEAD = 64 * 1024
-"""Bytes of a request line and its headers."""
+"""Bytes of the headers of a request."""
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 _GATED = frozenset({b"host", b"origin", b"sec-fetch-site", b"authorization", b"content-length"})
@@ -341,9 +341,13 @@ class Serving:
     def _admit(self, scope: Scope) -> None:
         """Raises Problem for a request that is not for this server, or not from its clients."""
         fields: dict[bytes, list[bytes]] = {name: [] for name in _GATED}
+        size = 0
         for name, value in scope["headers"]:
+            size += len(name) + len(value)
             if name in _GATED:
                 fields[name].append(value)
+        if size > MAX_HEAD:
+            raise Problem(431, f"The headers have more than {MAX_HEAD:,} bytes.")
         hosts = [value.decode("latin-1") for value in fields[b"host"]]
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or match[1].lower() not in self._allowed:
