@@ -27,7 +27,8 @@ from aworld import __version__
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.environments.environment import Environment
 from aworld.environments.place import Book, Place, Refused, described, static_tools
-from aworld.server.shell import Problem, Serving, json_response, read_json
+from aworld.server.answers import Problem, json_response, read_json
+from aworld.server.shell import Serving
 
 logger = logging.getLogger(__name__)
 

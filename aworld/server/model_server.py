@@ -36,7 +36,8 @@ from aworld.core.message import (
     tool_call_format,
 )
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
-from aworld.server.shell import EventStream, Serving, json_response
+from aworld.server.answers import EventStream, json_response
+from aworld.server.shell import Serving
 
 _MAX_BODY = 64 * 1024 * 1024
 _encode = msgspec.json.encode
