@@ -10,7 +10,6 @@ log-probabilities in vLLM's words when they are asked for and the model has them
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -18,23 +17,10 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from aworld.core.exceptions import ModelError
-from aworld.core.message import (
-    Audio,
-    Content,
-    File,
-    Image,
-    Message,
-    Part,
-    Role,
-    Text,
-    Tokens,
-    ToolCall,
-    Usage,
-    chat_format,
-    tool_call_format,
-)
+from aworld.core.message import Tokens, Usage, chat_format, message_of, tool_call_format
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
 from aworld.server.answers import EventStream, json_response
 from aworld.server.shell import Serving
@@ -45,35 +31,16 @@ _encode = msgspec.json.encode
 
 class _Function(Struct):
     name: str
-    arguments: str = "{}"
-
-
-class _Call(Struct):
-    id: str
-    function: _Function
-
-
-class _Message(Struct):
-    role: Role
-    content: str | list[dict[str, Any]] | None = None
-    tool_calls: list[_Call] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-
-
-class _ToolFunction(Struct):
-    name: str
     description: str = ""
     parameters: dict[str, Any] = {}
 
 
 class _Tool(Struct):
-    function: _ToolFunction
+    function: _Function
 
 
 class _Completion(Struct):
-    messages: list[_Message]
+    messages: list[dict[str, Any]]
     model: str = ""
     tools: list[_Tool] | None = None
     response_format: dict[str, Any] | None = None
@@ -91,7 +58,7 @@ class ModelServer(Serving):
         router = APIRouter()
         router.add_route("/v1/chat/completions", self._complete, methods=["POST"])
         router.add_route("/v1/models", self._models, methods=["GET"])
-        super().__init__(router, host=host, port=port, **{"max_body": _MAX_BODY, "grace": 0.1, **options})
+        super().__init__(router, host=host, port=port, max_body=_MAX_BODY, grace=0.1, **options)
         self.model = model
         self.requests = 0
         """Chat completions that were asked for so far."""
@@ -110,7 +77,7 @@ class ModelServer(Serving):
         try:
             wanted = _decode(body)
             request = _request(wanted, body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, msgspec.DecodeError, RecursionError) as error:
             return _error(400, f"Not a chat-completions request: {error}")
         try:
             if wanted.stream:
@@ -159,49 +126,17 @@ def _request(wanted: _Completion, body: bytes) -> ModelRequest:
     """The request in our words. What is not ours to read is a sampling parameter."""
     rest: dict[str, Any] = msgspec.json.decode(body)
     params = {key: value for key, value in rest.items() if key not in _Completion.__struct_fields__}
-    messages = tuple(_message(message) for message in wanted.messages)
+    messages = tuple(message_of(message) for message in wanted.messages)
     output = None
     if wanted.response_format is not None and wanted.response_format.get("type") == "json_schema":
         output = msgspec.convert(wanted.response_format.get("json_schema"), OutputSchema)
     return ModelRequest(
         messages=messages,
-        tools=tuple(
-            ToolSchema(tool.function.name, tool.function.description, tool.function.parameters)
-            for tool in wanted.tools or ()
-        ),
+        tools=tuple(ToolSchema(*astuple(tool.function)) for tool in wanted.tools or ()),
         params=params,
         output=output,
         turn=sum(message.role == "assistant" for message in messages),
     )
-
-
-def _message(message: _Message) -> Message:
-    return Message(
-        role=message.role,
-        content=_content(message.content),
-        tool_calls=tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or ()),
-        reasoning=message.reasoning_content,
-        tool_call_id=message.tool_call_id,
-        name=message.name,
-    )
-
-
-def _content(content: str | list[dict[str, Any]] | None) -> Content | None:
-    return tuple(_part(part) for part in content) if isinstance(content, list) else content
-
-
-def _part(part: dict[str, Any]) -> Part:
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return Text(text)
-        case {"type": "image_url", "image_url": {"url": str(url), **more}}:
-            return Image(url, more.get("detail"))
-        case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
-            return Audio(data, kind)
-        case {"type": "file", "file": {**file}}:
-            return File(file.get("file_data"), file.get("filename"), file.get("file_id"))
-        case _:
-            raise ValueError(f"unknown content part {json.dumps(part)[:200]}")
 
 
 def _completion(reply: ModelReply, request: ModelRequest, name: str) -> dict[str, Any]:

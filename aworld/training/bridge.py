@@ -66,9 +66,9 @@ class Bridge:
         await self._rollouts.close()
 
     async def _exchange(self, request: Request) -> Response:
-        op = request.path_params["op"]
+        op, body = request.path_params["op"], await request.body()
         try:
-            fields = msgspec.json.decode(await request.body(), type=dict[str, Any])
+            fields = msgspec.json.decode(body, type=dict[str, Any])
             return Response(msgspec.json.encode(await self._do(op, fields)), media_type="application/json")
         except KeyError as error:
             raise HTTPException(400, f"the field {error} is missing") from error

@@ -98,7 +98,10 @@ BAD = [
     (b"\xff", "Not a chat-completions request"),
     (b'{"messages": 5}', "Expected `array`"),
     (b'{"messages": [{"role": "king"}]}', "king"),
-    (b'{"messages": [{"role": "user", "content": [{"type": "smell"}]}]}', "unknown content part"),
+    (b'{"messages": [{"role": "user", "content": [{"type": "smell"}]}]}', "a part is text, image_url"),
+    (b'{"messages": [{"role": "assistant", "tool_calls": 7}]}', "Not a chat-completions request"),
+    (b'{"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]}', "function"),
+    (b'{"messages": ' + b"[" * 100_000, "Not a chat-completions request"),
     (b'{"messages": [], "response_format": {"type": "json_schema"}}', "Expected `object`"),
 ]
 

@@ -40,7 +40,8 @@ async def raw(port: int, request: bytes) -> Reply:
             head = await reader.readuntil(b"\r\n\r\n")
             status, *lines = head.decode().strip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            size = 0 if request.startswith(b"HEAD") else int(headers.get("content-length", 0))
+            body = await reader.readexactly(size)
         finally:
             writer.close()
     return Reply(int(status.split()[1]), headers, body)

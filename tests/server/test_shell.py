@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -50,11 +51,12 @@ async def test_a_port_that_is_taken_is_named() -> None:
         assert why.value.setting == "port"
         with pytest.raises(ConfigError, match=f"^--port {server.port}: .*; --port 0 takes any free one"):
             await Serving(Parts().router, port=server.port, command=True).start()
-    for options, text in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"port": 70_000}, "a port is 0 to 65535"),
         ({"host": "nowhere.invalid", "token": "t"}, "no address of that name"),
         ({"host": "192.0.2.1", "token": "t"}, "no address of this machine"),
-    ):
+    ]
+    for options, text in wrong:
         with pytest.raises(ConfigError, match=text):
             await Serving(**options).start()
 
