@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
@@ -24,6 +24,8 @@ from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from aworld.tools.mcp import McpToolset
 
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
@@ -239,6 +241,8 @@ def _agent_config(conf: AgentConfig | ModelConfig | dict[str, Any] | None) -> Ag
 
 
 def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # here: it imports what builds schemas, and few agents need it
+
     try:
         return TypeAdapter(output_type)
     except Exception as error:

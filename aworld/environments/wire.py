@@ -113,6 +113,6 @@ def _named(error: BaseException) -> str:
 
 def _why(body: bytes) -> str:
     try:
-        return str(msgspec.json.decode(body)["error"]["message"])
+        return str(msgspec.json.decode(body)["detail"])
     except (msgspec.DecodeError, KeyError, TypeError):
         return body[:200].decode(errors="replace")

@@ -27,6 +27,5 @@ if TYPE_CHECKING:
     from aworld.models.providers import build_model as build_model
     from aworld.models.providers import known_providers as known_providers
     from aworld.models.providers import register_provider as register_provider
-    from aworld.models.server import ModelServer as ModelServer
 
 __getattr__, __dir__ = exports(__name__)

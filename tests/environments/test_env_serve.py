@@ -30,9 +30,9 @@ from aworld.environments import Environment, Problem
 from aworld.environments.place import Refused
 from aworld.environments.remote import RemoteEnvironment
 from aworld.environments.rollout import rollouts
-from aworld.environments.serve import EnvironmentServer
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
+from aworld.server import EnvironmentServer
 from tests.environments.served import DIGITS, Vault, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]

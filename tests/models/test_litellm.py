@@ -10,8 +10,9 @@ from aworld.config.conf import ModelConfig
 from aworld.config.errors import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Delta, ModelRequest, TextDelta
-from aworld.models import CallFailed, ModelServer, ScriptedModel, build_model, call_model
+from aworld.models import CallFailed, ScriptedModel, build_model, call_model
 from aworld.models.doubles import call
+from aworld.server import ModelServer
 
 INSTALLED = importlib.util.find_spec("litellm") is not None
 HI = ModelRequest(messages=(Message("user", "hi"),))

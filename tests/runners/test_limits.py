@@ -17,9 +17,9 @@ from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.tool.func_to_tool import tool
 from aworld.core.trajectory import Trajectory
-from aworld.models import ModelServer
 from aworld.models.doubles import FunctionModel, call
 from aworld.runner import Runners
+from aworld.server import ModelServer
 from aworld.trajectory import TrajectoryStore
 from tests.runners.scenes import Gate, RecordingServer, add, assert_sound, looping, scripted, thinking
 

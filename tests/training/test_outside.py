@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
+import aworld
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, ToolCall
@@ -133,14 +139,11 @@ async def bridge(rollouts: OutsideRollouts) -> AsyncIterator[tuple[Bridge, list[
         yield bridge, heard
 
 
-async def told(bridge: Bridge, **fields: Any) -> dict[str, Any]:
-    host, _, port = bridge.address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(json.dumps({"token": bridge.token, **fields}).encode() + b"\n")
-    answer = json.loads(await reader.readline())
-    writer.close()
-    await writer.wait_closed()
-    return answer
+async def told(bridge: Bridge, op: str, token: str | None = None, **fields: Any) -> dict[str, Any]:
+    """The answer to an exchange, also that which refuses it."""
+    headers = {"Authorization": f"Bearer {token or bridge.token}"}
+    async with aiohttp.ClientSession() as http, http.post(f"{bridge.url}/{op}", json=fields, headers=headers) as reply:
+        return await reply.json(content_type=None)
 
 
 async def test_the_bridge_carries_an_episode(bridge: tuple[Bridge, list[Any]]) -> None:
@@ -157,12 +160,12 @@ async def test_the_bridge_carries_an_episode(bridge: tuple[Bridge, list[Any]]) -
 
 async def test_the_bridge_says_what_is_wrong(bridge: tuple[Bridge, list[Any]]) -> None:
     server, _ = bridge
-    assert "token is wrong" in (await told(server, op="begin", token="guessed"))["error"]
-    assert "no problem 'x'" in (await told(server, op="begin", id="a", problem="x"))["error"]
-    assert "no operation of the bridge" in (await told(server, op="dance"))["error"]
-    assert "error" in await told(server, op="said", id="a", text=1)
-    assert "error" in await told(server, op="begin")
-    assert server.variables["AWORLD_BRIDGE"].startswith("127.0.0.1:")
+    assert "Show the token" in (await told(server, op="begin", token="guessed"))["detail"]
+    assert "no problem 'x'" in (await told(server, op="begin", id="a", problem="x"))["detail"]
+    assert "no operation of the bridge" in (await told(server, op="dance"))["detail"]
+    assert "detail" in await told(server, op="said", id="a", text=1)
+    assert "field 'id' is missing" in (await told(server, op="begin"))["detail"]
+    assert server.variables["AWORLD_BRIDGE"].startswith("http://127.0.0.1:")
 
 
 async def test_closing_the_bridge_ends_what_is_open(rollouts: OutsideRollouts) -> None:
@@ -170,3 +173,24 @@ async def test_closing_the_bridge_ends_what_is_open(rollouts: OutsideRollouts) -
         await told(bridge, op="begin", id="a", problem="sum")
     with pytest.raises(ConfigError, match="no open episode"):
         await rollouts.say("a", Said("5"))
+
+
+async def test_the_trainers_end_speaks_to_the_bridge_with_the_standard_library_alone(
+    bridge: tuple[Bridge, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin itself can be imported only inside ms-swift."""
+    (plugin,) = Path(aworld.__file__).parent.glob("training/**/swift_plugin.py")
+    definitions = ast.parse(plugin.read_text()).body
+    (ask,) = (each for each in definitions if isinstance(each, ast.AsyncFunctionDef) and each.name == "ask")
+    names: dict[str, Any] = {"asyncio": asyncio, "json": json, "os": os, "urlsplit": urlsplit, "Any": Any}
+    exec(compile(ast.Module([ask], []), plugin, "exec"), names)
+    server, _ = bridge
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    prompt = await names["ask"]("begin", id="a", problem="sum")
+    assert prompt["messages"][-1]["content"] == "What is 2 plus 3?"
+    with pytest.raises(RuntimeError, match=r"AWorld refuses 'begin': .* begun already"):
+        await names["ask"]("begin", id="a", problem="sum")
+    monkeypatch.setenv("AWORLD_BRIDGE_TOKEN", "guessed")
+    with pytest.raises(RuntimeError, match="Show the token"):
+        await names["ask"]("log", step=1, figures={})

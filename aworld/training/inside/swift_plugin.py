@@ -3,7 +3,7 @@
 """The plugin that joins ms-swift to AWorld: `--external_plugins swift_plugin.py`, and no patch.
 
 AWorld runs the episodes (agent loop, tools, limits, rubric, log) in its own process. This file carries model calls to
-swift's engine and the answers back, over one TCP connection an exchange: a line of JSON there, a line of JSON back.
+swift's engine and the answers back by HTTP: a JSON object there, a JSON object back.
 Nothing of AWorld is imported, so swift's environment needs no AWorld.
 
 It registers, all by the name `aworld`:
@@ -14,7 +14,8 @@ It registers, all by the name `aworld`:
 - a reward (ORM): the score that AWorld's rubric gave;
 - a callback, which reports the figures of each step.
 
-`AWORLD_BRIDGE` (host:port) and `AWORLD_BRIDGE_TOKEN` say where AWorld listens. Checked with ms-swift 4.6.0.
+`AWORLD_BRIDGE` (as `http://127.0.0.1:4242`) and `AWORLD_BRIDGE_TOKEN` say where AWorld listens. Checked with ms-swift
+4.6.0.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import os
 import random
 from itertools import groupby
 from typing import Any
+from urllib.parse import urlsplit
 
 from swift.callbacks import TrainerCallback, callbacks_map
 from swift.rewards import ORM, orms
@@ -33,26 +35,35 @@ from swift.template import Template, TemplateMeta, register_template
 from tokenizers import Tokenizer
 
 NAME = "aworld"
-LINE = 64 * 1024 * 1024  # bytes of one line; far above any conversation
 
 
 async def ask(op: str, **fields: Any) -> dict[str, Any]:
-    """One exchange with AWorld. Raises RuntimeError when it is gone or refuses."""
-    host, _, port = os.environ["AWORLD_BRIDGE"].rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=LINE)
+    """One exchange with AWorld. Raises RuntimeError when it is gone or refuses.
+
+    HTTP by hand: an answer may take as long as an agent's tools, and for each of the many episodes at once a blocking
+    client of the standard library would hold a thread.
+    """
+    address = urlsplit(os.environ["AWORLD_BRIDGE"])
+    body = json.dumps(fields).encode()
+    head = (
+        f"POST /{op} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"Authorization: Bearer {os.environ['AWORLD_BRIDGE_TOKEN']}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
-        body = {"token": os.environ["AWORLD_BRIDGE_TOKEN"], "op": op, **fields}
-        writer.write(json.dumps(body).encode() + b"\n")
+        writer.write(head.encode() + body)
         await writer.drain()
-        line = await reader.readline()
+        reply = await reader.read()
     finally:
         writer.close()
         await writer.wait_closed()
-    if not line:
+    status, _, content = reply.partition(b"\r\n\r\n")
+    if not content:
         raise RuntimeError(f"AWorld closed the connection at {op!r}: its process has ended, or is being stopped.")
-    answer = json.loads(line)
-    if "error" in answer:
-        raise RuntimeError(f"AWorld refuses {op!r}: {answer['error']}")
+    answer = json.loads(content)
+    if status.split(b" ", 2)[1] != b"200":
+        raise RuntimeError(f"AWorld refuses {op!r}: {answer['detail']}")
     return answer
 
 
