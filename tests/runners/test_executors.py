@@ -172,8 +172,6 @@ async def test_a_program_of_its_own(tmp_path: Path, how: signal.Signals | None) 
 async def test_what_cannot_travel_is_refused_before_anything_begins(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"Agent 'adder' cannot travel.*module:name"):
         await Runners.run_task([Task("place Oslo", traveller), Task("x", adder())], conf(tmp_path))
-    with pytest.raises(TaskError, match="context"):
-        await Runners.run_task(Task("x", traveller, context={"n": 1}, tools=[lambda: 1]), conf(tmp_path))
     with pytest.raises(ConfigError, match="store"):
         await Runners.run_task(Task("x", traveller), {**conf(None).model_dump(), "store": MemoryStore()})
     with pytest.raises(ConfigError, match="ray"):
