@@ -27,7 +27,8 @@ class Settings(BaseModel):
     )
 
     def __init__(self, **data: Any) -> None:
-        self._refuse_unknown(data)
+        if data:
+            self._refuse_unknown(data)
         super().__init__(**data)
 
     @classmethod

@@ -75,7 +75,8 @@ class Activation:
     @property
     def open_calls(self) -> list[ev.ToolCalled]:
         """Tool calls that are not closed."""
-        return [call for call in self.calls if call.call_id not in self.returned]
+        calls, returned = self.calls, self.returned
+        return [call for call in calls if call.call_id not in returned] if calls else calls
 
 
 RUNTIME = "runtime"
@@ -439,7 +440,7 @@ class Trajectory:
 
     def _tool_call(self, event: ev.ToolCalled) -> None:
         calls = self.activations[event.activation].calls
-        place = next((i for i, call in enumerate(calls) if call.call_id == event.call_id), None)
+        place = next((i for i, call in enumerate(calls) if call.call_id == event.call_id), None) if calls else None
         if place is None:
             calls.append(event)
         else:
@@ -455,7 +456,8 @@ class Trajectory:
         if len(activation.returned) == len(activation.calls):
             # Answers are chained in the order of the calls, a replaced one behind all of them: the last has the
             # highest id.
-            activation.leaf = max(result.result for result in activation.returned.values())
+            results = activation.returned.values()
+            activation.leaf = event.result if len(results) == 1 else max(result.result for result in results)
 
     def _agent_started(self, event: ev.AgentStarted) -> None:
         self.activations[event.activation] = Activation(

@@ -115,7 +115,7 @@ async def _act(
         called.call_id,
         run.state.context_of(activation),
         answers,
-        _notifier(run, activation, called) if run.journal.listened else None,
+        _notifier(run, activation, called) if run.record.id in run.journal.topics else None,
     )
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:
@@ -143,8 +143,9 @@ def close_call(
     journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, used: str | None = None
 ) -> None:
     """Write the answer to a call, in the place that was kept for it."""
-    place = next(i for i, call in enumerate(activation.calls) if call.call_id == called.call_id)
-    parent = activation.calls[place - 1].result if place else activation.leaf
+    calls = activation.calls
+    place = 0 if len(calls) == 1 else next(i for i, call in enumerate(calls) if call.call_id == called.call_id)
+    parent = calls[place - 1].result if place else activation.leaf
     _return(journal, activation, called, called.result, parent, result, used)
 
 

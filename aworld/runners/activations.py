@@ -141,9 +141,10 @@ class Activations:
     def end_turn(self, activation: Activation) -> None:
         """The agent's turn is over: it is due again, unless it has ended or waits for an answer."""
         self._busy.discard(activation.id)
-        still = activation.open_calls
-        if activation.finished is None and (not still or any(self._is_answered(called) for called in still)):
-            self.make_due(activation)
+        if activation.finished is None:
+            still = activation.open_calls
+            if not still or any(self._is_answered(called) for called in still):
+                self.make_due(activation)
 
     def _is_answered(self, called: ev.ToolCalled) -> bool:
         """Whether a call that had to wait for a person can go on."""

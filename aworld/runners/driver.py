@@ -12,7 +12,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from itertools import count
 from typing import Any
@@ -91,9 +91,9 @@ class Episode:
 
     # The ways to drive it
 
-    async def run(self) -> TaskResponse:
+    def run(self) -> Coroutine[Any, Any, TaskResponse]:
         """Take turns until the end. Raises only CancelledError, after the log says so."""
-        return await self._guarded(self._drive)
+        return self._guarded(self._drive)
 
     async def step(
         self, observation: Content | None = None, tool_results: dict[str, Content] | None = None
@@ -180,10 +180,11 @@ class Episode:
 
     async def _drive(self) -> None:
         """Take all turns: one after the other while one agent is due, side by side when several are."""
-        ready, state = self._activations.ready, self._run.state
+        ready, state, lease = self._activations.ready, self._run.state, self._run.journal.lease
         try:
             while state.conflict is None:
-                self._obey()
+                if lease is not None and lease.inbox:
+                    self._obey()
                 if self._paused and not self._workers:
                     return
                 if not self._workers and len(ready) == 1 and self._activations.is_alone:
@@ -304,7 +305,7 @@ class Episode:
 
     async def _turn_of(self, id: int) -> None:
         """Let one agent decide once and let the world answer. What an agent cannot get over ends its work."""
-        activation = self.record.activations[id]
+        activation = self._run.record.activations[id]
         agent = self._activations.agent(activation)
         self._activations.begin_turn(activation)
         try:
@@ -319,7 +320,7 @@ class Episode:
             except Exception as bug:
                 logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
                 self._activations.fail(activation, f"{type(bug).__name__}: {bug}")
-            if self._run.journal.listened and self.record.activations[0].finished is None:
+            if self._run.record.id in self._run.journal.topics and self.record.activations[0].finished is None:
                 await self._run.journal.commit()  # readers see a step before the next one begins
         finally:
             self._activations.end_turn(activation)  # last: from here on another worker may take the next turn
@@ -342,12 +343,13 @@ class Episode:
     async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
         run = self._run
         check_limits(run, self._steps)
-        check_agent_limits(agent, activation)
+        if agent.max_steps is not None:
+            check_agent_limits(agent, activation)
         self._steps += 1
         step = next(self._numbers)
         index = max(self._turns.get(agent.name, 0), run.record.steps_by_agent.get(agent.name, 0))
         self._turns[agent.name] = index + 1
-        if run.journal.listened:
+        if run.record.id in run.journal.topics:
             run.journal.show(StepStarted(trajectory_id=run.record.id, agent=agent.name, step=step))
         turn = AgentTurn(run, activation, agent, offer, step, index)
         started = time.time()
@@ -508,13 +510,12 @@ class Episode:
         if run.environment is not None:
             await surroundings.close(run.environment, run.record)
         await (run.rest() if response.status == "waiting" else run.let_go())
-        at = HookContext(run.record, run.context)
         for hook in reversed(self._entered):
             try:
-                await hook.after_task(at, response)
+                await hook.after_task(HookContext(run.record, run.context), response)
             except Exception:  # the run has ended: its outcome stands
                 logger.exception("trajectory=%s | after_task of %s failed", run.record.id, type(hook).__name__)
-        if run.journal.listened:
+        if run.record.id in run.journal.topics:
             step = max(run.record.next_step - 1, 0)
             end = RunFinished(trajectory_id=run.record.id, agent=run.task.agent.name, step=step, response=response)
             run.journal.show(end)
@@ -534,8 +535,10 @@ class Episode:
             return
         self.check()
         prefix = run.task.prefix or await self._turn_before()
+        run.is_fork = prefix is not None and not prefix.after
         environment = run.environment
-        surroundings.check_environment(run.record if prefix is None or prefix.after else prefix.trajectory, environment)
+        if environment is None and (run.record.events or run.is_fork):
+            surroundings.check_environment(run.record if prefix is None else prefix.trajectory)
         await self._claim()
         if prefix is not None and not run.record.events:
             for event in prefix.trajectory.events[: prefix.seq]:
@@ -559,10 +562,9 @@ class Episode:
             await surroundings.open_environment(self._activations, environment)
         if run.task.said is not None:
             self._tell(run.task.said)
-        at = HookContext(run.record, run.context)
         for hook in run.task.hooks:
             self._entered.append(hook)
-            await hook.before_task(at)
+            await hook.before_task(HookContext(run.record, run.context))
 
     async def _claim(self) -> None:
         journal = self._run.journal
@@ -590,7 +592,7 @@ class Episode:
 
     def _count_on(self) -> None:
         """Steps get their numbers from where the record stands."""
-        record = self.record
+        record = self._run.record
         self._numbers, self._steps = count(record.next_step), record.next_step
         if self._run.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
             self._numbers = (number for number in count() if number not in record.calls)
@@ -598,7 +600,7 @@ class Episode:
 
     def _take_in_missed(self) -> None:
         """Answers and commands that came while nobody worked on the run."""
-        record = self.record
+        record = self._run.record
         inbox = self._run.journal.lease.inbox if self._run.journal.lease is not None else ()
         ahead = {(type(note), note.at) for note in inbox}
         for note in list(record.notes):
@@ -613,7 +615,6 @@ class Episode:
 
     def _start(self, prefix: Prefix | None) -> None:
         run = self._run
-        run.is_fork = prefix is not None and not prefix.after
         run.journal.add(
             ev.Started,
             trajectory_id=run.record.id,
@@ -656,10 +657,12 @@ class Episode:
             self._tell(observation)
 
 
-async def run_to_end(task: Task, store: TrajectoryStore, record: Trajectory | None = None) -> TaskResponse:
+def run_to_end(
+    task: Task, store: TrajectoryStore, record: Trajectory | None = None
+) -> Coroutine[Any, Any, TaskResponse]:
     """Run a task to its end, on from `record` if there is one. Raises TaskError for one that is to be stepped."""
     refuse_interactive(task)
-    return await Episode(task, store, record).run()
+    return Episode(task, store, record).run()
 
 
 def refuse_interactive(task: Task) -> None:

@@ -28,11 +28,13 @@ E = TypeVar("E")
 class Journal:
     """Writes one trajectory, as long as its run holds the lease."""
 
-    __slots__ = ("_kept", "_outbox", "_sent", "held", "lease", "lock", "record", "store")
+    __slots__ = ("_kept", "_outbox", "_sent", "held", "lease", "lock", "record", "store", "topics")
 
     def __init__(self, record: Trajectory, store: TrajectoryStore) -> None:
         self.record = record
         self.store = store
+        self.topics = store.hub.topics
+        """The runs that somebody reads right now, by id."""
         self.lease: Lease | None = None
         self._kept: Lease | None = None
         """The lease after its release: a store that keeps nothing knows the run as long as this is held."""
@@ -105,11 +107,6 @@ class Journal:
                 self.record.apply_note(note)
             if isinstance(note, Commanded | Answered):
                 yield note
-
-    @property
-    def listened(self) -> bool:
-        """Whether somebody reads the run right now."""
-        return self.store.hub.listened(self.record.id)
 
     def show(self, output: AnyOutput) -> None:
         """Tell readers of something that is not in the log."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -64,9 +64,9 @@ def drive(task: Task, store: TrajectoryStore, record: Trajectory | None = None, 
     return Episode(task, store, record, world)
 
 
-async def run_one(task: Task, store: TrajectoryStore) -> TaskResponse:
+def run_one(task: Task, store: TrajectoryStore) -> Coroutine[Any, Any, TaskResponse]:
     """Run a task to its end. Raises TaskError for one that is to be stepped."""
-    return await run_to_end(task, store)
+    return run_to_end(task, store)
 
 
 async def run_many(

@@ -263,6 +263,8 @@ def valid(message: Message) -> Message:
     except UnicodeEncodeError:
         message = _written_out(message)
     calls = message.tool_calls
+    if not calls or (len(calls) == 1 and calls[0].id):
+        return message
     if len({call.id for call in calls}) == len(calls) and all(call.id for call in calls):
         return message
     seen: set[str] = set()

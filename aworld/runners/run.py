@@ -62,7 +62,7 @@ class Driven(Protocol):
         """How the run stood when it was left last; None before."""
         ...
 
-    async def run(self) -> TaskResponse:
+    def run(self) -> Coroutine[Any, Any, TaskResponse]:
         """Take turns until the end. Raises only CancelledError, after the log says so."""
         ...
 

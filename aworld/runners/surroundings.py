@@ -28,10 +28,10 @@ def is_unreachable(error: AWorldError) -> bool:
     return isinstance(error, ModelError) and error.status not in _REFUSED
 
 
-def check_environment(record: Trajectory, environment: RunEnvironment | None) -> None:
-    """Refuse to go on with an episode of an environment: its state has gone. Raises TaskError."""
+def check_environment(record: Trajectory) -> None:
+    """Refuse to go on with an episode of an environment without one: its state has gone. Raises TaskError."""
     name = record.started.environment if record.started is not None else None
-    if name is not None and environment is None:
+    if name is not None:
         raise TaskError(
             f"Trajectory {record.id} is an episode of environment {name!r}, whose state is not in the log: "
             "run it anew, such as by the same `aworld rollout` with its --run."

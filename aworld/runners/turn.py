@@ -114,7 +114,7 @@ class AgentTurn:
         return self._record(model, request, outcome)
 
     async def _ask(self, model: Model, request: ModelRequest) -> Outcome:
-        if not self.run.journal.listened:
+        if self.run.record.id not in self.run.journal.topics:
             return await self.run.world.ask(model, request)
         return await self.run.world.ask(model, request, self._on_delta(), self._on_retry)
 

@@ -77,7 +77,7 @@ class RecordingServer(ModelServer):
 
     async def _complete(self, http: Request) -> Response:
         self.bodies.append(json.loads(await http.body()))
-        self.headers.append(dict(http.headers))
+        self.headers.append({name.title(): value for name, value in http.headers.items()})
         return await super()._complete(http)
 
     def agent(self, name: str = "agent", *, tools: Sequence[Any] = (add, search), **settings: Any) -> Agent:
