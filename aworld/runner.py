@@ -221,9 +221,7 @@ class Runners:
         await _command(await load(_id_of(id), opened), opened, "pause", None)
 
     @staticmethod
-    def follow(
-        id: Run | Query | Sequence[str], *, store: Any = None, after: int = -1
-    ) -> AsyncIterator[AnyOutput]:
+    def follow(id: Run | Query | Sequence[str], *, store: Any = None, after: int = -1) -> AsyncIterator[AnyOutput]:
         """The outputs of runs, from their beginning and then as they come, whichever process works on them.
 
         With ids it ends when those runs have ended; with a query it goes on until it is left, and takes in runs that

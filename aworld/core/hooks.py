@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aworld.core.common import ActionResult
 from aworld.core.context.base import Context
@@ -77,11 +77,11 @@ async def around(
     try:
         for hook in hooks:
             entered.append(hook)
-            changed = await before(hook, question)
+            changed: Any = await before(hook, question)
             if isinstance(changed, answers):
                 answer = changed
                 break
-            question = changed or question  # pyright: ignore[reportAssignmentType]  # it is no answer
+            question = changed or question
         else:
             answer = await act(question)
     except BaseException as raised:  # noqa: BLE001 - given back when every hook knows of it

@@ -209,7 +209,7 @@ def _part_of(part: Any) -> Part:
             return Image(url, more.get("detail"))
         case {"type": "input_audio", "input_audio": {"data": str(data), **more}}:
             return Audio(data, more.get("format", "wav"))
-        case {"type": "file", "file": dict(file)}:
+        case {"type": "file", "file": {**file}}:
             named = cast("dict[str, str | None]", file)
             return File(named.get("file_data"), named.get("filename"), named.get("file_id"))
         case _:

@@ -9,7 +9,7 @@ All outputs are JSON-able but the last, which carries the response.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 from msgspec import Struct
 
@@ -152,11 +152,11 @@ class OutputFold:
         handler = self._handlers.get(type(event))
         return [] if handler is None else handler(self, event)
 
-    def pass_on(self, output: AnyOutput) -> AnyOutput:
+    def pass_on(self, output: Output) -> AnyOutput:
         """Take note of an output that is not of the log, so that nothing is shown twice."""
         if type(output) is StepStarted:
             self._begun.add(output.step)
-        return output
+        return cast("AnyOutput", output)
 
     def _of(self, activation: int) -> _Turn:
         return self._turns.get(activation) or self._turns.setdefault(activation, _Turn(""))
@@ -231,9 +231,7 @@ class OutputFold:
         shown: list[AnyOutput] = []
         if event.handoff is not None:
             shown.append(
-                HandoffOutput(
-                    trajectory_id=self._id, agent=turn.agent, step=turn.step, seq=event.seq, to=event.handoff
-                )
+                HandoffOutput(trajectory_id=self._id, agent=turn.agent, step=turn.step, seq=event.seq, to=event.handoff)
             )
         turn.hands_over, turn.calls = False, {}
         return shown + self._finish(turn, event.seq)

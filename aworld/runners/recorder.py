@@ -181,7 +181,11 @@ class Recorder:
         message: Message | None = None
         if isinstance(outcome, Message):
             message = valid(outcome)
-            fields = {"reply": self.add(at, message, at.leaf, "agent"), "started": started, "ended": time.time()}
+            fields: dict[str, Any] = {
+                "reply": self.add(at, message, at.leaf, "agent"),
+                "started": started,
+                "ended": time.time(),
+            }
         elif isinstance(outcome, Outcome):
             message, fields = self._answered(at, outcome, used)
         else:

@@ -93,9 +93,8 @@ def reference_to(task: Task) -> Begin:
 
 def task_of(begin: Begin) -> Task:
     """The task of a reference. Raises TaskError when code is not where it should be."""
-    asked = [*begin.history, Message("user", begin.input)] if begin.history else begin.input
-    return Task(
-        asked if isinstance(asked, str) else list(asked),
+    task = Task(
+        begin.input if isinstance(begin.input, str) else list(begin.input),
         swarm=object_at(begin.unit),
         conf=begin.conf,
         id=begin.id,
@@ -109,6 +108,8 @@ def task_of(begin: Begin) -> Task:
         context=begin.context,
         hooks=[object_at(path) for path in begin.hooks],
     )
+    task.history = begin.history
+    return task
 
 
 def _id_of(after: Any) -> str:
@@ -123,7 +124,7 @@ def path_of(item: object, what: str) -> str:
     """Where an object is imported from. Raises TaskError when no module has it."""
     origin = getattr(item, "function", None)  # a tool made of a function may be named by the function
     for module_name, module in list(sys.modules.items()):
-        for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
+        for name, value in list(getattr(module, "__dict__", {}).items()):  # some put other objects there
             if value is item or (origin is not None and value is origin):
                 return f"{_importable(module_name, module, what)}:{name}"
     raise TaskError(

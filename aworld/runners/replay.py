@@ -154,9 +154,10 @@ def _broken_message(record: Trajectory, event: ev.MessageAdded) -> tuple[str, An
         if id is not None and id not in record.messages and id not in kept:  # answers come in any order
             return name, id, record.next_message
     activation = record.activations.get(event.activation)
-    begins = activation is not None and activation.input is None and event.message is not None and not event.aside
-    if begins and event.message.role == "user" and activation.leaf not in (None, event.parent):
-        return "parent", event.parent, activation.leaf
+    if activation is not None and activation.input is None and event.message is not None and not event.aside:
+        leaf = activation.leaf
+        if event.message.role == "user" and leaf is not None and event.parent != leaf:
+            return "parent", event.parent, leaf
     return ("message", None, "a message, or the node that holds it") if event.message is event.same_as else None
 
 

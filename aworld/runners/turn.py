@@ -123,7 +123,7 @@ class AgentTurn:
         outcome: Outcome | None = None
         failed: ModelError | None = None
 
-        async def before(hook: Hooks, asked: ModelRequest) -> ModelRequest | None:
+        async def before(hook: Hooks, asked: ModelRequest) -> ModelRequest | ModelReply | None:
             return await hook.before_model(at, asked)
 
         async def act(asked: ModelRequest) -> ModelReply:

@@ -164,7 +164,11 @@ async def test_a_prompt_is_what_was_sent_whatever_is_shown(changes: list[list[tu
 
     agent = Showing("a", model=FunctionModel(think), tools=[add], system_prompt="You add.")
     turn = iter(changes)
-    agent.edit = lambda messages: edited(messages, next(turn))
+
+    def edit(messages: list[Message]) -> list[Message]:
+        return edited(messages, next(turn))
+
+    agent.edit = edit
     response = await Runners.run("go", agent)
     assert response.answer == "done", response.msg
     record = Trajectory.of(response.id, [ev.decode_event(ev.encode_event(event)) for event in response.record.events])

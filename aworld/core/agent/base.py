@@ -20,7 +20,7 @@ import msgspec
 from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import Content, Message, ToolCall
+from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Toolkit
@@ -49,6 +49,22 @@ class Turn(Protocol):
     @property
     def index(self) -> int:
         """How many decisions this agent has made before in this run."""
+        ...
+
+    def show(self, messages: Sequence[Message], *, origin: Origin = "agent") -> None:
+        """Show these messages in this call alone; the conversation stays as it is."""
+        ...
+
+    def replace(
+        self,
+        messages: Sequence[Message],
+        strategy: str,
+        *,
+        tokens_before: int | None = None,
+        tokens_after: int | None = None,
+        origin: Origin = "agent",
+    ) -> None:
+        """Let the conversation go on from these messages (compaction); what was before stays on record."""
         ...
 
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
