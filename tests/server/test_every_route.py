@@ -20,8 +20,12 @@ from tests.server.conftest import ask
 TOKEN = "the-token-of-the-test"
 
 
+def _is_two(answer: Any) -> float:
+    return float(answer == "2")
+
+
 def environment() -> Environment:
-    return Environment("sums", train=[{"id": "a", "input": "1 + 1?"}], rubric=lambda answer: answer == "2")
+    return Environment("sums", train=[{"id": "a", "input": "1 + 1?"}], rubric=_is_two)
 
 
 def agent() -> Agent:
@@ -33,10 +37,22 @@ def bridge(token: str | None = None, **options: Any) -> Serving:
     return Bridge(rollouts, lambda step, figures: None, token=token, **options)._server
 
 
+def model_server(**options: Any) -> Serving:
+    return ModelServer(ScriptedModel(["hello"]), **options)
+
+
+def environment_server(**options: Any) -> Serving:
+    return EnvironmentServer(environment(), port=0, **options)
+
+
+def mcp_service(**options: Any) -> Serving:
+    return MCPService(server_of([("calculator", agent())]), port=0, **options)
+
+
 SERVERS: Mapping[str, Callable[..., Serving]] = {
-    "model": lambda **options: ModelServer(ScriptedModel(["hello"]), **options),
-    "environment": lambda **options: EnvironmentServer(environment(), port=0, **options),
-    "mcp": lambda **options: MCPService(server_of([("calculator", agent())]), port=0, **options),
+    "model": model_server,
+    "environment": environment_server,
+    "mcp": mcp_service,
     "bridge": bridge,
 }
 
@@ -48,7 +64,8 @@ def routes(server: Serving) -> list[tuple[str, str]]:
         for route in router.routes:
             every = {"GET"} if isinstance(route, WebSocketRoute) else {"GET", "POST", "DELETE"}
             methods: set[str] = getattr(route, "methods", None) or every
-            paths += [(method, route.path.replace("{op}", "begin")) for method in sorted(methods)]
+            path: str = getattr(route, "path", "")
+            paths += [(method, path.replace("{op}", "begin")) for method in sorted(methods)]
     return paths
 
 
