@@ -260,7 +260,9 @@ class Serving:
                 await application(scope, self._limited(receive) if scope["type"] == "http" else receive, watched)
             except asyncio.CancelledError:  # only a server that stops cancels
                 if not begun:
-                    await RequestProblem(503, "The server stops.", {"Connection": "close"}).response()(scope, receive, send)
+                    await RequestProblem(503, "The server stops.", {"Connection": "close"}).response()(
+                        scope, receive, send
+                    )
                 elif not complete:
                     await disconnected(receive)
             except Exception as error:
@@ -284,7 +286,9 @@ class Serving:
         hosts = [value.decode("latin-1") for value in fields[b"host"]]
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or match[1].lower() not in self._allowed:
-            raise RequestProblem(400, "Host is no name of this server; its operator can add one by --host-name (host_names).")
+            raise RequestProblem(
+                400, "Host is no name of this server; its operator can add one by --host-name (host_names)."
+            )
         if any(origin.partition(b"://")[2] != fields[b"host"][0] for origin in fields[b"origin"]):
             raise RequestProblem(403, "A page of another origin may not use this server.")
         if b"cross-site" in fields[b"sec-fetch-site"]:
