@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from aworld.core.exceptions import AWorldError, ConfigError
-from aworld.training.outside import Asked, Ended, OutsideRollouts, Said
+from aworld.training.outside import OutsideEnd, OutsidePrompt, OutsideReply, OutsideRollouts
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Bridge:
                 return _news(await self._rollouts.begin(str(fields["id"]), str(fields["problem"])))
             case "said":
                 id = str(fields.pop("id"))
-                return _news(await self._rollouts.say(id, msgspec.convert(fields, Said)))
+                return _news(await self._rollouts.say(id, msgspec.convert(fields, OutsideReply)))
             case "log":
                 self._on_log(int(fields["step"]), dict(fields["figures"]))
                 return {}
@@ -112,6 +112,6 @@ class Bridge:
                 raise ConfigError(f"{op!r} is no operation of the bridge; the plugin is of another version of AWorld.")
 
 
-def _news(news: Asked | Ended) -> dict[str, Any]:
+def _news(news: OutsidePrompt | OutsideEnd) -> dict[str, Any]:
     fields = msgspec.to_builtins(news)
-    return {"end": fields} if isinstance(news, Ended) else fields
+    return {"end": fields} if isinstance(news, OutsideEnd) else fields

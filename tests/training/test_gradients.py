@@ -11,8 +11,8 @@ from aworld.models.embedded.config import PolicyConfig
 from aworld.models.embedded.transformer import Cache, Transformer
 from aworld.training.embedded.adam import Adam
 from aworld.training.embedded.gradients import Batch, Parameters, log_probabilities, loss_and_gradients
-from aworld.training.embedded.initial import initial_weights
-from aworld.training.embedded.objectives import Objective, grpo, imitation
+from aworld.training.embedded.make_policy import initial_weights
+from aworld.training.embedded.gradients import Objective, grpo, imitation
 
 CONFIG = PolicyConfig(
     vocab_size=20,
