@@ -99,7 +99,7 @@ def _found(reference: str, what: str) -> Any:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from aworld.training.config import training_config
+    from aworld.training.training_config import training_config
 
     settings: dict[str, Any] = training_config(args.config).model_dump(exclude_unset=True) if args.config else {}
     settings |= dict(_setting(each) for each in args.set)

@@ -20,15 +20,15 @@ import msgspec
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.environments.problem import Problem
 from aworld.environments.rollout import Rollout
-from aworld.training.config import TrainingConfig
-from aworld.training.course import FREE, Course, Spent, evaluation_due, identity_of, measure, result_of, stop_of
+from aworld.training.completions import Rows, rows_of
 from aworld.training.evaluation import held_out_problems
 from aworld.training.registry import TrainingJob
 from aworld.training.result import Saved, Started, StepReport, TrainingResult
-from aworld.training.rows import Rows, rows_of
 from aworld.training.samples import Sample
 from aworld.training.steps import episodes_of, figures_of, learnable, problems_of
-from aworld.training.trl_policy import TrainedPolicy
+from aworld.training.training_config import TrainingConfig
+from aworld.training.training_state import FREE, Course, Spent, evaluation_due, identity_of, measure, result_of, stop_of
+from aworld.training.trl.trained_policy import TrainedPolicy
 
 __all__ = ["Steps"]
 
