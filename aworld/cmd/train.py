@@ -128,10 +128,10 @@ class _TrainingWatch(TerminalWatch):
 
     def told(self, event: TrainingEvent) -> None:
         """Take an event of the run."""
-        from aworld.training.result import Evaluated, Started, Stepped
+        from aworld.training.result import Evaluated, Stepped, TrainingStarted
 
         match event:
-            case Started():
+            case TrainingStarted():
                 self.done = event.step
                 after = f", going on after step {event.step}" if event.step else ""
                 self.say(f"training with {event.engine} in {event.run_path}{after}")

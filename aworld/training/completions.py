@@ -63,14 +63,17 @@ def rows_of(
     for sample in samples:
         by_episode.setdefault(sample.tokens.trajectory_id, []).append(sample)
     rows = [row_of(by_episode.get(id, ()), scores.get(id), end_id) for id in episodes]
-    return CompletionRows(rows=rows, left_out=len(samples) - len(by_episode), empty=sum(id not in by_episode for id in episodes))
+    empty = sum(id not in by_episode for id in episodes)
+    return CompletionRows(rows=rows, left_out=len(samples) - len(by_episode), empty=empty)
 
 
 def row_of(samples: Sequence[Sample], score: float | None, end_id: int) -> CompletionRow:
     """The row of one episode, of its samples; one that weighs nothing where it has none."""
     if not samples:
         ids = [end_id]
-        return CompletionRow(prompt_ids=ids, completion_ids=ids, env_mask=[0], logprobs=[0.0], advantages=[0.0], score=score)
+        return CompletionRow(
+            prompt_ids=ids, completion_ids=ids, env_mask=[0], logprobs=[0.0], advantages=[0.0], score=score
+        )
     return _row(max(samples, key=_weight), score)
 
 

@@ -86,7 +86,7 @@ def _rubric(reward: Any) -> Rubric | None:
     if reward is not None and not callable(reward) and not isinstance(reward, Rubric | Part):
         raise ConfigError(f"reward_func takes a function of the episode, or a Rubric; got {reward!r:.100}.")
     try:
-        return as_rubric(reward)
+        return as_rubric(cast("Any", reward))
     except ConfigError as error:
         raise ConfigError(f"reward_func: {error}") from None
 

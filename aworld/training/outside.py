@@ -141,9 +141,7 @@ class OutsideRollouts:
         episode = self._open[id] = OutsideEpisode(f"{group}-{sample}")
         self._by_trajectory[episode.id] = episode
         labels = {"run": self._run, "problem": self.problems[problem].id, "sample": str(sample), "step": str(self.step)}
-        task = self.environment.task(
-            self.problems[problem], self._agent, id=episode.id, group_id=group, labels=labels
-        )
+        task = self.environment.task(self.problems[problem], self._agent, id=episode.id, group_id=group, labels=labels)
         episode.run = asyncio.create_task(self._live(episode, task))
         return await self._next(id, episode)
 

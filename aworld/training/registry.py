@@ -147,8 +147,8 @@ def _loaded(point: EntryPoint) -> EngineFactory:
         return point.load()
     except ImportError as error:
         raise ConfigError(
-            f"train_engine_name={point.name!r}: {point.value} cannot be imported: {error}. Install what it needs, in an "
-            "environment of its own where docs/trainers.md says so."
+            f"train_engine_name={point.name!r}: {point.value} cannot be imported: {error}. Install what it needs, in "
+            "an environment of its own where docs/trainers.md says so."
         ) from error
     except AttributeError as error:
         raise ConfigError(f"train_engine_name={point.name!r}: {error}.") from None

@@ -89,8 +89,8 @@ def check_same(run_path: object, before: Mapping[str, Any], now: Mapping[str, An
     for name, value in now.items():
         if before.get(name) != value:
             raise ConfigError(
-                f"run_path | {run_path} holds a run with {name}={before.get(name)!r}, now it is {value!r}. Take another "
-                "run_path, or go on with the same."
+                f"run_path | {run_path} holds a run with {name}={before.get(name)!r}, now it is {value!r}. Take "
+                "another run_path, or go on with the same."
             )
 
 

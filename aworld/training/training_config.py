@@ -114,7 +114,7 @@ def training_config(source: object) -> TrainingConfig:
     """
     if isinstance(source, TrainingConfig):
         return source
-    settings = _read(Path(source)) if isinstance(source, str | Path) else {} if source is None else source
+    settings: Any = _read(Path(source)) if isinstance(source, str | Path) else {} if source is None else source
     if not isinstance(settings, Mapping):
         raise ConfigError(
             f"config takes a TrainingConfig, a mapping of its settings such as `steps: 50`, or the path of a YAML file "

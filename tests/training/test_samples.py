@@ -36,7 +36,8 @@ def test_of_any_log_the_unmasked_tokens_are_those_that_were_sampled(log: LogBuil
     derived = samples_of(log.record)
     assert unmasked(derived) == sorted(log.sampled)
     for sample in derived.samples:
-        assert len(sample.tokens.ids) == len(sample.tokens.mask) == len(sample.tokens.logprobs) == len(sample.token_steps)
+        tokens = sample.tokens
+        assert len(tokens.ids) == len(tokens.mask) == len(tokens.logprobs) == len(sample.token_steps)
         assert [place >= 0 for place in sample.token_steps] == [bool(mask) for mask in sample.tokens.mask]
         for place, step in enumerate(sample.tokens.steps):
             tokens = log.record.calls[step].tokens

@@ -52,7 +52,10 @@ _PLAIN = TrainingConfig()
 _TAKES = {
     "algorithm": ("grpo",),
     "advantages": tuple(_ADVANTAGES),
-    **{name: (getattr(_PLAIN, name),) for name in ("credit", "filters", "shuffle_rewards", "target", "patience", "agents")},
+    **{
+        name: (getattr(_PLAIN, name),)
+        for name in ("credit", "filters", "shuffle_rewards", "target", "patience", "agents")
+    },
 }
 """What verl has words for."""
 
@@ -200,9 +203,7 @@ def problem_of(extra_info: Any) -> Problem:
     try:
         return msgspec.json.decode(extra_info["problem"], type=Problem)
     except (TypeError, KeyError, msgspec.DecodeError) as error:
-        raise ConfigError(
-            f"extra_info has no problem ({error!r}); make the dataset with `write_dataset`."
-        ) from None
+        raise ConfigError(f"extra_info has no problem ({error!r}); make the dataset with `write_dataset`.") from None
 
 
 def _row(environment: Environment, problem: Problem, number: int, split: str) -> dict[str, Any]:
