@@ -24,8 +24,8 @@ from aworld.core.message import Content, Message
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.environments.environment import Environment
 from aworld.environments.place import PROTOCOL
-from aworld.environments.problem import Listed, Problem, Source, Split
-from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.problem import FetchedProblems, Problem, Source, Split
+from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 from aworld.environments.session import Session
 from aworld.environments.wire import Wire, fetch
 
@@ -91,7 +91,7 @@ class RemoteEnvironment(Environment):
             return _Stream(partial(self._page, split), pair)
         if size == 0:
             return ()
-        return Listed(size, lambda first: self._page(split, min(_PAGE, size - first), None, first), pair)
+        return FetchedProblems(size, lambda first: self._page(split, min(_PAGE, size - first), None, first), pair)
 
     def _page(self, split: Split, n: int, seed: int | None, first: int) -> list[Problem]:
         found = self._ask("/problems", {"split": split, "n": n, "order": seed, "first": first})["problems"]
@@ -167,7 +167,7 @@ class RemoteSession(Session):
         self._take(told)
         return None if told["done"] else _content(told["observation"]["content"])
 
-    async def end(self, episode: Episode) -> dict[str, dict[str, Any]]:
+    async def end(self, episode: ScoredEpisode) -> dict[str, dict[str, Any]]:
         """The rewards of the whole episode: those that it ended with there, or of the way in which it ended here."""
         async with self._scoring:
             if self.rewards is None:
@@ -207,7 +207,7 @@ def _part(told: dict[str, Any]) -> Part:
     return Part(told["name"], partial(_score, told["name"]), told["weight"], timeout=told["timeout"] + _GRACE)
 
 
-async def _score(name: str, episode: Episode) -> float:
+async def _score(name: str, episode: ScoredEpisode) -> float:
     """The value that the server gave. Raises what was wrong there."""
     reward = (await cast("RemoteSession", episode.session).end(episode)).get(name)
     if reward is None:

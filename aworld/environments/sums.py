@@ -12,7 +12,7 @@ from itertools import islice
 from aworld.core.tool import tool
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, split_by_hash
-from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 from aworld.environments.session import Session
 
 WORDS = {"plus": "add", "minus": "subtract", "times": "multiply"}
@@ -50,7 +50,7 @@ class Calculator(Session):
         return a * b
 
 
-def exact(episode: Episode) -> bool:
+def exact(episode: ScoredEpisode) -> bool:
     """Whether the answer is the number and nothing else, and was computed by a tool."""
     called = any(call.reply is not None for call in episode.record.calls.values()) and len(episode.record.calls) > 1
     return called and episode.text == episode.problem.answer

@@ -17,7 +17,7 @@ from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import SAMPLE, Problem
-from aworld.environments.progress import Progress as RolloutProgress
+from aworld.environments.report import RolloutProgress
 from aworld.environments.report import solved, unknown_because
 from aworld.environments.rollout import Rollout, rollouts
 from aworld.training import credit, filters

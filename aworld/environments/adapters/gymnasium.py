@@ -29,7 +29,7 @@ from aworld.core.tool.results import to_content
 from aworld.core.tool.threads import THREADS
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, split_by_hash
-from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 from aworld.environments.session import Session
 
 try:
@@ -270,7 +270,7 @@ def _sections(documentation: str) -> str:
     return "\n\n".join(f"{heading}:\n{found[heading]}" for heading in _SECTIONS if found.get(heading))
 
 
-def _return(episode: Episode) -> float:
+def _return(episode: ScoredEpisode) -> float:
     return cast("GymnasiumSession", episode.session).total
 
 

@@ -24,7 +24,7 @@ from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.results import to_content
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, split_by_hash
-from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 from aworld.environments.session import Session
 from aworld.environments.wire import Refusal, Wire, fetch
 
@@ -255,5 +255,5 @@ def _task(problem: Problem) -> Any:
     return known or problem.data["reset"]
 
 
-def _return(episode: Episode) -> float:
+def _return(episode: ScoredEpisode) -> float:
     return cast("OpenEnvSession", episode.session).total

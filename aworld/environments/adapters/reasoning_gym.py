@@ -21,7 +21,7 @@ from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, digest_of, split_by_hash
-from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 
 try:
     import reasoning_gym
@@ -103,7 +103,7 @@ class _Tasks:
                 place = {"dataset": self.dataset, "seed": own, "size": SIZE, "index": index}
                 yield Problem(f"{self.dataset}-{own}-{index}", task["question"], task["answer"], place)
 
-    def score(self, episode: Episode) -> float:
+    def score(self, episode: ScoredEpisode) -> float:
         """What reasoning-gym gives for the answer."""
         place = episode.problem.data
         tasks = self.of(int(place["seed"]), int(place["size"]))

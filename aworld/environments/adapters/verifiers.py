@@ -31,8 +31,8 @@ from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.environments.adapters.verifiers_trace import fill
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, split_by_hash
-from aworld.environments.rubric import Episode, Rubric
 from aworld.environments.rubric import Part as RubricPart
+from aworld.environments.rubric import Rubric, ScoredEpisode
 from aworld.environments.session import Session
 
 try:
@@ -232,13 +232,13 @@ class VerifiersSession(Session):
         """The tools of the servers, under the names that verifiers gives them."""
         return self._tools
 
-    def outcomes(self, episode: Episode) -> asyncio.Task[dict[str, Any]]:
+    def outcomes(self, episode: ScoredEpisode) -> asyncio.Task[dict[str, Any]]:
         """Values or errors of all metrics, rewards and judges, in verifiers' order; computed once."""
         if self._outcomes is None:
             self._outcomes = asyncio.create_task(self._scored(episode))
         return self._outcomes
 
-    async def _scored(self, episode: Episode) -> dict[str, Any]:
+    async def _scored(self, episode: ScoredEpisode) -> dict[str, Any]:
         fill(self.trace, episode)
         if _overrides(self.task, "finalize"):
             await _decorators.invoke(self.task.finalize, {"trace": self.trace})
@@ -294,7 +294,7 @@ async def _called(hook: Callable[..., Any], available: dict[str, Any]) -> Any:
         return error
 
 
-async def _score(name: str, episode: Episode) -> float:
+async def _score(name: str, episode: ScoredEpisode) -> float:
     value = (await asyncio.shield(cast("VerifiersSession", episode.session).outcomes(episode)))[name]
     if isinstance(value, Exception):
         raise value

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import Any
 
 from aworld.core.message import Content, Image, Message, Text
-from aworld.environments.rubric import Episode
+from aworld.environments.rubric import ScoredEpisode
 
 _STOPPED = {"finished": "agent_completed", "limit_reached": "max_turns", "timeout": "agent_timeout", "failed": "error"}
 
 
-def fill(trace: Any, episode: Episode) -> None:
+def fill(trace: Any, episode: ScoredEpisode) -> None:
     """Put the conversation of the episode, its calls and its ending into a fresh trace."""
     types, graph = import_module("verifiers.v1.types"), import_module("verifiers.v1.graph")
     told = import_module("verifiers.v1.trace")
