@@ -25,6 +25,7 @@ from typing import Any, cast
 
 from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError
+from aworld.core.extras import import_extra
 from aworld.core.message import Content, Image, Part, Text
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import FunctionTool
@@ -35,13 +36,10 @@ from aworld.environments.rubric import Part as RubricPart
 from aworld.environments.rubric import Rubric, ScoredEpisode
 from aworld.environments.session import Session
 
-try:
-    vf: Any = import_module("verifiers.v1")
-    _loaders: Any = import_module("verifiers.v1.utils.loaders")
-    _decorators: Any = import_module("verifiers.v1.utils.decorators")
-    _server: Any = import_module("verifiers.v1.mcp.server")
-except ImportError as missing:
-    raise ConfigError("verifiers environments need verifiers 0.4: pip install 'aworld[verifiers]'.") from missing
+vf: Any = import_extra("verifiers.v1", "verifiers_environment", "verifiers>=0.4,<0.5")
+_loaders: Any = import_module("verifiers.v1.utils.loaders")
+_decorators: Any = import_module("verifiers.v1.utils.decorators")
+_server: Any = import_module("verifiers.v1.mcp.server")
 
 _FAR = 10_000
 """How far into an endless taskset a seed may lead: its own stream has no seed."""
