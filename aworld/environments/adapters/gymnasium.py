@@ -120,10 +120,9 @@ class _Game:
     def _named(self, names: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(self.space, gymnasium.spaces.Discrete):
             raise ConfigError(f"actions names the actions of a Discrete space; this one is {self.space!r}.")
-        space = cast(Any, self.space)
-        if len(names) != int(space.n):
-            raise ConfigError(f"actions has {len(names)} names; the environment has {int(space.n)} actions.")
-        self.first = int(space.start)
+        if len(names) != int(self.space.n):
+            raise ConfigError(f"actions has {len(names)} names; the environment has {int(self.space.n)} actions.")
+        self.first = int(self.space.start)
         return {"type": "string", "enum": list(names)}
 
     def action(self, arguments: str) -> Any:

@@ -85,8 +85,11 @@ class _Server:
     def __init__(self, address: ServerAddress) -> None:
         self.address = address
         self.name = str(address.fetch("/metadata").get("name") or "openenv")
-        listed = address.fetch("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}})
-        self.tools: list[dict[str, Any]] = (listed.get("result") or {}).get("tools", [])
+        listed: dict[str, Any] = address.fetch(
+            "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        )
+        result: dict[str, Any] = listed.get("result") or {}
+        self.tools: list[dict[str, Any]] = result.get("tools", [])
         self.action = {} if self.tools else _without_metadata(address.fetch("/schema").get("action") or {})
 
     def splits(self) -> list[str]:
