@@ -33,8 +33,8 @@ NAMES = {
     "aworld.core.tool.wrappers": ["approval_required", "filtered", "prefixed", "renamed"],
     "aworld.core.trajectory": ["Step", "Trajectory"],
     "aworld.environments": [
-        "Environment", "EnvironmentFailed", "Episode", "EpisodeEnv", "Part", "Problem", "Progress", "Report", "Reward",
-        "Rollout", "Rubric", "Session", "by_group", "rollouts", "split_by_hash",
+        "Environment", "EnvironmentFailed", "EpisodeEnv", "Part", "Problem", "Report", "Reward", "Rollout",
+        "RolloutProgress", "Rubric", "ScoredEpisode", "Session", "by_group", "rollouts", "split_by_hash",
     ],
     "aworld.logs.util": ["logger"],
     "aworld.models": [

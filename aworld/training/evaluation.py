@@ -17,7 +17,7 @@ from aworld.core.model import ModelRequest
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem
-from aworld.environments.progress import Progress
+from aworld.environments.report import RolloutProgress as Progress
 from aworld.environments.report import share_of, solved, unknown_because
 from aworld.environments.rollout import rollouts
 

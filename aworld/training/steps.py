@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import SAMPLE, Problem
-from aworld.environments.progress import Progress
-from aworld.environments.report import solved, unknown_because
+from aworld.environments.report import RolloutProgress, solved, unknown_because
 from aworld.environments.rollout import Rollout, rollouts
 from aworld.training import credit, filters
 from aworld.training.evaluation import SamplingParams
@@ -105,7 +104,7 @@ def hopeless(count: int, reason: str | None, job: TrainingJob) -> str:
     )
 
 
-def watched(job: TrainingJob, phase: str, step: int) -> Callable[[Progress], None]:
+def watched(job: TrainingJob, phase: str, step: int) -> Callable[[RolloutProgress], None]:
     """Hands the progress of rollouts on to who watches the training; `step` is how many are done."""
     return lambda progress: job.emit(TrainingProgress(phase, step, progress.done, progress.total or 0))
 

@@ -17,7 +17,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.trajectory import Trajectory
-from aworld.environments import Environment, EnvironmentFailed, Episode, Part, Rubric, Session
+from aworld.environments import Environment, EnvironmentFailed, Part, Rubric, ScoredEpisode, Session
 from aworld.environments.environment import derived_seed
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
@@ -227,15 +227,15 @@ def test_nothing_to_learn_changes_nothing(tmp_path: Path) -> None:
     assert weights_of(tmp_path) == weights_of_small()
 
 
-def broken(episode: Episode) -> float:
+def broken(episode: ScoredEpisode) -> float:
     raise RuntimeError("no idea")
 
 
-def no_number(episode: Episode) -> float:
+def no_number(episode: ScoredEpisode) -> float:
     return float("nan")
 
 
-def text(episode: Episode) -> Any:
+def text(episode: ScoredEpisode) -> Any:
     return "good"
 
 
@@ -251,7 +251,7 @@ def test_training_stops_when_no_reward_is_known(tmp_path: Path, reward: Any) -> 
         trained(tmp_path / "unmeasured", letters(reward, test=0))
 
 
-def broken_for_some(episode: Episode) -> float:
+def broken_for_some(episode: ScoredEpisode) -> float:
     if episode.problem.id in ("train-0", "test-0"):
         raise RuntimeError("no idea")
     return says_low(episode)
@@ -338,7 +338,7 @@ def test_an_environment_that_dies_and_a_group_with_one_finished_sample(tmp_path:
     assert report.dropped["no_variance"] in (1, 5)
 
 
-async def hang(episode: Episode) -> float:
+async def hang(episode: ScoredEpisode) -> float:
     await asyncio.sleep(3600)
     return 1.0
 

@@ -21,7 +21,7 @@ from aworld.core.message import Message, ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.core.tool import tool
-from aworld.environments import Environment, Episode, Problem, Session
+from aworld.environments import Environment, Problem, ScoredEpisode, Session
 from aworld.models import ScriptedModel
 from aworld.training.bridge import Bridge
 from aworld.training.outside import OutsideEnd, OutsidePrompt, OutsideReply, OutsideRollouts
@@ -41,7 +41,7 @@ class Calculator(Session):
         return a + b
 
 
-def exact(episode: Episode) -> float:
+def exact(episode: ScoredEpisode) -> float:
     if episode.problem.id == "odd":
         raise RuntimeError("nobody knows")
     return float(episode.text == episode.problem.answer)

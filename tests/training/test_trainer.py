@@ -11,7 +11,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig
 from aworld.core.exceptions import ConfigError
-from aworld.environments import Environment, Episode, Problem, Rubric
+from aworld.environments import Environment, Problem, Rubric, ScoredEpisode
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
@@ -58,7 +58,7 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
     return AgentTrainer(**arguments).job
 
 
-def pair(one: Episode, other: Episode) -> float:
+def pair(one: ScoredEpisode, other: ScoredEpisode) -> float:
     return 1.0
 
 

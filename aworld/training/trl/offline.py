@@ -94,8 +94,8 @@ def sft(
     samples, dropped = apply(derived.samples, ())
     _refuse_nothing(samples, len(seen), "kept by keep=...")
     rows = {
-        "input_ids": [list(sample.ids) for sample in samples],
-        "labels": [[id if m else -100 for id, m in zip(sample.ids, sample.mask)] for sample in samples],
+        "input_ids": [list(sample.tokens.ids) for sample in samples],
+        "labels": [[id if m else -100 for id, m in zip(sample.tokens.ids, sample.tokens.mask)] for sample in samples],
     }
     with tempfile.TemporaryDirectory() as scratch:
         policy = policy_of(agent.model, Path(scratch, "start"))
