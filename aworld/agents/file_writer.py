@@ -14,7 +14,7 @@ from aworld.agents.patterns import FunctionAgent, Guard
 from aworld.agents.references import find, reference_of
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
-from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Node, TeamSwarm, WorkflowSwarm
+from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
 from aworld.core.exceptions import ConfigError
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
 
@@ -189,16 +189,16 @@ def _group(item: Any, owner: str) -> Any:
         return {"serial": _chain(cast("tuple[Any, ...]", item), owner)}
     if isinstance(item, list):
         return _Line(_group(member, owner) for member in cast("list[Any]", item))
-    if isinstance(item, Node):
+    if isinstance(item, WorkflowNode):
         found = _node(item, owner)
         return found if len(found) > 1 else found["member"]
     return item.name
 
 
-def _node(node: Node, owner: str) -> dict[str, Any]:
+def _node(node: WorkflowNode, owner: str) -> dict[str, Any]:
     found: dict[str, Any] = {"member": node.unit.name}
     for key in NODE[1:]:
-        value, default = getattr(node, key), inspect.signature(Node).parameters[key].default
+        value, default = getattr(node, key), inspect.signature(WorkflowNode).parameters[key].default
         if value != default:
             found[key] = _value(value, f"{key}= of {node.unit.name!r} in {owner!r}", key)
     return found

@@ -43,10 +43,10 @@ from aworld.agents.file_writer import dump as dump
 from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import FunctionAgent
 from aworld.agents.references import find, importable
-from aworld.agents.yaml_lines import Listed, Mapped, parse
+from aworld.agents.yaml_lines import ListedItems, Mapped, parse
 from aworld.config.conf import AgentConfig
 from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, Node
+from aworld.core.agent.swarm import Edge, WorkflowNode
 from aworld.core.exceptions import ConfigError
 
 
@@ -248,7 +248,7 @@ class _File:
         return items
 
     def _group(self, item: Any, line: int) -> Any:
-        if isinstance(item, Listed):
+        if isinstance(item, ListedItems):
             return [self._group(member, at) for member, at in zip(item, item.lines)]
         if not isinstance(item, Mapped):
             return self._unit(item, line)
@@ -257,7 +257,7 @@ class _File:
             return tuple(self._chain(item, "serial"))
         return self._node(item, line)
 
-    def _node(self, given: Mapped, line: int, name: str | None = None) -> Node:
+    def _node(self, given: Mapped, line: int, name: str | None = None) -> WorkflowNode:
         self._refuse_unknown(given, NODE if name is None else tuple(k for k in NODE if k != "name"), "A member")
         if "member" not in given:
             raise self._error(line, "write {member: NAME, ...}, or {serial: [...]} for a group")
@@ -265,12 +265,12 @@ class _File:
         options = {key: self._value(given, key, repr(unit.name)) for key in given if key not in ("member", "name")}
         if name is None:
             name = self._option(given, "name", "A member")
-        return Node(unit, name=name, **options)
+        return WorkflowNode(unit, name=name, **options)
 
     def _edges(self, given: Mapped, what: str) -> list[Any]:
         """Edges between members, or between the nodes that the swarm describes."""
         described = self._mapping(given.get("nodes"), given.lines.get("nodes", given.line), f"nodes of {what}")
-        nodes: dict[str, Node] = {}
+        nodes: dict[str, WorkflowNode] = {}
         for id in described:
             line = described.lines[id]
             nodes[id] = self._node(self._mapping(described[id], line, f"node {id!r}"), line, id)
@@ -286,14 +286,14 @@ class _File:
                     raise self._error(line, "an edge is [FROM, TO] or {from: A, to: B, when: module:function}")
                 when = self._value(item, "when", "An edge") if "when" in item else None
                 edges.append(Edge(end(item["from"], line), end(item["to"], line), when))
-            elif isinstance(item, Listed) and len(item) == 2:
+            elif isinstance(item, ListedItems) and len(item) == 2:
                 edges.append((end(item[0], line), end(item[1], line)))
             else:
                 raise self._error(line, "an edge is [FROM, TO] or {from: A, to: B, when: module:function}")
         return edges
 
     def _pair(self, item: Any, line: int) -> tuple[Unit, Unit]:
-        if not isinstance(item, Listed) or len(item) != 2:
+        if not isinstance(item, ListedItems) or len(item) != 2:
             raise self._error(line, "a hand-off is a pair [FROM, TO]")
         return self._unit(item[0], line), self._unit(item[1], line)
 
@@ -317,7 +317,7 @@ class _File:
         value = given.get(key)
         if value is None:
             return []
-        if not isinstance(value, Listed):
+        if not isinstance(value, ListedItems):
             raise self._error(given.lines[key], f"{key} is a list; got {_shown(value)}")
         return list(zip(value, value.lines))
 
@@ -358,6 +358,6 @@ def _nearest(name: str, known: list[str], words: str = "known are") -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Mapped | Listed):
+    if isinstance(value, Mapped | ListedItems):
         return "a mapping" if isinstance(value, Mapped) else "a list"
     return repr(value)

@@ -16,7 +16,7 @@ import msgspec
 from aworld.core.agent.base import BaseAgent, Turn, plain
 from aworld.core.agent.flow import End, Flow, Move, Result, Start, State, Topology, Unit, joined, readable, units_of
 from aworld.core.agent.swarm import WorkflowSwarm
-from aworld.core.agent.workflow import Map, Node, refuse_count
+from aworld.core.agent.workflow import Map, WorkflowNode, refuse_count
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Text, content_text
 
@@ -190,12 +190,17 @@ def debate(debaters: Sequence[Unit], judge: Unit, rounds: int = 2, *, name: str 
         said = {f"{debater.name} {last}": debater.name for debater in debaters}
         return lambda given: _asked([(said[key], given[key]) for key in said if key in given], given["input"], ask)
 
-    first: list[Any] = [Node(debater, name=f"{debater.name} 1") for debater in debaters]
+    first: list[Any] = [WorkflowNode(debater, name=f"{debater.name} 1") for debater in debaters]
     later: list[Any] = [
-        [Node(debater, name=f"{debater.name} {number}", input=heard(number - 1, _DEBATE)) for debater in debaters]
+        [
+            WorkflowNode(debater, name=f"{debater.name} {number}", input=heard(number - 1, _DEBATE))
+            for debater in debaters
+        ]
         for number in range(2, rounds + 1)
     ]
-    return WorkflowSwarm(first, *later, Node(judge, input=heard(rounds, _JUDGE)), name=name or f"debate-{judge.name}")
+    return WorkflowSwarm(
+        first, *later, WorkflowNode(judge, input=heard(rounds, _JUDGE)), name=name or f"debate-{judge.name}"
+    )
 
 
 def majority_vote(
@@ -250,7 +255,7 @@ def best_of_n(agent: Unit, n: int, *, scorer: Callable[[Any], float] | Unit, nam
     def pair(outputs: dict[str, Any]) -> Any:
         return [outputs[agent.name], _number(outputs[scorer.name], scorer.name)]
 
-    scored = WorkflowSwarm(agent, Node(scorer, input=shown), answer=pair, name=f"{name}-try")
+    scored = WorkflowSwarm(agent, WorkflowNode(scorer, input=shown), answer=pair, name=f"{name}-try")
     return Map(scored, times=n, reduce=lambda tries: max(_some(tries), key=_second)[0], on_error="skip", name=name)
 
 

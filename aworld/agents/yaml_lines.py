@@ -21,7 +21,7 @@ class Mapped(dict[str, Any]):
         self.lines: dict[str, int] = {}
 
 
-class Listed(list[Any]):
+class ListedItems(list[Any]):
     """A list with the line of each item, and its own."""
 
     def __init__(self, line: int) -> None:
@@ -63,7 +63,7 @@ class _Reader:
             made = self._mapping(node)
         elif isinstance(node, yaml.SequenceNode):
             self._made[id(node)] = None
-            made = Listed(_line(node))
+            made = ListedItems(_line(node))
             for item in node.value:
                 made.append(self.value(item))
                 made.lines.append(_line(item))

@@ -8,7 +8,7 @@ from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, UnitTool
 
 if TYPE_CHECKING:
-    from aworld.core.agent.workflow import Place
+    from aworld.core.agent.workflow import Vertex
 
 
 def mermaid(root: Unit) -> str:
@@ -97,12 +97,12 @@ def _branch(unit: Unit, head: str, indent: str, lines: list[str], note: str) -> 
         _branch(member, indent + ("└── " if last else "├── "), indent + ("    " if last else "│   "), lines, said)
 
 
-def _places(unit: Topology) -> list[Place]:
+def _places(unit: Topology) -> list[Vertex]:
     graph: Any = getattr(unit, "graph", None)
     return list(graph.places.values()) if graph is not None else []
 
 
-def _place_note(place: Place) -> str:
+def _place_note(place: Vertex) -> str:
     other = f"  as {place.id}" if place.id != place.unit.name else ""
     after = [f"{source} (if)" if when else source for source, when in place.before.items()]
     return other + (f"  after {', '.join(after)}" if after else "")

@@ -21,7 +21,7 @@ from aworld.core.agent.workflow import Aggregate, Graph, WorkflowFlow, refuse_co
 from aworld.core.agent.workflow import Edge as Edge
 from aworld.core.agent.workflow import Loop as Loop
 from aworld.core.agent.workflow import Map as Map
-from aworld.core.agent.workflow import Node as Node
+from aworld.core.agent.workflow import WorkflowNode as WorkflowNode
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
 from aworld.core.tool.base import Tool

@@ -38,7 +38,7 @@ Aggregate = Callable[[dict[str, Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class WorkflowNode:
     """A member with what is special about its place.
 
     `input` makes its input from the outputs before it, by name, and the workflow's own input under `"input"`.
@@ -53,7 +53,7 @@ class Node:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the member."""
-        what = f"Node of {getattr(self.unit, 'name', self.unit)!r}"
+        what = f"WorkflowNode of {getattr(self.unit, 'name', self.unit)!r}"
         refuse_on_error(self.on_error, what)
         if self.input is not None and not callable(self.input):
             raise ConfigError(f"{what}: input={self.input!r} is no function of the outputs before it.")
@@ -77,11 +77,11 @@ class Edge:
 
 
 @dataclass(slots=True)
-class Place:
+class Vertex:
     """A node of the graph: a member, what it waits for, and what waits for it."""
 
     id: str
-    node: Node
+    node: WorkflowNode
     before: dict[str, Condition | None] = field(default_factory=dict[str, "Condition | None"])
     after: list[str] = field(default_factory=list[str])
 
@@ -95,7 +95,7 @@ class Graph:
     """The places of a workflow, in the order in which they were named. Raises ConfigError for cycles."""
 
     def __init__(self, items: Sequence[Any], owner: str) -> None:
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, Vertex] = {}
         self._owner = owner
         self._known: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
@@ -107,7 +107,7 @@ class Graph:
             self._chain(items)
         self._refuse_cycles()
 
-    def at(self, end: Any) -> Place:
+    def at(self, end: Any) -> Vertex:
         """The place of what stands at an end of an edge. Raises KeyError for what is at none."""
         return self.places[self._known[id(end)]]
 
@@ -137,17 +137,17 @@ class Graph:
         """The id of a place for `item`; with `once` the same object is always the same place."""
         if once and id(item) in self._known:
             return self._known[id(item)]
-        node = item if isinstance(item, Node) else Node(item)
+        node = item if isinstance(item, WorkflowNode) else WorkflowNode(item)
         if not isinstance(node.unit, BaseAgent | Topology):
             raise ConfigError(
-                f"A member of {self._owner!r} is {node.unit!r}; members are agents, swarms, Node(...), lists "
+                f"A member of {self._owner!r} is {node.unit!r}; members are agents, swarms, WorkflowNode(...), lists "
                 "(side by side) and tuples (one after the other)."
             )
         base = name = node.name or node.unit.name
         while name in self.places:
             self._numbers[base] = self._numbers.get(base, 1) + 1
             name = f"{base}-{self._numbers[base]}"
-        self.places[name] = Place(name, node)
+        self.places[name] = Vertex(name, node)
         self._known[id(item)] = name
         return name
 
@@ -252,7 +252,7 @@ class WorkflowFlow:
         self._running += len(ids)
         return [Start(id, self._places[id].unit, self._input_of(self._places[id])) for id in ids]
 
-    def _input_of(self, place: Place) -> Content:
+    def _input_of(self, place: Vertex) -> Content:
         outputs = self._inputs[place.id]
         given = {source: outputs[source] for source in place.before if source in outputs}  # whoever ended first
         if place.node.input is not None:
