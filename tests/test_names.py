@@ -15,6 +15,7 @@ PACKAGE = ROOT / "aworld"
 SAME_FILES = {
     "__init__.py": "what a package is",
     "base.py": "the contract that the other files of its folder meet",
+    "local.py": "what happens on this machine: its runs, its sandbox",
 }
 """Names of files that several rooms may have, and why."""
 

@@ -141,6 +141,9 @@ class OutputFold:
 
     def __init__(self, trajectory_id: str) -> None:
         self._id = trajectory_id
+        self._own = False
+        """Whether what comes is the trajectory's own: a fork and the next turn of a conversation show nothing of what
+        they share with another."""
         self._turns: dict[int, _Turn] = {}
         self._messages: dict[int, Message] = {}
         """What agents and tools said last, by activation or, of a tool, by the id of the message."""
@@ -150,7 +153,8 @@ class OutputFold:
     def take(self, event: ev.Event) -> list[AnyOutput]:
         """What one more event shows."""
         handler = self._handlers.get(type(event))
-        return [] if handler is None else handler(self, event)
+        shown = [] if handler is None else handler(self, event)
+        return shown if self._own else []
 
     def pass_on(self, output: Output) -> AnyOutput:
         """Take note of an output that is not of the log, so that nothing is shown twice."""
@@ -166,6 +170,12 @@ class OutputFold:
             return []
         turn.open = False
         return [StepFinished(trajectory_id=self._id, agent=turn.agent, step=turn.step, seq=seq, usage=turn.usage)]
+
+    def _started(self, event: ev.Started) -> list[AnyOutput]:
+        self._own = event.trajectory_id == self._id
+        if event.after:
+            self._turns = {}
+        return []
 
     def _agent_started(self, event: ev.AgentStarted) -> list[AnyOutput]:
         self._turns[event.activation] = _Turn(event.agent)
@@ -237,6 +247,7 @@ class OutputFold:
         return shown + self._finish(turn, event.seq)
 
     _handlers: ClassVar[dict[type, Callable[[OutputFold, Any], list[AnyOutput]]]] = {
+        ev.Started: _started,
         ev.AgentStarted: _agent_started,
         ev.MessageAdded: _message,
         ev.ModelCalled: _model_call,

@@ -63,7 +63,7 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
             result = await _act(run, activation, offer, called, call, answers)
     except Question as question:
         _ask(run, called, question.text)
-        run.journal.hand_over()  # who can answer sees it, also while other tools are at work
+        await run.journal.commit()  # who can answer sees it, also while other tools are at work
         return
     close_call(run.journal, activation, called, result, used)
     run.journal.hand_over()

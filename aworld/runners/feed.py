@@ -12,7 +12,7 @@ from typing import Any
 
 from aworld.core.event import Finished
 from aworld.core.exceptions import TaskError
-from aworld.core.output import AnyOutput, Output, OutputFold, RunFinished
+from aworld.core.output import AnyOutput, Output, OutputFold, ReasoningOutput, RunFinished, TextOutput
 from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.run import Driven
@@ -47,44 +47,51 @@ class RunStream:
         late = self._task is not None
         self._readers += 1
         subscription = self._store.hub.subscribe(self._id)
-        fold, seq = OutputFold(self._id), -1
+        entries, fold, seq = subscription.entries, OutputFold(self._id), -1
         try:
             task = self._run()
             task.add_done_callback(lambda _: subscription.wake())
-            for event in await self._past() if late else ():
-                seq = event.seq
-                for output in fold.take(event):
-                    yield output
+            missing = late
             while True:
-                while (pair := subscription.pop()) is not None:
-                    entry = pair[1]
-                    if isinstance(entry, Output):
-                        if not isinstance(entry, RunFinished):  # that one comes from the task, whoever listened
-                            yield fold.pass_on(entry)
-                    elif not isinstance(entry, NoteAdded) and entry.seq > seq:
-                        seq = entry.seq
-                        for output in fold.take(entry):
-                            yield output
-                if subscription.stale:  # more came than waits in memory: the log has what matters
+                if missing:  # before this reader came, or more than waits in memory: the log has what matters
+                    missing = False
                     subscription.stale.clear()
-                    for event in await self._store.read(self._id, after=seq):
+                    for event in await self._past(seq):
                         seq = event.seq
                         for output in fold.take(event):
                             yield output
-                    continue
-                if task.done():
+                while entries:
+                    entry = entries.popleft()[1]
+                    kind = type(entry)
+                    if kind is TextOutput or kind is ReasoningOutput:
+                        yield entry
+                    elif isinstance(entry, Output):
+                        if kind is not RunFinished:  # that one comes from the task, whoever listened
+                            yield fold.pass_on(entry)
+                    elif kind is not NoteAdded and entry.seq > seq:
+                        if entry.seq > seq + 1:
+                            missing = True
+                            break
+                        seq = entry.seq
+                        for output in fold.take(entry):
+                            yield output
+                if missing or subscription.stale:
+                    missing = True
+                elif task.done():
                     yield self._end(await self.response())
                     return
-                await subscription.wait()
+                else:
+                    await subscription.wait()
         finally:
             subscription.close()
             self._readers -= 1
             if not self._readers and not self._keep_running:
                 await self.cancel()
 
-    async def _past(self) -> Sequence[Any]:
+    async def _past(self, seq: int) -> Sequence[Any]:
+        """What the log has behind an event."""
         try:
-            return await self._store.read(self._id)
+            return await self._store.read(self._id, after=seq)
         except TaskError:  # it has not begun
             return ()
 

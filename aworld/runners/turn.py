@@ -202,11 +202,11 @@ class AgentTurn:
 
     def _on_delta(self) -> Callable[[Delta], None]:
         """What takes the pieces of the answer; they are many, so all that they share is looked up once."""
-        show, id, agent, step = self.run.journal.show, self.run.record.id, self.agent.name, self.step
+        push, id, agent, step = self.run.journal.store.hub.push, self.run.record.id, self.agent.name, self.step
 
         def on_delta(delta: Delta) -> None:
             kind = TextOutput if type(delta) is TextDelta else ReasoningOutput
-            show(kind(trajectory_id=id, agent=agent, step=step, text=delta.text))
+            push(id, kind(trajectory_id=id, agent=agent, step=step, text=delta.text))
 
         return on_delta
 

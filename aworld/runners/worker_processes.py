@@ -20,8 +20,8 @@ from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.driver import recorded
 from aworld.runners.executors import watched
-from aworld.runners.references import Begin, Ended, reference_to
 from aworld.runners.schedule import gather
+from aworld.runners.task_references import Begin, RunEnded, reference_to
 from aworld.trajectory.sqlite import SQLiteStore
 from aworld.trajectory.store import TrajectoryStore
 
@@ -68,7 +68,7 @@ class ProcessExecutor:
     async def _start(self) -> _Worker:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "aworld.runners.worker", self.store.url, str(os.getpid()),
+            sys.executable, "-m", "aworld.runners.task_worker", self.store.url, str(os.getpid()),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment, limit=1 << 24,
         )  # fmt: skip
         return _Worker(process)
@@ -99,7 +99,7 @@ class ProcessExecutor:
                     self._workers[place] = await self._start()
         return min(self._workers, key=lambda worker: len(worker.waiting))
 
-    async def _response(self, task: Task, ended: Ended) -> TaskResponse:
+    async def _response(self, task: Task, ended: RunEnded) -> TaskResponse:
         if ended.misuse is not None:
             raise TaskError(ended.misuse)
         record = await self._record(task.id)
@@ -123,7 +123,7 @@ class _Worker:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self.waiting: dict[str, asyncio.Future[Ended | None]] = {}
+        self.waiting: dict[str, asyncio.Future[RunEnded | None]] = {}
         self.gone = False
         self._reading = asyncio.create_task(self._read())
 
@@ -132,7 +132,7 @@ class _Worker:
         """How the process ended; None while it works."""
         return self._process.returncode
 
-    async def execute(self, begin: Begin) -> Ended | None:
+    async def execute(self, begin: Begin) -> RunEnded | None:
         """Run a task there; None when the process died."""
         if self.gone:
             return None
@@ -148,7 +148,7 @@ class _Worker:
 
     async def _read(self) -> None:
         assert self._process.stdout is not None  # it was started with a pipe
-        decoder = msgspec.json.Decoder(Ended)
+        decoder = msgspec.json.Decoder(RunEnded)
         while line := await self._process.stdout.readline():
             ended = decoder.decode(line)
             waiter = self.waiting.get(ended.id)

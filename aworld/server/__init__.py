@@ -12,7 +12,7 @@ from aworld.core.lazy import exports
 
 if TYPE_CHECKING:
     from aworld.server.answers import EventStream as EventStream
-    from aworld.server.answers import Problem as Problem
+    from aworld.server.answers import RequestProblem as RequestProblem
     from aworld.server.environment_server import EnvironmentServer as EnvironmentServer
     from aworld.server.mcp_server import MCPService as MCPService
     from aworld.server.model_server import ModelServer as ModelServer

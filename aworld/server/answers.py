@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Problem(AWorldError):
+class RequestProblem(AWorldError):
     """An answer that says what is wrong. `members` are added to the JSON, `headers` to the answer."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **members: Any) -> None:
@@ -42,11 +42,11 @@ class Problem(AWorldError):
 
 
 async def read_json(request: Request, type: type[T]) -> T:
-    """The body of a request as JSON of this type. Raises `Problem` 400, and 413 or 408 of the shell."""
+    """The body of a request as JSON of this type. Raises `RequestProblem` 400, and 413 or 408 of the shell."""
     try:
         return msgspec.json.decode(await request.body() or b"{}", type=type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, f"The body is no such JSON: {error}") from None
+        raise RequestProblem(400, f"The body is no such JSON: {error}") from None
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -98,18 +98,18 @@ async def disconnected(receive: Receive) -> None:
 async def _problem(_: Request, error: Exception) -> Response:
     """The answer to what a route raised."""
     match error:
-        case Problem():
+        case RequestProblem():
             return error.response()
         case HTTPException():
-            return Problem(error.status_code, str(error.detail), dict(error.headers or {})).response()
+            return RequestProblem(error.status_code, str(error.detail), dict(error.headers or {})).response()
         case RequestValidationError():
             places = [{"at": list(each["loc"]), "detail": each["msg"]} for each in error.errors()]
-            return Problem(422, "The request does not fit its description.", errors=places).response()
+            return RequestProblem(422, "The request does not fit its description.", errors=places).response()
         case _:
             id = secrets.token_hex(4)
             logger.error("problem=%s | a route raised", id, exc_info=error)
-            return Problem(500, f"Something broke here; the server's log tells more about {id}.").response()
+            return RequestProblem(500, f"Something broke here; the server's log tells more about {id}.").response()
 
 
-HANDLERS: dict[Any, Any] = dict.fromkeys((Problem, HTTPException, RequestValidationError, Exception), _problem)
+HANDLERS: dict[Any, Any] = dict.fromkeys((RequestProblem, HTTPException, RequestValidationError, Exception), _problem)
 """As FastAPI takes them: whatever a route raises becomes a problem."""

@@ -27,7 +27,7 @@ from aworld import __version__
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.environments.environment import Environment
 from aworld.environments.place import Book, Place, Refused, described, static_tools
-from aworld.server.answers import Problem, json_response, read_json
+from aworld.server.answers import RequestProblem, json_response, read_json
 from aworld.server.shell import Serving
 
 logger = logging.getLogger(__name__)
@@ -86,15 +86,15 @@ class EnvironmentServer(Serving):
         wanted = await read_json(request, dict[str, Any])
         n = wanted.get("n")
         if n is not None and (not isinstance(n, int) or not 0 <= n <= _MOST_PROBLEMS):
-            raise Problem(
+            raise RequestProblem(
                 400, f"n={n!r:.50}: at most {_MOST_PROBLEMS} problems at a time; ask for the next ones by `first`."
             )
         try:
             return json_response({"problems": await self.book.page(wanted)})
         except Refused as refused:
-            raise Problem(refused.status, str(refused), code=refused.code) from refused
+            raise RequestProblem(refused.status, str(refused), code=refused.code) from refused
         except ConfigError as error:
-            raise Problem(400, str(error)) from error
+            raise RequestProblem(400, str(error)) from error
 
     def _enter(self) -> Place:
         if len(self.places) >= self.max_episodes:

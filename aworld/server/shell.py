@@ -38,7 +38,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from aworld import __version__
 from aworld.core.exceptions import ConfigError
-from aworld.server.answers import HANDLERS, Problem, disconnected, json_response
+from aworld.server.answers import HANDLERS, RequestProblem, disconnected, json_response
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 WILDCARDS = frozenset({"0.0.0.0", "::", ""})
@@ -260,11 +260,13 @@ class Serving:
                 await application(scope, self._limited(receive) if scope["type"] == "http" else receive, watched)
             except asyncio.CancelledError:  # only a server that stops cancels
                 if not begun:
-                    await Problem(503, "The server stops.", {"Connection": "close"}).response()(scope, receive, send)
+                    await RequestProblem(503, "The server stops.", {"Connection": "close"}).response()(
+                        scope, receive, send
+                    )
                 elif not complete:
                     await disconnected(receive)
             except Exception as error:
-                if isinstance(error, Problem) and not begun:
+                if isinstance(error, RequestProblem) and not begun:
                     await error.response()(scope, receive, send)
                 elif not complete or scope["type"] == "websocket":  # cut, so that nobody takes it for the whole
                     raise
@@ -272,7 +274,7 @@ class Serving:
         return gate
 
     def _admit(self, scope: Scope) -> None:
-        """Raises Problem for a request that is not for this server, or not from its clients."""
+        """Raises RequestProblem for a request that is not for this server, or not from its clients."""
         fields: dict[bytes, list[bytes]] = {name: [] for name in _GATED}
         size = 0
         for name, value in scope["headers"]:
@@ -280,19 +282,21 @@ class Serving:
             if name in _GATED:
                 fields[name].append(value)
         if size > MAX_HEAD:
-            raise Problem(431, f"The headers have more than {MAX_HEAD:,} bytes.")
+            raise RequestProblem(431, f"The headers have more than {MAX_HEAD:,} bytes.")
         hosts = [value.decode("latin-1") for value in fields[b"host"]]
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or match[1].lower() not in self._allowed:
-            raise Problem(400, "Host is no name of this server; its operator can add one by --host-name (host_names).")
+            raise RequestProblem(
+                400, "Host is no name of this server; its operator can add one by --host-name (host_names)."
+            )
         if any(origin.partition(b"://")[2] != fields[b"host"][0] for origin in fields[b"origin"]):
-            raise Problem(403, "A page of another origin may not use this server.")
+            raise RequestProblem(403, "A page of another origin may not use this server.")
         if b"cross-site" in fields[b"sec-fetch-site"]:
-            raise Problem(403, "A page of another site may not use this server.")
+            raise RequestProblem(403, "A page of another site may not use this server.")
         if self._expected is not None and scope["path"] not in PUBLIC:
             shown = fields[b"authorization"]
             if len(shown) != 1 or not hmac.compare_digest(shown[0], self._expected):
-                raise Problem(401, "Show the token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+                raise RequestProblem(401, "Show the token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
 
     def _limited(self, receive: Receive) -> Receive:
         size, more = 0, True
@@ -306,11 +310,11 @@ class Serving:
                     message = await receive()
             except TimeoutError:
                 detail = f"The body stopped to arrive for {self._patience:g} s."
-                raise Problem(408, detail, {"Connection": "close"}) from None
+                raise RequestProblem(408, detail, {"Connection": "close"}) from None
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
             if size > self._max_body:
-                raise Problem(
+                raise RequestProblem(
                     413, f"The body has more than {self._max_body:,} bytes, which is the most that is read here."
                 )
             return message

@@ -185,8 +185,11 @@ class Hub:
         topic = self.topics.get(id)
         if topic is not None:
             pair = (id, output)
-            for listener in topic.listeners:
-                listener.put(pair)
+            for listener in topic.listeners:  # as `put`, without a call: there is one for each piece of a text
+                if len(listener.entries) < BACKLOG:
+                    listener.entries.append(pair)
+                if listener._waiter is not None:
+                    listener.wake()
 
     def publish(self, id: str, entries: Sequence[Event | NoteAdded]) -> None:
         """Tell of events or of notes that are stored now, in the order of their numbers."""

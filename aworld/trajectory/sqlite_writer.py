@@ -159,6 +159,8 @@ class Writer:
         self._lost: dict[str, tuple[int, AWorldError]] = {}
         """The number after the last event of a trajectory that was refused, and why: what goes on there fails too."""
         self._version = -1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The loop in which news are told."""
         _writers.add(self)
 
     @property
@@ -516,14 +518,14 @@ class Writer:
 
     def _tell(self, outcomes: list[Outcome], here: asyncio.AbstractEventLoop | None = None) -> None:
         """Tell who listens and who waits; those of the loop that runs in this thread, `here`, directly."""
-        hub = self.hub
-        listening = bool(hub.topics or hub.expectant)
+        listening = bool(self.hub.topics or self.hub.expectant)
+        news: list[Append | Remark] = []
         loops: dict[asyncio.AbstractEventLoop, list[tuple[Waiter, AWorldError | None, Any]]] = {}
         for job, error in outcomes:
             if type(job) is Release:
                 continue
             if error is None and (listening or type(job) is Remark):
-                self._publish(job)
+                news.append(job)
             waiter = job.waiter
             if waiter is None:
                 if error is not None:
@@ -531,15 +533,33 @@ class Writer:
                 continue
             outcome = (waiter, error, [note.seq for note in job.notes] if type(job) is Remark else None)
             if isinstance(waiter, Future):
-                _resolve([outcome])
+                self._deliver(news, [outcome])
+                news = []
             else:
                 loops.setdefault(waiter.get_loop(), []).append(outcome)
+        if news and here is None:
+            # Told in the loop where most listen, all of a batch at once: to wake each listener from here costs 10 µs.
+            self._loop = next(iter(loops), self._loop)
+            if self._loop is not None and self._loop not in loops:
+                loops[self._loop] = []
         for loop, waiters in loops.items():
+            due, news = (news, []) if loop in (here, self._loop) else ([], news)
             if loop is here:
-                _resolve(waiters)
+                self._deliver(due, waiters)
                 continue
-            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                loop.call_soon_threadsafe(_resolve, waiters)
+            try:
+                loop.call_soon_threadsafe(self._deliver, due, waiters)
+            except RuntimeError:  # the loop was closed: nobody waits any more
+                self._deliver(due, ())
+                self._loop = None if self._loop is loop else self._loop
+        self._deliver(news, ())
+
+    def _deliver(
+        self, news: Sequence[Append | Remark], waiters: Sequence[tuple[Waiter, AWorldError | None, Any]]
+    ) -> None:
+        for job in news:
+            self._publish(job)
+        _resolve(waiters)
 
     def _publish(self, job: Append | Remark) -> None:
         """Tell who listens in this process of what is stored now."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 from fastapi import APIRouter, Request, Response, WebSocket
 
-from aworld.server import EventStream, Problem, Serving
+from aworld.server import EventStream, RequestProblem, Serving
 from aworld.server.answers import json_response, read_json
 
 
@@ -111,7 +111,7 @@ class Parts:
         raise RuntimeError("no such file: /etc/secret")
 
     async def refused(self) -> None:
-        raise Problem(409, "It is taken.", code="TAKEN")
+        raise RequestProblem(409, "It is taken.", code="TAKEN")
 
     async def socket(self, socket: WebSocket) -> None:
         await socket.accept()

@@ -18,8 +18,8 @@ from aworld.core.exceptions import AWorldError
 from aworld.core.trajectory import Trajectory
 from aworld.runners.driver import run_to_end
 from aworld.runners.local import load, store_of
-from aworld.runners.references import Begin, Ended, task_of
 from aworld.runners.schedule import rare_collection
+from aworld.runners.task_references import Begin, RunEnded, task_of
 from aworld.trajectory.query import Query
 from aworld.trajectory.store import TrajectoryStore
 
@@ -47,22 +47,22 @@ async def serve(url: str, answers: int) -> None:
     await store.close()
 
 
-async def _execute(begin: Begin, store: TrajectoryStore) -> Ended:
+async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
     record: Trajectory | None = None
     try:
         task = task_of(begin)
         if begin.again and await store.count(Query(ids=(begin.id,))):
             record = await load(begin.id, store)
             if record.finished is not None:  # its worker died after the end, before it could say so
-                return Ended(begin.id, record.status, record.error)
+                return RunEnded(begin.id, record.status, record.error)
         response = await run_to_end(task, store, record)
     except AWorldError as error:
-        return Ended(begin.id, misuse=str(error))
-    return Ended(begin.id, response.status, response.error, response.time_cost)
+        return RunEnded(begin.id, misuse=str(error))
+    return RunEnded(begin.id, response.status, response.error, response.time_cost)
 
 
 def main(arguments: list[str]) -> Any:
-    """`python -m aworld.runners.worker STORE PARENT`."""
+    """`python -m aworld.runners.task_worker STORE PARENT`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     answers = os.dup(1)
     os.dup2(2, 1)

@@ -49,7 +49,7 @@ class Begin(Struct, omit_defaults=True):
     """Whether another worker may have begun it."""
 
 
-class Ended(Struct, omit_defaults=True):
+class RunEnded(Struct, omit_defaults=True):
     """How a run ended in a worker; its log is in the store."""
 
     id: str
