@@ -2,8 +2,8 @@
 
     python benchmarks/executors.py [--tasks 1000]
 
-A local server answers two tool calls and a text after a second each, as in `overhead.py`; every event goes to one SQLite
-file.
+A local server answers two tool calls and a text after a second each, as in `overhead.py`; every event goes to one
+SQLite file.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ class Environment:
 
     def split_of(self, problem: Problem) -> Split | None:
         """The split that a problem is of, by its content; None for one of neither, and where a stream cannot tell."""
-        for split, source in (("test", self.test), ("train", self.train)):
+        sources: dict[Split, Source] = {"test": self.test, "train": self.train}
+        for split, source in sources.items():
             if isinstance(source, HashSide):
                 if problem in source:
                     return split

@@ -15,7 +15,7 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from aworld.core.agent.flow import Unit
@@ -179,10 +179,13 @@ async def rollouts(
     if taken := [name for name in _OWN_LABELS if name in more]:
         raise ConfigError(f"labels[{taken[0]!r}]: rollouts gives this label itself; take another name.")
     agent.check()  # misuse is told before anything begins
-    work = _Work(environment, agent, problems, samples, seed, store_of(store), retries, run)
-    work.task_fields = {"hooks": hooks, "session_id": session_id}
-    work.labels = more
-    progress = work.progress
+    listed = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else None
+    progress = RolloutProgress(None if listed is None else len(listed) * samples)
+    fields = {"hooks": hooks, "session_id": session_id}
+    name = run or uuid.uuid4().hex[:12]
+    work = _Work(
+        environment, agent, listed or (), samples, seed, store_of(store), retries, name, more, fields, progress
+    )
     if run is not None:
         await work.look_up()
     if yield_finished:
@@ -237,33 +240,26 @@ class _Earlier:
     """Id of the trajectory that counts."""
 
 
+@dataclass(slots=True)
 class _Work:
     """The episodes of a run: which there are, and which of them are yet to be run."""
 
+    environment: Environment
+    agent: Any
+    problems: Sequence[Any]
+    """Those that a list has; none of a stream."""
+    samples: int
+    seed: int
+    store: TrajectoryStore
+    retries: int
+    run: str
     labels: dict[str, str]
     """What the caller wants on every episode."""
-    task_fields: dict[str, Any]
+    fields: dict[str, Any]
     """What each task is made with besides."""
-
-    def __init__(
-        self,
-        environment: Environment,
-        agent: Any,
-        problems: Iterable[Problem | dict[str, Any]],
-        samples: int,
-        seed: int,
-        store: TrajectoryStore,
-        retries: int,
-        run: str | None,
-    ) -> None:
-        self.environment, self.agent, self.samples, self.seed = environment, agent, samples, seed
-        self.store, self.retries = store, retries
-        self.run = run or uuid.uuid4().hex[:12]
-        self.problems = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else ()
-        listed = isinstance(problems, Sequence)
-        self.progress = RolloutProgress(len(self.problems) * samples if listed else None)
-        self.earlier: dict[tuple[str, str], _Earlier] = {}
-        """By group and sample."""
+    progress: RolloutProgress
+    earlier: dict[tuple[str, str], _Earlier] = field(default_factory=dict[tuple[str, str], _Earlier])
+    """By group and sample."""
 
     async def look_up(self) -> None:
         """Find out what the store has of this run; what had not finished is deleted, to be begun anew."""
@@ -309,8 +305,8 @@ class _Work:
 
     def _episodes(self, problems: Iterable[Problem | dict[str, Any]]) -> Iterator[_Episode]:
         ids: set[str] = set()
-        for number, fields in enumerate(problems):
-            problem = as_problem(fields, number)
+        for number, item in enumerate(problems):
+            problem = as_problem(item, number)
             if problem.id in ids:
                 raise ConfigError(f"Two problems have the id {problem.id!r}; give each its own.")
             ids.add(problem.id)
@@ -342,7 +338,7 @@ class _Work:
                 group_id=group,
                 seed=seed,
                 labels={**labels, "attempt": str(attempt)},
-                **self.task_fields,
+                **self.fields,
             )
             response = await run_one(task, self.store)
             if response.status == "interrupted":

@@ -51,9 +51,9 @@ class Session:
     _give: Callable[[Reward], None] | None = None
     _record: Trajectory | None = None
 
-    def __new__(cls, *given: Any, **more: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """A session. Raises ConfigError where none of the arguments that it needs was given."""
-        if not given and not more:
+        if not args and not kwargs:
             try:
                 inspect.signature(cls.__init__).bind(None)
             except TypeError:  # Python's own message would not say what to do

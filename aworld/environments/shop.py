@@ -28,8 +28,8 @@ def generate(seed: int) -> Iterator[Problem]:
         item, count = draw.choice(ITEMS), draw.randint(2, 9)
         price, stock = draw.randint(10, 99), draw.randint(10, 99)
         problem = f"{count}-{item}-{price}-{stock}"
-        asked = f"What do {count} {item}s cost?"
-        yield Problem(problem, asked, str(count * price), {"item": item, "price": price, "stock": stock})
+        question = f"What do {count} {item}s cost?"
+        yield Problem(problem, question, str(count * price), {"item": item, "price": price, "stock": stock})
 
 
 class Shop(Session):

@@ -62,7 +62,7 @@ class RunStream:
                             yield output
                 while entries:
                     entry = entries.popleft()[1]
-                    kind = type(entry)
+                    kind: type[Any] = type(entry)
                     if kind is TextOutput or kind is ReasoningOutput:
                         yield entry
                     elif isinstance(entry, Output):

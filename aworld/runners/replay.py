@@ -18,7 +18,7 @@ from aworld.core.exceptions import TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.message import Content, Message
 from aworld.core.task import Prefix, Task
-from aworld.core.tool.toolkit import toolset_digest
+from aworld.core.tool.toolkit import digest_of
 from aworld.core.trajectory import Trajectory
 from aworld.runners.local import drive
 from aworld.runners.recorded import Path, Paths, RecordedEnvironment, RecordedWorld
@@ -120,7 +120,7 @@ def _broken_rule(record: Trajectory, event: ev.Event) -> tuple[str, Any, Any] | 
         case ev.MessageAdded():
             return _broken_message(record, event)
         case ev.ToolsetOffered():
-            digest = toolset_digest(event.tools)
+            digest = digest_of(event.tools)
             return None if digest == event.digest else ("digest", event.digest, digest)
         case ev.ModelCalled():
             activation = record.activations[event.activation]

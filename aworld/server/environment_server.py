@@ -25,8 +25,14 @@ from starlette.websockets import WebSocketDisconnect
 
 from aworld import __version__
 from aworld.core.exceptions import AWorldError, ConfigError
+from aworld.environments.connection import (
+    EnvironmentConnection,
+    ProblemIndex,
+    RequestRefused,
+    described,
+    static_tools,
+)
 from aworld.environments.environment import Environment
-from aworld.environments.place import Book, Place, Refused, described, static_tools
 from aworld.server.answers import RequestProblem, json_response, read_json
 from aworld.server.shell import Serving
 
@@ -65,8 +71,8 @@ class EnvironmentServer(Serving):
         self.environment = environment
         self.max_episodes, self.idle = max_episodes, idle
         self.store = store
-        self.book = Book(environment)
-        self.places: dict[str, Place] = {}
+        self.book = ProblemIndex(environment)
+        self.places: dict[str, EnvironmentConnection] = {}
         """Those that exist, by id."""
         self._sockets: dict[str, WebSocket] = {}
 
@@ -91,20 +97,20 @@ class EnvironmentServer(Serving):
             )
         try:
             return json_response({"problems": await self.book.page(wanted)})
-        except Refused as refused:
+        except RequestRefused as refused:
             raise RequestProblem(refused.status, str(refused), code=refused.code) from refused
         except ConfigError as error:
             raise RequestProblem(400, str(error)) from error
 
-    def _enter(self) -> Place:
+    def _enter(self) -> EnvironmentConnection:
         if len(self.places) >= self.max_episodes:
-            raise Refused("CAPACITY_REACHED", f"All {self.max_episodes} places are taken; try again later.", 503)
+            raise RequestRefused("CAPACITY_REACHED", f"All {self.max_episodes} places are taken; try again later.", 503)
         id = secrets.token_urlsafe(16)  # who knows it may use the place
-        place = self.places[id] = Place(id, self.environment, self.book, self.store)
+        place = self.places[id] = EnvironmentConnection(id, self.environment, self.book, self.store)
         self._watch(id, place)
         return place
 
-    def _watch(self, id: str, place: Place) -> None:
+    def _watch(self, id: str, place: EnvironmentConnection) -> None:
         """Look again when the place may have been idle for too long."""
         loop = asyncio.get_running_loop()
         if self.places.get(id) is not place:
@@ -116,9 +122,9 @@ class EnvironmentServer(Serving):
         place.expiry = loop.create_task(self._expire(id))
 
     async def _expire(self, id: str) -> None:
-        await self._leave(id, Refused("EXPIRED", f"The episode expired: nothing was asked for {self.idle:g} s."))
+        await self._leave(id, RequestRefused("EXPIRED", f"The episode expired: nothing was asked for {self.idle:g} s."))
 
-    async def _leave(self, id: str, why: Refused | None = None) -> None:
+    async def _leave(self, id: str, why: RequestRefused | None = None) -> None:
         """Close a place and then its WebSocket, which hears why."""
         place = self.places.pop(id, None)
         if place is None:
@@ -128,10 +134,10 @@ class EnvironmentServer(Serving):
         if socket is not None:
             await _hang_up(socket, why)
 
-    def _place(self, id: object) -> Place:
+    def _place(self, id: object) -> EnvironmentConnection:
         place = self.places.get(str(id))
         if place is None:
-            raise Refused("SESSION_ERROR", f"There is no place {id!r} (any more); it may have expired.", 404)
+            raise RequestRefused("SESSION_ERROR", f"There is no place {id!r} (any more); it may have expired.", 404)
         return place
 
     async def _socket(self, socket: WebSocket) -> None:
@@ -140,8 +146,8 @@ class EnvironmentServer(Serving):
         try:
             place = self._enter() if id is None else self._place(id)
             if place.id in self._sockets:
-                raise Refused("SESSION_ERROR", f"Place {id!r} already has a WebSocket.")
-        except Refused as refused:
+                raise RequestRefused("SESSION_ERROR", f"Place {id!r} already has a WebSocket.")
+        except RequestRefused as refused:
             return await _hang_up(socket, refused)
         self._sockets[place.id] = socket
         try:
@@ -182,32 +188,32 @@ class EnvironmentServer(Serving):
                 reply = await self._place(params.get("session_id")).answer({"type": "step", "data": action})
                 seen = cast("dict[str, Any]", reply)["data"]["observation"]
                 if seen.get("error"):
-                    raise Refused("EXECUTION_ERROR", str(seen["error"]["message"]))
+                    raise RequestRefused("EXECUTION_ERROR", str(seen["error"]["message"]))
                 return {"data": seen["result"]}
             case _:
-                raise Refused("UNKNOWN_TYPE", f"Method not found: {method}")
+                raise RequestRefused("UNKNOWN_TYPE", f"Method not found: {method}")
 
 
-async def _hang_up(socket: WebSocket, why: Refused | None = None) -> None:
+async def _hang_up(socket: WebSocket, why: RequestRefused | None = None) -> None:
     with suppress(*_GONE):
         if why is not None:
             await socket.send_text(_text(why.response))
         await socket.close(1001)
 
 
-async def _answered(place: Place, text: str) -> dict[str, Any] | None:
+async def _answered(place: EnvironmentConnection, text: str) -> dict[str, Any] | None:
     """The answer to a message; None when it says good-bye."""
     try:
         return await place.answer(msgspec.json.decode(text, type=dict[str, Any]))
-    except Refused as refused:
+    except RequestRefused as refused:
         return refused.response
     except (msgspec.DecodeError, RecursionError) as error:
-        return Refused("INVALID_JSON", f"Invalid JSON: {error}").response
+        return RequestRefused("INVALID_JSON", f"Invalid JSON: {error}").response
     except AWorldError as error:
-        return Refused("EXECUTION_ERROR", str(error)).response
+        return RequestRefused("EXECUTION_ERROR", str(error)).response
     except Exception as bug:  # one episode must not take the others with it
         logger.exception("place=%s | answering raised", place.id)
-        return Refused("EXECUTION_ERROR", f"{type(bug).__name__}: {bug}").response
+        return RequestRefused("EXECUTION_ERROR", f"{type(bug).__name__}: {bug}").response
 
 
 def _text(data: dict[str, Any]) -> str:

@@ -43,12 +43,13 @@ class Offer:
 def describe(schemas: Sequence[ToolSchema]) -> tuple[str | None, tuple[dict[str, Any], ...]]:
     """The digest of a set of schemas, None for an empty set, and the schemas as the log keeps them."""
     dicts = tuple({"name": s.name, "description": s.description, "parameters": s.parameters} for s in schemas)
-    return (toolset_digest(dicts), dicts) if dicts else (None, ())
+    return (digest_of(dicts), dicts) if dicts else (None, ())
 
 
-def toolset_digest(dicts: Sequence[dict[str, Any]]) -> str:
-    """The digest under which the log keeps a set of schemas."""
-    return hashlib.sha256(msgspec.json.encode(dicts, order="deterministic")).hexdigest()[:16]
+def digest_of(body: Any) -> str:
+    """The digest under which the log keeps something JSON-able: a set of schemas, the definition of an agent."""
+    return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()[:16]
+
 
 
 class Toolkit:

@@ -1,4 +1,4 @@
-"""A place on an environment server: one episode at a time, driven by messages in OpenEnv's protocol.
+"""What a client of an environment server is connected to: one episode at a time, by messages in OpenEnv's protocol.
 
     {"type": "reset", "data": {"split": "test", "index": 3}}
     {"type": "step", "data": {"type": "call_tool", "tool_name": "look", "arguments": {"where": "left"}}}
@@ -45,7 +45,7 @@ _FURTHEST = 1_000_000
 """Problems of one stream; nobody shall fill the memory by asking for the billionth."""
 
 
-class Refused(AWorldError):
+class RequestRefused(AWorldError):
     """A request that cannot be met, with its code in the protocol and the status of an HTTP answer."""
 
     def __init__(self, code: str, message: str, status: int = 400) -> None:
@@ -58,76 +58,85 @@ class Refused(AWorldError):
         return {"type": "error", "data": {"message": str(self), "code": self.code}}
 
 
-class Book:
+def _unknown(message: str) -> RequestRefused:
+    return RequestRefused("UNKNOWN_PROBLEM", message, 404)
+
+
+def _invalid(message: str) -> RequestRefused:
+    return RequestRefused("VALIDATION_ERROR", message)
+
+
+class ProblemIndex:
     """The problems of an environment by split, seed and index."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
-        self._known: OrderedDict[tuple[Split, int | None], list[Problem]] = OrderedDict()
+        self._streams: OrderedDict[tuple[Split, int | None], list[Problem]] = OrderedDict()
         self._lock = asyncio.Lock()
 
-    async def page(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """At most `n` problems from `first` on, without what they hide: fewer where a split ends. Raises Refused."""
-        split, order = _stream(asked)
-        first, n = asked.get("first", 0), asked.get("n")
+    async def page(self, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """At most `n` problems from `first` on, without what they hide: fewer where a split ends.
+
+        Raises RequestRefused.
+        """
+        split, order = _stream(wanted)
+        first, n = wanted.get("first", 0), wanted.get("n")
         if not isinstance(first, int) or first < 0:
-            raise Refused("VALIDATION_ERROR", f"first={first!r}: a number of problems to leave out.")
+            raise _invalid(f"first={first!r}: a number of problems to leave out.")
         end = None if n is None else first + n
-        found = (await self._until(split, order, end))[first:end]
+        problems = (await self._until(split, order, end))[first:end]
         return [
             {"id": problem.id, "input": problem.input, "split": split, "order": order, "index": first + number}
-            for number, problem in enumerate(found)
+            for number, problem in enumerate(problems)
         ]
 
-    async def find(self, asked: Mapping[str, Any]) -> Problem:
-        """The problem of a reference. Raises Refused."""
-        split, order = _stream(asked)
-        index = asked.get("index")
+    async def find(self, reference: Mapping[str, Any]) -> Problem:
+        """The problem of a reference. Raises RequestRefused."""
+        split, order = _stream(reference)
+        index = reference.get("index")
         if not isinstance(index, int) or index < 0:
-            raise Refused("UNKNOWN_PROBLEM", f"index={index!r}: the number of a problem, from 0.", 404)
-        found = await self._until(split, order, index + 1)
-        if index >= len(found):
-            raise Refused("UNKNOWN_PROBLEM", f"{split} has {len(found)} problems; number {index} was asked for.", 404)
-        problem = found[index]
-        if asked.get("id", problem.id) != problem.id:
-            raise Refused(
-                "UNKNOWN_PROBLEM",
-                f"There is no problem {asked['id']!r} here (number {index} of {split} is {problem.id!r}): the server "
-                "was started with another environment.",
-                404,
+            raise _unknown(f"index={index!r}: the number of a problem, from 0.")
+        problems = await self._until(split, order, index + 1)
+        if index >= len(problems):
+            raise _unknown(f"{split} has {len(problems)} problems; number {index} was asked for.")
+        problem = problems[index]
+        if reference.get("id", problem.id) != problem.id:
+            raise _unknown(
+                f"There is no problem {reference['id']!r} here (number {index} of {split} is {problem.id!r}): the "
+                "server was started with another environment."
             )
         return problem
 
     async def _until(self, split: Split, seed: int | None, end: int | None) -> list[Problem]:
-        """At least `end` problems of a split, or all that it has; of a list all when it is None. Raises Refused."""
+        """At least `end` problems of a split, or all that it has; of a list all when it is None."""
         async with self._lock:
-            found = self._known.get((split, seed), [])
-            if end is None or len(found) < end:
-                found = await self._made(split, seed, end, 2 * len(found))
-                self._known[split, seed] = found
-                if len(self._known) > _STREAMS:
-                    self._known.popitem(last=False)
-            self._known.move_to_end((split, seed))
-            return found
+            problems = self._streams.get((split, seed), [])
+            if end is None or len(problems) < end:
+                problems = await self._make(split, seed, end, 2 * len(problems))
+                self._streams[split, seed] = problems
+                if len(self._streams) > _STREAMS:
+                    self._streams.popitem(last=False)
+            self._streams.move_to_end((split, seed))
+            return problems
 
-    async def _made(self, split: Split, seed: int | None, end: int | None, ahead: int) -> list[Problem]:
+    async def _make(self, split: Split, seed: int | None, end: int | None, ahead: int) -> list[Problem]:
         problems = partial(self.environment.problems, split)
         stream = callable(self.environment.train if split == "train" else self.environment.test)
         if stream and end is not None and end > _FURTHEST:
-            raise Refused("UNKNOWN_PROBLEM", f"Only the first {_FURTHEST:,} problems of a stream are served.", 404)
+            raise _unknown(f"Only the first {_FURTHEST:,} problems of a stream are served.")
         n = max(end, ahead) if stream and end is not None else None
         try:  # making problems may take long: in a thread
             return await THREADS.run(partial(problems, n, seed, fewer=True))
         except ConfigError as wrong:
-            raise Refused("UNKNOWN_PROBLEM", str(wrong), 404) from wrong
+            raise _unknown(str(wrong)) from wrong
 
 
-class Place:
+class EnvironmentConnection:
     """Where one client plays one episode after the other."""
 
-    def __init__(self, id: str, environment: Environment, book: Book, store: Any) -> None:
+    def __init__(self, id: str, environment: Environment, problems: ProblemIndex, store: Any) -> None:
         self.id = id
-        self.book = book
+        self.problems = problems
         self.used = asyncio.get_running_loop().time()
         self.tools: list[dict[str, Any]] = []
         self.expiry: asyncio.Task[None] | None = None
@@ -144,16 +153,16 @@ class Place:
         return self._lock.locked()
 
     async def answer(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The answer to a message, None to `close`. Raises Refused and other AWorldErrors."""
+        """The answer to a message, None to `close`. Raises RequestRefused and other AWorldErrors."""
         async with self._lock:
             if self._closed:  # who still has its WebSocket: nobody would ever end an episode that begins now
-                raise Refused("SESSION_ERROR", f"Place {self.id!r} has been closed.", 404)
+                raise RequestRefused("SESSION_ERROR", f"Connection {self.id!r} has been closed.", 404)
             try:
                 return await self._answer(message.get("type"), _mapping(message.get("data"), "data"))
             except EnvironmentFailed as failed:
-                raise Refused("ENVIRONMENT_FAILED", str(failed), 500) from failed
+                raise RequestRefused("ENVIRONMENT_FAILED", str(failed), 500) from failed
             except TaskError as wrong:
-                raise Refused("VALIDATION_ERROR", str(wrong)) from wrong
+                raise _invalid(str(wrong)) from wrong
             finally:
                 self.used = asyncio.get_running_loop().time()
 
@@ -177,14 +186,14 @@ class Place:
             case "close":
                 return None
             case _:
-                raise Refused("UNKNOWN_TYPE", f"Unknown message type: {kind}")
+                raise RequestRefused("UNKNOWN_TYPE", f"Unknown message type: {kind}")
 
     async def _reset(self, data: dict[str, Any]) -> dict[str, Any]:
         reference = _mapping(data.get("problem"), "problem") or (data if "index" in data else None)
-        problem = None if reference is None else await self.book.find(reference)
+        problem = None if reference is None else await self.problems.find(reference)
         seed = data.get("seed")
         if seed is not None and not isinstance(seed, int):
-            raise Refused("VALIDATION_ERROR", f"seed={seed!r} is no whole number.")
+            raise _invalid(f"seed={seed!r} is no whole number.")
         if self._env is not None:
             await self._env.close()
         environment = self._environment if data.get("limits") != "client" else _without_limits(self._environment)
@@ -212,8 +221,7 @@ class Place:
             case {"type": "end", "status": "finished" | "failed" | "timeout" | "limit_reached" as status}:
                 return await self._end(status, data.get("answer"), data.get("error"))
             case _:
-                raise Refused(
-                    "VALIDATION_ERROR",
+                raise _invalid(
                     'An action is {"type": "list_tools"}, {"type": "call_tool", "tool_name": …, "arguments": {…}} or '
                     '{"type": "message", "content": …}.',
                 )
@@ -221,17 +229,17 @@ class Place:
     async def _act(self, message: Message, tool: str | None = None) -> dict[str, Any]:
         env = self._running()
         before = len(env.record.rewards)
-        observation, reward, terminated, truncated, info = await env.step(message)
+        observation, gain, terminated, truncated, info = await env.step(message)
         done = terminated or truncated
         metadata: dict[str, Any] = {
             "status": info["status"],
             "score": env.record.score,
-            "rewards": [_reward(each) for each in env.record.rewards[before:]],
+            "rewards": [_reward(reward) for reward in env.record.rewards[before:]],
             "truncated": truncated,
             "answer": env.record.answer if done else None,
             "error": info.get("error"),
         }
-        return _observed(_seen(env, observation, tool), None if math.isnan(reward) else reward, done, metadata)
+        return _observed(_seen(env, observation, tool), None if math.isnan(gain) else gain, done, metadata)
 
     async def _end(self, status: Status, answer: Any, error: str | None) -> dict[str, Any]:
         """The client's run has ended in its own way: score it so."""
@@ -240,12 +248,12 @@ class Place:
         if env.record.finished is None:
             rewards += await env._running().score_now(status, answer, error)
             await env.close()
-        metadata = {"status": status, "score": env.record.score, "rewards": [_reward(each) for each in rewards]}
+        metadata = {"status": status, "score": env.record.score, "rewards": [_reward(reward) for reward in rewards]}
         return _observed({"content": ""}, None, True, metadata)
 
     def _running(self) -> EpisodeEnv:
         if self._env is None:
-            raise Refused("VALIDATION_ERROR", "No episode has begun; send reset first.")
+            raise _invalid("No episode has begun; send reset first.")
         return self._env
 
 
@@ -270,29 +278,29 @@ def static_tools(environment: Environment) -> list[dict[str, Any]]:
     """The tools that are known before an episode begins; others are told by `reset`."""
     general = [tool for tool in as_tools(environment.tools) if isinstance(tool, Tool)]
     kind: Any = environment.session
-    own: list[Tool] = []
+    methods: list[Tool] = []
     if isinstance(kind, type) and issubclass(kind, Session) and kind.tools is Session.tools:
-        own = [inspect.getattr_static(kind, name) for name in _tool_names(kind)]
-    return [_described(tool.schema) for tool in [*general, *own]]
+        methods = [inspect.getattr_static(kind, name) for name in _tool_names(kind)]
+    return [_described(tool.schema) for tool in [*general, *methods]]
 
 
-def _mapping(given: Any, name: str) -> dict[str, Any]:
-    if given is not None and not isinstance(given, dict):
-        raise Refused("VALIDATION_ERROR", f"{name} is an object; got {given!r:.200}.")
-    return cast("dict[str, Any]", given or {})
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise _invalid(f"{name} is an object; got {value!r:.200}.")
+    return cast("dict[str, Any]", value or {})
 
 
-def _stream(asked: Mapping[str, Any]) -> tuple[Split, int | None]:
-    order = asked.get("order")
+def _stream(wanted: Mapping[str, Any]) -> tuple[Split, int | None]:
+    order = wanted.get("order")
     if order is not None and not isinstance(order, int):
-        raise Refused("VALIDATION_ERROR", f"order={order!r}: the seed of a stream of problems, a whole number.")
-    return _split(asked), order
+        raise _invalid(f"order={order!r}: the seed of a stream of problems, a whole number.")
+    return _split(wanted), order
 
 
-def _split(asked: Mapping[str, Any]) -> Split:
-    split = asked.get("split", "train")
+def _split(wanted: Mapping[str, Any]) -> Split:
+    split = wanted.get("split", "train")
     if split not in ("train", "test"):
-        raise Refused("VALIDATION_ERROR", f"split={split!r}: there are 'train' and 'test'.")
+        raise _invalid(f"split={split!r}: there are 'train' and 'test'.")
     return split
 
 
@@ -311,10 +319,9 @@ def _described(tool: ToolSchema) -> dict[str, Any]:
 def _seen(env: EpisodeEnv, observation: Observation, tool: str | None) -> dict[str, Any]:
     results = observation.results
     if tool is None:
-        told = [
-            {"tool_call_id": r.tool_call_id, "name": r.name, "content": r.content, "error": r.error} for r in results
-        ]
-        return {"content": observation.content, "results": told}
+        fields = ("tool_call_id", "name", "content", "error")
+        shown = [{field: getattr(result, field) for field in fields} for result in results]
+        return {"content": observation.content, "results": shown}
     result = results[-1] if results else _last_result(env)
     error = result["error"] if isinstance(result, dict) else result.error
     content = result["content"] if isinstance(result, dict) else result.content
