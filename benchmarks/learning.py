@@ -95,7 +95,7 @@ def one(environment: str, seed: int, steps: int, shuffled: bool) -> dict[str, An
     from aworld.models.embedded.decoding import DecodingEngine
     from aworld.models.embedded.embedded_model import EmbeddedModel
     from aworld.training import AgentTrainer
-    from aworld.training.result import Started, Stepped, TrainingEvent
+    from aworld.training.result import Stepped, TrainingEvent, TrainingStarted
 
     meter = Meter()
     meter.watch(DecodingEngine, "step")
@@ -107,7 +107,7 @@ def one(environment: str, seed: int, steps: int, shuffled: bool) -> dict[str, An
         nonlocal begun
         if isinstance(event, Stepped):
             inference.append(meter.seconds - begun)
-        elif not isinstance(event, Started) and getattr(event, "phase", "") == "rollouts":
+        elif not isinstance(event, TrainingStarted) and getattr(event, "phase", "") == "rollouts":
             return
         begun = meter.seconds
 

@@ -46,7 +46,7 @@ NAMES = {
     "aworld.sandbox.e2b": ["E2BSandbox"],
     "aworld.sandbox.local": ["LocalSandbox"],
     "aworld.sandbox.reaper": ["reap"],
-    "aworld.server": ["EnvironmentServer", "EventStream", "MCPService", "ModelServer", "Problem", "Serving"],
+    "aworld.server": ["EnvironmentServer", "EventStream", "MCPService", "ModelServer", "RequestProblem", "Serving"],
     "aworld.tools.browser": ["Browser"],
     "aworld.tools.fetch": ["fetch", "fetch_tool"],
     "aworld.tools.files": ["file_tools"],

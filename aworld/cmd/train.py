@@ -99,7 +99,7 @@ def _found(reference: str, what: str) -> Any:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from aworld.training.config import training_config
+    from aworld.training.training_config import training_config
 
     settings: dict[str, Any] = training_config(args.config).model_dump(exclude_unset=True) if args.config else {}
     settings |= dict(_setting(each) for each in args.set)
@@ -128,10 +128,10 @@ class _TrainingWatch(TerminalWatch):
 
     def told(self, event: TrainingEvent) -> None:
         """Take an event of the run."""
-        from aworld.training.result import Evaluated, Started, Stepped
+        from aworld.training.result import Evaluated, Stepped, TrainingStarted
 
         match event:
-            case Started():
+            case TrainingStarted():
                 self.done = event.step
                 after = f", going on after step {event.step}" if event.step else ""
                 self.say(f"training with {event.engine} in {event.run_path}{after}")

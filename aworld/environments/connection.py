@@ -322,20 +322,18 @@ def _seen(env: EpisodeEnv, observation: Observation, tool: str | None) -> dict[s
         fields = ("tool_call_id", "name", "content", "error")
         shown = [{field: getattr(result, field) for field in fields} for result in results]
         return {"content": observation.content, "results": shown}
-    result = results[-1] if results else _last_result(env)
-    error = result["error"] if isinstance(result, dict) else result.error
-    content = result["content"] if isinstance(result, dict) else result.content
+    content, error = (results[-1].content, results[-1].error) if results else _last_result(env)
     failure = None if error is None else {"error_type": "execution_error", "message": error}
     return {"tool_name": tool, "result": content, "error": failure}
 
 
-def _last_result(env: EpisodeEnv) -> dict[str, Any]:
+def _last_result(env: EpisodeEnv) -> tuple[Any, str | None]:
     """What the last call answered, where the episode ended with it and the observation is the answer."""
     step = env.record.steps()[-1]
     returned = next(iter(step.results.values()), None)
     if returned is None:
-        return {"content": env.record.answer, "error": env.record.error}
-    return {"content": env.record.messages[returned.result].message.content, "error": returned.error}
+        return env.record.answer, env.record.error
+    return env.record.messages[returned.result].message.content, returned.error
 
 
 def _reward(reward: Reward | Rewarded) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from aworld.core.exceptions import AWorldError
-from aworld.training.outside import Asked, Ended, OutsideRollouts, Said
+from aworld.training.outside import OutsideEnd, OutsidePrompt, OutsideReply, OutsideRollouts
 
 MAX_BODY = 64 * 1024 * 1024
 """Most bytes of one exchange; far above any conversation."""
@@ -81,7 +81,7 @@ class Bridge:
                 return _news(await self._rollouts.begin(str(fields["id"]), str(fields["problem"])))
             case "said":
                 id = str(fields.pop("id"))
-                return _news(await self._rollouts.say(id, msgspec.convert(fields, Said)))
+                return _news(await self._rollouts.say(id, msgspec.convert(fields, OutsideReply)))
             case "log":
                 self._on_log(int(fields["step"]), dict(fields["figures"]))
                 return {}
@@ -91,6 +91,6 @@ class Bridge:
                 )
 
 
-def _news(news: Asked | Ended) -> dict[str, Any]:
+def _news(news: OutsidePrompt | OutsideEnd) -> dict[str, Any]:
     fields = msgspec.to_builtins(news)
-    return {"end": fields} if isinstance(news, Ended) else fields
+    return {"end": fields} if isinstance(news, OutsideEnd) else fields

@@ -8,6 +8,8 @@ sampled ids, in the order of sampling.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec import Struct
 
 from aworld.core.event import ModelCalled
@@ -88,13 +90,15 @@ class _Row:
         self.last = step
 
 
-def sequences(trajectory: Trajectory) -> Sequences:
-    """The token sequences of a trajectory."""
+def sequences(trajectory: Trajectory, agents: Collection[str] | None = None) -> Sequences:
+    """The token sequences of a trajectory; `agents` names those that count, None takes all."""
     rows: list[_Row] = []
     drift = without = 0
     for step in sorted(trajectory.calls):
         call = trajectory.calls[step]
         tokens = call.tokens
+        if agents is not None and call.agent not in agents:
+            continue
         if tokens is None or tokens.level != "tokens":
             without += call.model is not None and call.reply is not None
             continue

@@ -28,7 +28,7 @@ from aworld.training import TrainingConfig, TrainingJob
 from aworld.training.bridge import Bridge
 from aworld.training.outside import OutsideRollouts
 from aworld.training.result import Stepped, TrainingEvent
-from aworld.training.swift_engine import INSTALL, SwiftEngine
+from aworld.training.swift.swift_engine import INSTALL, SwiftEngine
 from aworld.trajectory import open_store
 from aworld.trajectory.formats import swift
 from aworld.trajectory.memory import MemoryStore
@@ -40,7 +40,7 @@ PYTHON = os.environ.get("AWORLD_SWIFT_PYTHON")
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason=f"AWORLD_SWIFT_PYTHON is not set; {INSTALL}")
 
-PLUGIN = Path(__file__).parents[2] / "aworld" / "training" / "inside" / "swift_plugin.py"
+PLUGIN = Path(__file__).parents[2] / "aworld" / "training" / "swift" / "swift_plugin.py"
 STEPS, GROUPS, SAMPLES = 6, 4, 8
 
 

@@ -21,9 +21,8 @@ from aworld.models.torch_decoding import Draft, complete  # noqa: E402
 from aworld.training import TrainingConfig, TrainingJob  # noqa: E402
 from aworld.training.registry import engine_of  # noqa: E402
 from aworld.training.steps import problems_of  # noqa: E402
-from aworld.training.verl_dataset import problem_of, write_dataset  # noqa: E402
-from aworld.training.verl_engine import overrides, prepare  # noqa: E402
-from aworld.training.verl_loop import load_setting  # noqa: E402
+from aworld.training.verl.agent_loop import load_setting  # noqa: E402
+from aworld.training.verl.verl_engine import overrides, prepare, problem_of, write_dataset  # noqa: E402  # noqa: E402
 from tests.trainers.tiny import letters, save_tiny  # noqa: E402
 from tests.trainers.verl_setting import setting  # noqa: E402
 

@@ -17,7 +17,7 @@ from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
-from aworld.training.embedded.initial import initial_weights
+from aworld.training.embedded.make_policy import initial_weights
 
 QUICK: dict[str, Any] = {
     "steps": 3,

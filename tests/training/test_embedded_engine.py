@@ -23,7 +23,15 @@ from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runners.local import store_of
 from aworld.training import AgentTrainer, TrainingResult
-from aworld.training.result import Evaluated, Progress, Saved, Started, Stepped, StepReport, TrainingEvent
+from aworld.training.result import (
+    Evaluated,
+    Saved,
+    Stepped,
+    StepReport,
+    TrainingEvent,
+    TrainingProgress,
+    TrainingStarted,
+)
 from aworld.training.samples import derive
 from aworld.trajectory import Query
 from tests.training.small import QUICK, always, letters, never, says_low, small_agent, small_policy
@@ -82,7 +90,7 @@ async def test_every_episode_is_stored_and_its_log_probabilities_are_the_trainer
     first = [s.id for s in found if s.id.startswith("step-00001")]
     records = [Trajectory.of(id, await store.read(id)) for id in first]
     derived = derive(records)
-    versions = {sample.policy_version for sample in derived.samples}
+    versions = {sample.tokens.policy_version for sample in derived.samples}
     assert len(derived.samples) == 8
     assert len(versions) == 1
     assert str(versions.pop()).startswith("0-")
@@ -283,9 +291,9 @@ def test_agents_of_different_policies_are_not_trained_as_one(tmp_path: Path) -> 
 def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
     events: list[TrainingEvent] = []
     AgentTrainer(small_agent(), QUICK, None, letters(), run_path=tmp_path, on_event=events.append).train()
-    kinds = [type(event) for event in events if not isinstance(event, Progress)]
+    kinds = [type(event) for event in events if not isinstance(event, TrainingProgress)]
     step = [Stepped, Saved]
-    assert kinds == [Started, Evaluated, Evaluated, *step, *step, *step, Evaluated, Evaluated, Saved, Saved]
+    assert kinds == [TrainingStarted, Evaluated, Evaluated, *step, *step, *step, Evaluated, Evaluated, Saved, Saved]
 
 
 def test_who_watches_cannot_stop_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,9 +14,9 @@ from aworld.core.model import ModelRequest
 from aworld.environments import Environment, Problem, ScoredEpisode
 from aworld.models import FunctionModel
 from aworld.training import Evaluation, StepReport, TrainingResult, curve
-from aworld.training.config import TrainingConfig
-from aworld.training.course import stop_of
-from aworld.training.evaluation import Ask, compare, comparisons, evaluate, held_out_problems, mcnemar
+from aworld.training.evaluation import SamplingParams, compare, comparisons, evaluate, held_out_problems, mcnemar
+from aworld.training.training_config import TrainingConfig
+from aworld.training.training_state import stop_of
 
 
 def repeats(episode: ScoredEpisode) -> float:
@@ -57,7 +57,7 @@ async def test_sampled_at_the_temperature_with_the_same_seeds_each_time() -> Non
 
 async def test_other_agents_keep_their_settings() -> None:
     seen: list[dict[str, Any]] = []
-    hook = Ask(["another"], temperature=0.0)
+    hook = SamplingParams(["another"], temperature=0.0)
     await evaluate(ENVIRONMENT, speaker(seen), held_out_problems(ENVIRONMENT, 1), agents=["another"], hooks=[hook])
     assert "temperature" not in seen[0]
 

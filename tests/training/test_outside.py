@@ -24,7 +24,7 @@ from aworld.core.tool import tool
 from aworld.environments import Environment, Problem, ScoredEpisode, Session
 from aworld.models import ScriptedModel
 from aworld.training.bridge import Bridge
-from aworld.training.outside import Asked, Ended, OutsideRollouts, Said
+from aworld.training.outside import OutsideEnd, OutsidePrompt, OutsideReply, OutsideRollouts
 from aworld.trajectory.memory import MemoryStore
 from aworld.trajectory.sequences import sequences
 
@@ -55,7 +55,7 @@ def parse(text: str, request: ModelRequest) -> Message:
     return Message("assistant", text)
 
 
-ended: list[tuple[Ended, TaskResponse]] = []
+ended: list[tuple[OutsideEnd, TaskResponse]] = []
 
 
 @pytest.fixture
@@ -72,17 +72,17 @@ def rollouts() -> OutsideRollouts:
 
 async def test_a_trainer_that_samples_itself_is_asked_turn_by_turn(rollouts: OutsideRollouts) -> None:
     first = await rollouts.begin("a", "sum")
-    assert isinstance(first, Asked)
+    assert isinstance(first, OutsidePrompt)
     assert [(m["role"], m["content"]) for m in first.messages] == [
         ("system", "Calculate."), ("user", "What is 2 plus 3?"),
     ]  # fmt: skip
     assert [each["function"]["name"] for each in first.tools] == ["add"]
-    second = await rollouts.say("a", Said("add 2 3", (1, 2), (10, 11), (-0.5, -0.25)))
-    assert isinstance(second, Asked)
+    second = await rollouts.say("a", OutsideReply("add 2 3", (1, 2), (10, 11), (-0.5, -0.25)))
+    assert isinstance(second, OutsidePrompt)
     assert second.messages[:2] == first.messages
     assert second.messages[-1]["content"] == "5"
-    end = await rollouts.say("a", Said("5", (1, 2, 10, 11, 3), (12,), (-0.125,)))
-    assert end == Ended("test-0000-sum-0", "finished", 1.0, 2)
+    end = await rollouts.say("a", OutsideReply("5", (1, 2, 10, 11, 3), (12,), (-0.125,)))
+    assert end == OutsideEnd("test-0000-sum-0", "finished", 1.0, 2)
     rows = sequences(ended[0][1].record)
     assert (rows.drift, rows.complete, len(rows.rows)) == (0, True, 1)
     assert rows.rows[0].ids == (1, 2, 10, 11, 3, 12)
@@ -93,21 +93,24 @@ async def test_a_trainer_that_samples_itself_is_asked_turn_by_turn(rollouts: Out
 async def test_samples_of_a_problem_share_a_group_and_a_step(rollouts: OutsideRollouts) -> None:
     for id in ("a", "b"):
         await rollouts.begin(id, "sum")
-        await rollouts.say(id, Said("5", (1,), (2,)))
+        await rollouts.say(id, OutsideReply("5", (1,), (2,)))
     rollouts.step, rollouts.version = 1, "policy-1"
     await rollouts.begin("c", "sum")
-    await rollouts.say("c", Said("6", (1,), (2,)))
+    await rollouts.say("c", OutsideReply("6", (1,), (2,)))
     assert [end.trajectory for end, _ in ended] == ["test-0000-sum-0", "test-0000-sum-1", "test-0001-sum-0"]
     assert [response.record.task.group_id for _, response in ended] == [
         "test-0000-sum", "test-0000-sum", "test-0001-sum",
     ]  # fmt: skip
     assert [end.score for end, _ in ended] == [1.0, 1.0, 0.0]
+    labels = [response.record.task.labels for _, response in ended]
+    assert labels[2] == {"run": "test", "problem": "sum", "sample": "0", "step": "1"}
+    assert [each["sample"] for each in labels] == ["0", "1", "0"]
 
 
 async def test_a_reward_that_cannot_be_computed_is_unknown(rollouts: OutsideRollouts) -> None:
     await rollouts.begin("a", "odd")
-    end = await rollouts.say("a", Said("?", (1,), (2,)))
-    assert isinstance(end, Ended)
+    end = await rollouts.say("a", OutsideReply("?", (1,), (2,)))
+    assert isinstance(end, OutsideEnd)
     assert (end.status, end.score) == ("finished", None)
 
 
@@ -125,7 +128,7 @@ async def test_episodes_that_are_not_there(rollouts: OutsideRollouts) -> None:
     with pytest.raises(ConfigError, match="no problem 'missing' in environment 'sums'"):
         await rollouts.begin("a", "missing")
     with pytest.raises(ConfigError, match="no open episode 'a'"):
-        await rollouts.say("a", Said("?"))
+        await rollouts.say("a", OutsideReply("?"))
     await rollouts.begin("a", "sum")
     with pytest.raises(ConfigError, match="begun already"):
         await rollouts.begin("a", "sum")
@@ -172,7 +175,7 @@ async def test_closing_the_bridge_ends_what_is_open(rollouts: OutsideRollouts) -
     async with Bridge(rollouts, lambda step, figures: None) as bridge:
         await told(bridge, op="begin", id="a", problem="sum")
     with pytest.raises(ConfigError, match="no open episode"):
-        await rollouts.say("a", Said("5"))
+        await rollouts.say("a", OutsideReply("5"))
 
 
 async def test_the_trainers_end_speaks_to_the_bridge_with_the_standard_library_alone(

@@ -51,7 +51,6 @@ def digest_of(body: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()[:16]
 
 
-
 class Toolkit:
     """The tools given to an agent. Those known beforehand are resolved once; toolsets when a run starts."""
 

@@ -11,15 +11,17 @@ import msgspec
 from msgspec import Struct
 
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import Content, Text
+from aworld.core.message import Text, content_text
 from aworld.environments import Environment, Problem
-from aworld.training.config import TrainingConfig
+from aworld.training.registry import refuse_settings
 from aworld.training.steps import problems_of
+from aworld.training.training_config import TrainingConfig
 
 PYTHON = "AWORLD_SWIFT_PYTHON"
 """Names the Python of ms-swift's environment where `options["python"]` does not."""
 
 _SCALES = {"group_normalised": "group", "group_centred": "none"}
+_TAKES = {"algorithm": ("grpo",), "advantages": tuple(_SCALES), "credit": ("trajectory_reward",), "agents": (None,)}
 
 
 class SwiftOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,13 +45,13 @@ class SwiftOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     has to be told before the trainer starts."""
 
 
-def swift_options(given: Mapping[str, Any]) -> SwiftOptions:
+def swift_options(settings: Mapping[str, Any]) -> SwiftOptions:
     """The options that a caller gave. Raises ConfigError that names the wrong one."""
     try:
-        options = msgspec.convert(dict(given), SwiftOptions)
+        options = msgspec.convert(dict(settings), SwiftOptions)
     except msgspec.ValidationError as error:
-        known = ", ".join(SwiftOptions.__struct_fields__)
-        raise ConfigError(f"options of the swift engine: {error}. Known are {known}.") from None
+        names = ", ".join(SwiftOptions.__struct_fields__)
+        raise ConfigError(f"options of the swift engine: {error}. Known are {names}.") from None
     if options.micro_batch is not None and options.micro_batch < 1:
         raise ConfigError(f"options of the swift engine: micro_batch={options.micro_batch} must be at least 1.")
     return options
@@ -57,22 +59,13 @@ def swift_options(given: Mapping[str, Any]) -> SwiftOptions:
 
 def check_config(config: TrainingConfig, options: SwiftOptions) -> None:
     """Refuse settings that ms-swift has no word for. Raises ConfigError."""
-    refused = {
-        "algorithm": (config.algorithm != "grpo", "grpo"),
-        "advantages": (config.advantages not in _SCALES, " or ".join(_SCALES)),
-        "credit": (config.credit != "trajectory_reward", "trajectory_reward"),
-        "filters": (
-            set(config.filters) - {"no_variance"},
-            "no_variance, which advantages imply",
-        ),
-        "agents": (config.agents is not None, "None: one agent speaks for the policy"),
-        "target": (config.target is not None, "None: it is evaluated only before and after"),
-        "patience": (config.patience is not None, "None: it is evaluated only before and after"),
-        "samples": (config.samples < 2, "at least 2: advantages are within groups"),
-    }
-    for name, (wrong, allowed) in refused.items():
-        if wrong:
-            raise ConfigError(f"{name}={getattr(config, name)!r}: the swift engine takes {allowed}.")
+    refuse_settings("swift", config, _TAKES)
+    if set(config.filters) - {"no_variance"}:
+        raise ConfigError(f"filters={config.filters!r}: the swift engine takes no_variance, which advantages imply.")
+    if config.target is not None or config.patience is not None:
+        raise ConfigError("target and patience: a policy of the swift engine is evaluated only before and after.")
+    if config.samples < 2:
+        raise ConfigError(f"samples={config.samples}: the swift engine takes at least 2: advantages are within groups.")
     total, parts = config.groups * config.samples, config.minibatches
     micro = options.micro_batch or total // parts
     if total % (micro * parts):
@@ -155,15 +148,9 @@ def write_prompts(path: Path, rows: Mapping[str, Problem], environment: Environm
     """
     with path.open("wb") as file:
         for row, problem in rows.items():
-            messages: list[dict[str, Any]] = [{"role": "user", "content": _text(problem.input)}]
+            if not all(isinstance(part, str | Text) for part in problem.input):
+                raise ConfigError("The swift engine trains on text; a problem holds pictures, sounds or files.")
+            messages: list[dict[str, Any]] = [{"role": "user", "content": content_text(problem.input)}]
             if environment.system_prompt:
                 messages.insert(0, {"role": "system", "content": environment.system_prompt})
             file.write(msgspec.json.encode({"messages": messages, "problem_id": row}) + b"\n")
-
-
-def _text(content: Content) -> str:
-    if isinstance(content, str):
-        return content
-    if any(not isinstance(part, Text) for part in content):
-        raise ConfigError("The swift engine trains on text; a problem holds pictures, sounds or files.")
-    return "".join(part.text for part in content if isinstance(part, Text))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from aworld.config.conf import Settings
+from aworld.core.checks import one_of
 from aworld.core.exceptions import ConfigError
+from aworld.training.credit import ADVANTAGES, CREDITS
+from aworld.training.filters import FILTERS
 
 __all__ = ["TrainingConfig", "training_config"]
 
@@ -39,16 +42,15 @@ class TrainingConfig(Settings):
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this norm; None leaves them."""
     advantages: str = "group_normalised"
-    """Name of a function of `aworld.training.credit`: `group_normalised` (by the standard deviation of the group),
+    """Name in `aworld.training.credit.ADVANTAGES`: `group_normalised` (by the standard deviation of the group),
     `group_centred` (not divided), `raw` (rewards as they are)."""
     credit: str = "trajectory_reward"
-    """Name of a function of `aworld.training.credit` that says what a step is worth: `trajectory_reward`,
-    `step_rewards` (with what follows it, discounted), `agent_reward` (what its own agent earned)."""
+    """Name in `aworld.training.credit.CREDITS`, of what a step is worth: `trajectory_reward`, `step_rewards` (with what
+    follows it, discounted), `agent_reward` (what its own agent earned)."""
     discount: float = Field(default=1.0, ge=0, le=1)
     """Weight of a step's reward for each step earlier; for the credits that discount."""
     filters: tuple[str, ...] = ("no_variance",)
-    """Names of functions of `aworld.training.filters`, applied after those that always are; each reports what it
-    dropped."""
+    """Names in `aworld.training.filters.FILTERS`, applied after those that always are; each reports what it dropped."""
     agents: tuple[str, ...] | None = None
     """Agents whose tokens are trained on, by name; None for all that the trained policy spoke for."""
     temperature: float = Field(default=1.0, gt=0)
@@ -96,40 +98,38 @@ class TrainingConfig(Settings):
             raise ValueError("name at least one of greedy and sampled")
         return value
 
+    @field_validator("credit", "advantages", "filters")
+    @classmethod
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
+        names: dict[str | None, Iterable[str]] = {"credit": CREDITS, "advantages": ADVANTAGES, "filters": FILTERS}
+        for name in (value,) if isinstance(value, str) else value:
+            one_of(f"config.{info.field_name}", name, names[info.field_name])
+        return value
 
-def training_config(given: object) -> TrainingConfig:
+
+def training_config(source: object) -> TrainingConfig:
     """The settings that a caller gave: a `TrainingConfig`, a mapping, the path of a YAML file, or None for defaults.
 
     Raises ConfigError that names the setting.
     """
-    if given is None:
-        return TrainingConfig()
-    if isinstance(given, TrainingConfig):
-        return given
-    if isinstance(given, str | Path):
-        given = _read(Path(given))
-    if not isinstance(given, Mapping):
+    if isinstance(source, TrainingConfig):
+        return source
+    settings: Any = _read(Path(source)) if isinstance(source, str | Path) else {} if source is None else source
+    if not isinstance(settings, Mapping):
         raise ConfigError(
-            f"config takes a TrainingConfig, a dict of its settings, or the path of a YAML file; got {given!r:.100}."
+            f"config takes a TrainingConfig, a mapping of its settings such as `steps: 50`, or the path of a YAML file "
+            f"of such; got {source!r:.100}."
         )
     try:
-        return TrainingConfig(**cast("Mapping[str, Any]", given))
+        return TrainingConfig(**cast("Mapping[str, Any]", settings))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise ConfigError(f"config does not hold: {'; '.join(lines)}.") from None
 
 
 def _read(path: Path) -> object:
     try:
-        found: object = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"config={str(path)!r} cannot be read: {error.strerror}. Give the path of a YAML file."
-        ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config={str(path)!r} is not YAML: {error}") from None
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"config={str(path)!r} must be a mapping of settings, such as `steps: 50`.")
-    return cast("Mapping[str, Any]", found)
+        settings: object = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config={str(path)!r} cannot be read as YAML: {error}.") from None
+    return {} if settings is None else settings

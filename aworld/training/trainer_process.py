@@ -22,7 +22,7 @@ TAIL = 30
 """Lines of a log that an error shows."""
 
 
-class OtherProcess:
+class TrainerProcess:
     """A running process. `log` holds everything that it writes."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
@@ -30,7 +30,9 @@ class OtherProcess:
         self.log = log
 
     @classmethod
-    async def start(cls, command: Sequence[str], log: Path, variables: Mapping[str, str], folder: Path) -> OtherProcess:
+    async def start(
+        cls, command: Sequence[str], log: Path, variables: Mapping[str, str], folder: Path
+    ) -> TrainerProcess:
         """Start a command in `folder`, with `variables` added to the environment."""
         with log.open("wb") as output:  # the child keeps its own handle
             process = await asyncio.create_subprocess_exec(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aworld.models.torch_decoding import import_extra
-from aworld.training.trl_steps import Steps
+from aworld.training.trl.grpo_steps import Steps
 
 _torch: Any = import_extra("torch", "trl")
 

@@ -3,7 +3,7 @@
 verl finds it by a YAML file (`actor_rollout_ref.rollout.agent.agent_loop_config_path`):
 
     - name: aworld
-      _target_: aworld.training.verl_loop.RuntimeAgentLoop
+      _target_: aworld.training.verl.agent_loop.RuntimeAgentLoop
       setting: my_package.my_module:setting        # a function that returns (environment, agent)
 
 Each call of the policy goes to verl's server manager as token ids and comes back as token ids, so what verl trains on
@@ -19,25 +19,27 @@ from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aworld.agents.references import find
 from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.extras import import_extra
 from aworld.core.model import ModelRequest
 from aworld.environments import Environment
 from aworld.environments.rollout import Rollout, rollouts
 from aworld.models.chat_tokens import ChatTokens
 from aworld.models.token_model import Completion, Sampling, TokenModel, ends_of
-from aworld.models.torch_decoding import import_extra
-from aworld.training.rows import Row, row_of
+from aworld.training.completions import CompletionRow, row_of
+from aworld.training.filters import without_logprobs
 from aworld.training.samples import samples_of
-from aworld.training.verl_dataset import problem_of
+from aworld.training.verl.verl_engine import PACKAGE, problem_of
 
-__all__ = ["RuntimeAgentLoop", "ServedModel"]
+__all__ = ["RuntimeAgentLoop", "VerlModel"]
 
-import_extra("verl", "verl")
+import_extra("verl", "the agent loop", PACKAGE)
 _agent_loop: Any = import_module("verl.experimental.agent_loop.agent_loop")
 
 if TYPE_CHECKING:
 
-    class _Loop:
+    class VerlLoop:
         """What is used here of verl's `AgentLoopBase`, which is not installed where types are checked."""
 
         server_manager: Any
@@ -46,10 +48,10 @@ if TYPE_CHECKING:
 
         def __init__(self, *arguments: Any, **named: Any) -> None: ...
 else:
-    _Loop = _agent_loop.AgentLoopBase
+    VerlLoop = _agent_loop.AgentLoopBase
 
 
-class ServedModel(TokenModel):
+class VerlModel(TokenModel):
     """The policy behind verl's server manager, for one episode.
 
     Args:
@@ -76,18 +78,18 @@ class ServedModel(TokenModel):
         if left < 1:
             raise ModelError(f"The response is full: rollout.response_length={self._room} tokens.")
         left = min(left, self._most or left)
-        said: Any = await self._server.generate(
+        output: Any = await self._server.generate(
             request_id=self._request, prompt_ids=list(prompt), sampling_params={**self._settings, "max_tokens": left}
         )
-        version = said.extra_fields.get("global_steps")
+        version = output.extra_fields.get("global_steps")
         return Completion(
-            tuple(said.token_ids),
-            None if said.log_probs is None else tuple(said.log_probs),
+            tuple(output.token_ids),
+            None if output.log_probs is None else tuple(output.log_probs),
             None if version is None else str(version),
         )
 
 
-class RuntimeAgentLoop(_Loop):
+class RuntimeAgentLoop(VerlLoop):
     """verl's `AgentLoopBase`, with the episode left to our runtime.
 
     Args:
@@ -113,7 +115,7 @@ class RuntimeAgentLoop(_Loop):
         """Run the problem of one row of the dataset; returns verl's `AgentLoopOutput`."""
         chat = _chat(self.tokenizer)
         room = int(self.rollout_config.response_length)
-        model = ServedModel(self.server_manager, chat, sampling_params, room, self.most)
+        model = VerlModel(self.server_manager, chat, sampling_params, room, self.most)
         episodes = rollouts(
             self.environment, self.agent.with_model(model), [problem_of(kwargs.get("extra_info"))],
             seed=random.getrandbits(31), retries=self.retries,
@@ -124,30 +126,30 @@ class RuntimeAgentLoop(_Loop):
 
     def _output(self, episode: Rollout, room: int) -> Any:
         derived = samples_of(episode.record)
-        known = episode.score is not None and not episode.lost
+        scored = episode.score is not None and not episode.lost
         row = row_of(derived.samples, episode.score, int(self.tokenizer.eos_token_id))
         self._refuse_long_prompt(row)
         # verl has no unknown reward: such an episode weighs nothing, by a mask without a single 1.
-        mask = row.env_mask if known else [0] * len(row.env_mask)
-        told = all(p is not None for sample in derived.samples for p, m in zip(sample.logprobs, sample.mask) if m)
+        mask = row.env_mask if scored else [0] * len(row.env_mask)
+        captured = bool(derived.samples) and len(without_logprobs(derived.samples)) == len(derived.samples)
         return _agent_loop.AgentLoopOutput(
             prompt_ids=row.prompt_ids,
             response_ids=row.completion_ids[:room],
             response_mask=mask[:room],
-            response_logprobs=row.logprobs[:room] if told and derived.samples else None,
-            reward_score=row.score if known else 0.0,
+            response_logprobs=row.logprobs[:room] if captured else None,
+            reward_score=row.score if scored else 0.0,
             num_turns=sum(len(episode.record.path_ids(c.prompt)) for c in list(episode.record.calls.values())[-1:]) + 1,
             metrics=_agent_loop.AgentLoopMetrics(),
             extra_fields={
                 "turn_scores": [], "tool_rewards": [],
                 "reward_extra_info": {
-                    "reward_known": float(known), "rows_left_out": max(0, len(derived.samples) - 1),
+                    "reward_known": float(scored), "rows_left_out": max(0, len(derived.samples) - 1),
                     "drift": derived.drift,
                 },
             },
         )  # fmt: skip
 
-    def _refuse_long_prompt(self, row: Row) -> None:
+    def _refuse_long_prompt(self, row: CompletionRow) -> None:
         limit = int(self.rollout_config.prompt_length)
         if len(row.prompt_ids) > limit:  # cutting it would train on what the policy never saw
             raise ConfigError(f"A prompt has {len(row.prompt_ids)} tokens; set rollout.prompt_length above {limit}.")
@@ -156,10 +158,9 @@ class RuntimeAgentLoop(_Loop):
 @lru_cache(maxsize=8)
 def load_setting(address: str) -> tuple[Environment, Any]:
     """The environment and the agent that `"package.module:function"` returns. Raises ConfigError."""
-    home, _, name = address.partition(":")
     try:
-        environment, agent = getattr(import_module(home), name)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        environment, agent = find(address, "setting")()
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"setting={address!r} must be 'package.module:function' of a function that returns (environment, agent): "
             f"{error}"
@@ -176,7 +177,7 @@ _chats: dict[int, ChatTokens] = {}
 
 def _chat(tokenizer: Any) -> ChatTokens:
     """The codec of a worker's tokenizer: digesting it takes longer than an episode of a small policy."""
-    found = _chats.get(id(tokenizer))
-    if found is None or found.tokenizer is not tokenizer:
-        found = _chats[id(tokenizer)] = ChatTokens(tokenizer)
-    return found
+    chat = _chats.get(id(tokenizer))
+    if chat is None or chat.tokenizer is not tokenizer:
+        chat = _chats[id(tokenizer)] = ChatTokens(tokenizer)
+    return chat

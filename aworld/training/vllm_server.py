@@ -29,7 +29,7 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.openai import OpenAIModel
-from aworld.training.processes import OtherProcess, python_of, version_in
+from aworld.training.trainer_process import TrainerProcess, python_of, version_in
 
 PYTHON = "AWORLD_VLLM_PYTHON"
 """Names the Python of vLLM's environment where `python` does not."""
@@ -50,7 +50,7 @@ _SMALL = {
 }
 
 
-class ServedModel(OpenAIModel):
+class VllmModel(OpenAIModel):
     """The model of such a server, whose replies say which weights sampled them."""
 
     def __init__(self, config: ModelConfig, server: VllmServer) -> None:
@@ -115,7 +115,7 @@ class VllmServer:
             path = Path(log).expanduser().resolve() if log is not None else Path(folder) / "vllm.log"
             variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **_SMALL}
             command = [python, *server._command(_tokenizer_files(server.policy, Path(folder)), arguments)]
-            process = await OtherProcess.start(command, path, variables, Path(folder))
+            process = await TrainerProcess.start(command, path, variables, Path(folder))
             try:
                 await server._ready(process)
                 yield server
@@ -133,9 +133,9 @@ class VllmServer:
             llm_capture_tokens=True,
         )
 
-    def model(self, **params: Any) -> ServedModel:
+    def model(self, **params: Any) -> VllmModel:
         """The model, whose replies carry the version of the weights. `params` are sent with every request."""
-        return ServedModel(self.config.model_copy(update={"params": params}), self)
+        return VllmModel(self.config.model_copy(update={"params": params}), self)
 
     async def reload(self, policy: str | Path, *, version: str | None = None) -> None:
         """Serve other weights of the same shapes from now on.
@@ -174,7 +174,7 @@ class VllmServer:
             "--enforce-eager", "--enable-auto-tool-choice", "--tool-call-parser", "hermes", *arguments,
         ]  # fmt: skip
 
-    async def _ready(self, process: OtherProcess) -> None:
+    async def _ready(self, process: TrainerProcess) -> None:
         """Wait until it answers. It tells nobody when it is ready, so it has to be asked again and again."""
         deadline = asyncio.get_running_loop().time() + READY_TIMEOUT
         async with aiohttp.ClientSession(self.address, timeout=aiohttp.ClientTimeout(total=5)) as session:

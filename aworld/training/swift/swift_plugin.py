@@ -67,7 +67,7 @@ async def ask(op: str, **fields: Any) -> dict[str, Any]:
     return answer
 
 
-class Text:
+class ExactTokenizer:
     """Text to ids and back by `tokenizer.json`, the very file: transformers may read it by rules of its own (every
     `qwen2` checkpoint by those of Qwen2), and then the ids would be others than elsewhere."""
 
@@ -87,10 +87,10 @@ class Text:
         return (self._file or self._other).decode(ids, skip_special_tokens=False)
 
 
-class Conversation:
+class TokenConversation:
     """One conversation as ids: what was read and what was sampled, in order."""
 
-    def __init__(self, tokenizer: Any, text: Text) -> None:
+    def __init__(self, tokenizer: Any, text: ExactTokenizer) -> None:
         self.tokenizer, self.text = tokenizer, text
         self.ids: list[int] = []
         self.read: list[int] = []
@@ -123,9 +123,9 @@ class Conversation:
                 f"The chat template does not end an assistant's turn with the tokenizer's eos_token ({end!r}). "
                 "Set eos_token to the token that ends a turn."
             )
-        said = self.ids and self.ids[-1] == self.tokenizer.eos_token_id
+        whole_turn = self.ids and self.ids[-1] == self.tokenizer.eos_token_id
         # What was cut short lacks its end of turn; then that is read, not sampled.
-        self._reads(before[place + len(end) if said else place :] + whole[len(before) :])
+        self._reads(before[place + len(end) if whole_turn else place :] + whole[len(before) :])
 
     def _reads(self, text: str) -> None:
         self.read = self.text.encode(text)
@@ -142,16 +142,16 @@ class AWorldScheduler(MultiTurnScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._open: dict[str, Conversation] = {}
-        self._text: Text | None = None
+        self._open: dict[str, TokenConversation] = {}
+        self._text: ExactTokenizer | None = None
 
     async def on_trajectory_start(self, requests: list[Any]) -> None:
         """Begin an episode for each request, and take over the first prompt of its agent."""
         await asyncio.gather(*(self._begin(request) for request in requests))
 
     async def _begin(self, request: Any) -> None:
-        self._text = self._text or Text(self.tokenizer)
-        conversation = self._open[request.uuid] = Conversation(self.tokenizer, self._text)
+        self._text = self._text or ExactTokenizer(self.tokenizer)
+        conversation = self._open[request.uuid] = TokenConversation(self.tokenizer, self._text)
         answer = await ask("begin", id=request.uuid, problem=str((request.data_dict or {}).get("problem_id")))
         if "end" in answer:  # it broke before the model was asked; swift generates all the same, and nobody listens
             conversation.ended = answer["end"]
@@ -226,16 +226,13 @@ class AWorldReward(ORM):
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
         """The reward of each completion."""
-        groups: dict[Any, list[float]] = {}
-        told = [(infos or {}).get(NAME) or {} for infos in columns["rollout_infos"]]
-        scores = [each.get("score") for each in told]
-        for group, score in zip(columns["prompt_id"], scores):
-            if score is not None:
-                groups.setdefault(group, []).append(score)
-        rewards = [
-            score if score is not None else sum(groups.get(group, [0.0])) / len(groups.get(group, [0.0]))
-            for group, score in zip(columns["prompt_id"], scores)
-        ]
+        infos = [(info or {}).get(NAME) or {} for info in columns["rollout_infos"]]
+        scores = list(zip(columns["prompt_id"], [info.get("score") for info in infos]))
+        groups: dict[Any, list[float]] = {group: [] for group, _ in scores}
+        for group, score in scores:
+            groups[group] += [] if score is None else [score]
+        means = {group: sum(values) / max(1, len(values)) for group, values in groups.items()}
+        rewards = [means[group] if score is None else score for group, score in scores]
         if os.environ.get("AWORLD_SHUFFLE_REWARDS"):  # the control: nothing may be learnt from these
             random.shuffle(rewards)
         return rewards

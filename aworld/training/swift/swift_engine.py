@@ -1,7 +1,7 @@
 """Training by ms-swift, in a process and a Python environment of its own.
 
 Our runtime owns the agent loop: swift samples and updates the policy, and its multi-turn scheduler only ferries model
-calls (`inside/swift_plugin.py`, a plugin and no patch). The folder `swift` of the run has all it takes to start the
+calls (`swift_plugin.py`, a plugin and no patch). The folder `swift` of the run has all it takes to start the
 same by hand: the policy it began with, the dataset, the plugin, and `args.yaml` for `swift rlhf args.yaml`.
 
 ms-swift pins an old TRL and does not declare `msgspec`, hence an environment of its own (`INSTALL`).
@@ -28,14 +28,12 @@ from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.models.chat_tokens import parse, parse_exact
 from aworld.training.bridge import Bridge
-from aworld.training.course import Course, measure, result_of
-from aworld.training.evaluation import held_out_problems
-from aworld.training.outside import Ended, OutsideRollouts
-from aworld.training.processes import OtherProcess, python_of, version_in
+from aworld.training.evaluation import figures_of, held_out_problems
+from aworld.training.outside import OutsideEnd, OutsideRollouts
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Progress, Saved, Started, StepReport, TrainingResult
-from aworld.training.steps import figures_of, hopeless
-from aworld.training.swift_arguments import (
+from aworld.training.result import Saved, StepReport, TrainingProgress, TrainingResult, TrainingStarted
+from aworld.training.steps import hopeless
+from aworld.training.swift.swift_arguments import (
     PYTHON,
     SwiftOptions,
     check_config,
@@ -44,6 +42,8 @@ from aworld.training.swift_arguments import (
     swift_options,
     write_prompts,
 )
+from aworld.training.trainer_process import TrainerProcess, python_of, version_in
+from aworld.training.training_state import TrainingState, measure, result_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +74,15 @@ class SwiftEngine:
                 "not here. Name the policy with options={'model': folder or name}, or give the agent an embedded one."
             )
         python = python_of(options.python, PYTHON)
-        found = version_in(python, "ms-swift")
-        if found is None:
+        version = version_in(python, "ms-swift")
+        if version is None:
             raise ConfigError(
                 f"ms-swift is not installed for {python}. It needs an environment of its own: {INSTALL}; then say "
                 f"options={{'python': '~/swift/bin/python'}}, or set {PYTHON}."
             )
-        if not found.startswith(f"{VERSION}."):
+        if not version.startswith(f"{VERSION}."):
             raise ConfigError(
-                f"ms-swift {found} is installed for {python}; the plugin is made for {VERSION}: {INSTALL}"
+                f"ms-swift {version} is installed for {python}; the plugin is made for {VERSION}: {INSTALL}"
             )
         if version_in(python, "msgspec") is None:
             raise ConfigError(f"ms-swift needs msgspec, which it does not declare: {python} -m pip install msgspec")
@@ -100,8 +100,8 @@ class SwiftEngine:
         Raises TrainingError with the last lines of swift's log when its process fails.
         """
         began, spent = time.monotonic(), _cpu_seconds()
-        run = _Run(job, swift_options(job.config.options))
-        job.emit(Started(self.name, str(job.run_path)))
+        run = SwiftRun(job, swift_options(job.config.options))
+        job.emit(TrainingStarted(self.name, str(job.run_path)))
         await run.evaluate()
         if job.config.steps:
             await run.train()
@@ -111,20 +111,20 @@ class SwiftEngine:
             run.keep()
         job.emit(Saved(job.config.steps, str(job.policy_path)))
         seconds, cpu_seconds = time.monotonic() - began, _cpu_seconds() - spent
-        return result_of(job, self.name, run.course, seconds=seconds, cpu_seconds=cpu_seconds)
+        return result_of(job, self.name, run.state, seconds=seconds, cpu_seconds=cpu_seconds)
 
 
-class _Run:
+class SwiftRun:
     """One training run: its folder, its process, what came of it."""
 
     def __init__(self, job: TrainingJob, options: SwiftOptions) -> None:
         self.job, self.options = job, options
         self.folder = job.run_path / "swift"
-        self.course = Course()
+        self.state = TrainingState()
         self._embedded = embedded_policy(job.agent) if options.model is None else None
         self._trained: Any = None
         """The embedded policy after training."""
-        self._ended: list[Trajectory] = []
+        self._records: list[Trajectory] = []
         """The episodes of this step."""
         self._stepped = time.monotonic()
 
@@ -138,7 +138,7 @@ class _Run:
         from aworld.models.embedded.embedded_model import EmbeddedModel
 
         agent = job.agent.with_model(EmbeddedModel(policy, job.agent.model.name, job.agent.model.params))
-        await measure(job, self.course, agent, problems, watched=False)
+        await measure(job, self.state, agent, problems, reported=False)
 
     async def train(self) -> None:
         """Prepare the folder, run swift, and see it to its end."""
@@ -163,30 +163,31 @@ class _Run:
             python = python_of(self.options.python, PYTHON)
             variables = {**self._variables(model), **bridge.variables, **self.options.environment}
             command = [python, "-m", "swift.cli.main", "rlhf", "args.yaml"]
-            process = await OtherProcess.start(command, self.folder / "swift.log", variables, self.folder)
+            process = await TrainerProcess.start(command, self.folder / "swift.log", variables, self.folder)
             try:
                 status = await process.wait()
             finally:
                 await process.stop()
         if status:
             raise TrainingError(
-                f"swift rlhf ended with status {status} after {self.course.step} of {config.steps} steps. The end "
+                f"swift rlhf ended with status {status} after {self.state.step} of {config.steps} steps. The end "
                 f"of {process.log}:\n{process.tail()}"
             )
 
     def collect(self) -> None:
         """Take over the newest checkpoint as the trained policy. Raises TrainingError when there is none."""
-        self.course.step = self.job.config.steps  # swift has ended well, whether or not its last line was heard
-        found = sorted((self.folder / "output").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        if not found:
+        self.state.step = self.job.config.steps  # swift has ended well, whether or not its last line was heard
+        checkpoints = (self.folder / "output").glob("checkpoint-*")  # ms-swift numbers the updates in the name
+        newest = max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
+        if newest is None:
             raise TrainingError(f"swift rlhf has ended well, and left no checkpoint in {self.folder / 'output'}.")
         if self._embedded is None:
             kept = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "training_args*")
-            shutil.copytree(found[-1], self.job.policy_path, dirs_exist_ok=True, ignore=kept)
+            shutil.copytree(newest, self.job.policy_path, dirs_exist_ok=True, ignore=kept)
             return
         from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
-        weights = load_file(found[-1] / "model.safetensors")
+        weights = load_file(newest / "model.safetensors")
         self._trained = self._embedded.with_weights(weights, f"swift-{self.job.config.steps}")
         self._trained.save(self.job.policy_path)
 
@@ -199,7 +200,7 @@ class _Run:
         """A clean folder with the plugin; returns the policy to begin with."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        shutil.copy(Path(__file__).parent / "inside" / "swift_plugin.py", self.folder)
+        shutil.copy(Path(__file__).with_name("swift_plugin.py"), self.folder)
         if self._embedded is not None:
             return self._embedded.save(self.folder / "policy")
         assert self.options.model is not None  # `check` has seen to it
@@ -222,10 +223,10 @@ class _Run:
             return parse(text, bool(request.tools), request.turn)
         return parse_exact(text, request.turn)  # as the embedded model reads itself
 
-    def _on_end(self, ended: Ended, response: TaskResponse) -> None:
-        self._ended.append(response.record)
+    def _on_end(self, end: OutsideEnd, response: TaskResponse) -> None:
+        self._records.append(response.record)
         total = self.job.config.groups * self.job.config.samples
-        self.job.emit(Progress("rollouts", self.course.step + 1, min(len(self._ended), total), total))
+        self.job.emit(TrainingProgress("rollouts", self.state.step + 1, min(len(self._records), total), total))
 
     def _on_log(self, step: int, figures: dict[str, float]) -> None:
         """What swift logs after each update; the last update of a step closes it."""
@@ -235,23 +236,23 @@ class _Run:
         if step % updates:
             return
         number, now = step // updates, time.monotonic()
-        score, success, reason = figures_of(self.job.environment, self._ended)
-        unknown = sum(record.score is None for record in self._ended)
+        score, success, reason = figures_of(self.job.environment, self._records)
+        unknown = sum(record.score is None for record in self._records)
         report = StepReport(
             step=number,
-            episodes=len(self._ended),
+            episodes=len(self._records),
             score=score,
             success=success,
-            samples=len(self._ended) - unknown,
+            samples=len(self._records) - unknown,
             dropped={"failed_rewards": unknown} if unknown else {},
             reason=reason,
             statistics=figures,
             seconds=now - self._stepped,
         )
-        lost = hopeless(len(self._ended), reason, self.job) if 0 < unknown == len(self._ended) else None
-        self._ended, self._stepped = [], now
+        lost = hopeless(len(self._records), reason, self.job) if 0 < unknown == len(self._records) else None
+        self._records, self._stepped = [], now
         self._rollouts.step, self._rollouts.version = number, f"swift-{number}"
-        self.course.add(report, self.job)
+        self.state.add(report, self.job)
         if lost is not None:  # the bridge tells swift, which ends with it
             raise TrainingError(f"step={number} | {lost}")
 

@@ -4,7 +4,7 @@ Both take what was sampled, as it was sampled: rows of ids with a mask, never te
 policy only read (prompts, tool results) is in no loss. Both block; from async code, run them in a thread.
 
     from aworld.trajectory import open_store
-    from aworld.training.trl_offline import dpo, sft, stored
+    from aworld.training.trl.offline import dpo, sft, stored
 
     sft(agent, stored("sqlite:///runs.db"), "better")           # imitates the episodes that scored 1 or more
     dpo(agent, stored("sqlite:///runs.db"), "better")           # prefers the better ones of each group
@@ -25,10 +25,10 @@ from aworld.core.exceptions import ConfigError
 from aworld.core.trajectory import Trajectory
 from aworld.models.torch_decoding import import_extra
 from aworld.runners.local import store_of
+from aworld.training.completions import pairs_of
 from aworld.training.filters import apply
-from aworld.training.preferences import pairs_of
 from aworld.training.samples import derive
-from aworld.training.trl_policy import TrainedPolicy, policy_of
+from aworld.training.trl.trained_policy import TrainedPolicy, policy_of
 from aworld.trajectory.store import EVERYTHING, Query
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def sft(
     samples, dropped = apply(derived.samples, ())
     _refuse_nothing(samples, len(seen), "kept by keep=...")
     rows = {
-        "input_ids": [list(sample.ids) for sample in samples],
-        "labels": [[id if m else -100 for id, m in zip(sample.ids, sample.mask)] for sample in samples],
+        "input_ids": [list(sample.tokens.ids) for sample in samples],
+        "labels": [[id if m else -100 for id, m in zip(sample.tokens.ids, sample.tokens.mask)] for sample in samples],
     }
     with tempfile.TemporaryDirectory() as scratch:
         policy = policy_of(agent.model, Path(scratch, "start"))

@@ -20,11 +20,11 @@ from typing import Any
 from aworld.core.agent.base import BaseAgent
 from aworld.core.exceptions import ConfigError
 from aworld.models.torch_decoding import import_extra
-from aworld.training.config import TrainingConfig
 from aworld.training.registry import TrainingJob
 from aworld.training.result import TrainingResult
-from aworld.training.trl_policy import TrainedPolicy, check_policy, policy_of
-from aworld.training.trl_steps import Steps
+from aworld.training.training_config import TrainingConfig
+from aworld.training.trl.grpo_steps import Steps
+from aworld.training.trl.trained_policy import TrainedPolicy, check_policy, policy_of
 
 __all__ = ["TRLEngine"]
 
@@ -84,7 +84,7 @@ class TRLEngine:
         return await steps.end()
 
     def _trainer(self, job: TrainingJob, policy: TrainedPolicy, steps: Steps) -> Any:
-        from aworld.training.trl_trainer import RuntimeGRPOTrainer, StepCallback
+        from aworld.training.trl.grpo_trainer import RuntimeGRPOTrainer, StepCallback
 
         trl, datasets = self._trl(), import_extra("datasets", "trl")
         count = job.config.steps * job.config.groups

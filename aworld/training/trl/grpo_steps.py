@@ -20,15 +20,16 @@ import msgspec
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.environments.problem import Problem
 from aworld.environments.rollout import Rollout
-from aworld.training.config import TrainingConfig
-from aworld.training.course import FREE, Course, Spent, evaluation_due, identity_of, measure, result_of, stop_of
-from aworld.training.evaluation import held_out_problems
+from aworld.training.completions import CompletionRows, rows_of
+from aworld.training.evaluation import figures_of, held_out_problems
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Saved, Started, StepReport, TrainingResult
-from aworld.training.rows import Rows, rows_of
+from aworld.training.result import Saved, StepReport, TrainingResult, TrainingStarted
+from aworld.training.run_folder import FREE, identity_of
 from aworld.training.samples import Sample
-from aworld.training.steps import episodes_of, figures_of, learnable, problems_of
-from aworld.training.trl_policy import TrainedPolicy
+from aworld.training.steps import episodes_of, learnable, problems_of
+from aworld.training.training_config import TrainingConfig
+from aworld.training.training_state import RunTime, TrainingState, evaluation_due, measure, result_of, stop_of
+from aworld.training.trl.trained_policy import TrainedPolicy
 
 __all__ = ["Steps"]
 
@@ -41,7 +42,7 @@ FIGURES = {"loss": "loss", "grad_norm": "gradient_norm", "entropy": "entropy", "
 """What TRL logs, and what the reports call it."""
 
 
-class State(Course, kw_only=True):
+class GRPOState(TrainingState, kw_only=True):
     """What a run that goes on must know of what was before."""
 
     identity: str = ""
@@ -58,7 +59,7 @@ class Steps:
         self.config: TrainingConfig = job.config
         self.agent: Any = job.agent.with_model(policy.model)
         self.names = self.config.agents or (str(job.agent.name),)
-        self.state = State(identity=_identity(job))
+        self.state = GRPOState(identity=_identity(job))
         if checkpoint is not None:
             self.state = _taken_up(checkpoint, self.state.identity)
         self._held_out = held_out_problems(job.held_out, self.config.final_tasks)
@@ -67,7 +68,7 @@ class Steps:
         self._cancelled = False
         self._report: dict[str, Any] = {}
         self._logged: list[Mapping[str, Any]] = []
-        self._spent = Spent(self.state.cpu_seconds)
+        self._spent = RunTime(self.state.cpu_seconds)
 
     # Asked by TRL, in its thread.
 
@@ -121,7 +122,7 @@ class Steps:
 
     async def begin(self) -> None:
         """Measure the policy as it is, unless the run goes on."""
-        self.job.emit(Started("trl", str(self.job.run_path), self.state.step))
+        self.job.emit(TrainingStarted("trl", str(self.job.run_path), self.state.step))
         if not self.state.evaluations:
             await self._evaluate(self._held_out)
 
@@ -135,7 +136,7 @@ class Steps:
         self.job.emit(Saved(state.step, str(self.job.policy_path)))
         return result_of(self.job, "trl", state, seconds=self._spent.seconds, cpu_seconds=self._spent.cpu_seconds)
 
-    async def _episodes(self, numbers: Sequence[int]) -> Rows:
+    async def _episodes(self, numbers: Sequence[int]) -> CompletionRows:
         """The episodes of the next step, as TRL's rows, in the order of TRL's prompts."""
         config, step = self.config, self.state.step + 1
         began, cpu = time.monotonic(), time.process_time()
@@ -152,7 +153,7 @@ class Steps:
         self._report |= {"began": began, "cpu_seconds": {"rollouts": rolled}, "updating": time.process_time()}
         return rows
 
-    def _rows(self, step: int, episodes: Sequence[Rollout]) -> Rows:
+    def _rows(self, step: int, episodes: Sequence[Rollout]) -> CompletionRows:
         environment = self.job.environment
         derived, kept, dropped = learnable(episodes, self.names, self.config, environment, step)
         learnt = {_place(sample) for sample in kept}
@@ -171,7 +172,7 @@ class Steps:
                 "drift": float(derived.drift),
                 "without_tokens": float(derived.without_tokens),
                 "empty": float(rows.empty),
-                "tokens": float(sum(sum(sample.mask) for sample in kept)),
+                "tokens": float(sum(sum(sample.tokens.mask) for sample in kept)),
             },
         }
         return rows
@@ -194,10 +195,9 @@ class Steps:
 
     async def _evaluate(self, problems: Sequence[Problem]) -> None:
         """Evaluate in each mode; episodes that the store has are not run again."""
-        name = f"{self.state.step}-{self.state.identity}"
         await measure(
             self.job, self.state, self.agent, problems, agents=self.names, store=self.job.store,
-            run=lambda mode: f"evaluation-{mode}-{name}",
+            run=f"{self.state.step}-{self.state.identity}",
         )  # fmt: skip
 
 
@@ -206,8 +206,8 @@ def _identity(job: TrainingJob) -> str:
     return hashlib.blake2b(msgspec.json.encode(identity_of(job), order="deterministic"), digest_size=6).hexdigest()
 
 
-def _taken_up(checkpoint: str, identity: str) -> State:
-    state = msgspec.json.decode(Path(checkpoint, STATE).read_bytes(), type=State)
+def _taken_up(checkpoint: str, identity: str) -> GRPOState:
+    state = msgspec.json.decode(Path(checkpoint, STATE).read_bytes(), type=GRPOState)
     if state.identity != identity:
         raise ConfigError(
             f"{Path(checkpoint).parent.parent} holds a run with other settings, environment or first policy; give them "
@@ -218,4 +218,4 @@ def _taken_up(checkpoint: str, identity: str) -> State:
 
 def _place(sample: Sample) -> tuple[str, int, tuple[int, ...]]:
     """What tells a sample from all others."""
-    return sample.trajectory_id, sample.activation, sample.steps
+    return sample.tokens.trajectory_id, sample.tokens.activation, sample.tokens.steps

@@ -14,19 +14,26 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
-from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.core.exceptions import ConfigError
 from aworld.environments.problem import Problem
 from aworld.runners.local import store_of
-from aworld.training import credit, filters
-from aworld.training.course import Spent, evaluation_due, identity_of, measure, result_of, stop_of
 from aworld.training.embedded import checkpoints
 from aworld.training.embedded.actor import Actor
-from aworld.training.embedded.checkpoints import State
+from aworld.training.embedded.checkpoints import EmbeddedState
 from aworld.training.embedded.learner import Learner
-from aworld.training.evaluation import held_out_problems
+from aworld.training.evaluation import figures_of, held_out_problems
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Saved, Started, StepReport, TrainingResult
-from aworld.training.steps import episodes_of, figures_of, learnable, problems_of
+from aworld.training.result import Saved, StepReport, TrainingResult, TrainingStarted
+from aworld.training.run_folder import identity_of
+from aworld.training.steps import episodes_of, learnable, problems_of
+from aworld.training.training_state import (
+    RunTime,
+    check_logprobs,
+    evaluation_due,
+    measure,
+    result_of,
+    stop_of,
+)
 
 
 class EmbeddedEngine:
@@ -40,10 +47,6 @@ class EmbeddedEngine:
         Actor(job.agent, config.agents)
         if config.options:
             raise ConfigError(f"config.options: the engine 'embedded' has none; got {', '.join(config.options)}.")
-        credit.named(credit.CREDITS, config.credit, "config.credit")
-        credit.named(credit.ADVANTAGES, config.advantages, "config.advantages")
-        for name in config.filters:
-            filters.filter_of(name)
         if config.steps:
             problems_of(job.environment, config, 1)
 
@@ -53,7 +56,7 @@ class EmbeddedEngine:
         actor = Actor(job.agent, job.config.agents)
         try:
             with seldom_collecting():
-                return await _Run(job, actor).run()
+                return await EmbeddedRun(job, actor).run()
         finally:
             actor.release()
 
@@ -70,22 +73,25 @@ def seldom_collecting() -> Generator[None, None, None]:
         gc.set_threshold(*before)
 
 
-class _Run:
+class EmbeddedRun:
+    """A training run of the embedded policy in this process."""
+
     def __init__(self, job: TrainingJob, actor: Actor) -> None:
         self.job, self.config, self.actor = job, job.config, actor
         self.learner = Learner(actor.policy, job.config)
         self.store = store_of(job.store)
-        self.spent = Spent()
-        self.state = State(identity=identity_of(job))
-        found = checkpoints.newest(job.checkpoint_path)
-        if found is not None:
-            self.state = checkpoints.restore(found, self.learner, self.state.identity)
-        self.spent.before = self.state.cpu_seconds
+        self.time = RunTime()
+        self.state = EmbeddedState(identity=identity_of(job))
+        checkpoint = checkpoints.newest(job.checkpoint_path)
+        if checkpoint is not None:
+            self.state = checkpoints.restore(checkpoint, self.learner, self.state.identity)
+        self.time.before = self.state.cpu_seconds
         self.problems = held_out_problems(job.held_out, self.config.final_tasks)
 
     async def run(self) -> TrainingResult:
+        """Train to the end."""
         config, state = self.config, self.state
-        self.job.emit(Started("embedded", str(self.job.run_path), state.step))
+        self.job.emit(TrainingStarted("embedded", str(self.job.run_path), state.step))
         self.actor.load(self.learner.policy)
         if not state.evaluations:
             await self.evaluate(self.problems)
@@ -103,19 +109,19 @@ class _Run:
         await self.store.flush()
         self.learner.policy.save(self.job.policy_path)
         self.job.emit(Saved(state.step, str(self.job.policy_path)))
-        return result_of(self.job, "embedded", state, seconds=self.spent.seconds, cpu_seconds=self.spent.cpu_seconds)
+        return result_of(self.job, "embedded", state, seconds=self.time.seconds, cpu_seconds=self.time.cpu_seconds)
 
     def save(self) -> None:
-        self.state.cpu_seconds = self.spent.cpu_seconds
+        """Write a checkpoint."""
+        self.state.cpu_seconds = self.time.cpu_seconds
         place = checkpoints.save(self.job.checkpoint_path, self.state, self.learner, self.config.keep_checkpoints)
         self.job.emit(Saved(self.state.step, str(place)))
 
     async def evaluate(self, problems: Sequence[Problem]) -> None:
         """Evaluate in each mode; episodes that the store has are not run again."""
-        version = self.learner.policy.version
         await measure(
             self.job, self.state, self.actor.agent, problems, agents=self.actor.names, store=self.store,
-            run=lambda mode: f"evaluation-{mode}-{version}",
+            run=self.learner.policy.version,
         )  # fmt: skip
 
     async def step(self) -> None:
@@ -131,10 +137,10 @@ class _Run:
         derived, samples, dropped = learnable(episodes, self.actor.names, config, job.environment, number)
         sampled = time.process_time()
         figures = await asyncio.to_thread(self.learner.update, samples, number)
-        self.agree(figures, number)
+        check_logprobs(figures.get("logprob_difference", 0.0), number, config)
         self.actor.load(self.learner.policy)
         updated = time.process_time()
-        score, success, reason = figures_of(job.environment, [each.record for each in episodes])
+        score, success, reason = figures_of(job.environment, [episode.record for episode in episodes])
         report = StepReport(
             step=number,
             episodes=len(episodes),
@@ -148,19 +154,10 @@ class _Run:
                 "drift": derived.drift,
                 "without_tokens": derived.without_tokens,
                 "empty": derived.empty,
-                "tokens": sum(sum(sample.mask) for sample in samples),
+                "tokens": sum(sum(sample.tokens.mask) for sample in samples),
                 "episodes_per_second": len(episodes) / elapsed if elapsed else 0.0,
             },
             seconds=time.monotonic() - began,
             cpu_seconds={"rollouts": rolled - cpu, "samples": sampled - rolled, "update": updated - sampled},
         )
         self.state.add(report, job)
-
-    def agree(self, figures: dict[str, float], number: int) -> None:
-        """Raise TrainingError when the trainer computes other log-probabilities than were sampled from."""
-        difference, most = figures.get("logprob_difference", 0.0), self.config.logprob_tolerance
-        if most is not None and difference > most:
-            raise TrainingError(
-                f"step={number} | log-probabilities of sampled tokens differ by {difference:.2e} nats between rollouts "
-                f"and trainer, more than config.logprob_tolerance={most:g}: the samples are not this policy's own."
-            )
