@@ -162,12 +162,12 @@ class OpenEnvSession(ServedSession, StepwiseSession):
         if reply.get("reward") is not None:
             self.earn(reply["reward"], f"{self.server.url} | ")
         observation = cast("dict[str, Any]", reply.get("observation") or {})
-        if observation.get("error"):
-            raise ToolError(str(observation["error"].get("message")))
-        content = to_content(self.environment.describe(observation))
-        done = bool(reply.get("done"))
-        if done:
+        done, error = bool(reply.get("done")), observation.get("error")
+        content = str(error.get("message")) if error else to_content(self.environment.describe(observation))
+        if done:  # also by a call that failed, such as the last one that a limit there allows
             self.finish(content if isinstance(content, str) else None)
+        if error:
+            raise ToolError(str(content))
         return content, done
 
 
