@@ -21,7 +21,7 @@ from aworld.core.extras import import_extra
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
 from aworld.trajectory.formats import Format, openai, row_lines, sharegpt, swift
-from aworld.trajectory.openenv import training_trace
+from aworld.trajectory.openenv_trace import training_trace
 from aworld.trajectory.query import EVERYTHING, Query
 from aworld.trajectory.sequences import TokenSequence, sequences
 from aworld.trajectory.store import TrajectoryStore

@@ -10,7 +10,7 @@ import pytest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import ModelRequest
 from aworld.environments import Environment
-from aworld.environments.adapters.openenv_client import openenv_environment
+from aworld.environments.adapters.openenv import openenv_environment
 from aworld.models.doubles import Said, call
 from tests.environments.served import DIGITS, Vault, codes, correct, vault
 from tests.environments.test_env_serve import POLICIES, emptied, play, serving

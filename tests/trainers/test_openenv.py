@@ -28,7 +28,7 @@ from aworld.core.message import Tokens  # noqa: E402
 from aworld.core.model import ModelRequest  # noqa: E402
 from aworld.core.task import TaskResponse  # noqa: E402
 from aworld.environments import Environment, Problem  # noqa: E402
-from aworld.environments.adapters.openenv_client import openenv_environment  # noqa: E402
+from aworld.environments.adapters.openenv import openenv_environment  # noqa: E402
 from aworld.models.doubles import FunctionModel, Said, call  # noqa: E402
 from aworld.runner import Runners  # noqa: E402
 from tests.environments.served import vault  # noqa: E402
