@@ -129,8 +129,8 @@ class _File:
         self._making.append(name)
         section = self._agents if name in self._agents else self._swarms
         try:
-            given = self._mapping(section[name], section.lines[name], repr(name))
-            made = self._agent(name, given) if section is self._agents else self._swarm(name, given)
+            entry = self._mapping(section[name], section.lines[name], repr(name))
+            made = self._agent(name, entry) if section is self._agents else self._swarm(name, entry)
         except FileError:
             raise
         except ConfigError as error:
@@ -139,29 +139,29 @@ class _File:
         self._made[name] = made
         return made
 
-    def _agent(self, name: str, given: Mapped) -> Unit:
+    def _agent(self, name: str, entry: Mapped) -> Unit:
         what = f"Agent {name!r}"
-        if "function" in given:
-            self._refuse_unknown(given, FUNCTION_AGENT, what)
-            return FunctionAgent(self._code(given, "function", what), name, self._option(given, "desc", what))
-        self._refuse_unknown(given, AGENT, what)
-        output = self._code(given, "output_type", what) if "output_type" in given else None
+        if "function" in entry:
+            self._refuse_unknown(entry, FUNCTION_AGENT, what)
+            return FunctionAgent(self._code(entry, "function", what), name, self._option(entry, "desc", what))
+        self._refuse_unknown(entry, AGENT, what)
+        output = self._code(entry, "output_type", what) if "output_type" in entry else None
         return Agent(
             name,
-            self._conf(given, what),
-            desc=self._option(given, "desc", what),
-            system_prompt=self._option(given, "system_prompt", what),
-            tools=self._tools(given, what),
-            tool_names=[self._text(item, line, "a tool name") for item, line in self._list(given, "tool_names")],
+            self._conf(entry, what),
+            desc=self._option(entry, "desc", what),
+            system_prompt=self._option(entry, "system_prompt", what),
+            tools=self._tools(entry, what),
+            tool_names=[self._text(item, line, "a tool name") for item, line in self._list(entry, "tool_names")],
             output_type=output,
-            max_steps=self._number(given, "max_steps", what),
-            model=self._option(given, "model", what),
+            max_steps=self._number(entry, "max_steps", what),
+            model=self._option(entry, "model", what),
         )
 
-    def _conf(self, given: Mapped, what: str) -> AgentConfig | None:
-        if given.get("conf") is None:
+    def _conf(self, entry: Mapped, what: str) -> AgentConfig | None:
+        if entry.get("conf") is None:
             return None
-        conf = self._mapping(given["conf"], given.lines["conf"], f"conf of {what}")
+        conf = self._mapping(entry["conf"], entry.lines["conf"], f"conf of {what}")
         for key in conf:
             line = conf.lines[key]
             if key in SECRET:
@@ -178,58 +178,58 @@ class _File:
             key = str(first["loc"][0])
             raise self._error(conf.lines.get(key, conf.line), f"{what}: {key}: {first['msg']}") from error
 
-    def _tools(self, given: Mapped, what: str) -> list[Any]:
+    def _tools(self, entry: Mapped, what: str) -> list[Any]:
         """Members by their names, everything else as `module:function`."""
         tools: list[Any] = []
-        for item, line in self._list(given, "tools"):
+        for item, line in self._list(entry, "tools"):
             reference = self._text(item, line, "a tool")
             is_member = reference in self._agents or reference in self._swarms or ":" not in reference
             tools.append(self._unit(reference, line) if is_member else self._find(reference, line, f"Tool of {what}"))
         return tools
 
-    def _swarm(self, name: str, given: Mapped) -> Unit:
-        words = [word for word in KINDS if word in given]
+    def _swarm(self, name: str, entry: Mapped) -> Unit:
+        words = [word for word in KINDS if word in entry]
         if len(words) != 1:
             found = " and ".join(words) or "none of them"
-            raise self._error(given.line, f"swarm {name!r} is one of {', '.join(KINDS)}; here is {found}")
+            raise self._error(entry.line, f"swarm {name!r} is one of {', '.join(KINDS)}; here is {found}")
         word = words[0]
         kind, what = KINDS[word], f"Swarm {name!r}"
-        self._refuse_unknown(given, (word, *kind.options), what)
-        options = {key: self._value(given, key, what) for key in given if key not in (word, "nodes", "start")}
-        line = given.lines[word]
+        self._refuse_unknown(entry, (word, *kind.options), what)
+        options = {key: self._value(entry, key, what) for key in entry if key not in (word, "nodes", "start")}
+        line = entry.lines[word]
         match word:
             case "workflow":
-                members = self._chain(given, word)
+                members = self._chain(entry, word)
             case "edges":
-                members = self._edges(given, what)
+                members = self._edges(entry, what)
             case "handoff":
-                members = [self._pair(item, at) for item, at in self._list(given, word)]
-                if given.get("start") is not None:
-                    options["root_agent"] = self._unit(given["start"], given.lines["start"])
+                members = [self._pair(item, at) for item, at in self._list(entry, word)]
+                if entry.get("start") is not None:
+                    options["root_agent"] = self._unit(entry["start"], entry.lines["start"])
             case "loop" | "map":
-                members = [self._unit(given[word], line)]
+                members = [self._unit(entry[word], line)]
             case _:
-                members = [self._unit(item, at) for item, at in self._list(given, word)]
+                members = [self._unit(item, at) for item, at in self._list(entry, word)]
                 if word == "solver_verifier" and len(members) != 2:
                     raise self._error(line, f"{what}: write solver_verifier: [SOLVER, VERIFIER]")
         for option in kind.options:
-            if kind.options[option] is REQUIRED and option not in given:
-                raise self._error(given.line, f"{what} needs {option}: module:function")
+            if kind.options[option] is REQUIRED and option not in entry:
+                raise self._error(entry.line, f"{what} needs {option}: module:function")
         return kind.make(*members, name=name, **options)
 
-    def _value(self, given: Mapped, key: str, what: str) -> Any:
+    def _value(self, entry: Mapped, key: str, what: str) -> Any:
         """An option as its class takes it."""
-        value, line = given[key], given.lines[key]
+        value, line = entry[key], entry.lines[key]
         if value is None:
             return None
         if key in FUNCTIONS:
-            return self._code(given, key, what)
+            return self._code(entry, key, what)
         if key == "desc":
             return self._text(value, line, "desc")
         if key == "reduce":
             reference = self._text(value, line, "reduce")
             is_member = reference in self._agents or reference in self._swarms or ":" not in reference
-            return self._unit(reference, line) if is_member else self._code(given, key, what)
+            return self._unit(reference, line) if is_member else self._code(entry, key, what)
         if key == "state":
             joins = self._mapping(value, line, f"state of {what}")
             return {name: self._code(joins, name, f"state of {what}") for name in joins}
@@ -239,10 +239,10 @@ class _File:
 
     # Workflows
 
-    def _chain(self, given: Mapped, key: str) -> list[Any]:
+    def _chain(self, entry: Mapped, key: str) -> list[Any]:
         """The items of a chain. A serial group in it is the same as its members, and would be taken for an edge."""
         items: list[Any] = []
-        for item, line in self._list(given, key):
+        for item, line in self._list(entry, key):
             group = self._group(item, line)
             items += list(cast("tuple[Any, ...]", group)) if isinstance(group, tuple) else [group]
         return items
@@ -257,19 +257,19 @@ class _File:
             return tuple(self._chain(item, "serial"))
         return self._node(item, line)
 
-    def _node(self, given: Mapped, line: int, name: str | None = None) -> WorkflowNode:
-        self._refuse_unknown(given, NODE if name is None else tuple(k for k in NODE if k != "name"), "A member")
-        if "member" not in given:
+    def _node(self, entry: Mapped, line: int, name: str | None = None) -> WorkflowNode:
+        self._refuse_unknown(entry, NODE if name is None else tuple(k for k in NODE if k != "name"), "A member")
+        if "member" not in entry:
             raise self._error(line, "write {member: NAME, ...}, or {serial: [...]} for a group")
-        unit = self._unit(given["member"], given.lines["member"])
-        options = {key: self._value(given, key, repr(unit.name)) for key in given if key not in ("member", "name")}
+        unit = self._unit(entry["member"], entry.lines["member"])
+        options = {key: self._value(entry, key, repr(unit.name)) for key in entry if key not in ("member", "name")}
         if name is None:
-            name = self._option(given, "name", "A member")
+            name = self._option(entry, "name", "A member")
         return WorkflowNode(unit, name=name, **options)
 
-    def _edges(self, given: Mapped, what: str) -> list[Any]:
+    def _edges(self, entry: Mapped, what: str) -> list[Any]:
         """Edges between members, or between the nodes that the swarm describes."""
-        described = self._mapping(given.get("nodes"), given.lines.get("nodes", given.line), f"nodes of {what}")
+        described = self._mapping(entry.get("nodes"), entry.lines.get("nodes", entry.line), f"nodes of {what}")
         nodes: dict[str, WorkflowNode] = {}
         for id in described:
             line = described.lines[id]
@@ -279,7 +279,7 @@ class _File:
             return nodes[name] if isinstance(name, str) and name in nodes else self._unit(name, line)
 
         edges: list[Any] = []
-        for item, line in self._list(given, "edges"):
+        for item, line in self._list(entry, "edges"):
             if isinstance(item, Mapped):
                 self._refuse_unknown(item, EDGE, "An edge")
                 if "from" not in item or "to" not in item:
@@ -312,13 +312,13 @@ class _File:
             raise self._error(line, f"{what} is a mapping, key: value; got {_shown(value)}")
         return value
 
-    def _list(self, given: Mapped, key: str) -> list[tuple[Any, int]]:
+    def _list(self, entry: Mapped, key: str) -> list[tuple[Any, int]]:
         """The items of a list with their lines; none when the key is not there."""
-        value = given.get(key)
+        value = entry.get(key)
         if value is None:
             return []
         if not isinstance(value, ListedItems):
-            raise self._error(given.lines[key], f"{key} is a list; got {_shown(value)}")
+            raise self._error(entry.lines[key], f"{key} is a list; got {_shown(value)}")
         return list(zip(value, value.lines))
 
     def _text(self, value: Any, line: int, what: str) -> str:
@@ -326,19 +326,19 @@ class _File:
             raise self._error(line, f"{what} is text; got {_shown(value)}. Put it in quotes, if that is what is meant")
         return value
 
-    def _option(self, given: Mapped, key: str, what: str) -> str | None:
-        value: Any = given.get(key)
-        return None if value is None else self._text(value, given.lines[key], f"{key} of {what}")
+    def _option(self, entry: Mapped, key: str, what: str) -> str | None:
+        value: Any = entry.get(key)
+        return None if value is None else self._text(value, entry.lines[key], f"{key} of {what}")
 
-    def _number(self, given: Mapped, key: str, what: str) -> int | None:
-        value: Any = given.get(key)
+    def _number(self, entry: Mapped, key: str, what: str) -> int | None:
+        value: Any = entry.get(key)
         if value is not None and type(value) is not int:
-            raise self._error(given.lines[key], f"{key} of {what} is a number; got {_shown(value)}")
+            raise self._error(entry.lines[key], f"{key} of {what} is a number; got {_shown(value)}")
         return value
 
-    def _code(self, given: Mapped, key: str, what: str) -> Callable[..., Any]:
-        reference = self._text(given[key], given.lines[key], f"{key} of {what}")
-        return self._find(reference, given.lines[key], f"{key} of {what}")
+    def _code(self, entry: Mapped, key: str, what: str) -> Callable[..., Any]:
+        reference = self._text(entry[key], entry.lines[key], f"{key} of {what}")
+        return self._find(reference, entry.lines[key], f"{key} of {what}")
 
     def _find(self, reference: str, line: int, what: str) -> Any:
         try:
@@ -346,15 +346,15 @@ class _File:
         except ConfigError as error:
             raise self._error(line, str(error)) from error
 
-    def _refuse_unknown(self, given: Mapped, known: Iterable[str], what: str) -> None:
-        for key in given:
-            if key not in known:
-                raise self._error(given.lines[key], f"{what} has no {key!r}; {_nearest(key, list(known))}")
+    def _refuse_unknown(self, entry: Mapped, choices: Iterable[str], what: str) -> None:
+        for key in entry:
+            if key not in choices:
+                raise self._error(entry.lines[key], f"{what} has no {key!r}; {_nearest(key, list(choices))}")
 
 
-def _nearest(name: str, known: list[str], words: str = "known are") -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"{words}: {', '.join(known) or 'none'}"
+def _nearest(name: str, choices: list[str], words: str = "known are") -> str:
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"{words}: {', '.join(choices) or 'none'}"
 
 
 def _shown(value: Any) -> str:
