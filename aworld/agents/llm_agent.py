@@ -26,6 +26,7 @@ from aworld.models import build_model, call_model
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+    from aworld.agents.definitions import Definition
     from aworld.tools.mcp import McpToolset
 
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
@@ -94,6 +95,18 @@ class Agent(BaseAgent):
         if output_type is not None and output_type is not str:
             self._adapter: TypeAdapter[Any] = _adapter(name, output_type)
             self._output, self._wrapped = _output_schema(self._adapter)
+
+    @property
+    def definition(self) -> Definition:
+        """The agent as data, with a digest. Raises ConfigError that names what in it has no name."""
+        from aworld.agents.definitions import definition_of
+
+        return definition_of(self)
+
+    @staticmethod
+    def of(definition: Definition) -> Any:
+        """The agent, or the team, of a definition. Raises ConfigError that names what is not there."""
+        return definition.build()
 
     @property
     def model(self) -> Model:

@@ -17,9 +17,12 @@ from typing import Any
 
 from msgspec import Struct
 
+from aworld.agents.definitions import definition_of
+from aworld.agents.files import load
 from aworld.core.agent.base import plain
+from aworld.core.agent.flow import Unit
 from aworld.core.event import Status
-from aworld.core.exceptions import AWorldError, TaskError
+from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.core.message import Content, Message
 from aworld.core.task import Task, TaskResponse
 
@@ -76,7 +79,7 @@ def reference_to(task: Task) -> Begin:
     return Begin(
         id=task.id,
         input=task.input,
-        unit=path_of(task.agent, f"agent {task.agent.name!r}"),
+        unit=_unit_path(task.agent),
         conf=task.conf.model_dump(mode="json", exclude_defaults=True),
         history=task.history,
         name=task.name,
@@ -95,7 +98,7 @@ def task_of(begin: Begin) -> Task:
     """The task of a reference. Raises TaskError when code is not where it should be."""
     task = Task(
         begin.input if isinstance(begin.input, str) else list(begin.input),
-        swarm=object_at(begin.unit),
+        swarm=_unit_at(begin.unit),
         conf=begin.conf,
         id=begin.id,
         name=begin.name,
@@ -110,6 +113,25 @@ def task_of(begin: Begin) -> Task:
     )
     task.history = begin.history
     return task
+
+
+DEFINED = "definition:"
+"""How a reference begins that is the text of a definition."""
+
+
+def _unit_path(unit: Unit) -> str:
+    """Where an agent or a team is imported from; or its definition, where no module has it."""
+    try:
+        return path_of(unit, f"agent {unit.name!r}")
+    except TaskError as nowhere:
+        try:
+            return DEFINED + definition_of(unit).to_yaml()
+        except ConfigError as unnamed:
+            raise TaskError(f"{nowhere} It cannot be written as a definition either: {unnamed}") from unnamed
+
+
+def _unit_at(path: str) -> Any:
+    return load(path.removeprefix(DEFINED)) if path.startswith(DEFINED) else object_at(path)
 
 
 def _id_of(after: Any) -> str:

@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
-from aworld.config import RunConfig
+from aworld.agents.llm_agent import Agent
+from aworld.config import AgentConfig, RunConfig
 from aworld.config.conf import EngineName
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.output import RunFinished
 from aworld.core.task import Task
+from aworld.models import FunctionModel
 from aworld.runner import Runners
 from aworld.runners.executors import RunProgress
 from aworld.runners.local import load, store_of
+from aworld.server import ModelServer
 from aworld.trajectory import MemoryStore, Query
 from tests.runners.scenes import adder, assert_sound, facts
-from tests.runners.travelling import team, traveller
+from tests.runners.travelling import place, team, traveller
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,19 @@ async def test_many_tasks_run_in_two_processes_with_the_same_logs(tmp_path: Path
     assert responses[tasks[3].id].record.labels == {"n": "3"}
     for response in responses.values():
         assert_sound(response.record)
+
+
+async def test_an_agent_that_no_module_has_travels_as_its_definition(tmp_path: Path) -> None:
+    async with ModelServer(FunctionModel(lambda request: f"{request.messages[0].text} by {os.getpid()}")) as server:
+        conf_ = AgentConfig(llm_model_name="served", llm_base_url=server.base_url)
+        made_here = Agent("made-here", conf_, system_prompt="Hello", tools=[place])
+        async with asyncio.timeout(60):
+            os.environ["LLM_API_KEY"] = "none"
+            responses = await Runners.run_task(Task("x", made_here), conf(tmp_path))
+    (response,) = responses.values()
+    assert response.success, response.msg
+    assert response.answer.startswith("Hello by")
+    assert response.record.agents["made-here"]["system_prompt"] == "Hello"
 
 
 async def test_without_a_store_the_responses_have_it() -> None:
@@ -126,8 +142,10 @@ async def test_leaving_cancels_what_runs(tmp_path: Path) -> None:
 
 _MAIN = """
 import asyncio, sys
-from aworld.config import RunConfig
+from aworld.agents.llm_agent import Agent
+from aworld.config import AgentConfig, RunConfig
 from aworld.core.task import Task
+from aworld.models import FunctionModel
 from aworld.runner import Runners
 from tests.runners.travelling import traveller
 import aworld.agents.llm_agent as a
