@@ -34,8 +34,7 @@ class UnitDefinition(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            known_keys(cls.__name__, cast("dict[str, Any]", data), cls.model_fields, "field")
+        known_keys(cls.__name__, _keys(data), cls.model_fields, "field")
         return data
 
     def document(self) -> dict[str, Any]:
@@ -62,6 +61,10 @@ class UnitDefinition(BaseModel):
     def build(self) -> Unit:
         """The agent or team. Raises ConfigError that names what is not there."""
         return load(self.to_yaml())
+
+
+def _keys(data: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", data) if isinstance(data, dict) else {}
 
 
 class AgentDefinition(UnitDefinition):
@@ -111,8 +114,9 @@ Definition: TypeAlias = AgentDefinition | TeamDefinition
 def definition_of(unit: Unit) -> Definition:
     """The definition of a living agent or team. Raises ConfigError that names what in it has no name."""
     document: dict[str, Any] = yaml.safe_load(dump(unit))
-    agents = {name: AgentDefinition(name=name, **(body or {})) for name, body in document.get("agents", {}).items()}
-    swarms = document.get("swarms", {})
+    bodies: dict[str, dict[str, Any]] = document.get("agents", {})
+    agents = {name: AgentDefinition(name=name, **body) for name, body in bodies.items()}
+    swarms: dict[str, dict[str, Any]] = document.get("swarms", {})
     if not swarms and len(agents) == 1:
         return agents[unit.name]
     return TeamDefinition(name=document["run"], agents=agents, swarms=swarms)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from aworld.core.event import Finished
 from aworld.core.exceptions import TaskError
@@ -61,8 +61,8 @@ class RunStream:
                         for output in fold.take(event):
                             yield output
                 while entries:
-                    entry = entries.popleft()[1]
-                    kind: Any = type(entry)
+                    entry: Any = entries.popleft()[1]
+                    kind = cast("type[Any]", type(entry))
                     if kind is TextOutput or kind is ReasoningOutput:
                         yield entry
                     elif isinstance(entry, Output):
