@@ -140,6 +140,8 @@ async def follow(
     """
     folds: dict[str, OutputFold] = {}
     left = {which} if isinstance(which, str) else None if isinstance(which, Query) else set(which)
+    if left is not None and not left:
+        return
     async for id, entry in store.follow(which):
         if isinstance(entry, NoteAdded):
             continue
