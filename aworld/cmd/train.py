@@ -36,7 +36,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `train` to the parser of `aworld`."""
     parser = commands.add_parser("train", help="train a policy on an environment", description=_ABOUT)
     parser.add_argument("data", metavar="MODULE:ENVIRONMENT|FILE", help="such as my_tasks:shop, or problems.jsonl")
-    parser.add_argument("--engine", default="embedded", metavar="NAME", help="what trains: embedded, trl, swift, verl")
+    parser.add_argument(
+        "--engine", default="embedded", metavar="NAME", help="what trains (embedded); see docs/trainers.md"
+    )
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
     parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help="or a plain agent of this model (embedded)")
     parser.add_argument("--test", metavar="MODULE:ENVIRONMENT|FILE", help="held-out problems from elsewhere")
