@@ -41,10 +41,7 @@ def problems_of(environment: Environment, config: TrainingConfig, number: int) -
     everything = environment.problems("train", *((SAMPLE, seed) if callable(environment.train) else ()), fewer=True)
     rounds = len(everything) // count
     if not rounds:
-        raise ConfigError(
-            f"config.groups={count} problems are learnt from in each step, and train_dataset has only "
-            f"{len(everything)}; give more, or lower it."
-        )
+        raise ConfigError(f"config.groups={count} problems a step: train_dataset has only {len(everything)}; lower it.")
     turn, place = divmod(number - 1, rounds)
     random.Random(f"{config.seed}/{turn}").shuffle(everything)
     return everything[place * count : (place + 1) * count]

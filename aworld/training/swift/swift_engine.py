@@ -69,10 +69,8 @@ class SwiftEngine:
         if not isinstance(job.agent, Agent):
             raise ConfigError("The swift engine trains the policy of one Agent; a swarm speaks in several voices.")
         if options.model is None and embedded_policy(job.agent) is None:
-            raise ConfigError(
-                f"Agent {job.agent.name!r} asks {job.agent.model.provider}:{job.agent.model.name}, whose weights are "
-                "not here. Name the policy with options={'model': folder or name}, or give the agent an embedded one."
-            )
+            model = f"{job.agent.model.provider}:{job.agent.model.name}, whose weights are not here"
+            raise ConfigError(f"Agent {job.agent.name!r} asks {model}. Say options={{'model': folder or name}}.")
         python = python_of(options.python, PYTHON)
         versions = {package: version_in(python, package) for package in ("ms-swift", "msgspec")}
         if not (versions["ms-swift"] or "").startswith(f"{VERSION}.") or versions["msgspec"] is None:
