@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, checked_id, plain
+from aworld.core.definition import Account, Defined, TeamDefinition
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
@@ -82,7 +83,24 @@ class Flow(Protocol):
         ...
 
 
-class Topology:
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """How one node of a team leads to another."""
+
+    source: str
+    target: str
+    kind: Literal["then", "if", "calls", "hands over", "not accepted", "again"] = "then"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A team as a drawing shows it: its members by node, and the arrows between the nodes."""
+
+    nodes: dict[str, Unit]
+    arrows: list[Arrow]
+
+
+class Topology(Defined):
     """Base of every team. Immutable in use; one instance serves any number of tasks."""
 
     def __init__(self, name: str, desc: str | None = None) -> None:
@@ -117,9 +135,23 @@ class Topology:
         for member in self.members():
             member.check()
 
-    def settings(self) -> dict[str, Any]:
-        """What the log keeps of the team."""
-        return {"type": type(self).__name__, "desc": self.desc, "members": [m.name for m in self.members()]}
+    def shape(self) -> Shape:
+        """What a drawing of the team shows; the members alone where a team does not say more."""
+        return Shape({member.name: member for member in self.members()}, [])
+
+    @property
+    def definition(self) -> TeamDefinition:
+        """All that makes the team what it is, as data."""
+        return self.account().definition
+
+    def define(self, account: Account) -> TeamDefinition:
+        """The definition, made anew."""
+        members = {member.name: member.definition for member in self.members()}
+        return TeamDefinition(**self._head(account), **self.places(account), members=members)
+
+    def places(self, account: Account) -> dict[str, Any]:
+        """How the members stand, where that is more than options say: `parts` and `nodes` of the definition."""
+        return {}
 
     def as_tool(self) -> Tool:
         """The team as a tool of an agent."""
@@ -186,21 +218,25 @@ def handoff_name(target: str) -> str:
 
 def units_of(root: Unit) -> dict[str, Unit]:
     """All agents and teams of a tree by name. Raises ConfigError when two different ones share a name."""
-    found: dict[str, Unit] = {}
+    units: dict[str, Unit] = {}
     waiting: list[Unit] = [root]
     while waiting:
         unit = waiting.pop()
-        known = found.get(unit.name)
-        if known is unit:
-            continue
-        if known is not None:
+        namesake = units.get(unit.name)
+        if namesake is None:
+            units[unit.name] = unit
+            waiting += unit.members() if isinstance(unit, Topology) else unit.callees()
+        elif namesake is not unit:
             raise ConfigError(f"Two members of {root.name!r} are named {unit.name!r}; give one another name=.")
-        found[unit.name] = unit
-        if isinstance(unit, Topology):
-            waiting += unit.members()
-        else:
-            waiting += [item.unit for item in unit.toolkit.items if isinstance(item, UnitTool)]
-    return found
+    return units
+
+
+def definitions_of(root: Unit) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The digest and the body of the definition of each agent and team of a tree, by name, as the log keeps them."""
+    account = root.account()
+    if account.tree is None:  # once for each agent or team that is run
+        account.tree = {name: (unit.digest, unit.account().body) for name, unit in units_of(root).items()}
+    return account.tree
 
 
 def readable(value: Any) -> str:

@@ -1,0 +1,342 @@
+"""Definitions: all that makes an agent or a team what it is, as data.
+
+Code in a definition (functions, classes, objects) stands by its name, `module:object`. What has no name that another
+process could import is recorded all the same, with `<...>` in its name: the log says who acted, and whoever would
+build the agent from it refuses. Keys, the values of headers and other secrets are never in a definition.
+
+The digest of a definition is its version: short, the same in every process, and a team's changes with each member's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from typing_extensions import TypeAliasType
+
+from aworld.config.conf import AgentConfig
+from aworld.core.checks import known_keys
+
+SECRET = "<secret>"
+"""Stands in the place of a value that may be a key."""
+
+_MOVE = "Only what stands in a module under a name of its own can be written: move it there."
+
+
+class DefinedValue(BaseModel):
+    """Base of definitions and their parts: frozen, and a key that it does not know is an error that names the nearest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            fields = [f.alias or name for name, f in cls.model_fields.items()]
+            known_keys(cls.__name__, cast("dict[str, Any]", data), [*fields, *cls.model_fields], "field")
+        return data
+
+
+class MemberPart(DefinedValue):
+    """A member of a workflow with what is special about its place; see `WorkflowNode`."""
+
+    member: str
+    name: str | None = None
+    input: str | None = None
+    on_error: Literal["fail", "skip", "tell"] | None = None
+    retries: int = 0
+
+
+class EdgePart(DefinedValue):
+    """One member, or node, after another: an edge of a workflow, or a hand-over."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    when: str | None = None
+
+
+class SerialPart(DefinedValue):
+    """Members one after another, within a group of those that run side by side."""
+
+    serial: list[TeamPart]
+
+
+def _kind(part: Any) -> str:
+    if isinstance(part, list | tuple):
+        return "list"
+    if isinstance(part, Mapping):
+        return "serial" if "serial" in part else "edge" if part.keys() & {"from", "to"} else "member"
+    kinds: dict[type, str] = {MemberPart: "member", EdgePart: "edge", SerialPart: "serial"}
+    return kinds.get(type(part), "name")
+
+
+TeamPart = TypeAliasType(
+    "TeamPart",
+    Annotated[
+        Annotated[str, Tag("name")]
+        | Annotated[list["TeamPart"], Tag("list")]
+        | Annotated[MemberPart, Tag("member")]
+        | Annotated[EdgePart, Tag("edge")]
+        | Annotated[SerialPart, Tag("serial")],
+        Discriminator(_kind),
+    ],
+)
+"""A piece of a team: the name of a member, a group side by side or serial, or an edge."""
+
+
+class UnitDefinition(DefinedValue):
+    """What the definitions of agents and teams share."""
+
+    name: str
+    type: str
+    """`Agent`, `Loop` and so on for the classes of this package, `module:Class` for others."""
+    desc: str | None = None
+    options: dict[str, JsonValue] = {}
+    """Arguments of its class beside the fields, those that differ from their defaults."""
+
+    @property
+    def parts_by_name(self) -> Mapping[str, UnitDefinition]:
+        """The definitions that this one is made of."""
+        raise NotImplementedError
+
+    @property
+    def digest(self) -> str:
+        """The version: 16 characters that differ when anything in it, or in a member, does."""
+        return hashlib.sha256(msgspec.json.encode(self.record(), order="deterministic")).hexdigest()[:16]
+
+    def record(self) -> dict[str, Any]:
+        """The body that stores keep under the digest: JSON-able, without defaults, members by their digests."""
+        body = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"members", "units"})
+        if self.parts_by_name or isinstance(self, TeamDefinition):
+            key = "members" if isinstance(self, TeamDefinition) else "units"
+            body[key] = {name: part.digest for name, part in self.parts_by_name.items()}
+        return body
+
+
+class AgentDefinition(UnitDefinition):
+    """An agent."""
+
+    system_prompt: str | None = None
+    model: str | None = None
+    """A short form such as `openai:gpt-4o`, or the folder of a policy; None leaves it to `llm_config`."""
+    model_object: str | None = None
+    """A model object, by its name; `model` says then only what it calls itself."""
+    llm_config: dict[str, JsonValue] = {}
+    """Settings of `ModelConfig` that differ from the defaults, without key and headers."""
+    output_retries: int = AgentConfig.model_fields["output_retries"].default
+    tools: tuple[str, ...] = ()
+    """`module:function`, or the name of one of `units`."""
+    tool_names: tuple[str, ...] = ()
+    mcp_servers: dict[str, dict[str, JsonValue]] = {}
+    sandbox: str | None = None
+    output_type: str | None = None
+    output_schema: dict[str, JsonValue] | None = None
+    """The JSON schema of `output_type`, as it was when the agent was made."""
+    max_steps: int | None = None
+    units: dict[str, AgentDefinition | TeamDefinition] = {}
+    """Agents and teams among the tools."""
+
+    @property
+    def parts_by_name(self) -> Mapping[str, AgentDefinition | TeamDefinition]:
+        """Agents and teams among the tools."""
+        return self.units
+
+
+class TeamDefinition(UnitDefinition):
+    """A team."""
+
+    parts: list[TeamPart] = []
+    """How the members of a swarm stand, by their names; other teams name theirs in `options`."""
+    nodes: dict[str, MemberPart] = {}
+    """Places of a workflow, where its edges need other names than the members'."""
+    members: dict[str, AgentDefinition | TeamDefinition]
+
+    @property
+    def parts_by_name(self) -> Mapping[str, AgentDefinition | TeamDefinition]:
+        """The members."""
+        return self.members
+
+
+Definition: TypeAlias = AgentDefinition | TeamDefinition
+
+
+class Change(NamedTuple):
+    """What differs between two definitions. A value that one of them lacks is None."""
+
+    path: str
+    """Such as `members.writer.system_prompt`, or `tools[1]`."""
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before!r} → {self.after!r}"
+
+
+def diff(before: Definition, after: Definition) -> list[Change]:
+    """What changed from one definition to another, members included, in the order of the fields."""
+    values = [dict(_leaves(one.model_dump(mode="json", by_alias=True, exclude_defaults=True))) for one in (before, after)]
+    paths = dict.fromkeys([*values[0], *values[1]])
+    changes = [Change(path, values[0].get(path), values[1].get(path)) for path in paths]
+    return [change for change in changes if change.before != change.after]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in cast("dict[str, Any]", value).items():
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(cast("list[Any]", value)):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+# Describing a living agent or team
+
+
+@dataclass(slots=True)
+class Account:
+    """The definition of a living unit, and what of the unit could not go into it."""
+
+    definition: Any = None
+    digest: str = ""
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
+    objects: dict[str, tuple[Any, str]] = field(default_factory=dict[str, tuple[Any, str]])
+    """What no other process can import, by the name that the definition has for it, with the words that refuse it."""
+    secrets: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Keys, headers and other secrets, by setting."""
+    tree: dict[str, tuple[str, dict[str, Any]]] | None = None
+    """Digests and bodies of this unit and all below, by name, once somebody has asked."""
+
+    def code(self, value: Any, what: str, same: Callable[[Any], bool] | None = None, remedy: str = _MOVE) -> str:
+        """The name of code. `what` begins the refusal; `same` says whether what others find will do as `value`."""
+        reference, trouble = _reference(value, same or (lambda other: other is value))
+        if trouble is not None:
+            while self.objects.get(reference, (value,))[0] is not value:
+                reference += "<another>"  # two lambdas of one place share a name
+            self.hold(reference, value, f"{what}, {reference.partition(':')[2]!r}, is {trouble}. {remedy}")
+        return reference
+
+    def hold(self, reference: str, value: Any, refusal: str) -> None:
+        """Note what cannot be imported."""
+        self.objects[reference] = (value, refusal)
+
+    def written(self, value: Any, what: str, bare: bool) -> Any:
+        """An argument as JSON: members and code by their names, told from text by a key unless `bare`."""
+        if value is None or isinstance(value, str | int | float):
+            return value
+        if isinstance(value, list | tuple):
+            return [self.written(item, what, bare) for item in cast("list[Any]", value)]
+        if isinstance(value, Mapping):
+            pairs = cast("Mapping[Any, Any]", value).items()
+            return {str(key): self.written(item, f"{what}, {key!r}", bare) for key, item in pairs}
+        if isinstance(value, Defined):
+            return value.name if bare else {"member": value.name}
+        name = self.code(value, what)
+        return name if bare else {"code": name}
+
+
+class Defined:
+    """Base of agents and teams: a value with a name, whose definition says all that it is.
+
+    The arguments of a subclass's constructor go into the definition as well: each is read from the attribute of its
+    name (`self.threshold` for `threshold=`).
+    """
+
+    name: str
+    desc: str | None
+    fields: ClassVar[frozenset[str]] = frozenset({"name", "desc"})
+    """Arguments that a definition has as fields."""
+    named: ClassVar[frozenset[str]] = frozenset()
+    """Options that are functions or members: a definition has their names alone."""
+    _account: Account | None = None
+
+    def account(self) -> Account:
+        """The definition with what could not go into it; made once, since agents and teams are values."""
+        if self._account is None:
+            account = Account()
+            account.definition = self.define(account)
+            account.body, account.digest = account.definition.record(), account.definition.digest
+            self._account = account
+        return self._account
+
+    def define(self, account: Account) -> Definition:
+        """The definition, made anew; what it cannot hold is put into `account`."""
+        raise NotImplementedError
+
+    @property
+    def digest(self) -> str:
+        """The version: the digest of the definition."""
+        return self.account().digest
+
+    def settings(self) -> dict[str, Any]:
+        """What the log keeps: the definition's body, JSON-able and without secrets."""
+        return self.account().body
+
+    def _head(self, account: Account) -> dict[str, Any]:
+        """The fields of every definition."""
+        kind = type(self)
+        named = kind.__name__ if is_ready(kind) else account.code(kind, f"The class of {self.name!r}")
+        options: dict[str, Any] = {}
+        for option, default in options_of(kind).items():
+            value = getattr(self, option, inspect.Parameter.empty)
+            if value is inspect.Parameter.empty:
+                reference = options[option] = f"<{option}>"
+                remedy = f"keep each argument as an attribute of its name, self.{option}"
+                account.hold(reference, None, f"{option}= of {self.name!r} is not kept by {kind.__name__}: {remedy}.")
+            elif value is not default and value != default:
+                options[option] = account.written(value, f"{option}= of {self.name!r}", option in self.named)
+        return {"name": self.name, "type": named, "desc": self.desc, "options": options}
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """The arguments of the constructor."""
+        return list(inspect.signature(cls.__init__).parameters.values())[1:]
+
+
+def is_ready(kind: type) -> bool:
+    """Whether a class of agents or teams is one of this package, which a definition has by its short name."""
+    return kind.__module__.startswith("aworld.")
+
+
+@functools.cache
+def options_of(kind: type[Defined]) -> dict[str, Any]:
+    """The options of a class of agents or teams, with their defaults (`inspect.Parameter.empty` where there is none)."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default for p in kind.parameters() if p.kind not in several and p.name not in kind.fields}
+
+
+def _reference(value: Any, same: Callable[[Any], bool]) -> tuple[str, str | None]:
+    """The name of code, and why no other process finds it under that name."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):
+        kind, label = type(value), getattr(value, "__name__", getattr(value, "name", ""))
+        return f"{kind.__module__}:{kind.__qualname__}<{label}>", "an object that has no name in a module"
+    if trouble := why_not(f"{module}:{name}"):
+        return f"{module}:{name}", trouble
+    there: Any = sys.modules.get(module)
+    for part in name.split("."):
+        there = getattr(there, part, None)
+    if not same(there):
+        return f"{module}:{name}<another>", "another object than the one of that name"
+    return f"{module}:{name}", None
+
+
+def why_not(reference: str) -> str | None:
+    """Why what a definition names so cannot be imported; None when it can."""
+    if reference.startswith("__main__:"):
+        return "part of the main program, which nobody else can import"
+    if "<" not in reference:
+        return None
+    return (
+        "a lambda" if reference.endswith("<lambda>")
+        else "inside a function" if "<locals>" in reference
+        else "an object that has no name in a module"
+    )  # fmt: skip
