@@ -14,7 +14,7 @@ NAMES = {
     "aworld.config.conf": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
     "aworld.core.agent.base": ["BaseAgent", "Turn"],
     "aworld.core.agent.swarm": [
-        "Edge", "GraphBuildType", "HandoffSwarm", "Loop", "Map", "Node", "Swarm", "TeamSwarm", "WorkflowSwarm",
+        "Edge", "GraphBuildType", "HandoffSwarm", "Loop", "Map", "WorkflowNode", "Swarm", "TeamSwarm", "WorkflowSwarm",
     ],
     "aworld.core.common": ["ActionModel", "ActionResult", "Observation"],
     "aworld.core.hooks": ["HookContext", "Hooks"],

@@ -181,7 +181,9 @@ class Change(NamedTuple):
 
 def diff(before: Definition, after: Definition) -> list[Change]:
     """What changed from one definition to another, members included, in the order of the fields."""
-    values = [dict(_leaves(one.model_dump(mode="json", by_alias=True, exclude_defaults=True))) for one in (before, after)]
+    values = [
+        dict(_leaves(one.model_dump(mode="json", by_alias=True, exclude_defaults=True))) for one in (before, after)
+    ]
     paths = dict.fromkeys([*values[0], *values[1]])
     changes = [Change(path, values[0].get(path), values[1].get(path)) for path in paths]
     return [change for change in changes if change.before != change.after]

@@ -16,9 +16,9 @@ from aworld.core.agent.swarm import (
     HandoffSwarm,
     Loop,
     Map,
-    Node,
     Swarm,
     TeamSwarm,
+    WorkflowNode,
     WorkflowSwarm,
 )
 from aworld.core.exceptions import ConfigError
@@ -72,9 +72,12 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
         "build_type='graph'; use one of 'workflow', 'team', 'handoff'",
     ),
     "answer": (lambda: Swarm(a, answer=7), "answer=7 is no function"),
-    "node policy": (lambda: Swarm(Node(a, on_error=other("text"))), "Node of 'ann': on_error='ann'; use one of"),
-    "node retries": (lambda: Swarm(Node(a, retries=-1)), "Node of 'ann': retries=-1"),
-    "node input": (lambda: Swarm(Node(a, input=other("number"))), "Node of 'ann': input=7 is no function"),
+    "node policy": (
+        lambda: Swarm(WorkflowNode(a, on_error=other("text"))),
+        "Node of 'ann': on_error='ann'; use one of",
+    ),
+    "node retries": (lambda: Swarm(WorkflowNode(a, retries=-1)), "Node of 'ann': retries=-1"),
+    "node input": (lambda: Swarm(WorkflowNode(a, input=other("number"))), "Node of 'ann': input=7 is no function"),
     "condition": (lambda: Swarm(Edge(a, b, when=other("number"))), "Edge from 'ann' to 'ben': when=7 is no function"),
     # Teams
     "no members": (lambda: TeamSwarm(a), r"has a leader, 'ann', and no members: TeamSwarm\(leader, member"),
@@ -177,7 +180,7 @@ def test_names_that_no_model_sees_may_be_in_any_script() -> None:
 
 
 def test_an_agent_may_stand_in_several_places() -> None:
-    places = WorkflowSwarm(a, [b, a], a).graph.places
+    places = WorkflowSwarm(a, [b, a], a).graph.vertices
     assert list(places) == ["ann", "ben", "ann-2", "ann-3"]
 
 

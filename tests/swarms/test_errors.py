@@ -12,7 +12,8 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.core import event as ev
 from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Node, Swarm, TeamSwarm, WorkflowSwarm
+from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowSwarm
+from aworld.core.agent.swarm import WorkflowNode as Node
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ConfigError
 from aworld.core.hooks import HookContext, Hooks

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aworld.agents.file_schema import AGENT
-from aworld.agents.files import dump, load
+from aworld.agents.files import AGENT, dump, load
 from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import FunctionAgent, Guard, function_agent, majority_vote, solver_verifier
 from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, units_of
-from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Node, Swarm, TeamSwarm, WorkflowSwarm
+from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowNode, WorkflowSwarm
 from aworld.core.exceptions import ConfigError
 from aworld.core.tool.func_to_tool import tool
 from aworld.models import FunctionModel
@@ -42,12 +41,12 @@ def _facts(unit: Unit) -> dict[str, Any]:
     assert isinstance(unit, Topology)
     facts: dict[str, Any] = {"kind": type(unit), "desc": unit.desc, "state": unit.reducers}
     for name, value in vars(unit).items():
-        if name not in ("items", "graph", "tools_of", "reducers"):
+        if name not in ("items", "graph", "tools_of", "reducers", "_account"):
             facts[name] = _named(value)
     if isinstance(unit, WorkflowSwarm):
         facts["places"] = [
             (p.id, p.unit.name, p.node.input, p.node.on_error, p.node.retries, p.before, p.after)
-            for p in unit.graph.places.values()
+            for p in unit.graph.vertices.values()
         ]
     return facts
 
@@ -129,7 +128,7 @@ class _Builder:
         draw = self.draw
         if draw(st.booleans()):
             return unit
-        return Node(
+        return WorkflowNode(
             unit, input=draw(st.sampled_from((None, rules.all_of))), retries=draw(st.integers(0, 2)),
             on_error=draw(st.sampled_from((None, "fail", "skip", "tell"))), name=draw(st.none() | st.just(self.name())),
         )  # fmt: skip
@@ -274,7 +273,7 @@ BAD: list[tuple[str, str, str]] = [
     ('["tests.swarms.rules:lookup"]', "lookup", "line 6: tools is a list; got 'lookup'"),
     ("[researcher,", "[resercher,", "line 12: no agent or swarm is named 'resercher'; did you mean 'researcher'?"),
     ("retries: 2", "retry: 2", "line 12: A member has no 'retry'; did you mean 'retries'?"),
-    ("retries: 2", "retries: many", "line 11: Node of 'critic': retries='many'"),
+    ("retries: 2", "retries: many", "line 12: Node of 'critic': retries='many'"),
     ("[researcher,", "[no,", "line 12: a member is text; got False. Put it in quotes"),
     ("loop: writer", "loop: newsroom", "line 14: 'newsroom' would be a member of itself: newsroom → again → newsroom"),
     ("    until: tests.swarms.rules:good\n", "", "line 14: Swarm 'again' needs until: module:function"),
@@ -344,9 +343,9 @@ def test_what_cannot_be_written_names_the_member_and_the_remedy() -> None:
         (Loop(a, until=lambda state, output: True, name="rounds"), "until= of 'rounds'.*a lambda.*move it there"),
         (Map(a, over=lambda text: [text], name="many"), "over= of 'many'"),
         (Swarm(Edge(a, b, lambda state, output: True)), "when= from 'ann' to 'ben'"),
-        (Swarm(a, Node(b, input=lambda given: "x"), name="flow"), "input= of 'ben' in 'flow'"),
+        (Swarm(a, WorkflowNode(b, input=lambda given: "x"), name="flow"), "input= of 'ben' in 'flow'"),
         (Swarm([a, b], state={"seen": lambda one, other: one}, name="flow"), "state= of 'flow', 'seen'"),
-        (function_agent(inner), "The function of agent 'inner'.*inside a function"),
+        (function_agent(inner), "function= of 'inner'.*inside a function"),
         (majority_vote(a, n=3), "reduce= of 'ann-vote'"),
         (Swarm(a, _Own("own")), "Agent 'own' is a _Own"),
         (Swarm(a, Guard(a, b, accept=bool), _Odd("odd")), "'odd' is a _Odd"),

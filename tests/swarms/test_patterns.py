@@ -20,7 +20,7 @@ from aworld.agents.patterns import (
     solver_verifier,
 )
 from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, Loop, Map, Node, Swarm, WorkflowSwarm
+from aworld.core.agent.swarm import Edge, Loop, Map, Swarm, WorkflowNode, WorkflowSwarm
 from aworld.core.context.base import Context
 from aworld.core.event import AgentFinished
 from aworld.core.message import Image, Text
@@ -243,7 +243,7 @@ async def test_an_error_in_a_function_of_a_team_ends_the_run_once(where: str) ->
         "answer": lambda: WorkflowSwarm(a, b, answer=boom),
         "over": lambda: Map(a, over=boom),
         "reduce": lambda: Map(a, times=1, reduce=boom),
-        "input": lambda: Swarm(a, Node(b, input=boom)),
+        "input": lambda: Swarm(a, WorkflowNode(b, input=boom)),
         "when": lambda: Swarm(Edge(a, b, when=boom)),
     }
     response = await everywhere(teams[where])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Node, Swarm, TeamSwarm, WorkflowSwarm
+from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowSwarm
+from aworld.core.agent.swarm import WorkflowNode as Node
 from aworld.core.message import ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.trajectory import Trajectory

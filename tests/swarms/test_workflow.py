@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, Loop, Map, Node, Swarm, TeamSwarm, WorkflowSwarm
+from aworld.core.agent.swarm import Edge, Loop, Map, Swarm, TeamSwarm, WorkflowNode, WorkflowSwarm
 from aworld.core.message import Image, Text
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
@@ -136,7 +136,7 @@ async def test_a_condition_sees_the_state() -> None:
 
 async def test_an_aggregation_makes_the_input() -> None:
     a, b = echo("a"), echo("b")
-    end = Node(echo("end"), input=lambda outputs: f"{outputs['a']}+{outputs['b']}")
+    end = WorkflowNode(echo("end"), input=lambda outputs: f"{outputs['a']}+{outputs['b']}")
     assert (await run(Swarm([a, b], end))).answer == "end(a(Q)+b(Q))"
 
 
@@ -155,14 +155,14 @@ async def test_retries_of_a_node_ask_again_with_the_same_words() -> None:
             raise ValueError("not yet")
         return "at last"
 
-    response = await run(Swarm(echo("a"), Node(says("b", think), retries=2)))
+    response = await run(Swarm(echo("a"), WorkflowNode(says("b", think), retries=2)))
     assert response.answer == "at last"
     assert inputs == ["a(Q)"] * 3
     assert agents_of(response) == ["a", "b", "b", "b"]
 
 
 async def test_retries_that_are_used_up_fail_the_workflow_with_the_name_of_the_node() -> None:
-    response = await run(Swarm(echo("a"), Node(fails("b"), retries=1), echo("c"), name="work"))
+    response = await run(Swarm(echo("a"), WorkflowNode(fails("b"), retries=1), echo("c"), name="work"))
     assert response.status == "failed"
     assert "'b' of 'work'" in response.msg
     assert "boom" in response.msg
@@ -176,12 +176,12 @@ async def test_a_failure_that_is_told_or_skipped_does_not_end_the_workflow() -> 
     assert "boom" in told.answer
     skipped = await run(Swarm(echo("a"), [fails("b"), echo("c")], echo("d"), on_error="skip"))
     assert skipped.answer == "d(c(a(Q)))"
-    own = await run(Swarm(echo("a"), [Node(fails("b"), on_error="skip"), echo("c")], echo("d")))
+    own = await run(Swarm(echo("a"), [WorkflowNode(fails("b"), on_error="skip"), echo("c")], echo("d")))
     assert own.answer == "d(c(a(Q)))"
 
 
 async def test_a_name_with_the_sign_of_a_retry_is_a_name() -> None:
-    assert (await run(Swarm(echo("a~1"), Node(echo("b~x"), retries=1)))).answer == "b~x(a~1(Q))"
+    assert (await run(Swarm(echo("a~1"), WorkflowNode(echo("b~x"), retries=1)))).answer == "b~x(a~1(Q))"
 
 
 async def test_a_loop_goes_on_until_it_is_good_enough() -> None:

@@ -129,7 +129,7 @@ class BaseAgent(Defined):
             return tool.unit.name
         what = f"Tool {getattr(tool, 'name', type(tool).__name__)!r} of agent {self.name!r}"
         if isinstance(tool, FunctionTool):
-            return account.code(tool.__wrapped__, what, lambda there: _same_tool(there, tool), _TOOL)  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+            return account.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
         return account.code(tool, what, remedy=_TOOL)
 
     def with_system_prompt(self, text: str) -> Self:

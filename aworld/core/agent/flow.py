@@ -147,9 +147,9 @@ class Topology(Defined):
     def define(self, account: Account) -> TeamDefinition:
         """The definition, made anew."""
         members = {member.name: member.definition for member in self.members()}
-        return TeamDefinition(**self._head(account), **self.places(account), members=members)
+        return TeamDefinition(**self._head(account), **self.structure(account), members=members)
 
-    def places(self, account: Account) -> dict[str, Any]:
+    def structure(self, account: Account) -> dict[str, Any]:
         """How the members stand, where that is more than options say: `parts` and `nodes` of the definition."""
         return {}
 

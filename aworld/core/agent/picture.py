@@ -40,7 +40,9 @@ def tree(root: Unit) -> str:
 def _branch(unit: Unit, head: str, indent: str, note: str) -> list[str]:
     kind = f" ({_kind(unit)})" if isinstance(unit, Topology) else ""
     lines = [f"{head}{unit.name}{kind}{note}{f' - {unit.desc}' if unit.desc else ''}"]
-    shape = unit.shape() if isinstance(unit, Topology) else Shape({callee.name: callee for callee in unit.callees()}, [])
+    shape = (
+        unit.shape() if isinstance(unit, Topology) else Shape({callee.name: callee for callee in unit.callees()}, [])
+    )
     for number, (node, member) in enumerate(shape.nodes.items()):
         last = number == len(shape.nodes) - 1
         branch, rest = ("└── ", "    ") if last else ("├── ", "│   ")

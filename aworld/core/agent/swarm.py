@@ -102,9 +102,9 @@ class Swarm(Topology):
         items = list(members or topology or ())
         if not items and root_agent is None:
             raise ConfigError("A swarm needs members: Swarm(agent, ...).")
-        kind = type(self)
-        takes = [p.name for p in inspect.signature(self._build).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        known_keys(kind.__name__, options, [*takes, *_EVERY], "option")
+        if options:
+            takes = [p.name for p in inspect.signature(self._build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            known_keys(type(self).__name__, options, [*takes, *_EVERY], "option")
         self._build(items, root_agent, name, **options)
         super().__init__(name or self._default_name(), desc)
         self.reducers = dict(state or {})
@@ -179,7 +179,7 @@ class WorkflowSwarm(Swarm):
         """The graph."""
         return self.graph.shape()
 
-    def places(self, account: Account) -> dict[str, Any]:
+    def structure(self, account: Account) -> dict[str, Any]:
         """The chain, or the edges."""
         return self.graph.parts(self.items, account)
 
@@ -231,7 +231,7 @@ class TeamSwarm(Swarm):
         arrows = [Arrow(self.leader.name, callee.name, "calls") for callee in self.team]
         return Shape(super().shape().nodes, arrows)
 
-    def places(self, account: Account) -> dict[str, Any]:
+    def structure(self, account: Account) -> dict[str, Any]:
         """The leader first."""
         return {"parts": [member.name for member in self.members()]}
 
@@ -312,7 +312,7 @@ class HandoffSwarm(Swarm):
         arrows = [Arrow(source.name, target.name, "hands over") for source, target in self.edges]
         return Shape(super().shape().nodes, arrows)
 
-    def places(self, account: Account) -> dict[str, Any]:
+    def structure(self, account: Account) -> dict[str, Any]:
         """The pairs."""
         return {"parts": [{"from": source.name, "to": target.name} for source, target in self.edges]}
 
@@ -350,16 +350,18 @@ class _HandoffFlow:
         if self._handoffs > swarm.max_handoffs:
             return [End(error=f"max_handoffs={swarm.max_handoffs} of {swarm.name!r} reached.", status="limit_reached")]
         target = self._units[result.handoff]
-        said = f"{result.agent} hands over to you and says:\n{words}"
+        handover = f"{result.agent} hands over to you and says:\n{words}"
         if isinstance(target, Topology) or swarm.history in ("summary", "none"):
-            return [Start(str(self._handoffs), target, said if swarm.history == "none" else self._after_task(said))]
+            return [
+                Start(str(self._handoffs), target, handover if swarm.history == "none" else self._after_task(handover))
+            ]
         last = swarm.history if isinstance(swarm.history, int) else None
-        return [Start(str(self._handoffs), target, said, Carry(result.activation, last))]
+        return [Start(str(self._handoffs), target, handover, Carry(result.activation, last))]
 
-    def _after_task(self, said: str) -> Content:
+    def _after_task(self, handover: str) -> Content:
         if isinstance(self._task, str):
-            return f"<task>\n{self._task}\n</task>\n\n{said}"
-        return (*self._task, Text(said))
+            return f"<task>\n{self._task}\n</task>\n\n{handover}"
+        return (*self._task, Text(handover))
 
 
 _KINDS: dict[GraphBuildType, type[Swarm]] = {

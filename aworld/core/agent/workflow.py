@@ -321,7 +321,9 @@ class WorkflowFlow:
 
     def _end(self) -> End:
         """The answer: that of the last vertex, of all last places by name, or what `answer` makes of all outputs."""
-        last = {id: self._outputs[id] for id, vertex in self._vertices.items() if not vertex.after and id in self._outputs}
+        last = {
+            id: self._outputs[id] for id, vertex in self._vertices.items() if not vertex.after and id in self._outputs
+        }
         if not last:
             return End(error=f"{self._owner!r} came to no end: every last member was left out.")
         if self._answer is not None:
