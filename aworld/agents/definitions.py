@@ -18,15 +18,12 @@ from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, units_of
 from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
-from aworld.core.checks import one_of
+from aworld.core.checks import hint, one_of
 from aworld.core.definition import (
     SECRET,
     AgentDefinition,
     Defined,
     Definition,
-    EdgePart,
-    MemberPart,
-    SerialPart,
     TeamDefinition,
     is_ready,
     why_not,
@@ -88,7 +85,7 @@ def unit_of(
             if units[part.name][0] != part:
                 raise ConfigError(f"{path}: two different definitions are named {part.name!r}; rename one.")
             return units[part.name][1]
-        members = {name: unit(member, f"{path}.{name}") for name, member in part.parts_by_name.items()}
+        members = {name: unit(member, f"{path}.{name}") for name, member in part.below.items()}
         account = models.get(part.name)
         objects = {name: value for name, (value, _) in account.objects.items()} if account is not None else {}
         keys = (secrets or {}).get(part.name) or (account.secrets if account is not None else {})
@@ -184,28 +181,42 @@ class Maker:
 
     def _items(self, definition: TeamDefinition) -> list[Any]:
         nodes = {id: self._node(part, id) for id, part in definition.nodes.items()}
-        return [self._item(part, nodes) for part in definition.parts]
+        items: list[Any] = []
+        for part in definition.parts:
+            item = self._item(part, nodes)
+            serial = isinstance(part, dict) and "serial" in part  # in a chain it is the same as its members
+            items += item if serial else [item]
+        return items
 
     def _item(self, part: Any, nodes: Mapping[str, Any]) -> Any:
         match part:
             case str():
-                return self._member(part)
-            case EdgePart():
-                ends = [nodes[end] if end in nodes else self._member(end) for end in (part.source, part.target)]
-                if part.when is None:
-                    return tuple(ends)
-                what = f"when= from {part.source!r} to {part.target!r} in {self.definition.name!r}"
-                return Edge(*ends, self._code(part.when, what))
-            case MemberPart():
-                return self._node(part, part.name)
-            case SerialPart():
-                return tuple(self._item(member, nodes) for member in part.serial)
+                return nodes.get(part) or self._member(part)
+            case list():
+                return [self._item(member, nodes) for member in cast("list[Any]", part)]
+            case {"serial": [*members]}:
+                self._known(part, ("serial",), "A serial group")
+                return tuple(self._item(member, nodes) for member in members)
+            case {"from": source, "to": target}:
+                self._known(part, ("from", "to", "when"), "An edge")
+                ends = self._item(source, nodes), self._item(target, nodes)
+                what = f"when= from {source!r} to {target!r} in {self.definition.name!r}"
+                return Edge(*ends, self._code(part["when"], what)) if part.get("when") else ends
             case _:
-                return [self._item(member, nodes) for member in part]
+                return self._node(part, part.get("name") if isinstance(part, dict) else None)
 
-    def _node(self, part: MemberPart, name: str | None) -> WorkflowNode:
-        make = self._code(part.input, f"input= of {part.member!r}") if part.input is not None else None
-        return WorkflowNode(self._member(part.member), make, part.on_error, part.retries, name)
+    def _node(self, part: Any, name: Any) -> WorkflowNode:
+        if not isinstance(part, dict) or "member" not in part:
+            raise ConfigError(f"write {{member: NAME, ...}}, or {{serial: [...]}} for a group; got {part!r}")
+        node = cast("dict[str, Any]", part)
+        self._known(node, ("member", "name", "input", "on_error", "retries"), "A member")
+        make = self._code(node["input"], f"input= of {node['member']!r}") if node.get("input") else None
+        return WorkflowNode(self._member(node["member"]), make, node.get("on_error"), node.get("retries", 0), name)
+
+    def _known(self, part: Mapping[str, Any], keys: tuple[str, ...], owner: str) -> None:
+        for key in part:
+            if key not in keys:
+                raise ConfigError(f"{owner} has no {key!r}; {hint(key, keys)}", setting=key)
 
     # Agents
 

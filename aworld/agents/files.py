@@ -39,7 +39,7 @@ from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, TeamSwarm, WorkflowSwarm
 from aworld.core.checks import hint, nearest
-from aworld.core.definition import AgentDefinition, Definition, EdgePart, TeamDefinition, options_of
+from aworld.core.definition import AgentDefinition, Definition, TeamDefinition, options_of
 from aworld.core.exceptions import ConfigError
 
 D = TypeVar("D", AgentDefinition, TeamDefinition)
@@ -60,12 +60,6 @@ SUBJECTS = {"loop": ["body"], "map": ["unit"], "solver_verifier": ["solver", "ve
 """Options that stand at the word itself."""
 OWN_TEAM = ("type", "desc", "members", "parts", "options")
 EDGE_FORM = "an edge is [FROM, TO] or {from: A, to: B, when: module:function}"
-FORMS = {
-    "MemberPart": ("A member", "write {member: NAME, ...}, or {serial: [...]} for a group"),
-    "EdgePart": ("An edge", EDGE_FORM),
-    "SerialPart": ("A serial group", ""),
-}
-"""How parts of a team are spoken of, and how they are written."""
 
 
 def load(path_or_text: str | Path) -> Unit:
@@ -146,7 +140,7 @@ class _AgentsFile:
         body = self._mapping(self._text.data[path[0]][name], path, repr(name))
         definition = self._agent(name, body, path) if path[0] == "agents" else self._team(name, body, path)
         try:
-            unit = Maker(definition, {part: self._units[part] for part in definition.parts_by_name}).unit()
+            unit = Maker(definition, {part: self._units[part] for part in definition.below}).unit()
         except ConfigError as error:
             at = self._text.line_of(error.setting, path) if error.setting else self._text.line(path)
             raise self._error(at, str(error)) from error
@@ -155,13 +149,15 @@ class _AgentsFile:
         return unit
 
     def _members(self, names: Iterable[Any], path: list[str]) -> dict[str, Definition]:
-        """The definitions of members that are named below a path; what is no name is for the definition to refuse."""
+        """The definitions of members that are named below a path."""
         members: dict[str, Definition] = {}
         for name in names:
-            if isinstance(name, str) and name not in members:
-                self._named.add(name)
-                self._unit(name, self._text.line_of(name, path))
-                members[name] = self._definitions[name]
+            line = self._text.line_of(name, path)
+            if not isinstance(name, str):
+                raise self._error(line, f"a member is text; got {_shown(name)}. Put it in quotes, if that is meant")
+            self._named.add(name)
+            self._unit(name, line)
+            members[name] = self._definitions[name]
         return members
 
     def _is_member(self, name: Any) -> bool:
@@ -251,7 +247,10 @@ class _AgentsFile:
             pair: list[Any] = item if isinstance(item, list) else []
             if len(pair) != 2 and not (word == "edges" and isinstance(item, dict)):
                 raise self._error(self._text.line([*path, index]), form)
-            edges.append({"from": pair[0], "to": pair[1]} if pair else {"from": None, **item})
+            edge: dict[str, Any] = {"from": pair[0], "to": pair[1]} if pair else item
+            if not {"from", "to"} <= edge.keys():
+                raise self._error(self._text.line([*path, index]), form)
+            edges.append(edge)
         return edges if isinstance(subject, list) else subject
 
     # Pieces of the document
@@ -263,32 +262,14 @@ class _AgentsFile:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
         steps = [word if step == "parts" else step for step in first["loc"]]
-        at, key = [*path, *steps], str(steps[-1])
-        unknown: Any = first.get("ctx", {}).get("error")
-        if isinstance(unknown, ConfigError):
-            part, _, rest = str(unknown).partition(" has no field ")
-            raise self._error(self._text.line_of(str(unknown.setting), at), f"{FORMS[part][0]} has no {rest}")
-        value, problem = _shown(first["input"]), f"{owner}: {key}={first['input']!r}: {first['msg']}"
-        if "member" in steps and key != "member":
-            problem = f"Node of {self._at(at[:-1])!r}: {key}={first['input']!r}: {first['msg']}"
-        elif first["type"] == "missing":
-            problem = FORMS["EdgePart" if "edge" in steps else "MemberPart"][1]
-        elif first["type"] in ("list_type", "tuple_type"):
-            problem = f"{key} is a list; got {value}"
-        elif first["type"] == "dict_type":
-            problem = f"{key} is a mapping, key: value; got {value}"
-        elif first["type"] == "string_type":
-            what = "a member" if word and key != "desc" else f"{key} of {owner}"
-            problem = f"{what} is text; got {value}. Put it in quotes, if that is what is meant"
-        raise self._error(self._text.line(at), problem)
-
-    def _at(self, path: list[Any]) -> Any:
-        """The member of the node at a path."""
-        value: Any = self._text.data
-        for step in path:
-            if (isinstance(value, list) and isinstance(step, int)) or (isinstance(value, dict) and step in value):
-                value = value[step]  # pyright: ignore[reportUnknownVariableType]
-        return cast("Any", value).get("member") if isinstance(value, dict) else value
+        value, key = _shown(first["input"]), str(steps[-1])
+        problem = {
+            "list_type": f"{key} is a list; got {value}",
+            "tuple_type": f"{key} is a list; got {value}",
+            "dict_type": f"{key} is a mapping, key: value; got {value}",
+            "string_type": f"{key} of {owner} is text; got {value}. Put it in quotes, if that is what is meant",
+        }.get(first["type"], f"{owner}: {key}={value}: {first['msg']}")
+        raise self._error(self._text.line([*path, *steps]), problem)
 
     def _error(self, line: int, text: str) -> ConfigError:
         return FileError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
@@ -355,7 +336,7 @@ def _all(definition: Definition) -> Iterator[Definition]:
         if part.name not in seen:
             seen.add(part.name)
             yield part
-            waiting += part.parts_by_name.values()
+            waiting += part.below.values()
 
 
 def _agent_body(definition: AgentDefinition) -> dict[str, Any]:
@@ -371,7 +352,7 @@ def _team_body(definition: TeamDefinition) -> dict[str, Any]:
     body = definition.record()
     options = body.get("options", {})
     desc = {"desc": definition.desc} if definition.desc else {}
-    edges = bool(definition.parts) and isinstance(definition.parts[0], EdgePart)
+    edges = bool(definition.parts) and isinstance(definition.parts[0], dict) and "from" in definition.parts[0]
     word = next(
         (w for w, kind in KINDS.items() if kind.__name__ == definition.type and (w != "workflow" or not edges)), ""
     )

@@ -20,7 +20,6 @@ from aworld.core.agent.flow import (
     Flow,
     Move,
     Result,
-    Shape,
     Start,
     State,
     Topology,
@@ -139,10 +138,10 @@ class Guard(Topology):
         """The solver and the verifier."""
         return [self.solver, self.verifier]
 
-    def shape(self) -> Shape:
-        """The solver, the verifier, and the way back."""
-        ends = self.solver.name, self.verifier.name
-        return Shape(super().shape().nodes, [Arrow(*ends), Arrow(*reversed(ends), "not accepted")])
+    def arrows(self) -> list[Arrow]:
+        """To the verifier, and back."""
+        solver, verifier = self.solver.name, self.verifier.name
+        return [Arrow(solver, verifier), Arrow(verifier, solver, "not accepted")]
 
     def flow(self) -> Flow:
         """A new run of the loop."""

@@ -40,15 +40,16 @@ class YamlText:
         key, node = self._node(path)
         return _line(node if value else key)
 
-    def line_of(self, text: str, path: Sequence[Any]) -> int:
-        """The line of the first key or value that is `text` below a path; the path's own without one."""
+    def line_of(self, value: Any, path: Sequence[Any]) -> int:
+        """The line of the first key or single value below a path that is this; the path's own without one."""
         key, node = self._node(path)
         waiting, seen = [node], set[int]()
         while waiting:
             node = waiting.pop()
-            if isinstance(node, yaml.ScalarNode) and node.value == text:
-                return _line(node)
-            if id(node) not in seen and not isinstance(node, yaml.ScalarNode):
+            if isinstance(node, yaml.ScalarNode):
+                if self._loader.construct_object(node) == value:
+                    return _line(node)
+            elif id(node) not in seen:
                 seen.add(id(node))  # an alias leads to what was looked through
                 pairs = isinstance(node, yaml.MappingNode)
                 below = [part for pair in node.value for part in pair] if pairs else node.value

@@ -15,11 +15,10 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
-from typing_extensions import TypeAliasType
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from aworld.config.conf import AgentConfig
 from aworld.core.checks import known_keys
@@ -30,81 +29,29 @@ SECRET = "<secret>"
 _MOVE = "Only what stands in a module under a name of its own can be written: move it there."
 
 
-class DefinedValue(BaseModel):
-    """Base of definitions and their parts: frozen, and a key that it does not know is an error that names the nearest."""
+class UnitDefinition(BaseModel):
+    """What the definitions of agents and teams share. Frozen; a field that is not known names the nearest that is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            fields = [f.alias or name for name, f in cls.model_fields.items()]
-            known_keys(cls.__name__, cast("dict[str, Any]", data), [*fields, *cls.model_fields], "field")
-        return data
-
-
-class MemberPart(DefinedValue):
-    """A member of a workflow with what is special about its place; see `WorkflowNode`."""
-
-    member: str
-    name: str | None = None
-    input: str | None = None
-    on_error: Literal["fail", "skip", "tell"] | None = None
-    retries: int = 0
-
-
-class EdgePart(DefinedValue):
-    """One member, or node, after another: an edge of a workflow, or a hand-over."""
-
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
-    when: str | None = None
-
-
-class SerialPart(DefinedValue):
-    """Members one after another, within a group of those that run side by side."""
-
-    serial: list[TeamPart]
-
-
-def _kind(part: Any) -> str:
-    if isinstance(part, list | tuple):
-        return "list"
-    if isinstance(part, Mapping):
-        return "serial" if "serial" in part else "edge" if part.keys() & {"from", "to"} else "member"
-    kinds: dict[type, str] = {MemberPart: "member", EdgePart: "edge", SerialPart: "serial"}
-    return kinds.get(type(part), "name")
-
-
-TeamPart = TypeAliasType(
-    "TeamPart",
-    Annotated[
-        Annotated[str, Tag("name")]
-        | Annotated[list["TeamPart"], Tag("list")]
-        | Annotated[MemberPart, Tag("member")]
-        | Annotated[EdgePart, Tag("edge")]
-        | Annotated[SerialPart, Tag("serial")],
-        Discriminator(_kind),
-    ],
-)
-"""A piece of a team: the name of a member, a group side by side or serial, or an edge."""
-
-
-class UnitDefinition(DefinedValue):
-    """What the definitions of agents and teams share."""
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     type: str
     """`Agent`, `Loop` and so on for the classes of this package, `module:Class` for others."""
     desc: str | None = None
     options: dict[str, JsonValue] = {}
-    """Arguments of its class beside the fields, those that differ from their defaults."""
+    """Arguments of its class beside the fields, those that differ from their defaults; the class checks them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known_keys(cls.__name__, cast("dict[str, Any]", data), cls.model_fields, "field")
+        return data
 
     @property
-    def parts_by_name(self) -> Mapping[str, UnitDefinition]:
-        """The definitions that this one is made of."""
-        raise NotImplementedError
+    def below(self) -> dict[str, Definition]:
+        """The definitions that this one is made of, by name."""
+        return getattr(self, "units", None) or getattr(self, "members", {})
 
     @property
     def digest(self) -> str:
@@ -113,11 +60,9 @@ class UnitDefinition(DefinedValue):
 
     def record(self) -> dict[str, Any]:
         """The body that stores keep under the digest: JSON-able, without defaults, members by their digests."""
-        body = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"members", "units"})
-        if self.parts_by_name or isinstance(self, TeamDefinition):
-            key = "members" if isinstance(self, TeamDefinition) else "units"
-            body[key] = {name: part.digest for name, part in self.parts_by_name.items()}
-        return body
+        body = self.model_dump(mode="json", exclude_defaults=True)
+        digests = {name: part.digest for name, part in self.below.items()}
+        return {key: digests if key in ("units", "members") else value for key, value in body.items()}
 
 
 class AgentDefinition(UnitDefinition):
@@ -143,25 +88,16 @@ class AgentDefinition(UnitDefinition):
     units: dict[str, AgentDefinition | TeamDefinition] = {}
     """Agents and teams among the tools."""
 
-    @property
-    def parts_by_name(self) -> Mapping[str, AgentDefinition | TeamDefinition]:
-        """Agents and teams among the tools."""
-        return self.units
-
 
 class TeamDefinition(UnitDefinition):
     """A team."""
 
-    parts: list[TeamPart] = []
-    """How the members of a swarm stand, by their names; other teams name theirs in `options`."""
-    nodes: dict[str, MemberPart] = {}
-    """Places of a workflow, where its edges need other names than the members'."""
+    parts: list[JsonValue] = []
+    """How the members of a swarm stand, by their names: `NAME`, `[side, by, side]`, `{serial: [...]}`,
+    `{member: NAME, input:, on_error:, retries:, name:}`, or as edges `{from:, to:, when:}`."""
+    nodes: dict[str, JsonValue] = {}
+    """What edges name that is more than a member: `{member: NAME, ...}`."""
     members: dict[str, AgentDefinition | TeamDefinition]
-
-    @property
-    def parts_by_name(self) -> Mapping[str, AgentDefinition | TeamDefinition]:
-        """The members."""
-        return self.members
 
 
 Definition: TypeAlias = AgentDefinition | TeamDefinition
@@ -181,11 +117,8 @@ class Change(NamedTuple):
 
 def diff(before: Definition, after: Definition) -> list[Change]:
     """What changed from one definition to another, members included, in the order of the fields."""
-    values = [
-        dict(_leaves(one.model_dump(mode="json", by_alias=True, exclude_defaults=True))) for one in (before, after)
-    ]
-    paths = dict.fromkeys([*values[0], *values[1]])
-    changes = [Change(path, values[0].get(path), values[1].get(path)) for path in paths]
+    old, new = (dict(_leaves(one.model_dump(mode="json", exclude_defaults=True))) for one in (before, after))
+    changes = [Change(path, old.get(path), new.get(path)) for path in {**old, **new}]
     return [change for change in changes if change.before != change.after]
 
 
@@ -274,6 +207,11 @@ class Defined:
         raise NotImplementedError
 
     @property
+    def definition(self) -> Any:
+        """All that makes it what it is, as data: an `AgentDefinition` or a `TeamDefinition`."""
+        return self.account().definition
+
+    @property
     def digest(self) -> str:
         """The version: the digest of the definition."""
         return self.account().digest
@@ -337,8 +275,6 @@ def why_not(reference: str) -> str | None:
         return "part of the main program, which nobody else can import"
     if "<" not in reference:
         return None
-    return (
-        "a lambda" if reference.endswith("<lambda>")
-        else "inside a function" if "<locals>" in reference
-        else "an object that has no name in a module"
-    )  # fmt: skip
+    if "<locals>" in reference and not reference.endswith("<lambda>"):
+        return "inside a function"
+    return "a lambda" if "<lambda>" in reference else "an object that has no name in a module"

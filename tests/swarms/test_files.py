@@ -206,6 +206,7 @@ def test_what_is_written_is_read_back_the_same(unit: Unit) -> None:
     text = dump(unit)
     again = load(text)
     assert described(again) == described(unit)
+    assert again.definition == unit.definition
     assert dump(again) == text
 
 
@@ -274,7 +275,7 @@ BAD: list[tuple[str, str, str]] = [
     ('["tests.swarms.rules:lookup"]', "lookup", "line 6: tools is a list; got 'lookup'"),
     ("[researcher,", "[resercher,", "line 12: no agent or swarm is named 'resercher'; did you mean 'researcher'?"),
     ("retries: 2", "retry: 2", "line 12: A member has no 'retry'; did you mean 'retries'?"),
-    ("retries: 2", "retries: many", "line 12: Node of 'critic': retries='many'"),
+    ("retries: 2", "retries: many", "line 11: Node of 'critic': retries='many'"),
     ("[researcher,", "[no,", "line 12: a member is text; got False. Put it in quotes"),
     ("loop: writer", "loop: newsroom", "line 14: 'newsroom' would be a member of itself: newsroom → again → newsroom"),
     ("    until: tests.swarms.rules:good\n", "", "line 14: Swarm 'again' needs until: module:function"),

@@ -95,11 +95,6 @@ class BaseAgent(Defined):
         """The name as a model or a provider takes it: letters, digits, `_` and `-`, at most 64."""
         return checked_id(self.name)
 
-    @property
-    def definition(self) -> AgentDefinition:
-        """All that makes the agent what it is, as data."""
-        return self.account().definition
-
     def define(self, account: Account) -> AgentDefinition:
         """The definition, made anew."""
         facts = {"system_prompt": self.system_prompt, "tool_names": self.toolkit.tool_names, **self.facts(account)}

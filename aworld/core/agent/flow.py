@@ -92,14 +92,6 @@ class Arrow:
     kind: Literal["then", "if", "calls", "hands over", "not accepted", "again"] = "then"
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A team as a drawing shows it: its members by node, and the arrows between the nodes."""
-
-    nodes: dict[str, Unit]
-    arrows: list[Arrow]
-
-
 class Topology(Defined):
     """Base of every team. Immutable in use; one instance serves any number of tasks."""
 
@@ -135,14 +127,13 @@ class Topology(Defined):
         for member in self.members():
             member.check()
 
-    def shape(self) -> Shape:
-        """What a drawing of the team shows; the members alone where a team does not say more."""
-        return Shape({member.name: member for member in self.members()}, [])
+    def shape(self) -> tuple[dict[str, Unit], list[Arrow]]:
+        """What a drawing of the team shows: the members by node, and how one leads to another."""
+        return {member.name: member for member in self.members()}, self.arrows()
 
-    @property
-    def definition(self) -> TeamDefinition:
-        """All that makes the team what it is, as data."""
-        return self.account().definition
+    def arrows(self) -> list[Arrow]:
+        """How one member leads to another, as far as the team says."""
+        return []
 
     def define(self, account: Account) -> TeamDefinition:
         """The definition, made anew."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import Shape, Topology, Unit
+from aworld.core.agent.flow import Arrow, Topology, Unit
 
 _ARROWS = {"then": "-->", "if": "-->|if|", "calls": "-.->", "hands over": "==>"}
 
@@ -22,11 +22,11 @@ def _chart(unit: Unit, id: str, depth: int) -> list[str]:
             lines += [*_chart(callee, f"{id}t{number}", depth), f"{indent}{id} -.-> {id}t{number}"]
         return lines
     lines = [f'{indent}subgraph {id}["{_label(unit.name)} ({_kind(unit)})"]']
-    shape = unit.shape()
-    ids = {node: f"{id}_{number}" for number, node in enumerate(shape.nodes)}
-    for node, member in shape.nodes.items():
+    nodes, arrows = unit.shape()
+    ids = {node: f"{id}_{number}" for number, node in enumerate(nodes)}
+    for node, member in nodes.items():
         lines += _chart(member, ids[node], depth + 1)
-    for arrow in shape.arrows:
+    for arrow in arrows:
         line = _ARROWS.get(arrow.kind, f"-->|{arrow.kind}|")
         lines.append(f"{indent}    {ids[arrow.source]} {line} {ids[arrow.target]}")
     return [*lines, f"{indent}end"]
@@ -40,26 +40,22 @@ def tree(root: Unit) -> str:
 def _branch(unit: Unit, head: str, indent: str, note: str) -> list[str]:
     kind = f" ({_kind(unit)})" if isinstance(unit, Topology) else ""
     lines = [f"{head}{unit.name}{kind}{note}{f' - {unit.desc}' if unit.desc else ''}"]
-    shape = (
-        unit.shape() if isinstance(unit, Topology) else Shape({callee.name: callee for callee in unit.callees()}, [])
-    )
-    for number, (node, member) in enumerate(shape.nodes.items()):
-        last = number == len(shape.nodes) - 1
-        branch, rest = ("└── ", "    ") if last else ("├── ", "│   ")
-        lines += _branch(member, indent + branch, indent + rest, _note(shape, node))
+    callees: dict[str, Unit] = {} if isinstance(unit, Topology) else {callee.name: callee for callee in unit.callees()}
+    nodes, arrows = unit.shape() if isinstance(unit, Topology) else (callees, [])
+    for number, (node, member) in enumerate(nodes.items(), 1):
+        branch, rest = ("└── ", "    ") if number == len(nodes) else ("├── ", "│   ")
+        name = "" if node == member.name else f"  as {node}"
+        lines += _branch(member, indent + branch, indent + rest, name + _ways(arrows, node))
     return lines
 
 
-def _note(shape: Shape, node: str) -> str:
-    name = "" if node == shape.nodes[node].name else f"  as {node}"
+def _ways(arrows: list[Arrow], node: str) -> str:
+    """What leads to a node of a workflow, or where a hand-over may lead from it."""
     ways = {"then": "", "if": " (if)"}
-    after = [f"{a.source}{ways[a.kind]}" for a in shape.arrows if a.target == node and a.kind in ways]
-    targets = [a.target for a in shape.arrows if a.source == node and a.kind == "hands over"]
-    return (
-        name
-        + (f"  after {', '.join(after)}" if after else "")
-        + (f"  hands over to {', '.join(targets)}" if targets else "")
-    )
+    sources = [f"{a.source}{ways[a.kind]}" for a in arrows if a.target == node and a.kind in ways]
+    targets = [a.target for a in arrows if a.source == node and a.kind == "hands over"]
+    after = f"  after {', '.join(sources)}" if sources else ""
+    return f"{after}  hands over to {', '.join(targets)}" if targets else after
 
 
 def _kind(unit: Topology) -> str:

@@ -23,7 +23,6 @@ from aworld.core.agent.flow import (
     Move,
     OnError,
     Result,
-    Shape,
     Start,
     State,
     Topology,
@@ -175,9 +174,9 @@ class WorkflowSwarm(Swarm):
         """The members, each once, in the order in which they were named."""
         return list({id(vertex.unit): vertex.unit for vertex in self.graph.vertices.values()}.values())
 
-    def shape(self) -> Shape:
-        """The graph."""
-        return self.graph.shape()
+    def shape(self) -> tuple[dict[str, Unit], list[Arrow]]:
+        """The members by their nodes, and what each waits for."""
+        return {vertex.id: vertex.unit for vertex in self.graph.vertices.values()}, self.graph.arrows()
 
     def structure(self, account: Account) -> dict[str, Any]:
         """The chain, or the edges."""
@@ -226,10 +225,9 @@ class TeamSwarm(Swarm):
         """The leader and its members."""
         return [self.leader, *self.team]
 
-    def shape(self) -> Shape:
-        """The leader, and whom it calls."""
-        arrows = [Arrow(self.leader.name, callee.name, "calls") for callee in self.team]
-        return Shape(super().shape().nodes, arrows)
+    def arrows(self) -> list[Arrow]:
+        """Whom the leader calls."""
+        return [Arrow(self.leader.name, callee.name, "calls") for callee in self.team]
 
     def structure(self, account: Account) -> dict[str, Any]:
         """The leader first."""
@@ -307,10 +305,9 @@ class HandoffSwarm(Swarm):
         """The agents, each once, the first one first."""
         return list({id(unit): unit for unit in (self.root, *(end for edge in self.edges for end in edge))}.values())
 
-    def shape(self) -> Shape:
-        """The agents, and to whom each may pass control."""
-        arrows = [Arrow(source.name, target.name, "hands over") for source, target in self.edges]
-        return Shape(super().shape().nodes, arrows)
+    def arrows(self) -> list[Arrow]:
+        """To whom each may pass control."""
+        return [Arrow(source.name, target.name, "hands over") for source, target in self.edges]
 
     def structure(self, account: Account) -> dict[str, Any]:
         """The pairs."""

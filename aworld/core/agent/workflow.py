@@ -20,7 +20,6 @@ from aworld.core.agent.flow import (
     Move,
     OnError,
     Result,
-    Shape,
     Start,
     State,
     Topology,
@@ -203,14 +202,13 @@ class Graph:
         """The vertex of a node of the flow: its own id, or one with the number of a further try."""
         return node if node in self.vertices else node.rpartition("~")[0]
 
-    def shape(self) -> Shape:
-        """The members by vertex, and what each waits for."""
-        arrows = [
+    def arrows(self) -> list[Arrow]:
+        """What each vertex waits for."""
+        return [
             Arrow(source, vertex.id, "if" if when else "then")
             for vertex in self.vertices.values()
             for source, when in vertex.before.items()
         ]
-        return Shape({vertex.id: vertex.unit for vertex in self.vertices.values()}, arrows)
 
     def parts(self, items: Sequence[Any], account: Account) -> dict[str, Any]:
         """The workflow in a definition: a chain, or its edges with the nodes that are more than a member."""
@@ -220,31 +218,30 @@ class Graph:
         for id, vertex in self.vertices.items():
             part = vertex.node.part(account, self._owner)
             if part != id:
-                nodes[id] = {**(part if isinstance(part, dict) else {"member": part}), "name": None}
-        return {"parts": [self._edge_part(edge, account) for edge in self.edges], "nodes": nodes}
-
-    def _edge_part(self, edge: Edge, account: Account) -> dict[str, Any]:
-        source, target = (self._ids[id(end)] for end in (edge.source, edge.target))
-        part: dict[str, Any] = {"from": source, "to": target}
-        if edge.when is not None:
-            part["when"] = account.code(edge.when, f"when= from {source!r} to {target!r} in {self._owner!r}")
-        return part
+                nodes[id] = {"member": part} if isinstance(part, str) else part
+                nodes[id].pop("name", None)
+        parts: list[dict[str, Any]] = []
+        for edge in self.edges:
+            source, target = (self._ids[id(end)] for end in (edge.source, edge.target))
+            parts.append({"from": source, "to": target})
+            if edge.when is not None:
+                what = f"when= from {source!r} to {target!r} in {self._owner!r}"
+                parts[-1]["when"] = account.code(edge.when, what)
+        return {"parts": parts, "nodes": nodes}
 
     def _chain_parts(self, items: Sequence[Any], account: Account) -> list[Any]:
         """The items of a chain; a serial group in it is the same as its members."""
         parts: list[Any] = []
         for item in items:
-            if isinstance(item, tuple):
-                parts += self._chain_parts(cast("tuple[Any, ...]", item), account)
-            else:
-                parts.append(self._group_part(item, account))
+            chained = isinstance(item, tuple)
+            parts += self._chain_parts(item, account) if chained else [self._part(item, account)]  # pyright: ignore[reportUnknownArgumentType]
         return parts
 
-    def _group_part(self, item: Any, account: Account) -> Any:
+    def _part(self, item: Any, account: Account) -> Any:
         if isinstance(item, tuple):
             return {"serial": self._chain_parts(cast("tuple[Any, ...]", item), account)}
         if isinstance(item, list):
-            return [self._group_part(member, account) for member in cast("list[Any]", item)]
+            return [self._part(member, account) for member in cast("list[Any]", item)]
         return item.part(account, self._owner) if isinstance(item, WorkflowNode) else item.name
 
 
@@ -291,7 +288,7 @@ class WorkflowFlow:
         return moves if self._running else [*moves, self._end()]
 
     def _settle(self, id: str, skipped: bool, state: State) -> list[str]:
-        """Settle the edges out of a vertex, and of all that are left out by it; returns the places that are free now."""
+        """Settle the edges out of a vertex, and of all that are left out by it; returns those free now."""
         free: list[str] = []
         settled = deque([(id, skipped)])
         while settled:
@@ -320,7 +317,7 @@ class WorkflowFlow:
         return self._input if not vertex.before else joined(list(ordered.items()))
 
     def _end(self) -> End:
-        """The answer: that of the last vertex, of all last places by name, or what `answer` makes of all outputs."""
+        """The answer: that of the last vertex, of all last ones by name, or what `answer` makes of all outputs."""
         last = {
             id: self._outputs[id] for id, vertex in self._vertices.items() if not vertex.after and id in self._outputs
         }
@@ -367,9 +364,9 @@ class Loop(Topology):
         """The member that is repeated."""
         return [self.body]
 
-    def shape(self) -> Shape:
-        """The member, again and again."""
-        return Shape({self.body.name: self.body}, [Arrow(self.body.name, self.body.name, "again")])
+    def arrows(self) -> list[Arrow]:
+        """Again and again."""
+        return [Arrow(self.body.name, self.body.name, "again")]
 
     def flow(self) -> Flow:
         """A new loop."""
@@ -445,10 +442,9 @@ class Map(Topology):
         """The member that is repeated, and the one that reads the results."""
         return [self.unit, self.reduce] if isinstance(self.reduce, BaseAgent | Topology) else [self.unit]
 
-    def shape(self) -> Shape:
-        """The member, and the one that reads its results."""
-        shape = super().shape()
-        return Shape(shape.nodes, [Arrow(*shape.nodes)] if len(shape.nodes) > 1 else [])
+    def arrows(self) -> list[Arrow]:
+        """To the member that reads the results, if there is one."""
+        return [Arrow(self.unit.name, reader.name) for reader in self.members()[1:]]
 
     def flow(self) -> Flow:
         """A new map."""
