@@ -22,7 +22,7 @@ History of the schema: 1, the first.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -59,7 +59,10 @@ KINDS: dict[str, type[Topology]] = {
 SUBJECTS = {"loop": ["body"], "map": ["unit"], "solver_verifier": ["solver", "verifier"]}
 """Options that stand at the word itself."""
 OWN_TEAM = ("type", "desc", "members", "parts", "options")
-EDGE_FORM = "an edge is [FROM, TO] or {from: A, to: B, when: module:function}"
+PAIRS = {
+    "edges": "an edge is [FROM, TO] or {from: A, to: B, when: module:function}",
+    "handoff": "a hand-off is a pair [FROM, TO]",
+}
 
 
 def load(path_or_text: str | Path) -> Unit:
@@ -92,18 +95,18 @@ class _AgentsFile:
         self._units: dict[str, Unit] = {}
         self._unfinished: list[str] = []
         self._named: set[str] = set()
-        top = self._mapping(self._text.data, [], "a file of agents")
-        self._refuse_unknown(top, TOP, "The file", [])
+        top = self._mapping(self._text.data, "a file of agents")
+        self._refuse_unknown(top, TOP, "The file")
         if top.get("version") != VERSION:
             problem = f"version: {VERSION} is the version that is read here; got {top.get('version')!r}"
-            raise self._error(self._text.line(["version"]) if "version" in top else 1, problem)
+            raise self._error(problem, *(["version"] if "version" in top else []))
         self._run: Any = top.get("run")
-        self._paths: dict[str, list[str]] = {}
+        self._paths: dict[str, tuple[str, str]] = {}
         for section in ("agents", "swarms"):
-            for name in self._mapping(top.get(section), [section], section):
+            for name in self._mapping(top.get(section), section, section):
                 if name in self._paths:
-                    raise self._error(self._text.line([section, name]), f"{name!r} is an agent already; rename one")
-                self._paths[name] = [section, name]
+                    raise self._error(f"{name!r} is an agent already; rename one", section, name)
+                self._paths[name] = (section, name)
 
     def root(self) -> Unit:
         """The member that is run. Raises ConfigError when members are left that nobody names."""
@@ -111,154 +114,144 @@ class _AgentsFile:
             self._unit(name, self._text.line(path))
         free = [name for name in self._paths if name not in self._named]
         if self._run is None:
-            if len(free) != 1:
-                example = (free or list(self._paths) or ["NAME"])[-1]
-                raise self._error(1, f"say which member is run, such as run: {example}")
-            return self._units[free[0]]
-        if not isinstance(self._run, str):
-            raise self._error(self._text.line(["run"]), f"run is text; got {_shown(self._run)}")
+            if len(free) == 1:
+                return self._units[free[0]]
+            example = (free or list(self._paths) or ["NAME"])[-1]
+            raise self._error(f"say which member is run, such as run: {example}", line=1)
         root = self._unit(self._run, self._text.line(["run"]))
         for name in free:
             if name != self._run:
-                problem = f"nobody names {name!r}; give it a place or remove it"
-                raise self._error(self._text.line(self._paths[name]), problem)
+                raise self._error(f"nobody names {name!r}; give it a place or remove it", *self._paths[name])
         return root
 
-    def _unit(self, name: str, line: int) -> Unit:
+    def _unit(self, name: Any, line: int) -> Unit:
         """The agent or swarm of this name, named in this line."""
+        if not isinstance(name, str):
+            problem = f"a member is text; got {_shown(name)}. Put it in quotes, if that is what is meant"
+            raise self._error(problem, line=line)
         if name in self._units:
             return self._units[name]
         if name not in self._paths:
             near = nearest(name, self._paths)
             meant = f"did you mean {near!r}?" if near else f"defined are: {', '.join(self._paths) or 'none'}"
-            raise self._error(line, f"no agent or swarm is named {name!r}; {meant}")
+            raise self._error(f"no agent or swarm is named {name!r}; {meant}", line=line)
         if name in self._unfinished:
             way = " → ".join([*self._unfinished[self._unfinished.index(name) :], name])
-            raise self._error(line, f"{name!r} would be a member of itself: {way}")
+            raise self._error(f"{name!r} would be a member of itself: {way}", line=line)
         self._unfinished.append(name)
         path = self._paths[name]
-        body = self._mapping(self._text.data[path[0]][name], path, repr(name))
-        definition = self._agent(name, body, path) if path[0] == "agents" else self._team(name, body, path)
+        body = self._mapping(self._text.data[path[0]][name], repr(name), *path)
+        read = self._agent if path[0] == "agents" else self._team
+        definition = self._definitions[name] = read(name, body, path)
         try:
-            unit = Maker(definition, {part: self._units[part] for part in definition.below}).unit()
+            self._units[name] = Maker(definition, {part: self._units[part] for part in definition.below}).unit()
         except ConfigError as error:
-            at = self._text.line_of(error.setting, path) if error.setting else self._text.line(path)
-            raise self._error(at, str(error)) from error
+            line = self._text.line_of(error.setting, path) if error.setting else self._text.line(path)
+            raise self._error(str(error), line=line) from error
         self._unfinished.pop()
-        self._definitions[name], self._units[name] = definition, unit
-        return unit
+        return self._units[name]
 
-    def _members(self, names: Iterable[Any], path: list[str]) -> dict[str, Definition]:
+    def _members(self, names: Iterable[Any], path: tuple[str, ...]) -> dict[str, Definition]:
         """The definitions of members that are named below a path."""
         members: dict[str, Definition] = {}
         for name in names:
-            line = self._text.line_of(name, path)
-            if not isinstance(name, str):
-                raise self._error(line, f"a member is text; got {_shown(name)}. Put it in quotes, if that is meant")
+            self._unit(name, self._text.line_of(name, path))
             self._named.add(name)
-            self._unit(name, line)
             members[name] = self._definitions[name]
         return members
 
     def _is_member(self, name: Any) -> bool:
         return isinstance(name, str) and (name in self._paths or ":" not in name)
 
-    def _agent(self, name: str, body: dict[str, Any], path: list[str]) -> AgentDefinition:
+    def _agent(self, name: str, body: dict[str, Any], path: tuple[str, ...]) -> AgentDefinition:
         owner = f"Agent {name!r}"
+        self._refuse_unknown(body, FUNCTION_AGENT if "function" in body else AGENT, owner, *path)
         if "function" in body:
-            self._refuse_unknown(body, FUNCTION_AGENT, owner, path)
             body = {"type": "FunctionAgent", "desc": body.get("desc"), "options": {"function": body["function"]}}
-        self._refuse_unknown(body, AGENT, owner, path)
-        conf = self._conf(body.pop("conf", None), owner, [*path, "conf"])
-        fields = {"name": name, "type": "Agent", **{k: v for k, v in body.items() if v is not None}, **conf}
-        tools = fields.get("tools", ())
-        names = [tool for tool in cast("list[Any]", tools) if self._is_member(tool)] if isinstance(tools, list) else []
-        return self._defined(AgentDefinition, {**fields, "units": self._members(names, path)}, owner, path)
+        fields = {"type": "Agent", **body, **self._conf(body.pop("conf", None), owner, *path, "conf")}
+        tools = cast("list[Any]", fields["tools"]) if isinstance(fields.get("tools"), list) else []
+        fields["units"] = self._members((tool for tool in tools if self._is_member(tool)), path)
+        fields.pop("conf", None)
+        return self._defined(AgentDefinition, {"name": name, **fields}, owner, path)
 
-    def _conf(self, value: Any, owner: str, path: list[str]) -> dict[str, Any]:
+    def _conf(self, value: Any, owner: str, *path: str) -> dict[str, Any]:
         """The settings of the model, and what else stands beside them."""
-        conf = self._mapping(value, path, f"conf of {owner}")
+        conf = self._mapping(value, f"conf of {owner}", *path)
         for key in conf:
-            line = self._text.line([*path, key])
+            problem = ""
             if key in SECRET_SETTINGS:
                 remedy = "set LLM_API_KEY in the environment" if key == "llm_api_key" else "give headers in Python"
-                raise self._error(line, f"{owner} has {key} in the file, where others can read it; {remedy}")
-            if key in ("system_prompt", "llm_config"):
-                raise self._error(line, f"{owner}: {key} does not go into conf; write it beside it")
-            if key not in AgentConfig.known():
-                raise self._error(line, f"{owner} has no setting {key!r}; {hint(key, AgentConfig.known())}")
+                problem = f"{owner} has {key} in the file, where others can read it; {remedy}"
+            elif key in ("system_prompt", "llm_config"):
+                problem = f"{owner}: {key} does not go into conf; write it beside it"
+            elif key not in AgentConfig.known():
+                problem = f"{owner} has no setting {key!r}; {hint(key, AgentConfig.known())}"
+            if problem:
+                raise self._error(problem, *path, key)
         try:
             AgentConfig(**conf)
         except ValidationError as error:
             first = error.errors()[0]
-            problem = f"{owner}: {first['loc'][0]}: {first['msg']}"
-            raise self._error(self._text.line([*path, *first["loc"]]), problem) from error
+            raise self._error(f"{owner}: {first['loc'][0]}: {first['msg']}", *path, *first["loc"]) from error
         retries = {"output_retries": conf.pop("output_retries")} if "output_retries" in conf else {}
         return {"llm_config": conf, **retries}
 
-    def _team(self, name: str, body: dict[str, Any], path: list[str]) -> TeamDefinition:
+    def _team(self, name: str, body: dict[str, Any], path: tuple[str, ...]) -> TeamDefinition:
         owner = f"Swarm {name!r}"
-        if "type" in body:
-            self._refuse_unknown(body, OWN_TEAM, owner, path)
-            members = self._members(body.get("members") or [], path)
-            return self._defined(TeamDefinition, {"name": name, **body, "members": members}, owner, path)
         words = [word for word in KINDS if word in body]
+        if "type" in body:
+            self._refuse_unknown(body, OWN_TEAM, owner, *path)
+            fields = {**body, "members": self._members(body.get("members") or [], path)}
+            return self._defined(TeamDefinition, {"name": name, **fields}, owner, path)
+        begins = self._text.line(path, value=True)
         if len(words) != 1:
             both = " and ".join(words) or "none of them"
-            problem = f"swarm {name!r} is one of {', '.join(KINDS)}; here is {both}"
-            raise self._error(self._text.line(path, value=True), problem)
-        word = words[0]
-        subject = body.pop(word)
-        self._refuse_unknown(body, _keys(word), owner, path)
-        self._refuse_values(body, options_of(KINDS[word]), word, owner, path)
-        fields: dict[str, Any] = {"name": name, "type": KINDS[word].__name__, "desc": body.pop("desc", None)}
-        nodes = fields["nodes"] = self._mapping(body.pop("nodes", None), [*path, "nodes"], f"nodes of {owner}")
-        if body.get("start") is not None:
-            body["root_agent"] = body.pop("start")
-        options = fields["options"] = {key: value for key, value in body.items() if value is not None}
-        if word in SUBJECTS:
-            listed = subject if isinstance(subject, list) else [subject]
-            if len(cast("list[Any]", listed)) != len(SUBJECTS[word]) or not all(isinstance(s, str) for s in listed):
-                example = "solver_verifier: [SOLVER, VERIFIER]" if word == "solver_verifier" else f"{word}: MEMBER"
-                raise self._error(self._text.line([*path, word]), f"{owner}: write {example}")
-            options |= zip(SUBJECTS[word], listed)
-        else:
-            fields["parts"] = self._pairs(subject, word, [*path, word]) if word in ("edges", "handoff") else subject
-        names = [end for end in _names(fields.get("parts")) if end not in nodes]
-        names += [*_names(list(nodes.values())), *(options[key] for key in SUBJECTS.get(word, ()))]
-        names += [options[key] for key in ("root_agent", "reduce") if self._is_member(options.get(key))]
-        return self._defined(TeamDefinition, {**fields, "members": self._members(names, path)}, owner, path, word)
+            raise self._error(f"swarm {name!r} is one of {', '.join(KINDS)}; here is {both}", line=begins)
+        word, subjects = words[0], SUBJECTS.get(words[0], [])
+        subject, options = body.pop(word), options_of(KINDS[word])
+        extra = {"edges": ["nodes"], "handoff": ["start"]}.get(word, [])
+        known = [option for option in options if option not in (*subjects, "root_agent")]
+        self._refuse_unknown(body, [*known, "desc", *extra], owner, *path)
+        for option in known:
+            if options[option] is inspect.Parameter.empty and option not in body:
+                raise self._error(f"{owner} needs {option}: module:function", line=begins)
+            if isinstance(options[option], bool) and not isinstance(body.get(option, True), bool):
+                raise self._error(f"{owner}: {option} is true or false; got {body[option]!r}", *path, option)
+        fields = {"type": KINDS[word].__name__, "desc": body.pop("desc", None)}
+        nodes = fields["nodes"] = self._mapping(body.pop("nodes", None), f"nodes of {owner}", *path, "nodes")
+        body |= {"root_agent": body.pop("start", None)}
+        listed = cast("list[Any]", subject if isinstance(subject, list) and len(subjects) != 1 else [subject])
+        if len(subjects) not in (0, len(listed)):
+            raise self._error(f"{owner}: write {word}: [{', '.join(subjects).upper()}]", *path, word)
+        body |= zip(subjects, listed)
+        if not subjects:
+            fields["parts"] = self._pairs(subject, word, path) if word in ("edges", "handoff") else subject
+        names = [end for end in _names(fields.get("parts", listed)) if end not in nodes]
+        names += [
+            *_names(list(nodes.values())),
+            *(n for n in map(body.get, ("root_agent", "reduce")) if self._is_member(n)),
+        ]
+        fields |= {"options": _without_none(body), "members": self._members(names, path)}
+        return self._defined(TeamDefinition, {"name": name, **fields}, owner, path, word)
 
-    def _refuse_values(
-        self, body: dict[str, Any], options: Mapping[str, Any], word: str, owner: str, path: list[str]
-    ) -> None:
-        for option, default in options.items():
-            if default is inspect.Parameter.empty and option not in (*body, *SUBJECTS.get(word, ())):
-                raise self._error(self._text.line(path, value=True), f"{owner} needs {option}: module:function")
-            if isinstance(default, bool) and not isinstance(body.get(option, default), bool):
-                problem = f"{owner}: {option} is true or false; got {body[option]!r}"
-                raise self._error(self._text.line([*path, option]), problem)
-
-    def _pairs(self, subject: Any, word: str, path: list[str]) -> Any:
+    def _pairs(self, subject: Any, word: str, path: tuple[str, ...]) -> Any:
         """Pairs as edges."""
-        form = EDGE_FORM if word == "edges" else "a hand-off is a pair [FROM, TO]"
         edges: list[Any] = []
         for index, item in enumerate(cast("list[Any]", subject) if isinstance(subject, list) else ()):
-            pair: list[Any] = item if isinstance(item, list) else []
-            if len(pair) != 2 and not (word == "edges" and isinstance(item, dict)):
-                raise self._error(self._text.line([*path, index]), form)
-            edge: dict[str, Any] = {"from": pair[0], "to": pair[1]} if pair else item
-            if not {"from", "to"} <= edge.keys():
-                raise self._error(self._text.line([*path, index]), form)
-            edges.append(edge)
+            if isinstance(item, list) and len(cast("list[Any]", item)) == 2:
+                edges.append(dict(zip(("from", "to"), cast("list[Any]", item))))
+            elif word == "edges" and isinstance(item, dict) and {"from", "to"} <= item.keys():
+                edges.append(item)
+            else:
+                raise self._error(PAIRS[word], *path, word, index)
         return edges if isinstance(subject, list) else subject
 
     # Pieces of the document
 
-    def _defined(self, kind: type[D], fields: dict[str, Any], owner: str, path: list[str], word: str = "") -> D:
+    def _defined(self, kind: type[D], fields: dict[str, Any], owner: str, path: tuple[str, ...], word: str = "") -> D:
         """The definition of these fields. What pydantic says against it is put into the words of the file."""
         try:
-            return kind.model_validate(fields)
+            return kind.model_validate(_without_none(fields))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
         steps = [word if step == "parts" else step for step in first["loc"]]
@@ -269,28 +262,22 @@ class _AgentsFile:
             "dict_type": f"{key} is a mapping, key: value; got {value}",
             "string_type": f"{key} of {owner} is text; got {value}. Put it in quotes, if that is what is meant",
         }.get(first["type"], f"{owner}: {key}={value}: {first['msg']}")
-        raise self._error(self._text.line([*path, *steps]), problem)
+        raise self._error(problem, *path, *steps)
 
-    def _error(self, line: int, text: str) -> ConfigError:
+    def _error(self, text: str, *path: Any, line: int | None = None) -> ConfigError:
+        line = self._text.line(path) if line is None else line
         return FileError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
 
-    def _mapping(self, value: Any, path: list[Any], what: str) -> dict[str, Any]:
+    def _mapping(self, value: Any, what: str, *path: Any) -> dict[str, Any]:
         """A copy of a mapping; an empty one in place of nothing."""
         if value is not None and not isinstance(value, dict):
-            raise self._error(self._text.line(path), f"{what} is a mapping, key: value; got {_shown(value)}")
+            raise self._error(f"{what} is a mapping, key: value; got {_shown(value)}", *path)
         return dict(cast("dict[str, Any]", value or {}))
 
-    def _refuse_unknown(self, body: Iterable[str], known: Iterable[str], owner: str, path: list[Any]) -> None:
-        names = list(known)
+    def _refuse_unknown(self, body: Iterable[str], known: Sequence[str], owner: str, *path: Any) -> None:
         for key in body:
-            if key not in names:
-                raise self._error(self._text.line([*path, key]), f"{owner} has no {key!r}; {hint(key, names)}")
-
-
-def _keys(word: str) -> list[str]:
-    """What a file may say of a kind of team."""
-    options = [option for option in options_of(KINDS[word]) if option not in (*SUBJECTS.get(word, ()), "root_agent")]
-    return [*options, "desc", *(["nodes"] if word == "edges" else ["start"] if word == "handoff" else [])]
+            if key not in known:
+                raise self._error(f"{owner} has no {key!r}; {hint(key, known)}", *path, key)
 
 
 def _names(part: Any) -> Iterator[Any]:
@@ -300,14 +287,17 @@ def _names(part: Any) -> Iterator[Any]:
             yield from _names(item)
     elif isinstance(part, dict):
         body = cast("dict[str, Any]", part)
-        yield from (body[key] for key in ("from", "to", "member") if key in body)
-        yield from _names(body.get("serial"))
+        yield from _names([body[key] for key in ("from", "to", "member", "serial") if key in body])
     else:
         yield part
 
 
 def _shown(value: Any) -> str:
     return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 # Writing
@@ -342,7 +332,7 @@ def _all(definition: Definition) -> Iterator[Definition]:
 def _agent_body(definition: AgentDefinition) -> dict[str, Any]:
     body = definition.record()
     if definition.type == "FunctionAgent":
-        return {"function": definition.options["function"], **({"desc": definition.desc} if definition.desc else {})}
+        return _without_none({"function": definition.options["function"], "desc": definition.desc})
     retries = {"output_retries": body["output_retries"]} if "output_retries" in body else {}
     body["conf"] = {**definition.llm_config, **retries}
     return {key: body[key] for key in AGENT if body.get(key) and (key, body[key]) != ("type", "Agent")}
@@ -350,24 +340,18 @@ def _agent_body(definition: AgentDefinition) -> dict[str, Any]:
 
 def _team_body(definition: TeamDefinition) -> dict[str, Any]:
     body = definition.record()
-    options = body.get("options", {})
-    desc = {"desc": definition.desc} if definition.desc else {}
-    edges = bool(definition.parts) and isinstance(definition.parts[0], dict) and "from" in definition.parts[0]
-    word = next(
-        (w for w, kind in KINDS.items() if kind.__name__ == definition.type and (w != "workflow" or not edges)), ""
-    )
+    parts, options = body.get("parts", []), body.pop("options", {})
+    edges = isinstance(parts[0] if parts else None, dict) and "from" in parts[0]
+    words = [word for word, kind in KINDS.items() if kind.__name__ == definition.type]
+    word = "edges" if "edges" in words and edges else words[0] if words else ""
+    rest = {key: body[key] for key in ("nodes", "desc") if key in body}
     if not word:
-        return {"type": definition.type, "members": list(definition.members), **desc, **body}
-    subjects = SUBJECTS.get(word, [])
-    if subjects:
-        names = [options.pop(option) for option in subjects]
-        subject: Any = names[0] if len(names) == 1 else _Line(names)
-    else:
-        subject = [_part_body(part) for part in body["parts"]]
-        subject = _Line(subject) if word == "team" else subject
-    start = {"start": options.pop("root_agent")} if "root_agent" in options else {}
-    nodes = {"nodes": body["nodes"]} if "nodes" in body else {}
-    return {word: subject, **options, **start, **nodes, **desc}
+        given = {"members": list(definition.members), "parts": parts, "options": options}
+        return {"type": definition.type, **{key: value for key, value in given.items() if value}, **rest}
+    names = [options.pop(option) for option in SUBJECTS.get(word, ())]
+    subject: Any = names[0] if len(names) == 1 else _Line(names) if names else [_part_body(part) for part in parts]
+    start = _without_none({"start": options.pop("root_agent", None)})
+    return {word: _Line(subject) if word == "team" else subject, **options, **start, **rest}
 
 
 def _part_body(part: Any) -> Any:

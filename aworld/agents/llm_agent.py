@@ -204,7 +204,7 @@ class Agent(BaseAgent):
             raise ValueError("The answer does not fit the schema:\n" + "\n".join(lines)) from None
 
     def facts(self, account: Account) -> dict[str, Any]:
-        """The settings of the model, the shape of the answer, and where the tools of servers and sandboxes come from."""
+        """The settings of the model, the shape of the answer, and where tools of servers and sandboxes come from."""
         facts: dict[str, Any] = {
             "llm_config": self._llm_config(account), "output_retries": self.output_retries,
             "max_steps": self.max_steps, "model": self._model,

@@ -97,5 +97,5 @@ class YamlText:
         return ConfigError(f"{self._source}, line {_line(node)}: {text}.")
 
 
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
+def _line(node: yaml.Node | None) -> int:
+    return 1 if node is None else node.start_mark.line + 1

@@ -248,7 +248,7 @@ def is_ready(kind: type) -> bool:
 
 @functools.cache
 def options_of(kind: type[Defined]) -> dict[str, Any]:
-    """The options of a class of agents or teams, with their defaults (`inspect.Parameter.empty` where there is none)."""
+    """The options of a class of agents or teams with their defaults, `inspect.Parameter.empty` where there is none."""
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {p.name: p.default for p in kind.parameters() if p.kind not in several and p.name not in kind.fields}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aworld.agents.files import AGENT, dump, load
 from aworld.agents.llm_agent import Agent
-from aworld.agents.patterns import FunctionAgent, Guard, function_agent, majority_vote, solver_verifier
+from aworld.agents.patterns import FunctionAgent, function_agent, majority_vote, solver_verifier
 from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, units_of

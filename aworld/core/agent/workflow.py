@@ -215,11 +215,11 @@ class Graph:
         if self.edges is None:
             return {"parts": self._chain_parts(items, account)}
         nodes: dict[str, Any] = {}
-        for id, vertex in self.vertices.items():
+        for name, vertex in self.vertices.items():
             part = vertex.node.part(account, self._owner)
-            if part != id:
-                nodes[id] = {"member": part} if isinstance(part, str) else part
-                nodes[id].pop("name", None)
+            if part != name:
+                nodes[name] = {"member": part} if isinstance(part, str) else part
+                nodes[name].pop("name", None)
         parts: list[dict[str, Any]] = []
         for edge in self.edges:
             source, target = (self._ids[id(end)] for end in (edge.source, edge.target))
