@@ -66,12 +66,16 @@ $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed: $(TRAINERS)/%/.installed
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' --group trainers
 	@touch $@
 
-# These need no PyTorch. OpenEnv has no extra: our adapter speaks its protocol, only the tests need its servers.
-$(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: ASKED = $(if $(filter openenv,$*),. openenv==0.10.0,.[verifiers])
+# These need no PyTorch, and each pins another version of the MCP SDK than we ask for: they come first, then what AWorld needs
+# besides, then AWorld without its dependencies. Nothing of MCP is used there.
+BESIDES_MCP := aiohttp msgspec pydantic griffelib rich pyyaml python-dotenv fastapi uvicorn websockets
+$(TRAINERS)/verifiers/.installed: PEER = "verifiers>=0.4,<0.5"
+$(TRAINERS)/openenv/.installed: PEER = openenv==0.10.0
 $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: $(TRAINERS)/%/.installed: pyproject.toml
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable $(ASKED) --group trainers
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER) $(BESIDES_MCP) --group trainers
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 # ms-swift runs in a process of its own, without AWorld; it forgets to declare msgspec.

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import Observation
-from aworld.core.exceptions import AWorldError, TaskError
+from aworld.core.event import Answered, Asked, Commanded
+from aworld.core.exceptions import AWorldError, LeaseError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.output import AnyOutput
 from aworld.core.task import Prefix, Task, TaskResponse, content_of
 from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
-from aworld.runners.answering import put_answer
+from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
-from aworld.runners.episode import Episode
+from aworld.runners.driver import Episode, refuse_empty, write_end
+from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
-from aworld.runners.local import fork_point, forked, load, run_config, run_many, run_one, store_of
+from aworld.runners.local import drive, fork_point, load, refuse_interactive, run_config, run_many, run_one, store_of
 from aworld.runners.replay import ReplayReport, replay
-from aworld.runners.stream import RunStream
-from aworld.trajectory.store import Query
+from aworld.runners.run import Driven
+from aworld.runners.schedule import gather
+from aworld.trajectory.query import Query
 
 Conf = RunConfig | dict[str, Any] | None
 Run = str | Trajectory | TaskResponse
@@ -53,7 +58,8 @@ class Runners:
         A failure, limit, time-out or refusal comes back as a response with its status. Raises ConfigError and
         TaskError for misuse, and CancelledError when the caller cancels.
         """
-        return await run_one(Task(input, agent, swarm, **task), store_of(run_config(run_conf).store))
+        asked = Task(input, agent, swarm, **task)
+        return await run_one(asked, store_of(run_config(run_conf).store, asked))
 
     @staticmethod
     def sync_run(
@@ -82,12 +88,18 @@ class Runners:
 
     @staticmethod
     def streamed_run_task(task: Task, run_conf: Conf = None, *, keep_running: bool = False) -> RunStream:
-        """A run to be read while it goes on: `async for output in stream.stream_events()`.
+        """A run to be read while it goes on: `async for output in stream.stream_events()`, by any number of readers.
 
-        Leaving the loop early cancels the run, unless `keep_running`.
+        Leaving the loop early cancels the run, unless somebody else reads it or `keep_running`.
         """
-        conf = run_config(run_conf)
-        return RunStream(lambda emit: run_one(task, store_of(conf.store), emit), keep_running=keep_running)
+        _tasks(task)
+        store = store_of(run_config(run_conf).store, task)
+
+        def make() -> Driven:
+            refuse_interactive(task)
+            return drive(task, store)
+
+        return RunStream(task.id, store, make, keep_running=keep_running)
 
     @staticmethod
     def streaming_run_task(task: Task, run_conf: Conf = None) -> AsyncIterator[AnyOutput]:
@@ -119,17 +131,17 @@ class Runners:
         whose `trajectory` is the row of this step.
         """
         _tasks(task)
-        if task.episode is None:
-            store = store_of(run_config(run_conf).store)
-            record = forked(task)
-            if record is None and await store.count(Query(ids=(task.id,))):
+        if task.driver is None:
+            store = store_of(run_config(run_conf).store, task)
+            record = None
+            if task.prefix is None and await store.count(Query(ids=(task.id,))):
                 record = await load(task.id, store)
                 if record.finished is not None:
                     raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
-            task.episode = Episode(task, store, record)
-        given = None if observation is None else content_of(observation)
+            task.driver = drive(task, store, record)
+        content = None if observation is None else content_of(observation)
         results = {id: to_content(value) for id, value in (tool_results or {}).items()}
-        return await task.episode.step(given, results)
+        return await task.driver.step(content, results)
 
     @staticmethod
     async def resume(
@@ -152,49 +164,103 @@ class Runners:
 
     @staticmethod
     async def answer(id: Run, text: str, *, question: str | None = None, store: Any = None) -> Trajectory:
-        """Answer what a waiting run asked; the run goes on when it is resumed, by whichever process.
+        """Answer what a run asked, from any process. One that waits goes on when it is resumed, one that is still at
+        work goes on by itself.
 
         `question` is the id of the question, needed when several are open. Durable when it returns; returns the
-        record, whose `open_questions()` tells what is left. Raises `TaskError` when the run asks no such thing or
-        is still at work, and for an empty answer.
+        record, whose `open_questions()` tells what is left. Raises `TaskError` when the run asks no such thing, and for
+        an empty answer.
         """
         record, opened = await _find(id, store)
         if not isinstance(id, str):  # somebody else may have answered since
             stored = await load(record.id, opened)
-            record = stored if len(stored.events) > len(record.events) else record
-        await put_answer(record, opened, text, question)
+            record = stored if len(stored.events) + len(stored.notes) > len(record.events) else record
+        asked = _picked(record, question)
+        refuse_empty(asked.id, text)
+        note = Answered(seq=-1, at=time.time(), id=asked.id, answer=text)
+        await opened.note(record.id, [note])
+        record.apply_note(note)
         return record
 
     @staticmethod
+    async def cancel(id: Run, *, reason: str | None = None, store: Any = None) -> None:
+        """End a run, whichever process works on it, as `cancelled`: within a second; at once where nobody does.
+
+        Raises `TaskError` when it has ended.
+        """
+        opened = await _store_for(id, store)
+        record = await load(_id_of(id), opened)
+        journal = Journal(record, opened)
+        try:
+            await journal.claim()
+        except LeaseError:
+            await _command(record, opened, "cancel", reason)
+            return
+        try:
+            if record.finished is not None:
+                raise _has_ended(record)
+            write_end(journal, "cancelled", f"The run was cancelled: {reason or 'nobody worked on it'}.")
+            await journal.commit()
+        finally:
+            journal.release()
+
+    @staticmethod
+    async def steer(id: Run, text: str, *, store: Any = None) -> None:
+        """Say something to a run that is at work, in any process: its agent reads it before its next decision.
+
+        One that waits or was left unfinished reads it when it is resumed. Raises `TaskError` when it has ended.
+        """
+        opened = await _store_for(id, store)
+        content_of(text)
+        await _command(await load(_id_of(id), opened), opened, "steer", text)
+
+    @staticmethod
+    async def pause(id: Run, *, store: Any = None) -> None:
+        """Let a run stop after its turn, in any process: its status is `waiting` then, and `resume` goes on with it."""
+        opened = await _store_for(id, store)
+        await _command(await load(_id_of(id), opened), opened, "pause", None)
+
+    @staticmethod
+    def follow(id: Run | Query | Sequence[str], *, store: Any = None, after: int = -1) -> AsyncIterator[AnyOutput]:
+        """The outputs of runs, from their beginning and then as they come, whichever process works on them.
+
+        With ids it ends when those runs have ended; with a query it goes on until it is left, and takes in runs that
+        begin later. `after` leaves out what events up to this number show (`output.seq`).
+        """
+        which: Any = id if isinstance(id, Query | list | tuple) else _id_of(cast("Run", id))
+        opened = id.store if store is None and isinstance(id, TaskResponse) and id.store else store_of(store)
+        return feed.follow(opened, which, after)
+
+    @staticmethod
     async def resume_all(store: Any, agents: Iterable[BaseAgent], run_conf: Conf = None) -> Resumed:
-        """Continue every unfinished run of a store whose agent is among `agents`; the others, and those that wait for
-        people, are left."""
+        """Continue every unfinished run of a store whose agent is among `agents`; the others, those that wait for
+        people, and those that a live process works on are left."""
         opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
         if not isinstance(agents, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TaskError(f"agents takes a list; got {agents!r}.")
-        known = {agent.name: agent for agent in agents}
-        gate = asyncio.Semaphore(conf.max_concurrency)
+        by_name = {agent.name: agent for agent in agents}
 
-        async def go_on(id: str) -> None:
-            async with gate:
+        async def go_on(id: str) -> TaskResponse | None:
+            try:
                 record = await load(id, opened)
                 name = record.activations[0].agent if record.activations else ""
-                if name not in known or record.status == "waiting":
-                    counts.left += 1
-                    return
-                try:
-                    response = await Episode(_task_of(record, known[name], {}), opened, record).run()
-                except AWorldError as error:  # this one cannot go on; the others can
-                    counts.left += 1
-                    counts.errors[id] = str(error)
-                    return
-                counts.responses[id] = response
-                if response.success:
-                    counts.finished += 1
-                else:
-                    counts.failed += 1
+                if name not in by_name or record.status == "waiting":
+                    return None
+                return await Episode(_task_of(record, by_name[name], {}), opened, record).run()
+            except AWorldError as error:  # this one cannot go on; the others can
+                counts.errors[id] = str(error)
+                return None
 
-        await asyncio.gather(*(go_on(run.id) for run in await opened.query(Query(status=("running", "waiting")))))
+        unfinished = await opened.query(Query(status=("running", "waiting")))
+        limit = max(1, min(conf.max_concurrency, len(unfinished)))
+        async with aclosing(gather((run.id for run in unfinished), go_on, limit)) as responses:
+            async for response in responses:
+                if response is None:
+                    counts.left += 1
+                    continue
+                counts.responses[response.trajectory_id] = response
+                counts.finished += response.success
+                counts.failed += not response.success
         return counts
 
     @overload
@@ -270,23 +336,19 @@ class Runners:
         Durable when it returns. Raises ValueError for a value that is not a finite number or an unknown step.
         """
         fields: dict[str, Any] = {"name": name, "weight": weight, "step": step, "source": source, "detail": detail}
-        if isinstance(run, Task) and run.episode is not None:
-            await give_reward(run.episode.journal, value, **fields)
-            return
+        if isinstance(run, Task) and run.driver is not None:
+            run = run.driver.record.id if run.driver.response is None else run.driver.response
         if isinstance(run, TaskResponse) and run.give_reward is not None:
             await run.give_reward(value, **fields)
             return
-        opened = await _store_for(run.id if isinstance(run, Task) else run, store)
-        journal = Journal.live(opened, _id_of(run))
-        if journal is None:
-            record, _ = await _find(run.id if isinstance(run, Task) else run, store)
-            journal = Journal(record, opened)
-        await give_reward(journal, value, **fields)
+        record, opened = await _find(run.id if isinstance(run, Task) else run, store)
+        await give_reward(Journal(record, opened), value, **fields)
+        await asyncio.sleep(0)  # who holds the run in this process hears of it now
 
 
-def _tasks(given: object) -> list[Task]:
-    tasks: list[object] = [given] if isinstance(given, Task) else list(cast("Iterable[object]", given))
-    for task in tasks if not isinstance(given, str) else [given]:
+def _tasks(value: object) -> list[Task]:
+    tasks: list[object] = [value] if isinstance(value, Task | str) else list(cast("Iterable[object]", value))
+    for task in tasks:
         if not isinstance(task, Task):
             raise TaskError(f"Expected a Task, such as Task({task!r}, agent=...); got {type(task).__name__}.")
     return cast("list[Task]", tasks)
@@ -311,6 +373,33 @@ async def _store_for(run: Run, store: Any) -> Any:
     return store_of(store)
 
 
+async def _command(
+    record: Trajectory, store: Any, action: Literal["cancel", "pause", "steer"], text: str | None
+) -> None:
+    if record.finished is not None:
+        raise _has_ended(record)
+    await store.note(record.id, [Commanded(seq=-1, at=time.time(), action=action, text=text)])
+
+
+def _has_ended(record: Trajectory) -> TaskError:
+    return TaskError(f"Run {record.id} has ended ({record.status}); fork it, or go on with Task(..., after=...).")
+
+
+def _picked(record: Trajectory, question: str | None) -> Asked:
+    """The question that is meant: the named one, or the only one."""
+    still = record.open_questions()
+    if question is not None and (answer := record.answers.get(question)) is not None:
+        raise TaskError(f"Question {question!r} of run {record.id} has been answered already: {answer!r}.")
+    if not still:
+        raise TaskError(f"Run {record.id} asks nothing; its status is {record.status}.")
+    meant = [asked for asked in still if asked.id == question] if question is not None else still
+    if len(meant) == 1:
+        return meant[0]
+    listed = "\n".join(f"  {asked.id}: {asked.question}" for asked in still)
+    wrong = "Several questions are open" if question is None else f"There is no open question {question!r}"
+    raise TaskError(f"{wrong}; name one of\n{listed}")
+
+
 def _actor(record: Trajectory, agent: BaseAgent | None, swarm: Any) -> Any:
     actor = agent if agent is not None else swarm
     if actor is None:
@@ -319,18 +408,20 @@ def _actor(record: Trajectory, agent: BaseAgent | None, swarm: Any) -> Any:
     return actor
 
 
-def _task_of(record: Trajectory, actor: Any, given: dict[str, Any], *, same: bool = True) -> Task:
-    """A task for a recorded run; what is `given` takes the place of what was recorded."""
+def _task_of(record: Trajectory, actor: Any, changes: dict[str, Any], *, same: bool = True) -> Task:
+    """A task for a recorded run; `changes` take the place of what was recorded."""
     info = record.task
     fields: dict[str, Any] = {
         "name": info.name,
         "session_id": info.session_id,
         "user_id": info.user_id,
         "group_id": info.group_id,
+        "labels": info.labels,
         "conf": TaskConfig(**(record.started.conf if record.started else {})),
-        **given,
+        **changes,
     }
     if same:
         fields["id"] = record.id
-    said = next((node.message.content for node in record.messages.values() if node.origin == "input"), None)
-    return Task(said or "(the log has no input)", agent=actor, **fields)
+    root = record.activations.get(0)
+    input = record.messages[root.input].message.content if root is not None and root.input is not None else None
+    return Task(input or "(the log has no input)", agent=actor, **fields)

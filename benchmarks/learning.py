@@ -92,13 +92,13 @@ def one(environment: str, seed: int, steps: int, shuffled: bool) -> dict[str, An
     from aworld.agents.llm_agent import Agent
     from aworld.environments.shop import shop
     from aworld.environments.sums import sums
-    from aworld.models.embedded.engine import Engine
-    from aworld.models.embedded.model import EmbeddedModel
+    from aworld.models.embedded.decoding import DecodingEngine
+    from aworld.models.embedded.embedded_model import EmbeddedModel
     from aworld.training import AgentTrainer
-    from aworld.training.result import Started, Stepped, TrainingEvent
+    from aworld.training.result import Stepped, TrainingEvent, TrainingStarted
 
     meter = Meter()
-    meter.watch(Engine, "step")
+    meter.watch(DecodingEngine, "step")
     meter.watch_async(EmbeddedModel, "_answer")
     inference: list[float] = []
     begun = 0.0
@@ -107,7 +107,7 @@ def one(environment: str, seed: int, steps: int, shuffled: bool) -> dict[str, An
         nonlocal begun
         if isinstance(event, Stepped):
             inference.append(meter.seconds - begun)
-        elif not isinstance(event, Started) and getattr(event, "phase", "") == "rollouts":
+        elif not isinstance(event, TrainingStarted) and getattr(event, "phase", "") == "rollouts":
             return
         begun = meter.seconds
 

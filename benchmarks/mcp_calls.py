@@ -26,6 +26,7 @@ from mcp.client.sse import sse_client
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import TaskConfig
 from aworld.core.context.base import Context
+from aworld.core.context.scope import RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.message import ToolCall
 from aworld.core.tool.base import ToolContext
@@ -74,7 +75,8 @@ class ThroughAWorld:
 
     async def open(self) -> None:
         """Start the server, and learn its tools."""
-        self._offer = await Toolkit(mcp_tools({"mcpServers": {"s": self._config}}), owner="benchmark").resolve()
+        toolkit = Toolkit(mcp_tools({"mcpServers": {"s": self._config}}), owner="benchmark")
+        self._offer = await toolkit.resolve((), RunScope("run", TaskInfo("t")))
 
     async def once(self) -> None:
         """One call."""

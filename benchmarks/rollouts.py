@@ -26,7 +26,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
 from aworld.core.model import ModelRequest
 from aworld.core.tool.func_to_tool import tool
-from aworld.environments import Environment, Episode, Part, Problem, Progress, Rubric, Session, rollouts
+from aworld.environments import Environment, Part, Problem, RolloutProgress, Rubric, ScoredEpisode, Session, rollouts
 from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
 from aworld.trajectory import open_store
@@ -44,11 +44,11 @@ class Shop(Session):
         return self.problem.data["price"]
 
 
-def correct(episode: Episode) -> float:
+def correct(episode: ScoredEpisode) -> float:
     return float(episode.text == str(episode.problem.answer))
 
 
-def short(episode: Episode) -> float:
+def short(episode: ScoredEpisode) -> float:
     return 1 / max(len(episode.text), 1)
 
 
@@ -90,7 +90,7 @@ async def measure(args: argparse.Namespace, store: Any) -> dict[str, Any]:
 
     endings: dict[str, Any] = {}
 
-    def note(progress: Progress) -> None:
+    def note(progress: RolloutProgress) -> None:
         endings.update(statuses=dict(progress.statuses), lost=progress.lost, mean_score=progress.mean_score)
         if progress.done % max(1, args.episodes // 10) == 0:
             curve.append((progress.done, round(memory(), 1)))

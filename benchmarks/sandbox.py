@@ -19,6 +19,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from aworld.core.context.scope import RunScope
+from aworld.core.event import TaskInfo
 from aworld.core.sandbox import Sandbox, SandboxLimits
 from aworld.sandbox import SandboxPool, open_sandbox, profile
 
@@ -79,16 +81,18 @@ async def many(boxes: int) -> dict[str, float]:
     limits = SandboxLimits(memory_mb=256, disk_mb=32)
     names = [str(number) for number in range(boxes)]
     async with SandboxPool(lambda: open_sandbox("local", limits), size=boxes) as pool:
+        runs = {name: pool.for_run(RunScope(name, TaskInfo(name))) for name in names}
 
         async def run(name: str) -> None:
-            await (await pool.lease(name)).exec(["true"])
+            await (await runs[name].open()).exec(["true"])
 
         all_ready = await clocked(lambda: asyncio.gather(*map(run, names)))
-        ended = await clocked(lambda: asyncio.gather(*map(pool.end_run, names)))
+        ended = await clocked(lambda: asyncio.gather(*(run.end_run() for run in runs.values())))
     async with SandboxPool(lambda: open_sandbox("local", limits), size=2, warm=1) as pool:
-        await pool.lease("first")  # the second is prepared meanwhile
+        first, second = (pool.for_run(RunScope(name, TaskInfo(name))) for name in ("first", "second"))
+        await first.open()  # the second is prepared meanwhile
         await pool._warm[0]
-        prepared = await clocked(lambda: pool.lease("second"))
+        prepared = await clocked(second.open)
     return {
         f"{boxes} at once, with a command": all_ready,
         f"{boxes} destroyed": ended,

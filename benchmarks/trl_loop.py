@@ -98,9 +98,9 @@ def with_tools(steps: int, seed: int) -> dict[str, Any]:
 
     from aworld.agents.llm_agent import Agent
     from aworld.environments.sums import sums
-    from aworld.training.engine_embedded import problems_of
-    from aworld.training.trl_engine import grpo_arguments
-    from aworld.training.trl_policy import policy_of
+    from aworld.training.steps import problems_of
+    from aworld.training.trl.trained_policy import policy_of
+    from aworld.training.trl.trl_engine import grpo_arguments
 
     config, environment = settings(steps, seed), sums()
     agent: Any = Agent("calculator", model="embedded")

@@ -24,9 +24,10 @@ from aworld.config import AgentConfig, RunConfig
 from aworld.core.message import ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
-from aworld.models import FunctionModel, ModelServer
+from aworld.models import FunctionModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.server import ModelServer
 from aworld.trajectory import Query, open_store
 
 PRICES = {"apple": 0.5, "pear": 0.75, "mango": 2.25, "melon": 3.5}

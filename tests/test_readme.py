@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from aworld.core.model import ModelRequest
-from aworld.models import FunctionModel, ModelServer
+from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
+from aworld.server import ModelServer
 from tests.sandbox.places import needs_bubblewrap
 
 README = Path(__file__).parent.parent / "README.md"

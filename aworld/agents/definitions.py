@@ -7,9 +7,9 @@ can be made again, and `secrets_of(unit)` holds what the definition must not.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import FunctionAgent, Guard
@@ -28,8 +28,6 @@ from aworld.core.definition import (
     is_ready,
     why_not,
 )
-from aworld.core.definition import Change as Change
-from aworld.core.definition import diff as diff
 from aworld.core.exceptions import ConfigError
 
 READY: dict[str, type[Any]] = {
@@ -46,7 +44,7 @@ def travels(unit: Unit) -> Definition:
             says which, and how to name it.
     """
     for member in units_of(unit).values():
-        for _, refusal in member.account().objects.values():
+        for _, refusal in member.described().objects.values():
             raise ConfigError(refusal)
     return unit.definition
 
@@ -56,7 +54,7 @@ def secrets_of(unit: Unit) -> dict[str, dict[str, Any]]:
 
     For `unit_of(definition, secrets=...)`, in memory or through a pipe, and never for a file.
     """
-    return {name: dict(secrets) for name, member in units_of(unit).items() if (secrets := member.account().secrets)}
+    return {name: dict(secrets) for name, member in units_of(unit).items() if (secrets := member.described().secrets)}
 
 
 def unit_of(
@@ -77,7 +75,7 @@ def unit_of(
         ConfigError: It names what is not there, what cannot be imported, or an argument that its class does not take;
             says where in the definition.
     """
-    models = {name: member.account() for name, member in units_of(like).items()} if like is not None else {}
+    models = {name: member.described() for name, member in units_of(like).items()} if like is not None else {}
     units: dict[str, tuple[Definition, Unit]] = {}
 
     def unit(part: Definition, path: str) -> Unit:
@@ -86,9 +84,9 @@ def unit_of(
                 raise ConfigError(f"{path}: two different definitions are named {part.name!r}; rename one.")
             return units[part.name][1]
         members = {name: unit(member, f"{path}.{name}") for name, member in part.below.items()}
-        account = models.get(part.name)
-        objects = {name: value for name, (value, _) in account.objects.items()} if account is not None else {}
-        keys = (secrets or {}).get(part.name) or (account.secrets if account is not None else {})
+        description = models.get(part.name)
+        objects = {name: value for name, (value, _) in description.objects.items()} if description is not None else {}
+        keys = (secrets or {}).get(part.name) or (description.secrets if description is not None else {})
         try:
             living = Maker(part, members, objects, keys).unit()
         except ConfigError as error:
@@ -97,6 +95,36 @@ def unit_of(
         return living
 
     return unit(definition, definition.name)
+
+
+class Change(NamedTuple):
+    """What differs between two definitions. A value that one of them lacks is None."""
+
+    path: str
+    """Such as `members.writer.system_prompt`, or `tools[1]`."""
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before!r} → {self.after!r}"
+
+
+def diff(before: Definition, after: Definition) -> list[Change]:
+    """What changed from one definition to another, members included, in the order of the fields."""
+    old, new = (dict(_leaves(one.model_dump(mode="json", exclude_defaults=True))) for one in (before, after))
+    changes = [Change(path, old.get(path), new.get(path)) for path in {**old, **new}]
+    return [change for change in changes if change.before != change.after]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in cast("dict[str, Any]", value).items():
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(cast("list[Any]", value)):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, value
 
 
 @dataclass(slots=True)
@@ -169,7 +197,7 @@ class Maker:
             return {key: self._option(item, option, kind) for key, item in cast("dict[str, Any]", value).items()}
         if isinstance(value, list):
             return [self._option(item, option, kind) for item in cast("list[Any]", value)]
-        if option in kind.named and isinstance(value, str):
+        if option in kind._named and isinstance(value, str):
             return self.members[value] if value in self.members else self._code(value, what)
         return value
 

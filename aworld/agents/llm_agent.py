@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
-from aworld.core.definition import SECRET, Account, AgentDefinition
+from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Model, ModelReply, ModelRequest, OutputSchema
@@ -25,6 +25,8 @@ from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from aworld.tools.mcp import McpToolset
 
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
@@ -55,7 +57,7 @@ class Agent(BaseAgent):
         ConfigError: When a setting or a tool cannot work. A missing model name or key is reported when the agent runs.
     """
 
-    fields: ClassVar[frozenset[str]] = BaseAgent.fields | {
+    _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
         "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "max_steps", "model",
     }  # fmt: skip
 
@@ -82,7 +84,7 @@ class Agent(BaseAgent):
 
             self._sandboxed = [*sandbox_tools(sandbox)]
         self._servers = self._mcp_tools(name, mcp_servers, mcp_config)
-        supplied = self.supplied()
+        supplied = self._supplied()
         super().__init__(name, desc, tools=[*tools, *supplied] if supplied else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
         if max_steps is not None and max_steps < 1:
@@ -111,7 +113,7 @@ class Agent(BaseAgent):
     def with_model(self, model: Model | str | Path) -> Agent:
         """The same agent asking another model."""
         other = copy.copy(self)
-        other._model, other._found, other._account = _checked_model(self.name, model), None, None
+        other._model, other._found, other._description = _checked_model(self.name, model), None, None
         if self._servers:  # they may ask the agent's model
             others = [item for item in self.toolkit.given if item not in self._servers]
             other._servers = [server.sampled_by(other._sample) for server in self._servers]
@@ -132,7 +134,7 @@ class Agent(BaseAgent):
             raise ConfigError(f"{definition.name!r} is of type {definition.type!r}, not {cls.__name__}: use unit_of.")
         return agent
 
-    def supplied(self) -> list[Any]:
+    def _supplied(self) -> list[Any]:
         """The tools of the sandbox and of the servers."""
         return [*self._sandboxed, *self._servers]
 
@@ -203,12 +205,12 @@ class Agent(BaseAgent):
             lines = [f"- {'.'.join(map(str, e['loc'])) or 'answer'}: {e['msg']}" for e in error.errors()]
             raise ValueError("The answer does not fit the schema:\n" + "\n".join(lines)) from None
 
-    def facts(self, account: Account) -> dict[str, Any]:
+    def _facts(self, description: Description) -> dict[str, Any]:
         """The settings of the model, the shape of the answer, and where tools of servers and sandboxes come from."""
         facts: dict[str, Any] = {
-            "llm_config": self._llm_config(account), "output_retries": self.output_retries,
+            "llm_config": self._llm_config(description), "output_retries": self.output_retries,
             "max_steps": self.max_steps, "model": self._model,
-            "mcp_servers": {s.name: self._server(s, account) for toolset in self._servers for s in toolset.servers},
+            "mcp_servers": {s.name: self._server(s, description) for toolset in self._servers for s in toolset.servers},
         }  # fmt: skip
         if self._model is not None and not isinstance(self._model, str):
             facts["model"] = f"{self._model.provider}:{self._model.name}"
@@ -217,24 +219,24 @@ class Agent(BaseAgent):
             facts["model_object"] = (
                 f"{type(self._model).__module__}:{type(self._model).__qualname__}<{self._model.name}>"
             )
-            account.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
+            description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
         if self.sandbox is not None:
-            facts["sandbox"] = account.code(self.sandbox, f"The sandbox of agent {self.name!r}")
+            facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
         if self.output_type is not None:
-            facts["output_type"] = account.code(self.output_type, f"output_type of agent {self.name!r}")
+            facts["output_type"] = description.code(self.output_type, f"output_type of agent {self.name!r}")
             facts["output_schema"] = self._output.schema if self._output is not None else None
         return facts
 
-    def _llm_config(self, account: Account) -> dict[str, Any]:
+    def _llm_config(self, description: Description) -> dict[str, Any]:
         conf = self.conf.llm_config
         config = conf.model_dump(exclude={*SECRET_SETTINGS}, exclude_defaults=True, exclude_none=True, mode="json")
-        account.secrets |= {key: value for key in SECRET_SETTINGS if (value := getattr(conf, key))}
+        description.secrets |= {key: value for key in SECRET_SETTINGS if (value := getattr(conf, key))}
         if conf.llm_base_url is not None and _without_secrets(conf.llm_base_url) != conf.llm_base_url:
-            account.secrets["llm_base_url"] = conf.llm_base_url
+            description.secrets["llm_base_url"] = conf.llm_base_url
             config["llm_base_url"] = _without_secrets(conf.llm_base_url)
         return config
 
-    def _server(self, server: Any, account: Account) -> dict[str, Any]:
+    def _server(self, server: Any, description: Description) -> dict[str, Any]:
         """The configuration of a server. What is written out where keys may stand counts as one."""
         conf: dict[str, Any] = server.conf.model_dump(mode="json", exclude_defaults=True)
         shown = {**conf, **{key: dict(map(_hidden, conf[key].items())) for key in ("env", "headers") if key in conf}}
@@ -243,7 +245,7 @@ class Agent(BaseAgent):
         if "args" in conf:
             shown["args"] = [_hidden_argument(*pair) for pair in zip(["", *conf["args"]], conf["args"])]
         if shown != conf:
-            account.secrets[f"mcp_servers.{server.name}"] = conf
+            description.secrets[f"mcp_servers.{server.name}"] = conf
         return shown
 
     def unused_replies(self, turns: int) -> str | None:
@@ -304,6 +306,8 @@ def _agent_config(conf: AgentConfig | ModelConfig | dict[str, Any] | None) -> Ag
 
 
 def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # here: it imports what builds schemas, and few agents need it
+
     try:
         return TypeAdapter(output_type)
     except Exception as error:

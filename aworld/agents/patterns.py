@@ -55,13 +55,13 @@ class FunctionAgent(BaseAgent):
     function when `name` is not given.
     """
 
-    named: ClassVar[frozenset[str]] = frozenset({"function"})
+    _named: ClassVar[frozenset[str]] = frozenset({"function"})
 
     def __init__(self, function: Callable[..., Any], name: str | None = None, desc: str | None = None) -> None:
         if not callable(function):
             raise ConfigError(f"function_agent takes a function of the input; got {function!r}.")
-        name = name or getattr(function, "__name__", type(function).__name__)
-        super().__init__("function" if name == "<lambda>" else name, desc)
+        own_name: str = getattr(function, "__name__", type(function).__name__)
+        super().__init__(name or ("function" if own_name == "<lambda>" else own_name), desc)
         self.function = function
         self._takes_context = _takes_context(function, self.name)
 
@@ -108,7 +108,7 @@ class Guard(Topology):
     the run ends with `limit_reached`, the last solution being its answer, or well where not `must_hold`.
     """
 
-    named: ClassVar[frozenset[str]] = frozenset({"solver", "verifier", "accept"})
+    _named: ClassVar[frozenset[str]] = frozenset({"solver", "verifier", "accept"})
 
     def __init__(
         self,

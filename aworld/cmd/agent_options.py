@@ -31,6 +31,18 @@ def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
     return named(args.agent)
 
 
+def policy_agent(args: argparse.Namespace, *describing: str, default: str | None = None) -> Unit:
+    """The agent or team of `--agent`, or a plain agent that asks `--model` (or `default`). Raises ConfigError."""
+    ready = ready_agent(args, *describing)
+    if ready is not None:
+        return ready
+    from aworld.agents.llm_agent import Agent
+    from aworld.config.conf import AgentConfig
+
+    args.model = args.model or default
+    return Agent("policy", put_options(args, AgentConfig()))
+
+
 def require(args: argparse.Namespace, least: int, *options: str) -> None:
     """Raises ConfigError for the first of these options that is less than `least`."""
     for option in options:
@@ -49,11 +61,11 @@ def put_options(args: argparse.Namespace, conf: AgentConfig) -> AgentConfig:
         if named.llm_provider not in (None, conf.llm_provider) or in_process(conf.llm_provider or ""):
             conf.llm_provider, conf.llm_base_url = named.llm_provider, None  # an address of another is not its own
         conf.llm_model_name = named.llm_model_name
-    if args.base_url:
+    if getattr(args, "base_url", None):
         if in_process(conf.llm_config.provider):
             model = args.model or conf.llm_config.provider
             raise ConfigError(f"--base-url says where an API lives, but {model} answers in this process: leave it out.")
         conf.llm_base_url = args.base_url
-    if args.temperature is not None:
+    if getattr(args, "temperature", None) is not None:
         conf.llm_temperature = args.temperature
     return conf

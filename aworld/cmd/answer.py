@@ -50,11 +50,11 @@ def _tell(record: Trajectory, args: argparse.Namespace) -> None:
     if args.json:
         import msgspec
 
-        shown = [{"id": asked.id, "question": asked.question} for asked in still]
+        shown = [{"id": question.id, "question": question.question} for question in still]
         print(msgspec.json.encode({"id": record.id, "status": record.status, "questions": shown}).decode())
         return
-    for asked in still:
-        print(f"{asked.id}: {asked.question}")
+    for question in still:
+        print(f"{question.id}: {question.question}")
     if not still:
         code = " (with the --agent, --tool or --mcp that it had)" if record.toolsets or len(record.agents) > 1 else ""
         print(f"Nothing is left to answer; go on with: aworld resume {record.id}{store_option(args.store)}{code}")

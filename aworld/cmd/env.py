@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
-import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from aworld.cmd.listening import listening
 from aworld.cmd.wording import a
 from aworld.core.exceptions import ConfigError
 
@@ -31,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument("environment", metavar="MODULE:ENVIRONMENT", help="such as my_tasks:shop, or a function of it")
     serve.add_argument("--host", default="127.0.0.1", help="where it listens (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8100, help="where it listens (8100); 0 takes any")
-    serve.add_argument("--token", metavar="SECRET", help="what clients must show (default: $AWORLD_TOKEN)")
+    add_shell(serve)
     serve.add_argument("--max-episodes", type=int, default=1024, metavar="N", help="episodes at once (1024)")
     serve.add_argument(
         "--idle", type=float, default=600.0, metavar="S", help="seconds until an unused one expires (600)"
@@ -40,31 +37,35 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.set_defaults(run=_serve)
 
 
+def add_shell(serve: argparse.ArgumentParser) -> None:
+    """Add what every server over HTTP takes, beside its --host and --port."""
+    serve.add_argument("--token", metavar="SECRET", help="what clients must show (default: $AWORLD_TOKEN)")
+    serve.add_argument(
+        "--host-name", action="append", metavar="NAME", help="what clients call this machine, where --host does not say"
+    )
+
+
+def shell_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those as arguments of a server."""
+    token = args.token or os.environ.get("AWORLD_TOKEN") or None
+    return {"token": token, "host_names": args.host_name or (), "command": True}
+
+
 async def _serve(args: argparse.Namespace) -> int:
-    from aworld.environments.serve import EnvironmentServer
     from aworld.runners.local import store_of
+    from aworld.server.environment_server import EnvironmentServer
 
     server = EnvironmentServer(
         environment_of(args.environment),
         args.host,
         args.port,
-        token=args.token or os.environ.get("AWORLD_TOKEN"),
         max_episodes=args.max_episodes,
         idle=args.idle,
         store=None if args.store is None else store_of(args.store),
+        **shell_options(args),
     )
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        with listening(args.host, args.port):
-            await server.start()
-        print(f"aworld: {server.environment.name} at {server.url}", file=sys.stderr, flush=True)
-        await stopped.wait()
-    finally:
-        await server.stop()
-    return 0
+    name = server.environment.name
+    return await server.run(lambda url: print(f"aworld: {name} at {url}", file=sys.stderr, flush=True))
 
 
 def environment_of(reference: str) -> Environment:
@@ -72,9 +73,9 @@ def environment_of(reference: str) -> Environment:
     from aworld.agents.references import find
     from aworld.environments.environment import Environment
 
-    found = find(reference, "Environment")
-    if callable(found) and not isinstance(found, Environment):
-        found = found()
-    if not isinstance(found, Environment):
-        raise ConfigError(f"{reference!r} is {a(type(found).__name__)}; name an Environment.")
-    return found
+    environment = find(reference, "Environment")
+    if callable(environment) and not isinstance(environment, Environment):
+        environment = environment()
+    if not isinstance(environment, Environment):
+        raise ConfigError(f"{reference!r} is {a(type(environment).__name__)}; name an Environment.")
+    return environment

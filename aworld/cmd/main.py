@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = run_blocking(outcome) if inspect.iscoroutine(outcome) else outcome
         sys.stdout.flush()
     except (ConfigError, TaskError) as misuse:
-        print(f"aworld: {worded(str(misuse), args)}", file=sys.stderr)
+        print(f"aworld: {worded(misuse, args)}", file=sys.stderr)
         return 2
     except AWorldError as error:
-        print(f"aworld: {worded(str(error), args)}", file=sys.stderr)
+        print(f"aworld: {worded(error, args)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("aworld: cancelled; what was done is in the store", file=sys.stderr)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from typing import TYPE_CHECKING
 
-from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
+from aworld.cmd.agent_options import MODEL, policy_agent, require
 from aworld.cmd.trajectories import store_option
-from aworld.cmd.wording import counted, helps_to_go_on
+from aworld.cmd.wording import TerminalWatch, counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from collections.abc import Callable
 
-    from aworld.core.agent.flow import Unit
     from aworld.environments.environment import Environment
     from aworld.environments.problem import Problem
-    from aworld.environments.progress import Progress
-    from aworld.environments.report import Report
-
-PLAIN_EVERY = 5.0
-"""Seconds between the lines of progress where there is no terminal."""
+    from aworld.environments.report import Report, RolloutProgress
 
 _ABOUT = (
     "Run an agent on the problems of an environment, several samples of each, and score them. Every episode is "
@@ -60,19 +56,20 @@ async def _rollout(args: argparse.Namespace) -> int:
     require(args, 1, "tasks", "samples", "concurrency")
     require(args, 0, "retries")
     environment = _environment(args)
-    agent = _agent(args)
+    agent = policy_agent(args, "model", "base_url", "temperature")
     problems = _problems(environment, args)
     name = args.name or f"{environment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     store = store_of(args.store)
     report = Report(environment)
     began, ran = time.monotonic(), 0
-    with _Watch(len(problems) * args.samples, quiet=args.json) as watch:
+    with TerminalWatch(len(problems) * args.samples, quiet=args.json) as watch:
         watch.say(
             f"run {name}: {counted(len(problems), 'problem')} × {args.samples} of {environment.name}, {args.split}"
         )
         episodes = rollouts(
             environment, agent, problems, samples=args.samples, seed=args.seed, store=store, run=name,
-            max_concurrency=args.concurrency, retries=args.retries, yield_finished=True, on_progress=watch.show,
+            max_concurrency=args.concurrency, retries=args.retries, labels={"split": args.split}, yield_finished=True,
+            on_progress=lambda progress: watch.show(progress.done, _state(progress)),
         )  # fmt: skip
         try:
             async for rollout in episodes:
@@ -88,8 +85,8 @@ async def _rollout(args: argparse.Namespace) -> int:
     if args.json:
         import msgspec
 
-        told = {"run": name, "store": args.store, "split": args.split, "seconds": took, **report.as_dict()}
-        print(msgspec.json.encode(told).decode())
+        figures = {"run": name, "store": args.store, "split": args.split, "seconds": took, **report.as_dict()}
+        print(msgspec.json.encode(figures).decode())
     else:
         _tell(report, args, name, took)
     return 1 if report.lost else 0
@@ -99,71 +96,21 @@ def _environment(args: argparse.Namespace) -> Environment:
     from aworld.cmd.env import environment_of
     from aworld.cmd.run import limits_of
 
-    found = environment_of(args.environment)
-    limits = limits_of(args).model_dump(exclude_unset=True)
-    for limit, value in limits.items():
-        found.conf = found.conf.model_copy(update={limit: value})
-    return found
-
-
-def _agent(args: argparse.Namespace) -> Unit:
-    ready = ready_agent(args, "model", "base_url", "temperature")
-    if ready is not None:
-        return ready
-    from aworld.agents.llm_agent import Agent
-    from aworld.config.conf import AgentConfig
-
-    return Agent("policy", put_options(args, AgentConfig()))
+    environment = environment_of(args.environment)
+    environment.conf = environment.conf.model_copy(update=limits_of(args).model_dump(exclude_unset=True))
+    return environment
 
 
 def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:
     source = environment.train if args.split == "train" else environment.test
     count = args.tasks or (100 if callable(source) else None)
-    found = environment.problems(args.split, count, args.seed, fewer=not args.tasks)
-    if not found:
+    problems = environment.problems(args.split, count, args.seed, fewer=not args.tasks)
+    if not problems:
         raise ConfigError(f"Environment {environment.name!r} has no problems in {args.split!r}; try the other --split.")
-    return found
+    return problems
 
 
-class _Watch:
-    """Shows progress on standard error: a bar on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-        self._console = Console(stderr=True)
-        self._quiet = quiet
-        self._live = self._console.is_terminal and not quiet
-        self._next = time.monotonic() + PLAIN_EVERY
-        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=self._console, disable=not self._live)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> _Watch:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if not self._quiet:
-            self._console.print(
-                text, style="dim" if self._live else None, highlight=False, markup=False, soft_wrap=True
-            )
-
-    def show(self, progress: Progress) -> None:
-        """Bring what is shown up to date."""
-        if self._live:
-            self._bar.update(self._task, completed=progress.done, description=_state(progress))
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + PLAIN_EVERY
-            self.say(f"{progress.done}/{progress.total}  {_state(progress)}")
-
-
-def _state(progress: Progress) -> str:
+def _state(progress: RolloutProgress) -> str:
     parts = [f"{progress.rate:.1f} episodes/s"]
     if progress.eta is not None:
         minutes, seconds = divmod(round(progress.eta), 60)
@@ -186,9 +133,8 @@ def _tell(report: Report, args: argparse.Namespace, name: str, took: float) -> N
     console = Console()
     table = Table("part", "mean", "min", "max", "weight", "failed", title=f"{report.environment.name} · {args.split}")
     for part in report.parts.values():
-        known = part.mean is not None
-        shown = [f"{part.mean:.3f}", f"{part.low:g}", f"{part.high:g}"] if known else ["–", "–", "–"]
-        table.add_row(part.name, *shown, f"{part.weight:g}", str(part.failed) if part.failed else "")
+        values = ["–", "–", "–"] if part.mean is None else [f"{part.mean:.3f}", f"{part.low:g}", f"{part.high:g}"]
+        table.add_row(part.name, *values, f"{part.weight:g}", str(part.failed) if part.failed else "")
     if report.parts:
         console.print(table)
     say: Callable[[str], None] = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
@@ -200,17 +146,18 @@ def _tell(report: Report, args: argparse.Namespace, name: str, took: float) -> N
     for error, count in report.errors.most_common(3):
         say(f"{count} × {error}")
     option = store_option(args.store)
-    say(f"stored in {args.store}, as session {name}")
-    say(f"see:    aworld trajectories list --session {name}{option}")
-    say(f"export: aworld trajectories export --session {name}{option} --output {name}.jsonl")
+    run = shlex.quote(f"run={name}")
+    say(f"stored in {args.store}, with the label {run}")
+    say(f"see:    aworld trajectories list --label {run}{option}")
+    say(f"export: aworld trajectories export --label {run}{option} --output {shlex.quote(f'{name}.jsonl')}")
 
 
 def _figures(report: Report, args: argparse.Namespace, took: float) -> list[str]:
     first = report.pass_at_1
     lines: list[str] = []
     if first is not None:
-        known = f"{counted(report.problems, 'problem')} × {args.samples}"
-        lines.append(f"pass@1  {first.value:.3f}  (95 %: {first.low:.3f}–{first.high:.3f}; {known})")
+        size = f"{counted(report.problems, 'problem')} × {args.samples}"
+        lines.append(f"pass@1  {first.value:.3f}  (95 %: {first.low:.3f}–{first.high:.3f}; {size})")
     for k in sorted({k for k in (2, 4, 8, 16, 32, 64, args.samples) if 1 < k <= args.samples}):
         value = report.pass_at(k)
         if value is not None:

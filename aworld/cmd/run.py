@@ -17,7 +17,7 @@ from aworld.agents.references import find
 from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.swarm import is_file
 from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, store_option
-from aworld.cmd.wording import counted, worded
+from aworld.cmd.wording import TerminalWatch, counted, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
 from aworld.core.exceptions import ConfigError
@@ -180,10 +180,10 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def _resume(args: argparse.Namespace) -> int:
     record = await _load(args)
-    open_ids = [asked.id for asked in record.open_questions()]
+    open_ids = [question.id for question in record.open_questions()]
     if len(args.answer) > len(open_ids):
-        given, asked = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
-        raise ConfigError(f"--answer: {given} for {asked} of {record.id}.")
+        answers, questions = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
+        raise ConfigError(f"--answer: {answers} for {questions} of {record.id}.")
     answers = dict(zip(open_ids, args.answer))
     response = await Runners.resume(record, swarm=_agent(args, record), store=args.store, answers=answers)
     return _report([response], args, show=True)
@@ -191,13 +191,13 @@ async def _resume(args: argparse.Namespace) -> int:
 
 async def _fork(args: argparse.Namespace) -> int:
     record = await _load(args)
-    given: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
-        given["conf"] = limits_of(args)
+        limits["conf"] = limits_of(args)
     require(args, 1, "n")
     count: int = args.n
     responses = await Runners.fork(
-        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **given
+        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **limits
     )
     return _report(responses, args, show=True)
 
@@ -249,8 +249,8 @@ def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
     if record is None:
         return
     had = {tool["name"] for tools in record.toolsets.values() for tool in tools}
-    given = {tool.name for tool in as_tools(tools) if isinstance(tool, Tool)}
-    if missing := had - given:
+    names = {tool.name for tool in as_tools(tools) if isinstance(tool, Tool)}
+    if missing := had - names:
         raise ConfigError(
             f"Run {record.id} had the tools {', '.join(sorted(missing))}: give them with --tool MODULE:FUNCTION, or "
             "the whole agent with --agent MODULE:OBJECT (code is not in the record)."
@@ -334,25 +334,15 @@ async def _stream_team(task: Task, conf: RunConfig) -> TaskResponse:
 
 async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
     """Run many tasks with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    ended = failed = 0
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        bar = progress.add_task("running", total=len(tasks), rate="")
-        failed = 0
+    def done(response: TaskResponse) -> None:
+        nonlocal ended, failed
+        ended, failed = ended + 1, failed + (not response.success)
+        watch.show(ended, f"{failed} not finished" if failed else "")
 
-        def done(response: TaskResponse) -> None:
-            nonlocal failed
-            failed += not response.success
-            progress.update(bar, advance=1, rate=f"{failed} not finished" if failed else "")
-
-        responses = await Runners.run_task(tasks, conf, on_done=done)
-    return list(responses.values())
+    with TerminalWatch(len(tasks), quiet=quiet) as watch:
+        return list((await Runners.run_task(tasks, conf, on_done=done)).values())
 
 
 def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bool = False) -> int:
@@ -375,7 +365,7 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if not response.success:
-        print(": ".join(filter(None, ("aworld", response.status, worded(response.msg, args)))), file=sys.stderr)
+        print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
         _tell_open(response, args)
     usage = response.usage
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import TYPE_CHECKING, Any
 
-from aworld.cmd.agent_options import ready_agent
-from aworld.cmd.wording import counted, helps_to_go_on
+from aworld.cmd.agent_options import policy_agent
+from aworld.cmd.wording import TerminalWatch, counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.training.result import Evaluation, StepReport, TrainingEvent, TrainingResult
-
-PLAIN_EVERY = 5.0
-"""Seconds between the lines of progress where there is no terminal."""
 
 _ABOUT = (
     "Train a policy on an environment, or on a file of problems with a reward function. Every episode is recorded. "
@@ -59,9 +55,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 async def _train(args: argparse.Namespace) -> int:
     from aworld.training.trainer import AgentTrainer
 
-    watch = _Watch(quiet=args.json)
+    watch = _TrainingWatch(quiet=args.json)
     trainer = AgentTrainer(
-        _agent(args),
+        policy_agent(args, "model", default="embedded"),
         _config(args),
         _found(args.reward, "a reward function") if args.reward else None,
         _data(args.data),
@@ -86,15 +82,6 @@ async def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _agent(args: argparse.Namespace) -> Any:
-    ready = ready_agent(args, "model")
-    if ready is not None:
-        return ready
-    from aworld.agents.llm_agent import Agent
-
-    return Agent("policy", model=args.model or "embedded")
-
-
 def _data(given: str) -> Any:
     """A file of problems, or the environment of a reference."""
     if ":" not in given:
@@ -112,7 +99,7 @@ def _found(reference: str, what: str) -> Any:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from aworld.training.config import training_config
+    from aworld.training.training_config import training_config
 
     settings: dict[str, Any] = training_config(args.config).model_dump(exclude_unset=True) if args.config else {}
     settings |= dict(_setting(each) for each in args.set)
@@ -129,31 +116,22 @@ def _setting(text: str) -> tuple[str, Any]:
     return name.strip().replace("-", "_"), yaml.safe_load(value)
 
 
-class _Watch:
-    """Tells on standard error how training goes: every step on a terminal, a line every few seconds elsewhere."""
+class _TrainingWatch(TerminalWatch):
+    """Tells how training goes: every step on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True)
-        self._quiet = quiet
-        self._next = 0.0
+        super().__init__(quiet=quiet)
         self._reasons: set[str] = set()
         self.steps = 0
         self.done = 0
         """Steps that this process, or an earlier one in the same folder, has done."""
 
-    def say(self, text: str) -> None:
-        """A line."""
-        if not self._quiet:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     def told(self, event: TrainingEvent) -> None:
         """Take an event of the run."""
-        from aworld.training.result import Evaluated, Started, Stepped
+        from aworld.training.result import Evaluated, Stepped, TrainingStarted
 
         match event:
-            case Started():
+            case TrainingStarted():
                 self.done = event.step
                 after = f", going on after step {event.step}" if event.step else ""
                 self.say(f"training with {event.engine} in {event.run_path}{after}")
@@ -162,7 +140,7 @@ class _Watch:
                 self._why(event.evaluation.reason)
             case Stepped():
                 self.done = event.report.step
-                if self._console.is_terminal or self._is_due(event.report):
+                if self.console.is_terminal or self.is_due() or event.report.step == self.steps:
                     self.say(_stepped(event.report, self.steps))
                 self._why(event.report.reason)
             case _:
@@ -174,12 +152,6 @@ class _Watch:
         if reason and what not in self._reasons:
             self._reasons.add(what)
             self.say(f"  unknown, such as by {reason}")
-
-    def _is_due(self, report: StepReport) -> bool:
-        if time.monotonic() < self._next and report.step != self.steps:
-            return False
-        self._next = time.monotonic() + PLAIN_EVERY
-        return True
 
 
 def _stepped(report: StepReport, steps: int) -> str:

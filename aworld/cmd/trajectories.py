@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 from aworld.core.exceptions import ConfigError, TaskError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
-    from aworld.trajectory.store import Query, TrajectoryStore
+    from aworld.trajectory.query import Query
+    from aworld.trajectory.store import TrajectoryStore
     from aworld.trajectory.summary import Summary
 
 DEFAULT_STORE = ".aworld/trajectories.db"
@@ -29,6 +30,15 @@ STORE = f"sqlite:///{DEFAULT_STORE}"
 STORE_HELP = f"address or path of the store (default: $AWORLD_STORE or {DEFAULT_STORE})"
 
 STATUSES = ("finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running")
+_EXACT = {
+    "group": "group id",
+    "task": "task id",
+    "session": "session id",
+    "user": "user id",
+    "agent": "name of the agent that began",
+    "environment": "the environment whose episodes they are",
+    "model": "the first model that was called",
+}
 FORMATS = ("rows", "openai", "sharegpt", "swift", "atif", "openenv", "parquet")
 
 
@@ -40,9 +50,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands = parser.add_subparsers(dest="command", required=True, metavar="{list,show,export,delete}")
     listing = commands.add_parser("list", help="a table of runs, the newest first")
     _add_filters(listing)
-    listing.add_argument("--order", choices=("newest", "oldest", "best", "worst"), default="newest")
+    listing.add_argument(
+        "--sort", "--order", dest="order", default="newest", metavar="ORDER",
+        help="newest (default), oldest, best, worst, or a column such as cost; --sort=-cost has the largest first",
+    )  # fmt: skip
     listing.add_argument("--limit", type=_natural, default=25, help="runs of one page (default: 25)")
     listing.add_argument("--offset", type=_natural, default=0, help="runs to leave out at the beginning")
+    listing.add_argument("--after", metavar="ID", help="go on after this run: quick in the middle of a large store")
+    listing.add_argument(
+        "--facets", type=lambda text: text.split(","), metavar="FIELDS",
+        help="instead of runs, how many have which status,agent,environment,model,version,labels.NAME",
+    )  # fmt: skip
     show = commands.add_parser("show", help="one run: the conversation, tool calls, timings, tokens, rewards")
     show.add_argument("id", metavar="ID", help="id of the run, its beginning, or `last`")
     show.add_argument("--full", action="store_true", help="cut nothing")
@@ -68,13 +86,12 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     filters.add_argument(
         "--status", action="append", choices=STATUSES, metavar="STATUS", help=f"may be repeated: {', '.join(STATUSES)}"
     )
-    for name, help in (
-        ("group", "group id"),
-        ("task", "task id"),
-        ("session", "session id"),
-        ("agent", "name of the agent that began"),
-    ):
+    for name, help in _EXACT.items():
         filters.add_argument(f"--{name}", help=help)
+    filters.add_argument("--agent-version", metavar="DIGEST", help="digest of the agent's definition, or its beginning")
+    filters.add_argument(
+        "--label", action="append", type=_label, metavar="NAME=VALUE", help="may be repeated: all of them"
+    )
     filters.add_argument("--min-score", type=float, metavar="X", help="score of at least this")
     filters.add_argument("--max-score", type=float, metavar="X", help="score of at most this")
     filters.add_argument(
@@ -114,55 +131,76 @@ def open_existing(address: str | None) -> TrajectoryStore:
     return store
 
 
-async def resolve(store: TrajectoryStore, given: str) -> str:
+async def resolve(store: TrajectoryStore, name: str) -> str:
     """The id that is meant by an id, the beginning of one, a task id, or `last`. Raises `TaskError`."""
-    from aworld.trajectory.store import Query
+    from aworld.trajectory.query import Query
 
-    if given == "last":
+    if name == "last":
         newest = await store.query(Query(limit=1))
         if not newest:
             raise TaskError(f"the store {store.url} is empty")
         return newest[0].id
-    for query in (Query(ids=(given,)), Query(prefix=given, limit=6), Query(task=given, limit=6)):
-        found = await store.query(query)
-        if len(found) == 1:
-            return found[0].id
-        if found:
-            named = ", ".join(summary.id for summary in found[:5]) + (", …" if len(found) > 5 else "")
-            raise TaskError(f"{given!r} may be {named}; give more of the id")
-    await store.read(given)  # says that there is none, and which is near
-    return given
+    for query in (Query(ids=(name,)), Query(prefix=name, limit=6), Query(task=name, limit=6)):
+        page = await store.query(query)
+        if len(page) == 1:
+            return page[0].id
+        if page:
+            named = ", ".join(summary.id for summary in page[:5]) + (", …" if len(page) > 5 else "")
+            raise TaskError(f"{name!r} may be {named}; give more of the id")
+    await store.read(name)  # says that there is none, and which is near
+    return name
 
 
 async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
     from msgspec.structs import replace
 
-    query = replace(query_of(args), order=args.order, limit=args.limit, offset=args.offset)
-    found = await store.query(query)
+    from aworld.trajectory.query import MOST
+
+    query = replace(query_of(args), order=args.order, limit=args.limit, offset=args.offset, after=args.after)
+    if args.facets is not None:
+        return await _facets(store, args, query)
+    page = await store.query(query)
     if args.json:
-        _print_json(found)
+        _print_json(page)
         return 0
     from aworld.cmd.trajectory_view import console, table
 
-    total = await store.count(query)
+    end = args.offset + len(page)
+    total = await store.count(query, most=max(MOST, end + 1))
     out = console()
-    if not found:
+    if not page:
         out.print(f"No runs{' there' if total else ''}: {total} match in {store.url}", soft_wrap=True, highlight=False)
         return 0
-    out.print(table(found, out.width if out.is_terminal else None, time.time()), crop=False)
-    end = args.offset + len(found)
-    more = f" · next page: --offset {end}" if end < total else ""
-    out.print(f"{args.offset + 1}–{end} of {total:,}{more}", style="dim", highlight=False)
+    width = out.width if out.is_terminal else None
+    out.print(table(page, width, time.time(), query.order.removeprefix("-")), crop=False)
+    count = f"{total:,}{'+' if total >= max(MOST, end + 1) else ''}"
+    if args.after is not None:
+        line = f"{len(page)} of {count}" + (f" · next page: --after {page[-1].id}" if page.next else "")
+    else:
+        more = f" · next page: --offset {end}" if end < total else ""
+        line = f"{args.offset + 1}–{end} of {count}{more}"
+    out.print(line, style="dim", highlight=False)
+    return 0
+
+
+async def _facets(store: TrajectoryStore, args: argparse.Namespace, query: Query) -> int:
+    counts = await store.facets(args.facets, query)
+    if args.json:
+        _print_json(counts)
+        return 0
+    from aworld.cmd.trajectory_view import console, facet_table
+
+    console().print(facet_table(counts))
     return 0
 
 
 async def _show(store: TrajectoryStore, args: argparse.Namespace) -> int:
     from aworld.core.rows import rows
-    from aworld.core.trajectory import Trajectory
-    from aworld.trajectory.store import Query
+    from aworld.runners.local import load
+    from aworld.trajectory.query import Query
 
     id = await resolve(store, args.id)
-    trajectory = Trajectory.of(id, await store.read(id))
+    trajectory = await load(id, store)
     if args.json:
         _print_json(rows(trajectory))
         return 0
@@ -185,7 +223,7 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
 
     from aworld.trajectory.export import export
 
-    ids = tuple([await resolve(store, each) for each in args.ids]) or None
+    ids = tuple([await resolve(store, id) for id in args.ids]) or None
     query = replace(query_of(args), ids=ids, limit=args.limit)
     if not await store.count(query):
         chosen = " ".join([*args.ids, *_filters(args)])
@@ -203,7 +241,7 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
 
 
 async def _delete(store: TrajectoryStore, args: argparse.Namespace) -> int:
-    ids = [await resolve(store, each) for each in args.ids]
+    ids = [await resolve(store, id) for id in args.ids]
     if not args.yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody can be asked here; give --yes to delete")
@@ -227,26 +265,33 @@ def _filters(args: argparse.Namespace) -> list[str]:
     shown = {
         name: None if at is None else f"{datetime.fromtimestamp(at):%Y-%m-%dT%H:%M:%S}" for name, at in times.items()
     }
-    plain = {name: getattr(args, name) for name in ("group", "task", "session", "agent", "min_score", "max_score")}
-    options = [("status", status) for status in args.status or ()] + [*plain.items(), *shown.items()]
+    plain = {name: getattr(args, name) for name in (*_EXACT, "agent_version", "min_score", "max_score")}
+    labels = [("label", f"{name}={value}") for name, value in args.label or ()]
+    options = [("status", status) for status in args.status or ()] + [*plain.items(), *labels, *shown.items()]
     return [f"--{name.replace('_', '-')} {value}" for name, value in options if value is not None]
 
 
 def query_of(args: argparse.Namespace) -> Query:
     """The query of the filter options."""
-    from aworld.trajectory.store import Query
+    from aworld.trajectory.query import Query
 
     return Query(
-        group=args.group,
-        task=args.task,
-        session=args.session,
-        agent=args.agent,
+        **{name: getattr(args, name) for name in _EXACT},
+        version=args.agent_version,
+        labels=dict(args.label or ()),
         status=tuple(args.status) if args.status else None,
         min_score=args.min_score,
         max_score=args.max_score,
         since=args.since,
         until=args.until,
     )
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is no label; give NAME=VALUE, such as problem=7")
+    return name, value
 
 
 def moment(text: str) -> float:

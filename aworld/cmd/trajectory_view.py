@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.highlighter import JSONHighlighter
@@ -22,6 +23,7 @@ from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
 from aworld.core.trajectory import Node, Step, Trajectory
 from aworld.trajectory.formats import parsed
+from aworld.trajectory.query import Facets
 from aworld.trajectory.summary import Summary, answer_text
 
 LOOKS = {
@@ -48,13 +50,13 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def table(summaries: list[Summary], width: int | None, now: float) -> Table:
-    """The list of runs for a terminal of this width, or for a pipe, where nothing is cut.
+def table(summaries: list[Summary], width: int | None, now: float, sort: str = "") -> Table:
+    """The list of runs for a terminal of this width, or for a pipe, where nothing is cut; `sort`: a column to show too.
 
     Ids are what one copies, so they are whole, also where the terminal is too narrow for them. As many columns follow
     as leave some room for the answer, which is cut.
     """
-    columns = _columns(summaries, now)
+    columns = _columns(summaries, now, sort)
     sizes = {name: max(len(name), *(cell.cell_len for cell in cells)) for name, cells in columns.items()}
     if width is not None:
         del sizes["answer"]
@@ -81,23 +83,59 @@ ANSWER = 20
 """Columns of a terminal that an answer should have at least."""
 
 _ALWAYS = ("run", "status", "score")
-_RIGHT = ("score", "steps", "tokens", "time", "started")
+_RIGHT = ("score", "cost", "steps", "tokens", "time", "started")
 
 
-def _columns(summaries: list[Summary], now: float) -> dict[str, list[Text]]:
-    """What can be said of runs, the most important first."""
-    return {
-        "run": [Text(clean(each.id), style="cyan") for each in summaries],
-        "status": [status_text(each.status) for each in summaries],
-        "score": [_score(each.score) for each in summaries],
-        "steps": [Text(str(each.steps)) for each in summaries],
-        "tokens": [Text(_short_number(_total(each))) for each in summaries],
-        "time": [Text(_lasted(each)) for each in summaries],
-        "started": [Text(_ago(now - each.started_at)) for each in summaries],
-        "agent": [Text(clean(each.agent or "")) for each in summaries],
-        "group": [Text(clean(each.group_id or "")) for each in summaries],
-        "answer": [_ended(each) for each in summaries],
+def _columns(summaries: list[Summary], now: float, sort: str) -> dict[str, list[Text]]:
+    """What can be said of runs, the most important first. Environments and labels only where there are any."""
+    columns = {
+        "run": [Text(clean(summary.id), style="cyan") for summary in summaries],
+        "status": [status_text(summary.status) for summary in summaries],
+        "score": [_score(summary.score) for summary in summaries],
+        "steps": [Text(str(summary.steps)) for summary in summaries],
+        "tokens": [Text(_short_number(_total(summary))) for summary in summaries],
+        "time": [Text(_lasted(summary)) for summary in summaries],
+        "started": [Text(_ago(now - summary.started_at)) for summary in summaries],
+        "agent": [Text(clean(summary.agent or "")) for summary in summaries],
+        "environment": [Text(clean(summary.environment or "")) for summary in summaries],
+        "labels": [Text(labels_text(summary.labels)) for summary in summaries],
+        "group": [Text(clean(summary.group_id or "")) for summary in summaries],
+        "answer": [_ended(summary) for summary in summaries],
     }
+    optional = [name for name in ("environment", "labels") if not any(columns[name])]
+    shown = {name: cells for name, cells in columns.items() if name not in optional}
+    if sort in _SORTED and sort not in shown:
+        first = {name: shown.pop(name) for name in _ALWAYS}
+        shown = {**first, sort: [_SORTED[sort](getattr(summary, sort)) for summary in summaries], **shown}
+    return shown
+
+
+def labels_text(labels: dict[str, str]) -> str:
+    """Labels on one line."""
+    return _one_line(" ".join(f"{name}={value}" for name, value in labels.items()))
+
+
+def facet_table(counts: Facets) -> Table:
+    """How many runs have which value, one line a field."""
+    out = Table.grid(padding=(0, 2, 0, 0))
+    out.add_column(no_wrap=True, style="bold")
+    out.add_column(overflow="fold")
+    for field, facets in counts.items():
+        values = [f"{clean(facet.value)} {facet.count:,}{'+' if facet.more else ''}" for facet in facets]
+        out.add_row(clean(field), " · ".join(values) or "none")
+    return out
+
+
+def _plain(value: object) -> Text:
+    return Text("–" if value is None else clean(str(value)))
+
+
+_SORTED: dict[str, Callable[[Any], Text]] = {
+    "cost": lambda cost: _plain(None if cost is None else f"${cost:.4f}"),
+    **dict.fromkeys(("events", "notes", "input_tokens", "output_tokens", "user_id", "session_id", "version"), _plain),
+    **dict.fromkeys(("model", "environment", "task_id", "task_name"), _plain),
+}
+"""Columns that are shown when the list is in their order."""
 
 
 def _ended(summary: Summary) -> Text:
@@ -152,6 +190,10 @@ def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
         "agent": summary.agent,
         "group": summary.group_id,
         "session": summary.session_id,
+        "user": summary.user_id,
+        "environment": summary.environment,
+        "version": summary.version,
+        "labels": labels_text(summary.labels),
         "forked from": summary.forked_from,
         "started": started,
     }
@@ -344,8 +386,8 @@ def _score(score: float | None) -> Text:
 
 
 def _total(summary: Summary) -> int | None:
-    known = [count for count in (summary.input_tokens, summary.output_tokens) if count is not None]
-    return sum(known) if known else None
+    counts = [count for count in (summary.input_tokens, summary.output_tokens) if count is not None]
+    return sum(counts) if counts else None
 
 
 def _number(count: int | None) -> str:

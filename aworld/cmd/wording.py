@@ -1,36 +1,57 @@
-"""Errors as the command line says them: what to do is a command or an option, not a line of Python."""
+"""Errors and progress as the command line says them: what to do is a command or an option, not a line of Python."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import re
-from collections.abc import Callable
+import time
+from typing import TYPE_CHECKING
 
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import AWorldError, ConfigError
+
+if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
+    from rich.console import Console
+
+    from aworld.core.task import TaskResponse
+
+_REMEDIES = {
+    "llm_model_name": "give --model, or set LLM_MODEL_NAME",
+    "id": "aworld resume {id}",
+    "forks": "delete those too with --forks",
+}
+"""What a command does about a setting; all other remedies are the same everywhere."""
+
+_LIMITS = {
+    "max_steps": "go on with: aworld fork ID --at N --max-steps MORE",
+    "max_tokens": "",
+    "max_cost": "",
+    "timeout": "give a longer --timeout.",
+}
+"""The limits of a run that are options, and what helps where one was reached."""
+
+PLAIN_EVERY = 5.0
+"""Seconds between the lines of progress where there is no terminal."""
 
 
-def _option(match: re.Match[str]) -> str:
-    """The name of a setting as the option that it is."""
-    return match[0].replace(match[1], f"--{match[1].replace('_', '-')}").replace("=", " ")
+def worded(error: AWorldError, args: argparse.Namespace | None = None) -> str:
+    """An error with the remedy in the words of the command line; of the command with these arguments, if given."""
+    remedy = _REMEDIES.get(error.setting or "")
+    if remedy is None or error.remedy is None:
+        return str(error)
+    ready = args is not None and (not hasattr(args, "model") or getattr(args, "agent", None) is not None)
+    if error.setting == "llm_model_name" and ready:  # there is no --model, or it would be refused
+        remedy = "set LLM_MODEL_NAME, or llm_model_name in the settings of the agent"
+    return str(error).replace(error.remedy, remedy.format(id=getattr(args, "id", None) or "ID"))
 
 
-_NO_MODEL = r"set LLM_MODEL_NAME or AgentConfig\(llm_model_name=\.\.\.\)"
-_PHRASES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"Runners\.resume\('([^']+)'\)", r"aworld resume \1"),
-    (r"Runners\.resume\(id, answers=[^)]*\)", "aworld answer ID TEXT"),
-    (r"delete those too with forks=True", "delete those too with --forks"),
-    (r"; raise TaskConfig\(timeout=\.\.\.\)\.", "; give a longer --timeout."),
-    (r"; fork the run with a higher one to go on\.", "; go on with: aworld fork ID --at N --max-steps MORE"),
-    (_NO_MODEL, "give --model, or set LLM_MODEL_NAME"),
-    (r"set llm_input_price and llm_output_price \(([^)]*)\) in the model's config",
-     r"the prices (llm_input_price, llm_output_price, \1) are set for an agent of your own, with --agent"),
-    (r", or AgentConfig\(llm_api_key=\.\.\.\)", ""),
-    (r"give RunConfig\(store=\.\.\.\)", "give --store"),
-    (r"\b(max_steps|max_tokens|max_cost)=(\S+) reached", _option),
-    (r"\btimeout=(\S+) s passed", r"--timeout \1: the time is over"),
-    (r"\b(max_tokens|max_cost) is set", _option),
-]  # fmt: skip
+def why(response: TaskResponse) -> str:
+    """Why a run did not end well. What the log says of limits begins with the setting that was reached."""
+    text = response.msg.replace(f"Runners.resume({response.id!r})", f"aworld resume {response.id}")
+    for name, remedy in _LIMITS.items():
+        if response.status in ("limit_reached", "timeout") and text.startswith(name):
+            what, _, more = text.removeprefix(name).lstrip("= ").partition("; ")
+            return "; ".join(filter(None, (f"--{name.replace('_', '-')} {what}", remedy or more)))
+    return text
 
 
 def helps_to_go_on(error: BaseException, *, done: int) -> bool:
@@ -50,11 +71,46 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def worded(text: str, args: argparse.Namespace | None = None) -> str:
-    """An error of the library in the words of the command line; of the command with these arguments, if given."""
-    if args is not None and (not hasattr(args, "model") or getattr(args, "agent", None) is not None):
-        # A ready agent: there is no --model, or it would be refused.
-        text = re.sub(_NO_MODEL, "set LLM_MODEL_NAME, or llm_model_name in the settings of the agent", text)
-    for pattern, words in _PHRASES:
-        text = re.sub(pattern, words, text)
-    return text
+class TerminalWatch:
+    """Tells on standard error how work goes: lines, and with `total` a bar on a terminal, a line every few seconds
+    elsewhere. Says nothing when `quiet`."""
+
+    def __init__(self, total: int | None = None, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        self.console: Console = Console(stderr=True)
+        self.quiet = quiet
+        self.total = total
+        self._live = self.console.is_terminal and not quiet and total is not None
+        self._next = 0.0 if total is None else time.monotonic() + PLAIN_EVERY
+        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=self.console, disable=not self._live)
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> TerminalWatch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if not self.quiet:
+            style = "dim" if self._live else None
+            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, done: int, text: str) -> None:
+        """Bring the bar up to date; without a terminal, the line when it is due."""
+        if self._live:
+            self._bar.update(self._task, completed=done, description=text)
+        elif self.is_due():
+            self.say(f"{done}/{self.total}  {text}".rstrip())
+
+    def is_due(self) -> bool:
+        """Whether the next line may be said; if so, the one after it a few seconds later."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + PLAIN_EVERY
+        return True

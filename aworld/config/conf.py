@@ -6,14 +6,13 @@ What is not given comes from the environment when an agent runs, never at import
 
 from __future__ import annotations
 
-import difflib
 import os
 from enum import Enum, StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from aworld.config.errors import ConfigError
+from aworld.config.errors import known_keys
 
 
 class Settings(BaseModel):
@@ -24,10 +23,12 @@ class Settings(BaseModel):
         validate_assignment=True,
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,  # an error about a setting must not show a key
+        defer_build=True,  # its validator is built at the first use: a sixth of what importing an agent costs
     )
 
     def __init__(self, **data: Any) -> None:
-        self._refuse_unknown(data)
+        if data:
+            self._refuse_unknown(data)
         super().__init__(**data)
 
     @classmethod
@@ -37,13 +38,8 @@ class Settings(BaseModel):
 
     @classmethod
     def _refuse_unknown(cls, data: dict[str, Any]) -> None:
-        for key in data:
-            if key not in cls.known():
-                near = difflib.get_close_matches(key, cls.known(), n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(cls.known())}."
-                if "params" in cls.known():
-                    hint += " Extras that only the provider knows go into params={...}."
-                raise ConfigError(f"{cls.__name__} has no setting {key!r}; {hint}")
+        extras = "Extras that only the provider knows go into params={...}." if "params" in cls.known() else ""
+        known_keys(cls.__name__, data, cls.known(), more=extras)
 
 
 class ModelConfig(Settings):
@@ -94,6 +90,19 @@ class ModelConfig(Settings):
         """The provider, from the setting, `LLM_PROVIDER`, or `openai`."""
         return self.llm_provider or os.environ.get("LLM_PROVIDER") or "openai"
 
+    def sampling(self, limit: str = "max_tokens") -> dict[str, Any]:
+        """The sampling settings that are set, in the words of the chat-completions API, and `params`. `limit` is what
+        the API calls the most tokens of an answer."""
+        settings = {
+            "temperature": self.llm_temperature,
+            "top_p": self.llm_top_p,
+            limit: self.llm_max_tokens,
+            "seed": self.llm_seed,
+            "stop": self.llm_stop,
+            "reasoning_effort": self.llm_reasoning_effort,
+        }
+        return {**{name: value for name, value in settings.items() if value is not None}, **self.params}
+
 
 class AgentConfig(Settings):
     """Settings of an agent. Every `llm_*` setting of `ModelConfig` may be given, read and written here too."""
@@ -116,13 +125,13 @@ class AgentConfig(Settings):
     def _nest(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        given: dict[str, Any] = dict(data)  # pyright: ignore[reportUnknownArgumentType]
-        flat = {k: given.pop(k) for k in list(given) if k in ModelConfig.model_fields}
+        settings: dict[str, Any] = dict(data)  # pyright: ignore[reportUnknownArgumentType]
+        flat = {k: settings.pop(k) for k in list(settings) if k in ModelConfig.model_fields}
         if flat:
-            nested: Any = given.get("llm_config") or {}
+            nested: Any = settings.get("llm_config") or {}
             base: dict[str, Any] = nested.model_dump() if isinstance(nested, ModelConfig) else nested
-            given["llm_config"] = ModelConfig(**{**base, **flat})
-        return given
+            settings["llm_config"] = ModelConfig(**{**base, **flat})
+        return settings
 
     def __getattr__(self, name: str) -> Any:
         if name in ModelConfig.model_fields:
@@ -139,10 +148,12 @@ class AgentConfig(Settings):
 
 
 class TaskRunMode(Enum):
-    """How a task is driven: to its end at once, or step by step by the caller."""
+    """How a task is driven."""
 
     ONE_WAY = "one_way"
+    """To its end; it may be stepped too."""
     INTERACTIVE = "interactive"
+    """Step by step, by the caller: `Runners.step` only."""
 
 
 class TaskConfig(Settings):
@@ -161,6 +172,7 @@ class TaskConfig(Settings):
     max_tool_result: int = Field(default=200_000, ge=100)
     """Characters of a tool's answer that go to the model; the rest is cut, and the text says so."""
     run_mode: TaskRunMode = TaskRunMode.ONE_WAY
+    """Whether the task may be run to its end, or only stepped."""
     resp_carry_context: bool = True
     """Whether the response carries the task's context."""
 
@@ -169,6 +181,9 @@ class EngineName(StrEnum):
     """Where runs are executed."""
 
     LOCAL = "local"
+    """In this event loop."""
+    PROCESSES = "processes"
+    """In worker processes of this machine."""
     RAY = "ray"
 
 
@@ -177,10 +192,14 @@ class RunConfig(Settings):
 
     engine_name: EngineName = EngineName.LOCAL
     worker_num: int = Field(default=1, ge=1)
-    """Processes, for engines that use several."""
+    """Worker processes of the engine `processes`."""
     max_concurrency: int = Field(default=1000, ge=1)
     """Tasks in flight at once."""
     sequence_dependent: bool = False
     """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
+    on_progress: Any = None
+    """Called with a `RunProgress` (total, running, done) when a task of many begins and ends."""
+    rare_collection: bool = True
+    """Whether the garbage collector looks less often while more than one task runs (restored afterwards)."""
     store: Any = None
     """Where logs go: a store, a URL such as `sqlite:///runs.db`, or None for memory."""

@@ -6,50 +6,25 @@ remedy.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any, TypeVar
 
-from aworld.config.errors import AWorldError, ConfigError
+from aworld.config.errors import hint as hint
+from aworld.config.errors import known_keys as known_keys
+from aworld.config.errors import nearest as nearest
+from aworld.core.exceptions import AWorldError, ConfigError
 
 T = TypeVar("T")
 
 
-def nearest(name: object, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known name that is most like `name`; None when none is like it."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
-    return near[0] if near else None
-
-
-def hint(name: object, known: Iterable[str]) -> str:
-    """What to write in the place of a name that is not known."""
-    names = list(known)
-    near = nearest(name, names)
-    return f"did you mean {near!r}?" if near else f"known are: {', '.join(names)}."
-
-
-def one_of(setting: str, value: T, known: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:
+def one_of(setting: str, value: T, names: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:
     """`value`, if it is one of those. Raises `error`."""
-    choices = list(known)
+    choices = list(names)
     if value not in choices:
         raise error(f"{setting}={value!r} is not known; {hint(value, map(str, choices))}", setting=setting)
     return value
-
-
-def known_keys(
-    owner: str,
-    given: Iterable[str],
-    known: Iterable[str],
-    what: str = "setting",
-    error: type[AWorldError] = ConfigError,
-) -> None:
-    """Refuse a key that `owner` does not have. Raises `error`, which names the nearest that it has."""
-    names = list(known)
-    for key in given:
-        if key not in names:
-            raise error(f"{owner} has no {what} {key!r}; {hint(key, names)}", setting=str(key))
 
 
 def positive(

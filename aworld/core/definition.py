@@ -10,18 +10,17 @@ The digest of a definition is its version: short, the same in every process, and
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from aworld.config.conf import AgentConfig
 from aworld.core.checks import known_keys
+from aworld.core.tool.toolkit import digest_of
 
 SECRET = "<secret>"
 """Stands in the place of a value that may be a key."""
@@ -51,12 +50,12 @@ class UnitDefinition(BaseModel):
     @property
     def below(self) -> dict[str, Definition]:
         """The definitions that this one is made of, by name."""
-        return getattr(self, "units", None) or getattr(self, "members", {})
+        return cast("Any", self).units if isinstance(self, AgentDefinition) else cast("Any", self).members
 
     @property
     def digest(self) -> str:
         """The version: 16 characters that differ when anything in it, or in a member, does."""
-        return hashlib.sha256(msgspec.json.encode(self.record(), order="deterministic")).hexdigest()[:16]
+        return digest_of(self.record())
 
     def record(self) -> dict[str, Any]:
         """The body that stores keep under the digest: JSON-able, without defaults, members by their digests."""
@@ -103,41 +102,11 @@ class TeamDefinition(UnitDefinition):
 Definition: TypeAlias = AgentDefinition | TeamDefinition
 
 
-class Change(NamedTuple):
-    """What differs between two definitions. A value that one of them lacks is None."""
-
-    path: str
-    """Such as `members.writer.system_prompt`, or `tools[1]`."""
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.before!r} → {self.after!r}"
-
-
-def diff(before: Definition, after: Definition) -> list[Change]:
-    """What changed from one definition to another, members included, in the order of the fields."""
-    old, new = (dict(_leaves(one.model_dump(mode="json", exclude_defaults=True))) for one in (before, after))
-    changes = [Change(path, old.get(path), new.get(path)) for path in {**old, **new}]
-    return [change for change in changes if change.before != change.after]
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in cast("dict[str, Any]", value).items():
-            yield from _leaves(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list) and value:
-        for index, item in enumerate(cast("list[Any]", value)):
-            yield from _leaves(item, f"{path}[{index}]")
-    else:
-        yield path, value
-
-
 # Describing a living agent or team
 
 
 @dataclass(slots=True)
-class Account:
+class Description:
     """The definition of a living unit, and what of the unit could not go into it."""
 
     definition: Any = None
@@ -165,8 +134,11 @@ class Account:
 
     def written(self, value: Any, what: str, bare: bool) -> Any:
         """An argument as JSON: members and code by their names, told from text by a key unless `bare`."""
-        if value is None or isinstance(value, str | int | float):
-            return value
+        for kind in (bool, int, float, str):
+            if isinstance(value, kind):
+                return kind(value)  # plain, where it is of a subclass
+        if value is None:
+            return None
         if isinstance(value, list | tuple):
             return [self.written(item, what, bare) for item in cast("list[Any]", value)]
         if isinstance(value, Mapping):
@@ -187,56 +159,55 @@ class Defined:
 
     name: str
     desc: str | None
-    fields: ClassVar[frozenset[str]] = frozenset({"name", "desc"})
+    _fields: ClassVar[frozenset[str]] = frozenset({"name", "desc"})
     """Arguments that a definition has as fields."""
-    named: ClassVar[frozenset[str]] = frozenset()
+    _named: ClassVar[frozenset[str]] = frozenset()
     """Options that are functions or members: a definition has their names alone."""
-    _account: Account | None = None
+    _description: Description | None = None
 
-    def account(self) -> Account:
+    def described(self) -> Description:
         """The definition with what could not go into it; made once, since agents and teams are values."""
-        if self._account is None:
-            account = Account()
-            account.definition = self.define(account)
-            account.body, account.digest = account.definition.record(), account.definition.digest
-            self._account = account
-        return self._account
+        if self._description is None:
+            description = Description()
+            description.definition = self._define(description)
+            description.body, description.digest = description.definition.record(), description.definition.digest
+            self._description = description
+        return self._description
 
-    def define(self, account: Account) -> Definition:
-        """The definition, made anew; what it cannot hold is put into `account`."""
+    def _define(self, description: Description) -> Definition:
+        """The definition, made anew; what it cannot hold is put into `description`."""
         raise NotImplementedError
 
     @property
     def definition(self) -> Any:
         """All that makes it what it is, as data: an `AgentDefinition` or a `TeamDefinition`."""
-        return self.account().definition
-
-    @property
-    def digest(self) -> str:
-        """The version: the digest of the definition."""
-        return self.account().digest
+        return self.described().definition
 
     def settings(self) -> dict[str, Any]:
         """What the log keeps: the definition's body, JSON-able and without secrets."""
-        return self.account().body
+        return self.described().body
 
-    def _head(self, account: Account) -> dict[str, Any]:
+    def _head(self, description: Description) -> dict[str, Any]:
         """The fields of every definition."""
         kind = type(self)
-        named = kind.__name__ if is_ready(kind) else account.code(kind, f"The class of {self.name!r}")
+        named = kind.__name__ if is_ready(kind) else description.code(kind, f"The class of {self.name!r}")
         options: dict[str, Any] = {}
         for option, default in options_of(kind).items():
             value = getattr(self, option, inspect.Parameter.empty)
             if value is inspect.Parameter.empty:
                 reference = options[option] = f"<{option}>"
                 remedy = f"keep each argument as an attribute of its name, self.{option}"
-                account.hold(reference, None, f"{option}= of {self.name!r} is not kept by {kind.__name__}: {remedy}.")
-            elif value is not default and value != default:
-                options[option] = account.written(value, f"{option}= of {self.name!r}", option in self.named)
+                description.hold(
+                    reference, None, f"{option}= of {self.name!r} is not kept by {kind.__name__}: {remedy}."
+                )
+            elif value is not default:
+                written = description.written(value, f"{option}= of {self.name!r}", option in self._named)
+                if written != default:
+                    options[option] = written
         return {"name": self.name, "type": named, "desc": self.desc, "options": options}
 
     @classmethod
-    def parameters(cls) -> list[inspect.Parameter]:
+    def _parameters(cls) -> list[inspect.Parameter]:
         """The arguments of the constructor."""
         return list(inspect.signature(cls.__init__).parameters.values())[1:]
 
@@ -250,7 +221,7 @@ def is_ready(kind: type) -> bool:
 def options_of(kind: type[Defined]) -> dict[str, Any]:
     """The options of a class of agents or teams with their defaults, `inspect.Parameter.empty` where there is none."""
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {p.name: p.default for p in kind.parameters() if p.kind not in several and p.name not in kind.fields}
+    return {p.name: p.default for p in kind._parameters() if p.kind not in several and p.name not in kind._fields}
 
 
 def _reference(value: Any, same: Callable[[Any], bool]) -> tuple[str, str | None]:

@@ -101,6 +101,10 @@ class MessageAdded(Entry, frozen=True, tag="message", kw_only=True, omit_default
     message: Message | None = None
     same_as: int | None = None
     """The node that holds the message, where it stands in a second branch: each message is stored once."""
+    back_to: int | None = None
+    """The whole piece of another branch stands here that begins at this node and ends at `same_as`."""
+    aside: bool = False
+    """Part of what one call was shown: the conversation does not go on from here."""
     origin: Origin
 
 

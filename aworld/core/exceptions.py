@@ -58,8 +58,8 @@ class DeniedError(AWorldError):
 class LimitReached(AWorldError):
     """A limit of the task was reached. `limit` is the name of the setting, such as `max_steps`."""
 
-    def __init__(self, limit: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, limit: str, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message, setting=limit, remedy=remedy)
         self.limit = limit
 
 

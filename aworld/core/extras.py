@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from types import ModuleType
 
-from aworld.config.errors import AWorldError, ConfigError
+from aworld.core.exceptions import AWorldError, ConfigError
 
 
 def import_extra(module: str, what: str, *packages: str, error: type[AWorldError] = ConfigError) -> ModuleType:

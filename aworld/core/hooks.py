@@ -7,8 +7,9 @@ value, or refuse it by raising `DeniedError`; what is sent and what is used is i
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aworld.core.common import ActionResult
 from aworld.core.context.base import Context
@@ -18,6 +19,9 @@ from aworld.core.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from aworld.core.task import TaskResponse
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +56,40 @@ class Hooks:
 
     async def after_tool(self, at: HookContext, call: ToolCall, result: ActionResult) -> ActionResult | None:
         """A tool has answered, or failed with `result.error`."""
+
+
+async def around(
+    hooks: Sequence[Hooks],
+    question: Q,
+    before: Callable[[Hooks, Q], Awaitable[Q | A | None]],
+    act: Callable[[Q], Awaitable[A]],
+    after: Callable[[Hooks, Q, A | None, BaseException | None], Awaitable[A | None]],
+    answers: type[A],
+) -> tuple[Q, A | None, BaseException | None]:
+    """Do something with hooks around it: "before" in their order, "after" in reverse and always.
+
+    A "before" that returns one of `answers` answers in the place of what would be done. Returns the question as it was
+    put at last, the answer as it was rewritten at last, and what was raised first; nothing is raised from here.
+    """
+    entered: list[Hooks] = []
+    answer: A | None = None
+    error: BaseException | None = None
+    try:
+        for hook in hooks:
+            entered.append(hook)
+            changed: Any = await before(hook, question)
+            if isinstance(changed, answers):
+                answer = changed
+                break
+            question = changed or question
+        else:
+            answer = await act(question)
+    except BaseException as raised:  # noqa: BLE001 - given back when every hook knows of it
+        error = raised
+    failure = error
+    for hook in reversed(entered):
+        try:
+            answer = await after(hook, question, answer, error) or answer
+        except Exception as raised:  # noqa: BLE001 - the same
+            failure = failure or raised
+    return question, answer, failure

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import mimetypes
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from msgspec import Struct
 
@@ -170,6 +171,49 @@ def chat_format(message: Message) -> dict[str, Any]:
     if message.opaque is not None and "chat" in message.opaque:
         out.update(message.opaque["chat"])
     return out
+
+
+def message_of(value: Any) -> Message:
+    """A message out of the form of the chat-completions API, or as it is. Raises ValueError that says what is wrong."""
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a message is a Message or a dict with role and content; got {value!r:.100}")
+    fields = cast("Mapping[str, Any]", value)
+    role, content = fields.get("role"), fields.get("content")
+    role = "system" if role == "developer" else role
+    if role not in ("system", "user", "assistant", "tool"):
+        raise ValueError(f"role={role!r} is not known; use system, user, assistant or tool")
+    if isinstance(content, list | tuple):
+        content = tuple(_part_of(part) for part in cast("Sequence[Any]", content))
+    elif content is not None and not isinstance(content, str):
+        raise ValueError(f"content is text or a list of parts; got {content!r:.100}")
+    calls = tuple(
+        ToolCall(str(call["id"]), call["function"]["name"], call["function"].get("arguments") or "")
+        for call in fields.get("tool_calls") or ()
+    )
+    return Message(
+        role, content, calls, fields.get("reasoning_content"), fields.get("tool_call_id"), fields.get("name")
+    )  # fmt: skip
+
+
+def _part_of(part: Any) -> Part:
+    match part:
+        case Text() | Image() | Audio() | File():
+            return part
+        case str():
+            return Text(part)
+        case {"type": "text", "text": str(text)}:
+            return Text(text)
+        case {"type": "image_url", "image_url": {"url": str(url), **more}}:
+            return Image(url, more.get("detail"))
+        case {"type": "input_audio", "input_audio": {"data": str(data), **more}}:
+            return Audio(data, more.get("format", "wav"))
+        case {"type": "file", "file": {**file}}:
+            named = cast("dict[str, str | None]", file)
+            return File(named.get("file_data"), named.get("filename"), named.get("file_id"))
+        case _:
+            raise ValueError(f"a part is text, image_url, input_audio or file; got {part!r:.100}")
 
 
 def tool_call_format(call: ToolCall) -> dict[str, Any]:

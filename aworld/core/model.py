@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from aworld.core.message import Message, Tokens, Usage
 
@@ -20,6 +21,11 @@ class ToolSchema(Struct, frozen=True):
     name: str
     description: str
     parameters: dict[str, Any]
+
+
+def function_format(tool: ToolSchema | dict[str, Any]) -> dict[str, Any]:
+    """A tool, or what the log holds of one, in the shape of the chat-completions API."""
+    return {"type": "function", "function": tool if isinstance(tool, dict) else asdict(tool)}
 
 
 class OutputSchema(Struct, frozen=True):

@@ -1,11 +1,19 @@
-"""What a stream yields, in the order in which it happens. All JSON-able but the last, which carries the response."""
+"""What a reader of a run is shown: a fold of its events, in their order.
+
+`OutputFold.take` says what an event shows, for a live reader as for one that comes later or sits in another process.
+Text and reasoning as they are written, retries, progress of tools, and the news that a step begins are not in the log:
+the process that works on the run pushes them to whoever reads at that moment, and a reader must be right without them.
+All outputs are JSON-able but the last, which carries the response.
+"""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias, cast
 
 from msgspec import Struct
 
+from aworld.core import event as ev
 from aworld.core.common import ActionResult
 from aworld.core.message import Message, ToolCall, Usage
 
@@ -16,6 +24,8 @@ class Output(Struct, frozen=True, kw_only=True, tag_field="type"):
     trajectory_id: str
     agent: str
     step: int
+    seq: int | None = None
+    """Number of the event that shows this, where a reader may go on from; None for what is not in the log."""
 
 
 class StepStarted(Output, frozen=True, tag="step_started", kw_only=True):
@@ -107,3 +117,142 @@ AnyOutput: TypeAlias = (
     | QuestionOutput
     | RunFinished
 )
+
+
+class _Turn:
+    """One agent or team at work, as far as its last step is concerned."""
+
+    __slots__ = ("agent", "calls", "hands_over", "open", "step", "usage")
+
+    def __init__(self, agent: str) -> None:
+        self.agent = agent
+        self.step = 0
+        self.usage: Usage | None = None
+        self.calls: dict[str, str] = {}
+        """The tool calls that are not closed, by id, with their names."""
+        self.open = False
+        """Whether the step is not over."""
+        self.hands_over = False
+        """Whether control passes to another agent, which is told before the step is over."""
+
+
+class OutputFold:
+    """The outputs of one trajectory, event by event."""
+
+    def __init__(self, trajectory_id: str) -> None:
+        self._id = trajectory_id
+        self._own = False
+        """Whether what comes is the trajectory's own: a fork and the next turn of a conversation show nothing of what
+        they share with another."""
+        self._turns: dict[int, _Turn] = {}
+        self._messages: dict[int, Message] = {}
+        """What agents and tools said last, by activation or, of a tool, by the id of the message."""
+        self._begun: set[int] = set()
+        """Steps of which somebody told that they begin."""
+
+    def take(self, event: ev.Event) -> list[AnyOutput]:
+        """What one more event shows."""
+        handler = self._handlers.get(type(event))
+        shown = [] if handler is None else handler(self, event)
+        return shown if self._own else []
+
+    def pass_on(self, output: Output) -> AnyOutput:
+        """Take note of an output that is not of the log, so that nothing is shown twice."""
+        if type(output) is StepStarted:
+            self._begun.add(output.step)
+        return cast("AnyOutput", output)
+
+    def _of(self, activation: int) -> _Turn:
+        return self._turns.get(activation) or self._turns.setdefault(activation, _Turn(""))
+
+    def _finish(self, turn: _Turn, seq: int) -> list[AnyOutput]:
+        if not turn.open or turn.calls or turn.hands_over:
+            return []
+        turn.open = False
+        return [StepFinished(trajectory_id=self._id, agent=turn.agent, step=turn.step, seq=seq, usage=turn.usage)]
+
+    def _started(self, event: ev.Started) -> list[AnyOutput]:
+        self._own = event.trajectory_id == self._id
+        if event.after:
+            self._turns = {}
+        return []
+
+    def _agent_started(self, event: ev.AgentStarted) -> list[AnyOutput]:
+        self._turns[event.activation] = _Turn(event.agent)
+        return []
+
+    def _message(self, event: ev.MessageAdded) -> list[AnyOutput]:
+        message = event.message
+        if message is not None and not event.aside:
+            if message.role == "assistant":
+                self._messages[-1 - event.activation] = message
+            elif message.role == "tool":
+                self._messages[event.id] = message
+        return []
+
+    def _model_call(self, event: ev.ModelCalled) -> list[AnyOutput]:
+        turn = self._of(event.activation)
+        turn.hands_over, turn.calls = False, {}
+        shown: list[AnyOutput] = self._finish(turn, event.seq)
+        turn.step, turn.usage, turn.open = event.step, event.usage, True
+        if event.step not in self._begun:
+            shown.append(StepStarted(trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq))
+        self._begun.discard(event.step)
+        message = self._messages.pop(-1 - event.activation, None)
+        if event.reply is not None and message is not None:
+            output = MessageOutput(
+                trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq, message=message
+            )
+            shown.append(output)
+            turn.calls = {call.id: call.name for call in message.tool_calls}
+        return shown + self._finish(turn, event.seq)
+
+    def _tool_call(self, event: ev.ToolCalled) -> list[AnyOutput]:
+        turn = self._of(event.activation)
+        turn.calls[event.call_id] = event.name
+        turn.open = True
+        call = ToolCall(event.call_id, event.name, event.arguments)
+        return [ToolCallOutput(trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq, call=call)]
+
+    def _tool_result(self, event: ev.ToolReturned) -> list[AnyOutput]:
+        turn = self._of(event.activation)
+        message = self._messages.pop(event.result, None)
+        content = (message.content if message is not None else None) or ""
+        result = ActionResult(event.call_id, event.name, content, event.error, event.duration, event.usage)
+        turn.calls.pop(event.call_id, None)
+        turn.hands_over = turn.hands_over or (event.name.startswith("handoff_to_") and event.error is None)
+        shown: list[AnyOutput] = [
+            ToolResultOutput(trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq, result=result)
+        ]
+        return shown + self._finish(turn, event.seq)
+
+    def _asked(self, event: ev.Asked) -> list[AnyOutput]:
+        turn = self._of(event.activation)
+        if event.call_id is not None:
+            turn.calls.pop(event.call_id, None)  # the step is over until the answer comes
+        step = turn.step if event.step is None else event.step
+        question = QuestionOutput(
+            trajectory_id=self._id, agent=turn.agent, step=step, seq=event.seq, id=event.id, question=event.question
+        )
+        return [question, *self._finish(turn, event.seq)]
+
+    def _agent_finished(self, event: ev.AgentFinished) -> list[AnyOutput]:
+        turn = self._of(event.activation)
+        shown: list[AnyOutput] = []
+        if event.handoff is not None:
+            shown.append(
+                HandoffOutput(trajectory_id=self._id, agent=turn.agent, step=turn.step, seq=event.seq, to=event.handoff)
+            )
+        turn.hands_over, turn.calls = False, {}
+        return shown + self._finish(turn, event.seq)
+
+    _handlers: ClassVar[dict[type, Callable[[OutputFold, Any], list[AnyOutput]]]] = {
+        ev.Started: _started,
+        ev.AgentStarted: _agent_started,
+        ev.MessageAdded: _message,
+        ev.ModelCalled: _model_call,
+        ev.ToolCalled: _tool_call,
+        ev.ToolReturned: _tool_result,
+        ev.Asked: _asked,
+        ev.AgentFinished: _agent_finished,
+    }

@@ -10,11 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from aworld.core.exceptions import AWorldError, ConfigError
+
+if TYPE_CHECKING:
+    from aworld.core.context.scope import RunScope
 
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "float": ("a number of seconds above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
@@ -178,17 +181,30 @@ class Sandbox(Protocol):
         ...
 
 
+class RunSandbox(Protocol):
+    """The sandbox that a source has for one run."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run went on here without what it may have had in a sandbox before: it was not put aside."""
+        ...
+
+    async def open(self) -> Sandbox:
+        """The sandbox, made at the first call; the same one until `end_run`. Raises SandboxError."""
+        ...
+
+    async def rest(self) -> None:
+        """The run waits for a person, maybe for days: what is in the sandbox may be put aside."""
+        ...
+
+    async def end_run(self) -> None:
+        """The run is over: destroy its sandbox."""
+        ...
+
+
 class SandboxSource(Protocol):
     """Gives each run a sandbox of its own, for as long as the run lasts."""
 
-    async def lease(self, trajectory_id: str) -> Sandbox:
-        """The sandbox of this run; the same one until `end_run`. Raises SandboxError."""
-        ...
-
-    def holds(self, trajectory_id: str) -> bool:
-        """Whether there is a sandbox of this run, or what it held was put aside; else a lease gives an empty one."""
-        ...
-
-    async def end_run(self, trajectory_id: str) -> None:
-        """The run is over: destroy its sandbox."""
+    def for_run(self, scope: RunScope) -> RunSandbox:
+        """The run's own; nothing is made before it is opened."""
         ...

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,11 +13,12 @@ import msgspec
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit
+from aworld.core.checks import nearest
 from aworld.core.context.base import Context
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import TaskError
 from aworld.core.hooks import Hooks
-from aworld.core.message import Audio, Content, File, Image, Part, Text, Usage
+from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, Usage, message_of
 from aworld.core.rows import rows, step_row
 from aworld.core.run_environment import RunEnvironment
 from aworld.core.tool.base import Tool, Toolset
@@ -34,22 +34,31 @@ os.register_at_fork(after_in_child=_ids.seed)
 
 @dataclass(slots=True)
 class Prefix:
-    """The part of another trajectory that a forked task shares: its events before `seq`."""
+    """The part of another trajectory that a task shares: its events before `seq`."""
 
     trajectory: Trajectory
     seq: int
+    after: bool = False
+    """Whether the task is the next turn of its conversation, and not a fork."""
 
 
 class Task:
     """One thing to be done by an agent or a swarm.
 
+        Task("What is 17 * 23?", agent=solver, conf={"max_steps": 5}, labels={"experiment": "a"})
+        Task("And in Rome?", agent=guide, after=response)
+
     Args:
-        input: Text, or message parts (text, images, audio, files).
+        input: Text, message parts (text, images, audio, files), or a list of messages (`Message`, or dicts in the form
+            of the chat-completions API) whose last one is what is asked.
         agent: The agent that does it.
         swarm: Or the team that does it.
         conf: Limits, as `TaskConfig` or a plain dict.
         id: Also the id of the trajectory; a new one when not given.
         group_id: Tasks that belong together, such as the samples of one problem.
+        labels: Names and values by which the run is found again, both text: `{"run": "baseline", "problem": "7"}`.
+        after: The run whose conversation this goes on with: its response, its trajectory or its id. The new trajectory
+            shares its messages; limits, usage and rewards are its own.
         tools: Tools for this task only, added to those of the (root) agent.
         tool_names: The same, by registered name.
         context: First values of the state that agents and tools share.
@@ -63,7 +72,7 @@ class Task:
 
     def __init__(
         self,
-        input: str | Part | Sequence[str | Part],
+        input: str | Part | Sequence[str | Part] | Sequence[Message | Mapping[str, Any]],
         agent: BaseAgent | None = None,
         swarm: Any = None,
         conf: TaskConfig | dict[str, Any] | None = None,
@@ -73,6 +82,8 @@ class Task:
         session_id: str | None = None,
         user_id: str | None = None,
         group_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        after: TaskResponse | Trajectory | str | None = None,
         tools: Sequence[Any] = (),
         tool_names: Sequence[str] = (),
         context: dict[str, Any] | None = None,
@@ -82,7 +93,8 @@ class Task:
     ) -> None:
         if (agent is None) == (swarm is None):
             raise TaskError("A task needs either agent=... or swarm=..., and not both.")
-        self.input = content_of(input)
+        self.history, self.input = messages_of(input)
+        """The messages before the input, and the input."""
         self.agent: Unit = _unit(agent if agent is not None else swarm)
         self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
         if timeout is not None:
@@ -94,6 +106,8 @@ class Task:
         self.session_id = session_id
         self.user_id = user_id
         self.group_id = group_id
+        self.labels = checked_labels(labels or {})
+        self.after = after
         self.tools: list[Tool | Toolset] = as_tools(tools) if tools else []
         for tool_name in tool_names:
             self.tools += find_tools(tool_name)
@@ -103,13 +117,13 @@ class Task:
         self.prefix: Prefix | None = None
         self.said: Content | None = None
         """What is said to the agent when a forked run goes on."""
-        self.episode: Any = None
-        """The run in progress when the task is stepped; belongs to `Runners`."""
+        self.driver: Any = None
+        """What takes its turns when the task is stepped; belongs to `Runners`."""
 
     @property
     def info(self) -> TaskInfo:
         """What the log keeps of the task."""
-        return TaskInfo(self.id, self.name, self.session_id, self.user_id, self.group_id)
+        return TaskInfo(self.id, self.name, self.session_id, self.user_id, self.group_id, self.labels)
 
     def __repr__(self) -> str:
         return f"<Task {self.id}>"
@@ -192,13 +206,13 @@ def _checked_hooks(hooks: object) -> tuple[Hooks, ...]:
     """The hooks of a task. One whose method is misspelt would never be called, so that is an error."""
     if not isinstance(hooks, list | tuple):
         raise TaskError(f"hooks takes a list of Hooks; got {hooks!r}.")
-    known = {name for name in vars(Hooks) if not name.startswith("_")}
+    points = {name for name in vars(Hooks) if not name.startswith("_")}
     for hook in cast("Sequence[object]", hooks):
         if not isinstance(hook, Hooks):
             raise TaskError(f"hooks takes instances of subclasses of Hooks; got {hook!r}.")
         for name in vars(type(hook)):
-            if name.startswith(("before_", "after_")) and name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            if name.startswith(("before_", "after_")) and name not in points:
+                near = nearest(name, points, cutoff=0.0)
                 raise TaskError(f"{type(hook).__name__} has {name!r}, which nobody calls; did you mean {near!r}?")
     return tuple(cast("Sequence[Hooks]", hooks))
 
@@ -212,13 +226,45 @@ def _checked_state(state: dict[str, Any]) -> dict[str, Any]:
     return dict(state)
 
 
-def _refuse_surrogates(text: str) -> None:
+def _refuse_surrogates(text: str, what: str = "Input") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise TaskError(
-            f"Input has a lone surrogate at {error.start}, which is no text: {error.object[error.start]!r}."
+            f"{what} has a lone surrogate at {error.start}, which is no text: {error.object[error.start]!r}."
         ) from None
+
+
+def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels as they are stored. Raises TaskError for a name or a value that is no text."""
+    if not isinstance(labels, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers give anything
+        raise TaskError(f"labels takes a dict of texts; got {labels!r:.100}.")
+    for name, value in labels.items():
+        for text in (name, value):
+            if not isinstance(text, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TaskError(f"labels[{name!r}]={value!r:.100}: both are text, such as labels={{'problem': '7'}}.")
+            _refuse_surrogates(text, f"labels[{name!r}]")
+    return dict(labels)
+
+
+def messages_of(value: Any) -> tuple[tuple[Message, ...], Content]:
+    """What a caller gave as input: the messages before the question, and the question. Raises TaskError."""
+    items = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else ()
+    if not any(isinstance(item, Message) or (isinstance(item, Mapping) and "role" in item) for item in items):
+        return (), content_of(value)
+    try:
+        messages = [message_of(item) for item in items]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TaskError(f"Input is no list of messages: {error}.") from error
+    if messages[-1].role != "user":
+        raise TaskError(f"The last message of an input is the user's; got one of role {messages[-1].role!r}.")
+    for message in messages:
+        try:
+            msgspec.json.encode(message)
+        except UnicodeEncodeError:
+            _refuse_surrogates(message.text)
+            raise TaskError("A message of the input has a lone surrogate, which is no text.") from None
+    return tuple(messages[:-1]), content_of(messages[-1].content)
 
 
 def content_of(value: Any) -> Content:

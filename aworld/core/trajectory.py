@@ -1,8 +1,13 @@
-"""A trajectory: the fold of the events of one run.
+"""A trajectory: the fold of the events of one run and of the notes about it.
 
-`Trajectory.apply` is the only way in. The running loop, a resumed process, a fork and a reader of old logs all call
-it with the same events and so hold the same state; a fold of any prefix is a valid state. Messages form a graph: a
-node knows its parent, and the prompt of a call is the path to its leaf.
+`apply` and `apply_note` are the only ways in. The running loop, a resumed process, a fork and a reader of old logs all
+call them with the same entries and so hold the same state; a fold of any prefix is a valid state. Messages form a
+graph: a node knows its parent, and the prompt of a call is the path to its leaf. Where a piece of another branch stands
+in a path (a prompt with something put in, a hand-over with its history), one node stands for the whole piece, so that a
+log grows linearly whatever is shown.
+
+The next turn of a conversation shares the events of the turns before it, and its messages; everything else of the fold
+(activations, steps, usage, rewards, state) begins anew with it.
 """
 
 from __future__ import annotations
@@ -17,7 +22,30 @@ from msgspec import Struct
 from aworld.core import event as ev
 from aworld.core.message import Message, Origin, Tokens, Usage
 from aworld.core.score import score_of
-from aworld.core.spending import Spending
+
+
+@dataclass(slots=True)
+class Spending:
+    """Tokens and money of a run, a running sum, so that limits cost the same at any length of it; and by whom neither
+    was told. Unknown is not zero: a limit on it cannot be watched."""
+
+    tokens: int = 0
+    cost: float = 0.0
+    """US dollars."""
+    uncounted: tuple[str, int] | None = None
+    """Who first reported no tokens, and in which step; None when all did."""
+    unpriced: tuple[str, int] | None = None
+    """The same of the cost."""
+
+    def add(self, usage: Usage | None, who: str, step: int) -> None:
+        """Count a call of a step."""
+        usage = usage or Usage()
+        if usage.total_tokens is None and usage.output_tokens is None:
+            self.uncounted = self.uncounted or (who, step)
+        self.tokens += usage.total_tokens or (usage.input_tokens or 0) + (usage.output_tokens or 0)
+        if usage.cost is None:
+            self.unpriced = self.unpriced or (who, step)
+        self.cost += usage.cost or 0.0
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -31,6 +59,8 @@ class Activation:
     node: str | None = None
     began: int = 0
     """Number of the event with which it began."""
+    input: int | None = None
+    """Id of the message that says what is to be done; None before it."""
     leaf: int | None = None
     """Id of the last message of the branch; None before the first."""
     calls: list[ev.ToolCalled] = field(default_factory=list[ev.ToolCalled])
@@ -45,11 +75,19 @@ class Activation:
     @property
     def open_calls(self) -> list[ev.ToolCalled]:
         """Tool calls that are not closed."""
-        return [call for call in self.calls if call.call_id not in self.returned]
+        calls, returned = self.calls, self.returned
+        return [call for call in calls if call.call_id not in returned] if calls else calls
+
+
+RUNTIME = "runtime"
+"""The source of what the runtime itself notes in the log."""
+
+OBEYED = ("answer", "cancel", "pause", "steer")
+"""What it notes when it has taken in a note of this kind; the data is the note's number."""
 
 
 class Node(Struct, frozen=True, gc=False):
-    """A message in its place in the graph."""
+    """A message in its place in the graph; or, with `last`, a whole piece of another branch."""
 
     id: int
     message: Message
@@ -58,6 +96,9 @@ class Node(Struct, frozen=True, gc=False):
     agent: str
     activation: int
     at: float
+    first: int | None = None
+    last: int | None = None
+    """The piece of another branch that stands here: the path from `first` to `last`, both included."""
 
 
 @dataclass(slots=True)
@@ -81,19 +122,27 @@ class Trajectory:
 
     __slots__ = (
         "__weakref__",
+        "_rewards",
         "activations",
         "agents",
+        "answer_before",
         "answered_at",
         "answers",
         "calls",
         "events",
         "finished",
+        "first_message",
+        "first_seq",
+        "history",
         "id",
+        "labels",
         "messages",
         "next_message",
         "next_step",
+        "notes",
+        "obeyed",
+        "paused",
         "questions",
-        "rewards",
         "spending",
         "started",
         "state",
@@ -107,14 +156,29 @@ class Trajectory:
     def __init__(self, id: str) -> None:
         self.id = id
         self.events: list[ev.Event] = []
+        self.notes: list[ev.Note] = []
         self.started: ev.Started | None = None
         self.task = ev.TaskInfo(id=id)
+        self.labels: dict[str, str] = {}
+        """Those of the task, as notes have changed them."""
         self.agents: dict[str, Any] = {}
         self.messages: dict[int, Node] = {}
         self.toolsets: dict[str, tuple[dict[str, Any], ...]] = {}
+        self.next_message = 0
+        self.history: int | None = None
+        """Where the turn before ended, in the next turn of a conversation: the last message of who answered."""
+        self.answer_before: Any = None
+        """What it answered."""
+        self._begin(0)
+
+    def _begin(self, seq: int) -> None:
+        """Whatever each turn of a conversation has for itself."""
+        self.first_seq = seq
+        """Number of the first event that is not of an earlier turn of the conversation."""
+        self.first_message = self.next_message
+        """The same of messages."""
         self.activations: dict[int, Activation] = {}
         self.calls: dict[int, ev.ModelCalled] = {}
-        self.rewards: list[ev.Rewarded] = []
         self.state: dict[str, Any] = {}
         self.writers: dict[str, list[int | None]] = {}
         """Activations that set a key of the state, by key, in the order in which they did."""
@@ -125,24 +189,39 @@ class Trajectory:
         self.spending = Spending()
         """The same, as limits see it: also by whom it was not told."""
         self.finished: ev.Finished | None = None
-        self.next_message = 0
+        self.paused = False
+        self._rewards: list[ev.Rewarded] = []
+        self.obeyed = -1
+        """Number of the last note that the run has taken in: an answer or a command."""
         self.next_step = 0
         self.steps_by_agent: dict[str, int] = {}
 
     @classmethod
-    def of(cls, id: str, events: Iterable[ev.Event]) -> Trajectory:
-        """The fold of `events`."""
+    def of(cls, id: str, events: Iterable[ev.Event], notes: Iterable[ev.Note] = ()) -> Trajectory:
+        """The fold of `events` and `notes`."""
         trajectory = cls(id)
         for event in events:
             trajectory.apply(event)
+        for note in notes:
+            trajectory.apply_note(note)
         return trajectory
+
+    @property
+    def own_events(self) -> list[ev.Event]:
+        """The events, without those of earlier turns of the conversation."""
+        return self.events[self.first_seq :] if self.first_seq else self.events
+
+    @property
+    def rewards(self) -> list[ev.Rewarded]:
+        """All rewards: those of the run's own log, then those that others gave."""
+        return self._rewards + [note for note in self.notes if isinstance(note, ev.Rewarded)]
 
     @property
     def status(self) -> ev.Status:
         """How the run stands; `running` also for one whose process died."""
         if self.finished is not None:
             return self.finished.status
-        return "waiting" if self.questions and self.open_questions() else "running"
+        return "waiting" if self.paused or (self.questions and self.open_questions()) else "running"
 
     @property
     def answer(self) -> Any:
@@ -189,24 +268,63 @@ class Trajectory:
         nodes: list[Message] = []
         while leaf is not None:
             node = self.messages[leaf]
-            nodes.append(node.message)
+            if node.last is None:
+                nodes.append(node.message)
+            else:
+                nodes += [self.messages[id].message for id in self._piece(node)]
             leaf = node.parent
         nodes.reverse()
         return tuple(nodes)
 
     def path_ids(self, leaf: int | None) -> list[int]:
-        """The message ids from the root to `leaf`."""
+        """The ids of the messages from the root to `leaf`; those of a piece of another branch are that branch's."""
         ids: list[int] = []
         while leaf is not None:
-            ids.append(leaf)
-            leaf = self.messages[leaf].parent
+            node = self.messages[leaf]
+            if node.last is None:
+                ids.append(leaf)
+            else:
+                ids += self._piece(node)
+            leaf = node.parent
         ids.reverse()
+        return ids
+
+    def links(self, leaf: int | None) -> list[tuple[int, int]]:
+        """The nodes from the root to `leaf`, each with the number of messages up to it: places at which a branch can
+        leave the path."""
+        nodes: list[int] = []
+        while leaf is not None:
+            nodes.append(leaf)
+            leaf = self.messages[leaf].parent
+        links: list[tuple[int, int]] = []
+        count = 0
+        for id in reversed(nodes):
+            node = self.messages[id]
+            count += 1 if node.last is None else len(self._piece(node))
+            links.append((id, count))
+        return links
+
+    def _piece(self, node: Node) -> list[int]:
+        """The messages of the piece that a node stands for, the last one first. Pieces may hold others."""
+        ids: list[int] = []
+        walks = [(node.last, node.first)]
+        while walks:  # no recursion: control may have passed on a thousand times
+            id, first = walks.pop()
+            while id is not None:
+                inner = self.messages[id]
+                if id != first and inner.parent is not None:
+                    walks.append((inner.parent, first))
+                if inner.last is None:
+                    ids.append(id)
+                    id = None
+                else:
+                    id, first = inner.last, inner.first
         return ids
 
     def steps(self) -> list[Step]:
         """One step for each decision, in order of step numbers."""
         steps: dict[int, Step] = {}
-        for event in self.events:
+        for event in self.own_events:
             match event:
                 case ev.ModelCalled():
                     steps[event.step] = Step(event, [], {}, [], None)
@@ -221,10 +339,10 @@ class Trajectory:
         for reward in self.rewards:
             if reward.step is not None and reward.step in steps:
                 steps[reward.step].rewards.append(reward)
-        found = [steps[number] for number in sorted(steps)]
-        for before, step in pairwise(found):  # replies of parallel agents may overtake each other
+        ordered = [steps[number] for number in sorted(steps)]
+        for before, step in pairwise(ordered):  # replies of parallel agents may overtake each other
             step.pre_agent = before.call.agent
-        return found
+        return ordered
 
     def tokens(self, call: ev.ModelCalled) -> Tokens | None:
         """The tokens of a call with the whole prompt, its stored delta resolved."""
@@ -253,6 +371,19 @@ class Trajectory:
         if handler is not None:
             handler(self, event)
 
+    def apply_note(self, note: ev.Note) -> None:
+        """Take one more note."""
+        self.notes.append(note)
+        if isinstance(note, ev.Answered):
+            if note.id not in self.answers:
+                self.answers[note.id], self.answered_at[note.id] = note.answer, len(self.events)
+        elif isinstance(note, ev.Labelled):
+            for name, value in note.labels.items():
+                if value is None:
+                    self.labels.pop(name, None)
+                else:
+                    self.labels[name] = value
+
     def __iter__(self) -> Iterator[ev.Event]:
         return iter(self.events)
 
@@ -260,7 +391,13 @@ class Trajectory:
         return f"<Trajectory {self.id} {self.status} steps={self.next_step} events={len(self.events)}>"
 
     def _started(self, event: ev.Started) -> None:
+        if event.after:
+            root = self.activations.get(0)
+            self.history = root.leaf if root is not None else self.history
+            self.answer_before = self.answer
+            self._begin(event.seq)
         self.started, self.task, self.finished = event, event.task, None
+        self.labels = dict(event.task.labels)
         self.agents = {**self.agents, **event.agents}
 
     def _toolset(self, event: ev.ToolsetOffered) -> None:
@@ -270,14 +407,19 @@ class Trajectory:
         message = event.message
         if message is None:
             message = self.messages[event.same_as or 0].message
+        last = event.same_as if event.back_to is not None else None
         self.messages[event.id] = Node(
-            event.id, message, event.parent, event.origin, event.agent, event.activation, event.at
+            event.id, message, event.parent, event.origin, event.agent, event.activation, event.at, event.back_to, last
         )
         if event.id >= self.next_message:
             self.next_message = event.id + 1
+        if event.aside:
+            return
         activation = self.activations.get(event.activation)
         if activation is not None and (event.origin != "tool" or event.same_as is not None):
             activation.leaf = event.id  # a tool's answer counts when all calls of its turn are closed
+            if activation.input is None and event.message is not None and event.message.role == "user":
+                activation.input = event.id
 
     def _model_call(self, event: ev.ModelCalled) -> None:
         self.calls[event.step] = event
@@ -298,7 +440,7 @@ class Trajectory:
 
     def _tool_call(self, event: ev.ToolCalled) -> None:
         calls = self.activations[event.activation].calls
-        place = next((i for i, call in enumerate(calls) if call.call_id == event.call_id), None)
+        place = next((i for i, call in enumerate(calls) if call.call_id == event.call_id), None) if calls else None
         if place is None:
             calls.append(event)
         else:
@@ -314,7 +456,8 @@ class Trajectory:
         if len(activation.returned) == len(activation.calls):
             # Answers are chained in the order of the calls, a replaced one behind all of them: the last has the
             # highest id.
-            activation.leaf = max(result.result for result in activation.returned.values())
+            results = activation.returned.values()
+            activation.leaf = event.result if len(results) == 1 else max(result.result for result in results)
 
     def _agent_started(self, event: ev.AgentStarted) -> None:
         self.activations[event.activation] = Activation(
@@ -325,7 +468,7 @@ class Trajectory:
         self.activations[event.activation].finished = event
 
     def _reward(self, event: ev.Rewarded) -> None:
-        self.rewards.append(event)
+        self._rewards.append(event)
 
     def _state(self, event: ev.StateSet) -> None:
         self.state[event.key] = event.value
@@ -343,6 +486,12 @@ class Trajectory:
     def _finished(self, event: ev.Finished) -> None:
         self.finished = event
 
+    def _noted(self, event: ev.Noted) -> None:
+        if event.source == RUNTIME:
+            self.paused = event.name == "pause"
+            if event.name in OBEYED:
+                self.obeyed = max(self.obeyed, event.data)
+
     _handlers: ClassVar[dict[type, Callable[[Trajectory, Any], None]]] = {
         ev.Started: _started,
         ev.ToolsetOffered: _toolset,
@@ -356,5 +505,6 @@ class Trajectory:
         ev.StateSet: _state,
         ev.Asked: _asked,
         ev.Answered: _answered,
+        ev.Noted: _noted,
         ev.Finished: _finished,
     }

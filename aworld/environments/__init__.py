@@ -13,32 +13,14 @@ if TYPE_CHECKING:
     from aworld.environments.episode import EpisodeEnv as EpisodeEnv
     from aworld.environments.problem import Problem as Problem
     from aworld.environments.problem import split_by_hash as split_by_hash
-    from aworld.environments.progress import Progress as Progress
     from aworld.environments.report import Report as Report
+    from aworld.environments.report import RolloutProgress as RolloutProgress
     from aworld.environments.rollout import Rollout as Rollout
     from aworld.environments.rollout import by_group as by_group
     from aworld.environments.rollout import rollouts as rollouts
-    from aworld.environments.rubric import Episode as Episode
     from aworld.environments.rubric import Part as Part
     from aworld.environments.rubric import Rubric as Rubric
+    from aworld.environments.rubric import ScoredEpisode as ScoredEpisode
     from aworld.environments.session import Session as Session
 
-_HOMES = {
-    "Environment": "aworld.environments.environment",
-    "EnvironmentFailed": "aworld.core.exceptions",
-    "Episode": "aworld.environments.rubric",
-    "EpisodeEnv": "aworld.environments.episode",
-    "Part": "aworld.environments.rubric",
-    "Problem": "aworld.environments.problem",
-    "Progress": "aworld.environments.progress",
-    "Report": "aworld.environments.report",
-    "Reward": "aworld.core.run_environment",
-    "Rollout": "aworld.environments.rollout",
-    "Rubric": "aworld.environments.rubric",
-    "Session": "aworld.environments.session",
-    "by_group": "aworld.environments.rollout",
-    "rollouts": "aworld.environments.rollout",
-    "split_by_hash": "aworld.environments.problem",
-}
-
-__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
+__getattr__, __dir__ = exports(__name__)

@@ -25,12 +25,14 @@ from aworld.core.task import Task
 from aworld.environments.problem import (
     SAMPLE,
     Generator,
+    HashSide,
     Key,
     Problem,
     Source,
     Split,
     as_problem,
     as_source,
+    check_takes_one,
     content_key,
     digest_of,
     ends,
@@ -39,7 +41,6 @@ from aworld.environments.problem import (
 )
 from aworld.environments.rubric import Part, Rubric, Scorer, as_rubric
 from aworld.environments.session import ProblemEnvironment, Session
-from aworld.environments.signatures import check_takes_one
 
 __all__ = ["Environment", "Problem", "Session"]
 
@@ -97,7 +98,7 @@ class Environment:
         self.system_prompt = system_prompt
         self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
         self.key = key
-        self._held_out: set[bytes] | None = None
+        self._digests: dict[Split, set[bytes]] = {}
         self._checked = False
         self._prompted: weakref.WeakKeyDictionary[BaseAgent, BaseAgent] = weakref.WeakKeyDictionary()
         if not callable(self.train) and not callable(self.test):  # of streams, when problems are drawn
@@ -116,10 +117,21 @@ class Environment:
         if n is not None and n < 0:
             raise ConfigError(f"problems(n={n}): not a number of problems.")
         source = self.train if split == "train" else self.test
-        found = taken(source, n, seed, f"{split} of environment {self.name!r}", fewer=fewer)
+        problems = taken(source, n, seed, f"{split} of environment {self.name!r}", fewer=fewer)
         if split == "train" and callable(source) and not never_meet(self.train, self.test):
-            self._refuse_held_out(found)
-        return found
+            self._refuse_held_out(problems)
+        return problems
+
+    def split_of(self, problem: Problem) -> Split | None:
+        """The split that a problem is of, by its content; None for one of neither, and where a stream cannot tell."""
+        sources: dict[Split, Source] = {"test": self.test, "train": self.train}
+        for split, source in sources.items():
+            if isinstance(source, HashSide):
+                if problem in source:
+                    return split
+            elif not callable(source) and digest_of(problem, self.key) in self._digests_of(split):
+                return split
+        return None
 
     @cached_property
     def endless(self) -> bool:
@@ -137,15 +149,20 @@ class Environment:
         self._checked = True
 
     def _refuse_held_out(self, problems: Sequence[Problem], n: int = SAMPLE, seed: int = 0) -> None:
-        if self._held_out is None:
-            self._held_out = {digest_of(problem, self.key) for problem in self._looked_at("test", n, seed)}
-        found = [p for p in problems if digest_of(p, self.key) in self._held_out]
-        if found:
-            shown = msgspec.json.encode(found[0].input, enc_hook=repr).decode()
+        held_out = self._digests_of("test", n, seed)
+        twice = [problem for problem in problems if digest_of(problem, self.key) in held_out]
+        if twice:
+            shown = msgspec.json.encode(twice[0].input, enc_hook=repr).decode()
             raise ConfigError(
-                f"Environment {self.name!r}: {len(found)} of {len(problems)} training problems are held out too, such "
-                f"as {found[0].id!r}: {shown:.300}. Take them out of one of the two, or make both with split_by_hash."
+                f"Environment {self.name!r}: {len(twice)} of {len(problems)} training problems are held out too, such "
+                f"as {twice[0].id!r}: {shown:.300}. Take them out of one of the two, or make both with split_by_hash."
             )
+
+    def _digests_of(self, split: Split, n: int = SAMPLE, seed: int = 0) -> set[bytes]:
+        """The digests of a split: of a list of all problems, of a stream of those that are looked at first."""
+        if split not in self._digests:
+            self._digests[split] = {digest_of(problem, self.key) for problem in self._looked_at(split, n, seed)}
+        return self._digests[split]
 
     def _looked_at(self, split: Split, n: int, seed: int) -> Sequence[Problem]:
         source = self.train if split == "train" else self.test
@@ -170,9 +187,9 @@ class Environment:
         """
         problem = as_problem(problem)
         environment = ProblemEnvironment(self, problem, seed)
-        unit, asked = self._prompt(agent, problem.input)
+        unit, content = self._prompt(agent, problem.input)
         return Task(
-            asked if isinstance(asked, str) else list(asked),
+            content if isinstance(content, str) else list(content),
             swarm=unit,
             conf=fields.pop("conf", None) or self.conf,
             id=id,
@@ -193,8 +210,8 @@ class Environment:
             return agent, f"{prompt}\n\n{input}" if isinstance(input, str) else (Text(f"{prompt}\n\n"), *input)
         prompted = self._prompted.get(agent)
         if prompted is None:
-            own = agent.system_prompt
-            prompted = agent.with_system_prompt(f"{prompt}\n\n{own}" if own else prompt)
+            agents_prompt = agent.system_prompt
+            prompted = agent.with_system_prompt(f"{prompt}\n\n{agents_prompt}" if agents_prompt else prompt)
             self._prompted[agent] = prompted
         return prompted, input
 

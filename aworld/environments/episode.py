@@ -24,8 +24,8 @@ from aworld.core.model import ToolSchema
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, Split, as_problem
-from aworld.runners.episode import Episode
-from aworld.runners.local import store_of
+from aworld.runners.local import drive, store_of
+from aworld.runners.run import Driven
 from aworld.runners.turn import observe
 
 Action: TypeAlias = str | ToolCall | Sequence[ToolCall] | Message | Mapping[str, Any]
@@ -47,7 +47,7 @@ class EpisodeEnv:
         self.store = store_of(store)
         self._chance = random.Random()
         self._agent = _Puppet("policy")
-        self._episode: Episode | None = None
+        self._episode: Driven | None = None
         self._offered: tuple[ToolSchema, ...] = ()
         self._seen = 0
         """Rewards that `step` has told of."""
@@ -80,14 +80,13 @@ class EpisodeEnv:
         seed = self._chance.getrandbits(31) if seed is None else seed
         if problem is None:
             source = self.environment.train if self.split == "train" else self.environment.test
-            known = None if callable(source) else len(source)
-            if known == 0:
+            if not callable(source) and not source:
                 raise TaskError(f"Environment {self.environment.name!r} has no problems in {self.split!r}.")
             chosen = self.environment.problems(self.split, 1, seed)[0]
         else:
             chosen = as_problem(problem)
         task = self.environment.task(chosen, self._agent, seed=seed)
-        episode = self._episode = Episode(task, self.store)
+        episode = self._episode = drive(task, self.store)
         self._seen, self._offered = 0, ()
         self._agent.actions.clear()
         response = await episode.begin()
@@ -115,17 +114,17 @@ class EpisodeEnv:
             over, _, response = await episode.step()  # the runtime says so before the next decision, Gymnasium at once
         if response.record.surroundings_failed:
             raise EnvironmentFailed(response.msg)
-        given = episode.record.rewards[self._seen :]
-        self._seen += len(given)
+        rewards = episode.record.rewards[self._seen :]
+        self._seen += len(rewards)
         info: dict[str, Any] = {
             "status": response.status,
-            "rewards": [_told(reward) for reward in given],
+            "rewards": [_described(reward) for reward in rewards],
             "score": episode.record.score,
         }
         if response.error is not None:
             info["error"] = response.error
         truncated = response.status in ("limit_reached", "timeout")
-        return observation, _sum(given), over and not truncated, truncated, info
+        return observation, _sum(rewards), over and not truncated, truncated, info
 
     async def close(self) -> None:
         """Cancel the episode that is running, if there is one."""
@@ -138,7 +137,7 @@ class EpisodeEnv:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _running(self) -> Episode:
+    def _running(self) -> Driven:
         if self._episode is None:
             raise TaskError("No episode has begun; call reset() first.")
         return self._episode
@@ -171,11 +170,10 @@ def as_message(action: Action) -> Message:
     if isinstance(action, ToolCall):
         return Message("assistant", tool_calls=(action,))
     if isinstance(action, Mapping):
-        given = action
-        calls: Sequence[Any] = given.get("tool_calls") or ([given] if "name" in given else [])
-        if "content" in given or calls:
-            return Message("assistant", given.get("content"), tool_calls=tuple(map(_call, calls)))
-    elif isinstance(action, Sequence) and all(isinstance(each, ToolCall) for each in action):  # pyright: ignore[reportUnnecessaryIsInstance]
+        calls: Sequence[Any] = action.get("tool_calls") or ([action] if "name" in action else [])
+        if "content" in action or calls:
+            return Message("assistant", action.get("content"), tool_calls=tuple(map(_call, calls)))
+    elif isinstance(action, Sequence) and all(isinstance(call, ToolCall) for call in action):  # pyright: ignore[reportUnnecessaryIsInstance]
         return Message("assistant", tool_calls=tuple(action))
     raise TaskError(
         f"An action is a text, tool calls, or a message such as "
@@ -183,13 +181,13 @@ def as_message(action: Action) -> Message:
     )
 
 
-def _call(given: Any) -> ToolCall:
-    if isinstance(given, ToolCall):
-        return given
-    call: Mapping[str, Any] = cast("Mapping[str, Any]", given) if isinstance(given, Mapping) else {}
+def _call(value: Any) -> ToolCall:
+    if isinstance(value, ToolCall):
+        return value
+    call: Mapping[str, Any] = cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
     function: Mapping[str, Any] = call.get("function", call)
     if not isinstance(function.get("name"), str):
-        raise TaskError(f'A tool call has a "name" and "arguments"; got {given!r:.200}.')
+        raise TaskError(f'A tool call has a "name" and "arguments"; got {value!r:.200}.')
     arguments: Any = function.get("arguments", {})
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return ToolCall(str(call.get("id", "")), function["name"], text)
@@ -200,9 +198,9 @@ def _schema(tool: ToolSchema) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _told(reward: Rewarded) -> dict[str, Any]:
-    told = {"name": reward.name, "value": reward.value, "weight": reward.weight}
-    return told if reward.error is None else {**told, "error": reward.error}
+def _described(reward: Rewarded) -> dict[str, Any]:
+    fields = {"name": reward.name, "value": reward.value, "weight": reward.weight}
+    return fields if reward.error is None else {**fields, "error": reward.error}
 
 
 def _sum(rewards: Sequence[Rewarded]) -> float:

@@ -8,6 +8,7 @@ two streams that cannot meet.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from typing import Any, Literal, TypeAlias, cast, overload
 import msgspec
 from msgspec import Struct
 
+from aworld.core.checks import unique
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
-from aworld.environments.signatures import check_takes_one
 
 Split: TypeAlias = Literal["train", "test"]
 Key: TypeAlias = Callable[["Problem"], Any]
@@ -47,15 +48,15 @@ class Problem(Struct, frozen=True, omit_defaults=True):
     """What the session and the scorers know besides, such as a hidden state."""
 
 
-def as_problem(given: Problem | Mapping[str, Any], number: int = 0) -> Problem:
+def as_problem(fields: Problem | Mapping[str, Any], number: int = 0) -> Problem:
     """A problem from a mapping of its fields; keys that it does not have go into `data`. Raises ConfigError."""
-    if isinstance(given, Problem):
-        return given
-    if not isinstance(given, Mapping) or "input" not in given:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"Problem {number} needs at least an 'input'; got {given!r:.200}.")
-    known = {key: value for key, value in given.items() if key in ("input", "answer")}
-    extra = {key: value for key, value in given.items() if key not in ("id", "input", "answer", "data")}
-    return Problem(id=str(given.get("id", number)), data={**given.get("data", {}), **extra}, **known)
+    if isinstance(fields, Problem):
+        return fields
+    if not isinstance(fields, Mapping) or "input" not in fields:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"Problem {number} needs at least an 'input'; got {fields!r:.200}.")
+    extra = {key: value for key, value in fields.items() if key not in ("id", "input", "answer", "data")}
+    data = {**fields.get("data", {}), **extra}
+    return Problem(str(fields.get("id", number)), fields["input"], fields.get("answer"), data)
 
 
 def content_key(problem: Problem) -> Any:
@@ -87,12 +88,12 @@ def split_by_hash(generate: Generator, *, test: float = 0.1, key: Key = content_
     if not 0 < test < 1:
         raise ConfigError(f"split_by_hash(test={test!r}): the held-out share lies between 0 and 1.")
     pair = object()
-    return _Side(generate, key, test, False, pair), _Side(generate, key, test, True, pair)
+    return HashSide(generate, key, test, False, pair), HashSide(generate, key, test, True, pair)
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
-    """One side of a split by hash."""
+class HashSide:
+    """One side of a split by hash: a stream that knows by its content whether a problem is one of its own."""
 
     generate: Generator
     key: Key
@@ -100,11 +101,16 @@ class _Side:
     held_out: bool
     pair: object
 
+    def __contains__(self, problem: Problem) -> bool:
+        number = int.from_bytes(digest_of(problem, self.key)[:8], "big")
+        return (number < int(self.test * 2**64)) is self.held_out
+
     def __call__(self, seed: int) -> Iterator[Problem]:
-        bound, passed = int(self.test * 2**64), 0
+        """The problems of this side. Raises ConfigError when the generator makes none of them for too long."""
+        passed = 0
         for problem in self.generate(seed):
             passed += 1
-            if (int.from_bytes(digest_of(problem, self.key)[:8], "big") < bound) is self.held_out:
+            if problem in self:
                 passed = 0
                 yield problem
             elif passed >= PATIENCE:
@@ -115,7 +121,7 @@ class _Side:
                 )
 
 
-class Listed(Sequence[Problem]):
+class FetchedProblems(Sequence[Problem]):
     """A list that is kept elsewhere, and fetched as far as somebody looks.
 
     Args:
@@ -127,7 +133,7 @@ class Listed(Sequence[Problem]):
     def __init__(self, size: int, fetch: Callable[[int], list[Problem]], pair: object = None) -> None:
         self.pair = pair
         self._size, self._fetch = size, fetch
-        self._known: list[Problem] = []
+        self._problems: list[Problem] = []
 
     def __len__(self) -> int:
         return self._size
@@ -142,12 +148,12 @@ class Listed(Sequence[Problem]):
             return self[index : index + 1][0]
         places = range(self._size)[index]
         end = max(places[0], places[-1]) + 1 if places else 0
-        while (first := len(self._known)) < end:
-            found = self._fetch(first)
-            if not found:
+        while (first := len(self._problems)) < end:
+            page = self._fetch(first)
+            if not page:
                 raise ConfigError(f"A list of {self._size} problems that is kept elsewhere gave none from {first} on.")
-            self._known[first : first + len(found)] = found  # another thread may have put the same there
-        return [self._known[place] for place in places]
+            self._problems[first : first + len(page)] = page  # another thread may have put the same there
+        return [self._problems[place] for place in places]
 
 
 def never_meet(train: Source, test: Source) -> bool:
@@ -172,55 +178,67 @@ def taken(source: Source, n: int | None, seed: int | None, where: str, *, fewer:
     if callable(source):
         if n is None:
             raise ConfigError(f"{where} makes problems without end; say how many with n=...")
-        found = _different(source(seed or 0), n, where, fewer)
+        problems = _different(source(seed or 0), n, where, fewer)
     elif seed is None:
-        found = list(source[:n])
+        problems = list(source[:n])
     else:
-        found = list(source)
-        random.Random(seed).shuffle(found)
-        found = found[:n]
+        problems = list(source)
+        random.Random(seed).shuffle(problems)
+        problems = problems[:n]
     least = min(n or 0, int(callable(source))) if fewer else n or 0
-    if n is not None and len(found) < least:
-        has = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+    if n is not None and len(problems) < least:
+        has = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{where} has {has}; {n} were asked for.")
-    return found
+    return problems
 
 
 def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str, fewer: bool) -> list[Problem]:
-    found: dict[str, Problem] = {}
+    distinct: dict[str, Problem] = {}
     repeated = 0
-    for number, given in enumerate(stream if n else ()):
-        problem = as_problem(given, number)
-        repeated = repeated + 1 if problem.id in found else 0
-        found.setdefault(problem.id, problem)
-        if len(found) == n:
+    for number, fields in enumerate(stream if n else ()):
+        problem = as_problem(fields, number)
+        repeated = repeated + 1 if problem.id in distinct else 0
+        distinct.setdefault(problem.id, problem)
+        if len(distinct) == n:
             break
         if repeated >= PATIENCE:
             if fewer:
                 break
-            raise ConfigError(f"{where} makes no more than {len(found)} different problems; {n} were asked for.")
-    return list(found.values())
+            raise ConfigError(f"{where} makes no more than {len(distinct)} different problems; {n} were asked for.")
+    return list(distinct.values())
 
 
-def as_source(given: Any, where: str) -> Source:
+def as_source(value: Any, where: str) -> Source:
     """A list of problems or a generator of them, from what a caller gave. Raises ConfigError."""
-    if callable(given):
-        check_takes_one(given, where, "a seed")
-        return cast("Generator", given)
-    if isinstance(given, Listed):
-        return given
-    if isinstance(given, Iterator):  # it may never end, and could be gone through only once
-        kind = type(cast("Iterator[Any]", given)).__name__
+    if callable(value):
+        check_takes_one(value, where, "a seed")
+        return cast("Generator", value)
+    if isinstance(value, FetchedProblems):
+        return value
+    if isinstance(value, Iterator):  # it may never end, and could be gone through only once
+        kind = type(cast("Iterator[Any]", value)).__name__
         raise ConfigError(
             f"{where} takes a list of problems, or a function of a seed that makes them; got the {kind} that such a "
             "function returned. Give the function itself, not called: it is called with a seed when problems are "
             "wanted."
         )
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise ConfigError(f"{where} takes a list of problems, or a function of a seed that makes them; got {given!r}.")
-    problems = [as_problem(item, number) for number, item in enumerate(cast("Iterable[Any]", given))]
-    seen: dict[str, Problem] = {}
-    for problem in problems:
-        if seen.setdefault(problem.id, problem) is not problem:
-            raise ConfigError(f"{where} has two problems with the id {problem.id!r}; give each its own.")
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"{where} takes a list of problems, or a function of a seed that makes them; got {value!r}.")
+    problems = [as_problem(item, number) for number, item in enumerate(cast("Iterable[Any]", value))]
+    unique(f"{where} has two problems with the id", (problem.id for problem in problems))
     return problems
+
+
+def check_takes_one(function: Callable[..., Any], where: str, argument: str) -> None:
+    """Raise ConfigError when a function cannot be called with one positional argument, as far as that can be told."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of those written in C have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", type(function).__name__)
+        raise ConfigError(
+            f"{where}: it is called with one argument, {argument}, and {name}{signature} cannot be: {error}."
+        ) from None

@@ -1,9 +1,10 @@
 """Rollouts: many episodes of an environment side by side, as they finish.
 
-The id of an episode depends on the run, the environment, the problem, the seed and the number of the sample, and on
-nothing else: a second start of the same run in the same store does what is missing, and no finished episode twice.
-Only what is not the policy's doing is tried again (a session that died, a provider that could not be reached); a policy
-that fails is data.
+Labels say which episode a trajectory is: `run`, `problem`, `sample`, `attempt`, `seed` and `split`. A second start of
+the same run in the same store asks for them, does what is missing, and no finished episode twice. Ids depend on the
+same and on nothing else, so that no episode can be recorded twice; nobody reads anything from them. Only what is not
+the policy's doing is tried again (a session that died, a provider that could not be reached); a policy that fails is
+data.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ import asyncio
 import hashlib
 import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
+from aworld.core.agent.flow import Unit
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError
 from aworld.core.hooks import Hooks
-from aworld.core.task import TaskResponse
+from aworld.core.task import TaskResponse, checked_labels
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
-from aworld.environments.progress import Progress
-from aworld.environments.same_run import check_agent, check_setting
-from aworld.runners.cast import units_on_stage
+from aworld.environments.report import RolloutProgress
 from aworld.runners.local import load, run_one, store_of
+from aworld.runners.run import units_of_task
+from aworld.runners.schedule import gather, rare_collection
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
-
-T = TypeVar("T")
 
 RETRY_WAIT = 0.25
 """Seconds before the first retry of an episode whose surroundings failed; doubled each time."""
@@ -42,6 +43,25 @@ ENDED: tuple[Status, ...] = ("finished", "failed", "timeout", "limit_reached")
 """Statuses of an episode that is not run again, unless its surroundings failed."""
 
 _PLAIN = re.compile(r"[\w-]{1,48}")
+
+_OWN_LABELS = ("run", "problem", "sample", "attempt", "seed")
+"""Labels that are not for the caller to say."""
+
+_MODEL = ("model", "model_object", "llm_config.llm_provider", "llm_config.llm_model_name")
+"""Settings that say where a policy is; it is the same one wherever it was read from, if its version is."""
+
+_REACHED = frozenset(
+    f"llm_config.llm_{name}"
+    for name in (
+        "base_url", "timeout", "stall_timeout", "max_retries", "retry_wait", "retry_wait_max", "max_concurrency",
+        "requests_per_minute", "tokens_per_minute", "input_price", "output_price", "capture_tokens",
+    )
+)  # fmt: skip
+"""Settings that say how a model is reached, not what it is asked: they may be others when a run goes on, such as on
+another machine."""
+
+_SHOWN = 60
+"""Characters of a setting that are shown; of longer ones the difference would hardly be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +134,16 @@ async def rollouts(
     max_concurrency: int = 128,
     retries: int = 2,
     run: str | None = None,
+    labels: Mapping[str, str] | None = None,
     yield_finished: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[RolloutProgress], None] | None = None,
     hooks: Sequence[Hooks] = (),
+    session_id: str | None = None,
 ) -> AsyncGenerator[Rollout, None]:
     """Run `samples` episodes of each problem; yields them in the order of finishing.
+
+        async for rollout in rollouts(shop, buyer, shop.problems("train", 20), samples=4, run="first", store=store):
+            report.add(rollout)
 
     Leaving the loop early cancels what runs. What has been yielded is not kept, so that memory does not grow with the
     number of episodes; a reader that is slow slows the episodes, not the memory.
@@ -132,55 +157,54 @@ async def rollouts(
         store: A store or its address; None keeps nothing but what is yielded.
         max_concurrency: Episodes in flight at once.
         retries: How often an episode whose surroundings failed is begun again.
-        run: The name of this run, also the session id of its trajectories. With the name of an earlier run in the same
-            store, what has finished is not run again, and what had not finished is begun anew. One process a run.
+        run: The name of this run, also a label of its trajectories. With the name of an earlier run in the same store,
+            what has finished is not run again, and what had not finished is begun anew. One process a run.
+        labels: Further labels of every episode, names and values both text. `run`, `problem`, `sample`, `attempt` and
+            `seed` are there already; `split` too, where the environment can tell and this does not say otherwise.
         yield_finished: Whether episodes that were finished before are yielded too, first.
         on_progress: Called after each episode.
         hooks: Called around every episode.
+        session_id: Whose conversations the episodes belong to; says nothing else.
 
     Raises:
-        ConfigError: The agent misses a setting, two problems have one id, or `run` is the name of another run: of
-            another environment, seed or agent.
+        ConfigError: The agent misses a setting, two problems have one id, `labels` takes a name that is not free, or
+            `run` is the name of another run: of another environment, seed or agent.
         EnvironmentFailed: Twice as many episodes as run at once, and at least 20, were lost in a row.
         StoreError: The store can no longer be written; what was acknowledged is safe.
+        TaskError: A label is no text.
     """
     if samples < 1 or max_concurrency < 1 or retries < 0:
         raise ConfigError("rollouts: samples and max_concurrency must be at least 1, and retries at least 0.")
+    more = checked_labels(labels or {})
+    if taken := [name for name in _OWN_LABELS if name in more]:
+        raise ConfigError(f"labels[{taken[0]!r}]: rollouts gives this label itself; take another name.")
     agent.check()  # misuse is told before anything begins
-    work = _Work(environment, agent, problems, samples, seed, store_of(store), retries, run, hooks)
-    progress = work.progress
+    listed = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else None
+    progress = RolloutProgress(None if listed is None else len(listed) * samples)
+    fields = {"hooks": hooks, "session_id": session_id}
+    name = run or uuid.uuid4().hex[:12]
+    work = _Work(
+        environment, agent, listed or (), samples, seed, store_of(store), retries, name, more, fields, progress
+    )
     if run is not None:
         await work.look_up()
     if yield_finished:
         async for rollout in work.finished_before():
             yield rollout
     most_lost = max(LOST_IN_A_ROW, 2 * max_concurrency)
-    results: asyncio.Queue[Rollout | None] = asyncio.Queue(max_concurrency)
-    workers = [asyncio.create_task(work.take_turns(results)) for _ in range(max_concurrency)]
-    driver = asyncio.create_task(_drain(workers, results))
-    try:
-        while (rollout := await results.get()) is not None:
-            progress.count(rollout)
-            if on_progress is not None:
-                on_progress(progress)
-            yield rollout
-            if progress.lost_in_a_row >= most_lost:
-                raise EnvironmentFailed(
-                    f"run={work.run!r} | the last {progress.lost_in_a_row} episodes were all lost, retries included. "
-                    f"The last one: {progress.reason}\nWhat has ended is kept; start again with the same run and store "
-                    "to go on."
-                )
-        await asyncio.gather(*workers)
-    finally:
-        for task in (driver, *workers):
-            task.cancel()
-        await asyncio.gather(driver, *workers, return_exceptions=True)
-
-
-async def _drain(workers: Sequence[asyncio.Task[None]], results: asyncio.Queue[Rollout | None]) -> None:
-    """Wait for all workers, or for the first that breaks, then say that nothing more comes."""
-    await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-    await results.put(None)
+    with rare_collection(max_concurrency > 1):
+        async with aclosing(gather(work.missing(problems), work.episode, max_concurrency)) as episodes:
+            async for rollout in episodes:
+                progress.count(rollout)
+                if on_progress is not None:
+                    on_progress(progress)
+                yield rollout
+                if progress.lost_in_a_row >= most_lost:
+                    raise EnvironmentFailed(
+                        f"run={work.run!r} | the last {progress.lost_in_a_row} episodes were all lost, retries "
+                        f"included. The last one: {progress.reason}\nWhat has ended is kept; start again with the same "
+                        "run and store to go on."
+                    )
 
 
 async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncIterator[list[Rollout]]:
@@ -194,19 +218,21 @@ async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncItera
         group.append(rollout)
         if len(group) == samples:
             del open_groups[rollout.group_id]
-            yield sorted(group, key=lambda each: each.sample)
+            yield sorted(group, key=lambda rollout: rollout.sample)
     for group in open_groups.values():
-        yield sorted(group, key=lambda each: each.sample)
+        yield sorted(group, key=lambda rollout: rollout.sample)
 
 
-def _attempt(id: str) -> tuple[str, int]:
-    """The id of an episode's first attempt, and which attempt the trajectory of this id is, from 0."""
-    name, _, attempt = id.rpartition("~")
-    return (name, int(attempt)) if name and attempt.isdecimal() else (id, 0)  # the name of a run may have a ~ too
+class _Episode(NamedTuple):
+    """Which episode of a run is meant."""
+
+    problem: Problem
+    group: str
+    sample: int
 
 
 @dataclass(slots=True)
-class _Known:
+class _Earlier:
     """What a store has of one episode."""
 
     attempts: int = 0
@@ -214,126 +240,176 @@ class _Known:
     """Id of the trajectory that counts."""
 
 
+@dataclass(slots=True)
 class _Work:
-    """The episodes that are to be run, shared by the workers."""
+    """The episodes of a run: which there are, and which of them are yet to be run."""
 
-    def __init__(
-        self,
-        environment: Environment,
-        agent: Any,
-        problems: Iterable[Problem | dict[str, Any]],
-        samples: int,
-        seed: int,
-        store: TrajectoryStore,
-        retries: int,
-        run: str | None,
-        hooks: Sequence[Hooks],
-    ) -> None:
-        self.environment, self.agent, self.samples, self.seed = environment, agent, samples, seed
-        self.store, self.retries, self.hooks = store, retries, hooks
-        self.run = run or uuid.uuid4().hex[:12]
-        self.problems = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else None
-        self.progress = Progress(None if self.problems is None else len(self.problems) * samples)
-        self.known: dict[str, _Known] = {}
-        self._left = self._episodes(problems)
-        self._seen: set[str] = set()
+    environment: Environment
+    agent: Any
+    problems: Sequence[Any]
+    """Those that a list has; none of a stream."""
+    samples: int
+    seed: int
+    store: TrajectoryStore
+    retries: int
+    run: str
+    labels: dict[str, str]
+    """What the caller wants on every episode."""
+    fields: dict[str, Any]
+    """What each task is made with besides."""
+    progress: RolloutProgress
+    earlier: dict[tuple[str, str], _Earlier] = field(default_factory=dict[tuple[str, str], _Earlier])
+    """By group and sample."""
 
     async def look_up(self) -> None:
         """Find out what the store has of this run; what had not finished is deleted, to be begun anew."""
-        found = await self.store.query(Query(session=self.run))
-        own = [summary for summary in found if summary.id.startswith(f"{self.run}.")]  # others' are such as forks
-        if own:
-            await self._check_same(own)
-        for summary in own:
-            name, attempt = _attempt(summary.id)
-            known = self.known.setdefault(name, _Known())
+        summaries = [s for s in await self.store.query(Query(labels={"run": self.run})) if _is_episode(s)]
+        if summaries:
+            await self._check_same(max(summaries, key=lambda summary: summary.steps))
+        for summary in summaries:
             if summary.status not in ENDED:
                 await self.store.delete(summary.id, forks=True)
                 continue
-            known.attempts = max(known.attempts, attempt + 1)
+            earlier = self.earlier.setdefault((summary.group_id or "", summary.labels["sample"]), _Earlier())
+            earlier.attempts = max(earlier.attempts, int(summary.labels["attempt"]) + 1)
             if not await self._was_lost(summary):
-                known.finished = summary.id
-        if self.problems is not None:
-            self.progress.skip(sum(self._is_finished(id) for id in self._ids()))
+                earlier.finished = summary.id
+        self.progress.skip(sum(self._finished(item) is not None for item in self._episodes(self.problems)))
 
-    async def _check_same(self, own: Sequence[Summary]) -> None:
+    async def _check_same(self, summary: Summary) -> None:
         """Refuse to mix two runs under one name, and to take what one agent did for what another does."""
-        most = max(own, key=lambda summary: summary.steps)
-        record = await load(most.id, self.store)
-        if {_attempt(summary.id)[0] for summary in own}.isdisjoint(self._ids()):  # an id tells of both
-            check_setting(self.run, record, self.environment.name, self.seed)
+        record = await load(summary.id, self.store)
+        _check_setting(self.run, summary, record, self.environment.name, self.seed)
         task = self.environment.task(Problem("any", "Anything."), self.agent)
-        check_agent(self.run, record, units_on_stage(task.agent, task.tools))
+        _check_agent(self.run, record, units_of_task(task.agent, task.tools))
 
     async def _was_lost(self, summary: Summary) -> bool:
         return summary.status in ("failed", "timeout") and (await load(summary.id, self.store)).surroundings_failed
 
-    def _ids(self) -> Iterator[str]:
-        for number, given in enumerate(self.problems or ()):
-            group = self.group(as_problem(given, number))
-            yield from (f"{group}.{sample}" for sample in range(self.samples))
-
-    def _is_finished(self, id: str) -> bool:
-        known = self.known.get(id)
-        return known is not None and known.finished is not None
+    def _finished(self, item: _Episode) -> str | None:
+        earlier = self.earlier.get((item.group, str(item.sample)))
+        return None if earlier is None else earlier.finished
 
     async def finished_before(self) -> AsyncIterator[Rollout]:
         """Episodes of this run that the store has, when the problems are a list."""
-        for number, given in enumerate(self.problems or ()):
-            problem = as_problem(given, number)
-            group = self.group(problem)
-            for sample in range(self.samples):
-                known = self.known.get(f"{group}.{sample}")
-                if known is not None and known.finished is not None:
-                    record = await load(known.finished, self.store)
-                    seed = derived_seed(self.seed, problem.id, sample)
-                    yield Rollout(problem, sample, group, seed, record, attempts=0, recorded=True)
+        for item in self._episodes(self.problems):
+            id = self._finished(item)
+            if id is not None:
+                seed = derived_seed(self.seed, item.problem.id, item.sample)
+                record = await load(id, self.store)
+                yield Rollout(item.problem, item.sample, item.group, seed, record, attempts=0, recorded=True)
 
-    def group(self, problem: Problem) -> str:
-        """The id of a problem's group: readable, and another one for another environment, seed or content."""
-        what = digest_of(problem, content_key)
-        mark = hashlib.blake2b(f"{self.environment.name}\x1f{self.seed}\x1f{problem.id}".encode() + what, digest_size=4)
-        name = problem.id if _PLAIN.fullmatch(problem.id) else "problem"
-        return f"{self.run}.{name}.{mark.hexdigest()}"
+    def missing(self, problems: Iterable[Problem | dict[str, Any]]) -> Iterator[_Episode]:
+        """The episodes that are yet to be run. Raises ConfigError for two problems with one id."""
+        return (item for item in self._episodes(problems) if self._finished(item) is None)
 
-    def _episodes(self, problems: Iterable[Problem | dict[str, Any]]) -> Iterator[tuple[Problem, str, int]]:
-        for number, given in enumerate(problems):
-            problem = as_problem(given, number)
-            if problem.id in self._seen:
+    def _episodes(self, problems: Iterable[Problem | dict[str, Any]]) -> Iterator[_Episode]:
+        ids: set[str] = set()
+        for number, item in enumerate(problems):
+            problem = as_problem(item, number)
+            if problem.id in ids:
                 raise ConfigError(f"Two problems have the id {problem.id!r}; give each its own.")
-            self._seen.add(problem.id)
-            group = self.group(problem)
-            for sample in range(self.samples):
-                if not self._is_finished(f"{group}.{sample}"):
-                    yield problem, group, sample
+            ids.add(problem.id)
+            group = self._group(problem)
+            yield from (_Episode(problem, group, sample) for sample in range(self.samples))
 
-    async def take_turns(self, results: asyncio.Queue[Rollout | None]) -> None:
-        """Run one episode after the other, as long as there are any."""
-        for problem, group, sample in self._left:  # workers share one iterator: each takes the next when it is free
-            await results.put(await self._episode(problem, group, sample))
+    def _group(self, problem: Problem) -> str:
+        """The id of a problem's group: readable, and another one for another environment, seed or content."""
+        content = digest_of(problem, content_key)
+        name = problem.id if _PLAIN.fullmatch(problem.id) else "problem"
+        mark = f"{self.environment.name}\x1f{self.seed}\x1f{problem.id}".encode() + content
+        return f"{self.run}.{name}.{hashlib.blake2b(mark, digest_size=4).hexdigest()}"
 
-    async def _episode(self, problem: Problem, group: str, sample: int) -> Rollout:
+    async def episode(self, item: _Episode) -> Rollout:
         """One episode, begun again as long as its surroundings fail and there are retries."""
+        problem, group, sample = item
         seed = derived_seed(self.seed, problem.id, sample)
-        known = self.known.get(f"{group}.{sample}")
-        before = known.attempts if known is not None else 0
-        for attempt in range(before, before + self.retries + 1):
+        split = self.environment.split_of(problem)
+        labels = {
+            "run": self.run, "problem": str(problem.id), "sample": str(sample), "seed": str(seed),
+            **({} if split is None else {"split": split}), **self.labels,
+        }  # fmt: skip
+        earlier = self.earlier.get((group, str(sample)), _Earlier())
+        for attempt in range(earlier.attempts, earlier.attempts + self.retries + 1):
             task = self.environment.task(
                 problem,
                 self.agent,
                 id=f"{group}.{sample}~{attempt}" if attempt else f"{group}.{sample}",
                 group_id=group,
-                session_id=self.run,
                 seed=seed,
-                hooks=self.hooks,
+                labels={**labels, "attempt": str(attempt)},
+                **self.fields,
             )
             response = await run_one(task, self.store)
             if response.status == "interrupted":
                 raise StoreError(response.msg)
-            tried = attempt - before + 1
-            if not response.record.surroundings_failed or tried > self.retries:
-                return Rollout(problem, sample, group, seed, response.record, tried, response=response)
+            tries = attempt - earlier.attempts + 1
+            if not response.record.surroundings_failed or tries > self.retries:
+                return Rollout(problem, sample, group, seed, response.record, tries, response=response)
             self.progress.retried += 1
             self.progress.reason = response.record.error
-            await asyncio.sleep(RETRY_WAIT * 2.0 ** (tried - 1))
+            await asyncio.sleep(RETRY_WAIT * 2.0 ** (tries - 1))
         raise AssertionError("the last attempt returns")
+
+
+def _is_episode(summary: Summary) -> bool:
+    """Whether a trajectory with the label of a run is one of its episodes, and not a fork of one, or somebody's own."""
+    numbers = (summary.labels.get("sample", ""), summary.labels.get("attempt", ""))
+    return summary.forked_from is None and all(number.isdecimal() for number in numbers)
+
+
+def _another_run(run: str, record: Trajectory, what: str) -> ConfigError:
+    return ConfigError(
+        f"run={run!r} | the store has episodes of this run {what}, such as {record.id}. Take another name for this "
+        "run (--run), or go on with the same.",
+        setting="run",
+        remedy="take another name for this run",
+    )
+
+
+def _check_setting(run: str, summary: Summary, record: Trajectory, name: str, seed: int) -> None:
+    """Raise ConfigError when an episode is of another environment or seed."""
+    if (summary.environment or "") != name:
+        raise _another_run(run, record, f"of environment {summary.environment or ''!r}, and this is {name!r}")
+    labels = summary.labels
+    expected = derived_seed(seed, labels.get("problem", ""), labels["sample"])
+    if "seed" in labels:
+        same = labels["seed"] == str(expected)
+    else:  # an older version had no such label: the first call of a model tells
+        call = next((call for call in record.calls.values() if "seed" in call.params), None)
+        same = call is None or call.params["seed"] == derived_seed(expected, call.agent, 0)
+    if not same:
+        raise _another_run(run, record, f"with another seed than {seed}")
+
+
+def _check_agent(run: str, record: Trajectory, units: Mapping[str, Unit]) -> None:
+    """Raise ConfigError when an episode was done by other agents than these, or with other settings."""
+    if record.started is None:
+        return
+    if record.agents.keys() != units.keys():
+        names, others = (", ".join(map(repr, agents)) for agents in (record.agents, units))
+        raise _another_run(run, record, f"by another agent: {names}, and this is {others}")
+    for name, unit in units.items():
+        before, now = _flat(record.agents[name]), _flat(unit.settings())
+        for setting in {**before, **now}:
+            old, new = before.get(setting), now.get(setting)
+            if old == new or setting in _REACHED or (setting in _MODEL and _same_policy(record, unit)):
+                continue
+            short = max(len(repr(old)), len(repr(new))) <= _SHOWN
+            change = f"was {old!r} and is now {new!r}" if short else "was another"
+            raise _another_run(run, record, f"by another agent: {setting} of {name!r} {change}")
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an agent, those of its model one by one."""
+    config: Mapping[str, Any] = settings.get("llm_config") or {}
+    rest = {key: value for key, value in settings.items() if key not in ("llm_config", "members", "units")}
+    return rest | {f"llm_config.{key}": value for key, value in config.items()}
+
+
+def _same_policy(record: Trajectory, unit: Unit) -> bool:
+    """Whether the log has samples of the trained policy that the agent asks in this process: its version has a digest
+    of the weights. The version "0" says nothing."""
+    version = getattr(getattr(getattr(unit, "model", None), "policy", None), "version", None)
+    calls = (call for call in record.calls.values() if call.agent == unit.name and call.tokens is not None)
+    return version not in (None, "0") and any(call.tokens and call.tokens.policy_version == version for call in calls)

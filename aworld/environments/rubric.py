@@ -16,15 +16,15 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from aworld.core.bounded import bounded, described
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
 from aworld.core.run_environment import Reward
 from aworld.core.tool.threads import THREADS
 from aworld.core.trajectory import Trajectory
-from aworld.environments.signatures import check_takes_one
+from aworld.environments.problem import Problem, check_takes_one
 
 if TYPE_CHECKING:
-    from aworld.environments.problem import Problem
     from aworld.environments.session import Session
 
 SOURCE = "rubric"
@@ -32,7 +32,7 @@ SOURCE = "rubric"
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
+class ScoredEpisode:
     """What a scorer sees: an episode that is about to end."""
 
     problem: Problem
@@ -52,7 +52,7 @@ class Episode:
         return "" if self.answer is None else self.answer if isinstance(self.answer, str) else str(self.answer)
 
 
-Scorer: TypeAlias = Callable[[Episode], float | Awaitable[float]]
+Scorer: TypeAlias = Callable[[ScoredEpisode], float | Awaitable[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Rubric:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"Two parts of the rubric are named {min(twice)!r}; give one another name.")
 
-    async def score(self, episode: Episode) -> list[Reward]:
+    async def score(self, episode: ScoredEpisode) -> list[Reward]:
         """One reward for each part, in their order. Does not raise."""
         if len(self.parts) == 1:
             return [await _reward(self.parts[0], episode)]
@@ -107,89 +107,67 @@ class Rubric:
         return f"Rubric({', '.join(f'{part.name} × {part.weight:g}' for part in self.parts)})"
 
 
-class _Late(Exception):
-    """A scorer has taken too long."""
-
-
-def as_rubric(given: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) -> Rubric | None:
+def as_rubric(value: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) -> Rubric | None:
     """A rubric from what a caller gave: a rubric, a part, a function of the episode, or several of them."""
-    if given is None or isinstance(given, Rubric):
-        return given
-    if callable(given) or isinstance(given, Part):
-        return Rubric(given)
-    if not isinstance(given, Sequence) or isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if value is None or isinstance(value, Rubric):
+        return value
+    if callable(value) or isinstance(value, Part):
+        return Rubric(value)
+    if not isinstance(value, Sequence) or isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
-            f"A rubric is a Rubric, a Part, a function of the episode or a list of these; got {given!r:.100}."
+            f"A rubric is a Rubric, a Part, a function of the episode or a list of these; got {value!r:.100}."
         )
-    return Rubric(*given)
+    return Rubric(*value)
 
 
-def _part(given: Part | Scorer) -> Part:
-    if isinstance(given, Part):
-        return given
-    if not callable(given):
-        raise ConfigError(f"A rubric takes parts and functions of the episode; got {given!r:.100}.")
-    name = getattr(given, "__name__", "") or type(given).__name__
-    return Part("reward" if name == "<lambda>" else name, given)
+def _part(value: Part | Scorer) -> Part:
+    if isinstance(value, Part):
+        return value
+    if not callable(value):
+        raise ConfigError(f"A rubric takes parts and functions of the episode; got {value!r:.100}.")
+    name = getattr(value, "__name__", "") or type(value).__name__
+    return Part("reward" if name == "<lambda>" else name, value)
 
 
-async def _reward(part: Part, episode: Episode) -> Reward:
+async def _reward(part: Part, episode: ScoredEpisode) -> Reward:
     """The reward that a part gives. Whatever goes wrong in it becomes a reward without a value."""
+    value: Any = None
     try:
-        value, error = await _value(part, episode)
-    except _Late as late:
-        value, error = None, str(late)
+        plain = part.inline and not inspect.iscoroutinefunction(part.scorer)
+        value = part.scorer(episode) if plain else _called(part.scorer, episode)
+        if inspect.isawaitable(value):
+            value = await _within(part.timeout, value)
     except (Exception, SystemExit) as raised:  # noqa: BLE001 - a scorer that fails is data
-        value, error = None, _described(raised)
-    return Reward(value=value, name=part.name, weight=part.weight, source=SOURCE, error=error)
+        value = _Failure(described(raised))
+    if isinstance(value, Real) and math.isfinite(value):
+        return Reward(value=float(value), name=part.name, weight=part.weight, source=SOURCE)
+    error = str(value) if isinstance(value, _Failure) else f"The scorer gave {value!r:.80}, which is no finite number."
+    return Reward(value=None, name=part.name, weight=part.weight, source=SOURCE, error=error)
 
 
-async def _value(part: Part, episode: Episode) -> tuple[float | None, str | None]:
-    given: Any
-    if part.inline and not inspect.iscoroutinefunction(part.scorer):
-        given = part.scorer(episode)
-        if inspect.isawaitable(given):
-            given = await _bounded(given, part.timeout)
-    else:
-        given = await _bounded(_called(part, episode), part.timeout)
-    if isinstance(given, Real) and math.isfinite(given):
-        return float(given), None
-    return None, f"The scorer gave {given!r:.80}, which is no finite number."
+class _Failure(str):
+    """Why there is no value."""
 
 
-async def _called(part: Part, episode: Episode) -> Any:
+async def _called(scorer: Scorer, episode: ScoredEpisode) -> Any:
+    if inspect.iscoroutinefunction(scorer):
+        return await scorer(episode)
+    value: Any = await THREADS.run(partial(scorer, episode))
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _within(limit: float, scoring: Awaitable[Any]) -> Any:
+    """What a scorer gives, or why it gave nothing, in a task of its own that cannot hold the run up."""
     try:
-        if inspect.iscoroutinefunction(part.scorer):
-            return await part.scorer(episode)
-        given: Any = await THREADS.run(partial(part.scorer, episode))
-        return await given if inspect.isawaitable(given) else given
+        return await bounded(_settled(scoring), limit)
+    except TimeoutError:  # of `bounded`: that of a scorer is settled already
+        return _Failure(f"No value within {limit:g} s.")
+
+
+async def _settled(scoring: Awaitable[Any]) -> Any:
+    try:
+        return await scoring
     except SystemExit as raised:  # it would take the event loop with it
-        raise RuntimeError(f"it tried to end the program (exit code {raised.code})") from raised
-
-
-async def _bounded(work: Awaitable[Any], limit: float) -> Any:
-    """What is awaited, in a task of its own: one that ignores its cancellation cannot hold the run up."""
-    task = asyncio.ensure_future(work)
-    try:
-        done, _ = await asyncio.wait((task,), timeout=limit)
-    except asyncio.CancelledError:
-        _abandon(task)
-        raise
-    if not done:
-        _abandon(task)
-        raise _Late(f"No value within {limit:g} s.")
-    if task.cancelled():
-        raise RuntimeError("the scorer cancelled itself")
-    return task.result()
-
-
-def _abandon(task: asyncio.Future[Any]) -> None:
-    task.add_done_callback(lambda t: t.cancelled() or t.exception())  # its late error is nobody's news
-    task.cancel()
-
-
-def _described(raised: BaseException) -> str:
-    try:
-        return f"{type(raised).__name__}: {raised}"
-    except Exception:  # noqa: BLE001 - somebody else's `__str__`
-        return type(raised).__name__
+        return _Failure(f"RuntimeError: it tried to end the program (exit code {raised.code})")
+    except Exception as raised:  # noqa: BLE001 - a scorer that fails is data
+        return _Failure(described(raised))

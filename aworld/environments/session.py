@@ -20,7 +20,7 @@ from aworld.core.tool.base import Tool, calling
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.core.trajectory import Trajectory
 from aworld.environments.problem import Problem
-from aworld.environments.rubric import SOURCE, Episode
+from aworld.environments.rubric import SOURCE, ScoredEpisode
 
 if TYPE_CHECKING:
     from aworld.environments.environment import Environment
@@ -51,9 +51,9 @@ class Session:
     _give: Callable[[Reward], None] | None = None
     _record: Trajectory | None = None
 
-    def __new__(cls, *given: Any, **more: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """A session. Raises ConfigError where none of the arguments that it needs was given."""
-        if not given and not more:
+        if not args and not kwargs:
             try:
                 inspect.signature(cls.__init__).bind(None)
             except TypeError:  # Python's own message would not say what to do
@@ -149,7 +149,7 @@ class ProblemEnvironment:
         """The parts of the rubric."""
         if self.environment.rubric is None or self._record is None:
             return ()
-        episode = Episode(self.problem, self._record, answer, status, error, self.session)
+        episode = ScoredEpisode(self.problem, self._record, answer, status, error, self.session)
         try:
             return await self.environment.rubric.score(episode)
         except Exception as bug:  # noqa: BLE001 - a rubric of somebody else's making

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from aworld.core.exceptions import ToolError
 from aworld.core.tool import tool
 from aworld.environments.environment import Environment
-from aworld.environments.problem import Problem, split_by_hash
+from aworld.environments.problem import Problem, split_by_hash, taken
 from aworld.environments.rubric import Part, Rubric
 from aworld.environments.session import Session
-from aworld.environments.sums import exact, held_out
+from aworld.environments.sums import HELD_OUT, exact
 
 ITEMS = ("apple", "bean", "date", "fig", "lime", "nut", "pear", "plum")
 """What the shop has."""
@@ -28,8 +28,8 @@ def generate(seed: int) -> Iterator[Problem]:
         item, count = draw.choice(ITEMS), draw.randint(2, 9)
         price, stock = draw.randint(10, 99), draw.randint(10, 99)
         problem = f"{count}-{item}-{price}-{stock}"
-        asked = f"What do {count} {item}s cost?"
-        yield Problem(problem, asked, str(count * price), {"item": item, "price": price, "stock": stock})
+        question = f"What do {count} {item}s cost?"
+        yield Problem(problem, question, str(count * price), {"item": item, "price": price, "stock": stock})
 
 
 class Shop(Session):
@@ -67,7 +67,7 @@ def shop() -> Environment:
     return Environment(
         "shop",
         train=train,
-        test=held_out(iter(test(0))),
+        test=taken(test, HELD_OUT, 0, "test of shop"),
         session=Shop,
         rubric=Rubric(Part("exact", exact, inline=True)),
         conf={"max_steps": 6},

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import islice
 
 from aworld.core.tool import tool
 from aworld.environments.environment import Environment
-from aworld.environments.problem import Problem, split_by_hash
-from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.problem import Problem, split_by_hash, taken
+from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 from aworld.environments.session import Session
 
 WORDS = {"plus": "add", "minus": "subtract", "times": "multiply"}
@@ -50,20 +49,10 @@ class Calculator(Session):
         return a * b
 
 
-def exact(episode: Episode) -> bool:
+def exact(episode: ScoredEpisode) -> bool:
     """Whether the answer is the number and nothing else, and was computed by a tool."""
     called = any(call.reply is not None for call in episode.record.calls.values()) and len(episode.record.calls) > 1
     return called and episode.text == episode.problem.answer
-
-
-def held_out(problems: Iterator[Problem], count: int = HELD_OUT) -> list[Problem]:
-    """The first `count` distinct problems of a stream."""
-    distinct: dict[str, Problem] = {}
-    for problem in problems:
-        distinct.setdefault(problem.id, problem)
-        if len(distinct) == count:
-            break
-    return list(distinct.values())
 
 
 def sums() -> Environment:
@@ -72,14 +61,8 @@ def sums() -> Environment:
     return Environment(
         "sums",
         train=train,
-        test=held_out(iter(test(0))),
+        test=taken(test, HELD_OUT, 0, "test of sums"),
         session=Calculator,
         rubric=Rubric(Part("exact", exact, inline=True)),
         conf={"max_steps": 4},
     )
-
-
-def sample(seed: int, count: int) -> list[Problem]:
-    """`count` training problems, as the maker of the start policy draws them."""
-    train, _ = split_by_hash(generate)
-    return list(islice(train(seed), count))

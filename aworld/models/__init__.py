@@ -27,25 +27,5 @@ if TYPE_CHECKING:
     from aworld.models.providers import build_model as build_model
     from aworld.models.providers import known_providers as known_providers
     from aworld.models.providers import register_provider as register_provider
-    from aworld.models.server import ModelServer as ModelServer
 
-_HOMES = {
-    "AnthropicModel": ".anthropic",
-    "AzureModel": ".openai",
-    "CallFailed": ".call",
-    "FunctionModel": ".doubles",
-    "Limits": ".limiter",
-    "LiteLLMModel": ".litellm",
-    "ModelServer": ".server",
-    "OpenAIModel": ".openai",
-    "Outcome": ".call",
-    "Retry": ".call",
-    "ScriptedModel": ".doubles",
-    "build_model": ".providers",
-    "call_model": ".call",
-    "close_transports": ".http",
-    "known_providers": ".providers",
-    "register_provider": ".providers",
-}
-
-__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
+__getattr__, __dir__ = exports(__name__)

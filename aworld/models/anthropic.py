@@ -12,11 +12,13 @@ from typing import Any, cast
 import msgspec
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
-from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta, ToolSchema
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Message
+from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.anthropic_wire import (
+    AnthropicReply,
+    AnthropicUsage,
     Block,
-    Spent,
     StreamEvent,
     assistant_message,
     decode_answer,
@@ -24,8 +26,7 @@ from aworld.models.anthropic_wire import (
     whole_blocks,
     wire_messages,
 )
-from aworld.models.remote import RemoteModel
-from aworld.models.schema import closed
+from aworld.models.remote_model import RemoteModel, closed
 
 BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
@@ -68,14 +69,13 @@ class AnthropicModel(RemoteModel):
             raise self.endpoint.unreadable(f"{what} is not a message ({error})", data) from None
         if not answer.content and answer.stop_reason is None:
             raise self.endpoint.unreadable("a message without content", data)
-        reply = ModelReply(message, answer.stop_reason, model=answer.model, response_id=answer.id)
-        return self._priced(reply, answer.usage)
+        return self._reply(message, answer)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
         body = self.body(request)
         body["stream"] = True
-        answer = _Answer(on_delta)
+        answer = _StreamedReply(on_delta)
 
         def take(events: list[bytes]) -> bool:
             for data in events:
@@ -85,15 +85,7 @@ class AnthropicModel(RemoteModel):
         await self.endpoint.events(self.encode(body), take)
         if not answer.complete:
             raise self.endpoint.unreadable("only the beginning of a stream")
-        message = assistant_message(answer.finished_blocks())
-        reply = ModelReply(
-            message,
-            answer.stop_reason,
-            model=answer.model,
-            response_id=answer.response_id,
-            first_token=answer.first_token,
-        )
-        return self._priced(reply, answer.usage)
+        return self._reply(assistant_message(answer.finished_blocks()), answer, answer.first_token)
 
     def body(self, request: ModelRequest) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
@@ -102,7 +94,10 @@ class AnthropicModel(RemoteModel):
         if system:
             body["system"] = system
         if request.tools:
-            body["tools"] = [_tool(tool) for tool in request.tools]
+            body["tools"] = [
+                {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+                for tool in request.tools
+            ]
         if request.output is not None:
             shape = {"type": "json_schema", "schema": closed(request.output.schema)}
             body["output_config"] = {"format": shape, **body.get("output_config", {})}
@@ -119,13 +114,14 @@ class AnthropicModel(RemoteModel):
             raise self.endpoint.reported(error, _STATUS.get(str(kind)))
         return event
 
-    def _priced(self, reply: ModelReply, spent: Spent | None) -> ModelReply:
-        if spent is None:
-            return reply
-        return self.priced(msgspec.structs.replace(reply, usage=spent.usage()))
+    def _reply(
+        self, message: Message, answer: AnthropicReply | _StreamedReply, first_token: float | None = None
+    ) -> ModelReply:
+        usage = None if answer.usage is None else answer.usage.usage()
+        return self.priced(ModelReply(message, answer.stop_reason, usage, None, answer.model, answer.id, first_token))
 
 
-class _Answer:
+class _StreamedReply:
     """A streamed answer as it comes in."""
 
     def __init__(self, on_delta: Callable[[Delta], None]) -> None:
@@ -133,8 +129,8 @@ class _Answer:
         self.complete = False
         self.stop_reason: str | None = None
         self.model: str | None = None
-        self.response_id: str | None = None
-        self.usage: Spent | None = None
+        self.id: str | None = None
+        self.usage: AnthropicUsage | None = None
         self.first_token: float | None = None
         self._blocks: dict[int, Block] = {}
         self._grown: dict[tuple[int, str], list[str]] = {}
@@ -147,8 +143,8 @@ class _Answer:
             case "content_block_start":
                 self._blocks[event.index] = dict(event.content_block or {})
             case "message_start" if event.message is not None:
-                begun = event.message
-                self.model, self.response_id, self.usage = begun.model, begun.id, begun.usage
+                start = event.message
+                self.model, self.id, self.usage = start.model, start.id, start.usage
             case "message_delta":
                 if event.delta is not None and event.delta.stop_reason is not None:
                     self.stop_reason = event.delta.stop_reason
@@ -168,7 +164,7 @@ class _Answer:
                 block[key] = msgspec.Raw(text.encode()) if text else block.get(key, {})
             else:
                 block[key] = block.get(key, "") + "".join(pieces)
-        self._grown.clear()
+        self._grown.clear()  # asked again, nothing is added twice
         return [self._blocks[index] for index in sorted(self._blocks)]
 
     def _grow(self, event: StreamEvent) -> None:
@@ -199,14 +195,7 @@ def _params(config: ModelConfig) -> dict[str, Any]:
     """Sampling settings in the API's words."""
     if config.llm_seed is not None:
         raise ConfigError("Anthropic's API has no seed: leave llm_seed unset.")
-    named = {
-        "temperature": config.llm_temperature,
-        "top_p": config.llm_top_p,
-        "stop": config.llm_stop,
-        "reasoning_effort": config.llm_reasoning_effort,
-    }
-    given = {key: value for key, value in named.items() if value is not None}
-    return {"max_tokens": config.llm_max_tokens or MAX_TOKENS, **_translated({**given, **config.params})}
+    return {"max_tokens": MAX_TOKENS, **_translated(config.sampling())}
 
 
 def _translated(params: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +211,3 @@ def _translated(params: dict[str, Any]) -> dict[str, Any]:
     if effort is not None:
         out["output_config"] = {"effort": effort, **out.get("output_config", {})}
     return out
-
-
-def _tool(tool: ToolSchema) -> dict[str, Any]:
-    return {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}

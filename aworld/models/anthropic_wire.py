@@ -107,7 +107,7 @@ def _source(url: str, *, document: bool = False) -> Block:
     return {"type": "base64", "media_type": media_type, "data": data}
 
 
-class Spent(Struct, gc=False):
+class AnthropicUsage(Struct, gc=False):
     """Usage as Anthropic reports it: `input_tokens` are those beside the cache."""
 
     input_tokens: int | None = None
@@ -115,13 +115,13 @@ class Spent(Struct, gc=False):
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
 
-    def updated(self, later: Spent) -> Spent:
+    def updated(self, later: AnthropicUsage) -> AnthropicUsage:
         """What a later report, with the totals so far, makes of this one."""
         values = (
             old if new is None else new
             for old, new in zip(msgspec.structs.astuple(self), msgspec.structs.astuple(later), strict=True)
         )
-        return Spent(*values)
+        return AnthropicUsage(*values)
 
     def usage(self) -> Usage:
         """The same in our words, where the cache is a part of the input."""
@@ -131,17 +131,17 @@ class Spent(Struct, gc=False):
         return Usage(whole, self.output_tokens, total, cached_tokens=read, cache_write_tokens=written)
 
 
-class Answered(Struct):
+class AnthropicReply(Struct):
     """A whole answer."""
 
     content: list[dict[str, Raw]]
     id: str | None = None
     model: str | None = None
     stop_reason: str | None = None
-    usage: Spent | None = None
+    usage: AnthropicUsage | None = None
 
 
-class Piece(Struct):
+class BlockDelta(Struct):
     """What an event adds to a block."""
 
     type: str = ""
@@ -152,12 +152,12 @@ class Piece(Struct):
     stop_reason: str | None = None
 
 
-class Begun(Struct):
+class MessageStart(Struct):
     """The answer as it stands when it begins."""
 
     id: str | None = None
     model: str | None = None
-    usage: Spent | None = None
+    usage: AnthropicUsage | None = None
 
 
 class StreamEvent(Struct):
@@ -165,14 +165,14 @@ class StreamEvent(Struct):
 
     type: str
     index: int = 0
-    message: Begun | None = None
+    message: MessageStart | None = None
     content_block: dict[str, Any] | None = None
-    delta: Piece | None = None
-    usage: Spent | None = None
+    delta: BlockDelta | None = None
+    usage: AnthropicUsage | None = None
     error: Any = None
 
 
-decode_answer = msgspec.json.Decoder(Answered, strict=False).decode
+decode_answer = msgspec.json.Decoder(AnthropicReply, strict=False).decode
 decode_event = msgspec.json.Decoder(StreamEvent, strict=False).decode
 _plain = msgspec.json.decode
 

@@ -19,7 +19,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest
 
 if TYPE_CHECKING:
-    from aworld.models.limiter import Limiter, Limits
+    from aworld.models.limiter import Limits
 
 
 class Retry(Struct, frozen=True):
@@ -36,10 +36,9 @@ class Retry(Struct, frozen=True):
 NO_RETRY = Retry()
 
 
-class Outcome(Struct, frozen=True):
-    """What came of a model call. Times are UNIX seconds."""
+class Tries(Struct, frozen=True):
+    """What a model call took. Times are UNIX seconds."""
 
-    reply: ModelReply
     attempts: tuple[Attempt, ...]
     """The tries that failed, and what was waited after each."""
     queued: float
@@ -49,20 +48,21 @@ class Outcome(Struct, frozen=True):
     ended: float
 
 
-class CallFailed(ModelError):
-    """Every try of a model call failed. Says what `Outcome` says, without a reply; `attempts` holds every try."""
+class Outcome(Tries, frozen=True):
+    """What came of a model call that was answered."""
 
-    def __init__(
-        self, error: ModelError, *, attempts: tuple[Attempt, ...], queued: float, started: float, ended: float
-    ) -> None:
-        tries = f" (after {len(attempts)} tries)" if len(attempts) > 1 else ""
+    reply: ModelReply
+
+
+class CallFailed(ModelError):
+    """Every try of a model call failed; `outcome` says what it took, an `Outcome` without a reply."""
+
+    def __init__(self, error: ModelError, outcome: Tries) -> None:
+        tries = f" (after {len(outcome.attempts)} tries)" if len(outcome.attempts) > 1 else ""
         super().__init__(
             f"{error}{tries}", status=error.status, retryable=error.retryable, retry_after=error.retry_after
         )
-        self.attempts = attempts
-        self.queued = queued
-        self.started = started
-        self.ended = ended
+        self.outcome = outcome
 
 
 async def call_model(
@@ -79,7 +79,11 @@ async def call_model(
     Raises `CallFailed`.
     """
     limits: Limits | None = getattr(model, "limits", None)
-    limiter = None if limits is None else _limiter(limits)
+    limiter = None
+    if limits is not None:
+        from aworld.models.limiter import limiter_for  # most runs have no limits
+
+        limiter = limiter_for(limits)
     attempts: tuple[Attempt, ...] = ()
     queued = 0.0
     first = 0.0
@@ -91,16 +95,16 @@ async def call_model(
         reply: ModelReply | None = None
         try:
             reply = await (model.generate(request) if on_delta is None else model.stream(request, on_delta))
-            return Outcome(reply, attempts, queued, first, time.time())
+            return Outcome(attempts, queued, first, time.time(), reply)
         except ModelError as error:
             failure = error
         finally:
-            if limiter is not None:
-                limiter.release(_spent(reply))
+            if limiter is not None:  # also when the caller was cancelled: a place is never lost
+                limiter.release(_tokens(reply))
         wait, failure = _next_try(getattr(model, "retry", NO_RETRY), failure, len(attempts))
         attempts += (Attempt(began, str(failure), failure.status, wait or 0.0),)
         if wait is None:
-            raise CallFailed(failure, attempts=attempts, queued=queued, started=first, ended=time.time()) from failure
+            raise CallFailed(failure, Tries(attempts, queued, first, time.time())) from failure
         if on_retry is not None:
             on_retry(failure, wait)
         await asyncio.sleep(wait)
@@ -110,26 +114,19 @@ def _next_try(retry: Retry, error: ModelError, failed: int) -> tuple[float | Non
     """Seconds to wait before the next try, None for no next try, and the error that says so."""
     if not error.retryable or failed >= retry.tries:
         return None, error
-    asked = error.retry_after
-    if asked is None:
+    wait = error.retry_after
+    if wait is None:
         # Full jitter: spreads the tries of many tasks that failed together better than any fixed wait.
         return random.uniform(0.0, min(retry.wait_max, retry.wait * 2.0 ** min(failed, 60))), error
-    if asked > retry.wait_max:
-        text = f"{error} (asks to wait {asked:.0f} s, more than llm_retry_wait_max, {retry.wait_max:g} s)"
-        return None, ModelError(text, status=error.status, retryable=True, retry_after=asked)
-    return asked * random.uniform(1.0, 1.1), error  # not all at the same moment
+    if wait > retry.wait_max:
+        text = f"{error} (asks to wait {wait:.0f} s, more than llm_retry_wait_max, {retry.wait_max:g} s)"
+        return None, ModelError(text, status=error.status, retryable=True, retry_after=wait)
+    return wait * random.uniform(1.0, 1.1), error  # not all at the same moment
 
 
-def _spent(reply: ModelReply | None) -> int | None:
-    if reply is None or reply.usage is None:
-        return None
-    usage = reply.usage
-    if usage.total_tokens is not None:
-        return usage.total_tokens
+def _tokens(reply: ModelReply | None) -> int | None:
+    """Tokens of a reply, None where nobody said."""
+    usage = None if reply is None else reply.usage
+    if usage is None or usage.total_tokens is not None:
+        return usage and usage.total_tokens
     return (usage.input_tokens or 0) + (usage.output_tokens or 0)
-
-
-def _limiter(limits: Limits) -> Limiter:
-    from aworld.models.limiter import limiter_for  # most runs have no limits
-
-    return limiter_for(limits)

@@ -1,4 +1,4 @@
-"""Chat messages to token ids and back, by a Hugging Face tokenizer and its chat template.
+"""Chat messages to token ids and back, by a tokenizer and its chat template.
 
 What a policy sampled is never tokenised again: the ids of a conversation are remembered with their text, and a prompt
 whose text begins with that text begins with those ids. A message that was sampled keeps its text as it was written,
@@ -16,23 +16,24 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, ToolCall, chat_format
-from aworld.core.model import ModelRequest, ToolSchema
+from aworld.core.model import ModelRequest, function_format
+
+OPENING = "<tool_call>"
+
+REMEMBERED = 64 * 2**20
+"""Characters of conversations whose ids are remembered: 2,000 of 30,000 each, the ids take about as much again."""
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_EXACT = re.compile(r'\n<tool_call>\n\{"name": "([a-zA-Z0-9_-]{1,64})", "arguments": (\{[^\n]*\})\}\n</tool_call>')
 _ARGUMENTS = re.compile(r'"arguments"\s*:\s*')
-
-REMEMBERED = 4096
-"""Conversations whose ids are remembered, newest first; more than the episodes that one process has in flight."""
-
-BRANCHES = 8
-"""Branches remembered of one conversation: parallel activations of one agent in one run."""
+_ANYBODY = ("", "")
 
 
 class Tokenizer(Protocol):
@@ -61,6 +62,8 @@ class Prompt:
 
     text: str
     ids: tuple[int, ...]
+    kept: int = 0
+    """How many of the ids an earlier turn has left, as they were read and sampled there."""
 
 
 class ChatTokens:
@@ -70,52 +73,66 @@ class ChatTokens:
         if not tokenizer.chat_template:
             raise ModelError("The tokenizer has no chat template; set tokenizer.chat_template, or take a chat model.")
         self.tokenizer = tokenizer
-        self.tokenizer_digest = _tokenizer_digest(tokenizer)
-        self.template_digest = _digest(str(tokenizer.chat_template))
-        self._known: OrderedDict[tuple[str, str], list[Prompt]] = OrderedDict()
+        self._begin(_tokenizer_digest(tokenizer), _digest(str(tokenizer.chat_template)))
 
-    def prompt(self, request: ModelRequest) -> Prompt:
+    def _begin(self, tokenizer_digest: str, template_digest: str) -> None:
+        self.tokenizer_digest, self.template_digest = tokenizer_digest, template_digest
+        self._sampled: OrderedDict[tuple[tuple[str, str], str], tuple[int, ...]] = OrderedDict()
+        self._characters = 0
+
+    def prompt(self, request: ModelRequest, ends: frozenset[int]) -> Prompt:
         """The ids of a request: those that were read and sampled before, as they were, and the new ones."""
         text = self._render(request)
-        before = max(
-            (known for known in self._known.get(_key(request), ()) if text.startswith(known.text)),
-            key=lambda known: len(known.text),
-            default=None,
-        )
-        if before is None:
-            return Prompt(text, tuple(self.tokenizer.encode(text, add_special_tokens=False)))
-        new = self.tokenizer.encode(text[len(before.text) :], add_special_tokens=False)
-        return Prompt(text, before.ids + tuple(new))
+        owner = (request.trajectory_id, request.agent)
+        for at in self._turn_ends(text, ends):
+            # First what this agent said in this run: another one may have said the same in other tokens. Then what
+            # anybody said, for a run that goes on from another one.
+            ids = self._sampled.get((owner, text[:at])) or self._sampled.get((_ANYBODY, text[:at]))
+            if ids is not None:
+                return Prompt(text, ids + self._encode(text[at:]), len(ids))
+        return Prompt(text, self._encode(text))
 
-    def message(
-        self, request: ModelRequest, prompt: Prompt, completion: Sequence[int], ends: frozenset[int]
-    ) -> Message:
-        """The message that `completion` spells. `ends` are the ids that end a turn; the last id may be one."""
-        ids = tuple(completion)
-        self._remember(request, Prompt(prompt.text + self._text(ids), prompt.ids + ids))
-        written = self._text(ids[:-1] if ids and ids[-1] in ends else ids)
-        return parse(written, bool(request.tools), request.turn)
+    def remember(self, request: ModelRequest, prompt: Prompt, ids: tuple[int, ...], ends: frozenset[int]) -> None:
+        """Note the ids of a conversation with this answer. One that was cut off is ended by the template later on."""
+        written = prompt.text + self.text(ids, ends)
+        for end in ids[-1:] if ids and ids[-1] in ends else sorted(ends):
+            text = written + self._decode((end,))
+            whole = prompt.ids + (ids if ids and ids[-1] in ends else (*ids, end))
+            for owner in {(request.trajectory_id, request.agent), _ANYBODY}:
+                if self._sampled.pop((owner, text), None) is None:
+                    self._characters += len(text)
+                self._sampled[owner, text] = whole
+        while self._characters > REMEMBERED:  # who is forgotten is tokenised anew: drift that is counted, nothing lost
+            (_, text), _ = self._sampled.popitem(last=False)
+            self._characters -= len(text)
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def message(self, text: str, request: ModelRequest) -> Message:
+        """The message that a text spells."""
+        return parse(text, bool(request.tools), request.turn)
+
+    def text(self, ids: Sequence[int], ends: frozenset[int]) -> str:
+        """The text of an answer, without the id that ends it."""
+        return self._decode(ids[:-1] if ids and ids[-1] in ends else ids)
+
+    def _turn_ends(self, text: str, ends: frozenset[int]) -> Iterator[int]:
+        """Where turns end in a rendered conversation, the last one first."""
+        marks = [re.escape(mark) for end in sorted(ends) if (mark := self._decode((end,)))]
+        turns = re.finditer("|".join(marks), text) if marks else ()
+        return reversed([turn.end() for turn in turns])
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _render(self, request: ModelRequest) -> str:
+        """The text of a request, with the beginning of the answer."""
         messages = [_rendered(message) for message in request.messages]
-        tools = [_schema(tool) for tool in request.tools] or None
+        tools = [function_format(tool) for tool in request.tools] or None
         return str(
             self.tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
         )
-
-    def _remember(self, request: ModelRequest, conversation: Prompt) -> None:
-        if not request.trajectory_id:
-            return
-        branches = self._known.setdefault(_key(request), [])
-        # What this call went on from is told by the longer one; a fork from before it is tokenised anew.
-        branches[:] = [known for known in branches if not conversation.text.startswith(known.text)][-BRANCHES + 1 :]
-        branches.append(conversation)
-        self._known.move_to_end(_key(request))
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
 
 
 def parse(written: str, with_tools: bool, turn: int = 0) -> Message:
@@ -127,13 +144,40 @@ def parse(written: str, with_tools: bool, turn: int = 0) -> Message:
     calls: list[ToolCall] = []
     rest = written
     if with_tools:
-        for found in _CALL.finditer(written):
-            call = _call(found.group(1), f"call_{turn}_{len(calls)}")
+        for match in _CALL.finditer(written):
+            call = _call(match.group(1), f"call_{turn}_{len(calls)}")
             if call is not None:
                 calls.append(call)
-                rest = rest.replace(found.group(0), "", 1)
+                rest = rest.replace(match.group(0), "", 1)
     content = rest.strip() if calls else rest
     return Message("assistant", content or None, tuple(calls), opaque={"written": {"text": written}})
+
+
+def parse_exact(text: str, turn: int = 0) -> Message:
+    """The message of a text, with calls only where a template that writes them as `_EXACT` says would write the same
+    text again; anything else stays text, so nothing needs to be kept beside it.
+
+    All from the first call on are calls, and their arguments are objects.
+    """
+    lines = "\n" + text
+    first = lines.find("\n" + OPENING)
+    calls = list(_EXACT.finditer(lines, max(first, 0)))
+    # At 1 a line end stands before the first call, and empty content would not be written back.
+    whole = first not in (-1, 1) and "".join(call[0] for call in calls) == lines[first:]
+    if not whole or not all(_is_object(call[2]) for call in calls):
+        return Message("assistant", text)
+    return Message(
+        "assistant",
+        lines[1:first] or None,
+        tuple(ToolCall(f"call_{turn}_{place}", call[1], call[2]) for place, call in enumerate(calls)),
+    )
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _call(text: str, id: str) -> ToolCall | None:
@@ -167,15 +211,6 @@ def _rendered(message: Message) -> dict[str, Any]:
     if message.role == "tool" and message.name is not None:
         shape["name"] = message.name
     return shape
-
-
-def _schema(tool: ToolSchema) -> dict[str, Any]:
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    return {"type": "function", "function": function}
-
-
-def _key(request: ModelRequest) -> tuple[str, str]:
-    return request.trajectory_id, request.agent
 
 
 def _digest(text: str) -> str:

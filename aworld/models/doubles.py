@@ -7,6 +7,7 @@ Both stream as well, and name tool calls by turn and place, so that two runs of 
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -28,7 +29,27 @@ def call(tool: str, /, **arguments: Any) -> ToolCall:
     return ToolCall(id="", name=tool, arguments=msgspec.json.encode(arguments).decode())
 
 
-class ScriptedModel:
+class _Double(ABC):
+    """What the doubles share: each whole answer may be had in pieces too."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.params: dict[str, Any] = {}
+
+    @abstractmethod
+    async def generate(self, request: ModelRequest) -> ModelReply:
+        """Answer once. Raises `ModelError`."""
+
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
+        """The same, after its thinking and its text were handed on in small pieces."""
+        reply = await self.generate(request)
+        for text, kind in ((reply.message.reasoning or "", ReasoningDelta), (reply.message.text, TextDelta)):
+            for start in range(0, len(text), _PIECE):
+                on_delta(kind(text[start : start + _PIECE]))
+        return reply
+
+
+class ScriptedModel(_Double):
     """Says `replies` in order: number `request.turn` of the list, so that one instance serves any number of runs.
 
     A turn beyond the list raises `ModelError`; `unused` tells what a run has left over.
@@ -37,8 +58,7 @@ class ScriptedModel:
     provider = "scripted"
 
     def __init__(self, replies: Sequence[Said], name: str = "scripted") -> None:
-        self.name = name
-        self.params: dict[str, Any] = {}
+        super().__init__(name)
         self.replies = tuple(replies)
 
     async def generate(self, request: ModelRequest) -> ModelReply:
@@ -50,16 +70,12 @@ class ScriptedModel:
             )
         return _reply(self.replies[request.turn], request, self.name)
 
-    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
-        """The same in small pieces."""
-        return _in_pieces(await self.generate(request), on_delta)
-
     def unused(self, turns: int) -> int:
         """How many replies a run of `turns` model calls has left over."""
         return max(0, len(self.replies) - turns)
 
 
-class FunctionModel:
+class FunctionModel(_Double):
     """Says what `function` makes of the request, plain or async. A plain one must not block.
 
     What it raises, other than an `AWorldError`, becomes a `ModelError`. `name` is the function's when not given.
@@ -74,43 +90,38 @@ class FunctionModel:
         *,
         retry: Retry = NO_RETRY,
     ) -> None:
-        self.name: str = name or getattr(function, "__name__", "function")
-        self.params: dict[str, Any] = {}
+        super().__init__(name or getattr(function, "__name__", "function"))
         self.function = function
         self.retry = retry
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Ask the function. Raises `ModelError`."""
         try:
-            said = self.function(request)
-            if inspect.isawaitable(said):
-                said = await said
+            reply = self.function(request)
+            if inspect.isawaitable(reply):
+                reply = await reply
         except AWorldError:
             raise
         except Exception as error:
             raise ModelError(f"{self.name} raised {type(error).__name__}: {error}") from error
-        return _reply(said, request, self.name)
-
-    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
-        """The same in small pieces."""
-        return _in_pieces(await self.generate(request), on_delta)
+        return _reply(reply, request, self.name)
 
 
-def _reply(said: Said, request: ModelRequest, name: str) -> ModelReply:
-    match said:
+def _reply(reply: Said, request: ModelRequest, name: str) -> ModelReply:
+    match reply:
         case str():
-            return ModelReply(Message("assistant", said), "stop", model=name)
+            return ModelReply(Message("assistant", reply), "stop", model=name)
         case ModelReply():
-            return msgspec.structs.replace(said, message=_named(said.message, request))
+            return msgspec.structs.replace(reply, message=_named(reply.message, request))
         case Message():
-            message = _named(said, request)
+            message = _named(reply, request)
             return ModelReply(message, "tool_calls" if message.tool_calls else "stop", model=name)
         case Exception():
-            raise said
+            raise reply
         case ToolCall():
-            calls: tuple[ToolCall, ...] = (said,)
+            calls: tuple[ToolCall, ...] = (reply,)
         case _:
-            calls = tuple(said)
+            calls = tuple(reply)
     message = _named(Message("assistant", tool_calls=calls), request)
     return ModelReply(message, "tool_calls", model=name)
 
@@ -124,13 +135,3 @@ def _named(message: Message, request: ModelRequest) -> Message:
         for place, call in enumerate(message.tool_calls)
     )
     return msgspec.structs.replace(message, tool_calls=calls)
-
-
-def _in_pieces(reply: ModelReply, on_delta: Callable[[Delta], None]) -> ModelReply:
-    """The reply, after its thinking and its text were handed on in pieces."""
-    thought, text = reply.message.reasoning or "", reply.message.text
-    for start in range(0, len(thought), _PIECE):
-        on_delta(ReasoningDelta(thought[start : start + _PIECE]))
-    for start in range(0, len(text), _PIECE):
-        on_delta(TextDelta(text[start : start + _PIECE]))
-    return reply

@@ -71,9 +71,9 @@ class Endpoint:
         self._stall_timeout = stall_timeout
         self._whole = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
         self._streamed = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT, sock_read=stall_timeout)
-        known = {*secrets, self._url.password or ""}
+        hidden = {*secrets, self._url.password or ""}
         # The longest first: one secret may hold another.
-        self._secrets = sorted((s for s in known if len(s) >= _SECRET_LENGTH), key=len, reverse=True)
+        self._secrets = sorted((s for s in hidden if len(s) >= _SECRET_LENGTH), key=len, reverse=True)
 
     async def post(self, body: bytes) -> tuple[bytes, str]:
         """Send `body`; the whole reply and its content type. Raises `ModelError`, also for an answer other than 2xx."""
@@ -109,18 +109,18 @@ class Endpoint:
                     return
                 if kind not in ("text/event-stream", "application/octet-stream"):  # the latter: none was given
                     raise self.unreadable(f"{kind} instead of an event stream", await self._read(response))
-                parser = EventParser()
+                parser = EventParser()  # a chunk may end anywhere, also within a character
                 content = response.content
                 size = 0
                 while chunk := await content.readany():
                     size += len(chunk)
                     if size > MAX_REPLY:
                         raise self._too_large()
-                    if (found := parser.feed(chunk)) and take(found):
-                        await _drain(content)
+                    if (events := parser.feed(chunk)) and take(events):
+                        await _drain(content)  # the final event has come: what follows is only the end of the body
                         return
-                if found := parser.finish():
-                    take(found)
+                if events := parser.finish():
+                    take(events)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failure(error) from None
 
@@ -195,21 +195,14 @@ class Endpoint:
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a provider asks to wait, None when it asks for none. Source: RFC 9110, 10.2.3."""
-    milliseconds = headers.get("retry-after-ms")
-    if milliseconds is not None:
+    date = headers.get("Retry-After", "")
+    for value, scale in ((headers.get("retry-after-ms", ""), 1000), (date, 1)):
         try:
-            return max(0.0, float(milliseconds) / 1000)
+            return max(0.0, float(value) / scale)
         except ValueError:
-            pass  # not a number: the standard header may be
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
+            pass  # not given, or not a number: the next may be, and the last may be a date
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass  # not a number, so a date
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
     except ValueError:
         return None
 
@@ -232,12 +225,12 @@ def _body_text(body: bytes) -> str:
 def _message(error: Any) -> str:
     """The message within an error object, whatever its shape."""
     if isinstance(error, dict):
-        known = cast("dict[str, Any]", error)
+        fields = cast("dict[str, Any]", error)
         for key in ("error", "message", "detail", "msg"):
-            if found := known.get(key):
-                cause = known.get("metadata")  # OpenRouter's place for what the provider behind it said
+            if value := fields.get(key):
+                cause = fields.get("metadata")  # OpenRouter's place for what the provider behind it said
                 raw: Any = cast("dict[str, Any]", cause).get("raw") if isinstance(cause, dict) else None
-                return f"{_message(found)}: {raw}" if isinstance(raw, str) else _message(found)
+                return f"{_message(value)}: {raw}" if isinstance(raw, str) else _message(value)
     elif isinstance(error, list) and error:
         return _message(error[0])
     return error if isinstance(error, str) else msgspec.json.encode(error).decode()
@@ -259,7 +252,7 @@ async def _open_session() -> aiohttp.ClientSession:
     _lifetimes[loop] = lifetime = _lifetime(loop)
     await anext(lifetime)
     # A loop that was closed without closing its generators has left its session here; its sockets died with it.
-    for stale in [known for known in list(_lifetimes) if known.is_closed()]:
+    for stale in [other for other in list(_lifetimes) if other.is_closed()]:
         _lifetimes.pop(stale, None)
         if (session := _sessions.pop(stale, None)) is not None:
             await session.close()

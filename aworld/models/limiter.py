@@ -48,18 +48,20 @@ class Limiter:
         """Wait for a turn; the seconds that it took. A caller that is cancelled while it waits takes nothing."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if not self._waiting and self._opens_at(now) <= now:
+        if not self._waiting and self._opens_at(now) <= now:  # nobody is overtaken
             self._enter(now)
             return 0.0
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1:  # the first in the line sets the timer; who comes later waits behind it
             self._wake()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave_unused()
+                self.in_flight -= 1  # it was let in, and will not call
+                if self._requests is not None:
+                    self._requests.undo()  # the newest entry, whose ever it is: only how many there are counts
             else:
                 with suppress(ValueError):  # it may have been passed over already
                     self._waiting.remove(turn)
@@ -91,11 +93,6 @@ class Limiter:
         if self._requests is not None:
             self._requests.add(now, 1)
 
-    def _leave_unused(self) -> None:
-        self.in_flight -= 1
-        if self._requests is not None:
-            self._requests.undo()
-
     def _wake(self) -> None:
         """Let in all who may go now, and set the timer for the next."""
         if self._timer is not None:
@@ -106,11 +103,11 @@ class Limiter:
         while self._waiting:
             at = self._opens_at(now)
             if at > now:
-                if at != float("inf"):
+                if at != float("inf"):  # else a release wakes us, and no clock can
                     self._timer = loop.call_at(at, self._wake)
                 return
             turn = self._waiting.popleft()
-            if not turn.done():
+            if not turn.done():  # who was cancelled in the line is passed over
                 self._enter(now)
                 turn.set_result(None)
 
@@ -138,7 +135,7 @@ class _Window:
             self._sum -= entries.popleft()[1]
         if self._sum < self._most:
             return now
-        left = self._sum
+        left = self._sum  # the window opens when enough of the oldest entries have left it
         for at, amount in entries:
             left -= amount
             if left < self._most:
@@ -151,8 +148,5 @@ _limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Limits, Limiter]] =
 
 def limiter_for(limits: Limits) -> Limiter:
     """The limiter of the running loop for these limits."""
-    known = _limiters.setdefault(asyncio.get_running_loop(), {})
-    found = known.get(limits)
-    if found is None:
-        found = known[limits] = Limiter(limits)
-    return found
+    limiters = _limiters.setdefault(asyncio.get_running_loop(), {})
+    return limiters.get(limits) or limiters.setdefault(limits, Limiter(limits))

@@ -1,4 +1,4 @@
-"""Any provider that LiteLLM knows, for those without an adapter of our own. Needs the extra `litellm`.
+"""Any provider that LiteLLM knows, for those without an adapter of our own. Needs the package `litellm`.
 
 LiteLLM answers in the shape of chat completions, so its answers are read like those of any such server.
 Source: https://docs.litellm.ai/docs/completion
@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
 from aworld.core.exceptions import ModelError
+from aworld.core.extras import import_extra
 from aworld.core.message import chat_format
-from aworld.core.model import Delta, ModelReply, ModelRequest
+from aworld.core.model import Delta, ModelReply, ModelRequest, function_format
 from aworld.models.http import ERROR_TEXT, RETRYABLE, retry_after
-from aworld.models.openai import Answer, sampling_params, wire_output, wire_tool
-from aworld.models.openai_wire import Chunk
-from aworld.models.remote import RemoteModel
+from aworld.models.openai import wire_output
+from aworld.models.openai_wire import ChatReply, Chunk
+from aworld.models.remote_model import RemoteModel
 
 
 class LiteLLMModel(RemoteModel):
@@ -31,33 +31,30 @@ class LiteLLMModel(RemoteModel):
 
     def __init__(self, config: ModelConfig, *, provider: str = "litellm") -> None:
         super().__init__(config, provider=provider, url=config.llm_base_url or "litellm", headers={})
-        try:
-            self._litellm: Any = import_module("litellm")
-            self._errors: Any = import_module("openai").OpenAIError  # the base of LiteLLM's own errors
-        except ImportError as error:
-            raise ConfigError("The provider litellm needs an extra: pip install 'aworld[litellm]'") from error
-        self.params = sampling_params(config, official=False)
+        self._litellm: Any = import_extra("litellm", "The provider litellm", "litellm>=1.80")
+        self._errors: Any = import_module("openai").OpenAIError  # the base of LiteLLM's own errors
+        self.params = config.sampling()
 
     async def generate(self, request: ModelRequest) -> ModelReply:
-        """Answer once. Raises `ModelError`."""
-        answer = Answer()
-        answer.add(_chunk(await self._ask(request)))
+        """ChatReply once. Raises `ModelError`."""
+        answer = ChatReply()
+        answer.add(msgspec.convert((await self._ask(request)).model_dump(), Chunk, strict=False))
         return self._finished(answer, request)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
-        """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
-        answer = Answer(on_delta)
+        """ChatReply once, and hand on each piece as it comes. Raises `ModelError`."""
+        answer = ChatReply(on_delta)
         pieces = await self._ask(request, stream=True, stream_options={"include_usage": True})
         try:
             async for piece in pieces:
-                answer.add(_chunk(piece))
+                answer.add(msgspec.convert(piece.model_dump(), Chunk, strict=False))
         except self._errors as error:
             raise self._failure(error) from None
         return self._finished(answer, request)
 
     async def _ask(self, request: ModelRequest, **more: Any) -> Any:
         config = self.config
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": self.name,
             "messages": [chat_format(message) for message in request.messages],
             "timeout": config.llm_timeout,
@@ -72,11 +69,11 @@ class LiteLLMModel(RemoteModel):
             **more,
         }
         if request.tools:
-            asked["tools"] = [wire_tool(tool) for tool in request.tools]
+            arguments["tools"] = [function_format(tool) for tool in request.tools]
         if request.output is not None:
-            asked.setdefault("response_format", wire_output(request.output))
+            arguments.setdefault("response_format", wire_output(request.output))
         try:
-            return await self._litellm.acompletion(**asked)
+            return await self._litellm.acompletion(**arguments)
         except self._errors as error:
             # Its errors carry the whole request, so they are not chained.
             raise self._failure(error) from None
@@ -94,11 +91,7 @@ class LiteLLMModel(RemoteModel):
             retry_after=retry_after(headers),
         )
 
-    def _finished(self, answer: Answer, request: ModelRequest) -> ModelReply:
+    def _finished(self, answer: ChatReply, request: ModelRequest) -> ModelReply:
         if not answer.seen:
             raise ModelError(f"{self.provider} sent a chat completion without choices", retryable=True)
         return self.priced(answer.reply(request))
-
-
-def _chunk(answer: Any) -> Chunk:
-    return msgspec.convert(answer.model_dump(), Chunk, strict=False)

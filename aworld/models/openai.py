@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, chat_format
-from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, ToolSchema
-from aworld.models.openai_wire import Answer, Chunk, decode_chunk
-from aworld.models.remote import RemoteModel
-from aworld.models.schema import is_strict
+from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, function_format
+from aworld.models.openai_wire import ChatReply, Chunk, decode_chunk
+from aworld.models.remote_model import RemoteModel, is_strict
 
 BASE_URL = "https://api.openai.com/v1"
 AZURE_API_VERSION = "2024-10-21"
@@ -37,22 +36,23 @@ class OpenAIModel(RemoteModel):
         url = self._url(config)
         super().__init__(config, provider=provider, url=url, headers=self._authorization(config.llm_api_key))
         self._official = _is_official(url)
-        self.params = sampling_params(config, official=self._official)
+        # OpenAI has replaced the word, and refuses the old one for its reasoning models; others know only the old one.
+        self.params = config.sampling("max_completion_tokens" if self._official else "max_tokens")
         self._fixed: dict[str, Any] = _CAPTURE if config.llm_capture_tokens else {}
 
     async def generate(self, request: ModelRequest) -> ModelReply:
-        """Answer once. Raises `ModelError`."""
+        """ChatReply once. Raises `ModelError`."""
         data, kind = await self.endpoint.post(self.encode(self.body(request)))
-        answer = Answer()
+        answer = ChatReply()
         answer.add(self._decoded(data, kind))
         return self._finished(answer, request, data)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
-        """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
+        """ChatReply once, and hand on each piece as it comes. Raises `ModelError`."""
         body = self.body(request)
         body["stream"] = True
         body.setdefault("stream_options", {"include_usage": True})
-        answer = Answer(on_delta)
+        answer = ChatReply(on_delta)
 
         def take(events: list[bytes]) -> bool:
             done = False
@@ -78,7 +78,7 @@ class OpenAIModel(RemoteModel):
             **request.params,
         }
         if request.tools:
-            body["tools"] = [wire_tool(tool) for tool in request.tools]
+            body["tools"] = [function_format(tool) for tool in request.tools]
         if request.output is not None:
             body.setdefault("response_format", wire_output(request.output))
         return body
@@ -100,7 +100,7 @@ class OpenAIModel(RemoteModel):
             raise self.endpoint.reported(chunk.error, _status(chunk.error))
         return chunk
 
-    def _finished(self, answer: Answer, request: ModelRequest, data: bytes) -> ModelReply:
+    def _finished(self, answer: ChatReply, request: ModelRequest, data: bytes) -> ModelReply:
         if not answer.seen:
             raise self.endpoint.unreadable("a chat completion without choices", data)
         return self.priced(answer.reply(request))
@@ -136,26 +136,6 @@ def _plain(message: Message) -> Message:
     if message.reasoning is None and message.opaque is None:
         return message
     return msgspec.structs.replace(message, reasoning=None, opaque=None)
-
-
-def sampling_params(config: ModelConfig, *, official: bool) -> dict[str, Any]:
-    """Sampling settings in the API's words. OpenAI itself has replaced `max_tokens`, and refuses the old word for its
-    reasoning models; other servers know the old one."""
-    named = {
-        "temperature": config.llm_temperature,
-        "top_p": config.llm_top_p,
-        "max_completion_tokens" if official else "max_tokens": config.llm_max_tokens,
-        "seed": config.llm_seed,
-        "stop": config.llm_stop,
-        "reasoning_effort": config.llm_reasoning_effort,
-    }
-    return {**{key: value for key, value in named.items() if value is not None}, **config.params}
-
-
-def wire_tool(tool: ToolSchema) -> dict[str, Any]:
-    """A tool in the API's words."""
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    return {"type": "function", "function": function}
 
 
 def wire_output(output: OutputSchema) -> dict[str, Any]:

@@ -1,48 +1,48 @@
 """What an OpenAI-compatible server answers: the shapes, and how they become a `ModelReply`.
 
 Servers differ. The shapes name only what is used, take `null` everywhere, and numbers in strings; what is known to vary
-(ids, arguments, contents) is taken in each of its forms. One `Answer` gathers a reply, whole or in pieces.
+(ids, arguments, contents) is taken in each of its forms. One `ChatReply` gathers a reply, whole or in pieces.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
-from aworld.core.message import Message, Tokens, ToolCall, Usage
+from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 
 
-class Function(Struct, gc=False):
+class ChatFunction(Struct, gc=False):
     """A function call or a piece of one. Some servers give the arguments as an object instead of its text."""
 
     name: str | None = None
     arguments: str | dict[str, Any] | list[Any] | None = None
 
 
-class Call(Struct):
+class ChatCall(Struct):
     """A tool call or a piece of one."""
 
     index: int | None = None
     id: Any = None
-    function: Function | None = None
+    function: ChatFunction | None = None
     extra_content: dict[str, Any] | None = None
     """What Gemini wants back with the call (thought signatures)."""
 
 
-class Said(Struct):
+class ChatMessage(Struct):
     """A message, or what a chunk adds to it."""
 
     content: str | list[Any] | None = None
     reasoning_content: Any = None
     reasoning: Any = None
     refusal: str | None = None
-    tool_calls: list[Call] | None = None
-    function_call: Function | None = None
+    tool_calls: list[ChatCall] | None = None
+    function_call: ChatFunction | None = None
     reasoning_details: list[dict[str, Any]] | None = None
 
 
@@ -62,8 +62,8 @@ class Choice(Struct):
     """One answer, or a piece of it."""
 
     index: int | None = 0
-    message: Said | None = None
-    delta: Said | None = None
+    message: ChatMessage | None = None
+    delta: ChatMessage | None = None
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
     token_ids: list[int] | None = None
@@ -83,7 +83,7 @@ class CompletionDetails(Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class Spent(Struct, gc=False):
+class ChatUsage(Struct, gc=False):
     """Usage as chat completions report it; `cost` is OpenRouter's, `prompt_cache_hit_tokens` DeepSeek's."""
 
     prompt_tokens: int | None = None
@@ -117,7 +117,7 @@ class Chunk(Struct):
     id: Any = None
     model: str | None = None
     choices: list[Choice] | None = None
-    usage: Spent | None = None
+    usage: ChatUsage | None = None
     error: Any = None
     prompt_token_ids: list[int] | None = None
 
@@ -125,13 +125,8 @@ class Chunk(Struct):
 decode_chunk = msgspec.json.Decoder(Chunk, strict=False).decode
 
 
-class Answer:
+class ChatReply:
     """A reply as it comes in, whole or piece by piece; choice 0 only."""
-
-    __slots__ = (
-        "_calls", "_content", "_details", "_ids", "_logprobs", "_model", "_on_delta", "_prompt_ids", "_reasoning",
-        "_response_id", "_usage", "complete", "finish_reason", "first_token", "seen",
-    )  # fmt: skip
 
     def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
         """With `on_delta` the reply is streamed: each piece of text and thinking is handed on."""
@@ -164,7 +159,7 @@ class Answer:
         if chunk.prompt_token_ids is not None:
             self._prompt_ids = chunk.prompt_token_ids
         for choice in chunk.choices or ():
-            if choice.index:
+            if choice.index:  # `n` above 1 is not asked for; what comes all the same is not the answer
                 continue
             self.seen = True
             if choice.finish_reason is not None:
@@ -172,13 +167,13 @@ class Answer:
                 self.complete = True
             if choice.prompt_token_ids is not None:
                 self._prompt_ids = choice.prompt_token_ids
-            if choice.token_ids is not None:
+            if choice.token_ids is not None:  # a stream brings them in pieces, as it does the text
                 self._ids = (self._ids or []) + choice.token_ids
             if choice.logprobs is not None and choice.logprobs.content is not None:
                 self._logprobs = (self._logprobs or []) + [token.logprob for token in choice.logprobs.content]
-            said = choice.delta or choice.message
-            if said is not None:
-                self._say(said)
+            message = choice.delta or choice.message
+            if message is not None:
+                self._add(message)
                 return
 
     def reply(self, request: ModelRequest) -> ModelReply:
@@ -200,10 +195,10 @@ class Answer:
             message, self.finish_reason, self._usage, tokens, self._model, self._response_id, self.first_token
         )
 
-    def _say(self, said: Said) -> None:
+    def _add(self, message: ChatMessage) -> None:
         on_delta = self._on_delta
-        reasoning: Any = said.reasoning_content or said.reasoning
-        content = said.content if said.content is not None else said.refusal
+        reasoning: Any = message.reasoning_content or message.reasoning
+        content = message.content if message.content is not None else message.refusal
         if isinstance(content, list):
             content, thought = _parts(content)
             reasoning = reasoning or thought
@@ -218,36 +213,36 @@ class Answer:
                 self._content.append(content)
                 if on_delta is not None:
                     on_delta(TextDelta(content))
-        for call in said.tool_calls or ():
+        for call in message.tool_calls or ():
             self._add_call(call)
-        if said.function_call is not None:
-            self._add_call(Call(index=0, function=said.function_call))
-        for detail in said.reasoning_details or ():
+        if message.function_call is not None:
+            self._add_call(ChatCall(index=0, function=message.function_call))
+        for detail in message.reasoning_details or ():
             self._add_detail(detail)
         if self.first_token is None and on_delta is not None and (self._content or self._reasoning or self._calls):
             self.first_token = time.time()
 
-    def _add_call(self, piece: Call) -> None:
+    def _add_call(self, piece: ChatCall) -> None:
         """Join the pieces of a call. They go by index; servers that leave it out, or give parallel calls the same one,
         begin a new call with an id and a name."""
-        function = piece.function or Function()
-        found = None
+        function = piece.function or ChatFunction()
+        call = None
         for parts in self._calls:
             if parts.index == piece.index and piece.index is not None:
-                found = parts
-        if piece.index is None and piece.id is None and self._calls:
-            found = self._calls[-1]
-        if found is None or (piece.id and found.id and piece.id != found.id and function.name):
-            found = _CallParts(piece.index)
-            self._calls.append(found)
-        found.id = found.id or piece.id
-        if function.name and not found.name:
-            found.name = function.name
+                call = parts
+        if piece.index is None and piece.id is None and self._calls:  # more of the arguments of the last one
+            call = self._calls[-1]
+        if call is None or (piece.id and call.id and piece.id != call.id and function.name):
+            call = _CallParts(piece.index)
+            self._calls.append(call)
+        call.id = call.id or piece.id
+        if function.name and not call.name:
+            call.name = function.name
         if piece.extra_content is not None:
-            found.extra = piece.extra_content
+            call.extra = piece.extra_content
         arguments = function.arguments
         if arguments is not None:
-            found.arguments.append(arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
+            call.arguments.append(arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
 
     def _add_detail(self, detail: dict[str, Any]) -> None:
         """Join pieces of the same reasoning block: texts grow, the rest (signature, format) is what came last."""
@@ -283,19 +278,11 @@ class Answer:
 
     def _calls_with_extras(self, calls: tuple[ToolCall, ...]) -> Iterator[dict[str, Any]]:
         for parts, call in zip(self._calls, calls, strict=True):
-            shown: dict[str, Any] = {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            if parts.extra is not None:
-                shown["extra_content"] = parts.extra
-            yield shown
+            extra = {} if parts.extra is None else {"extra_content": parts.extra}
+            yield {**tool_call_format(call), **extra}
 
 
 class _CallParts:
-    __slots__ = ("arguments", "extra", "id", "index", "name")
-
     def __init__(self, index: int | None) -> None:
         self.index = index
         self.id: Any = None
@@ -312,14 +299,12 @@ def _parts(content: list[Any]) -> tuple[str, str]:
         if isinstance(part, str):
             text.append(part)
         elif isinstance(part, dict):
-            said: Any = part.get("text")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            thought: Any = part.get("thinking")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            if isinstance(said, str):
-                text.append(said)
-            if isinstance(thought, str):
-                thinking.append(thought)
-            elif isinstance(thought, list):
-                thinking.append(_parts(thought)[0])  # pyright: ignore[reportUnknownArgumentType]
+            fields = cast("dict[str, Any]", part)
+            if isinstance(fields.get("text"), str):
+                text.append(fields["text"])
+            thought: Any = fields.get("thinking")
+            if isinstance(thought, str | list):
+                thinking.append(thought if isinstance(thought, str) else _parts(cast("list[Any]", thought))[0])
     return "".join(text), "".join(thinking)
 
 

@@ -34,10 +34,10 @@ def provider_of(folder: str) -> str:
 def written(folder: str) -> object:
     """When the weights of a checkpoint were written; None for the packaged policy."""
     try:
-        found = os.stat(os.path.join(folder, _WEIGHTS))
+        file = os.stat(os.path.join(folder, _WEIGHTS))
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return file.st_mtime_ns, file.st_size, file.st_ino
 
 
 def without_policy(text: str) -> str | None:
@@ -73,8 +73,6 @@ def _newest(checkpoints: str) -> str | None:
     """The checkpoint of the latest step, by the number in its name; None when there is none that is whole."""
     if not os.path.isdir(checkpoints):
         return None
-    numbered = [
-        (int(found[1]), name) for name in os.listdir(checkpoints) if (found := re.fullmatch(r"\w+-(\d+)", name))
-    ]
+    numbered = [(int(step[1]), name) for name in os.listdir(checkpoints) if (step := re.fullmatch(r"\w+-(\d+)", name))]
     whole = [(step, folder) for step, name in numbered if _has_weights(folder := os.path.join(checkpoints, name))]
     return max(whole)[1] if whole else None

@@ -8,15 +8,16 @@ to a stranger.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, TypeAlias
 
 from msgspec import Struct
 
 from aworld.config.conf import ModelConfig
-from aworld.config.errors import ConfigError
+from aworld.core.checks import hint, nearest
+from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
 from aworld.models.policy_folders import if_a_folder_was_meant, policy_folder, provider_of, without_policy, written
 
@@ -42,63 +43,30 @@ class Provider(Struct, frozen=True):
     """What equal settings do not tell of a model, such as when its file was written; with another, it is built anew."""
 
 
-def _chat(name: str) -> Factory:
-    def build(config: ModelConfig) -> Model:
-        from aworld.models.openai import OpenAIModel
-
-        return OpenAIModel(config, provider=name)
-
-    return build
+def _lazy(module: str, name: str, **more: Any) -> Factory:
+    """What makes a model, imported when the first one is asked for."""
+    return lambda config: getattr(import_module(f"aworld.models.{module}"), name)(config, **more)
 
 
-def _azure(config: ModelConfig) -> Model:
-    from aworld.models.openai import AzureModel
-
-    return AzureModel(config)
-
-
-def _anthropic(config: ModelConfig) -> Model:
-    from aworld.models.anthropic import AnthropicModel
-
-    return AnthropicModel(config)
-
-
-def _litellm(config: ModelConfig) -> Model:
-    from aworld.models.litellm import LiteLLMModel
-
-    return LiteLLMModel(config)
-
-
-def _transformers(config: ModelConfig) -> Model:
-    from aworld.models.torch_model import torch_model
-
-    return torch_model(config)
-
-
-def _embedded(config: ModelConfig) -> Model:
-    from aworld.models.embedded.model import embedded_model
-
-    return embedded_model(config)
-
-
-def _preset(name: str, prefix: str, base_url: str, *, needs_key: bool = True) -> Provider:
-    return Provider(_chat(name), (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
+def _preset(
+    name: str, prefix: str, base_url: str, factory: Factory | None = None, *, needs_key: bool = True
+) -> Provider:  # fmt: skip
+    factory = factory or _lazy("openai", "OpenAIModel", provider=name)
+    return Provider(factory, (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
 
 
 _providers: dict[str, Provider] = {
     "openai": _preset("openai", "OPENAI", "https://api.openai.com/v1"),
-    "azure": Provider(_azure, ("AZURE_OPENAI_API_KEY",), ("AZURE_OPENAI_ENDPOINT",)),
-    "anthropic": Provider(
-        _anthropic, ("ANTHROPIC_API_KEY",), ("ANTHROPIC_BASE_URL",), "https://api.anthropic.com", needs_key=True
-    ),
+    "azure": Provider(_lazy("openai", "AzureModel"), ("AZURE_OPENAI_API_KEY",), ("AZURE_OPENAI_ENDPOINT",)),
+    "anthropic": _preset("anthropic", "ANTHROPIC", "https://api.anthropic.com", _lazy("anthropic", "AnthropicModel")),
     "openrouter": _preset("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
     "deepseek": _preset("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
     "qwen": _preset("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
     "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
     "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
-    "litellm": Provider(_litellm),
-    "transformers": Provider(_transformers, state=written),
-    "embedded": Provider(_embedded, local_name="packaged", state=written),
+    "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
+    "transformers": Provider(_lazy("torch_model", "torch_model"), state=written),
+    "embedded": Provider(_lazy("embedded.embedded_model", "embedded_model"), local_name="packaged", state=written),
 }
 
 _models: dict[tuple[Any, ...], Model] = {}
@@ -130,14 +98,15 @@ def build_model(config: ModelConfig | str) -> Model:
     provider = _providers.get(name)
     if provider is None:
         raise ConfigError(_unknown(name))
-    found = _environment(config, name, provider)
-    # Settings may change between calls, so the key is what they hold, not which object they are.
+    open_settings = _environment(config, name, provider)
+    # Settings may change between calls, so the key is what they hold, not which object they are: a model is a value,
+    # and two with equal settings share their connections and limits.
     settings = [v if v is None or isinstance(v, str | int | float) else repr(v) for v in config.__dict__.values()]
-    state = provider.state and provider.state(found["llm_model_name"] or "")
-    key = (name, state, *found.values(), *settings)
+    state = provider.state and provider.state(open_settings["llm_model_name"] or "")
+    key = (name, state, *open_settings.values(), *settings)
     model = _models.get(key)
     if model is None:
-        model = provider.factory(_resolved(config, name, provider, found))
+        model = provider.factory(_resolved(config, name, provider, open_settings))
         if len(_models) >= _CACHED:
             _models.pop(next(iter(_models)))
         _models[key] = model
@@ -167,44 +136,37 @@ def in_process(provider: str) -> bool:
 
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
     """What the environment gives for the settings that are open."""
-    if provider.local_name:
-        own = os.environ.get("LLM_MODEL_NAME") if os.environ.get("LLM_PROVIDER") == name else None
-        return {
-            "llm_model_name": config.llm_model_name or own or provider.local_name,
-            "llm_api_key": None,
-            "llm_base_url": None,
-            "llm_temperature": os.environ.get("LLM_TEMPERATURE") if config.llm_temperature is None else None,
-            "llm_api_version": None,
-        }
-    own_key = _first(provider.key_variables)
+    own_key, own_url, local = _first(provider.key_variables), _first(provider.url_variables), provider.local_name
     chosen = os.environ.get("LLM_PROVIDER")
     # `LLM_*` speak of the provider that the environment names; if it names none, of whichever has no key of its own.
-    shared = name == (chosen or "openai") or (not chosen and own_key is None)
-    common = os.environ.get if shared else _nothing
+    # One inside this process is meant only where it is named.
+    shared = chosen == name if local else name == (chosen or "openai") or (not chosen and own_key is None)
+    variables: Mapping[str, str] = os.environ if shared else {}
     return {
-        "llm_model_name": config.llm_model_name or common("LLM_MODEL_NAME"),
-        "llm_api_key": config.llm_api_key or common("LLM_API_KEY") or own_key,
-        "llm_base_url": config.llm_base_url or common("LLM_BASE_URL") or _first(provider.url_variables),
+        "llm_model_name": config.llm_model_name or variables.get("LLM_MODEL_NAME") or local,
+        "llm_api_key": None if local else config.llm_api_key or variables.get("LLM_API_KEY") or own_key,
+        "llm_base_url": None if local else config.llm_base_url or variables.get("LLM_BASE_URL") or own_url,
         "llm_temperature": os.environ.get("LLM_TEMPERATURE") if config.llm_temperature is None else None,
         "llm_api_version": os.environ.get("OPENAI_API_VERSION") if name == "azure" else None,
     }
 
 
-def _resolved(config: ModelConfig, name: str, provider: Provider, found: dict[str, str | None]) -> ModelConfig:
-    """The settings with nothing left open. Raises `ConfigError` for what is missing."""
-    model, key, url = found["llm_model_name"], found["llm_api_key"], found["llm_base_url"]
+def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str, str | None]) -> ModelConfig:
+    """The settings with nothing left open; `rest` is what the environment gives. Raises `ConfigError`."""
+    model, key, url = rest["llm_model_name"], rest["llm_api_key"], rest["llm_base_url"]
     if not model:
-        raise ConfigError("No model name: set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)")
+        raise without_name()
     url = (url or provider.base_url or "").strip() or None
     key = (key or "").strip() or None
     if provider.needs_key and not key and url is not None and url.rstrip("/") == provider.base_url:
-        told = f"No API key for {name}: set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
+        remedy = f"set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
         meant = "" if config.llm_provider else _if_another_was_meant(model)
-        raise ConfigError(f"{told}. {meant}" if meant else told)
+        text = f"No API key for {name}: {remedy}" + (f". {meant}" if meant else "")
+        raise ConfigError(text, setting="llm_api_key", remedy=remedy)
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigError(f"The base URL of {name} must begin with http:// or https:// (LLM_BASE_URL or llm_base_url)")
     temperature = config.llm_temperature
-    if temperature is None and (text := found["llm_temperature"]):
+    if temperature is None and (text := rest["llm_temperature"]):
         try:
             temperature = float(text)
         except ValueError:
@@ -217,33 +179,33 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, found: dict[st
             "llm_api_key": key,
             "llm_base_url": url,
             "llm_temperature": temperature,
-            "llm_api_version": config.llm_api_version or found["llm_api_version"],
+            "llm_api_version": config.llm_api_version or rest["llm_api_version"],
         },
     )
+
+
+def without_name() -> ConfigError:
+    """The error for settings that name no model."""
+    remedy = "set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)"
+    return ConfigError(f"No model name: {remedy}", setting="llm_model_name", remedy=remedy)
 
 
 def _if_another_was_meant(model: str) -> str:
     """What may be wrong with a name that the default provider would have got: a sentence, or nothing."""
     provider, colon, _ = model.partition(":")
     if colon and "/" not in provider:
-        near = difflib.get_close_matches(provider.lower(), _providers, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known_providers())}."
-        return f"If {provider!r} was meant as a provider: there is none of that name; {hint}"
+        meant = hint(provider.lower(), known_providers())
+        return f"If {provider!r} was meant as a provider: there is none of that name; {meant}"
     return if_a_folder_was_meant(model)
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), _providers, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "any server with OpenAI's API is 'openai' with llm_base_url."
-    return f"Unknown provider {name!r} (LLM_PROVIDER or llm_provider); {hint} Known are: {', '.join(known_providers())}"
+    near = nearest(name.lower(), _providers)
+    meant = f"did you mean {near!r}?" if near else "any server with OpenAI's API is 'openai' with llm_base_url."
+    return (
+        f"Unknown provider {name!r} (LLM_PROVIDER or llm_provider); {meant} Known are: {', '.join(known_providers())}"
+    )
 
 
 def _first(variables: tuple[str, ...]) -> str | None:
-    for variable in variables:
-        if value := os.environ.get(variable):
-            return value
-    return None
-
-
-def _nothing(_: str) -> None:
-    return None
+    return next((value for variable in variables if (value := os.environ.get(variable))), None)

@@ -26,6 +26,7 @@ class EventParser:
         if not (self._pieces or self._data or self._after_cr) and chunk[:6] == b"data: " and chunk[-2:] == b"\n\n":
             # Nearly every chunk is one or more whole events of one line each: 0.6 µs, against 0.9 line by line.
             events = chunk[6:-2].split(b"\n\ndata: ")
+            # The count of line ends tells that each piece is one line; anything unusual takes the way below.
             if chunk.count(b"\n") == 2 * len(events) and b"\r" not in chunk and b"" not in events:
                 return events
         if not chunk:
@@ -48,7 +49,7 @@ class EventParser:
             chunk = b"".join(self._pieces)
             self._pieces.clear()
         lines = chunk.split(b"\n")
-        rest = lines.pop()
+        rest = lines.pop()  # what follows the last line end is not yet a whole line
         if rest:
             self._pieces.append(rest)
         return self._read(lines)

@@ -9,43 +9,22 @@ the distribution as it is.
 
 from __future__ import annotations
 
-import importlib
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from aworld.core.exceptions import ConfigError
-from aworld.models.token_model import Sampling
+from aworld.core import extras
+from aworld.models.token_model import Draft, Sampling
 
-
-@dataclass(slots=True)
-class Draft:
-    """A prompt and what was written to it so far."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    ids: list[int] = field(default_factory=list[int])
-    logprobs: list[float] = field(default_factory=list[float])
-    rng: random.Random = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(self.sampling.seed)
-
-
-def import_torch() -> Any:
-    """The package `torch`. Raises ConfigError that says what to install."""
-    return import_extra("torch", "trl")
+_PACKAGES = {
+    "trl": ("torch", "transformers>=5.23", "trl==1.16.0", "datasets>=4"),
+    "verl": ("torch", "transformers>=5.23", "verl==0.9.1"),
+}
+"""What is installed together: the two trainers want other versions of each other's packages."""
 
 
 def import_extra(name: str, extra: str) -> Any:
-    """A package of an extra. Raises ConfigError that says what to install."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"This needs the package {name!r} ({error}); install it with pip install 'aworld[{extra}]'."
-        ) from None
+    """A package of what a trainer needs. Raises ConfigError that says what to install."""
+    return extras.import_extra(name, f"This (see docs/trainers.md, {extra})", *_PACKAGES[extra])
 
 
 def complete(model: Any, drafts: Sequence[Draft], ends: frozenset[int], finished: Callable[[Draft], None]) -> None:
@@ -57,7 +36,7 @@ def complete(model: Any, drafts: Sequence[Draft], ends: frozenset[int], finished
         ends: Ids that end a reply; the one drawn is part of it.
         finished: Told of each whole draft; must not raise.
     """
-    torch = import_torch()
+    torch = import_extra("torch", "trl")
     with torch.no_grad():
         ids, mask = _padded(torch, drafts, model.device)
         place = mask.cumsum(dim=1).sub(1).clamp(min=0)

@@ -13,15 +13,14 @@ import json
 import weakref
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import ModelRequest
 from aworld.models.chat_tokens import ChatTokens
-from aworld.models.token_model import Completion, Sampling, TokenModel, ends_of
-from aworld.models.torch_decoding import Draft, complete, import_extra
+from aworld.models.token_model import Completion, Draft, Sampling, TokenModel, ends_of
+from aworld.models.torch_decoding import complete, import_extra
 
 if TYPE_CHECKING:
     from aworld.config.conf import ModelConfig
@@ -29,12 +28,6 @@ if TYPE_CHECKING:
 GATHER = 0.003
 """Seconds in which calls gather before an idle model begins to decode: tasks that were started together ask together,
 and one prompt costs almost as much as thirty."""
-
-
-@dataclass(slots=True)
-class _Call:
-    draft: Draft
-    done: Future[Draft]
 
 
 class TorchModel(TokenModel):
@@ -64,7 +57,7 @@ class TorchModel(TokenModel):
         self.module = model
         self.version = version
         self.max_batch = max_batch
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[tuple[Draft, Future[Draft]]] = deque()
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aworld-torch")
         weakref.finalize(self, self._thread.shutdown, wait=False)
@@ -77,11 +70,11 @@ class TorchModel(TokenModel):
 
     async def complete(self, prompt: tuple[int, ...], sampling: Sampling, request: ModelRequest) -> Completion:
         """Continue `prompt`, together with what else is asked for. Raises `ModelError`."""
-        call = _Call(Draft(prompt, sampling), Future())
-        self._waiting.append(call)
+        draft, done = Draft(prompt, sampling), Future[Draft]()
+        self._waiting.append((draft, done))
         if not self._busy:
             asyncio.get_running_loop().call_later(GATHER, self._begin)
-        draft = await asyncio.wrap_future(call.done)
+        await asyncio.wrap_future(done)
         return Completion(tuple(draft.ids), tuple(draft.logprobs), self.version)
 
     def _begin(self) -> None:
@@ -93,25 +86,24 @@ class TorchModel(TokenModel):
         """Decode until nobody waits (in the thread)."""
         while True:
             calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
-            calls = [call for call in calls if call.done.set_running_or_notify_cancel()]
-            if calls:
-                self._decode(calls)
+            drafts = {draft: done for draft, done in calls if done.set_running_or_notify_cancel()}
+            if drafts:
+                self._decode(drafts)
             elif not self._waiting:
                 self._busy = False
                 if not self._waiting:  # who came in between saw a busy model, and began nothing
                     return
                 self._busy = True
 
-    def _decode(self, calls: list[_Call]) -> None:
-        futures = {id(call.draft): call.done for call in calls}
+    def _decode(self, drafts: dict[Draft, Future[Draft]]) -> None:
         training = self.module.training
         self.module.eval()
         try:
-            complete(self.module, [call.draft for call in calls], self.ends, lambda d: futures[id(d)].set_result(d))
+            complete(self.module, list(drafts), self.ends, lambda draft: drafts[draft].set_result(draft))
         except Exception as error:  # noqa: BLE001 - out of memory, a broken module: each caller is told
-            for call in calls:
-                if not call.done.done():
-                    call.done.set_exception(ModelError(f"{self.name} failed: {type(error).__name__}: {error}"))
+            for done in drafts.values():
+                if not done.done():
+                    done.set_exception(ModelError(f"{self.name} failed: {type(error).__name__}: {error}"))
         finally:
             self.module.train(training)
 
@@ -147,13 +139,4 @@ def _declared(folder: Path) -> str | None:
 
 def torch_model(config: ModelConfig) -> TorchModel:
     """The model of these settings; `llm_model_name` is the folder of a checkpoint."""
-    params: dict[str, Any] = {
-        "temperature": config.llm_temperature,
-        "top_p": config.llm_top_p,
-        "max_tokens": config.llm_max_tokens,
-        "seed": config.llm_seed,
-        **config.params,
-    }
-    return TorchModel.open(
-        config.llm_model_name or "", params={key: value for key, value in params.items() if value is not None}
-    )
+    return TorchModel.open(config.llm_model_name or "", params=config.sampling())

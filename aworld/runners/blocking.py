@@ -14,8 +14,6 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import Any, TypeVar
 
-from aworld.models import close_transports
-
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -45,19 +43,18 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         try:
             return await work
         finally:
-            await _close_sessions()
-            await close_transports()
+            await _close_connections()
             await _leave_stragglers()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main())
 
 
-async def _close_sessions() -> None:
-    """End the MCP servers of this loop, if there are any; where none was named, nothing of them is imported."""
-    sessions = sys.modules.get("aworld.tools.mcp_session")
-    if sessions is not None:
-        await sessions.close_sessions()
+async def _close_connections() -> None:
+    """End the MCP servers and the HTTP connections of this loop; what no run has used is not imported for it."""
+    for module, close in (("aworld.tools.mcp_session", "close_sessions"), ("aworld.models.http", "close_transports")):
+        if (imported := sys.modules.get(module)) is not None:
+            await getattr(imported, close)()
 
 
 async def _leave_stragglers() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from aworld.config.conf import EngineName, RunConfig
+from aworld.core.checks import unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
-from aworld.core.output import AnyOutput
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.episode import Episode
+from aworld.runners.driver import Episode, refuse_interactive, run_to_end
+from aworld.runners.executors import executor_of
+from aworld.runners.run import Driven
+from aworld.runners.world import World
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
 
@@ -27,17 +30,22 @@ _memory = WeakStore()
 def run_config(value: RunConfig | dict[str, Any] | None) -> RunConfig:
     """A run configuration from what a caller gave. Raises ConfigError for an engine that is not here."""
     conf = RunConfig(**value) if isinstance(value, dict) else (value or RunConfig())
-    if conf.engine_name is not EngineName.LOCAL:
-        raise ConfigError(f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL.")
+    if conf.engine_name is EngineName.RAY:
+        raise ConfigError(
+            f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",
+            setting="engine_name",
+        )
     return conf
 
 
-def store_of(value: Any) -> TrajectoryStore:
-    """The store that a caller named: a store, a URL, or None for the memory of this process."""
+def store_of(value: Any, task: Task | None = None) -> TrajectoryStore:
+    """The store that a caller named: a store, a URL, or None: that of the run which `task` goes on from, or the memory
+    of this process."""
     if value is None:
-        return _memory
+        before = task.after if task is not None else None
+        return before.store if isinstance(before, TaskResponse) and before.store is not None else _memory
     if not isinstance(value, str):
-        if not hasattr(value, "append") or not hasattr(value, "attach"):
+        if not hasattr(value, "append") or not hasattr(value, "claim"):
             raise ConfigError(f"store takes a store or an address such as sqlite:///runs.db; got {value!r}.")
         return value
     store = _opened.get(value)
@@ -48,72 +56,44 @@ def store_of(value: Any) -> TrajectoryStore:
 
 async def load(id: str, store: TrajectoryStore) -> Trajectory:
     """The trajectory of this id. Raises TaskError when the store does not have it."""
-    return Trajectory.of(id, await store.read(id))
+    return Trajectory.of(id, await store.read(id), await store.notes(id))
 
 
-async def run_one(task: Task, store: TrajectoryStore, emit: Callable[[AnyOutput], None] | None = None) -> TaskResponse:
-    """Run a task to its end."""
-    return await Episode(task, store, forked(task), emit).run()
+def drive(task: Task, store: TrajectoryStore, record: Trajectory | None = None, world: World | None = None) -> Driven:
+    """What takes the turns of a task, which goes on from `record` if there is one, in the live world or another."""
+    return Episode(task, store, record, world)
 
 
-def forked(task: Task) -> Trajectory | None:
-    """The record that a forked task begins with; None for other tasks."""
-    prefix = task.prefix
-    if prefix is None:
-        return None
-    record = Trajectory(task.id)
-    for event in prefix.trajectory.events[: prefix.seq]:
-        record.apply(event)
-    return record
+def run_one(task: Task, store: TrajectoryStore) -> Coroutine[Any, Any, TaskResponse]:
+    """Run a task to its end. Raises TaskError for one that is to be stepped."""
+    return run_to_end(task, store)
 
 
 async def run_many(
     tasks: Sequence[Task], conf: RunConfig, done: Callable[[TaskResponse], None] | None = None
 ) -> dict[str, TaskResponse]:
     """Run tasks, at most `conf.max_concurrency` at once; responses by task id, in the order of the tasks."""
-    ids = [task.id for task in tasks]
-    if len(set(ids)) != len(ids):
-        twice = next(id for id in ids if ids.count(id) > 1)
-        raise TaskError(f"Two tasks have the id {twice!r}; give each its own, or leave the id out.")
+    ids = unique("Two tasks have the id", (task.id for task in tasks), TaskError)
+    for task in tasks:
+        refuse_interactive(task)
     for agent in {id(task.agent): task.agent for task in tasks}.values():
         agent.check()  # misuse is told before any task begins
-    store = store_of(conf.store)
-    taken = await store.query(Query(ids=tuple(task.id for task in tasks if task.named)))
-    if taken:
+    store = store_of(conf.store, tasks[0] if tasks else None)
+    named = tuple(task.id for task in tasks if task.named)
+    if taken := await store.query(Query(ids=named)) if named else ():
         raise already_there(taken[0].id, store.url)
-    if conf.sequence_dependent:
-        return await _in_sequence(tasks, store, done)
+    executor = executor_of(conf, store)
     responses: dict[str, TaskResponse] = {}
-    waiting = iter(tasks)
-
-    async def work() -> None:
-        for task in waiting:  # workers share one iterator: each takes the next task when it is free
-            response = responses[task.id] = await run_one(task, store)
-            if done is not None:
-                done(response)
-
-    workers = [asyncio.create_task(work()) for _ in range(min(conf.max_concurrency, len(tasks)))]
-    try:
-        await asyncio.gather(*workers)
-    except BaseException:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-        raise
-    return {id: responses[id] for id in ids}
-
-
-async def _in_sequence(
-    tasks: Sequence[Task], store: TrajectoryStore, done: Callable[[TaskResponse], None] | None
-) -> dict[str, TaskResponse]:
-    responses: dict[str, TaskResponse] = {}
-    for task in tasks:
-        response = responses[task.id] = await run_one(task, store)
-        if done is not None:
-            done(response)
-        if not response.success:
+    # One after the other is as many batches of one: the first that does not finish stops the rest.
+    for batch in [[task] for task in tasks] if conf.sequence_dependent else [tasks]:
+        async with aclosing(executor.run(batch)) as finished:
+            async for response in finished:
+                responses[response.id] = response
+                if done is not None:
+                    done(response)
+        if conf.sequence_dependent and not all(response.success for response in responses.values()):
             break
-    return responses
+    return {id: responses[id] for id in ids if id in responses}
 
 
 def fork_point(record: Trajectory, at: int | None) -> int:
@@ -129,7 +109,7 @@ def fork_point(record: Trajectory, at: int | None) -> int:
     # A step begins with the message of its reply, or with the call where no reply came. Parallel ones overtake others.
     replies = {call.reply for call in anew}
     first = min(call.seq for call in anew)
-    return next(e.seq for e in record.events if e.seq == first or (isinstance(e, MessageAdded) and e.id in replies))
+    return next(e.seq for e in record.own_events if e.seq == first or (isinstance(e, MessageAdded) and e.id in replies))
 
 
 def _is_end(event: Event, record: Trajectory) -> bool:

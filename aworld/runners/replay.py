@@ -16,14 +16,13 @@ from aworld.core import event as ev
 from aworld.core.agent.flow import Unit, units_of
 from aworld.core.exceptions import TaskError
 from aworld.core.hooks import Hooks
-from aworld.core.message import Content
-from aworld.core.task import Task
+from aworld.core.message import Content, Message
+from aworld.core.task import Prefix, Task
+from aworld.core.tool.toolkit import digest_of
 from aworld.core.trajectory import Trajectory
-from aworld.models.doubles import FunctionModel
-from aworld.runners.episode import Episode
-from aworld.runners.recorded import Path, Paths, RecordedCast, RecordedWorld
-from aworld.runners.setting import RecordedEnvironment
-from aworld.trajectory import MemoryStore
+from aworld.runners.local import drive
+from aworld.runners.recorded import Path, Paths, RecordedEnvironment, RecordedWorld
+from aworld.trajectory import MemoryStore, TrajectoryStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,58 +52,126 @@ class ReplayReport:
     """The trajectory of the replay."""
 
 
-class ReplayEpisode(Episode):
-    """Takes the recorded turns, in the order in which they ended."""
-
-    def __init__(self, task: Task, world: RecordedWorld) -> None:
-        super().__init__(task, MemoryStore(), world=world)
-        self.paths = Paths(self.record)
-        self._world = world
-        named = {call.agent: call.model for call in world.record.calls.values() if call.model}
-        for name, unit in self.cast.units.items():
-            swap = getattr(unit, "with_model", None)
-            if swap is not None:  # the recorded world answers; today's key may be missing
-                self.cast.units[name] = swap(FunctionModel(lambda _: "", name=named.get(name)))
-
-    def next_due(self) -> int:
-        """Whose turn was next; where that one is not due, whoever has no recorded turn left."""
-        ready = self.cast.ready
-        path = self._world.next_path()
-        due = self.paths.find(path) if path is not None else None
-        if due not in ready:
-            due = next((id for id in ready if not self._world.has_turn(self.paths.of(id), self._taken(id))), ready[0])
-        assert due is not None  # it is in ready
-        ready.remove(due)
-        self._world.begin(self.paths.of(due), self._taken(due))
-        return due
-
-    def _taken(self, id: int) -> int:
-        return self.record.activations[id].steps
-
-    def check(self) -> None:
-        """Nothing is asked, so nothing can be missing."""
-
-
 async def replay(record: Trajectory, agent: Unit | None = None, hooks: Sequence[Hooks] = ()) -> ReplayReport:
-    """Run `record` again, with today's `agent` if given, and compare. Raises TaskError for an empty record."""
-    if record.started is None or not record.activations:
+    """Run `record` again with today's `agent` and compare; without one, check the log in itself.
+
+    Raises TaskError for an empty record.
+    """
+    root = record.activations.get(0)
+    if record.started is None or root is None or root.input is None:
         raise TaskError(f"Trajectory {record.id} has no beginning to replay.")
-    world = RecordedWorld(record)
-    cast = RecordedCast(world)
-    actor = agent if agent is not None else cast.units[record.activations[0].agent]
-    first = next(n for n in record.messages.values() if n.origin == "input")
-    task = Task(first.message.content or "", swarm=actor, conf=record.started.conf, id=record.id, hooks=hooks)
-    task.environment = RecordedEnvironment(record) if record.started.environment is not None else None
-    episode = ReplayEpisode(task, world)
-    cast.live = episode.paths
+    if agent is None:
+        difference = check_log(record)
+        return ReplayReport(difference is None, difference, record.next_step, record)
+    world, store = RecordedWorld(record), MemoryStore()
+    driver = drive(_task_again(record, root.input, agent, hooks, store), store, world=world)
     over = False
     while not over:
-        said, results = _interventions(record, episode.record.next_step)
-        over, _, _ = await episode.step(said, results)
-    difference = _compare(record, episode.record, world.ended)
-    if difference is None and agent is not None:
-        difference = _compare_settings(record, units_of(agent))
-    return ReplayReport(difference is None, difference, episode.record.next_step, episode.record)
+        observation, results = _interventions(record, driver.record.next_step)
+        over, _, _ = await driver.step(observation, results)
+    difference = _compare(record, driver.record, world.ended) or _compare_settings(record, units_of(agent))
+    return ReplayReport(difference is None, difference, driver.record.next_step, driver.record)
+
+
+def _task_again(record: Trajectory, input: int, agent: Unit, hooks: Sequence[Hooks], store: TrajectoryStore) -> Task:
+    """The task of a recorded run; the turns before it, in a conversation, are put into `store`."""
+    assert record.started is not None  # the caller has looked
+    nodes = record.messages
+    earlier = [nodes[id] for id in record.path_ids(nodes[input].parent) if id >= record.first_message]
+    history = [node.message for node in earlier if node.origin == "input"]
+    asked = nodes[input].message.content or ""
+    task = Task(
+        [*history, Message("user", asked)] if history else asked if isinstance(asked, str) else list(asked),
+        swarm=agent,
+        conf=record.started.conf,
+        id=record.id,
+        hooks=hooks,
+        environment=RecordedEnvironment(record) if record.started.environment is not None else None,
+    )
+    if record.started.after and record.started.forked_from is not None:
+        before = Trajectory.of(record.started.forked_from.id, record.events[: record.first_seq])
+        store.append(before.id, before.events)
+        task.prefix = Prefix(before, record.first_seq, after=True)
+    return task
+
+
+def check_log(record: Trajectory) -> Difference | None:
+    """The first place where a log breaks the rules that hold for all logs; None when it keeps them."""
+    follower = Trajectory(record.id)
+    for event in record.events:
+        wrong = _broken_rule(follower, event)
+        if wrong is not None:
+            what, recorded, due = wrong
+            return Difference(event.seq, f"{_name(event)} {what}", recorded, due)
+        follower.apply(event)
+    return None
+
+
+def _broken_rule(record: Trajectory, event: ev.Event) -> tuple[str, Any, Any] | None:
+    """What is wrong with an event behind those that `record` has: a field, what it says, and what it may say."""
+    working = getattr(event, "activation", None)
+    if not isinstance(event, ev.Started | ev.AgentStarted | ev.MessageAdded) and isinstance(working, int):
+        activation = record.activations.get(working)
+        if activation is None:
+            return "activation", working, sorted(record.activations)
+    match event:
+        case ev.Finished() | ev.AgentStarted() | ev.ModelCalled() if record.finished is not None:
+            return "comes behind the end", event.seq, record.finished.seq
+        case ev.MessageAdded():
+            return _broken_message(record, event)
+        case ev.ToolsetOffered():
+            digest = digest_of(event.tools)
+            return None if digest == event.digest else ("digest", event.digest, digest)
+        case ev.ModelCalled():
+            activation = record.activations[event.activation]
+            if activation.open_calls:
+                return "while calls are open", [call.call_id for call in activation.open_calls], []
+            if event.step in record.calls:
+                return "step", event.step, record.next_step
+            for name, id in (("prompt", event.prompt), ("reply", event.reply)):
+                if id is not None and id not in record.messages:
+                    return name, id, record.next_message
+            if event.toolset is not None and event.toolset not in record.toolsets:
+                return "toolset", event.toolset, sorted(record.toolsets)
+            return _unanswered(record, event.prompt)
+        case ev.AgentFinished():
+            return ("comes twice", event.activation, None) if record.activations[event.activation].finished else None
+        case ev.ToolReturned():
+            calls = [call.call_id for call in record.activations[event.activation].calls]
+            return None if event.call_id in calls else ("call_id", event.call_id, calls)
+        case ev.Finished():
+            still = [call.call_id for activation in record.activations.values() for call in activation.open_calls]
+            return ("while calls are open", still, []) if still else None
+        case _:
+            return None
+
+
+def _broken_message(record: Trajectory, event: ev.MessageAdded) -> tuple[str, Any, Any] | None:
+    if event.id in record.messages:
+        return "id", event.id, record.next_message
+    kept = {call.result for activation in record.activations.values() for call in activation.calls}
+    for name, id in (("parent", event.parent), ("same_as", event.same_as), ("back_to", event.back_to)):
+        if id is not None and id not in record.messages and id not in kept:  # answers come in any order
+            return name, id, record.next_message
+    activation = record.activations.get(event.activation)
+    if activation is not None and activation.input is None and event.message is not None and not event.aside:
+        leaf = activation.leaf
+        if event.message.role == "user" and leaf is not None and event.parent != leaf:
+            return "parent", event.parent, leaf
+    return ("message", None, "a message, or the node that holds it") if event.message is event.same_as else None
+
+
+def _unanswered(record: Trajectory, leaf: int | None) -> tuple[str, Any, Any] | None:
+    """Calls in a prompt that their answers do not follow, in the order of the calls."""
+    due: list[str] = []
+    for message in record.path(leaf):
+        if message.role == "tool" and due and message.tool_call_id == due[0]:
+            due.pop(0)
+        elif message.role == "tool" or due:
+            return "prompt", message.tool_call_id, due
+        else:
+            due = [call.id for call in message.tool_calls]
+    return ("prompt", None, due) if due else None
 
 
 def _compare_settings(record: Trajectory, units: dict[str, Unit]) -> Difference | None:
@@ -121,15 +188,15 @@ def _interventions(record: Trajectory, step: int) -> tuple[Content | None, dict[
     last, due = record.calls.get(step - 1), record.calls.get(step)
     lower = last.seq if last is not None else 0
     upper = due.seq if due is not None else len(record.events)
-    said: Content | None = None
+    observation: Content | None = None
     results: dict[str, Content] = {}
     for event in record.events[lower:upper]:
         if isinstance(event, ev.MessageAdded) and event.origin == "human" and event.message is not None:
             if event.message.role == "tool":
                 results[event.message.tool_call_id or ""] = event.message.content or ""
             else:
-                said = event.message.content
-    return said, results
+                observation = event.message.content
+    return observation, results
 
 
 _COMPARED: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -154,7 +221,7 @@ class _Facts:
         ids: dict[int, set[int]] = {}
         self._steps: dict[int, tuple[Path, int]] = {}
         self.events: dict[tuple[Any, ...], ev.Event] = {}
-        for event in record.events:
+        for event in record.own_events:
             if isinstance(event, ev.MessageAdded):
                 ids.setdefault(event.activation, set()).add(event.id)
             elif isinstance(event, ev.ToolCalled):
@@ -164,7 +231,7 @@ class _Facts:
         for call in sorted(record.calls.values(), key=lambda call: call.seq):
             number = turns[call.activation] = turns.get(call.activation, -1) + 1
             self._steps[call.step] = (self._paths.of(call.activation), number)
-        for event in record.events:
+        for event in record.own_events:
             if type(event) in _COMPARED:
                 self.events[type(event), *(self.value(event, key) for key in _COMPARED[type(event)][0])] = event
 
@@ -175,7 +242,7 @@ class _Facts:
             case "message":
                 return self._record.messages[event.id].message
             case "id" | "parent" | "prompt" | "reply":
-                return None if value is None else self._messages[value]
+                return None if value is None else self._messages.get(value, value)  # of a turn before: the same
             case "result":
                 return self._messages[value]
             case "step":

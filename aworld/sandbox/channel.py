@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from aworld.core.sandbox import SandboxError
-from aworld.sandbox.base import limit_of
+from aworld.sandbox.base_sandbox import limit_of
 from aworld.sandbox.pipes import Drain, Feed, Program
 from aworld.sandbox.worker import MESSAGE_BYTES
 
@@ -33,7 +33,7 @@ LINGERING = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandEnd:
     """How a command ended."""
 
     status: int
@@ -99,14 +99,16 @@ class Channel:
             await self.close()
             raise SandboxError(self._reason) from None
 
-    async def run(self, words: Sequence[bytes], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
+    async def run(
+        self, words: Sequence[bytes], *, stdin: bytes | None, timeout: float, output_bytes: int
+    ) -> CommandEnd:
         """Run one command, `run` or `do` and its arguments, to its end. Raises `SandboxError` if the box is gone."""
         id, message = self._message(words)
-        drains, feed, given = self._pipes(stdin, output_bytes)
+        drains, feed, passed = self._pipes(stdin, output_bytes)
         running = self._running[id] = _Running(self._loop)
         deadline = self._loop.call_later(timeout, self._out_of_time, id, timeout)
         try:
-            self._post(message, given)
+            self._post(message, passed)
             status, limit, error = await running.done
         except asyncio.CancelledError:
             self._post(b"kill\0" + id)
@@ -119,7 +121,7 @@ class Channel:
             stdout, stderr = (drain.finish() for drain in drains)
             self._linger(drains)
         code = os.waitstatus_to_exitcode(status)
-        return Outcome(
+        return CommandEnd(
             status=code,
             stdout=stdout,
             stderr=stderr,
@@ -134,12 +136,12 @@ class Channel:
         Raises `SandboxError` if the box is gone.
         """
         id, message = self._message(words)
-        (in_given, stdin), (stdout, out_given) = _pipes(2)
+        (in_theirs, stdin), (stdout, out_theirs) = _pipes(2)
         running = self._running[id] = _Running(self._loop)
         running.done.add_done_callback(lambda _: self._running.pop(id, None))
         end = partial(self._end, id, running, "when it was told to")
         program = Program(self._loop, stdin, stdout, running.done, end)
-        self._post(message, self._give([in_given, out_given]))
+        self._post(message, self._give([in_theirs, out_theirs]))
         begun = self._loop.create_task(running.begun.wait())
         try:
             await asyncio.wait((begun, running.done), return_when=asyncio.FIRST_COMPLETED)
@@ -172,14 +174,14 @@ class Channel:
 
     def _pipes(self, stdin: bytes | None, limit: int) -> tuple[list[Drain], Feed | None, list[int]]:
         """Make the pipes of a command; the descriptors are those that the worker is given."""
-        (out, out_given), (err, err_given), *more = _pipes(2 if stdin is None else 3)
-        given = [out_given, err_given]
+        (out, out_theirs), (err, err_theirs), *more = _pipes(2 if stdin is None else 3)
+        passed = [out_theirs, err_theirs]
         feed = None
         if stdin is not None:
-            ((in_given, end),) = more
-            given.insert(0, in_given)
+            ((in_theirs, end),) = more
+            passed.insert(0, in_theirs)
             feed = Feed(self._loop, end, stdin)
-        return [Drain(self._loop, out, limit), Drain(self._loop, err, limit)], feed, self._give(given)
+        return [Drain(self._loop, out, limit), Drain(self._loop, err, limit)], feed, self._give(passed)
 
     def _linger(self, drains: list[Drain]) -> None:
         """Keep reading for processes that were left behind, within bounds."""
@@ -260,17 +262,17 @@ class Channel:
         if self._link.fileno() < 0:
             return
         self._kill()
-        said = self._said()
-        self._reason = f"the sandbox is gone: {reason}{f' ({said})' if said else ''}"
+        errors = self._errors()
+        self._reason = f"the sandbox is gone: {reason}{f' ({errors})' if errors else ''}"
         self._hang_up()
 
-    def _said(self) -> str:
+    def _errors(self) -> str:
         """What the launcher or the worker wrote to standard error."""
         if self._process.stderr is None:
             return ""
         os.set_blocking(self._process.stderr.fileno(), False)
-        said = self._process.stderr.read(4000) or b""
-        return said.decode(errors="replace").strip()[-1000:]
+        errors = self._process.stderr.read(4000) or b""
+        return errors.decode(errors="replace").strip()[-1000:]
 
     def _hang_up(self) -> None:
         """Close the socket, on which the worker ends, and fail what waits."""
@@ -317,12 +319,12 @@ class Channel:
 
 def _pipes(number: int) -> list[tuple[int, int]]:
     """Pipes, as many as are asked for or none. Raises `SandboxError`."""
-    made: list[tuple[int, int]] = []
+    pipes: list[tuple[int, int]] = []
     try:
-        while len(made) < number:
-            made.append(os.pipe())
+        while len(pipes) < number:
+            pipes.append(os.pipe())
     except OSError as error:
-        for descriptor in itertools.chain(*made):
+        for descriptor in itertools.chain(*pipes):
             os.close(descriptor)
         raise SandboxError(f"this process cannot make pipes for a command: {error.strerror}") from None
-    return made
+    return pipes

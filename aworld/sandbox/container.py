@@ -9,20 +9,18 @@ have. Processor time is limited for each process of a command, not for all of th
 from __future__ import annotations
 
 import asyncio
-import posixpath
 import secrets
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base import BaseSandbox, archive, check_end, limit_of, need_bytes, new_id, replace
+from aworld.sandbox.base_sandbox import RemoteSandbox, check_end, limit_of, new_id, replace
+from aworld.sandbox.container_engine import PULL_SECONDS, ContainerEngine, ExecStream, engine_address
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
-from aworld.sandbox.engine import PULL_SECONDS, Engine, Stream, engine_address
 from aworld.sandbox.reaper import Record
 
 WORK = "/work"
@@ -86,14 +84,14 @@ exec tar -c -f - "$@"
 is all zeros."""
 
 
-class ContainerSandbox(BaseSandbox):
-    """A container. Made by `open`."""
+class ContainerSandbox(RemoteSandbox):
+    """A container. Made by `open`. Exit codes above 128 are those of the engine."""
 
-    def __init__(self, limits: SandboxLimits, engine: Engine, id: str) -> None:
+    work = WORK
+
+    def __init__(self, limits: SandboxLimits, engine: ContainerEngine, id: str) -> None:
         super().__init__(limits, id)
         self._engine = engine
-        self._closed = False
-        self._programs: list[ContainerProgram] = []
 
     @classmethod
     async def open(
@@ -110,7 +108,7 @@ class ContainerSandbox(BaseSandbox):
         `SandboxError` if the engine cannot be reached or refuses.
         """
         limits = limits or SandboxLimits()
-        api = Engine(engine_address(engine))
+        api = ContainerEngine(engine_address(engine))
         await api.ask("GET", "/version")  # where nobody answers, nothing is left behind, and nothing is recorded
         sandbox = cls(limits, api, new_id())
         reaper.record(sandbox.id, "container", {"engine": api.address})
@@ -126,65 +124,37 @@ class ContainerSandbox(BaseSandbox):
             raise
         return sandbox
 
-    @property
-    def alive(self) -> bool:
-        """Whether it was not closed."""
-        return not self._closed
-
-    async def exec(
-        self,
-        command: Sequence[str] | str,
-        *,
-        stdin: bytes | None = None,
-        cwd: str = ".",
-        env: dict[str, str] | None = None,
-        timeout: float | None = None,
+    async def _exec(
+        self, argv: list[str], stdin: bytes | None, cwd: str, env: Mapping[str, str], timeout: float
     ) -> ExecResult:
-        """Run a program (a list) or a shell line (text) to its end, and until nobody holds its output open any more.
-
-        After a time-out everything that runs in the container is killed. Exit codes above 128 are those of the engine.
-        """
-        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        if not argv:
-            raise SandboxError("no command was given")
-        seconds, cpu = self._seconds(stdin, timeout), int(self.limits.cpu_seconds) + 1
-        # Any exit code may be the command's own. The shell around it is gone when the command runs, so only one that
-        # could not start it comes to the trap; the command does not know the mark.
-        mark = secrets.token_hex(8)
+        # It is over when nobody holds its output open any more; after a time-out all that runs in the container is
+        # killed. Any exit code may be the command's own. The shell around it is gone when the command runs, so only
+        # one that could not start it comes to the trap; the command does not know the mark.
+        mark, cpu = secrets.token_hex(8), int(self.limits.cpu_seconds) + 1
         enter = (
-            f"trap 'printf {mark} >&2' EXIT; {_entered(cwd)} ulimit -S -t {cpu}; ulimit -H -t {cpu + 1}; exec \"$@\""
+            f"trap 'printf {mark} >&2' EXIT; {self._entered(cwd)} "
+            f'ulimit -S -t {cpu}; ulimit -H -t {cpu + 1}; exec "$@"'
         )
-        argv = ["/bin/sh", "-c", enter, "sh", *argv]
-        result = await self._run(argv, stdin, env or {}, seconds, self.limits.output_bytes)
+        result = await self._run(["/bin/sh", "-c", enter, "sh", *argv], stdin, env, timeout, self.limits.output_bytes)
         if result.stderr.endswith(mark.encode()):
             why = result.stderr.decode(errors="replace").removesuffix(mark).strip()
-            raise SandboxError(f"{argv[4]} cannot be started in {cwd}: {why}")
+            raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {why}")
         return result
 
-    async def open_process(
-        self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
-    ) -> SandboxProcess:
-        """Start a program and leave it running; what it started ends with it."""
+    async def _open_process(self, argv: list[str], cwd: str, env: Mapping[str, str]) -> SandboxProcess:
         self._check_open()
-        if not command:
-            raise SandboxError("no command was given")
-        settings = {"Env": [f"{name}={value}" for name, value in (env or {}).items()], "User": USER, "WorkingDir": WORK}
-        try:
-            program = await ContainerProgram.start(
-                self._engine, self.id, _entered(cwd), command, settings, self._run_script, self.close
-            )
-        except SandboxError as error:
-            raise SandboxError(f"{command[0]} cannot be started in {cwd}: {error}") from None
-        self._programs = [*(known for known in self._programs if known.running), program]
+        settings = {"Env": [f"{name}={value}" for name, value in env.items()], "User": USER, "WorkingDir": self.work}
+        program = await ContainerProgram.start(
+            self._engine, self.id, self._entered(cwd), argv, settings, self._run_script, self.close
+        )
+        self._keep(program)
         return program
 
     async def read(self, path: str) -> bytes:
         """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
         return await self._script(READ, path, most=READ_BYTES)
 
-    async def write(self, path: str, data: bytes) -> None:
-        """Write a file; its folders are made. A file that cannot be written stays as it was."""
-        need_bytes("data", data)
+    async def _write(self, path: str, data: bytes) -> None:
         await self._replace(WRITE, path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
@@ -199,35 +169,33 @@ class ContainerSandbox(BaseSandbox):
                 entries.append(FileInfo(name, folder, 0 if folder else int(size)))
         return sorted(entries, key=lambda entry: entry.name)
 
-    async def upload(self, source: Path | str, path: str) -> None:
-        """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
-        source = Path(source)
-        target = PurePosixPath(path)
-        data = await asyncio.to_thread(archive, source, target.name, self.limits.disk_mb << 20)
-        await self._script(UNPACK, str(target if source.is_dir() else target.parent), stdin=data)
-
     async def snapshot(self) -> bytes:
         """The work folder as a tar archive."""
         return await self._script(PACK, ".", most=2 * (self.limits.disk_mb << 20))
 
-    async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of what is in the work folder. After a failure that is as it was."""
-        need_bytes("snapshot", snapshot)
+    async def _restore(self, snapshot: bytes) -> None:
         check_end(snapshot)
         await self._replace(RESTORE, ".", snapshot)
 
-    async def close(self) -> None:
-        """Remove the container with everything in it."""
-        if not self._closed:
-            self._closed = True
-            for program in self._programs:
-                program.leave("the sandbox is closed")
-            await _remove(self._engine, self.id)
-            await reaper.forget(self.id)
+    async def _unpack(self, data: bytes, folder: str) -> None:
+        await self._script(UNPACK, folder, stdin=data)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SandboxError("the sandbox is closed")
+    async def _destroy(self) -> None:
+        await _remove(self._engine, self.id)
+
+    @staticmethod
+    async def destroy(record: Record) -> None:
+        """Remove a container that a dead runtime left behind."""
+        await _remove(ContainerEngine(record.detail["engine"]), record.id)
+
+    def _entered(self, cwd: str) -> str:
+        """The beginning of a script that works in a folder.
+
+        It is entered inside: an engine would make one that is missing, and follow a link that leads out.
+        """
+        folder = shlex.quote(self.inside(cwd))
+        leads_out = f'echo "leads out of the work folder" >&2; exit {OUTSIDE}'
+        return f'cd {folder} || exit 126; case "$(pwd -P)/" in {self.work}/*) ;; *) {leads_out};; esac;'
 
     async def _run_script(self, argv: list[str]) -> ExecResult:
         return await self._run(argv, None, {}, self.limits.wall_seconds, 1000)
@@ -241,7 +209,7 @@ class ContainerSandbox(BaseSandbox):
 
     async def _script(self, script: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """Run a script on a path."""
-        argv = ["/bin/sh", "-c", script, "sh", _normal(path), *more]
+        argv = ["/bin/sh", "-c", script, "sh", self.inside(path), *more]
         result = await self._run(argv, stdin, {}, self.limits.wall_seconds, max(most, 1000))
         if result.exit_code == MISSING:
             raise FileNotFoundError(f"{path}: no such file or folder")
@@ -254,8 +222,8 @@ class ContainerSandbox(BaseSandbox):
                 OUTSIDE: "leads out of the work folder", OTHER: "is not a file", LOCKED: "is read-only",
                 SHORT: "the data ended early",
             }  # fmt: skip
-            said = result.stderr.decode(errors="replace").strip()[:500] or f"failed with {result.exit_code}"
-            raise SandboxError(f"{path}: {reasons.get(result.exit_code, said)}")
+            errors = result.stderr.decode(errors="replace").strip()[:500] or f"failed with {result.exit_code}"
+            raise SandboxError(f"{path}: {reasons.get(result.exit_code, errors)}")
         if result.truncated:
             raise SandboxError(f"{path}: has more than {most} bytes")
         return result.stdout
@@ -269,12 +237,12 @@ class ContainerSandbox(BaseSandbox):
             "AttachStdin": stdin is not None, "AttachStdout": True, "AttachStderr": True, "Cmd": argv,
             "Env": [f"{name}={value}" for name, value in env.items()], "User": USER, "WorkingDir": WORK,
         }  # fmt: skip
-        made = await self._engine.ask("POST", f"/containers/{self.id}/exec", wanted)
-        stream = await self._engine.attach(f"/exec/{made['Id']}/start", {"Detach": False, "Tty": False})
+        exec_id = (await self._engine.ask("POST", f"/containers/{self.id}/exec", wanted))["Id"]
+        stream = await self._engine.attach(f"/exec/{exec_id}/start", {"Detach": False, "Tty": False})
         kept = _Kept(limit)
         late = False
         try:
-            reading = asyncio.create_task(self._read(made["Id"], stream, stdin, kept))
+            reading = asyncio.create_task(self._read(exec_id, stream, stdin, kept))
             try:
                 await asyncio.wait([reading], timeout=timeout)
                 late = not reading.done()
@@ -294,18 +262,18 @@ class ContainerSandbox(BaseSandbox):
             limit="wall_seconds" if late else limit_of(code),
         )
 
-    async def _read(self, exec_id: str, stream: Stream, stdin: bytes | None, kept: _Kept) -> int:
+    async def _read(self, exec_id: str, stream: ExecStream, stdin: bytes | None, kept: _Kept) -> int:
         """Read the output of a command to its end, and then wait for that of the command, for its exit code."""
         await kept.read(stream, stdin)
-        while (found := await self._engine.ask("GET", f"/exec/{exec_id}/json")).get("Running"):  # noqa: ASYNC110 - an engine tells nobody
+        while (state := await self._engine.ask("GET", f"/exec/{exec_id}/json")).get("Running"):  # noqa: ASYNC110 - an engine tells nobody
             await asyncio.sleep(POLL_SECONDS)
-        return found["ExitCode"]
+        return state["ExitCode"]
 
     async def _kill_all(self, reading: asyncio.Task[int]) -> None:
         """Kill all but process 1; a container in which something goes on nevertheless is removed."""
         wanted = {"Cmd": ["/bin/sh", "-c", "kill -9 -1"], "User": USER}
-        made = await self._engine.ask("POST", f"/containers/{self.id}/exec", wanted)
-        await self._engine.ask("POST", f"/exec/{made['Id']}/start", {"Detach": True})
+        exec_id = (await self._engine.ask("POST", f"/containers/{self.id}/exec", wanted))["Id"]
+        await self._engine.ask("POST", f"/exec/{exec_id}/start", {"Detach": True})
         await asyncio.wait([reading], timeout=OBEY_SECONDS)
         if not reading.done():
             reading.cancel()
@@ -322,7 +290,7 @@ class _Kept:
         self.truncated = False
         self._limit = limit
 
-    async def read(self, stream: Stream, stdin: bytes | None) -> None:
+    async def read(self, stream: ExecStream, stdin: bytes | None) -> None:
         """Feed the input and read until the end."""
         feeding = None if stdin is None else asyncio.create_task(stream.feed(stdin))
         try:
@@ -337,36 +305,13 @@ class _Kept:
                 feeding.cancel()
 
 
-async def destroy(found: Record) -> None:
-    """Remove a container that a dead runtime left behind."""
-    await _remove(Engine(found.detail["engine"]), found.id)
-
-
-async def _remove(engine: Engine, id: str) -> None:
+async def _remove(engine: ContainerEngine, id: str) -> None:
     await engine.ask("DELETE", f"/containers/{id}?force=true&v=true", accept=(404,))
 
 
 def _tagged(image: str) -> str:
     """The name of one image: of a name without a tag, an engine gets all that there are."""
     return image if set(image.rpartition("/")[2]) & {":", "@"} else f"{image}:latest"
-
-
-def _normal(path: str) -> str:
-    """The path inside. Raises `SandboxError` if it leads out already by its words."""
-    full = posixpath.normpath(posixpath.join(WORK, path))
-    if "\0" in path or not f"{full}/".startswith(f"{WORK}/"):
-        raise SandboxError(f"{path}: leads out of the work folder")
-    return full
-
-
-def _entered(cwd: str) -> str:
-    """The beginning of a script that works in a folder.
-
-    It is entered inside: an engine would make one that is missing, and follow a link that leads out.
-    """
-    folder = shlex.quote(_normal(cwd))
-    leads_out = f'echo "leads out of the work folder" >&2; exit {OUTSIDE}'
-    return f'cd {folder} || exit 126; case "$(pwd -P)/" in {WORK}/*) ;; *) {leads_out};; esac;'
 
 
 def _settings(image: str, limits: SandboxLimits, id: str, env: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from aworld.core.sandbox import SandboxError
-from aworld.sandbox.engine import Engine, Stream
+from aworld.sandbox.container_engine import ContainerEngine, ExecStream
 
 PIECE = 1 << 16
 OBEY_SECONDS = 5.0
@@ -48,7 +48,9 @@ STOP = f"mark=$1\n{_KILL}"
 class ContainerProgram:
     """A running program, as a `SandboxProcess`. Made by `start`."""
 
-    def __init__(self, engine: Engine, exec_id: str, mark: str, stream: Stream, run: Run, broken: Broken) -> None:
+    def __init__(
+        self, engine: ContainerEngine, exec_id: str, mark: str, stream: ExecStream, run: Run, broken: Broken
+    ) -> None:
         self._engine = engine
         self._exec_id = exec_id
         self._mark = mark
@@ -61,7 +63,14 @@ class ContainerProgram:
 
     @classmethod
     async def start(
-        cls, engine: Engine, container: str, enter: str, command: Sequence[str], settings: Any, run: Run, broken: Broken
+        cls,
+        engine: ContainerEngine,
+        container: str,
+        enter: str,
+        command: Sequence[str],
+        settings: Any,
+        run: Run,
+        broken: Broken,
     ) -> ContainerProgram:
         """Start a program; `enter` is the beginning of a script that leads to its folder.
 
@@ -70,9 +79,9 @@ class ContainerProgram:
         mark = secrets.token_hex(8)
         argv = ["/bin/sh", "-c", enter + START, "sh", mark, *command]
         wanted = {"AttachStdin": True, "AttachStdout": True, "AttachStderr": True, "Cmd": argv, **settings}
-        made = await engine.ask("POST", f"/containers/{container}/exec", wanted)
-        stream = await engine.attach(f"/exec/{made['Id']}/start", {"Detach": False, "Tty": False})
-        program = cls(engine, made["Id"], mark, stream, run, broken)
+        exec_id = (await engine.ask("POST", f"/containers/{container}/exec", wanted))["Id"]
+        stream = await engine.attach(f"/exec/{exec_id}/start", {"Detach": False, "Tty": False})
+        program = cls(engine, exec_id, mark, stream, run, broken)
         try:
             errors = b""
             while (piece := await stream.piece(1)) is not None and piece[0] != 1:

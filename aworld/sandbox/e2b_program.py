@@ -89,13 +89,13 @@ class E2BProgram:
         program._handle = await call(started)
         program._ending = asyncio.create_task(program._wait())
         try:
-            said = await program._begun()
+            first = await program._begun()
         except BaseException:
             await asyncio.shield(program.stop())
             raise
-        if said != STARTED:
+        if first != STARTED:
             await program.stop()
-            raise SandboxError(said.removeprefix(REFUSED) or "there is no python3, which starts it")
+            raise SandboxError(first.removeprefix(REFUSED) or "there is no python3, which starts it")
         return program
 
     @property
@@ -166,8 +166,8 @@ class E2BProgram:
         while "\n" not in self._text and not self._reason:
             self._news.clear()
             await self._news.wait()
-        said, _, self._text = self._text.partition("\n")
-        return said[1:]
+        line, _, self._text = self._text.partition("\n")
+        return line[1:]
 
     async def _wait(self) -> str:
         """Take note of its end."""

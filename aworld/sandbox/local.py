@@ -7,22 +7,25 @@ the time-out of a command ends them too, with it and its descendants.
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
-from aworld.sandbox import profile
-from aworld.sandbox.base import BaseSandbox, archive, need_bytes, replace
-from aworld.sandbox.channel import Channel, Outcome
+from aworld.sandbox import profile, reaper, worker
+from aworld.sandbox.base_sandbox import BaseSandbox, new_id, replace
+from aworld.sandbox.channel import Channel, CommandEnd
 from aworld.sandbox.worker_files import FILE_ERROR, FULL
+
+logger = logging.getLogger(__name__)
 
 Isolation = Literal["bubblewrap", "none"]
 
@@ -39,6 +42,8 @@ FILE_ERRORS: dict[str, type[OSError]] = {
 class LocalSandbox(BaseSandbox):
     """An isolated place on this machine. Made by `open`; belongs to the event loop in which it was opened."""
 
+    shell = shutil.which("bash", path="/usr/bin:/bin") or "/bin/sh"
+
     def __init__(
         self, limits: SandboxLimits, root: Path, env: Mapping[str, str], channel: Channel, *, id: str | None = None
     ) -> None:
@@ -46,7 +51,6 @@ class LocalSandbox(BaseSandbox):
         self._root = root
         self._env = dict(env)
         self._channel = channel
-        self._shell = shutil.which("bash", path="/usr/bin:/bin") or "/bin/sh"
 
     @classmethod
     async def open(
@@ -66,13 +70,9 @@ class LocalSandbox(BaseSandbox):
         environment besides PATH, HOME, LANG and TMPDIR. Raises `SandboxError`, with the remedy, where isolation cannot
         be had.
         """
-        limits = limits or SandboxLimits()
         if isolation == "none":
-            if readonly:
-                raise ConfigError('readonly= | needs isolation="bubblewrap"; without it upload the files')
-            from aworld.sandbox.unisolated import UnisolatedSandbox
-
-            return await UnisolatedSandbox.start(limits, python, env or {})
+            return await UnisolatedSandbox.open(limits, python=python, readonly=readonly, env=env)
+        limits = limits or SandboxLimits()
         user = profile.new_user()
         interpreter = profile.find_python(python, everyone=user is not None)
         descriptors: list[int] = []
@@ -108,56 +108,36 @@ class LocalSandbox(BaseSandbox):
         """The process of this machine that holds the sandbox; the sandbox ends with it."""
         return self._channel.pid
 
-    async def exec(
-        self,
-        command: Sequence[str] | str,
-        *,
-        stdin: bytes | None = None,
-        cwd: str = ".",
-        env: dict[str, str] | None = None,
-        timeout: float | None = None,
+    async def _exec(
+        self, argv: list[str], stdin: bytes | None, cwd: str, env: Mapping[str, str], timeout: float
     ) -> ExecResult:
-        """Run a program (a list) or a shell line (text, for bash where it is installed) to its end."""
-        argv = [self._shell, "-c", command] if isinstance(command, str) else list(command)
-        seconds = self._seconds(stdin, timeout)
         started = time.monotonic()
-        outcome = await self._ask(
-            self._command("run", argv, cwd, env),
-            stdin=stdin,
-            timeout=seconds,
-            output_bytes=self.limits.output_bytes,
-        )
-        if outcome.error:
-            raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {outcome.error}")
+        words = self._command("run", argv, cwd, env)
+        end = await self._ask(words, stdin=stdin, timeout=timeout, output_bytes=self.limits.output_bytes)
+        if end.error:
+            raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {end.error}")
         return ExecResult(
-            exit_code=outcome.status,
-            stdout=outcome.stdout,
-            stderr=outcome.stderr,
+            exit_code=end.status,
+            stdout=end.stdout,
+            stderr=end.stderr,
             duration=time.monotonic() - started,
-            timed_out=outcome.limit == "wall_seconds",
-            truncated=outcome.truncated,
-            limit=outcome.limit,
+            timed_out=end.limit == "wall_seconds",
+            truncated=end.truncated,
+            limit=end.limit,
         )
 
-    async def open_process(
-        self, command: Sequence[str], *, cwd: str = ".", env: dict[str, str] | None = None
-    ) -> SandboxProcess:
-        """Start a program and leave it running. What it started, and what no command owns any more, ends with it."""
-        program, error = await self._channel.keep(_encoded(self._command("keep", command, cwd, env)))
+    async def _open_process(self, argv: list[str], cwd: str, env: Mapping[str, str]) -> SandboxProcess:
+        # What no command owns any more ends with it too.
+        program, error = await self._channel.keep(_encoded(self._command("keep", argv, cwd, env)))
         if program is None:
-            raise SandboxError(f"{command[0]} cannot be started in {cwd}: {error}")
+            raise SandboxError(error)
         return program
 
     async def read(self, path: str) -> bytes:
         """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
         return await self._do("read", path, most=READ_BYTES)
 
-    async def write(self, path: str, data: bytes) -> None:
-        """Write a file; its folders are made. Raises SandboxError when the disk limit is reached.
-
-        A file that cannot be written stays as it was, so there must be room for the old one beside the new one.
-        """
-        need_bytes("data", data)
+    async def _write(self, path: str, data: bytes) -> None:
         await self._replace("write", path, data, str(len(data)))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
@@ -166,37 +146,24 @@ class LocalSandbox(BaseSandbox):
         entries = [line.partition(b"/") for line in lines]
         return [FileInfo(name.decode(errors="replace"), head[:1] == b"d", int(head[1:])) for head, _, name in entries]
 
-    async def upload(self, source: Path | str, path: str) -> None:
-        """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
-        source = Path(source)
-        target = PurePosixPath(path)
-        most = self.limits.disk_mb << 20
-        data = await asyncio.to_thread(archive, source, target.name, most)
-        folder = target if source.is_dir() else target.parent
-        await self._do("unpack", str(folder), stdin=data)
-
     async def snapshot(self) -> bytes:
         """The work folder as a tar archive."""
         # Sparse files are packed in full, so an archive can be larger than what it was made of.
         return await self._do("pack", ".", most=2 * (self.limits.disk_mb << 20))
 
-    async def restore(self, snapshot: bytes) -> None:
-        """Put a snapshot in the place of what is in the work folder. After a failure that is as it was.
-
-        So there must be room for both of them.
-        """
-        need_bytes("snapshot", snapshot)
+    async def _restore(self, snapshot: bytes) -> None:
         await self._replace("restore", ".", snapshot)
+
+    async def _unpack(self, data: bytes, folder: str) -> None:
+        await self._do("unpack", folder, stdin=data)
 
     async def close(self) -> None:
         """Destroy the sandbox: no process and no file is left."""
         await self._channel.close()
 
-    def _command(self, word: str, argv: Sequence[str], cwd: str, env: Mapping[str, str] | None) -> list[str]:
+    def _command(self, word: str, argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> list[str]:
         """A program as the worker is told of it."""
-        if not argv or not argv[0]:
-            raise SandboxError("no command was given")
-        settings = [f"{name}={value}" for name, value in (self._env | dict(env or {})).items()]
+        settings = [f"{name}={value}" for name, value in (self._env | dict(env)).items()]
         return [word, cwd, str(len(argv)), *argv, *settings]
 
     async def _replace(self, operation: str, path: str, data: bytes, *more: str) -> None:
@@ -208,27 +175,70 @@ class LocalSandbox(BaseSandbox):
 
     async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """An operation on files, by the worker: a link can lead it nowhere but to other places in the box."""
-        outcome = await self._ask(
-            ("do", operation, path, *more),
-            stdin=stdin,
-            timeout=self.limits.wall_seconds,
-            output_bytes=max(most, ERROR_BYTES),
-        )
-        if outcome.status == FILE_ERROR:
-            kind, _, reason = outcome.stderr.decode(errors="replace").partition("\0")
+        words = ("do", operation, path, *more)
+        end = await self._ask(words, stdin=stdin, timeout=self.limits.wall_seconds, output_bytes=max(most, ERROR_BYTES))
+        if end.status == FILE_ERROR:
+            kind, _, reason = end.stderr.decode(errors="replace").partition("\0")
             if kind == FULL:
                 raise self.full(path)
             raise FILE_ERRORS.get(kind, SandboxError)(f"{path}: {reason[:ERROR_BYTES]}")
-        if outcome.limit == FULL:
+        if end.limit == FULL:
             raise self.full(path)
-        if outcome.status != 0:
-            raise SandboxError(f"{operation} {path} failed: {outcome.limit or f'exit code {outcome.status}'}")
-        if outcome.truncated:
+        if end.status != 0:
+            raise SandboxError(f"{operation} {path} failed: {end.limit or f'exit code {end.status}'}")
+        if end.truncated:
             raise SandboxError(f"{path} has more than {most} bytes")
-        return outcome.stdout
+        return end.stdout
 
-    async def _ask(self, words: Sequence[str], *, stdin: bytes | None, timeout: float, output_bytes: int) -> Outcome:
+    async def _ask(self, words: Sequence[str], *, stdin: bytes | None, timeout: float, output_bytes: int) -> CommandEnd:
         return await self._channel.run(_encoded(words), stdin=stdin, timeout=timeout, output_bytes=output_bytes)
+
+
+class UnisolatedSandbox(LocalSandbox):
+    """A folder with time and output limits, and no protection: commands have the rights of this process."""
+
+    _warned: ClassVar[bool] = False
+
+    @classmethod
+    async def open(  # pyright: ignore[reportIncompatibleMethodOverride] - its isolation is none
+        cls,
+        limits: SandboxLimits | None = None,
+        *,
+        python: str | None = None,
+        readonly: Mapping[str, Path] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> UnisolatedSandbox:
+        """Make one; warns the first time. Raises `ConfigError` for `readonly`, which it cannot keep."""
+        if readonly:
+            raise ConfigError('readonly= | needs isolation="bubblewrap"; without it upload the files')
+        if not UnisolatedSandbox._warned:
+            UnisolatedSandbox._warned = True
+            logger.warning(
+                "isolation=none | commands run with the rights of this process: its files, its network, its user; "
+                "disk_mb, processes and network=False are not enforced"
+            )
+        limits = limits or SandboxLimits()
+        id = new_id()
+        interpreter = os.path.abspath(python or sys.executable)
+        folder = reaper.record(id, "folder")
+        root, programs = folder / "work", folder / "bin"
+        try:
+            root.mkdir()
+            programs.mkdir()
+            (programs / "python").symlink_to(interpreter)  # as in a box; a system's may have another name
+            arguments = profile.worker_arguments(str(root), False, limits)
+            channel = launch([interpreter, "-I", "-S", worker.__file__, *arguments], None, [])
+        except BaseException:
+            await reaper.forget(id)
+            raise
+        path = f"{os.path.dirname(interpreter)}:{SYSTEM_PATH}:{programs}"
+        base = {"PATH": path, "HOME": str(root), "TMPDIR": str(root), "LANG": "C.UTF-8"}
+        return await cls(limits, root, base | dict(env or {}), channel, id=id)._begin()
+
+    async def close(self) -> None:
+        """End its processes and delete its folder."""
+        await super().close()
+        await reaper.forget(self.id)
 
 
 def _encoded(words: Sequence[str]) -> list[bytes]:

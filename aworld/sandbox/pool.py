@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from aworld.config.errors import ConfigError
+from aworld.core.context.scope import RunScope
 from aworld.core.sandbox import Sandbox, SandboxError
 from aworld.sandbox.reaper import reap
 
@@ -47,77 +48,46 @@ class SandboxPool:
         self._held = 0
         """Slots taken: leases that have a sandbox, or are about to."""
         self._warm: deque[asyncio.Task[Sandbox]] = deque()
-        self._leases: dict[str, asyncio.Task[Sandbox]] = {}
+        self._leases: set[asyncio.Task[Sandbox]] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    async def lease(self, trajectory_id: str) -> Sandbox:
-        """The sandbox of this run; the same one until `end_run`. Waits while the pool is full.
+    def for_run(self, scope: RunScope) -> PooledSandbox:
+        """The run's sandbox; nothing is made before it is opened."""
+        file = None
+        if self._keep is not None:
+            file = self._keep / f"{hashlib.sha256(scope.trajectory_id.encode()).hexdigest()[:32]}.tar"
+        return PooledSandbox(self, scope, file)
 
-        Who is cancelled while waiting still ends with `end_run`. Raises `SandboxError`.
-        """
-        self._start()
-        task = self._leases.get(trajectory_id)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._leases[trajectory_id] = self._spawn(self._acquire(trajectory_id))
-            task.add_done_callback(_retrieve)  # who asked may have been cancelled
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled() and trajectory_id not in self._leases:
-                raise SandboxError("the run ended while it waited for a sandbox") from None
-            raise
+    def _lease(self, file: Path | None) -> asyncio.Task[Sandbox]:
+        """Begin to get a sandbox, filled with what was put aside in a file, if it is there."""
+        task = self._spawn(self._acquire(file))
+        self._leases.add(task)
+        task.add_done_callback(self._look_at)
+        return task
 
-    def holds(self, trajectory_id: str) -> bool:
-        """Whether this run has a sandbox here, or its files were put aside."""
-        kept = self._kept(trajectory_id)
-        return trajectory_id in self._leases or (kept is not None and kept.exists())
+    def _look_at(self, task: asyncio.Task[Sandbox]) -> None:
+        """A lease that failed has given back its slot; who asked is told, or was cancelled."""
+        if task.cancelled() or task.exception() is not None:
+            self._leases.discard(task)
 
-    async def rest(self, trajectory_id: str) -> None:
-        """The run waits: put its files aside and destroy its sandbox, if there is a folder for that."""
-        kept, lease = self._kept(trajectory_id), self._leases.get(trajectory_id)
-        if kept is None or lease is None or self._closed:
-            return
-        try:
-            data = await (await asyncio.shield(lease)).snapshot()
-            await asyncio.to_thread(_write, kept, data)
-        except (SandboxError, OSError) as error:
-            logger.warning("trajectory=%s | its sandbox stays, its files cannot be kept: %s", trajectory_id, error)
-            return
-        await self._end_lease(trajectory_id)
-
-    def go_on(self, trajectory_id: str) -> None:
-        """The run goes on: what was kept is put back when it asks for its sandbox."""
-
-    async def end_run(self, trajectory_id: str) -> None:
-        """The run is over: destroy its sandbox, also when it is still being made."""
-        await self._end_lease(trajectory_id)
-        if (kept := self._kept(trajectory_id)) is not None:
-            kept.unlink(missing_ok=True)
-
-    def _kept(self, trajectory_id: str) -> Path | None:
-        """Where the files of a run are put aside."""
-        if self._keep is None:
-            return None
-        return self._keep / f"{hashlib.sha256(trajectory_id.encode()).hexdigest()[:32]}.tar"
-
-    async def _end_lease(self, trajectory_id: str) -> None:
-        task = self._leases.pop(trajectory_id, None)
-        if task is not None:
+    async def _end_lease(self, task: asyncio.Task[Sandbox]) -> None:
+        if task in self._leases:  # else the pool was closed
+            self._leases.discard(task)
             await asyncio.shield(self._spawn(self._end(task)))
 
     async def close(self) -> None:
         """Destroy all sandboxes, also those in use. No more can be had."""
         self._closed = True
         while self._leases:
-            self._spawn(self._end(self._leases.popitem()[1]))
+            self._spawn(self._end(self._leases.pop()))
         while self._warm:
             self._spawn(self._discard(self._warm.popleft()))
         while self._background:
             await asyncio.wait(self._background)
 
-    async def __aenter__(self) -> SandboxPool:
+    async def __aenter__(self) -> Self:
         self._start()
         return self
 
@@ -155,13 +125,12 @@ class SandboxPool:
     async def _made(self) -> Sandbox:
         return await self._make()
 
-    async def _acquire(self, trajectory_id: str) -> Sandbox:
+    async def _acquire(self, kept: Path | None) -> Sandbox:
         """Wait for a slot, take a prepared sandbox or make one, and put back what was kept for the run."""
         await self._slots.acquire()
         self._held += 1
         try:
             sandbox = await self._any()
-            kept = self._kept(trajectory_id)
             if kept is None or not kept.exists():
                 return sandbox
             try:
@@ -243,6 +212,60 @@ class SandboxPool:
             await reap()
         except (SandboxError, OSError) as error:
             logger.warning("orphaned sandboxes cannot be looked for | %s", error)
+
+
+class PooledSandbox:
+    """The sandbox that a pool has for one run. A `RunSandbox`."""
+
+    def __init__(self, pool: SandboxPool, scope: RunScope, file: Path | None) -> None:
+        self.lost = bool(scope.used) and not (file is not None and file.exists())
+        """Whether the run went on here without what it may have had in a sandbox before."""
+        self._pool = pool
+        self._trajectory_id = scope.trajectory_id
+        self._file = file
+        """Where its files are put aside."""
+        self._task: asyncio.Task[Sandbox] | None = None
+
+    async def open(self) -> Sandbox:
+        """The sandbox; the same one until `end_run`. Waits while the pool is full.
+
+        Who is cancelled while waiting still ends with `end_run`. Raises `SandboxError`.
+        """
+        self._pool._start()
+        task = self._task
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._task = self._pool._lease(self._file)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and self._task is not task:
+                raise SandboxError("the run ended while it waited for a sandbox") from None
+            raise
+
+    async def rest(self) -> None:
+        """The run waits: put its files aside and destroy its sandbox, if there is a folder for that."""
+        if self._file is None or self._task is None or self._pool._closed:
+            return
+        try:
+            snapshot = await (await asyncio.shield(self._task)).snapshot()
+            await asyncio.to_thread(_write, self._file, snapshot)
+        except (SandboxError, OSError) as error:
+            logger.warning(
+                "trajectory=%s | its sandbox stays, its files cannot be kept: %s", self._trajectory_id, error
+            )
+            return
+        await self._end()
+
+    async def end_run(self) -> None:
+        """The run is over: destroy its sandbox, also when it is still being made."""
+        await self._end()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    async def _end(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            await self._pool._end_lease(task)
 
 
 def _write(place: Path, data: bytes) -> None:

@@ -65,26 +65,26 @@ def new_user() -> int | None:
     return FIRST_USER + secrets.randbelow(USERS) if os.geteuid() == 0 else None
 
 
-def find_python(given: str | None, everyone: bool) -> Python:
+def find_python(path: str | None, everyone: bool) -> Python:
     """The interpreter for sandboxes: the given one, the runtime's if it lies in /usr, the system's, or the runtime's.
 
     `everyone` asks for one that any user may read, because the sandbox is not started as the user of this process.
     """
-    own = os.path.realpath(f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}")
+    runtime = os.path.realpath(f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}")
     system = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
-    choices = [given] if given else [own if own.startswith("/usr/") else None, system, own]
-    for path in choices:
-        if path and os.access(path, os.X_OK):
-            path = os.path.realpath(path)
-            if path.startswith("/usr/"):
-                return Python(path, None)
-            folder = os.path.dirname(os.path.dirname(path))
-            if not everyone or _open_to_all(path):
-                return Python(path, folder)
-    asked = given or own
+    choices = [path] if path else [runtime if runtime.startswith("/usr/") else None, system, runtime]
+    for choice in choices:
+        if choice and os.access(choice, os.X_OK):
+            program = os.path.realpath(choice)
+            if program.startswith("/usr/"):
+                return Python(program, None)
+            folder = os.path.dirname(os.path.dirname(program))
+            if not everyone or _open_to_all(program):
+                return Python(program, folder)
+    wanted = path or runtime
     reason = "no other user may read it, and a runtime that is root starts sandboxes as another user"
     raise SandboxError(
-        f"no Python for sandboxes | {asked}: {reason if os.path.exists(asked) else 'not found'}; "
+        f"no Python for sandboxes | {wanted}: {reason if os.path.exists(wanted) else 'not found'}; "
         "install python3 of the system, or name one with python="
     )
 
@@ -101,16 +101,16 @@ def bubblewrap() -> str:
     path = shutil.which("bwrap")
     if path is None:
         raise SandboxError(f"local sandboxes need bubblewrap, which is not installed. {INSTALL}, {OTHERWISE}")
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    version = tuple(map(int, re.findall(r"\d+", said)[:2]))
+    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = tuple(map(int, re.findall(r"\d+", text)[:2]))
     if version < OLDEST:
-        raise SandboxError(f"{path} is too old ({said.strip()}). {INSTALL}, {OTHERWISE}")
+        raise SandboxError(f"{path} is too old ({text.strip()}). {INSTALL}, {OTHERWISE}")
     return path
 
 
-def remedy(said: str) -> str:
+def remedy(words: str) -> str:
     """What to do about a failure of bubblewrap, from its words."""
-    if re.search(r"namespace|uid map|clone|unshare|Operation not permitted|Permission denied", said):
+    if re.search(r"namespace|uid map|clone|unshare|Operation not permitted|Permission denied", words):
         return (
             "The system does not let it make namespaces. As root: sysctl -w user.max_user_namespaces=15000; where the "
             "setting exists also kernel.unprivileged_userns_clone=1 (Debian) or "
@@ -121,7 +121,7 @@ def remedy(said: str) -> str:
 
 
 def worker_arguments(root: str, boxed: bool, limits: SandboxLimits) -> list[str]:
-    """The arguments of the worker, as its `Settings` reads them."""
+    """The arguments of the worker, as its `WorkerSettings` reads them."""
     files = limits.disk_mb * FILES_PER_MB if boxed else 0
     numbers = (limits.cpu_seconds, limits.memory_mb, limits.processes, limits.disk_mb, files)
     sockets = "own" if boxed and not limits.network else "shared"

@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,9 @@ import msgspec
 
 from aworld.core.exceptions import AWorldError
 from aworld.core.sandbox import SandboxError
+from aworld.sandbox.kinds import kind_of
 
 logger = logging.getLogger(__name__)
-
-DESTROYERS = {"folder": None, "container": "aworld.sandbox.container", "e2b": "aworld.sandbox.e2b"}
-"""By kind, the module whose `destroy` is awaited with the record; a folder goes with its record."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -45,6 +42,7 @@ class Record(msgspec.Struct, frozen=True):
 
     id: str
     kind: str
+    """As in `aworld.sandbox.kinds`, whose class destroys it; a `folder` goes with its record."""
     pid: int
     """The process of the runtime, for people who look."""
     at: float
@@ -138,14 +136,12 @@ async def reap() -> list[str]:
 async def _destroy(place: Path) -> bool:
     """Destroy one sandbox and its record."""
     try:
-        found = msgspec.json.decode((place / "record.json").read_bytes(), type=Record)
-        module = DESTROYERS[found.kind]
-        if module is not None:
-            destroy: Any = import_module(module).destroy
-            await destroy(found)
+        orphan = msgspec.json.decode((place / "record.json").read_bytes(), type=Record)
+        if orphan.kind != "folder":
+            await kind_of(orphan.kind).destroy(orphan)
     except FileNotFoundError:
         pass  # the runtime died before it wrote the record, so before it made the sandbox
-    except (AWorldError, OSError, KeyError, msgspec.MsgspecError) as error:
+    except (AWorldError, OSError, AttributeError, msgspec.MsgspecError) as error:  # also a kind without `destroy`
         logger.warning("sandbox=%s | an orphan cannot be destroyed yet: %s", place.name, error)
         return False
     await asyncio.to_thread(_remove, place)

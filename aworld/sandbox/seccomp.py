@@ -18,67 +18,26 @@ from aworld.core.sandbox import SandboxError
 
 REFUSED: dict[str, tuple[int | None, int | None]] = {
     # Other processes, also of the same user.
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440),
-    "pidfd_getfd": (438, 438),
-    "kcmp": (312, 272),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440), "pidfd_getfd": (438, 438), "kcmp": (312, 272),
     # Keyrings have no namespace: keys of the runtime's session would be in reach.
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     # Mounts, namespaces, and files by handle.
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "fanotify_init": (300, 262),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
+    "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
+    "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268), "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
     # Parts of the kernel with a history of holes.
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "lookup_dcookie": (212, 18),
-    "modify_ldt": (154, None),
-    "uselib": (134, None),
-    "vhangup": (153, 58),
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "lookup_dcookie": (212, 18),
+    "modify_ldt": (154, None), "uselib": (134, None), "vhangup": (153, 58),
     # The machine as a whole.
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "swapon": (167, 224),
-    "swapoff": (168, 225),
-    "reboot": (169, 142),
-    "acct": (163, 89),
-    "quotactl": (179, 60),
-    "quotactl_fd": (443, 443),
-    "syslog": (103, 116),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "clock_adjtime": (305, 266),
-    "adjtimex": (159, 171),
-    "sethostname": (170, 161),
-    "setdomainname": (171, 162),
-    "iopl": (172, None),
-    "ioperm": (173, None),
-    "mbind": (237, 235),
-    "set_mempolicy": (238, 237),
-    "migrate_pages": (256, 238),
-    "move_pages": (279, 239),
-}
+    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
+    "delete_module": (176, 106), "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "acct": (163, 89),
+    "quotactl": (179, 60), "quotactl_fd": (443, 443), "syslog": (103, 116), "settimeofday": (164, 170),
+    "clock_settime": (227, 112), "clock_adjtime": (305, 266), "adjtimex": (159, 171), "sethostname": (170, 161),
+    "setdomainname": (171, 162), "iopl": (172, None), "ioperm": (173, None), "mbind": (237, 235),
+    "set_mempolicy": (238, 237), "migrate_pages": (256, 238), "move_pages": (279, 239),
+}  # fmt: skip
 """Refused with EPERM. Numbers on x86-64 and on 64-bit ARM; None where there is no such call."""
 
 ABSENT: dict[str, tuple[int | None, int | None]] = {
@@ -130,7 +89,7 @@ _KILL, _ERROR, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _Instruction:
     """An instruction whose jumps name labels; an empty one is the next line."""
 
     code: int
@@ -147,52 +106,54 @@ def filter_program(machine: str | None = None) -> bytes:
     """
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise SandboxError(f"local sandboxes know the system calls of {known}, not of {machine}; use a container")
+        machines = ", ".join(ARCHITECTURES)
+        raise SandboxError(f"local sandboxes know the system calls of {machines}, not of {machine}; use a container")
     architecture, column = ARCHITECTURES[machine]
     return _assemble(_lines(architecture, column))
 
 
-def _lines(architecture: int, column: int) -> list[_Line]:
+def _lines(architecture: int, column: int) -> list[_Instruction]:
     """The program: which labels a call goes to, then the labels, each with a return."""
     numbers = {name: pair[column] for name, pair in INSPECTED.items()}
     lines = [
-        _Line(_LOAD, _ARCHITECTURE),
-        _Line(_EQUAL, architecture, otherwise="kill"),
-        _Line(_LOAD, _NUMBER),
-        _Line(_AT_LEAST, X32, then="absent"),
+        _Instruction(_LOAD, _ARCHITECTURE),
+        _Instruction(_EQUAL, architecture, otherwise="kill"),
+        _Instruction(_LOAD, _NUMBER),
+        _Instruction(_AT_LEAST, X32, then="absent"),
     ]
     for label, calls in (("refused", REFUSED), ("absent", ABSENT)):
-        lines += [_Line(_EQUAL, pair[column] or 0, then=label) for pair in calls.values() if pair[column] is not None]
-    lines += [_Line(_EQUAL, number or 0, then=name.replace("pair", "")) for name, number in numbers.items()]
-    lines.append(_Line(_RETURN, _ALLOW))
+        lines += [
+            _Instruction(_EQUAL, pair[column] or 0, then=label) for pair in calls.values() if pair[column] is not None
+        ]
+    lines += [_Instruction(_EQUAL, number or 0, then=name.replace("pair", "")) for name, number in numbers.items()]
+    lines.append(_Instruction(_RETURN, _ALLOW))
     lines += _argument("clone", 0, _ANY_BIT, (NEW_NAMESPACES,), then="refused", otherwise="allow")
     lines += _argument("ioctl", 1, _EQUAL, TERMINAL_INPUT, then="refused", otherwise="allow")
     lines += _argument("socket", 0, _EQUAL, FAMILIES, then="allow", otherwise="family")
     lines += _argument("personality", 0, _EQUAL, PERSONALITIES, then="allow", otherwise="refused")
     return [
         *lines,
-        _Line(_RETURN, _ALLOW, label="allow"),
-        _Line(_RETURN, _ERROR | errno.EPERM, label="refused"),
-        _Line(_RETURN, _ERROR | errno.ENOSYS, label="absent"),
-        _Line(_RETURN, _ERROR | errno.EAFNOSUPPORT, label="family"),
-        _Line(_RETURN, _KILL, label="kill"),
+        _Instruction(_RETURN, _ALLOW, label="allow"),
+        _Instruction(_RETURN, _ERROR | errno.EPERM, label="refused"),
+        _Instruction(_RETURN, _ERROR | errno.ENOSYS, label="absent"),
+        _Instruction(_RETURN, _ERROR | errno.EAFNOSUPPORT, label="family"),
+        _Instruction(_RETURN, _KILL, label="kill"),
     ]
 
 
 def _argument(
     label: str, position: int, test: int, values: tuple[int, ...], *, then: str, otherwise: str
-) -> list[_Line]:
+) -> list[_Instruction]:
     """Look at the low half of an argument, which is all that the kernel looks at in these."""
     *first, last = values
     return [
-        _Line(_LOAD, _ARGUMENTS + 8 * position, label=label),
-        *(_Line(test, value, then=then) for value in first),
-        _Line(test, last, then=then, otherwise=otherwise),
+        _Instruction(_LOAD, _ARGUMENTS + 8 * position, label=label),
+        *(_Instruction(test, value, then=then) for value in first),
+        _Instruction(test, last, then=then, otherwise=otherwise),
     ]
 
 
-def _assemble(lines: list[_Line]) -> bytes:
+def _assemble(lines: list[_Instruction]) -> bytes:
     """Turn labels into distances; a jump reaches 255 lines, which the list is far from."""
     places = {line.label: index for index, line in enumerate(lines) if line.label}
 

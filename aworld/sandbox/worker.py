@@ -58,7 +58,7 @@ PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 """Numbers of include/uapi/linux/prctl.h."""
 
 
-class Settings:
+class WorkerSettings:
     """The limits of the sandbox, from the command line."""
 
     def __init__(self, words: list[str]) -> None:
@@ -88,7 +88,7 @@ class Command:
 class Worker:
     """Starts, watches and ends commands."""
 
-    def __init__(self, settings: Settings, channel: socket) -> None:
+    def __init__(self, settings: WorkerSettings, channel: socket) -> None:
         self.settings = settings
         self.channel = channel
         self.commands: dict[int, Command] = {}
@@ -162,10 +162,10 @@ class Worker:
                 os._exit(127)
         os.close(report)
         with open(errors, "rb") as file:
-            said = b"" if word == b"do" else file.read()
-        if said:
+            failure = b"" if word == b"do" else file.read()
+        if failure:
             os.waitpid(pid, 0)
-            self.tell(id, 0, b"", said)
+            self.tell(id, 0, b"", failure)
         else:
             self.commands[pid] = Command(id, pid, word == b"keep")
             if word == b"keep":
@@ -228,21 +228,21 @@ class Worker:
 
     def look(self) -> None:
         """End what is over a limit."""
-        found = processes()
-        trees = {command.pid: tree(found, command.pid) for command in self.commands.values()}
+        running = processes()
+        trees = {command.pid: tree(running, command.pid) for command in self.commands.values()}
         for pid, pids in trees.items():
             command = self.commands[pid]
-            if not command.kept and sum(found[member].cpu for member in pids) > self.settings.cpu:
+            if not command.kept and sum(running[member].cpu for member in pids) > self.settings.cpu:
                 self.kill(command, b"cpu_seconds")
         kept = {pid for pids in trees.values() for pid in pids}
-        orphans = [pid for pid in found if pid not in kept]
-        if sum(found[pid].cpu for pid in orphans) + self.orphans_cpu > self.settings.cpu:
+        orphans = [pid for pid in running if pid not in kept]
+        if sum(running[pid].cpu for pid in orphans) + self.orphans_cpu > self.settings.cpu:
             self.end(list(trees))
             self.orphans_cpu = 0.0
         most = self.settings.memory
         sockets = SOCKET_BYTES * used_sockets() if self.settings.sockets else 0
-        if sum(memory_of(pid, exact=False) for pid in found) + sockets > most:
-            sizes = {pid: memory_of(pid, exact=True) for pid in found}
+        if sum(memory_of(pid, exact=False) for pid in running) + sockets > most:
+            sizes = {pid: memory_of(pid, exact=True) for pid in running}
             if sum(sizes.values()) > most:
                 self.end_largest({**trees, 0: orphans}, sizes)
             elif sum(sizes.values()) + sockets > most:
@@ -276,9 +276,9 @@ class Worker:
         """Kill all processes but these and their descendants, until none is left."""
         deadline = time.monotonic() + (SETTLE if roots or not self.settings.boxed else 0)
         while time.monotonic() < deadline:
-            found = processes()
-            kept = {pid for root in roots for pid in tree(found, root)}
-            victims = [pid for pid, process in found.items() if pid not in kept and not process.zombie]
+            running = processes()
+            kept = {pid for root in roots for pid in tree(running, root)}
+            victims = [pid for pid, process in running.items() if pid not in kept and not process.zombie]
             if not victims:
                 return
             for pid in victims:
@@ -318,7 +318,7 @@ def protect(boxed: bool) -> None:
 
 def main() -> None:
     """Serve on the socket that is standard input."""
-    settings = Settings(sys.argv[1:])
+    settings = WorkerSettings(sys.argv[1:])
     channel = socket(fileno=os.dup(0))
     nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)

@@ -27,24 +27,24 @@ class Process:
 
 def processes() -> dict[int, Process]:
     """All descendants of this process."""
-    found: dict[int, Process] = {}
+    running: dict[int, Process] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:  # noqa: SIM105 - contextlib takes milliseconds to import
-                found[int(name)] = Process(int(name))
+                running[int(name)] = Process(int(name))
             except (FileNotFoundError, ProcessLookupError):
                 pass  # it ended meanwhile
-    for pid, process in found.items():
-        if process.parent in found:
-            found[process.parent].children.append(pid)
-    return {pid: found[pid] for pid in tree(found, os.getpid()) if pid != os.getpid()}
+    for pid, process in running.items():
+        if process.parent in running:
+            running[process.parent].children.append(pid)
+    return {pid: running[pid] for pid in tree(running, os.getpid()) if pid != os.getpid()}
 
 
-def tree(found: dict[int, Process], root: int) -> list[int]:
+def tree(running: dict[int, Process], root: int) -> list[int]:
     """A process and its descendants."""
-    pids = [root] if root in found else []
+    pids = [root] if root in running else []
     for pid in pids:
-        pids += found[pid].children
+        pids += running[pid].children
     return pids
 
 

@@ -45,10 +45,10 @@ class AddressPolicy:
     def allows(self, address: str) -> bool:
         """Whether an address, as text, may be reached. What is no address may not."""
         try:
-            found = ip_address(address.partition("%")[0])
+            parsed = ip_address(address.partition("%")[0])
         except ValueError:
             return False
-        return self._all or any(found in network for network in self._allowed) or _is_public(found)
+        return self._all or any(parsed in network for network in self._allowed) or _is_public(parsed)
 
     def check(self, address: str, host: str | None = None) -> None:
         """Raise `PrivateAddressError` for an address that may not be reached."""

@@ -2,7 +2,8 @@
 
     agent = Agent("surfer", tools=[Browser()])
 
-Needs the extra `browser` (Playwright) and a Chromium of the system: `AWORLD_CHROMIUM` names it where it is not found.
+Needs Playwright (`pip install "playwright>=1.49"`) and a Chromium of the system: `AWORLD_CHROMIUM` names it where it
+is not found.
 One browser serves all runs of an event loop, each in a context of its own, without cookies of others; it ends with the
 last of them. Private addresses are refused by a gate that every connection goes through.
 """
@@ -11,26 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib.util
 import os
 import shutil
 import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.extras import has
 from aworld.core.message import Image, Part, Text
 from aworld.core.sandbox import check_amount
-from aworld.core.tool.base import Tool, ToolContext
+from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import tool
 from aworld.tools.addresses import AddressPolicy, Private
+from aworld.tools.fetch import checked_url
 from aworld.tools.gate import Gate
 from aworld.tools.inside import source
-from aworld.tools.web import checked_url
 
 if TYPE_CHECKING:  # an extra, imported when a page is opened
-    from playwright.async_api import Browser as Engine
+    from playwright.async_api import Browser as Chromium
     from playwright.async_api import BrowserContext, Locator, Page, Playwright
 
 SHOWN = 15_000
@@ -63,65 +66,71 @@ class Browser:
         self, *, allow_private: Private = False, timeout: float = 20.0, size: tuple[int, int] = (1280, 900)
     ) -> None:
         check_amount("timeout", timeout)
-        given: Any = size
-        if not isinstance(given, tuple | list) or [type(side) is int and side > 0 for side in size] != [True, True]:
+        sides: Any = size
+        if not isinstance(sides, tuple | list) or [type(side) is int and side > 0 for side in size] != [True, True]:
             raise ConfigError(f"size={size!r} | give width and height in pixels, such as (1280, 900)")
         self._policy = AddressPolicy(allow_private)
         self._timeout = timeout
         self._size = size
-        self._tabs: dict[str, _Tab] = {}
+        self._tab_of_run: _Tab | None = None
+
+    def for_run(self, scope: RunScope) -> Browser:
+        """The run's own: with a window of its own."""
+        own_copy = copy(self)
+        own_copy._tab_of_run = None
+        return own_copy
 
     async def list_tools(self) -> Sequence[Tool]:
         """The tools. Raises `ConfigError` that says what to install."""
         find_chromium()
-        if importlib.util.find_spec("playwright") is None:
-            raise ConfigError('The browser needs Playwright: pip install "aworld[browser]".')
+        if not has("playwright"):
+            raise ConfigError('The browser needs Playwright; install it with pip install "playwright>=1.49"')
         return [
             self.browser_open, self.browser_read, self.browser_click,
             self.browser_type, self.browser_back, self.browser_screenshot,
         ]  # fmt: skip
 
-    async def end_run(self, trajectory_id: str) -> None:
-        """Close the window of a run, and the browser with the last one."""
-        tab = self._tabs.pop(trajectory_id, None)
+    async def end_run(self) -> None:
+        """Close the window, and the browser with the last one."""
+        tab, self._tab_of_run = self._tab_of_run, None
         if tab is not None:
             await tab.close()
 
     @tool
-    async def browser_open(self, url: str, at: ToolContext) -> str:
+    async def browser_open(self, url: str) -> str:
         """Open a web page and read it. Links, buttons and fields are numbered, like [3].
 
         Args:
             url: The address, with http or https.
         """
         address = checked_url(url)
-        async with self._tab(at, open=True) as tab:
+        async with self._tab(open=True) as tab:
             status = await tab.open(address)
             return (f"[HTTP {status}]\n" if status >= 400 else "") + await tab.read_settled()
 
     @tool
-    async def browser_read(self, at: ToolContext, start: int = 0) -> str:
+    async def browser_read(self, start: int = 0) -> str:
         """Read the page that is open, anew or further down.
 
         Args:
             start: For the next part of a long page: the character to begin with.
         """
-        async with self._tab(at) as tab:
+        async with self._tab() as tab:
             return await tab.read_settled(start)
 
     @tool
-    async def browser_click(self, number: int, at: ToolContext) -> str:
+    async def browser_click(self, number: int) -> str:
         """Click a link, a button or a box by its number, and read what came of it.
 
         Args:
             number: The number in square brackets.
         """
-        async with self._tab(at) as tab:
+        async with self._tab() as tab:
             await (await tab.element(number)).click()
             return await tab.read_settled()
 
     @tool
-    async def browser_type(self, number: int, text: str, at: ToolContext, submit: bool = False) -> str:
+    async def browser_type(self, number: int, text: str, submit: bool = False) -> str:
         """Fill in a field, or choose an option of a list, by its number.
 
         Args:
@@ -129,7 +138,7 @@ class Browser:
             text: What to write, in place of what is there; or the option.
             submit: Whether to press Enter afterwards.
         """
-        async with self._tab(at) as tab:
+        async with self._tab() as tab:
             element = await tab.element(number)
             if await element.evaluate("element => element.tagName") == "SELECT":
                 await element.select_option(label=text)
@@ -140,30 +149,30 @@ class Browser:
             return await tab.read_settled()
 
     @tool
-    async def browser_back(self, at: ToolContext) -> str:
+    async def browser_back(self) -> str:
         """Go back to the page before, and read it."""
-        async with self._tab(at) as tab:
+        async with self._tab() as tab:
             await tab.back()
             return await tab.read_settled()
 
     @tool
-    async def browser_screenshot(self, at: ToolContext) -> list[Part]:
+    async def browser_screenshot(self) -> list[Part]:
         """Look at the visible part of the page as a picture."""
-        async with self._tab(at) as tab:
+        async with self._tab() as tab:
             data = await tab.page.screenshot(type="jpeg", quality=70)
             picture = Image(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}")
             return [Text(tab.page.url), picture]
 
     @asynccontextmanager
-    async def _tab(self, at: ToolContext, *, open: bool = False) -> AsyncGenerator[_Tab]:
-        """The window of a run, for one call at a time. What goes wrong in it is told in words for a model."""
+    async def _tab(self, *, open: bool = False) -> AsyncGenerator[_Tab]:
+        """The window, for one call at a time. What goes wrong in it is told in words for a model."""
         from playwright.async_api import Error
 
-        tab = self._tabs.get(at.trajectory_id)
+        tab = self._tab_of_run
         if tab is None:
             if not open:
                 raise ToolError("No page is open. Use browser_open first.")
-            tab = self._tabs[at.trajectory_id] = _Tab(self._policy, self._timeout, self._size)
+            tab = self._tab_of_run = _Tab(self._policy, self._timeout, self._size)
         async with tab.lock:
             try:
                 await tab.start()
@@ -186,11 +195,11 @@ class _Tab:
         self._timeout = timeout
         self._size = size
         self._context: BrowserContext | None = None
-        self._engine: _Engine | None = None
+        self._process: _BrowserProcess | None = None
 
     async def start(self) -> None:
         """Open the window, if it is not; anew where the browser has died."""
-        if self._engine is not None and self._engine.is_alive():
+        if self._process is not None and self._process.is_alive():
             if not self.page.is_closed():
                 return
             assert self._context is not None  # it is opened with the page
@@ -198,10 +207,10 @@ class _Tab:
             return
         await self.close()
         self.gate = await Gate(self.gate.policy).start()
-        engine = _engine()
-        await engine.enter(self)
-        self._engine = engine
-        self._context = await engine.context(self.gate.url, self._size, self._timeout)
+        process = _process_here()
+        await process.enter(self)
+        self._process = process
+        self._context = await process.context(self.gate.url, self._size, self._timeout)
         self._context.on("page", self._opened)
         self.page = await self._context.new_page()
 
@@ -211,14 +220,14 @@ class _Tab:
 
     async def close(self) -> None:
         """Close the window."""
-        (context, engine), self._context, self._engine = (self._context, self._engine), None, None
+        (context, process), self._context, self._process = (self._context, self._process), None, None
         try:
-            if context is not None and engine is not None and engine.is_alive():
+            if context is not None and process is not None and process.is_alive():
                 await context.close()
         finally:
             await self.gate.close()
-            if engine is not None:
-                await engine.leave(self)
+            if process is not None:
+                await process.leave(self)
 
     async def open(self, address: str) -> int:
         """Go to a page. Returns the HTTP status, 0 when it is not known."""
@@ -240,10 +249,10 @@ class _Tab:
 
     async def element(self, number: int) -> Locator:
         """What has this number in the page as it was last read."""
-        found = self.page.locator(f'[data-aworld="{number}"]')
-        if await found.count() != 1:
+        element = self.page.locator(f'[data-aworld="{number}"]')
+        if await element.count() != 1:
             raise ToolError(f"There is no [{number}] in the page. Use browser_read to see what there is.")
-        return found
+        return element
 
     async def back(self) -> None:
         """Go to the page before. Raises `ToolError`, and stays, when there is none but the empty one of the window."""
@@ -271,24 +280,24 @@ class _Tab:
 
     async def read(self, start: int = 0) -> str:
         """The text of the page, from a character on."""
-        found = cast("dict[str, str]", await self.page.evaluate(source("page", "js"), LONGEST))
-        text = found["text"]
+        content = cast("dict[str, str]", await self.page.evaluate(source("page", "js"), LONGEST))
+        text = content["text"]
         if start < 0 or (start and start >= len(text)):
             raise ToolError(f"The page has {len(text):,} characters; start={start} is not among them.")
         part = text[start : start + SHOWN]
         notes = [f"Refused: {refused}" for refused in dict.fromkeys(self.gate.take_refused())]
         if len(part) < len(text):
             notes.append(f"[characters {start:,} to {start + len(part):,} of {len(text):,}]")
-        heading = [line for line in (found["title"], self.page.url) if line]
+        heading = [line for line in (content["title"], self.page.url) if line]
         return "\n".join((*heading, "", part or "[the page has no text]", *notes))
 
 
-class _Engine:
+class _BrowserProcess:
     """One Chromium of one event loop, open while a window of it is."""
 
     def __init__(self) -> None:
         self._playwright: Playwright | None = None
-        self._browser: Engine | None = None
+        self._browser: Chromium | None = None
         self._tabs: set[_Tab] = set()
         self._lock = asyncio.Lock()
 
@@ -350,12 +359,12 @@ class _Engine:
                 await playwright.stop()
 
 
-_engines: weakref.WeakKeyDictionary[Any, _Engine] = weakref.WeakKeyDictionary()
+_processes: weakref.WeakKeyDictionary[Any, _BrowserProcess] = weakref.WeakKeyDictionary()
 
 
-def _engine() -> _Engine:
+def _process_here() -> _BrowserProcess:
     """The one of the running event loop: Playwright's objects belong to theirs."""
-    return _engines.setdefault(asyncio.get_running_loop(), _Engine())
+    return _processes.setdefault(asyncio.get_running_loop(), _BrowserProcess())
 
 
 def find_chromium() -> str:
@@ -365,10 +374,10 @@ def find_chromium() -> str:
         if shutil.which(named) is None:
             raise ConfigError(f"AWORLD_CHROMIUM={named!r} is no program.")
         return named
-    found = next((path for name in _NAMES if (path := shutil.which(name))), None)
-    if found is None:
+    program = next((path for name in _NAMES if (path := shutil.which(name))), None)
+    if program is None:
         raise ConfigError(
             "The browser needs Chromium, and there is none on the PATH. Install it (Debian: apt install chromium), or "
             "name its program in AWORLD_CHROMIUM."
         )
-    return found
+    return program

@@ -11,12 +11,13 @@ from typing import Any
 
 import msgspec
 
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxSource
-from aworld.core.tool.base import Tool, ToolContext
-from aworld.core.tool.func_to_tool import FunctionTool, tool
+from aworld.core.tool.base import Tool
+from aworld.core.tool.func_to_tool import tool
 from aworld.tools.inside import source
-from aworld.tools.place import LONGEST, Place, time_of
+from aworld.tools.tool_sandbox import LONGEST, ToolSandbox, time_of
 
 LARGEST = 5_000_000
 """Bytes of a file that is read into the runtime; larger ones are for the shell."""
@@ -30,7 +31,7 @@ SEARCH_SECONDS = 20.0
 """An expression that takes longer than this is a mistake."""
 
 
-class _Found(msgspec.Struct):
+class _Matches(msgspec.Struct):
     """What the search inside the sandbox answers."""
 
     hits: list[str]
@@ -41,11 +42,15 @@ class _Found(msgspec.Struct):
 class Files:
     """The tools, bound to a place."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ToolSandbox) -> None:
         self._place = place
 
+    def for_run(self, scope: RunScope) -> Files:
+        """The run's own."""
+        return Files(scope.own(self._place))
+
     @tool(idempotent=True)
-    async def read_file(self, path: str, at: ToolContext, start: int = 1, end: int | None = None) -> str:
+    async def read_file(self, path: str, start: int = 1, end: int | None = None) -> str:
         """Read a text file, with line numbers.
 
         Args:
@@ -53,7 +58,7 @@ class Files:
             start: First line, from 1; negative counts from the end.
             end: Last line; all that fit when left out.
         """
-        lines = (await self._text(await self._place.sandbox(at), path)).splitlines()
+        lines = (await self._text(await self._place.sandbox(), path)).splitlines()
         if not lines:
             return f"{path} is empty."
         if start < 0:
@@ -70,7 +75,7 @@ class Files:
         return f"{text}\n[lines {first} to {last} of {len(lines)}]"
 
     @tool(idempotent=True)
-    async def write_file(self, path: str, content: str, at: ToolContext) -> str:
+    async def write_file(self, path: str, content: str) -> str:
         """Write a text file, in place of what it held; folders are made.
 
         Args:
@@ -78,11 +83,11 @@ class Files:
             content: The whole new content.
         """
         data = content.encode("utf-8", "surrogatepass")
-        await _carried_out(path, (await self._place.sandbox(at)).write(path, data))
+        await _carried_out(path, (await self._place.sandbox()).write(path, data))
         return f"Wrote {len(data):,} bytes to {path}."
 
     @tool
-    async def edit_file(self, path: str, old: str, new: str, at: ToolContext) -> str:
+    async def edit_file(self, path: str, old: str, new: str) -> str:
         """Replace a piece of a text file. The piece must stand in the file exactly once.
 
         Args:
@@ -90,7 +95,7 @@ class Files:
             old: The text to replace, exactly as in the file, with enough around it to be unique.
             new: What takes its place.
         """
-        sandbox = await self._place.sandbox(at)
+        sandbox = await self._place.sandbox()
         text = await self._text(sandbox, path)
         if not old:
             raise ToolError("`old` is empty. Give the text to replace; write_file makes a new file.")
@@ -101,7 +106,7 @@ class Files:
         return f"Edited {path} at line {line}."
 
     @tool(idempotent=True)
-    async def search_files(self, pattern: str, at: ToolContext, path: str = ".", glob: str = "*") -> str:
+    async def search_files(self, pattern: str, path: str = ".", glob: str = "*") -> str:
         """Find the lines of text files that match a regular expression, in a folder and all below it.
 
         Args:
@@ -109,30 +114,30 @@ class Files:
             path: The folder or file to search.
             glob: Which files, by name or path, such as *.py.
         """
-        asked = json.dumps({"pattern": pattern, "path": path, "glob": glob, "most": MOST_HITS})
-        sandbox = await self._place.sandbox(at)
+        query = json.dumps({"pattern": pattern, "path": path, "glob": glob, "most": MOST_HITS})
+        sandbox = await self._place.sandbox()
         seconds, limit = time_of(sandbox, SEARCH_SECONDS)
-        done = await sandbox.exec(["python3", "-I", "-c", source("search"), asked], timeout=seconds)
-        if done.timed_out:
+        result = await sandbox.exec(["python3", "-I", "-c", source("grep"), query], timeout=seconds)
+        if result.timed_out:
             raise ToolError(f"The search took longer than {seconds:g} s (limit: {limit}). Search less, or simplify.")
-        if done.exit_code:
-            said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-            raise ToolError(f"The search failed: {said[-1]}")
-        found = msgspec.json.decode(done.stdout, type=_Found)
-        if not found.hits:
-            return f"No line matches, in {found.searched} files."
-        hits, left = _as_many_as_fit(found.hits)
-        more = f"\n[more lines match than the {len(hits)} shown]" if found.more or left else ""
+        if result.exit_code:
+            errors = result.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+            raise ToolError(f"The search failed: {errors[-1]}")
+        matches = msgspec.json.decode(result.stdout, type=_Matches)
+        if not matches.hits:
+            return f"No line matches, in {matches.searched} files."
+        hits, left = _as_many_as_fit(matches.hits)
+        more = f"\n[more lines match than the {len(hits)} shown]" if matches.more or left else ""
         return "\n".join(hits) + more
 
     @tool(idempotent=True)
-    async def list_files(self, at: ToolContext, path: str = ".") -> str:
+    async def list_files(self, path: str = ".") -> str:
         """List a folder: its folders, and its files with their sizes in bytes.
 
         Args:
             path: Path of the folder.
         """
-        sandbox = await self._place.sandbox(at)
+        sandbox = await self._place.sandbox()
         entries: list[FileInfo] = await _carried_out(path, sandbox.list(path))
         if not entries:
             return f"{path} is empty."
@@ -157,16 +162,11 @@ class Files:
             raise ToolError(f"{path} is no UTF-8 text ({len(data):,} bytes). Use the shell or Python for it.") from None
 
 
-def file_tools(sandbox: Sandbox | SandboxSource | Place) -> list[Tool]:
+def file_tools(sandbox: Sandbox | SandboxSource | ToolSandbox) -> list[Tool]:
     """`read_file`, `write_file`, `edit_file`, `search_files`, `list_files` for a sandbox, or for that of each run."""
-    place = Place.of(sandbox)
+    place = ToolSandbox.of(sandbox, "read_file", "write_file", "edit_file", "search_files", "list_files")
     files = Files(place)
-    made: list[FunctionTool[..., Any]] = [
-        files.read_file, files.write_file, files.edit_file, files.search_files, files.list_files,
-    ]  # fmt: skip
-    for each in made:
-        each.uses = (place,)
-    return [*made]
+    return [files.read_file, files.write_file, files.edit_file, files.search_files, files.list_files]
 
 
 async def _carried_out(path: str, work: Any) -> Any:

@@ -95,27 +95,27 @@ class Gate:
         loop = asyncio.get_running_loop()
         refused = ""
         try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            found = []
-        for info in found:
+            addresses = []
+        for info in addresses:
             try:
                 self.policy.check(str(info[4][0]), host)
-                made = self.policy.open_socket(info)
+                upstream = self.policy.open_socket(info)
             except PrivateAddressError as error:
                 refused = str(error)
                 continue
-            made.setblocking(False)
+            upstream.setblocking(False)
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    await loop.sock_connect(made, info[4])
+                    await loop.sock_connect(upstream, info[4])
             except OSError:  # also TimeoutError
-                made.close()
+                upstream.close()
                 continue
             except BaseException:
-                made.close()
+                upstream.close()
                 raise
-            return made
+            return upstream
         if refused and len(self._refused) < _MOST_REFUSED:
             self._refused.append(refused)
         _reply(writer, _NOT_ALLOWED if refused else _FAILED)

@@ -33,8 +33,8 @@ def confirm(question: str, at: ToolContext) -> dict[str, Any]:
     Args:
         question: What they shall agree to, as a question that is answered by yes or no.
     """
-    said = _answer(at, question, "Answer yes, or say why not.")
-    return {"confirmed": means_yes(said), "said": said}
+    words = _answer(at, question, "Answer yes, or say why not.")
+    return {"confirmed": means_yes(words), "said": words}
 
 
 @tool(inline=True)
@@ -48,8 +48,8 @@ def choose(question: str, options: list[str], at: ToolContext) -> dict[str, Any]
     if len(options) < 2 or len(set(options)) < len(options):
         raise ToolError("Give at least two options, all different.")
     listed = [f"  {number}. {option}" for number, option in enumerate(options, 1)]
-    said = _answer(at, question, *listed, "Answer with a number, or in your own words.")
-    return {"choice": _chosen(said, options), "said": said}
+    words = _answer(at, question, *listed, "Answer with a number, or in your own words.")
+    return {"choice": _chosen(words, options), "said": words}
 
 
 def _answer(at: ToolContext, question: str, *more: str) -> str:
@@ -62,9 +62,9 @@ def _answer(at: ToolContext, question: str, *more: str) -> str:
     return at.answers[text].strip()
 
 
-def _chosen(said: str, options: list[str]) -> str | None:
+def _chosen(words: str, options: list[str]) -> str | None:
     """The option that was meant: the text of one counts before its number, as options may be numbers."""
-    wanted = said.casefold().rstrip(".!")
+    wanted = words.casefold().rstrip(".!")
     for option in options:
         if wanted in (option.casefold(), option.casefold().rstrip(".!")):
             return option

@@ -12,23 +12,23 @@ or providers refuse it: then it gets the server's name in front, or what is refu
 from __future__ import annotations
 
 import asyncio
-import difflib
 import hashlib
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from aworld.config.errors import ConfigError
+from aworld.core.checks import nearest
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ToolError
+from aworld.core.extras import has
 from aworld.core.tool.base import Tool, ToolContext
+from aworld.core.tool.wrappers import decoded
 from aworld.tools.mcp_config import Resolved, read_servers
-from aworld.tools.mcp_session import Elicit, Hub, Listed, Sample, Server, hub_of, hubs_here
+from aworld.tools.mcp_session import Elicit, McpHub, McpServer, McpSession, McpToolInfo, Sample, hub_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,21 +57,28 @@ def mcp_tools(
     Raises:
         ConfigError: A setting is wrong, a server is unknown, or the SDK is not installed.
     """
-    if find_spec("mcp") is None:
-        raise ConfigError("MCP servers need the MCP SDK: pip install 'aworld[mcp]'.")
-    found = [Server.of(name, conf, sample, elicit) for name, conf in read_servers(mcp_config, servers).items()]
-    return [McpToolset(found)] if found else []
+    if not has("mcp"):
+        raise ConfigError('MCP servers need the MCP SDK; install it with pip install "mcp>=2.3"')
+    chosen = [McpServer.of(name, conf, sample, elicit) for name, conf in read_servers(mcp_config, servers).items()]
+    return [McpToolset(chosen)] if chosen else []
 
 
 class McpToolset:
     """The tools of some servers, in the order of the servers."""
 
-    def __init__(self, servers: Sequence[Server]) -> None:
+    def __init__(self, servers: Sequence[McpServer]) -> None:
         self.servers = tuple(servers)
+        self._sessions: dict[McpHub, McpSession] = {}
+        """With stateful servers, of the run whose copy this is."""
+
+    def for_run(self, scope: RunScope) -> McpToolset:
+        """The run's own: it has sessions of its own with stateful servers, and shares the others with all runs."""
+        stateful = any(server.conf.stateful for server in self.servers)
+        return McpToolset(self.servers) if stateful else self
 
     def sampled_by(self, sample: Sample) -> McpToolset:
         """The same servers, asking another model."""
-        return McpToolset([Server.of(s.name, s.conf, sample, s.elicit) for s in self.servers])
+        return McpToolset([McpServer.of(s.name, s.conf, sample, s.elicit) for s in self.servers])
 
     def check(self) -> None:
         """Look for the variables that the configuration names. Raises ConfigError for one that is not set."""
@@ -83,14 +90,14 @@ class McpToolset:
         """The tools of all servers that are up. Raises ToolError when none is, and ConfigError."""
         listed = await asyncio.gather(*(_listed(server) for server in self.servers), return_exceptions=True)
         down: dict[str, str] = {}
-        up: list[tuple[Server, list[Listed]]] = []
-        for server, found in zip(self.servers, listed):
-            if isinstance(found, ToolError):
-                down[server.name] = str(found)
-            elif isinstance(found, BaseException):
-                raise found
+        up: list[tuple[McpServer, list[McpToolInfo]]] = []
+        for server, tools in zip(self.servers, listed):
+            if isinstance(tools, ToolError):
+                down[server.name] = str(tools)
+            elif isinstance(tools, BaseException):
+                raise tools
             else:
-                up.append((server, [tool for tool in found if _offered(server, tool)]))
+                up.append((server, [tool for tool in tools if _offered(server, tool)]))
         if not up:
             raise ToolError(" ".join(down.values()))
         for name, why in down.items():
@@ -98,13 +105,22 @@ class McpToolset:
         taken = _names([(server.name, tool.name) for server, tools in up for tool in tools])
         every = [(server, tool) for server, tools in up for tool in tools]
         missing = _Missing(down)
-        return [McpTool(server, tool, name, missing) for (server, tool), name in zip(every, taken)]
+        return [McpTool(self, server, tool, name, missing) for (server, tool), name in zip(every, taken)]
 
-    async def end_run(self, trajectory_id: str) -> None:
-        """Close the sessions that the run had for itself."""
-        for hub in hubs_here():
-            if hub.server.conf.stateful and hub.server in self.servers:
-                hub.end_run(trajectory_id)
+    async def session(self, server: McpServer) -> McpSession:
+        """The session in which tools of a server are called."""
+        hub = await hub_of(server)
+        if not server.conf.stateful:
+            return hub.session
+        if hub not in self._sessions:
+            self._sessions[hub] = hub.own_session()
+        return self._sessions[hub]
+
+    async def end_run(self) -> None:
+        """Close the sessions that the run had for itself, without waiting for their servers to end."""
+        while self._sessions:
+            hub, session = self._sessions.popitem()
+            hub.leave(session)
 
     def __repr__(self) -> str:
         return f"<McpToolset of {', '.join(server.name for server in self.servers)}>"
@@ -113,25 +129,23 @@ class McpToolset:
 class McpTool(Tool):
     """A tool of a server."""
 
-    def __init__(self, server: Server, tool: Listed, name: str, missing: _Missing) -> None:
+    def __init__(self, toolset: McpToolset, server: McpServer, tool: McpToolInfo, name: str, missing: _Missing) -> None:
         self.name = name
         self.description = tool.description
         self.parameters = tool.schema
         self.timeout = server.conf.call_timeout
         self.idempotent = tool.again
+        self._toolset = toolset
         self._server = server
         self._tool = tool.name
         self._missing = missing
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Call it at the server; cancelling cancels there too. Raises ToolError."""
-        try:
-            values = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            raise ToolError(f"The arguments are not a JSON object: {error}") from None
+        values = decoded(arguments)
         self._missing.tell(context)
-        hub = await hub_of(self._server)
-        return await hub.call(self._tool, values, context)
+        session = await self._toolset.session(self._server)
+        return await session.call(self._tool, values, context)
 
 
 class _Missing:
@@ -147,7 +161,7 @@ class _Missing:
             self._down = {}
 
 
-async def _listed(server: Server) -> list[Listed]:
+async def _listed(server: McpServer) -> list[McpToolInfo]:
     """A server's tools; those of earlier when it is down now."""
     hub = await hub_of(server)
     try:
@@ -161,7 +175,7 @@ async def _listed(server: Server) -> list[Listed]:
     return tools
 
 
-def _tell_unknown(hub: Hub, names: list[str]) -> None:
+def _tell_unknown(hub: McpHub, names: list[str]) -> None:
     """Say in the log, once, which names of the configuration the server does not have: it may get them yet."""
     conf = hub.server.conf
     strange: list[str] = []
@@ -169,13 +183,13 @@ def _tell_unknown(hub: Hub, names: list[str]) -> None:
         for name in chosen:
             if name not in names and name not in hub.unknown:
                 hub.unknown.add(name)
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-                strange.append(f"{name!r} in {setting}{f' (did you mean {near[0]!r}?)' if near else ''}")
+                near = nearest(name, names)
+                strange.append(f"{name!r} in {setting}{f' (did you mean {near!r}?)' if near else ''}")
     if strange:
         logger.warning("server=%s | it has no %s; its tools are %s", hub.server.name, ", no ".join(strange), names)
 
 
-def _offered(server: Server, tool: Listed) -> bool:
+def _offered(server: McpServer, tool: McpToolInfo) -> bool:
     allowed, denied = server.conf.allowed_tools, server.conf.denied_tools
     return (allowed is None or tool.name in allowed) and tool.name not in denied
 
@@ -189,11 +203,11 @@ def _names(tools: Sequence[tuple[str, str]]) -> list[str]:
     wanted = [tool if plain[tool] == 1 else f"{server}_{tool}" for server, tool in tools]
     valid = [_valid(name, name) for name in wanted]
     alike = Counter(valid)
-    exact = Counter(asked for name, asked in zip(valid, wanted) if name == asked)
+    exact = Counter(name for name, wish in zip(valid, wanted) if name == wish)
     # A name that several come to is for the tool whose own it is, or else for the only one that asked for just that.
     stays = [
-        alike[name] == 1 or (name == asked and (asked == tool or exact[name] == 1))
-        for name, asked, (_, tool) in zip(valid, wanted, tools)
+        alike[name] == 1 or (name == wish and (wish == tool or exact[name] == 1))
+        for name, wish, (_, tool) in zip(valid, wanted, tools)
     ]
     taken = {name for name, keep in zip(valid, stays) if keep}
     names: list[str] = []

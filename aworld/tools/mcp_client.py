@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from types import TracebackType
@@ -26,10 +27,9 @@ from aworld.core.exceptions import AWorldError, ToolError
 from aworld.core.message import Content, Text, Usage
 from aworld.core.tool.base import Question, ToolContext
 from aworld.tools.mcp_config import Resolved
-from aworld.tools.mcp_content import content_of, reply_of, request_of
+from aworld.tools.mcp_content import answer_of, asked_again, content_of, question_of, reply_of, request_of
 from aworld.tools.mcp_process import ServerProcess
-from aworld.tools.mcp_question import answer_of, asked_again, question_of
-from aworld.tools.mcp_session import Handlers, Listed, SessionLost
+from aworld.tools.mcp_session import McpServer, McpToolInfo, SessionLost
 from aworld.tools.mcp_transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 MAX_PAGES = 1000
 """Pages of a list of tools that are asked for: a server that never ends its list cannot hang a run."""
 
-_caller: ContextVar[_Call | None] = ContextVar("mcp_caller", default=None)
+_caller: ContextVar[_McpCall | None] = ContextVar("mcp_caller", default=None)
 """The call that a message belongs to, where the transport carries it: streamable HTTP and the newest protocol."""
 
 
-class _Refused(Exception):
+class _ConnectionRefused(Exception):
     """The server does not take the connection; in its words."""
 
 
-class _Call:
+class _McpCall:
     """A call that is under way."""
 
     def __init__(self, context: ToolContext) -> None:
@@ -62,20 +62,23 @@ class Link(AbstractAsyncContextManager["Link"]):
     other generators, out of turn and by the wrong task.
     """
 
-    def __init__(self, resolved: Resolved, handlers: Handlers, process: ServerProcess | None) -> None:
+    def __init__(
+        self, resolved: Resolved, server: McpServer, tools_changed: Callable[[], None], process: ServerProcess | None
+    ) -> None:
         self._transport = Transport(resolved, process)
         self.ended = self._transport.ended
         """The connection is of no more use, or is to be closed."""
         self._resolved = resolved
-        self._handlers = handlers
+        self._server = server
+        self._tools_changed = tools_changed
         self._process = process
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, _McpCall] = {}
         self._number = 0
         self._modern = False
         self.client = Client(
             self._transport,
             client_info=types.Implementation(name="aworld", version=__version__),
-            sampling_callback=self._sample if resolved.conf.sampling and handlers.sample else None,
+            sampling_callback=self._sample if server.sample else None,
             elicitation_callback=self._elicit,
             logging_callback=self._log,
             message_handler=self._on_message,
@@ -91,7 +94,7 @@ class Link(AbstractAsyncContextManager["Link"]):
             if isinstance(inner, MCPError):
                 old = self._transport.status == 405 and self._resolved.conf.type == "streamable-http"
                 hint = '; if it is a server of the older kind, say "type": "sse" in its configuration' if old else ""
-                raise _Refused(self._said(inner) + hint) from None
+                raise _ConnectionRefused(self._said(inner) + hint) from None
             raise
         self._modern = self.client.protocol_version in MODERN_PROTOCOL_VERSIONS
         return self
@@ -102,17 +105,17 @@ class Link(AbstractAsyncContextManager["Link"]):
         """Close it, in the task that opened it."""
         await self.client.__aexit__(kind, error, trace)
 
-    async def list_tools(self) -> list[Listed]:
+    async def list_tools(self) -> list[McpToolInfo]:
         """What the server offers, page after page. Raises ToolError."""
-        found: dict[str, Listed] = {}  # a list that changes between its pages can have a tool twice
+        tools: dict[str, McpToolInfo] = {}  # a list that changes between its pages can have a tool twice
         cursor: str | None = None
         try:
             for _ in range(MAX_PAGES):
                 page = await self.client.list_tools(cursor=cursor)
-                found |= {tool.name: _listed(tool) for tool in page.tools}
+                tools |= {tool.name: _listed(tool) for tool in page.tools}
                 cursor = page.next_cursor
                 if cursor is None:
-                    return list(found.values())
+                    return list(tools.values())
         except (MCPError, ValidationError, RuntimeError) as error:
             raise await self._failure(error, "its tools could not be listed") from None
         raise ToolError(f"MCP server {self._resolved.name!r}: its list of tools has no end.")
@@ -124,7 +127,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         then the server is told that this call is cancelled, and is to be called again when there is one.
         """
         number = self._number = self._number + 1
-        call = self._calls[number] = _Call(context)
+        call = self._calls[number] = _McpCall(context)
         _caller.set(call)
         meta: Any = None
         progress = None
@@ -145,7 +148,7 @@ class Link(AbstractAsyncContextManager["Link"]):
             raise ToolError(text or f"MCP server {self._resolved.name!r} reports an error without saying which.")
         return content
 
-    async def _or_question(self, working: Any, call: _Call) -> types.CallToolResult:
+    async def _or_question(self, working: Any, call: _McpCall) -> types.CallToolResult:
         """The result of a call. Raises Question when the server wants a person's answer first."""
         task = asyncio.ensure_future(working)
         try:
@@ -201,7 +204,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         runs = {context.trajectory_id for context in contexts}
         return contexts[-1] if len(runs) == 1 else None
 
-    def _asking(self) -> _Call | None:
+    def _asking(self) -> _McpCall | None:
         """The call for which the server asks; None when it might be one of several."""
         if (caller := _caller.get()) is not None:
             return caller
@@ -229,7 +232,7 @@ class Link(AbstractAsyncContextManager["Link"]):
 
     async def _on_message(self, message: types.ServerNotification | Exception) -> None:
         if isinstance(message, types.ToolListChangedNotification):
-            self._handlers.tools_changed()
+            self._tools_changed()
         elif isinstance(message, Exception):
             logger.warning(
                 "server=%s | sent what is not MCP: %s", self._resolved.name, self._resolved.redact(reason_of(message))
@@ -241,9 +244,9 @@ class Link(AbstractAsyncContextManager["Link"]):
         schema = params.requested_schema if isinstance(params, types.ElicitRequestFormParams) else None
         answer: dict[str, Any] | None = None
         why: str | None = None
-        if self._handlers.elicit is not None and schema is not None:
+        if self._server.elicit is not None and schema is not None:
             try:
-                answer = await self._handlers.elicit(params.message, schema, self._origin())
+                answer = await self._server.elicit(params.message, schema, self._origin())
             except Exception as error:  # the callback's; the server is told, and the call goes on
                 logger.exception("server=%s | its question could not be asked", self._resolved.name)
                 return types.ErrorData(code=types.INTERNAL_ERROR, message=f"Nobody could be asked: {error}")
@@ -271,20 +274,20 @@ class Link(AbstractAsyncContextManager["Link"]):
         """What a person answered, None when they declined. Raises Question while nobody has."""
         question = self._resolved.redact(question_of(self._resolved.name, message, schema, url))
         while question in context.answers:
-            said = context.answers[question]
+            words = context.answers[question]
             try:
-                return answer_of(said, schema)
+                return answer_of(words, schema)
             except ValueError as wrong:
-                question = asked_again(question, said, str(wrong))
+                question = asked_again(question, words, str(wrong))
         raise Question(question)
 
     async def _sample(
         self, context: ClientRequestContext, params: types.CreateMessageRequestParams
     ) -> types.CreateMessageResult | types.ErrorData:
-        assert self._handlers.sample is not None  # else this was not given to the client
+        assert self._server.sample is not None  # else this was not given to the client
         origin = self._origin()
         try:
-            reply = await self._handlers.sample(request_of(params), origin)
+            reply = await self._server.sample(request_of(params), origin)
         except Exception as error:  # noqa: BLE001 - the model's, or the request's; the server is told
             logger.warning("server=%s | its question to the model failed: %s", self._resolved.name, error)
             return types.ErrorData(code=types.INTERNAL_ERROR, message=f"The model was not asked: {error}")
@@ -303,16 +306,16 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _listed(tool: types.Tool) -> Listed:
+def _listed(tool: types.Tool) -> McpToolInfo:
     hints = tool.annotations
     again = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
-    return Listed(tool.name, tool.description or tool.title or "", tool.input_schema, again)
+    return McpToolInfo(tool.name, tool.description or tool.title or "", tool.input_schema, again)
 
 
 def reason_of(error: BaseException) -> str:
     """The innermost error of groups and chains that says something."""
     error = _innermost(error)
-    if isinstance(error, _Refused):
+    if isinstance(error, _ConnectionRefused):
         return str(error)
     if isinstance(error, httpx2.HTTPStatusError):
         return f"it answered {error.response.status_code} {error.response.reason_phrase}".rstrip()

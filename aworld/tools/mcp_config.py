@@ -6,7 +6,6 @@ session starts, so that a configuration can be kept in a file without the keys.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from aworld.config.conf import Settings
 from aworld.config.errors import ConfigError
+from aworld.core.checks import nearest
 
 Kind = Literal["stdio", "sse", "streamable-http"]
 
@@ -124,8 +124,8 @@ def read_servers(
     chosen = list(dict.fromkeys(table if names is None else names))
     for name in chosen:
         if name not in table:
-            near = difflib.get_close_matches(str(name), list(table), n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
+            near = nearest(name, table)
+            hint = f"Did you mean {near!r}? " if near else ""
             raise ConfigError(
                 f"mcp_servers: there is no server {name!r} in mcp_config. {hint}Known: {', '.join(table) or 'none'}."
             )
@@ -159,26 +159,26 @@ def _server(name: str, entry: Any) -> McpServerConfig:
     owner = f"MCP server {name!r}"
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{owner} must be an object of settings; got {type(entry).__name__}.")
-    given: dict[str, Any] = {str(key): value for key, value in cast("Mapping[Any, Any]", entry).items()}
-    kind: Any = given.get("type")
+    settings: dict[str, Any] = {str(key): value for key, value in cast("Mapping[Any, Any]", entry).items()}
+    kind: Any = settings.get("type")
     if kind is None:
-        kind = "stdio" if "command" in given else "streamable-http"
+        kind = "stdio" if "command" in settings else "streamable-http"
     kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in _KINDS:
         raise ConfigError(f"{owner}: type must be one of {', '.join(_KINDS)}; got {kind!r}.")
-    if given.get("type") is None and not given.keys() & {"command", "url"}:
-        raise ConfigError(f"{owner} has neither a 'command' nor a 'url'{_meant(given)}")
-    if given.get("command") and given.get("url"):
+    if settings.get("type") is None and not settings.keys() & {"command", "url"}:
+        raise ConfigError(f"{owner} has neither a 'command' nor a 'url'{_meant(settings)}")
+    if settings.get("command") and settings.get("url"):
         raise ConfigError(
             f"{owner} has both a 'command', to start it here, and a 'url', where it runs already; give the one that is "
             "meant."
         )
     wanted = "command" if kind == "stdio" else "url"
-    if not given.get(wanted):
+    if not settings.get(wanted):
         raise ConfigError(f"{owner} is of type {kind} and misses {wanted!r}.")
     try:
-        given["type"] = kind
-        conf = McpServerConfig(**given)
+        settings["type"] = kind
+        conf = McpServerConfig(**settings)
         _check_placeholders(conf)
         return conf
     except ConfigError as wrong:
@@ -196,35 +196,34 @@ def _check_placeholders(conf: McpServerConfig) -> None:
         **{f"header {key!r}": value for key, value in conf.headers.items()},
     }  # fmt: skip
     for where, text in written.items():
-        if (found := _NO_PLACEHOLDER.search(text or "")) is not None:
-            raise ConfigError(f"{where}: '{found[0]}…' is no placeholder; write ${{NAME}} or ${{NAME:-default}}.")
+        if (match := _NO_PLACEHOLDER.search(text or "")) is not None:
+            raise ConfigError(f"{where}: '{match[0]}…' is no placeholder; write ${{NAME}} or ${{NAME:-default}}.")
 
 
-def _meant(given: Mapping[str, Any]) -> str:
+def _meant(settings: Mapping[str, Any]) -> str:
     """The setting that was probably meant by one that is not known."""
-    for key in given:
-        near = difflib.get_close_matches(key, ("command", "url"), n=1, cutoff=0.6)
-        if near:
-            return f"; did you mean {near[0]!r} by {key!r}?"
+    for key in settings:
+        if near := nearest(key, ("command", "url"), 0.6):
+            return f"; did you mean {near!r} by {key!r}?"
     return "."
 
 
 def _filled(text: str, where: str, secrets: set[str]) -> str:
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
-        found = os.environ.get(name) or default
-        if found is None:
+        text = os.environ.get(name) or default
+        if text is None:
             raise ConfigError(f"{where} needs the environment variable {name}, which is not set.")
         if _SECRET_NAME.search(name):
-            secrets.add(found)
-        return found
+            secrets.add(text)
+        return text
 
     return _PLACEHOLDER.sub(value, text)
 
 
 def _url_secrets(url: str) -> set[str]:
     parts = urlsplit(url)
-    found = {value for key, value in parse_qsl(parts.query) if _SECRET_NAME.search(key)}
+    secrets = {value for key, value in parse_qsl(parts.query) if _SECRET_NAME.search(key)}
     if parts.password:
-        found |= {parts.password, unquote(parts.password)}
-    return found
+        secrets |= {parts.password, unquote(parts.password)}
+    return secrets

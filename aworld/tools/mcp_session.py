@@ -53,7 +53,7 @@ class SessionLost(ToolError):
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class McpToolInfo:
     """A tool as a server lists it."""
 
     name: str
@@ -64,16 +64,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Handlers:
-    """Who answers what a server asks."""
-
-    sample: Sample | None = None
-    elicit: Elicit | None = None
-    tools_changed: Callable[[], None] = field(default=lambda: None, compare=False)
-
-
-@dataclass(frozen=True)
-class Server:
+class McpServer:
     """A server and who answers it. Equal ones share their sessions."""
 
     name: str
@@ -84,21 +75,21 @@ class Server:
     """The configuration as text; by it servers are told apart."""
 
     @classmethod
-    def of(cls, name: str, conf: McpServerConfig, sample: Sample | None, elicit: Elicit | None) -> Server:
+    def of(cls, name: str, conf: McpServerConfig, sample: Sample | None, elicit: Elicit | None) -> McpServer:
         """A server; a model to ask is left out where the server may not ask it, so that it can be shared."""
         written = json.dumps(conf.model_dump(mode="json"), sort_keys=True)
         return cls(name, conf, sample if conf.sampling else None, elicit, written)
 
 
-class Session:
+class McpSession:
     """A connection that comes and goes, with one owner at a time."""
 
-    def __init__(self, name: str, conf: McpServerConfig, handlers: Handlers) -> None:
+    def __init__(self, server: McpServer, tools_changed: Callable[[], None]) -> None:
         self.link: Link | None = None
         """The open connection."""
-        self._name = name
-        self._conf = conf
-        self._handlers = handlers
+        self._server = server
+        self._name, self._conf = server.name, server.conf
+        self._tools_changed = tools_changed
         self._loop = asyncio.get_running_loop()
         self._opening: asyncio.Future[Link] | None = None
         self._owner: asyncio.Task[None] | None = None
@@ -133,6 +124,17 @@ class Session:
         link.ended.set()
         if self.link is link:
             self.link = None
+
+    async def call(self, tool: str, arguments: dict[str, Any], context: ToolContext) -> Content:
+        """Call a tool. Raises ToolError."""
+        link = self.link
+        if link is None or link.ended.is_set():
+            link = await self.open()
+        try:
+            return await link.call(tool, arguments, context)
+        except SessionLost:  # a server that was started anew; it has done nothing yet
+            self.drop(link)
+            return await (await self.open()).call(tool, arguments, context)
 
     async def close(self) -> None:
         """End the connection and whatever stands behind it."""
@@ -179,7 +181,7 @@ class Session:
             self._process = await ServerProcess.spawn(resolved)
             stack.push_async_callback(self._process.stop)
         sdk = await _sdk()
-        return await stack.enter_async_context(sdk.Link(resolved, self._handlers, self._process))
+        return await stack.enter_async_context(sdk.Link(resolved, self._server, self._tools_changed, self._process))
 
     def _describe(self, error: BaseException) -> str:
         """Why there is no connection, in one line without keys."""
@@ -211,21 +213,22 @@ class Session:
         self._not_before = now + min(wait, BACKOFF_MAX)
 
 
-class Hub:
+class McpHub:
     """All that one event loop has to do with one server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: McpServer) -> None:
         self.server = server
-        self._handlers = Handlers(server.sample, server.elicit, self._tools_changed)
-        self._sessions: dict[str | None, Session] = {}
+        self._session: McpSession | None = None
+        self._own_sessions: set[McpSession] = set()
+        """Each of one run, with a stateful server."""
         self._leaving: set[asyncio.Task[None]] = set()
-        self._tools: list[Listed] | None = None
+        self._tools: list[McpToolInfo] | None = None
         self._listed_at = 0.0
-        self._listing: asyncio.Task[list[Listed]] | None = None
+        self._listing: asyncio.Task[list[McpToolInfo]] | None = None
         self.unknown: set[str] = set()
         """Names that the configuration allows or denies and the server does not have, of which the log has told."""
 
-    async def tools(self) -> list[Listed]:
+    async def tools(self) -> list[McpToolInfo]:
         """The server's tools, as of `FRESH` seconds ago at most. Raises ToolError and ConfigError."""
         now = asyncio.get_running_loop().time()
         if self._tools is not None and now - self._listed_at < FRESH:
@@ -243,14 +246,13 @@ class Hub:
             raise
 
     @property
-    def known(self) -> list[Listed] | None:
+    def known(self) -> list[McpToolInfo] | None:
         """The tools as they were last listed, however long ago."""
         return self._tools
 
-    async def _list(self) -> list[Listed]:
+    async def _list(self) -> list[McpToolInfo]:
         try:
-            # Asking for tools leaves no trace in a server's state, so a stateful one's session goes to the next run.
-            session = self._session(None)
+            session = self.session
             link = await session.open()
             limit = self.server.conf.timeout
             try:
@@ -266,34 +268,26 @@ class Hub:
         finally:
             self._listing = None
 
-    async def call(self, tool: str, arguments: dict[str, Any], context: ToolContext) -> Content:
-        """Call a tool. Raises ToolError."""
-        session = self._session(context.trajectory_id if self.server.conf.stateful else None)
-        link = session.link
-        if link is None or link.ended.is_set():
-            link = await session.open()
-        try:
-            return await link.call(tool, arguments, context)
-        except SessionLost:  # a server that was started anew; it has done nothing yet
-            session.drop(link)
-            return await (await session.open()).call(tool, arguments, context)
+    @property
+    def session(self) -> McpSession:
+        """The session that all runs share; that of a stateful server only lists its tools."""
+        if self._session is None:
+            self._session = McpSession(self.server, self._tools_changed)
+        return self._session
 
-    def _session(self, run: str | None) -> Session:
-        session = self._sessions.get(run)
-        if session is None:
-            session = self._sessions.pop(None, None) if run is not None else None
-            if session is None:
-                session = Session(self.server.name, self.server.conf, self._handlers)
-            self._sessions[run] = session
+    def own_session(self) -> McpSession:
+        """A session for one run: that which has listed the tools, if there is one, as this leaves no trace in a
+        server's state."""
+        session, self._session = self.session, None
+        self._own_sessions.add(session)
         return session
 
-    def end_run(self, run: str) -> None:
-        """The run is over: its own session, if it has one, is closed, without anybody waiting for it."""
-        session = self._sessions.pop(run, None)
-        if session is not None:
-            task = asyncio.create_task(session.close())
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+    def leave(self, session: McpSession) -> None:
+        """The run is over: its own session is closed, without anybody waiting for it."""
+        self._own_sessions.discard(session)
+        task = asyncio.create_task(session.close())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def _tools_changed(self) -> None:
         self._listed_at = float("-inf")
@@ -302,22 +296,23 @@ class Hub:
         """Close all sessions."""
         if self._listing is not None:
             self._listing.cancel()
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
+        sessions = [*self._own_sessions, *((self._session,) if self._session is not None else ())]
+        self._session = None
+        self._own_sessions.clear()
         await asyncio.gather(*(session.close() for session in sessions), *self._leaving, return_exceptions=True)
 
 
-_hubs: dict[asyncio.AbstractEventLoop, dict[Server, Hub]] = {}
+_hubs: dict[asyncio.AbstractEventLoop, dict[McpServer, McpHub]] = {}
 _lifetimes: dict[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = {}
 
 
-async def hub_of(server: Server) -> Hub:
+async def hub_of(server: McpServer) -> McpHub:
     """The running loop's hub for a server."""
     loop = asyncio.get_running_loop()
     hubs = _hubs.get(loop)
     if hubs is None:
         # A loop that was closed without closing its generators has left its hubs here.
-        for stale in [known for known in _hubs if known.is_closed()]:
+        for stale in [other for other in _hubs if other.is_closed()]:
             _hubs.pop(stale, None)
             _lifetimes.pop(stale, None)
         hubs = _hubs[loop] = {}
@@ -325,11 +320,11 @@ async def hub_of(server: Server) -> Hub:
         await anext(lifetime)
     hub = hubs.get(server)
     if hub is None:
-        hub = hubs[server] = Hub(server)
+        hub = hubs[server] = McpHub(server)
     return hub
 
 
-def hubs_here() -> list[Hub]:
+def hubs_here() -> list[McpHub]:
     """The hubs of the running loop."""
     return list(_hubs.get(asyncio.get_running_loop(), {}).values())
 
@@ -341,7 +336,7 @@ async def close_sessions() -> None:
         await lifetime.aclose()
 
 
-async def _lifetime(loop: asyncio.AbstractEventLoop, hubs: dict[Server, Hub]) -> AsyncGenerator[None, None]:
+async def _lifetime(loop: asyncio.AbstractEventLoop, hubs: dict[McpServer, McpHub]) -> AsyncGenerator[None, None]:
     """Hold sessions open. `asyncio.run` and its kin close the generators of a loop before the loop, and with this one
     the sessions: nobody has to remember to close them."""
     try:

@@ -31,13 +31,13 @@ _SHOWN = 200  # characters of a line that is no message, in a warning
 class _Keyless(logging.Filter):
     """Keeps keys out of what the SDK and its HTTP client log: they write addresses, and what servers sent."""
 
-    known: WeakSet[Resolved] = WeakSet()
+    servers: WeakSet[Resolved] = WeakSet()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let everything through, without keys."""
         text = record.getMessage()
         trace = record.exc_text or (_FORMATTER.formatException(record.exc_info) if record.exc_info else None)
-        for resolved in list(self.known):
+        for resolved in list(self.servers):
             text = resolved.redact(text)
             trace = trace and resolved.redact(trace)
         record.msg, record.args, record.exc_info, record.exc_text = text, None, None, trace
@@ -63,8 +63,9 @@ class Transport(AbstractAsyncContextManager[Any]):
         """Nothing more will come."""
         self.status: int | None = None
         """The last HTTP status that was an error."""
-        _Keyless.known.add(server)
-        self._inner = _Pipes(process, server) if process is not None else self._http(server)
+        _Keyless.servers.add(server)
+        self._pipes = _PipeStream(process, server) if process is not None else None
+        self._inner = self._http(server) if process is None else None
 
     def _http(self, server: Resolved) -> AbstractAsyncContextManager[Any]:
         conf = server.conf
@@ -99,13 +100,14 @@ class Transport(AbstractAsyncContextManager[Any]):
 
     async def __aenter__(self) -> Any:
         """The streams to read and to write."""
-        reading, writing = await self._inner.__aenter__()
+        reading, writing = (self._pipes, self._pipes) if self._inner is None else await self._inner.__aenter__()
         return _WatchedStream(reading, self.ended), writing
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return await self._inner.__aexit__(kind, error, trace)
+        # A process is ended by whoever started it.
+        return None if self._inner is None else await self._inner.__aexit__(kind, error, trace)
 
 
 @asynccontextmanager
@@ -114,7 +116,7 @@ async def _streamable_http(url: str, client: httpx2.AsyncClient) -> AsyncGenerat
         yield streams
 
 
-class _Stream:
+class _McpStream:
     """What the SDK asks of both directions of a connection."""
 
     async def aclose(self) -> None:
@@ -128,8 +130,11 @@ class _Stream:
     ) -> bool | None:
         await self.aclose()
 
+    def __aiter__(self) -> Self:
+        return self
 
-class _WatchedStream(_Stream):
+
+class _WatchedStream(_McpStream):
     def __init__(self, stream: Any, ended: asyncio.Event) -> None:
         self._stream = stream
         self._ended = ended
@@ -142,9 +147,6 @@ class _WatchedStream(_Stream):
     async def receive(self) -> Any:
         return await self._stream.receive()
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> Any:
         try:
             return await self._stream.__anext__()
@@ -156,23 +158,9 @@ class _WatchedStream(_Stream):
         await self._stream.aclose()
 
 
-class _Pipes(AbstractAsyncContextManager[Any]):
-    """The transport of a stdio server: its lines are read and written where they are needed, without tasks between."""
+class _PipeStream(_McpStream):
+    """Both directions of a stdio server: lines are read and written where they are needed, without tasks between."""
 
-    def __init__(self, process: ServerProcess, server: Resolved) -> None:
-        self._process = process
-        self._server = server
-
-    async def __aenter__(self) -> Any:
-        return _Lines(self._process, self._server), _LineWriter(self._process)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """The process is ended by whoever started it."""
-
-
-class _Lines(_Stream):
     def __init__(self, process: ServerProcess, server: Resolved) -> None:
         self._process = process
         self._server = server
@@ -192,19 +180,11 @@ class _Lines(_Stream):
                     logger.warning("server=%s | line %d that is not MCP: %s", self._process.name, self._strange, start)
         raise anyio.EndOfStream
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> SessionMessage:
         try:
             return await self.receive()
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
-
-
-class _LineWriter(_Stream):
-    def __init__(self, process: ServerProcess) -> None:
-        self._process = process
 
     async def send(self, item: SessionMessage) -> None:
         """Write a message. Raises anyio.BrokenResourceError when the server has gone."""

@@ -10,135 +10,54 @@ import asyncio
 
 import msgspec
 
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess, SandboxSource, check_amount
-from aworld.core.tool.base import Tool, ToolContext
-from aworld.core.tool.func_to_tool import FunctionTool
+from aworld.core.tool.base import Tool
+from aworld.core.tool.func_to_tool import tool
 from aworld.tools.inside import source
-from aworld.tools.place import LONGEST, Place, shown, time_of
+from aworld.tools.tool_sandbox import LONGEST, ToolSandbox, shown, time_of
 
 LONGEST_ANSWER = 30 * LONGEST
 """Bytes of an answer of the kernel: output and error of `LONGEST` bytes each, escaped as JSON. More is no answer."""
 LOST = "Variables and imports are lost, files are kept; the next call starts anew."
+ANEW = "[Python was started anew: variables and imports of earlier calls are lost]"
 
 
-class _Request(msgspec.Struct):
+class _CellRequest(msgspec.Struct):
     code: str
     limit: int
 
 
-class _Answer(msgspec.Struct):
+class _CellResult(msgspec.Struct):
     output: str
     dropped: int
     error: str | None
 
 
-class _Ended(Exception):
+class _KernelDied(Exception):
     """The kernel is gone, or what it says is no answer."""
 
 
-class _Kernel:
-    """The Python of one run."""
+class Kernel:
+    """The Python of a run, and the tool that runs code in it."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
+    def __init__(self, place: ToolSandbox, timeout: float, *, had_another: bool = False) -> None:
+        self._place = place
+        self._timeout = timeout
+        self._had_another = had_another
+        """Whether the run had another kernel, and its model was not told yet."""
+        self._sandbox: Sandbox | None = None
         self._process: SandboxProcess | None = None
-        self._read = bytearray()
+        self._received = bytearray()
         self._lock = asyncio.Lock()
 
-    async def run(self, code: str, timeout: float) -> _Answer:
-        """Run code after all that was asked before. Raises `ToolError` when the kernel did not survive it."""
-        seconds, limit = time_of(self.sandbox, timeout)
-        async with self._lock:
-            try:
-                async with asyncio.timeout(seconds):
-                    return await self._exchange(_Request(code, LONGEST))
-            except TimeoutError:
-                await self.stop()
-                raise ToolError(f"The code was killed after {seconds:g} s (limit: {limit}). {LOST}") from None
-            except (SandboxError, _Ended) as ended:
-                await self.stop()
-                why = f" ({ended})" if str(ended) else ", because of the code or for using too much memory"
-                raise ToolError(f"Python ended{why}. {LOST}") from ended
-            except BaseException:  # a cancelled call: its answer must not become that of the next one
-                await self.stop()
-                raise
+    def for_run(self, scope: RunScope) -> Kernel:
+        """The run's own."""
+        return Kernel(scope.own(self._place), self._timeout, had_another="python" in scope.used)
 
-    async def _exchange(self, request: _Request) -> _Answer:
-        if self._process is None:
-            self._process = await self.sandbox.open_process(["python3", "-I", "-c", source("kernel")])
-        await self._process.send(msgspec.json.encode(request) + b"\n")
-        while (end := self._read.find(b"\n")) < 0:
-            data = await self._process.receive()
-            if not data:
-                raise _Ended
-            self._read += data
-            if len(self._read) > LONGEST_ANSWER:
-                raise _Ended("its answer was too long")
-        line = bytes(self._read[:end])
-        del self._read[: end + 1]
-        try:
-            return msgspec.json.decode(line, type=_Answer)
-        except msgspec.MsgspecError as error:
-            raise _Ended("its answer was no answer") from error
-
-    async def stop(self) -> None:
-        """Kill it; the next call starts another."""
-        process, self._process = self._process, None
-        self._read.clear()
-        if process is not None:
-            await process.stop()
-
-
-class _Kernels:
-    """The kernels of the runs that are under way."""
-
-    def __init__(self) -> None:
-        self._kernels: dict[str, _Kernel] = {}
-        self._anew: set[str] = set()
-        """Runs that had another kernel, and whose model was not told yet."""
-
-    def of(self, trajectory_id: str, sandbox: Sandbox) -> _Kernel:
-        """The kernel of a run, in the sandbox that it has now."""
-        kernel = self._kernels.get(trajectory_id)
-        if kernel is None or kernel.sandbox is not sandbox:
-            if kernel is not None:
-                self._anew.add(trajectory_id)
-            kernel = self._kernels[trajectory_id] = _Kernel(sandbox)
-        return kernel
-
-    def news(self, trajectory_id: str) -> list[str]:
-        """What the model is to know of its kernel; once."""
-        if trajectory_id not in self._anew:
-            return []
-        self._anew.discard(trajectory_id)
-        return ["[Python was started anew: variables and imports of earlier calls are lost]"]
-
-    async def rest(self, trajectory_id: str) -> None:
-        """A kernel rests by itself."""
-
-    def go_on(self, trajectory_id: str) -> None:
-        """The run goes on, and had a kernel."""
-        if trajectory_id not in self._kernels:
-            self._anew.add(trajectory_id)
-
-    async def end_run(self, trajectory_id: str) -> None:
-        """Stop the kernel of a run."""
-        self._anew.discard(trajectory_id)
-        kernel = self._kernels.pop(trajectory_id, None)
-        if kernel is not None:
-            await kernel.stop()
-
-
-def python_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60.0) -> Tool:
-    """The tool `python` for a sandbox, or for that of each run.
-
-    A call has `timeout` seconds, or the sandbox's `wall_seconds` where they are fewer.
-    """
-    check_amount("timeout", timeout)
-    place, kernels = Place.of(sandbox), _Kernels()
-
-    async def python(code: str, at: ToolContext) -> str:
+    @tool
+    async def python(self, code: str) -> str:
         """Run Python code in the sandbox. Variables, functions and imports stay for the next call.
 
         What the code prints is returned, and the value of its last line when that is an expression. `await` may be
@@ -147,16 +66,72 @@ def python_tool(sandbox: Sandbox | SandboxSource | Place, *, timeout: float = 60
         Args:
             code: The code.
         """
-        kernel = kernels.of(at.trajectory_id, await place.sandbox(at))
-        news = kernels.news(at.trajectory_id)
-        answer = await kernel.run(code, timeout)
-        parts = [*news, *([shown(answer.output).rstrip("\n")] if answer.output else [])]
-        if answer.dropped:
-            parts.append(f"[{answer.dropped:,} more bytes of output were dropped]")
-        if answer.error is not None:
-            raise ToolError("\n".join((*parts, answer.error)))
+        sandbox = await self._place.sandbox()
+        if self._sandbox is not None and self._sandbox is not sandbox:  # destroyed with all in it while the run rested
+            self._process, self._had_another = None, True
+            self._received.clear()
+        self._sandbox = sandbox
+        parts = [ANEW] if self._had_another else []
+        self._had_another = False
+        result = await self._run(code, sandbox)
+        if result.output:
+            parts.append(shown(result.output).rstrip("\n"))
+        if result.dropped:
+            parts.append(f"[{result.dropped:,} more bytes of output were dropped]")
+        if result.error is not None:
+            raise ToolError("\n".join((*parts, result.error)))
         return "\n".join(parts) or "[no output]"
 
-    made = FunctionTool(python, timeout=2 * timeout + 15)  # calls of one turn stand in line; our own limit speaks first
-    made.uses = (kernels, place)
-    return made
+    async def _run(self, code: str, sandbox: Sandbox) -> _CellResult:
+        """Run code after all that was asked before. Raises `ToolError` when the kernel did not survive it."""
+        seconds, limit = time_of(sandbox, self._timeout)
+        async with self._lock:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._exchange(_CellRequest(code, LONGEST), sandbox)
+            except TimeoutError:
+                await self.end_run()
+                raise ToolError(f"The code was killed after {seconds:g} s (limit: {limit}). {LOST}") from None
+            except (SandboxError, _KernelDied) as ended:
+                await self.end_run()
+                why = f" ({ended})" if str(ended) else ", because of the code or for using too much memory"
+                raise ToolError(f"Python ended{why}. {LOST}") from ended
+            except BaseException:  # a cancelled call: its answer must not become that of the next one
+                await self.end_run()
+                raise
+
+    async def _exchange(self, request: _CellRequest, sandbox: Sandbox) -> _CellResult:
+        if self._process is None:
+            self._process = await sandbox.open_process(["python3", "-I", "-c", source("kernel")])
+        await self._process.send(msgspec.json.encode(request) + b"\n")
+        while (end := self._received.find(b"\n")) < 0:
+            data = await self._process.receive()
+            if not data:
+                raise _KernelDied
+            self._received += data
+            if len(self._received) > LONGEST_ANSWER:
+                raise _KernelDied("its answer was too long")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        try:
+            return msgspec.json.decode(line, type=_CellResult)
+        except msgspec.MsgspecError as error:
+            raise _KernelDied("its answer was no answer") from error
+
+    async def end_run(self) -> None:
+        """Kill it; a call after that starts another."""
+        process, self._process = self._process, None
+        self._received.clear()
+        if process is not None:
+            await process.stop()
+
+
+def python_tool(sandbox: Sandbox | SandboxSource | ToolSandbox, *, timeout: float = 60.0) -> Tool:
+    """The tool `python` for a sandbox, or for that of each run.
+
+    A call has `timeout` seconds, or the sandbox's `wall_seconds` where they are fewer.
+    """
+    check_amount("timeout", timeout)
+    python = Kernel(ToolSandbox.of(sandbox, "python"), timeout).python
+    python.timeout = 2 * timeout + 15  # calls of one turn stand in line; our own limit speaks first
+    return python

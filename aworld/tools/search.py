@@ -109,7 +109,7 @@ def search_tool(provider: SearchProvider | str, *, timeout: float = 20.0) -> Too
     """The tool `web_search`. `provider` is an object, or `"brave"`, `"tavily"` or `"searxng"` with its settings in the
     environment. Raises `ConfigError` that names what is missing."""
     check_amount("timeout", timeout)
-    found = _named(provider) if isinstance(provider, str) else provider
+    engine = _named(provider) if isinstance(provider, str) else provider
 
     async def web_search(query: str, count: int = 8) -> str:
         """Search the web. Returns titles, addresses and a few words of the pages.
@@ -122,9 +122,9 @@ def search_tool(provider: SearchProvider | str, *, timeout: float = 20.0) -> Too
             raise ToolError("The query is empty.")
         try:
             async with asyncio.timeout(timeout):
-                hits = await found.search(query, min(max(count, 1), 20))
+                hits = await engine.search(query, min(max(count, 1), 20))
         except TimeoutError:
-            raise ToolError(f"{found.name} gave no answer within {timeout:g} s.") from None
+            raise ToolError(f"{engine.name} gave no answer within {timeout:g} s.") from None
         if not hits:
             return "Nothing was found."
         return "\n\n".join(f"{number}. {hit.title}\n{hit.url}\n{hit.text}" for number, hit in enumerate(hits, 1))
@@ -197,12 +197,12 @@ async def _json(
 def _hits(answer: Any, text: str) -> list[Hit]:
     """The results in an answer; those without an address are left out."""
     results: Any = cast("dict[str, Any]", answer).get("results") if isinstance(answer, dict) else None
-    found: list[Hit] = []
+    hits: list[Hit] = []
     for result in cast("list[Any]", results) if isinstance(results, list) else []:
         if isinstance(result, dict) and isinstance(result.get("url"), str):  # pyright: ignore[reportUnknownMemberType]
             entry = cast("dict[str, Any]", result)
-            found.append(Hit(_plain(entry.get("title")), entry["url"], _plain(entry.get(text))))
-    return found
+            hits.append(Hit(_plain(entry.get("title")), entry["url"], _plain(entry.get(text))))
+    return hits
 
 
 def _plain(text: Any) -> str:

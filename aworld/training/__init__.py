@@ -12,26 +12,14 @@ from typing import TYPE_CHECKING
 from aworld.core.lazy import exports
 
 if TYPE_CHECKING:
-    from aworld.training.config import TrainingConfig as TrainingConfig
-    from aworld.training.registry import Engine as Engine
+    from aworld.training.evaluation import Evaluation as Evaluation
+    from aworld.training.registry import TrainEngine as TrainEngine
     from aworld.training.registry import TrainingJob as TrainingJob
     from aworld.training.registry import known_engines as known_engines
     from aworld.training.registry import register_processor as register_processor
-    from aworld.training.result import Evaluation as Evaluation
     from aworld.training.result import StepReport as StepReport
     from aworld.training.result import TrainingResult as TrainingResult
     from aworld.training.trainer import AgentTrainer as AgentTrainer
+    from aworld.training.training_config import TrainingConfig as TrainingConfig
 
-_HOMES = {
-    "AgentTrainer": ".trainer",
-    "Engine": ".registry",
-    "Evaluation": ".result",
-    "StepReport": ".result",
-    "TrainingConfig": ".config",
-    "TrainingJob": ".registry",
-    "TrainingResult": ".result",
-    "known_engines": ".registry",
-    "register_processor": ".registry",
-}
-
-__all__, __getattr__, __dir__ = exports(__name__, _HOMES)
+__getattr__, __dir__ = exports(__name__)

@@ -31,7 +31,6 @@ __all__ = [
     "agent_reward",
     "group_centred",
     "group_normalised",
-    "named",
     "raw",
     "step_rewards",
     "trajectory_reward",
@@ -150,27 +149,22 @@ def with_advantages(samples: Sequence[Sample], advantage: Advantage = group_norm
     """
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
     for sample in samples:
+        episode = sample.tokens.trajectory_id
         if None in sample.returns:
             raise ConfigError(
-                f"trajectory={sample.trajectory_id} | its reward is unknown, and so is its advantage; apply the filter "
+                f"trajectory={episode} | its reward is unknown, and so is its advantage; apply the filter "
                 "failed_rewards first."
             )
         returns = cast("tuple[float, ...]", sample.returns)
-        groups.setdefault(sample.group, {}).setdefault(sample.trajectory_id, []).extend(returns)
-    found = {group: Group.of([fmean(returns) for returns in each.values()]) for group, each in groups.items()}
-    return [_with(sample, found[sample.group], advantage) for sample in samples]
+        groups.setdefault(sample.group, {}).setdefault(episode, []).extend(returns)
+    figures = {name: Group.of([fmean(returns) for returns in group.values()]) for name, group in groups.items()}
+    return [_with(sample, figures[sample.group], advantage) for sample in samples]
 
 
 def _with(sample: Sample, group: Group, advantage: Advantage) -> Sample:
-    each = [advantage(cast(float, value), group) for value in sample.returns]
-    if not all(math.isfinite(value) for value in each):
-        raise ConfigError(f"trajectory={sample.trajectory_id} | an advantage is not finite; look at its rewards.")
-    return replace(sample, advantages=tuple(each[place] if place >= 0 else 0.0 for place in sample.token_steps))
-
-
-def named(table: Mapping[str, Credit | Advantage], name: str, setting: str) -> Credit | Advantage:
-    """An entry of a table by its name. Raises ConfigError that names the setting and what is known."""
-    found = table.get(name)
-    if found is None:
-        raise ConfigError(f"{setting}={name!r} is not known; use one of {', '.join(table)}.")
-    return found
+    by_step = [advantage(cast(float, value), group) for value in sample.returns]
+    if not all(map(math.isfinite, by_step)):
+        raise ConfigError(
+            f"trajectory={sample.tokens.trajectory_id} | an advantage is not finite; look at its rewards."
+        )
+    return replace(sample, advantages=tuple(by_step[place] if place >= 0 else 0.0 for place in sample.token_steps))

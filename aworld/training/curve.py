@@ -23,19 +23,19 @@ def points(result: TrainingResult) -> dict[str, Any]:
     return {
         "held_out": [
             {
-                "step": each.step,
-                "mode": each.mode,
-                "success": each.success,
-                "low": each.interval[0],
-                "high": each.interval[1],
-                "tasks": each.tasks,
-                "score": each.score,
+                "step": one.step,
+                "mode": one.mode,
+                "success": one.success,
+                "low": one.interval[0],
+                "high": one.interval[1],
+                "tasks": one.tasks,
+                "score": one.score,
             }
-            for each in result.evaluations
+            for one in result.evaluations
         ],
         "training": [
-            {"step": each.step, "success": each.success, "score": each.score, "episodes": each.episodes}
-            for each in result.history
+            {"step": one.step, "success": one.success, "score": one.score, "episodes": one.episodes}
+            for one in result.history
         ],
     }
 
@@ -69,7 +69,7 @@ def _y(share: float) -> float:
 
 def _end(result: TrainingResult) -> int:
     """The last step that is shown; 0 where nothing was trained."""
-    return max([result.steps, *(each.step for each in result.evaluations)], default=0)
+    return max([result.steps, *(one.step for one in result.evaluations)], default=0)
 
 
 def _frame(last: int, end: int) -> str:
@@ -97,19 +97,19 @@ def _training(result: TrainingResult, last: int) -> str:
 
 def _in_training(result: TrainingResult) -> list[tuple[int, float]]:
     """The steps whose success is known, smoothed."""
-    known = [(each.step, each.success) for each in result.history if each.success is not None]
-    return [(step, share) for (step, _), share in zip(known, smoothed([success for _, success in known]))]
+    scored = [(one.step, one.success) for one in result.history if one.success is not None]
+    return [(step, share) for (step, _), share in zip(scored, smoothed([success for _, success in scored]))]
 
 
 def _evaluations(evaluations: Sequence[Evaluation], mode: Mode, last: int) -> list[str]:
-    known = [(each, each.success) for each in evaluations if each.success is not None]
-    if not known:
+    scored = [(one, one.success) for one in evaluations if one.success is not None]
+    if not scored:
         return []
     colour = COLOURS[mode]
-    line = " ".join(f"{_x(each.step, last)},{_y(success)}" for each, success in known)
+    line = " ".join(f"{_x(one.step, last)},{_y(success)}" for one, success in scored)
     drawn = [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
-    for each, success in known:
-        x, (low, high) = _x(each.step, last), each.interval
+    for one, success in scored:
+        x, (low, high) = _x(one.step, last), one.interval
         drawn.append(f'<line x1="{x}" y1="{_y(low)}" x2="{x}" y2="{_y(high)}" stroke="{colour}" stroke-width="1.5"/>')
         drawn.append(f'<circle cx="{x}" cy="{_y(success)}" r="4" fill="{colour}"/>')
     return drawn
@@ -145,9 +145,9 @@ def terminal(result: TrainingResult, width: int = 72, height: int = 12) -> str:
     for step, share in _in_training(result):
         put(step, share, "·")
     for mode, sign in reversed(SIGNS.items()):  # greedy on top
-        for each in result.of_mode(mode):
-            if each.success is not None:
-                put(each.step, each.success, sign)
+        for one in result.of_mode(mode):
+            if one.success is not None:
+                put(one.step, one.success, sign)
     lines = [f"{_label(row, height):>5} ┤{''.join(cells).rstrip()}" for row, cells in enumerate(grid)]
     ends = "0" + f"step {end}".rjust(columns - 1) if end else "step 0"
     return "\n".join([*lines, " " * 6 + "└" + "─" * columns, " " * 7 + ends, _signs(result)])
@@ -159,5 +159,5 @@ def _label(row: int, height: int) -> str:
 
 
 def _signs(result: TrainingResult) -> str:
-    known = [f"{sign} {mode}" for mode, sign in SIGNS.items() if result.of_mode(mode)]
-    return " " * 7 + "   ".join([*known, "· in training"] if result.history else known)
+    scored = [f"{sign} {mode}" for mode, sign in SIGNS.items() if result.of_mode(mode)]
+    return " " * 7 + "   ".join([*scored, "· in training"] if result.history else scored)

@@ -6,14 +6,14 @@ file of such. What is held out is compared with what is learnt from by content, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import msgspec
 
 from aworld.core.exceptions import ConfigError
+from aworld.core.extras import import_extra
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, as_problem
 from aworld.environments.rubric import Part, Rubric, as_rubric
@@ -22,51 +22,48 @@ __all__ = ["Dataset", "environments_of"]
 
 Dataset: TypeAlias = Environment | Sequence[Problem | dict[str, Any]] | str | Path
 
+_TAKES = "takes an Environment, a list of problems, or the path of a .jsonl or .parquet file"
+
 
 def environments_of(train: object, test: object, reward: object) -> tuple[Environment, Environment | None]:
     """The environment to learn from, and the one to evaluate on (None: nothing is held out).
 
     `reward` takes the place of a rubric. Raises ConfigError that names the argument.
     """
-    learnt = _given("train_dataset", train)
+    if train is None:
+        raise ConfigError(f"train_dataset is missing: it {_TAKES}.")
     rubric = _rubric(reward)
-    if isinstance(learnt, Environment):
-        environment = learnt if rubric is None else _like(learnt, rubric=rubric)
-        if environment.rubric is None:
-            raise ConfigError(
-                f"reward_func is missing: environment {learnt.name!r} has no rubric. Give reward_func, a function of "
-                "the episode that returns a number, or the environment a rubric."
-            )
-        if not callable(environment.train) and not environment.train:
-            raise ConfigError(f"train_dataset: environment {learnt.name!r} has no training problems (train=...).")
+    environment = _environment("train_dataset", train, rubric)
+    if test is None:
+        held_out = environment if _has(environment.test) else None
+    elif isinstance(test, Environment):
+        held_out = _environment("test_dataset", test, rubric)
+        environment = _like(environment, test=held_out.test)
     else:
-        if rubric is None:
-            raise ConfigError(
-                "reward_func is missing: a dataset of problems says nothing about rewards. Give a function of the "
-                "episode that returns a number."
-            )
-        environment = Environment("dataset", train=learnt, rubric=rubric)
-    environment, held_out = _with_held_out(environment, test, rubric)
+        held_out = environment = _like(environment, test=_problems("test_dataset", test))
     environment.check_disjoint()
     return environment, held_out
 
 
-def _with_held_out(
-    environment: Environment, test: object, rubric: Rubric | None
-) -> tuple[Environment, Environment | None]:
-    if test is None:
-        has = callable(environment.test) or len(environment.test) > 0
-        return environment, environment if has else None
-    given = _given("test_dataset", test)
-    if not isinstance(given, Environment):
-        environment = _like(environment, test=given)
-        return environment, environment
-    held_out = given if rubric is None else _like(given, rubric=rubric)
-    if held_out.rubric is None:
-        raise ConfigError(f"test_dataset: environment {given.name!r} has no rubric; give it one, or a reward_func.")
-    if not callable(held_out.test) and not held_out.test:
-        raise ConfigError(f"test_dataset: environment {given.name!r} has no held-out problems (test=...).")
-    return _like(environment, test=held_out.test), held_out
+def _environment(argument: str, dataset: object, rubric: Rubric | None) -> Environment:
+    """The environment of an argument, with a rubric and problems to learn from, or to be measured on."""
+    if not isinstance(dataset, Environment):
+        environment = Environment("dataset", train=_problems(argument, dataset), rubric=rubric)
+    else:
+        environment = dataset if rubric is None else _like(dataset, rubric=rubric)
+    if environment.rubric is None:
+        raise ConfigError(
+            f"reward_func is missing: {argument}, environment {environment.name!r} has no rubric. Give reward_func, a "
+            "function of the episode that returns a number, or the environment a rubric."
+        )
+    split, what = ("test", "held-out") if argument == "test_dataset" else ("train", "training")
+    if not _has(getattr(environment, split)):
+        raise ConfigError(f"{argument}: environment {environment.name!r} has no {what} problems ({split}=...).")
+    return environment
+
+
+def _has(problems: Any) -> bool:
+    return callable(problems) or len(problems or ()) > 0
 
 
 def _like(environment: Environment, **changed: Any) -> Environment:
@@ -85,69 +82,48 @@ def _like(environment: Environment, **changed: Any) -> Environment:
     return Environment(environment.name, **settings)
 
 
-def _rubric(given: object) -> Rubric | None:
-    if given is None or isinstance(given, Rubric | Part):
-        return as_rubric(given)
-    if not callable(given):
-        raise ConfigError(
-            f"reward_func takes a function of the episode that returns a number, a Rubric, or None where the "
-            f"environment has one; got {given!r:.100}."
-        )
+def _rubric(reward: Any) -> Rubric | None:
+    if reward is not None and not callable(reward) and not isinstance(reward, Rubric | Part):
+        raise ConfigError(f"reward_func takes a function of the episode, or a Rubric; got {reward!r:.100}.")
     try:
-        return as_rubric(cast("Callable[[Any], float]", given))
+        return as_rubric(cast("Any", reward))
     except ConfigError as error:
         raise ConfigError(f"reward_func: {error}") from None
 
 
-def _given(argument: str, given: object) -> Environment | list[Problem]:
-    if isinstance(given, Environment):
-        return given
-    where = argument
-    if isinstance(given, str | Path):
-        where = f"{argument}={str(given)!r}"
-        given = _read(argument, Path(given))
-    if not isinstance(given, Iterable) or isinstance(given, Mapping):
-        raise ConfigError(
-            f"{argument} takes an Environment, a list of problems, or the path of a .jsonl or .parquet file; got "
-            f"{given!r:.100}."
-        )
+def _problems(argument: str, dataset: Any) -> list[Problem]:
+    """The problems of a list or a file. Raises ConfigError that names the argument, and the line of a file."""
+    in_file = isinstance(dataset, str | Path)
+    source = f"{argument}={str(dataset)!r}" if in_file else argument
+    if not isinstance(dataset, Iterable | Path) or isinstance(dataset, Mapping):
+        raise ConfigError(f"{argument} {_TAKES}; got {dataset!r:.100}.")
     try:
-        problems = [as_problem(cast(Any, each), number) for number, each in enumerate(cast("Iterable[object]", given))]
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        rows = _rows(Path(dataset)) if in_file else cast("Iterable[Any]", dataset)
+        problems = [as_problem(row, number) for number, row in enumerate(rows)]
+    except (OSError, ValueError) as error:  # a ConfigError is a ValueError, and so are those of JSON and Parquet
+        raise ConfigError(f"{source}: {error}") from None
     if not problems:
-        raise ConfigError(f"{where} is empty; give at least one problem.")
+        raise ConfigError(f"{source} is empty; give at least one problem.")
     return problems
 
 
-def _read(argument: str, path: Path) -> list[Any]:
-    kinds: dict[str, Callable[[str, Path], list[Any]]] = {".jsonl": _lines, ".ndjson": _lines, ".parquet": _parquet}
-    reader = kinds.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{argument}={str(path)!r}: a path ends in .jsonl or .parquet.")
+def _rows(path: Path) -> Iterable[Any]:
+    """The rows of a file. Raises OSError and ValueError."""
+    if path.suffix.lower() not in (".jsonl", ".ndjson", ".parquet"):
+        raise ConfigError("a path ends in .jsonl or .parquet.")
     if not path.is_file():
-        raise ConfigError(f"{argument}={str(path)!r}: there is no such file.")
-    return reader(argument, path)
-
-
-def _lines(argument: str, path: Path) -> list[Any]:
-    found: list[Any] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(msgspec.json.decode(line))
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{argument}={str(path)!r}, line {number}: not JSON ({error}).") from None
-    return found
-
-
-def _parquet(argument: str, path: Path) -> list[Any]:
-    try:
-        parquet: Any = import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError(f"{argument}={str(path)!r} needs pyarrow; pip install 'aworld[parquet]'.") from None
+        raise ConfigError("there is no such file.")
+    if path.suffix.lower() != ".parquet":
+        return [_row(number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line.strip()]
+    parquet: Any = import_extra("pyarrow.parquet", "a dataset in Parquet", "pyarrow>=18")
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise ConfigError(f"{argument}={str(path)!r} cannot be read as Parquet: {error}") from None
+        raise ConfigError(f"it cannot be read as Parquet: {error}") from None
+
+
+def _row(number: int, line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"line {number} is not JSON ({error}).") from None

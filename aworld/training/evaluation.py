@@ -6,24 +6,94 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from aworld.core.exceptions import ConfigError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.model import ModelRequest
+from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem
-from aworld.environments.progress import Progress
+from aworld.environments.report import RolloutProgress as Progress
 from aworld.environments.report import share_of, solved, unknown_because
 from aworld.environments.rollout import rollouts
-from aworld.training.result import Comparison, Evaluation, Mode
 
-__all__ = ["Ask", "compare", "evaluate", "held_out_problems"]
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "Mode",
+    "SamplingParams",
+    "compare",
+    "evaluate",
+    "figures_of",
+    "held_out_problems",
+]
+
+Mode: TypeAlias = Literal["greedy", "sampled"]
 
 
-class Ask(Hooks):
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """How a policy did on held-out problems, one episode each."""
+
+    step: int
+    """Training steps that the policy had behind it."""
+    mode: Mode
+    outcomes: dict[str, bool | None]
+    """Whether each problem was solved, by its id (`aworld.environments.report.solved`); None where no scorer could
+    tell, or the surroundings failed: in no figure."""
+    score: float | None = None
+    """Mean score of the episodes that have one."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """95 % confidence interval of `success` (Wilson)."""
+    reason: str | None = None
+    """Why the first of the unknown ones is unknown, and its trajectory."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def tasks(self) -> int:
+        """Held-out problems."""
+        return len(self.outcomes)
+
+    @property
+    def successes(self) -> int:
+        """Problems that were solved."""
+        return sum(outcome is True for outcome in self.outcomes.values())
+
+    @property
+    def unknown(self) -> int:
+        """Problems of which nobody could tell."""
+        return sum(outcome is None for outcome in self.outcomes.values())
+
+    @property
+    def success(self) -> float | None:
+        """Share of the problems whose outcome is known that were solved; None where none is."""
+        known = self.tasks - self.unknown
+        return self.successes / known if known else None
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Before and after on the same held-out problems: those whose outcome is known both times."""
+
+    mode: Mode
+    tasks: int = 0
+    """Problems that are compared."""
+    unknown: int = 0
+    """Problems that are left out, as an outcome is unknown."""
+    before: float
+    after: float
+    gained: int
+    """Problems solved only after."""
+    lost: int
+    """Problems solved only before."""
+    p_value: float
+    """Exact two-sided McNemar test: how likely so uneven a change is, were there no difference."""
+
+
+class SamplingParams(Hooks):
     """Sets sampling parameters of the requests of some agents (None: of all), whatever their models' settings say."""
 
     def __init__(self, agents: Collection[str] | None = None, **params: Any) -> None:
@@ -69,7 +139,7 @@ async def evaluate(
         seed: Of sampling: the same seed draws the same, so that two evaluations can be compared in pairs.
         run: With a store: a name under which a second call goes on where the first was cut off.
     """
-    ask = Ask(agents, temperature=0.0 if mode == "greedy" else temperature, top_p=1.0)
+    sampling = SamplingParams(agents, temperature=0.0 if mode == "greedy" else temperature, top_p=1.0)
     began, cpu = time.monotonic(), time.process_time()
     outcomes: dict[str, bool | None] = {}
     scores: list[float] = []
@@ -85,7 +155,7 @@ async def evaluate(
         retries=retries,
         yield_finished=True,
         on_progress=on_progress,
-        hooks=(*hooks, ask),
+        hooks=(*hooks, sampling),
     ):
         outcome = outcomes[rollout.problem.id] = None if rollout.lost else solved(environment, rollout.record)
         if outcome is None:
@@ -106,25 +176,37 @@ async def evaluate(
     )
 
 
+def figures_of(
+    environment: Environment, records: Sequence[Trajectory]
+) -> tuple[float | None, float | None, str | None]:
+    """The mean score of the episodes that have one, the share that solved their problem (of those of which that is
+    known), and why the first without a score has none. Each is None where there is nothing to tell."""
+    scores = [record.score for record in records if record.score is not None]
+    outcomes = [solved(environment, record) for record in records]
+    successes = [outcome for outcome in outcomes if outcome is not None]
+    reason = next((unknown_because(record) for record in records if record.score is None), None)
+    return fmean(scores) if scores else None, fmean(successes) if successes else None, reason
+
+
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
     """The paired test of two evaluations on the problems of which both know the outcome.
 
     Raises ConfigError when there is none.
     """
     both = [id for id in before.outcomes if id in after.outcomes]
-    known = _known(before, after)
-    if not known:
+    compared = _compared(before, after)
+    if not compared:
         why = f"whose outcome is known both times ({before.reason or after.reason})" if both else "in common"
         raise ConfigError(f"compare: the two evaluations have no problem {why}.")
-    was, now = ([one.outcomes[id] is True for id in known] for one in (before, after))
+    was, now = ([one.outcomes[id] is True for id in compared] for one in (before, after))
     gained = sum(b and not a for a, b in zip(was, now))
     lost = sum(a and not b for a, b in zip(was, now))
     return Comparison(
         mode=after.mode,
-        tasks=len(known),
-        unknown=len(both) - len(known),
-        before=sum(was) / len(known),
-        after=sum(now) / len(known),
+        tasks=len(compared),
+        unknown=len(both) - len(compared),
+        before=sum(was) / len(compared),
+        after=sum(now) / len(compared),
         gained=gained,
         lost=lost,
         p_value=mcnemar(gained, lost),
@@ -136,10 +218,11 @@ def comparisons(evaluations: Iterable[Evaluation]) -> tuple[Comparison, ...]:
     by_mode: dict[Mode, list[Evaluation]] = {}
     for evaluation in evaluations:
         by_mode.setdefault(evaluation.mode, []).append(evaluation)
-    return tuple(compare(each[0], each[-1]) for each in by_mode.values() if len(each) > 1 and _known(each[0], each[-1]))
+    pairs = [(row[0], row[-1]) for row in by_mode.values() if len(row) > 1]
+    return tuple(compare(first, last) for first, last in pairs if _compared(first, last))
 
 
-def _known(before: Evaluation, after: Evaluation) -> list[str]:
+def _compared(before: Evaluation, after: Evaluation) -> list[str]:
     """The problems whose outcome is known both times."""
     return [id for id, outcome in before.outcomes.items() if None not in (outcome, after.outcomes.get(id))]
 

@@ -6,11 +6,10 @@ they drop cannot be trained on (`ALWAYS`); the others are a matter of taste and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from aworld.core.exceptions import ConfigError
+from aworld.core.checks import one_of
 from aworld.training.samples import Sample
 
 __all__ = [
@@ -41,7 +40,7 @@ def surroundings(samples: Sequence[Sample]) -> list[Sample]:
 
 def failed_rewards(samples: Sequence[Sample]) -> list[Sample]:
     """Drops samples whose reward is unknown: a scorer failed, or nobody gave one."""
-    return [sample for sample in samples if sample.reward is not None and None not in sample.returns]
+    return [sample for sample in samples if sample.tokens.score is not None and None not in sample.returns]
 
 
 def truncated(samples: Sequence[Sample]) -> list[Sample]:
@@ -51,7 +50,8 @@ def truncated(samples: Sequence[Sample]) -> list[Sample]:
 
 def without_logprobs(samples: Sequence[Sample]) -> list[Sample]:
     """Drops samples of which the server did not tell the log-probability of every sampled token."""
-    return [s for s in samples if all(p is not None for p, sampled in zip(s.logprobs, s.mask) if sampled)]
+    rows = [(sample, sample.tokens) for sample in samples]
+    return [s for s, row in rows if all(p is not None for p, sampled in zip(row.logprobs, row.mask) if sampled)]
 
 
 def no_variance(samples: Sequence[Sample]) -> list[Sample]:
@@ -60,12 +60,13 @@ def no_variance(samples: Sequence[Sample]) -> list[Sample]:
     episodes: dict[tuple[str, str], set[str]] = {}
     for sample in samples:
         returns.setdefault(sample.group, set()).update(sample.returns)
-        episodes.setdefault(sample.group, set()).add(sample.trajectory_id)
+        episodes.setdefault(sample.group, set()).add(sample.tokens.trajectory_id)
     return [s for s in samples if len(returns[s.group]) > 1 and len(episodes[s.group]) > 1]
 
 
 FILTERS: dict[str, Filter] = {
-    each.__name__: each for each in (incomplete, surroundings, failed_rewards, truncated, without_logprobs, no_variance)
+    function.__name__: function
+    for function in (incomplete, surroundings, failed_rewards, truncated, without_logprobs, no_variance)
 }
 ALWAYS = ("incomplete", "surroundings", "failed_rewards")
 """What these drop cannot be trained on."""
@@ -80,16 +81,6 @@ def apply(samples: Sequence[Sample], names: Iterable[str] = ("no_variance",)) ->
     kept = list(samples)
     for name in dict.fromkeys((*ALWAYS, *names)):
         before = len(kept)
-        kept = filter_of(name)(kept)
+        kept = FILTERS[one_of("filters", name, FILTERS)](kept)
         dropped[name] = before - len(kept)
     return kept, {name: count for name, count in dropped.items() if count}
-
-
-def filter_of(name: str) -> Filter:
-    """The filter of this name. Raises ConfigError that names the nearest."""
-    found = FILTERS.get(name)
-    if found is None:
-        near = difflib.get_close_matches(name, FILTERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "add it to aworld.training.filters.FILTERS."
-        raise ConfigError(f"filters: {name!r} is not known; {hint} Known are: {', '.join(FILTERS)}.")
-    return found

@@ -19,26 +19,26 @@ from msgspec import Struct
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import RunConfig
+from aworld.core.bounded import described
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message, Tokens, Usage, chat_format
-from aworld.core.model import Delta, ModelReply, ModelRequest
+from aworld.core.model import Delta, ModelReply, ModelRequest, function_format
 from aworld.core.task import TaskResponse
 from aworld.environments import Environment, Problem
-from aworld.models.openai import wire_tool
 from aworld.runner import Runners
 
 Parse: TypeAlias = Callable[[str, ModelRequest], Message]
 """Makes the message of what the model wrote."""
 
 
-class Asked(Struct, frozen=True):
+class OutsidePrompt(Struct, frozen=True):
     """What the model is asked, in the shape of the chat-completions API."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = []
 
 
-class Said(Struct, frozen=True):
+class OutsideReply(Struct, frozen=True):
     """What the model answered."""
 
     text: str
@@ -50,7 +50,7 @@ class Said(Struct, frozen=True):
     finish_reason: str | None = None
 
 
-class Ended(Struct, frozen=True):
+class OutsideEnd(Struct, frozen=True):
     """How an episode ended."""
 
     trajectory: str
@@ -61,15 +61,15 @@ class Ended(Struct, frozen=True):
     error: str | None = None
 
 
-class _Episode:
-    """One episode: where question and answer meet."""
+class OutsideEpisode:
+    """One episode: where prompt and reply meet."""
 
     def __init__(self, id: str) -> None:
         self.id = id
-        self.news: asyncio.Queue[Asked | Ended] = asyncio.Queue()
-        self.answer: asyncio.Future[Said] | None = None
+        self.news: asyncio.Queue[OutsidePrompt | OutsideEnd] = asyncio.Queue()
+        self.answer: asyncio.Future[OutsideReply] | None = None
         self.run: asyncio.Task[None] | None = None
-        self.said: tuple[Message, ...] = ()
+        self.messages: tuple[Message, ...] = ()
         """The conversation up to the model's last words."""
 
 
@@ -111,7 +111,7 @@ class OutsideRollouts:
     def __init__(
         self, environment: Environment, agent: Agent, problems: Mapping[str, Problem], *, parse: Parse, name: str,
         run: str, store: Any = None, params: Mapping[str, Any] | None = None,
-        on_end: Callable[[Ended, TaskResponse], None] | None = None,
+        on_end: Callable[[OutsideEnd, TaskResponse], None] | None = None,
     ) -> None:  # fmt: skip
         self.environment = environment
         self.problems = problems
@@ -122,11 +122,11 @@ class OutsideRollouts:
         self._agent = agent.with_model(OutsideModel(self, name, params))
         self._parse, self._name, self._run, self._on_end = parse, name, run, on_end
         self._conf = RunConfig(store=store)
-        self._open: dict[str, _Episode] = {}
-        self._by_trajectory: dict[str, _Episode] = {}
+        self._open: dict[str, OutsideEpisode] = {}
+        self._by_trajectory: dict[str, OutsideEpisode] = {}
         self._begun: Counter[str] = Counter()
 
-    async def begin(self, id: str, problem: str) -> Asked | Ended:
+    async def begin(self, id: str, problem: str) -> OutsidePrompt | OutsideEnd:
         """Begin an episode, known as `id` from now on, and hear what the model is asked first.
 
         Raises ConfigError for a problem that is not among ours or an id that is in use.
@@ -138,19 +138,20 @@ class OutsideRollouts:
         group = f"{self._run}-{self.step:04}-{problem}"
         sample = self._begun[group]
         self._begun[group] += 1
-        episode = self._open[id] = _Episode(f"{group}-{sample}")
+        episode = self._open[id] = OutsideEpisode(f"{group}-{sample}")
         self._by_trajectory[episode.id] = episode
-        task = self.environment.task(self.problems[problem], self._agent, id=episode.id, group_id=group)
+        labels = {"run": self._run, "problem": self.problems[problem].id, "sample": str(sample), "step": str(self.step)}
+        task = self.environment.task(self.problems[problem], self._agent, id=episode.id, group_id=group, labels=labels)
         episode.run = asyncio.create_task(self._live(episode, task))
         return await self._next(id, episode)
 
-    async def say(self, id: str, said: Said) -> Asked | Ended:
+    async def say(self, id: str, reply: OutsideReply) -> OutsidePrompt | OutsideEnd:
         """Answer what was asked, and hear what comes next. Raises ConfigError for an episode that is not open."""
         episode = self._open.get(id)
         if episode is None:
             raise ConfigError(f"There is no open episode {id!r}: it has ended, or was never begun.")
         if episode.answer is not None and not episode.answer.done():
-            episode.answer.set_result(said)
+            episode.answer.set_result(reply)
         return await self._next(id, episode)
 
     async def close(self) -> None:
@@ -167,7 +168,7 @@ class OutsideRollouts:
         episode = self._by_trajectory.get(request.trajectory_id)
         if episode is None:
             raise ModelError(f"Model {self._name!r} answers only inside the episodes of its trainer.")
-        if episode.answer is not None or request.messages[: len(episode.said)] != episode.said:
+        if episode.answer is not None or request.messages[: len(episode.messages)] != episode.messages:
             raise ModelError(
                 f"Agent {request.agent!r} asks something that does not go on from the model's last answer. This "
                 "trainer learns from one unbroken conversation an episode: one agent, one call at a time, nothing "
@@ -175,43 +176,43 @@ class OutsideRollouts:
             )
         episode.answer = asyncio.get_running_loop().create_future()
         episode.news.put_nowait(
-            Asked([chat_format(message) for message in request.messages], [wire_tool(tool) for tool in request.tools])
+            OutsidePrompt(list(map(chat_format, request.messages)), list(map(function_format, request.tools)))
         )
         try:
-            said = await episode.answer
+            reply = await episode.answer
         finally:
             episode.answer = None
-        message = self._parse(said.text, request)
-        episode.said = (*request.messages, message)
-        return _reply(said, message, self._name, self.version)
+        message = self._parse(reply.text, request)
+        episode.messages = (*request.messages, message)
+        return _model_reply(reply, message, self._name, self.version)
 
-    async def _next(self, id: str, episode: _Episode) -> Asked | Ended:
+    async def _next(self, id: str, episode: OutsideEpisode) -> OutsidePrompt | OutsideEnd:
         news = await episode.news.get()
-        if isinstance(news, Ended):
+        if isinstance(news, OutsideEnd):
             del self._open[id]
             self._by_trajectory.pop(episode.id, None)
         return news
 
-    async def _live(self, episode: _Episode, task: Any) -> None:
+    async def _live(self, episode: OutsideEpisode, task: Any) -> None:
         """Run the episode to its end, and tell how it ended."""
         response: TaskResponse | None = None
         try:
             response = (await Runners.run_task(task, self._conf))[episode.id]
-            ended = Ended(
+            end = OutsideEnd(
                 episode.id, response.status, response.record.score, len(response.record.calls), response.error
             )
         except Exception as error:  # noqa: BLE001 - the trainer must hear of it, whatever it was
-            ended = Ended(episode.id, "failed", None, 0, f"{type(error).__name__}: {error}")
+            end = OutsideEnd(episode.id, "failed", None, 0, described(error))
         if response is not None and self._on_end is not None:
-            self._on_end(ended, response)
-        episode.news.put_nowait(ended)
+            self._on_end(end, response)
+        episode.news.put_nowait(end)
 
 
-def _reply(said: Said, message: Message, name: str, version: str) -> ModelReply:
-    prompt, sampled = said.prompt_ids, said.completion_ids
+def _model_reply(reply: OutsideReply, message: Message, name: str, version: str) -> ModelReply:
+    prompt, sampled = reply.prompt_ids, reply.completion_ids
     usage = None
     if prompt is not None and sampled is not None:
         usage = Usage(input_tokens=len(prompt), output_tokens=len(sampled), total_tokens=len(prompt) + len(sampled))
-    tokens = Tokens(prompt, sampled, said.logprobs, policy_version=version)
-    finish = "tool_calls" if message.tool_calls else said.finish_reason
+    tokens = Tokens(prompt, sampled, reply.logprobs, policy_version=version)
+    finish = "tool_calls" if message.tool_calls else reply.finish_reason
     return ModelReply(message, finish, usage, tokens if sampled is not None else None, model=name)

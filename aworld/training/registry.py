@@ -13,30 +13,26 @@ An engine is named by `register_processor` and imported when it is used:
         async def train(self, job): ...       # returns a TrainingResult
 
     register_processor("mine", MyEngine)      # or the address "package.module:MyEngine"
+
+An installed package makes its engines known by the entry-point group `aworld.train_engines`, name → "module:Class".
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
+from aworld.core.checks import nearest
 from aworld.core.exceptions import ConfigError
-from aworld.training.config import TrainingConfig
+from aworld.environments.environment import Environment
 from aworld.training.result import TrainingEvent, TrainingResult
+from aworld.training.training_config import TrainingConfig
 
-if TYPE_CHECKING:
-    from aworld.environments import Environment
-
-__all__ = ["Engine", "TrainingJob", "engine_of", "known_engines", "register_processor"]
-
-
-def _unheard(_: TrainingEvent) -> None:
-    return None
+__all__ = ["TrainEngine", "TrainingJob", "engine_of", "known_engines", "refuse_settings", "register_processor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class TrainingJob:
     config: TrainingConfig
     run_path: Path
     """Folder of this run; it exists. Everything that is written goes below it."""
-    emit: Callable[[TrainingEvent], None] = _unheard
+    emit: Callable[[TrainingEvent], None] = lambda _: None
     """Tells who watches. Never raises."""
 
     @property
@@ -72,7 +68,7 @@ class TrainingJob:
         return f"sqlite:///{quote(str(self.run_path / 'episodes.db'))}"
 
 
-class Engine(Protocol):
+class TrainEngine(Protocol):
     """What trains. Made anew for each run, so it may keep state."""
 
     name: str
@@ -89,27 +85,29 @@ class Engine(Protocol):
         ...
 
 
-Factory: TypeAlias = Callable[[], Engine]
+EngineFactory: TypeAlias = Callable[[], TrainEngine]
 
-_engines: dict[str, Factory | str] = {
-    "embedded": "aworld.training.engine_embedded:EmbeddedEngine",
-    "swift": "aworld.training.swift_engine:SwiftEngine",
-    "trl": "aworld.training.trl_engine:TRLEngine",
-    "verl": "aworld.training.verl_engine:VerlEngine",
+GROUP = "aworld.train_engines"
+"""The group of entry points by which other packages make engines known."""
+
+# The one place that names the adapters. They are imported when they are used, each with the packages that it needs.
+_engines: dict[str, EngineFactory | str] = {
+    "embedded": "aworld.training.embedded.embedded_engine:EmbeddedEngine",
+    "swift": "aworld.training.swift.swift_engine:SwiftEngine",
+    "trl": "aworld.training.trl.trl_engine:TRLEngine",
+    "verl": "aworld.training.verl.verl_engine:VerlEngine",
 }
 
 
-def register_processor(name: str, factory: Factory | str) -> None:
+def register_processor(name: str, factory: EngineFactory | str) -> None:
     """Make `train_engine_name=name` known.
 
     `factory` makes an engine; as `"package.module:Class"` it is imported when it is used. An earlier engine of that
     name is replaced. Raises ConfigError for what cannot be a factory.
     """
-    if not name or not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"register_processor takes the name of an engine; got {name!r}.")
-    if not callable(factory) and (not isinstance(factory, str) or factory.count(":") != 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not name or not (callable(factory) or (isinstance(factory, str) and factory.count(":") == 1)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
-            f"Engine {name!r}: the factory is a function that makes an engine, or its address "
+            f"Engine {name!r}: register_processor takes a name, and a function that makes an engine, or its address "
             f"'package.module:Class'; got {factory!r}."
         )
     _engines[name] = factory
@@ -117,31 +115,40 @@ def register_processor(name: str, factory: Factory | str) -> None:
 
 def known_engines() -> list[str]:
     """The names that `train_engine_name` takes."""
-    return sorted(_engines)
+    return sorted({*_engines, *(point.name for point in entry_points(group=GROUP))})
 
 
-def engine_of(name: str) -> Engine:
+def engine_of(name: str) -> TrainEngine:
     """A new engine of this name, imported now. Raises ConfigError that names the nearest, or the missing package."""
-    factory = _engines.get(name) if isinstance(name, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+    factory = _engines.get(str(name)) or next(iter(entry_points(group=GROUP, name=str(name))), None)
     if factory is None:
-        near = difflib.get_close_matches(str(name).lower(), _engines, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "add your own with register_processor(name, factory)."
+        near = nearest(name, known_engines())
+        hint = f"did you mean {near!r}?" if near else "add your own with register_processor(name, factory)."
         raise ConfigError(f"train_engine_name={name!r} is not known; {hint} Known are: {', '.join(known_engines())}.")
     if isinstance(factory, str):
-        factory = _imported(name, factory)
-    return factory()
+        factory = EntryPoint(name, factory, GROUP)
+    return (_loaded(factory) if isinstance(factory, EntryPoint) else factory)()
 
 
-def _imported(name: str, address: str) -> Factory:
-    home, _, attribute = address.partition(":")
+def refuse_settings(engine: str, config: TrainingConfig, takes: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse what an engine has no word for. `takes` has the values that it does, by the name of the setting.
+
+    Raises ConfigError that names the setting.
+    """
+    for setting, values in takes.items():
+        value = getattr(config, setting)
+        if value not in values:
+            allowed = " or ".join(map(str, values))
+            raise ConfigError(f"{setting}={value!r}: the {engine} engine takes {allowed}.", setting=setting)
+
+
+def _loaded(point: EntryPoint) -> EngineFactory:
     try:
-        return cast(Factory, getattr(import_module(home), attribute))
-    except ModuleNotFoundError as error:
-        if error.name == home:
-            raise ConfigError(f"train_engine_name={name!r}: there is no module {home!r} in this version.") from None
+        return point.load()
+    except ImportError as error:
         raise ConfigError(
-            f"train_engine_name={name!r} needs the package {error.name!r}; install it with "
-            f"pip install 'aworld[{name}]', in an environment of its own where docs/learning.md says so."
+            f"train_engine_name={point.name!r}: {point.value} cannot be imported: {error}. Install what it needs, in "
+            "an environment of its own where docs/trainers.md says so."
         ) from error
-    except AttributeError:
-        raise ConfigError(f"train_engine_name={name!r}: {home!r} has no {attribute!r}.") from None
+    except AttributeError as error:
+        raise ConfigError(f"train_engine_name={point.name!r}: {error}.") from None

@@ -1,4 +1,4 @@
-"""What a training run tells: reports of its steps, evaluations, events for who watches, and the result.
+"""What a training run tells: reports of its steps, events for who watches, and the result.
 
 All values are frozen structs that `msgspec.json` writes and reads.
 """
@@ -11,66 +11,9 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-Mode: TypeAlias = Literal["greedy", "sampled"]
+from aworld.training.evaluation import Comparison, Evaluation, Mode
+
 Stop: TypeAlias = Literal["steps", "target", "patience"]
-
-
-class Evaluation(Struct, frozen=True, kw_only=True):
-    """How a policy did on held-out problems, one episode each."""
-
-    step: int
-    """Training steps that the policy had behind it."""
-    mode: Mode
-    outcomes: dict[str, bool | None]
-    """Whether each problem was solved, by its id (`aworld.environments.report.solved`); None where no scorer could
-    tell, or the surroundings failed: in no figure."""
-    score: float | None = None
-    """Mean score of the episodes that have one."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """95 % confidence interval of `success` (Wilson)."""
-    reason: str | None = None
-    """Why the first of the unknown ones is unknown, and its trajectory."""
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-
-    @property
-    def tasks(self) -> int:
-        """Held-out problems."""
-        return len(self.outcomes)
-
-    @property
-    def successes(self) -> int:
-        """Problems that were solved."""
-        return sum(outcome is True for outcome in self.outcomes.values())
-
-    @property
-    def unknown(self) -> int:
-        """Problems of which nobody could tell."""
-        return sum(outcome is None for outcome in self.outcomes.values())
-
-    @property
-    def success(self) -> float | None:
-        """Share of the problems whose outcome is known that were solved; None where none is."""
-        known = self.tasks - self.unknown
-        return self.successes / known if known else None
-
-
-class Comparison(Struct, frozen=True, kw_only=True):
-    """Before and after on the same held-out problems: those whose outcome is known both times."""
-
-    mode: Mode
-    tasks: int = 0
-    """Problems that are compared."""
-    unknown: int = 0
-    """Problems that are left out, as an outcome is unknown."""
-    before: float
-    after: float
-    gained: int
-    """Problems solved only after."""
-    lost: int
-    """Problems solved only before."""
-    p_value: float
-    """Exact two-sided McNemar test: how likely so uneven a change is, were there no difference."""
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
@@ -98,7 +41,7 @@ class StepReport(Struct, frozen=True, kw_only=True):
     """CPU seconds by what they were spent on: `rollouts`, `model`, `update`, ..."""
 
 
-class Started(Struct, frozen=True, tag="started", tag_field="kind"):
+class TrainingStarted(Struct, frozen=True, tag="started", tag_field="kind"):
     """Training begins, or goes on after `step` steps."""
 
     engine: str
@@ -106,7 +49,7 @@ class Started(Struct, frozen=True, tag="started", tag_field="kind"):
     step: int = 0
 
 
-class Progress(Struct, frozen=True, tag="progress", tag_field="kind"):
+class TrainingProgress(Struct, frozen=True, tag="progress", tag_field="kind"):
     """Episodes of a phase (`rollouts`, `evaluation greedy`, ...) that are done so far."""
 
     phase: str
@@ -134,7 +77,7 @@ class Saved(Struct, frozen=True, tag="saved", tag_field="kind"):
     path: str
 
 
-TrainingEvent: TypeAlias = Started | Progress | Stepped | Evaluated | Saved
+TrainingEvent: TypeAlias = TrainingStarted | TrainingProgress | Stepped | Evaluated | Saved
 """What `AgentTrainer(on_event=...)` is told, in the order in which it happens."""
 
 
@@ -163,17 +106,15 @@ class TrainingResult(Struct, frozen=True, kw_only=True):
 
     def of_mode(self, mode: Mode) -> tuple[Evaluation, ...]:
         """The evaluations of one mode, in order."""
-        return tuple(each for each in self.evaluations if each.mode == mode)
+        return tuple(evaluation for evaluation in self.evaluations if evaluation.mode == mode)
 
     def before(self, mode: Mode = "greedy") -> Evaluation | None:
         """The evaluation before training; None where there was none."""
-        found = self.of_mode(mode)
-        return found[0] if found and found[0].step == 0 else None
+        return next((evaluation for evaluation in self.of_mode(mode)[:1] if evaluation.step == 0), None)
 
     def after(self, mode: Mode = "greedy") -> Evaluation | None:
         """The evaluation of the trained policy; None where there was none."""
-        found = self.of_mode(mode)
-        return found[-1] if found and found[-1].step == self.steps else None
+        return next((evaluation for evaluation in self.of_mode(mode)[-1:] if evaluation.step == self.steps), None)
 
     def save(self, path: Path) -> None:
         """Write it as JSON; the file appears when it is whole."""

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from msgspec.structs import replace
 
 from aworld.core.exceptions import ConfigError, TrainingError
-from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import SAMPLE, Problem
-from aworld.environments.progress import Progress as RolloutProgress
-from aworld.environments.report import solved, unknown_because
+from aworld.environments.report import RolloutProgress, solved, unknown_because
 from aworld.environments.rollout import Rollout, rollouts
 from aworld.training import credit, filters
-from aworld.training.config import TrainingConfig
-from aworld.training.evaluation import Ask
+from aworld.training.evaluation import SamplingParams
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Progress
-from aworld.training.samples import Derived, Sample, derive
+from aworld.training.result import TrainingProgress
+from aworld.training.samples import Sample, SampleSet, derive
+from aworld.training.training_config import TrainingConfig
 
-__all__ = ["episodes_of", "figures_of", "hopeless", "learnable", "problems_of", "told"]
+__all__ = ["episodes_of", "hopeless", "learnable", "problems_of", "watched"]
 
 
 def problems_of(environment: Environment, config: TrainingConfig, number: int) -> list[Problem]:
@@ -72,8 +69,10 @@ async def episodes_of(
     Raises TrainingError when no episode has a score: there is nothing to learn from.
     """
     config = job.config
-    ask = Ask(agents, temperature=config.temperature, top_p=1.0, max_tokens=config.max_completion_tokens)
-    found = [
+    sampling = SamplingParams(
+        agents, temperature=config.temperature, top_p=1.0, max_tokens=config.max_completion_tokens
+    )
+    finished = [
         rollout
         async for rollout in rollouts(
             job.environment,
@@ -86,12 +85,12 @@ async def episodes_of(
             retries=config.retries,
             run=run,
             yield_finished=True,
-            on_progress=told(job, "rollouts", number - 1),
-            hooks=(ask,),
+            on_progress=watched(job, "rollouts", number - 1),
+            hooks=(sampling,),
         )
     ]
     places = {problem.id: place for place, problem in enumerate(problems)}
-    episodes = sorted(found, key=lambda rollout: (places[rollout.problem.id], rollout.sample))
+    episodes = sorted(finished, key=lambda rollout: (places[rollout.problem.id], rollout.sample))
     if all(episode.score is None for episode in episodes):
         raise TrainingError(f"step={number} | {hopeless(len(episodes), unknown_because(episodes[0].record), job)}")
     return episodes
@@ -105,52 +104,36 @@ def hopeless(count: int, reason: str | None, job: TrainingJob) -> str:
     )
 
 
-def told(job: TrainingJob, phase: str, step: int) -> Callable[[RolloutProgress], None]:
+def watched(job: TrainingJob, phase: str, step: int) -> Callable[[RolloutProgress], None]:
     """Hands the progress of rollouts on to who watches the training; `step` is how many are done."""
-    return lambda progress: job.emit(Progress(phase, step, progress.done, progress.total or 0))
-
-
-def figures_of(
-    environment: Environment, records: Sequence[Trajectory]
-) -> tuple[float | None, float | None, str | None]:
-    """The mean score of the episodes that have one, the share that solved their problem (of those of which that is
-    known), and why the first without a score has none. Each is None where there is nothing to tell."""
-    scores = [record.score for record in records if record.score is not None]
-    outcomes = [known for record in records if (known := solved(environment, record)) is not None]
-    reason = next((unknown_because(record) for record in records if record.score is None), None)
-    return fmean(scores) if scores else None, fmean(outcomes) if outcomes else None, reason
+    return lambda progress: job.emit(TrainingProgress(phase, step, progress.done, progress.total or 0))
 
 
 def learnable(
     episodes: Sequence[Rollout], agents: Sequence[str], config: TrainingConfig, environment: Environment, number: int
-) -> tuple[Derived, list[Sample], dict[str, int]]:
+) -> tuple[SampleSet, list[Sample], dict[str, int]]:
     """From episodes to samples with advantages; and how many were dropped, by reason."""
-    rule = cast(credit.Credit, credit.named(credit.CREDITS, config.credit, "config.credit"))
-    derived = derive([each.record for each in episodes], agents=agents, credit=rule, discount=config.discount)
+    records = [episode.record for episode in episodes]
+    derived = derive(records, agents=agents, credit=credit.CREDITS[config.credit], discount=config.discount)
     samples, dropped = filters.apply(derived.samples, ())
     if derived.empty:
         dropped["empty"] = derived.empty
-    solvers = {each.id for each in episodes if solved(environment, each.record)}
+    solvers = {episode.id for episode in episodes if solved(environment, episode.record)}
     if config.shuffle_rewards:
         samples, solvers = shuffled(samples, solvers, random.Random(f"{config.seed}/{number}/control"))
     if config.algorithm == "sft":
-        kept = [sample for sample in samples if sample.trajectory_id in solvers]
+        kept = [sample for sample in samples if sample.tokens.trajectory_id in solvers]
         dropped |= {"not_solved": len(samples) - len(kept)} if len(kept) < len(samples) else {}
-        ones = [replace(s, advantages=tuple(map(float, s.mask))) for s in kept]
+        ones = [replace(s, advantages=tuple(map(float, s.tokens.mask))) for s in kept]
         return derived, ones, dropped
     kept, more = filters.apply(samples, config.filters)
-    advantage = cast(credit.Advantage, credit.named(credit.ADVANTAGES, config.advantages, "config.advantages"))
-    return derived, credit.with_advantages(kept, advantage), {**dropped, **more}
+    return derived, credit.with_advantages(kept, credit.ADVANTAGES[config.advantages]), {**dropped, **more}
 
 
 def shuffled(samples: Sequence[Sample], solvers: set[str], draw: random.Random) -> tuple[list[Sample], set[str]]:
     """The control: what episodes earned, dealt out at random among them."""
-    ids = list(dict.fromkeys(sample.trajectory_id for sample in samples))
-    given = dict(zip(ids, draw.sample(ids, len(ids))))
-    earned = {sample.trajectory_id: sample for sample in samples}
-    mixed = [
-        replace(s, reward=other.reward, returns=(other.reward,) * len(s.returns))
-        for s in samples
-        for other in [earned[given[s.trajectory_id]]]
-    ]
-    return mixed, {id for id in ids if given[id] in solvers}
+    ids = list(dict.fromkeys(sample.tokens.trajectory_id for sample in samples))
+    source = dict(zip(ids, draw.sample(ids, len(ids))))
+    scores = {sample.tokens.trajectory_id: sample.tokens.score for sample in samples}
+    mixed = [replace(s, returns=(scores[source[s.tokens.trajectory_id]],) * len(s.returns)) for s in samples]
+    return mixed, {id for id in ids if source[id] in solvers}

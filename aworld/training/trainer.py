@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,15 @@ from aworld.environments.rubric import Part, Rubric, Scorer
 from aworld.runners.blocking import run_blocking
 from aworld.runners.local import store_of
 from aworld.training import curve
-from aworld.training.config import TrainingConfig, training_config
-from aworld.training.course import check_same, identity_of
 from aworld.training.datasets import Dataset, environments_of
 from aworld.training.registry import TrainingJob, engine_of
 from aworld.training.result import TrainingEvent, TrainingResult
-from aworld.training.run_lock import LOCK, alone_in
+from aworld.training.run_folder import alone_in, check_folder, mark, run_folder
+from aworld.training.training_config import TrainingConfig, training_config
 
 __all__ = ["AgentTrainer"]
 
 logger = logging.getLogger(__name__)
-
-_MARK = "run.json"
 
 
 class AgentTrainer:
@@ -37,14 +33,14 @@ class AgentTrainer:
     Args:
         agent: The agent, or the team, whose policy is trained.
         config: A `TrainingConfig`, a dict of its settings, or the path of a YAML file; None for the defaults.
-        reward_func: A function of the episode (`aworld.environments.Episode`) that returns a number, or a `Rubric`. It
-            takes the place of the environment's rubric; None uses that. One that raises, hangs or gives no number is
-            recorded as a failed reward, and its episode is not learnt from.
+        reward_func: A function of the episode (`aworld.environments.ScoredEpisode`) that returns a number, or a
+            `Rubric`. It takes the place of the environment's rubric; None uses that. One that raises, hangs or gives no
+            number is recorded as a failed reward, and its episode is not learnt from.
         train_dataset: An `Environment`, a list of problems (dicts with at least `input` will do), or the path of a
             `.jsonl` or `.parquet` file of such.
         test_dataset: The held-out problems, likewise; of an environment its `test` split. None takes those of
             `train_dataset`. Problems that are in both are refused.
-        train_engine_name: What trains: `embedded`, `trl`, `swift`, `verl`, or one of your own (`register_processor`).
+        train_engine_name: What trains, by name (`aworld.training.known_engines`); your own by `register_processor`.
         run_path: Folder for everything that the run writes: `policy/` (what `Agent(model=run_path)` takes),
             `checkpoints/`, `episodes.db`, `result.json`, `curve.json`, `curve.svg`, `run.json`, and `run.lock`, which
             is locked meanwhile: one training at a time. A run that was cut off goes on when the folder is given again.
@@ -67,10 +63,6 @@ class AgentTrainer:
         on_event: Callable[[TrainingEvent], None] | None = None,
     ) -> None:
         _check_agent(agent)
-        if train_dataset is None:
-            raise ConfigError(
-                "train_dataset is missing: give an Environment, a list of problems, or a .jsonl or .parquet file."
-            )
         if on_event is not None and not callable(on_event):
             raise ConfigError(f"on_event takes a function of an event; got {on_event!r:.100}.")
         self.engine = engine_of(train_engine_name)
@@ -80,12 +72,12 @@ class AgentTrainer:
             environment=environment,
             held_out=held_out,
             config=training_config(config),
-            run_path=_folder(run_path, train_engine_name),
-            emit=_heard(on_event),
+            run_path=run_folder(run_path, train_engine_name),
+            emit=_watched(on_event),
         )
         self.engine.check(self.job)
         _check_groups(self.job.config)
-        self._check_folder()
+        check_folder(self.job)
 
     def train(self) -> TrainingResult:
         """Train, and return how it went. Works inside a running event loop too, by a thread of its own.
@@ -97,40 +89,21 @@ class AgentTrainer:
 
     async def train_async(self) -> TrainingResult:
         """`train` for async code."""
-        _warn(self.job)
-        with alone_in(self.job.run_path):
-            return await self._train()
-
-    async def _train(self) -> TrainingResult:
         job = self.job
-        self._check_folder()  # another process may have begun there
-        _mark(job.run_path, self.engine.name, identity_of(job))
-        store = store_of(job.store)  # held, so that everybody who names its address has this one
-        try:
-            result = await self.engine.train(job)
-        finally:  # leaves one file, for whoever looks at the episodes next
-            await store.close()
-        result.save(job.run_path / "result.json")
-        (job.run_path / "curve.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(curve.points(result)), indent=1)
-        )
-        (job.run_path / "curve.svg").write_text(curve.svg(result, job.environment.name), encoding="utf-8")
-        return result
-
-    def _check_folder(self) -> None:
-        """Refuse a folder that holds another run, also one that was cut off before its first checkpoint."""
-        job = self.job
-        held = _marked(job.run_path)
-        if held is not None and held.identity is not None:
-            check_same(job.run_path, held.identity, identity_of(job))
-
-
-class _Mark(msgspec.Struct):
-    """What a folder says of the run that it holds. Written before anything runs."""
-
-    engine: str
-    identity: dict[str, Any] | None = None
-    """What must be the same when the run goes on."""
+        _warn(job)
+        with alone_in(job.run_path):
+            check_folder(job)  # again: another process may have begun there
+            mark(job, self.engine.name)
+            store = store_of(job.store)  # held, so that everybody who names its address has this one
+            try:
+                result = await self.engine.train(job)
+            finally:  # leaves one file, for whoever looks at the episodes next
+                await store.close()
+            result.save(job.run_path / "result.json")
+            points = msgspec.json.encode(curve.points(result))
+            (job.run_path / "curve.json").write_bytes(msgspec.json.format(points, indent=1))
+            (job.run_path / "curve.svg").write_text(curve.svg(result, job.environment.name), encoding="utf-8")
+            return result
 
 
 def _check_agent(agent: object) -> None:
@@ -163,41 +136,7 @@ def _warn(job: TrainingJob) -> None:
         logger.warning("final_tasks=%d | there are only %d held-out problems; each is used once", count, len(test))
 
 
-def _folder(given: object, engine: str) -> Path:
-    if given is None:
-        return Path(".aworld", "training", f"{datetime.now():%Y%m%d-%H%M%S-%f}-{engine}").resolve()
-    if not isinstance(given, str | Path) or not str(given).strip():
-        raise ConfigError(f"run_path takes the path of a folder; got {given!r:.100}.")
-    path = Path(given).expanduser().resolve()
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"run_path={str(given)!r} is a file; give the path of a folder.")
-    if path.is_dir() and {each.name for each in path.iterdir()} - {LOCK} and not (path / _MARK).exists():
-        raise ConfigError(f"run_path={str(given)!r} holds other things; give a new folder, or that of an earlier run.")
-    known = _marked(path)
-    if known is not None and known.engine != engine:
-        raise ConfigError(f"run_path={str(given)!r} holds a run of the engine {known.engine!r}; take another folder.")
-    return path
-
-
-def _marked(path: Path) -> _Mark | None:
-    """The run that a folder holds; None when it holds none."""
-    try:
-        return msgspec.json.decode((path / _MARK).read_bytes(), type=_Mark)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def _mark(path: Path, engine: str, identity: dict[str, Any]) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        beside = path / f".{_MARK}.new"
-        beside.write_bytes(msgspec.json.encode(_Mark(engine, identity)))
-        beside.replace(path / _MARK)  # whole or not at all, whenever the process ends
-    except OSError as error:
-        raise ConfigError(f"run_path={str(path)!r} cannot be written: {error.strerror}.") from None
-
-
-def _heard(on_event: Callable[[TrainingEvent], None] | None) -> Callable[[TrainingEvent], None]:
+def _watched(on_event: Callable[[TrainingEvent], None] | None) -> Callable[[TrainingEvent], None]:
     """Tells `on_event`, whose failures are its own."""
 
     def emit(event: TrainingEvent) -> None:

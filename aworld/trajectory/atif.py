@@ -25,8 +25,9 @@ def atif(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
     activations = [a for a in trajectory.activations.values() if a.leaf is not None]
     if not activations:
         return
-    calls = {call.reply: call for call in trajectory.calls.values() if call.reply is not None}
-    documents = [_document(trajectory, activation, calls) for activation in activations]
+    # By the message, not the node: a reply may stand in several branches, and is the model's in each.
+    replies = {id(trajectory.messages[c.reply].message): c for c in trajectory.calls.values() if c.reply is not None}
+    documents = [_document(trajectory, activation, replies) for activation in activations]
     first = documents[0]
     first["trajectory_id"] = trajectory.id
     first["final_metrics"] = _final_metrics(trajectory, len(first["steps"]))
@@ -38,6 +39,7 @@ def atif(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
         task_id=trajectory.task.id,
         task_name=trajectory.task.name,
         group_id=trajectory.task.group_id,
+        labels=trajectory.labels,
     )
     if len(documents) > 1:
         first["subagent_trajectories"] = documents[1:]
@@ -46,8 +48,8 @@ def atif(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
 
 def _document(trajectory: Trajectory, activation: Activation, calls: dict[int, ModelCalled]) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
-    for id in trajectory.path_ids(activation.leaf):
-        node = trajectory.messages[id]
+    for number in trajectory.path_ids(activation.leaf):
+        node = trajectory.messages[number]
         if node.message.role == "tool":
             _observe(trajectory, activation, steps, node)
         else:
@@ -73,17 +75,19 @@ def _step(trajectory: Trajectory, node: Node, calls: dict[int, ModelCalled]) -> 
     message = node.message
     if message.role != "assistant":
         return {"source": message.role, "message": _content(message.content)}
-    call = calls.get(node.id)
+    call = calls.get(id(message))
     tool_calls = [_tool_call(c.id, c.name, c.arguments) for c in message.tool_calls]
     step: dict[str, Any] = {"source": "agent", "message": _content(message.content), **_present(tool_calls=tool_calls)}
-    if call is None or call.model is None:  # code wrote it: the format then allows neither metrics nor reasoning
+    if node.origin != "model":  # code wrote it: the format then allows neither metrics nor reasoning
         return {**step, "llm_call_count": 0}
+    if call is None:  # in an earlier turn of the conversation, which has a record of its own
+        return {**step, "llm_call_count": 1, **_present(reasoning_content=message.reasoning)}
     rewards = [_reward(reward) for reward in trajectory.rewards if reward.step == call.step]
     return {
         **step,
-        "model_name": call.model,
         "llm_call_count": 1,
         **_present(
+            model_name=call.model,
             reasoning_content=message.reasoning,
             metrics=_metrics(trajectory, call),
             extra=_present(step=call.step, rewards=rewards),

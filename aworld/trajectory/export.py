@@ -5,7 +5,6 @@ A file appears only when it is whole: what is written goes to a file beside it, 
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 import sys
@@ -15,14 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+from msgspec.structs import replace
 
 from aworld.core.exceptions import ConfigError, StoreError
+from aworld.core.extras import import_extra
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
 from aworld.trajectory.formats import Format, openai, row_lines, sharegpt, swift
-from aworld.trajectory.openenv import training_trace
+from aworld.trajectory.openenv_trace import training_trace
+from aworld.trajectory.query import EVERYTHING, Query
 from aworld.trajectory.sequences import TokenSequence, sequences
-from aworld.trajectory.store import EVERYTHING, Query, TrajectoryStore
+from aworld.trajectory.store import TrajectoryStore
 from aworld.trajectory.summary import Summary
 
 LINES: dict[str, Format] = {
@@ -47,7 +49,7 @@ def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], 
 
     `rows`, `openai`, `sharegpt`, `swift`, `atif` and `openenv` (its `TrainingTrace`, of trajectories captured with ids
     and log-probabilities) are JSON lines. `parquet` has one token sequence a row, of trajectories that are complete and
-    were captured with token ids (extra `parquet`). Blocks: from async code, run it in a thread. Raises `ConfigError`
+    were captured with token ids (needs pyarrow). Blocks: from async code, run it in a thread. Raises `ConfigError`
     for an unknown format, `StoreError` when the file cannot be written.
     """
     if format not in FORMATS:
@@ -92,11 +94,24 @@ def _whole_file(path: Path) -> Generator[BinaryIO, None, None]:
         raise
 
 
+def _records(store: TrajectoryStore, query: Query) -> Iterator[tuple[Summary, Trajectory]]:
+    """The matching trajectories, with the rewards that others gave, and the labels and the session that the list has.
+
+    Logs from before version 3 know no labels, and had the run of an episode for its session.
+    """
+    for summary, events in store.scan(query):
+        record = Trajectory.of(summary.id, events, events.notes)
+        record.labels = summary.labels
+        if record.task.session_id != summary.session_id:
+            record.task = replace(record.task, session_id=summary.session_id)
+        yield summary, record
+
+
 def _write_lines(store: TrajectoryStore, format: Format, file: BinaryIO, query: Query) -> int:
     encode = msgspec.json.Encoder().encode
     count = 0
-    for summary, events in store.scan(query):
-        for sample in format(Trajectory.of(summary.id, events)):
+    for _, record in _records(store, query):
+        for sample in format(record):
             file.write(encode(sample) + b"\n")
             count += 1
     file.flush()
@@ -104,12 +119,8 @@ def _write_lines(store: TrajectoryStore, format: Format, file: BinaryIO, query: 
 
 
 def _import_pyarrow() -> Any:
-    try:
-        pyarrow = importlib.import_module("pyarrow")
-        importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError("format=parquet needs pyarrow; install it with pip install 'aworld[parquet]'") from None
-    return pyarrow
+    import_extra("pyarrow.parquet", "format=parquet", "pyarrow>=18")
+    return import_extra("pyarrow", "format=parquet", "pyarrow>=18")
 
 
 def _write_parquet(store: TrajectoryStore, file: BinaryIO, query: Query) -> int:
@@ -126,8 +137,8 @@ def _write_parquet(store: TrajectoryStore, file: BinaryIO, query: Query) -> int:
 def _row_groups(store: TrajectoryStore, query: Query) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     size = 0
-    for summary, events in store.scan(query):
-        derived = sequences(Trajectory.of(summary.id, events))
+    for summary, record in _records(store, query):
+        derived = sequences(record)
         if not derived.complete:
             continue
         for row in derived.rows:
@@ -145,6 +156,7 @@ def _parquet_row(summary: Summary, row: TokenSequence, drift: int) -> dict[str, 
         "trajectory_id": row.trajectory_id,
         "task_id": summary.task_id,
         "group_id": summary.group_id,
+        "labels": list(summary.labels.items()),
         "agent": row.agent,
         "activation": row.activation,
         "status": summary.status,
@@ -166,6 +178,7 @@ def _schema(pyarrow: Any) -> Any:
         ("trajectory_id", text),
         ("task_id", text),
         ("group_id", text),
+        ("labels", pyarrow.map_(text, text)),
         ("agent", text),
         ("activation", whole),
         ("status", text),

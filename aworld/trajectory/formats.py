@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aworld.core.message import Message, chat_format
+from aworld.core.model import function_format
 from aworld.core.rows import rows
 from aworld.core.trajectory import Activation, Node, Trajectory
 
@@ -34,8 +35,8 @@ def openai(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
 
 
 def _openai_message(node: Node) -> dict[str, Any]:
-    known = ("role", "content", "tool_calls", "tool_call_id")
-    message = {key: value for key, value in chat_format(node.message).items() if key in known}
+    fields = ("role", "content", "tool_calls", "tool_call_id")
+    message = {key: value for key, value in chat_format(node.message).items() if key in fields}
     if node.message.role == "assistant" and node.origin != "model":
         message["weight"] = 0
     return message
@@ -55,12 +56,14 @@ def sharegpt(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
             if message.role == "system":
                 system.append(message.text)
                 continue
-            speaker, said = _sharegpt_turn(message)
+            speaker, pieces = _sharegpt_turn(message)
             if turns and turns[-1][0] == speaker:
-                turns[-1][1].extend(said)
+                turns[-1][1].extend(pieces)
             else:
-                turns.append((speaker, said))
-        sample: dict[str, Any] = {"conversations": [{"from": who, "value": _joined(who, said)} for who, said in turns]}
+                turns.append((speaker, pieces))
+        sample: dict[str, Any] = {
+            "conversations": [{"from": who, "value": _joined(who, pieces)} for who, pieces in turns]
+        }
         sample["system"] = "\n\n".join(system)
         sample["tools"] = json.dumps([tool["function"] for tool in tools_of(trajectory, activation)])
         yield sample
@@ -78,19 +81,17 @@ def _sharegpt_turn(message: Message) -> tuple[str, list[Any]]:
 def swift(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
     """ms-swift: `messages` with the roles system, user, assistant, tool_call and tool_response, and `tools` as text.
 
-    Beside them stand `id` (the trajectory), `group_id`, `problem_id` (of a task of an environment, whose name ends with
-    it) and `score`, each where there is one. What an assistant says that no model wrote has `loss` false.
+    Beside them stand `id` (the trajectory), `group_id`, `problem_id` (the label `problem`) and `score`, each where
+    there is one. What an assistant says that no model wrote has `loss` false.
     """
-    task = trajectory.task
-    known = {"id": trajectory.id, "group_id": task.group_id, "score": trajectory.score}
-    _, slash, problem = (task.name or "").partition("/")
-    known["problem_id"] = problem if slash else None
+    facts = {"id": trajectory.id, "group_id": trajectory.task.group_id, "score": trajectory.score}
+    facts["problem_id"] = trajectory.labels.get("problem")
     for activation, path in ended_branches(trajectory):
         sample: dict[str, Any] = {"messages": [message for node in path for message in _swift_messages(node)]}
         tools = tools_of(trajectory, activation)
         if tools:
             sample["tools"] = json.dumps(tools, ensure_ascii=False)
-        yield sample | {key: value for key, value in known.items() if value is not None}
+        yield sample | {key: value for key, value in facts.items() if value is not None}
 
 
 def _swift_messages(node: Node) -> Iterator[dict[str, Any]]:
@@ -102,14 +103,14 @@ def _swift_messages(node: Node) -> Iterator[dict[str, Any]]:
         arguments = parsed(call.arguments)
         if not isinstance(arguments, dict):  # ms-swift takes no other; nobody should learn to write this
             arguments, unlearnt = {"malformed": call.arguments}, {"loss": False}
-        said: dict[str, Any] = {"name": call.name, "arguments": arguments}
-        yield {"role": "tool_call", "content": json.dumps(said, ensure_ascii=False), **unlearnt}
+        written: dict[str, Any] = {"name": call.name, "arguments": arguments}
+        yield {"role": "tool_call", "content": json.dumps(written, ensure_ascii=False), **unlearnt}
 
 
-def _joined(speaker: str, said: list[Any]) -> str:
+def _joined(speaker: str, pieces: list[Any]) -> str:
     if speaker in ("human", "gpt"):
-        return "\n\n".join(said)
-    one = said[0] if len(said) == 1 else said
+        return "\n\n".join(pieces)
+    one = pieces[0] if len(pieces) == 1 else pieces
     return one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
 
 
@@ -132,7 +133,7 @@ def tools_of(trajectory: Trajectory, activation: Activation) -> list[dict[str, A
         if call.activation == activation.id and call.toolset is not None:
             digest = call.toolset
     tools = trajectory.toolsets.get(digest, ()) if digest else ()
-    return [{"type": "function", "function": tool} for tool in tools]
+    return [function_format(tool) for tool in tools]
 
 
 def parsed(arguments: str) -> Any:

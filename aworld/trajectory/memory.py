@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+import hashlib
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 from weakref import WeakValueDictionary
 
-from aworld.core.event import Event, Started
+from msgspec.structs import replace
+
+from aworld.core.event import Commanded, Event, Note, Started
 from aworld.core.exceptions import StoreError, TaskError
-from aworld.core.trajectory import Trajectory
-from aworld.trajectory.store import DONE, EVERYTHING, Query, already_there, unknown_trajectory
+from aworld.trajectory.bodies import bodies_of, restored
+from aworld.trajectory.hub import Entry, Hub, NoteAdded, follow
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matches, select, tabulate
+from aworld.trajectory.store import (
+    DELETED,
+    DONE,
+    Lease,
+    Ready,
+    already_there,
+    lease_lost,
+    occupied,
+    unknown_trajectory,
+)  # fmt: skip
 from aworld.trajectory.summary import Summary, Tally
 
-T = TypeVar("T")
+
+class Log:
+    """A trajectory in memory. A fork holds its parent, so that it can be read also when that is deleted."""
+
+    __slots__ = ("__weakref__", "_tally", "end", "events", "first", "id", "notes", "parent")
+
+    def __init__(self, id: str, number: int, first: int = 0, parent: Log | None = None) -> None:
+        self.id = id
+        self.first = self.end = first
+        """Numbers of the first own event, and of the next one."""
+        self.events: list[Event] = []
+        """Those from `first` on."""
+        self.notes: list[Note] = []
+        self.parent = parent
+        self._tally = Tally.of(id, parent.read()[:first] if parent else ())
+        self._tally.key = number
+
+    def read(self, after: int = -1) -> list[Event]:
+        """The events with a number above `after`."""
+        pieces: list[list[Event]] = []
+        log, end = self, self.end
+        while log is not None and end > after + 1:
+            pieces.append(log.events[max(0, after + 1 - log.first) : max(0, end - log.first)])
+            end = min(end, log.first)
+            log = log.parent
+        return [event for piece in reversed(pieces) for event in piece]
+
+    @property
+    def tally(self) -> Tally:
+        """Brought up to date by who looks at it: most runs are never looked at."""
+        tally = self._tally
+        if tally.events < self.end:
+            for event in self.events[tally.events - self.first :]:
+                tally.apply(event)
+        return tally
+
+    def add_notes(self, notes: Iterable[Note]) -> list[Note]:
+        """The notes with their numbers."""
+        tally, first = self.tally, len(self.notes)
+        numbered: list[Note] = [replace(note, seq=seq) for seq, note in enumerate(notes, first)]
+        self.notes += numbered
+        for note in numbered:
+            tally.apply_note(note)
+        return numbered
 
 
 class MemoryStore:
@@ -21,207 +78,256 @@ class MemoryStore:
     url = "memory:"
 
     def __init__(self) -> None:
-        self._logs: dict[str, list[Event]] = {}
-        self._tallies: dict[str, Tally] = {}
+        self.hub = Hub()
+        self._logs: MutableMapping[str, Log] = {}
+        self._leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
+        self._number = 0
+        self._definitions: dict[str, Any] = {}
+        self._blobs: dict[str, bytes] = {}
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
-        """See `TrajectoryStore.append`."""
+        """See `TrajectoryWriter.append`."""
         if not events:
             return DONE
         first = events[0]
-        if isinstance(first, Started):
-            self._begin(trajectory_id, first)
-        tally = self._tallies.get(trajectory_id)
-        if tally is None:
-            raise self._unknown(trajectory_id)
-        if first.seq != tally.events:
-            raise out_of_order(trajectory_id, self.url, first.seq, tally.events)
-        self._logs[trajectory_id].extend(events)
-        for event in events:
-            tally.apply(event)
+        begins = type(first) is Started
+        log = self._begin(trajectory_id, first) if type(first) is Started else self._logs.get(trajectory_id)
+        if log is None:
+            return self._unheld(trajectory_id)
+        if first.seq != log.end:
+            raise out_of_order(trajectory_id, self.url, first.seq, log.end)
+        log.events += events
+        log.end += len(events)
+        if begins:
+            self._logs[trajectory_id] = log
+            self.hub.announce(trajectory_id)
+        if self.hub.topics:
+            self.hub.publish(trajectory_id, events)
         return DONE
 
-    def _begin(self, id: str, started: Started) -> None:
-        if id in self._logs:
+    def _begin(self, id: str, started: Started) -> Log | None:
+        if self._is_taken(id):
             raise already_there(id, self.url)
         fork = started.forked_from
-        if fork is None and started.seq != 0:
-            raise out_of_order(id, self.url, started.seq, 0)
-        prefix = [] if fork is None else check_fork(id, started, self._compose(fork.id))
-        self._logs[id], self._tallies[id] = [], Tally.of(id, prefix)
+        parent = None if fork is None else self._log(fork.id)
+        if parent is not None:
+            check_fork(id, started, parent.read())
+        self._number += 1
+        return Log(id, self._number, 0 if parent is None else started.seq, parent)
 
-    def _compose(self, id: str) -> list[Event]:
-        own = self._logs.get(id)
-        if own is None:
+    def _is_taken(self, id: str) -> bool:
+        return id in self._logs
+
+    def _unheld(self, id: str) -> Awaitable[None]:
+        """Refuse what is appended to no log."""
+        lease = self._leases.get(id)
+        raise self._unknown(id) if lease is None or lease.lost is None else lease_lost(id, self.url, lease.lost)
+
+    def _log(self, id: str) -> Log:
+        log = self._logs.get(id)
+        if log is None:
             raise self._unknown(id)
-        first = own[0] if own else None
-        if isinstance(first, Started) and first.forked_from is not None:
-            return self._compose(first.forked_from.id)[: first.forked_from.seq] + own
-        return list(own)
+        return log
 
     def _unknown(self, id: str) -> TaskError:
-        return unknown_trajectory(id, self.url, self._logs)
+        return unknown_trajectory(id, self.url, list(self._logs))
 
     async def flush(self) -> None:
-        """See `TrajectoryStore.flush`."""
+        """See `TrajectoryWriter.flush`."""
 
-    async def read(self, id: str) -> list[Event]:
-        """See `TrajectoryStore.read`."""
-        return self._compose(id)
+    async def claim(self, id: str, *, new: bool = False, notes_after: int = -1) -> Lease:
+        """See `TrajectoryWriter.claim`."""
+        log, holder = self._logs.get(id), self._leases.get(id)
+        goes_on = log is None or log.tally.ended is None
+        if new and (self._is_taken(id) or (log is None and holder is not None and holder.lost is None)):
+            raise already_there(id, self.url)
+        if holder is not None and holder.lost is None and goes_on:
+            raise occupied(id, self.url, "another run of this process")
+        lease = Lease(id, notes_after=notes_after)
+        if log is not None and not new:
+            lease.keeps = log
+            if log.notes[notes_after + 1 :]:
+                lease.deliver(log.notes[notes_after + 1 :])
+        self._leases[id] = lease
+        return lease
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
-        """See `TrajectoryStore.query`."""
-        return select([tally.summary() for tally in self._tallies.values()], query, self._unknown)
+    def release(self, lease: Lease) -> None:
+        """See `TrajectoryWriter.release`."""
+        if self._leases.get(lease.id) is lease:
+            del self._leases[lease.id]
 
-    async def count(self, query: Query = EVERYTHING) -> int:
-        """See `TrajectoryStore.count`."""
-        return sum(matches(tally.summary(), query) for tally in _named(self._tallies, query))
+    def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
+        """See `TrajectoryWriter.note`."""
+        log = self._log(id)
+        check_notes(id, notes, log.tally)
+        numbered = log.add_notes(notes)
+        if numbered and (lease := self._leases.get(id)) is not None:
+            lease.deliver(numbered)
+        self.hub.publish(id, [*map(NoteAdded, numbered)])
+        return Ready([note.seq for note in numbered])
+
+    async def read(self, id: str, *, after: int = -1) -> list[Event]:
+        """See `TrajectoryReader.read`."""
+        return self._read(self._log(id), after)
+
+    def _read(self, log: Log, after: int = -1) -> list[Event]:
+        events = log.read(after)
+        return restored(events, self._definitions.get) if self._definitions else events
+
+    async def notes(self, id: str, *, after: int = -1) -> list[Note]:
+        """See `TrajectoryReader.notes`."""
+        return self._log(id).notes[after + 1 :]
+
+    def follow(
+        self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
+    ) -> AsyncGenerator[tuple[str, Entry]]:
+        """See `TrajectoryReader.follow`."""
+        return follow(self, ids, after=after, notes_after=notes_after)
+
+    def _summaries(self, query: Query) -> list[tuple[int, Summary]]:
+        """What can match at all: a query by id looks at those alone."""
+        logs = list(self._logs.values()) if query.ids is None else [self._logs.get(id) for id in query.ids]
+        return [(log.tally.key, log.tally.summary()) for log in logs if log is not None]
+
+    def _select(self, query: Query) -> Page:
+        # The place of the page before may be of a run that the ids do not name.
+        every = query if query.after is None else replace(query, ids=None)
+        return select(self._summaries(every), query, self._unknown)
+
+    async def query(self, query: Query = EVERYTHING) -> Page:
+        """See `TrajectoryReader.query`."""
+        return self._select(query)
+
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
+        """See `TrajectoryReader.count`."""
+        matching = sum(matches(summary, query) for _, summary in self._summaries(query))
+        return matching if most is None else min(matching, most)
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """See `TrajectoryReader.facets`."""
+        return tabulate((summary for _, summary in self._summaries(query)), fields, query)
+
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+        """See `TrajectoryReader.scan`."""
+        for summary in self._select(query):
+            if (log := self._logs.get(summary.id)) is not None:
+                record = Recorded(self._read(log))
+                record.notes = list(log.notes)
+                yield summary, record
+
+    async def define(self, definitions: Mapping[str, Any]) -> None:
+        """See `TrajectoryWriter.define`."""
+        self._definitions = {**definitions, **self._definitions}
+
+    async def definition(self, digest: str) -> Any:
+        """See `TrajectoryReader.definition`. Events keep their bodies here, so the logs are searched."""
+        if digest in self._definitions:
+            return self._definitions[digest]
+        for log in list(self._logs.values()):
+            for event in log.events:
+                if digest in (bodies := bodies_of(event)):
+                    return bodies[digest]
+        raise unknown_digest("definition", digest, self.url)
+
+    async def put_blob(self, data: bytes) -> str:
+        """See `TrajectoryWriter.put_blob`."""
+        digest = hashlib.sha256(data).hexdigest()
+        self._blobs.setdefault(digest, bytes(data))
+        return digest
+
+    async def blob(self, digest: str) -> bytes:
+        """See `TrajectoryReader.blob`."""
+        if digest not in self._blobs:
+            raise unknown_digest("blob", digest, self.url)
+        return self._blobs[digest]
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
-        """See `TrajectoryStore.delete`."""
-        if id not in self._logs:
-            raise self._unknown(id)
-        children = [tally.id for tally in self._tallies.values() if tally.forked_from == id]
+        """See `TrajectoryAdmin.delete`."""
+        log = self._log(id)
+        children = [other.id for other in list(self._logs.values()) if other.parent is log]
         if children and not forks:
             raise has_forks(id, self.url, children)
         gone = 1
         for child in children:
             gone += await self.delete(child, forks=True)
-        del self._logs[id], self._tallies[id]
+        self._forget(id)
         return gone
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
-        """See `TrajectoryStore.scan`."""
-        for summary in select([tally.summary() for tally in list(self._tallies.values())], query, self._unknown):
-            if summary.id in self._logs:
-                yield summary, self._compose(summary.id)
-
-    def attach(self, trajectory: Trajectory) -> None:
-        """See `TrajectoryStore.attach`."""
+    def _forget(self, id: str) -> None:
+        del self._logs[id]
+        if (lease := self._leases.get(id)) is not None:
+            lease.lose(DELETED)
 
     async def vacuum(self) -> None:
-        """See `TrajectoryStore.vacuum`."""
+        """See `TrajectoryAdmin.vacuum`."""
 
     async def close(self) -> None:
-        """See `TrajectoryStore.close`."""
+        """See `TrajectoryAdmin.close`."""
+        self._leases.clear()
+        self.hub.close()
 
 
-class WeakStore:
-    """Knows the runs whose `Trajectory` somebody holds, and keeps none alive: the default of a library."""
+BLOBS = 64 << 20
+"""Bytes of blobs that a `WeakStore` keeps, the newest."""
+
+
+class WeakStore(MemoryStore):
+    """Knows the runs whose `Lease` somebody holds, and keeps none alive: the default of a library."""
 
     url = "weak:"
 
     def __init__(self) -> None:
-        self._live: WeakValueDictionary[str, Trajectory] = WeakValueDictionary()
+        super().__init__()
+        self._logs = WeakValueDictionary()
 
-    def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
-        """See `TrajectoryStore.append`. Stores nothing: the events are in the attached trajectory."""
-        if events and isinstance(events[0], Started):
-            live = self._live.get(trajectory_id)
-            running = live is not None and live.finished is None and live.started is not None
-            if running and live is not None and live.started is not events[0]:
-                raise already_there(trajectory_id, self.url)
+    def _begin(self, id: str, started: Started) -> Log | None:
+        lease = self._leases.get(id)
+        if lease is None and not self._is_taken(id):
+            return None  # nobody would hold it
+        log = super()._begin(id, started)
+        if lease is not None:
+            lease.keeps = log
+        return log
+
+    def _is_taken(self, id: str) -> bool:
+        """One that has ended gives way: how long it stays in memory is the garbage collector's business."""
+        log = self._logs.get(id)
+        return log is not None and log.tally.ended is None
+
+    def _unheld(self, id: str) -> Awaitable[None]:
+        lease = self._leases.get(id)
+        if lease is not None and lease.lost is not None:
+            raise lease_lost(id, self.url, lease.lost)
         return DONE
 
-    def attach(self, trajectory: Trajectory) -> None:
-        """See `TrajectoryStore.attach`. Raises `TaskError` when another run of this id has not ended.
-
-        One that has ended gives way: how long it stays in memory is the garbage collector's business.
-        """
-        live = self._live.get(trajectory.id)
-        running = live is not None and live is not trajectory and live.finished is None
-        if running and live is not None and live.started not in (None, trajectory.started):
-            raise already_there(trajectory.id, self.url)
-        self._live[trajectory.id] = trajectory
-
-    async def flush(self) -> None:
-        """See `TrajectoryStore.flush`."""
-
-    async def read(self, id: str) -> list[Event]:
-        """See `TrajectoryStore.read`."""
-        live = self._live.get(id)
-        if live is None:
-            raise self._unknown(id)
-        return list(live.events)
-
     def _unknown(self, id: str) -> TaskError:
-        error = unknown_trajectory(id, self.url, list(self._live))
+        error = super()._unknown(id)
         error.add_note("Without a store a run is known as long as its record is held; give RunConfig(store=...).")
         return error
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
-        """See `TrajectoryStore.query`."""
-        return [summary for summary, _ in self.scan(query)]
-
-    async def count(self, query: Query = EVERYTHING) -> int:
-        """See `TrajectoryStore.count`."""
-        return sum(matches(Tally.of(t.id, t.events).summary(), query) for t in _named(self._live, query))
+    async def put_blob(self, data: bytes) -> str:
+        """See `TrajectoryWriter.put_blob`. The newest are kept, up to `BLOBS` bytes."""
+        digest = await super().put_blob(data)
+        while len(self._blobs) > 1 and sum(map(len, self._blobs.values())) > BLOBS:
+            del self._blobs[next(iter(self._blobs))]
+        return digest
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
-        """See `TrajectoryStore.delete`. Forks of a weakly held trajectory hold their own events and stay."""
-        if self._live.pop(id, None) is None:
-            raise self._unknown(id)
+        """See `TrajectoryAdmin.delete`. Forks hold what they share, and stay."""
+        self._log(id)
+        self._forget(id)
         return 1
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
-        """See `TrajectoryStore.scan`."""
-        held = {t.id: t for t in list(self._live.values()) if t.events}
-        for summary in select([Tally.of(t.id, t.events).summary() for t in held.values()], query, self._unknown):
-            yield summary, list(held[summary.id].events)
 
-    async def vacuum(self) -> None:
-        """See `TrajectoryStore.vacuum`."""
-
-    async def close(self) -> None:
-        """See `TrajectoryStore.close`."""
+def check_notes(id: str, notes: Sequence[Note], tally: Tally) -> None:
+    """Refuse commands for a run that has ended. Raises `TaskError`."""
+    if tally.ended is not None and any(type(note) is Commanded for note in notes):
+        raise TaskError(f"run {id!r} has ended ({tally.ended}); nobody is there to obey a command")
 
 
-def _named(found: Mapping[str, T], query: Query) -> list[T]:
-    """What can match at all: a query by id looks at those alone."""
-    if query.ids is None:
-        return list(found.values())
-    return [value for id in query.ids if (value := found.get(id)) is not None]
-
-
-def matches(summary: Summary, query: Query) -> bool:
-    """Whether a trajectory is among those that are meant; paging aside."""
-    score = summary.score
-    exact = ((query.group, summary.group_id), (query.task, summary.task_id), (query.session, summary.session_id))
-    return (
-        all(wanted is None or wanted == given for wanted, given in (*exact, (query.agent, summary.agent)))
-        and (query.ids is None or summary.id in query.ids)
-        and (query.prefix is None or summary.id.startswith(query.prefix))
-        and (query.status is None or summary.status in query.status)
-        and (query.min_score is None or (score is not None and score >= query.min_score))
-        and (query.max_score is None or (score is not None and score <= query.max_score))
-        and (query.since is None or summary.started_at >= query.since)
-        and (query.until is None or summary.started_at < query.until)
-    )
-
-
-def select(summaries: list[Summary], query: Query, unknown: Callable[[str], TaskError]) -> list[Summary]:
-    """The page that a query asks for; `summaries` are in the order of writing.
-
-    Raises what `unknown` makes of the id to go on after, if it is not among them.
-    """
-    descending = query.order in ("newest", "best")
-    worst = float("-inf") if descending else float("inf")
-
-    def place(numbered: tuple[int, Summary]) -> tuple[float, int]:
-        number, summary = numbered
-        if query.order in ("newest", "oldest"):
-            return summary.started_at, number
-        return (worst if summary.score is None else summary.score), number
-
-    numbered = list(enumerate(summaries))
-    found = sorted((n for n in numbered if matches(n[1], query)), key=place, reverse=descending)
-    if query.after is not None:
-        last = next((place(n) for n in numbered if n[1].id == query.after), None)
-        if last is None:
-            raise unknown(query.after)
-        found = [n for n in found if (place(n) < last if descending else place(n) > last)]
-    end = None if query.limit is None else query.offset + query.limit
-    return [summary for _, summary in found[query.offset : end]]
+def unknown_digest(what: str, digest: str, url: str) -> TaskError:
+    """The error for a digest of which a store has nothing."""
+    return TaskError(f"store={url} | no {what} with the digest {digest!r}; it was never stored here")
 
 
 def check_fork(id: str, started: Started, parent: list[Event]) -> list[Event]:
@@ -249,4 +355,6 @@ def out_of_order(id: str, url: str, came: int, due: int) -> StoreError:
 def has_forks(id: str, url: str, children: Sequence[str]) -> StoreError:
     """The error for deleting what others were forked from."""
     named = ", ".join(children[:5]) + (f" and {len(children) - 5} more" if len(children) > 5 else "")
-    return StoreError(f"store={url} | {id!r} shares its beginning with {named}; delete those too with forks=True")
+    remedy = "delete those too with forks=True"
+    text = f"store={url} | {id!r} shares its beginning with {named}; {remedy}"
+    return StoreError(text, setting="forks", remedy=remedy)

@@ -8,6 +8,8 @@ sampled ids, in the order of sampling.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec import Struct
 
 from aworld.core.event import ModelCalled
@@ -77,30 +79,32 @@ class _Row:
 
     def extend(self, step: int, read: tuple[int, ...], tokens: Tokens) -> None:
         sampled = tokens.completion_ids or ()
-        known = tokens.logprobs is not None and len(tokens.logprobs) == len(sampled)
+        complete = tokens.logprobs is not None and len(tokens.logprobs) == len(sampled)
         self.ids += read
         self.ids += sampled
         self.mask += [0] * len(read) + [1] * len(sampled)
         self.logprobs += [None] * len(read)
-        self.logprobs += tokens.logprobs if known and tokens.logprobs is not None else [None] * len(sampled)
+        self.logprobs += tokens.logprobs if complete and tokens.logprobs is not None else [None] * len(sampled)
         self.steps.append(step)
         self.versions.append(tokens.policy_version)
         self.last = step
 
 
-def sequences(trajectory: Trajectory) -> Sequences:
-    """The token sequences of a trajectory."""
+def sequences(trajectory: Trajectory, agents: Collection[str] | None = None) -> Sequences:
+    """The token sequences of a trajectory; `agents` names those that count, None takes all."""
     rows: list[_Row] = []
     drift = without = 0
     for step in sorted(trajectory.calls):
         call = trajectory.calls[step]
         tokens = call.tokens
+        if agents is not None and call.agent not in agents:
+            continue
         if tokens is None or tokens.level != "tokens":
             without += call.model is not None and call.reply is not None
             continue
         row, read = _row_for(trajectory, rows, call, tokens)
         if row is None:
-            drift += any(each.activation == call.activation for each in rows)
+            drift += any(row.activation == call.activation for row in rows)
             row = _Row(call)
             rows.append(row)
         row.extend(step, read, tokens)
@@ -123,8 +127,8 @@ def _row_for(
             return row, tokens.prompt_ids or ()
     whole = trajectory.tokens(call)
     prompt = (whole and whole.prompt_ids) or ()
-    found = max((row for row in candidates if row.begins(prompt)), key=lambda row: len(row.ids), default=None)
-    return found, prompt if found is None else prompt[len(found.ids) :]
+    longest = max((row for row in candidates if row.begins(prompt)), key=lambda row: len(row.ids), default=None)
+    return longest, prompt if longest is None else prompt[len(longest.ids) :]
 
 
 def _finished(trajectory: Trajectory, row: _Row) -> TokenSequence:

@@ -7,23 +7,29 @@ loops and processes may use the same file; two that run the same trajectory are 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sqlite3
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
-from aworld.core.event import Event, encode_event
+import msgspec
+
+from aworld.core.event import Event, Note, encode_event
 from aworld.core.exceptions import ConfigError, StoreError
-from aworld.core.trajectory import Trajectory
+from aworld.trajectory.bodies import NAMING, bodies_of, stripped
+from aworld.trajectory.hub import Entry, Hub, follow
+from aworld.trajectory.memory import unknown_digest
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
-from aworld.trajectory.sqlite_reader import compose, counted, listed, scanned
+from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, noted, scanned
 from aworld.trajectory.sqlite_tables import vacuum
-from aworld.trajectory.sqlite_writer import Append, Waiter, Writer
-from aworld.trajectory.store import DONE, EVERYTHING, Query
+from aworld.trajectory.sqlite_writer import Append, Release, Remark, Waiter, Writer
+from aworld.trajectory.store import DONE, Lease, already_there, occupied
 from aworld.trajectory.summary import Summary
 
 LINGER = 0.003
@@ -37,17 +43,17 @@ _T = TypeVar("_T")
 
 
 class Pending:
-    """What an append from plain synchronous code returns: awaitable in any loop, or waited for by `result`."""
+    """What an append or a note from plain synchronous code returns: awaitable in any loop, or by `result`."""
 
-    def __init__(self, future: Future[None]) -> None:
+    def __init__(self, future: Future[Any]) -> None:
         self._future = future
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self._future).__await__()
 
-    def result(self, timeout: float | None = None) -> None:
+    def result(self, timeout: float | None = None) -> Any:
         """Block until the events are durable, for at most `timeout` seconds. Raises what the append raises."""
-        self._future.result(timeout)
+        return self._future.result(timeout)
 
 
 class SQLiteStore:
@@ -65,6 +71,7 @@ class SQLiteStore:
         self.url = f"sqlite:///{self.path}"
         self._timeout = timeout
         self._writer = Writer(self.path, self.url, synchronous, timeout)
+        self.hub: Hub = self._writer.hub
         self._lingering: asyncio.AbstractEventLoop | None = None
         self._me: weakref.ref[SQLiteStore] = weakref.ref(self)
         self._idle: deque[sqlite3.Connection] = deque()
@@ -78,7 +85,7 @@ class SQLiteStore:
         return self._writer.closed
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
-        """See `TrajectoryStore.append`. Callable from any thread, with or without a running event loop."""
+        """See `TrajectoryWriter.append`. Callable from any thread, with or without a running event loop."""
         writer = self._writer
         if writer.closed:
             raise writer.shut()
@@ -86,8 +93,10 @@ class SQLiteStore:
             raise failure
         if not events:
             return DONE
+        bodies: dict[str, bytes] = {}
         try:
-            data = [encode_event(event) for event in events]  # now: what an event holds may change later
+            # Now: what an event holds may change later.
+            data = [self._encode(event, bodies) if type(event) in NAMING else encode_event(event) for event in events]
         except TypeError as error:
             raise StoreError(f"store={self.url} | an event of {trajectory_id!r} is not JSON-able: {error}") from error
         try:
@@ -97,7 +106,7 @@ class SQLiteStore:
         waiter: Waiter | None = None
         if wait or len(writer.queue) > BACKLOG:
             waiter = _uncancellable() if loop is None else loop.create_future()
-        job = Append(trajectory_id, events, data, waiter)
+        job = Append(trajectory_id, events, data, bodies, waiter)
         writer.queue.append(job)
         if waiter is None and loop is not None:
             if self._lingering is not loop:
@@ -110,6 +119,13 @@ class SQLiteStore:
             return DONE
         return Pending(waiter) if isinstance(waiter, Future) else waiter
 
+    def _encode(self, event: Event, bodies: dict[str, bytes]) -> bytes:
+        """An event without the bodies that it names; those that the file may not have are put into `bodies`."""
+        for digest, body in bodies_of(event).items():
+            if digest not in self._writer.bodies:
+                bodies[digest] = msgspec.json.encode(body)
+        return encode_event(stripped(event))
+
     def end_linger(self) -> None:
         """Write what has gathered."""
         self._lingering = None
@@ -117,7 +133,7 @@ class SQLiteStore:
             self._writer.wake()
 
     async def flush(self) -> None:
-        """See `TrajectoryStore.flush`."""
+        """See `TrajectoryWriter.flush`."""
         await self._settle()
         if self._writer.unreported:
             failures = list(self._writer.unreported.values())
@@ -130,17 +146,109 @@ class SQLiteStore:
         if (self._writer.queue or self._writer.busy) and not self._writer.closed:
             await asyncio.wrap_future(self._writer.call(None))
 
-    async def read(self, id: str) -> list[Event]:
-        """See `TrajectoryStore.read`."""
-        return await self._read(lambda connection: compose(connection, self.url, id))
+    async def claim(self, id: str, *, new: bool = False, notes_after: int = -1) -> Lease:
+        """See `TrajectoryWriter.claim`."""
+        writer = self._writer
+        if writer.closed:
+            raise writer.shut()
+        lease = writer.claims.reserve(id, notes_after)
+        if lease is None:
+            raise already_there(id, self.url) if new else occupied(id, self.url, "another run of this process")
+        if not new and (writer.queue or os.path.exists(self.path)):
+            try:
+                await self._write(lambda connection: writer.claims.take(connection, lease))
+            except BaseException:
+                writer.claims.drop(lease)
+                raise
+        return lease
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
-        """See `TrajectoryStore.query`."""
+    def release(self, lease: Lease) -> None:
+        """See `TrajectoryWriter.release`."""
+        writer = self._writer
+        writer.claims.drop(lease)
+        if not writer.closed and not lease.ended and (writer.queue or writer.busy or lease.id in writer.claims.keys):
+            writer.queue.append(Release(lease.id))
+            writer.wake()
+
+    def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
+        """See `TrajectoryWriter.note`. Callable from any thread, with or without a running event loop."""
+        writer = self._writer
+        if writer.closed:
+            raise writer.shut()
+        try:
+            for note in notes:
+                encode_event(note)
+        except TypeError as error:
+            raise StoreError(f"store={self.url} | a note about {id!r} is not JSON-able: {error}") from error
+        try:
+            waiter: Waiter = asyncio.get_running_loop().create_future()
+        except RuntimeError:
+            waiter = _uncancellable()
+        writer.queue.append(Remark(id, notes, waiter))
+        writer.wake()
+        return Pending(waiter) if isinstance(waiter, Future) else waiter
+
+    async def define(self, definitions: Mapping[str, Any]) -> None:
+        """See `TrajectoryWriter.define`."""
+        stored = self._writer.bodies
+        rows = [(digest, msgspec.json.encode(body)) for digest, body in definitions.items() if digest not in stored]
+        if rows:
+            await self._write(lambda c: c.executemany("INSERT OR IGNORE INTO definitions VALUES (?, ?)", rows) and None)
+            stored.update(digest for digest, _ in rows)
+
+    async def put_blob(self, data: bytes) -> str:
+        """See `TrajectoryWriter.put_blob`."""
+
+        def put(connection: sqlite3.Connection) -> str:
+            digest = hashlib.sha256(data).hexdigest()
+            connection.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, data))
+            return digest
+
+        return await self._write(put)
+
+    async def _write(self, do: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await asyncio.wrap_future(self._writer.call(do))
+
+    async def read(self, id: str, *, after: int = -1) -> list[Event]:
+        """See `TrajectoryReader.read`."""
+        return await self._read(lambda connection: compose(connection, self.url, id, after=after))
+
+    async def notes(self, id: str, *, after: int = -1) -> list[Note]:
+        """See `TrajectoryReader.notes`."""
+        return await self._read(lambda connection: noted(connection, self.url, id, after=after))
+
+    def follow(
+        self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
+    ) -> AsyncGenerator[tuple[str, Entry]]:
+        """See `TrajectoryReader.follow`."""
+        return follow(self, ids, after=after, notes_after=notes_after)
+
+    async def definition(self, digest: str) -> Any:
+        """See `TrajectoryReader.definition`."""
+        body = await self._read(lambda connection: definition_of(connection, self.url, digest))
+        if body is None:
+            raise unknown_digest("definition", digest, self.url)
+        return body
+
+    async def blob(self, digest: str) -> bytes:
+        """See `TrajectoryReader.blob`."""
+        ask = "SELECT data FROM blobs WHERE digest = ?"
+        row = await self._read(lambda connection: connection.execute(ask, (digest,)).fetchone())
+        if row is None:
+            raise unknown_digest("blob", digest, self.url)
+        return row[0]
+
+    async def query(self, query: Query = EVERYTHING) -> Page:
+        """See `TrajectoryReader.query`."""
         return await self._read(lambda connection: listed(connection, self.url, query))
 
-    async def count(self, query: Query = EVERYTHING) -> int:
-        """See `TrajectoryStore.count`."""
-        return await self._read(lambda connection: counted(connection, query))
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
+        """See `TrajectoryReader.count`."""
+        return await self._read(lambda connection: counted(connection, query, most))
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """See `TrajectoryReader.facets`."""
+        return await self._read(lambda connection: faceted(connection, fields, query))
 
     async def _read(self, ask: Callable[[sqlite3.Connection], _T]) -> _T:
         await self._settle()
@@ -150,8 +258,8 @@ class SQLiteStore:
         with self._connection() as connection:
             return ask(connection)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
-        """See `TrajectoryStore.scan`."""
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+        """See `TrajectoryReader.scan`."""
         if (self._writer.queue or self._writer.busy) and not self._writer.closed:
             self._writer.call(None).result()
         with self._connection() as connection:
@@ -188,21 +296,19 @@ class SQLiteStore:
         return connection
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
-        """See `TrajectoryStore.delete`."""
+        """See `TrajectoryAdmin.delete`."""
         return await asyncio.wrap_future(self._writer.delete(id, forks))
 
-    def attach(self, trajectory: Trajectory) -> None:
-        """See `TrajectoryStore.attach`."""
-
     async def vacuum(self) -> None:
-        """See `TrajectoryStore.vacuum`. Needs as much free disk as the file has content."""
-        await asyncio.wrap_future(self._writer.call(vacuum))
+        """See `TrajectoryAdmin.vacuum`. Needs as much free disk as the file has content."""
+        await self._write(vacuum)
 
     async def close(self) -> None:
-        """See `TrajectoryStore.close`. Raises the first failure that nobody was told of."""
+        """See `TrajectoryAdmin.close`. Raises the first failure that nobody was told of."""
         try:
             await self.flush()
         finally:
+            self.hub.close()
             # Readers first: the last connection to close moves the log into the file, and a reader may not write.
             while self._idle:
                 self._idle.pop().close()

@@ -3,7 +3,7 @@
 An event's key is one integer, its trajectory's number times 2**24 plus its place in the log. As the row id of the
 table it makes a log lie in one piece, in order, and be unique in each place; a batch costs 6 µs an event, where a
 `PRIMARY KEY (trajectory, seq) WITHOUT ROWID` took 13 and half as much space again (events of 300 B to 2 KB).
-Changing a table means adding a step to `MIGRATIONS`; what is there already is never edited.
+Changing a table means adding a step to `MIGRATIONS` in `sqlite_migrations`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from aworld.core.exceptions import StoreError
+from aworld.trajectory.sqlite_migrations import MIGRATIONS, take
 
 APPLICATION_ID = 0x41576C64
 """`AWld`, the mark by which `file` and we tell this file from other databases."""
@@ -24,49 +25,6 @@ SEQ_BITS = 24
 
 PAGE_SIZE = 4096
 """Bytes; SQLite's default."""
-
-MIGRATIONS = (
-    """
-    CREATE TABLE trajectories (
-        key INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        task_id TEXT NOT NULL,
-        task_name TEXT,
-        group_id TEXT,
-        session_id TEXT,
-        user_id TEXT,
-        agent TEXT,
-        status TEXT NOT NULL,
-        score REAL,
-        started_at REAL NOT NULL,
-        updated_at REAL NOT NULL,
-        finished_at REAL,
-        steps INTEGER NOT NULL,
-        events INTEGER NOT NULL,
-        input_tokens INTEGER,
-        output_tokens INTEGER,
-        answer TEXT,
-        error TEXT,
-        forked_from TEXT,
-        parent INTEGER REFERENCES trajectories (key),
-        first INTEGER NOT NULL,
-        asked TEXT
-    );
-    CREATE INDEX trajectories_started ON trajectories (started_at);
-    CREATE INDEX trajectories_task ON trajectories (task_id);
-    CREATE INDEX trajectories_status ON trajectories (status, started_at);
-    CREATE INDEX trajectories_group ON trajectories (group_id) WHERE group_id IS NOT NULL;
-    CREATE INDEX trajectories_session ON trajectories (session_id) WHERE session_id IS NOT NULL;
-    CREATE INDEX trajectories_score ON trajectories (score) WHERE score IS NOT NULL;
-    CREATE INDEX trajectories_parent ON trajectories (parent) WHERE parent IS NOT NULL;
-    CREATE TABLE events (
-        key INTEGER PRIMARY KEY,
-        data BLOB NOT NULL
-    );
-    """,
-)
-"""One script a version. `events.key` = `trajectories.key` << 24 | seq; `first` is the number of the first own event
-of a fork, 0 otherwise; `asked` is the JSON list of questions without a reply."""
 
 
 def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) -> sqlite3.Connection:
@@ -163,9 +121,8 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = check_version(connection, path)  # again, under the lock: another process may have been first
-        for script in MIGRATIONS[version:]:
-            for statement in script.split(";"):
-                connection.execute(statement)
+        for step in MIGRATIONS[version:]:
+            take(connection, step)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")

@@ -3,65 +3,154 @@
 A store takes events in the order of their numbers and gives them back. `append` hands over synchronously and never
 blocks: the caller decides by `wait` whether to learn when the events are durable. A forked trajectory stores only
 its own events, from its `started` event on; what it shares with its parent is read from the parent.
+
+One process works on a run, the owner of its `Lease`. Anybody may add notes, which the store numbers; the owner finds
+them in the inbox of its lease. Anybody may follow what happens, in any process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
-from collections.abc import Awaitable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
+from threading import get_ident
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 
-from msgspec import Struct
-
-from aworld.core.event import Event, Status
-from aworld.core.exceptions import ConfigError, TaskError
-from aworld.core.trajectory import Trajectory
+from aworld.core.event import Event, Note
+from aworld.core.exceptions import ConfigError, LeaseError, TaskError
+from aworld.core.output import Output
+from aworld.trajectory.hub import Hub, NoteAdded
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
 from aworld.trajectory.summary import Summary
 
-Order = Literal["newest", "oldest", "best", "worst"]
+
+class Lease:
+    """The right to work on one run, from `TrajectoryStore.claim`. Hold it as long as the run, or its record, matters.
+
+    A dropped lease is released. With a `WeakStore` it is also what keeps the log known.
+    """
+
+    __slots__ = ("__weakref__", "_loop", "_thread", "alarm", "ended", "id", "inbox", "keeps", "lost", "notes")
+
+    def __init__(self, id: str, *, notes_after: int = -1) -> None:
+        """For stores. Needs a running event loop."""
+        self.id = id
+        self.inbox: deque[Note] = deque()
+        """Notes about the run in the order of their numbers, by whomever, this process included; take them out with
+        `popleft`. After the run has ended those by this store object still come, until the lease is released."""
+        self.lost: str | None = None
+        """Why the run is not ours any more: it was taken over, or deleted. Nothing more is written."""
+        self.alarm: Callable[[], None] | None = None
+        """Called in the event loop that claimed, when something came into `inbox` or the lease was lost. What came
+        before it was set is in `inbox` already: look there after setting it."""
+        self.ended = False
+        """Whether the run's `finished` event is stored, and nobody is held off any more."""
+        self.keeps: object = None
+        """The log, where the store itself does not keep it alive."""
+        self.notes = notes_after + 1
+        """Number of the next note for the inbox."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+
+    def deliver(self, notes: Sequence[Note]) -> None:
+        """Put notes into the inbox. For stores; callable from any thread."""
+        self.inbox.extend(notes)
+        self.notes = notes[-1].seq + 1
+        self._ring()
+
+    def lose(self, why: str) -> None:
+        """Say that the lease is lost. For stores; callable from any thread."""
+        if self.lost is None:
+            self.lost = why
+            self._ring()
+
+    def _ring(self) -> None:
+        if (alarm := self.alarm) is not None:
+            soon = self._loop.call_soon if get_ident() == self._thread else self._loop.call_soon_threadsafe
+            with suppress(RuntimeError):  # the loop was closed: nobody is at work any more
+                soon(alarm)
 
 
-class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which trajectories are meant: every field that is given must hold."""
-
-    ids: tuple[str, ...] | None = None
-    prefix: str | None = None
-    """Beginning of the id."""
-    group: str | None = None
-    task: str | None = None
-    """Task id."""
-    session: str | None = None
-    status: tuple[Status, ...] | None = None
-    """Any of these."""
-    agent: str | None = None
-    """Name of the agent that began."""
-    min_score: float | None = None
-    """At least this; trajectories without a score do not match."""
-    max_score: float | None = None
-    since: float | None = None
-    """Started at this time or later, UNIX seconds."""
-    until: float | None = None
-    """Started before this time, UNIX seconds."""
-    order: Order = "newest"
-    """By start, or by score with those without one last; equals in the order of writing."""
-    limit: int | None = None
-    offset: int = 0
-    after: str | None = None
-    """Id of the last trajectory of the page before: paging that stays right while new runs arrive."""
-
-
-EVERYTHING = Query()
-"""The query that every trajectory matches."""
-
-
-class TrajectoryStore(Protocol):
-    """Where logs are kept."""
+class TrajectoryReader(Protocol):
+    """What is asked of a store by who looks at runs."""
 
     @property
-    def url(self) -> str:
-        """The address for `open_store`."""
+    def hub(self) -> Hub:
+        """News of this store in this process: what was appended and noted, and outputs that are not stored."""
         ...
+
+    async def read(self, id: str, *, after: int = -1) -> list[Event]:
+        """The events of a trajectory with a number above `after`, what it shares with its parents included.
+
+        Raises `TaskError` if unknown.
+        """
+        ...
+
+    async def notes(self, id: str, *, after: int = -1) -> list[Note]:
+        """The notes about a trajectory with a number above `after`; those of its parents are not its own.
+
+        Raises `TaskError` if unknown.
+        """
+        ...
+
+    def follow(
+        self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
+    ) -> AsyncGenerator[tuple[str, Event | NoteAdded | Output]]:
+        """What is stored of some runs, and then what comes, wherever they run; ends only when it is left.
+
+        Yields `(id, entry)`. Events come in the order of their numbers, those above `after`; notes come as `NoteAdded`,
+        those above `notes_after`, in the order of theirs: none twice, none left out. Outputs that are not stored come
+        only from runs of this store object, while they happen. An id that is not there is waited for. A query is asked
+        at the beginning, and again of each run that begins later, when its first events are stored.
+        """
+        ...
+
+    async def query(self, query: Query = EVERYTHING) -> Page:
+        """The trajectories that match, in the order asked for.
+
+        Raises `TaskError` if the id in `after` is unknown: it was deleted, or mistyped.
+        """
+        ...
+
+    async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
+        """How many match, at most `most`: counting ends there. `limit`, `offset` and `after` do not count."""
+        ...
+
+    async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
+        """How often each value occurs in each field among what matches; see `query.FACETS`."""
+        ...
+
+    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+        """Matching trajectories one after the other, one in memory at a time.
+
+        What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.
+        Raises `TaskError` if the id in `after` is unknown.
+        """
+        ...
+
+    async def definition(self, digest: str) -> Any:
+        """The body of a definition: of an agent, a team, a list of tools. Raises `TaskError` if unknown."""
+        ...
+
+    async def blob(self, digest: str) -> bytes:
+        """The content that `put_blob` was given. Raises `TaskError` if unknown."""
+        ...
+
+
+class TrajectoryWriter(Protocol):
+    """What is asked of a store by who runs, and by who has something to say about runs."""
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
         """Hand over the next events of a trajectory; returns at once.
@@ -70,8 +159,12 @@ class TrajectoryStore(Protocol):
         Without, they are written within a few milliseconds, what is returned is already done, and a failure is
         raised by the next append to that trajectory or by `flush`.
 
+        Bodies that an event names by digest (`Started.agents`, `ToolsetOffered.tools`) are stored once and put back
+        when it is read; an event may also come without them.
+
         Raises `TaskError` when a `started` event names an id that the store has, or a trajectory is unknown;
-        `StoreError` when the events cannot be written.
+        `LeaseError` when somebody else works on it, or this store's lease of it was lost; `StoreError` when the
+        events cannot be written.
         """
         ...
 
@@ -79,39 +172,56 @@ class TrajectoryStore(Protocol):
         """Return when everything handed over is durable. Raises the first failure that nobody was told of."""
         ...
 
-    async def read(self, id: str) -> list[Event]:
-        """All events of a trajectory, what it shares with its parents included. Raises `TaskError` if unknown."""
-        ...
+    async def claim(self, id: str, *, new: bool = False, notes_after: int = -1) -> Lease:
+        """Become the one who works on a run, until it has ended or `release`.
 
-    async def query(self, query: Query = EVERYTHING) -> list[Summary]:
-        """The trajectories that match, in the order asked for.
+        With `new` the run is about to begin: nothing is read, and the `started` event, when it is appended, says whose
+        it is. Without, a run that is there is taken over unless a live owner holds it, in one step with the look at
+        its owner; one that is not there is reserved as with `new`. The inbox begins with the notes that are there and
+        have a number above `notes_after`. What was stored when this returns does not change any more: read the log
+        after it.
 
-        Raises `TaskError` if the id in `after` is unknown: it was deleted, or mistyped.
+        Raises `TaskError` with `new` when this store object knows the id to be taken; `LeaseError` when a live owner
+        holds the run, in this store object or elsewhere.
         """
         ...
 
-    async def count(self, query: Query = EVERYTHING) -> int:
-        """How many match; `limit`, `offset` and `after` do not count."""
+    def release(self, lease: Lease) -> None:
+        """Let others have the run, after what was handed over is written; returns at once."""
+        ...
+
+    def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
+        """Add notes about a trajectory, of whomever; they are handed over at once. What is returned completes with
+        their numbers when they are durable.
+
+        The numbers, from 0 and dense, replace the `seq` that they came with. Raises `TaskError` if the trajectory is
+        unknown, or if a command is for a run that has ended.
+        """
+        ...
+
+    async def define(self, definitions: Mapping[str, Any]) -> None:
+        """Store bodies of definitions by digest. What is there already stays."""
+        ...
+
+    async def put_blob(self, data: bytes) -> str:
+        """Store some bytes, once, and return their SHA-256 digest."""
+        ...
+
+
+class TrajectoryAdmin(Protocol):
+    """What is asked of a store by who looks after it."""
+
+    @property
+    def url(self) -> str:
+        """The address for `open_store`."""
         ...
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
-        """Delete a trajectory and return how many are gone.
+        """Delete a trajectory and return how many are gone; a lease of it is lost.
 
         One that others were forked from is deleted only with `forks`, which deletes those too; else `StoreError`.
         Raises `TaskError` if unknown.
         """
-        ...
-
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, list[Event]]]:
-        """Matching trajectories one after the other, one in memory at a time.
-
-        What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.
-        Raises `TaskError` if the id in `after` is unknown.
-        """
-        ...
-
-    def attach(self, trajectory: Trajectory) -> None:
-        """Tell the store of the object that a run folds its events into. Only `WeakStore` cares."""
         ...
 
     async def vacuum(self) -> None:
@@ -119,8 +229,12 @@ class TrajectoryStore(Protocol):
         ...
 
     async def close(self) -> None:
-        """Write what is queued and let go of files and threads."""
+        """Write what is queued, release all leases, and let go of files and threads."""
         ...
+
+
+class TrajectoryStore(TrajectoryReader, TrajectoryWriter, TrajectoryAdmin, Protocol):
+    """Where logs are kept."""
 
 
 class Done:
@@ -128,6 +242,17 @@ class Done:
 
     def __await__(self) -> Generator[Any, None, None]:
         return iter(())  # pyright: ignore[reportReturnType]  # an iterator is enough, and makes no generator object
+
+
+class Ready:
+    """An awaitable that is done, with a result."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._result
+        yield  # makes it a generator
 
 
 DONE = Done()
@@ -157,21 +282,20 @@ def open_store(url: str) -> TrajectoryStore:
             "store | PostgreSQL comes in a later version; use sqlite:///runs.db"
         )  # the URL has a password
     else:
-        known = "memory:, sqlite:///relative.db, sqlite:////absolute.db or a path ending in .db"
-        raise ConfigError(f"store={address.rpartition('@')[2]!r} | not an address of a store; use {known}")
+        forms = "memory:, sqlite:///relative.db, sqlite:////absolute.db or a path ending in .db"
+        raise ConfigError(f"store={address.rpartition('@')[2]!r} | not an address of a store; use {forms}")
     from aworld.trajectory.sqlite import SQLiteStore
 
-    known_options = {"synchronous", "timeout"}
-    given = dict(parse_qsl(options, keep_blank_values=True))
-    if unknown := given.keys() - known_options:
+    values = dict(parse_qsl(options, keep_blank_values=True))
+    if unknown := values.keys() - {"synchronous", "timeout"}:
         raise ConfigError(
             f"store={address!r} | unknown option {', '.join(sorted(unknown))}; known: synchronous, timeout"
         )
     try:
-        timeout = float(given.get("timeout", "30"))
+        timeout = float(values.get("timeout", "30"))
     except ValueError:
-        raise ConfigError(f"store={address!r} | timeout={given['timeout']!r} is not a number of seconds") from None
-    return SQLiteStore(path, synchronous=given.get("synchronous", "normal"), timeout=timeout)
+        raise ConfigError(f"store={address!r} | timeout={values['timeout']!r} is not a number of seconds") from None
+    return SQLiteStore(path, synchronous=values.get("synchronous", "normal"), timeout=timeout)
 
 
 def unknown_trajectory(id: str, url: str, near: Iterable[str]) -> TaskError:
@@ -181,8 +305,24 @@ def unknown_trajectory(id: str, url: str, near: Iterable[str]) -> TaskError:
     return TaskError(f"no trajectory {id!r} in store {url}; {hint}")
 
 
+def occupied(id: str, url: str, owner: str) -> LeaseError:
+    """The error for who would work on a run that somebody is at work on."""
+    return LeaseError(
+        f"store={url} | {owner} is running trajectory {id!r}; follow it, cancel it, or wait until it has ended"
+    )
+
+
+def lease_lost(id: str, url: str, why: str) -> LeaseError:
+    """The error for who goes on with a run that is not its own any more."""
+    return LeaseError(f"store={url} | trajectory {id!r} {why}; nothing more was written: read it to see how it went on")
+
+
+DELETED = "was deleted"
+"""Why a lease is lost of what is not there any more."""
+
+
 def already_there(id: str, url: str) -> TaskError:
     """The error for a run that would begin under an id that a store has."""
-    return TaskError(
-        f"task id {id!r} is already in store {url}; pick another id, or continue it: Runners.resume({id!r})"
-    )
+    remedy = f"Runners.resume({id!r})"
+    text = f"task id {id!r} is already in store {url}; pick another id, or continue it: {remedy}"
+    return TaskError(text, setting="id", remedy=remedy)

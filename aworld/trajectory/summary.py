@@ -8,12 +8,14 @@ it wrote.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 
 from aworld.core import event as ev
+from aworld.core.message import Usage
 from aworld.core.score import Score
 
 SHORT = 500
@@ -21,7 +23,11 @@ SHORT = 500
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """One run at a glance. Times are UNIX seconds; None means unknown or not yet."""
+    """One run at a glance. Times are UNIX seconds; None means unknown or not yet.
+
+    The fields are the columns of a list of runs: a query may ask for each and order by each, and stores make their
+    tables of them.
+    """
 
     id: str
     """Trajectory id."""
@@ -32,32 +38,74 @@ class Summary(Struct, frozen=True, kw_only=True):
     user_id: str | None = None
     agent: str | None = None
     """The agent that began."""
+    version: str | None = None
+    """Digest of that agent's definition."""
+    environment: str | None = None
+    """The environment whose episode it is."""
+    model: str | None = None
+    """The first model that was called."""
     status: ev.Status = "running"
     score: float | None = None
     """Sum of weight times value of all rewards; None until one is given, and while one that counts has failed."""
     started_at: float = 0.0
     updated_at: float = 0.0
-    """When its last event happened."""
+    """When its last event or note happened."""
     finished_at: float | None = None
+    duration: float | None = None
+    """Seconds from the start to the end."""
     steps: int = 0
     events: int = 0
     """Events of the whole log, the shared prefix of a fork included."""
+    notes: int = 0
+    """Notes about it."""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cost: float | None = None
+    """US dollars."""
     answer: str | None = None
     """The answer as text, or as JSON when it is data; at most `SHORT` characters."""
     error: str | None = None
     """At most `SHORT` characters."""
     forked_from: str | None = None
     """The trajectory whose beginning this one shares."""
+    labels: dict[str, str] = {}
+    """Which one it is among others, such as `run`, `problem` and `sample`."""
+
+
+class Column(NamedTuple):
+    """A field of a summary as a column of a table."""
+
+    name: str
+    type: type[str] | type[int] | type[float]
+    optional: bool
+    """Whether it may be unknown."""
+
+
+def _column(name: str, type: Any) -> Column:
+    kinds = [kind for kind in get_args(type) if kind is not NoneType]
+    optional = NoneType in get_args(type)
+    plain = kinds[0] if optional else str if get_origin(type) is Literal else type
+    return Column(name, plain, optional)
+
+
+COLUMNS: dict[str, Column] = {
+    field.name: _column(field.name, field.type) for field in msgspec.structs.fields(Summary) if field.name != "labels"
+}
+"""The columns of a list of runs, generated from `Summary`; labels have a table of their own."""
 
 
 class Tally(Struct, kw_only=True):
-    """A summary in the making: mutable, fed by `apply`."""
+    """A summary in the making: mutable, fed by `apply` and `apply_note`."""
 
     id: str
     task: ev.TaskInfo
+    key: int = 0
+    """The number that its store gave it, in the order of writing."""
     agent: str | None = None
+    definitions: dict[str, str] = {}
+    version: str | None = None
+    environment: str | None = None
+    model: str | None = None
     ended: ev.Status | None = None
     scored: Score = msgspec.field(default_factory=Score)
     started_at: float = 0.0
@@ -65,23 +113,34 @@ class Tally(Struct, kw_only=True):
     finished_at: float | None = None
     steps: int = 0
     events: int = 0
+    notes: int = 0
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cost: float | None = None
     answer: str | None = None
     error: str | None = None
     forked_from: str | None = None
     asked: list[tuple[str, str | None]] = []
     """Questions without a reply, with the tool calls that they belong to."""
-    changed: bool = True
-    """Whether anything but the running figures (times, steps, events, tokens) changed since this was last cleared."""
+    labels: dict[str, str] = {}
 
     @classmethod
-    def of(cls, id: str, events: Iterable[ev.Event]) -> Tally:
-        """The tally of a log."""
+    def of(cls, id: str, events: Iterable[ev.Event], notes: Iterable[ev.Note] = ()) -> Tally:
+        """The tally of a log and the notes about it."""
         tally = cls(id=id, task=ev.TaskInfo(id=id))
         for event in events:
             tally.apply(event)
+        for note in notes:
+            tally.apply_note(note)
         return tally
+
+    @classmethod
+    def taken_up(cls, summary: Summary, key: int, questions: list[tuple[str, str | None]], scored: Score) -> Tally:
+        """The tally of which a store wrote the summary, and what a summary does not tell."""
+        same = {name: getattr(summary, name) for name in _SAME}
+        ids = (summary.task_id, summary.task_name, summary.session_id, summary.user_id, summary.group_id)
+        ended = None if summary.finished_at is None else summary.status
+        return cls(task=ev.TaskInfo(*ids, summary.labels), key=key, ended=ended, scored=scored, asked=questions, **same)
 
     @property
     def status(self) -> ev.Status:
@@ -96,9 +155,17 @@ class Tally(Struct, kw_only=True):
         if handler is not None:
             handler(self, event)
 
+    def apply_note(self, note: ev.Note) -> None:
+        """Take one more note."""
+        self.notes += 1
+        self.updated_at = max(self.updated_at, note.at)
+        handler = _NOTES.get(type(note))
+        if handler is not None:
+            handler(self, note)
+
     def summary(self) -> Summary:
         """The record as it stands."""
-        task = self.task
+        task, finished = self.task, self.finished_at
         return Summary(
             id=self.id,
             task_id=task.id,
@@ -107,69 +174,96 @@ class Tally(Struct, kw_only=True):
             session_id=task.session_id,
             user_id=task.user_id,
             agent=self.agent,
+            version=self.version,
+            environment=self.environment,
+            model=self.model,
             status=self.status,
             score=self.scored.value,
             started_at=self.started_at,
             updated_at=self.updated_at,
-            finished_at=self.finished_at,
+            finished_at=finished,
+            duration=None if finished is None else finished - self.started_at,
             steps=self.steps,
             events=self.events,
+            notes=self.notes,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
+            cost=self.cost,
             answer=self.answer,
             error=self.error,
             forked_from=self.forked_from,
+            labels=self.labels,
         )
 
 
+_SAME = tuple(name for name in Summary.__struct_fields__ if name in Tally.__struct_fields__)
+
+
 def _started(tally: Tally, event: ev.Started) -> None:
-    tally.task, tally.started_at, tally.changed = event.task, event.at, True
+    if event.after:  # the next turn of a conversation shares the messages of the one before, and no figures
+        tally.scored, tally.asked, tally.steps, tally.model = Score(), [], 0, None
+        tally.input_tokens = tally.output_tokens = tally.cost = tally.agent = tally.version = None
+    tally.task, tally.started_at, tally.labels = event.task, event.at, event.task.labels
     tally.ended = tally.finished_at = tally.answer = tally.error = None
-    tally.agent = tally.agent or next(iter(event.agents), None)
+    tally.environment, tally.definitions = event.environment, event.definitions
+    tally.agent = tally.agent or next(iter(event.agents or event.definitions), None)
+    tally.version = event.definitions.get(tally.agent or "", tally.version)
     tally.forked_from = event.forked_from.id if event.forked_from else None
 
 
 def _agent_started(tally: Tally, event: ev.AgentStarted) -> None:
     if event.activation == 0:
-        tally.agent, tally.changed = event.agent, True
+        tally.agent = event.agent
+        tally.version = tally.definitions.get(event.agent, tally.version)
 
 
 def _model_call(tally: Tally, event: ev.ModelCalled) -> None:
     tally.steps = max(tally.steps, event.step + 1)
-    usage = event.usage
-    if usage is not None:
-        if usage.input_tokens is not None:
-            tally.input_tokens = (tally.input_tokens or 0) + usage.input_tokens
-        if usage.output_tokens is not None:
-            tally.output_tokens = (tally.output_tokens or 0) + usage.output_tokens
+    tally.model = tally.model or event.model
+    if event.usage is not None and event.model is not None:
+        _spent(tally, event.usage)
+
+
+def _spent(tally: Tally, usage: Usage) -> None:
+    if usage.input_tokens is not None:
+        tally.input_tokens = (tally.input_tokens or 0) + usage.input_tokens
+    if usage.output_tokens is not None:
+        tally.output_tokens = (tally.output_tokens or 0) + usage.output_tokens
+    if usage.cost is not None:
+        tally.cost = (tally.cost or 0.0) + usage.cost
 
 
 def _reward(tally: Tally, event: ev.Rewarded) -> None:
     tally.scored.add(event)
-    tally.changed = True
 
 
 def _asked(tally: Tally, event: ev.Asked) -> None:
-    tally.asked, tally.changed = [*tally.asked, (event.id, event.call_id)], True
+    tally.asked = [*tally.asked, (event.id, event.call_id)]
 
 
 def _tool_result(tally: Tally, event: ev.ToolReturned) -> None:
     if tally.asked:  # a question of a closed call is moot
-        left = [question for question in tally.asked if question[1] != event.call_id]
-        tally.changed = tally.changed or len(left) < len(tally.asked)
-        tally.asked = left
+        tally.asked = [question for question in tally.asked if question[1] != event.call_id]
+    if event.usage is not None:
+        _spent(tally, event.usage)
 
 
 def _answered(tally: Tally, event: ev.Answered) -> None:
-    tally.asked, tally.changed = [question for question in tally.asked if question[0] != event.id], True
+    tally.asked = [question for question in tally.asked if question[0] != event.id]
+
+
+def _labelled(tally: Tally, note: ev.Labelled) -> None:
+    labels = {**tally.labels, **note.labels}
+    tally.labels = {name: value for name, value in labels.items() if value is not None}
 
 
 def _finished(tally: Tally, event: ev.Finished) -> None:
-    tally.ended, tally.finished_at, tally.changed = event.status, event.at, True
+    tally.ended, tally.finished_at = event.status, event.at
     tally.answer = None if event.answer is None else shorten(answer_text(event.answer))
     tally.error = None if event.error is None else shorten(event.error)
 
 
+_NOTES: dict[type, Any] = {ev.Rewarded: _reward, ev.Answered: _answered, ev.Labelled: _labelled}
 _HANDLERS: dict[type, Any] = {
     ev.Started: _started,
     ev.AgentStarted: _agent_started,

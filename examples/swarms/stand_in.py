@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
-from aworld.models import FunctionModel, ModelServer, close_transports
+from aworld.models import FunctionModel, close_transports
 from aworld.models.doubles import Said
+from aworld.server import ModelServer
 
 Role = Callable[[ModelRequest], Said]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aworld.cmd.rollout import _state
-from aworld.environments import Progress
+from aworld.environments import RolloutProgress
 from aworld.models.embedded.checkpoint import Policy
 from aworld.runners.local import load, store_of
 
@@ -80,11 +80,11 @@ def test_a_rollout_ends_with_a_table_and_what_to_do_next(shell: Shell) -> None:
     assert "pass@4 " in out
     assert "40 episodes in" in out
     assert "part short: 4 failed, such as: ValueError: too long" in out
-    assert "stored in sqlite:///.aworld/trajectories.db, as session first" in out
+    assert "stored in sqlite:///.aworld/trajectories.db, with the label run=first" in out
     export = next(line for line in out.splitlines() if line.startswith("export:")).removeprefix("export: aworld ")
     assert shell(*export.split()).returncode == 0
     assert len((shell.folder / "first.jsonl").read_text().splitlines()) == 80
-    listed = json.loads(shell("trajectories", "list", "--session", "first", "--json", "--limit", "99").stdout)
+    listed = json.loads(shell("trajectories", "list", "--label", "run=first", "--json", "--limit", "99").stdout)
     assert len(listed) == 40
     unknown = next(run for run in listed if run["task_name"] == "shop/3")
     assert unknown["score"] is None
@@ -135,7 +135,7 @@ def test_a_model_in_this_process_takes_the_options_of_a_model(shell: Shell) -> N
     for run, model, name in (("a", "embedded", "packaged"), ("b", "runs/sums", "runs/sums/policy")):
         done = shell(*one, "--model", model, "--temperature", "0.25", "--max-steps", "1", "--run", run)
         assert done.returncode == 0, done.stderr
-        (listed,) = json.loads(shell("trajectories", "list", "--session", run, "--json").stdout)
+        (listed,) = json.loads(shell("trajectories", "list", "--label", f"run={run}", "--json").stdout)
         record = asyncio.run(load(listed["id"], store_of(str(shell.folder / ".aworld" / "trajectories.db"))))
         assert (record.calls[0].model, record.calls[0].params["temperature"]) == (name, 0.25)
         refused = shell(*one, "--model", model, "--base-url", "http://127.0.0.1:1/v1")
@@ -145,7 +145,7 @@ def test_a_model_in_this_process_takes_the_options_of_a_model(shell: Shell) -> N
 
 
 def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
-    progress = Progress(9)
+    progress = RolloutProgress(9)
     progress.lost, progress.reason = 2, "the shop is closed\nfor good"
     assert _state(progress).endswith("2 lost · last: the shop is closed")
 

@@ -15,9 +15,10 @@ import pytest
 
 from aworld import __version__
 from aworld.core.model import ModelRequest
-from aworld.models import FunctionModel, ModelServer
+from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
 from aworld.models.embedded.checkpoint import Policy
+from aworld.server import ModelServer
 from aworld.trajectory import Query, open_store
 
 TOOLS = '''

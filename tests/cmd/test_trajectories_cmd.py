@@ -19,11 +19,16 @@ from rich.console import Console
 from aworld.cmd.main import main
 from aworld.cmd.trajectories import moment
 from aworld.cmd.trajectory_view import clean, seconds, show, table
-from aworld.cmd.wording import helps_to_go_on, worded
+from aworld.cmd.wording import helps_to_go_on, why, worded
 from aworld.core import event as ev
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.message import Image, Message, Text, ToolCall, Usage
+from aworld.core.task import TaskResponse
+from aworld.core.trajectory import Trajectory
+from aworld.models.providers import without_name
 from aworld.trajectory import Summary, open_store
+from aworld.trajectory.memory import has_forks
+from aworld.trajectory.store import already_there
 from aworld.trajectory.summary import Tally
 from tests.strategies import LogBuilder, fork_of, run_of
 
@@ -100,6 +105,66 @@ def test_list_with_filters(store: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (summary["score"], summary["status"], summary["task_name"]) == (2.5, "finished", "Weather")
     assert aworld("list", "--since", "2200-01-01") == 0
     assert "0 match" in capsys.readouterr().out
+
+
+EPISODE = ev.TaskInfo("episode", None, None, "ann", None, {"problem": "7", "run": "nightly"})
+
+
+@pytest.fixture
+def labelled(store: Path) -> Path:
+    """The same store with two episodes."""
+
+    async def fill() -> None:
+        opened = open_store(str(store))
+        for n, cost in enumerate((0.5, 2.0)):
+            log = LogBuilder(f"episode-{n}", EPISODE).start()
+            log.decide(usage=Usage(10, 1, cost=cost))
+            await opened.append(f"episode-{n}", log.finish().events)
+        await opened.close()
+
+    asyncio.run(fill())
+    return store
+
+
+def ids(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [summary["id"] for summary in json.loads(capsys.readouterr().out)]
+
+
+def test_labels_and_other_columns_are_filters_and_orders(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--label", "problem=7", "--label", "run=nightly", "--sort=-cost", "--json") == 0
+    assert ids(capsys) == ["episode-1", "episode-0"]
+    assert aworld("list", "--user", "ann", "--model", "model-1", "--sort", "cost", "--limit", "1", "--json") == 0
+    assert ids(capsys) == ["episode-0"]
+    assert aworld("list", "--user", "ann", "--sort", "cost", "--after", "episode-0", "--json") == 0
+    assert ids(capsys) == ["episode-1"]
+    assert aworld("list", "--environment", "shop") == aworld("list", "--agent-version", "3f2a") == 0
+    assert capsys.readouterr().out.count("No runs: 0 match") == 2
+    assert aworld("list", "--sort", "cots") == 2
+    assert "did you mean 'cost'" in capsys.readouterr().err
+    assert aworld("export", "--label", "problem=8", "--user", "ann") == 1
+    assert "no run matches --user ann --label problem=8" in capsys.readouterr().err
+
+
+def test_the_list_shows_labels_and_what_it_is_sorted_by(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--user", "ann", "--sort=-cost") == 0
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["run", "status", "score", "cost"]
+    assert "$2.0000" in first
+    assert "problem=7 run=nightly" in first
+    assert aworld("show", "episode-1") == 0
+    out = capsys.readouterr().out
+    assert "labels      problem=7 run=nightly" in out
+    assert "user        ann" in out
+
+
+def test_facets_count_what_matches(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aworld("list", "--facets", "status,labels.problem") == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["status          finished 31 · failed 3", "labels.problem  7 2"]
+    assert aworld("list", "--facets", "status", "--label", "problem=7", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"status": [{"value": "finished", "count": 2, "more": False}]}
+    assert aworld("list", "--facets", "statu") == 2
+    assert "did you mean 'status'" in capsys.readouterr().err
 
 
 def test_show_tells_everything_in_eighty_columns_without_colour(
@@ -218,22 +283,40 @@ def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pyte
     assert out.read_text() == "of an earlier export"
 
 
+def test_errors_speak_of_options() -> None:
+    running = argparse.Namespace(id="r1", model=None, agent=None)
+    assert worded(already_there("r1", "memory:"), running).endswith("continue it: aworld resume r1")
+    assert worded(has_forks("a", "memory:", ["b"])) == (
+        "store=memory: | 'a' shares its beginning with b; delete those too with --forks"
+    )
+    nameless = without_name()
+    assert worded(nameless, running) == "No model name: give --model, or set LLM_MODEL_NAME"
+    running.agent = "my_agents:clerk"
+    assert worded(nameless, running) == (
+        "No model name: set LLM_MODEL_NAME, or llm_model_name in the settings of the agent"
+    )
+    assert worded(ConfigError("told as it is", setting="store", remedy="it is")) == "told as it is"
+
+
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("status", "error", "words"),
     [
-        ("pick another id, or continue it: Runners.resume('r1')", "pick another id, or continue it: aworld resume r1"),
+        ("timeout", "timeout=5 s passed; raise TaskConfig()", "--timeout 5 s passed; give a longer --timeout."),
+        ("limit_reached", "max_tokens=30 reached: 36 tokens used.", "--max-tokens 30 reached: 36 tokens used."),
+        ("limit_reached", "max_cost is set, but a=1 is not", "--max-cost is set, but a=1 is not"),
         (
-            "timeout=5 s passed; raise TaskConfig(timeout=...).",
-            "--timeout 5: the time is over; give a longer --timeout.",
+            "limit_reached",
+            "max_steps=1 reached; fork the run",
+            "--max-steps 1 reached; go on with: aworld fork ID --at N --max-steps MORE",
         ),
-        ("shares its beginning with b; delete those too with forks=True", None),
-        ("max_tokens=30 reached: 36 tokens used.", "--max-tokens 30 reached: 36 tokens used."),
-        ("max_cost is set, but openai reported no cost", "--max-cost is set, but openai reported no cost"),
-        ("set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)", "give --model, or set LLM_MODEL_NAME"),
+        ("failed", "max_steps=1 reached", "max_steps=1 reached"),
+        ("interrupted", "stop one, then Runners.resume('r1')", "stop one, then aworld resume r1"),
     ],
-)
-def test_errors_speak_of_options(said: str, words: str | None) -> None:
-    assert worded(said) == (words or "shares its beginning with b; delete those too with --forks")
+)  # fmt: skip
+def test_the_end_of_a_run_speaks_of_options(status: Any, error: str, words: str) -> None:
+    task = ev.TaskInfo("r1", "r1", "s")
+    record = Trajectory.of("r1", LogBuilder("r1", task).start().events)
+    assert why(TaskResponse(record, status, error=error)) == words
 
 
 def test_going_on_is_offered_only_where_it_helps() -> None:
@@ -283,7 +366,15 @@ def test_errors_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "arguments", [["list", "--status", "lost"], ["list", "--since", "soon"], ["list", "--limit", "-1"], ["show"], []]
+    "arguments",
+    [
+        ["list", "--status", "lost"],
+        ["list", "--since", "soon"],
+        ["list", "--limit", "-1"],
+        ["show"],
+        [],
+        ["list", "--label", "seven"],
+    ],
 )
 def test_wrong_use_is_told_with_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:

@@ -10,7 +10,7 @@ import pytest
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest, ToolSchema
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 
 NUMBER = {"type": "integer"}
 TOOLS = tuple(

@@ -13,7 +13,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Image, Message, Tokens
 from aworld.core.model import Delta, ModelReply, OutputSchema, TextDelta
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 
 from .conftest import asked
 
@@ -77,6 +77,8 @@ async def test_seeds_and_greedy(model: EmbeddedModel) -> None:
     assert len(await answers(seed=7)) == 1
     assert len(await answers()) > 1
     assert len(await answers(temperature=1.0, top_p=0.01)) == 1
+    assert await answers(temperature=3.0, top_k=1) == await answers(temperature=0)
+    assert len(await answers(temperature=3.0, top_k=2)) > 1
 
 
 async def test_logprobs_are_of_the_distribution_that_was_sampled(model: EmbeddedModel) -> None:

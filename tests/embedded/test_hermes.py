@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aworld.core.message import Message, chat_format
+from aworld.models.chat_tokens import parse_exact
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.hermes import parsed
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 TOKENIZER = Policy.open().tokenizer
@@ -35,7 +35,7 @@ def rendered(message: Message) -> str:
     ],
 )
 def test_calls(text: str, content: str | None, calls: list[str]) -> None:
-    message = parsed(text, "call_3")
+    message = parse_exact(text, 3)
     assert message.content == content
     assert [call.arguments for call in message.tool_calls] == calls
     assert [call.id for call in message.tool_calls] == [f"call_3_{n}" for n in range(len(calls))]
@@ -61,7 +61,7 @@ def test_calls(text: str, content: str | None, calls: list[str]) -> None:
     ],
 )
 def test_anything_else_stays_text(text: str) -> None:
-    message = parsed(text, "call_0")
+    message = parse_exact(text)
     assert message == Message("assistant", text)
     assert rendered(message) == text
 
@@ -73,4 +73,4 @@ def test_anything_else_stays_text(text: str) -> None:
 )
 @example(f"\n\n{CALL}")
 def test_whatever_is_written_is_rendered_back(text: str) -> None:
-    assert rendered(parsed(text, "call_0")) == text
+    assert rendered(parse_exact(text)) == text

@@ -11,8 +11,8 @@ import pytest
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.engine import Engine
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.decoding import DecodingEngine
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.models.embedded.transformer import Cache, Ids, Transformer
 
 from .conftest import asked
@@ -86,7 +86,7 @@ async def test_a_small_batch_and_a_small_memory(babbling: Policy) -> None:
     questions = requests(40, 9)
     expected = await asyncio.gather(*(EmbeddedModel(babbling).generate(q) for q in questions))
     model = EmbeddedModel(babbling)
-    engine = Engine(Transformer(babbling.config, babbling.weights), batch=3, memory=1)
+    engine = DecodingEngine(Transformer(babbling.config, babbling.weights), batch=3, memory=1)
     model._engines[asyncio.get_running_loop()] = engine
     found = await asyncio.gather(*(model.generate(q) for q in questions))
     assert [tokens_of(reply) for reply in found] == [tokens_of(reply) for reply in expected]

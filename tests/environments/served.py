@@ -10,7 +10,7 @@ from typing import Any
 from aworld.core.exceptions import EnvironmentFailed, ToolError
 from aworld.core.message import Content, Message
 from aworld.core.tool.func_to_tool import tool
-from aworld.environments import Environment, Episode, Part, Problem, Rubric, Session, split_by_hash
+from aworld.environments import Environment, Part, Problem, Rubric, ScoredEpisode, Session, split_by_hash
 
 DIGITS = 3
 
@@ -69,15 +69,15 @@ class Vault(Session):
         return "Digits only, please."
 
 
-def correct(episode: Episode) -> float:
+def correct(episode: ScoredEpisode) -> float:
     return float(episode.text == episode.problem.answer)
 
 
-def looked(episode: Episode) -> int:
+def looked(episode: ScoredEpisode) -> int:
     return len(episode.session.opened) if isinstance(episode.session, Vault) else -1
 
 
-def broken(episode: Episode) -> float:
+def broken(episode: ScoredEpisode) -> float:
     raise ValueError("this figure cannot be had")
 
 

@@ -10,7 +10,7 @@ from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.func_to_tool import tool
-from aworld.environments import Environment, EnvironmentFailed, Episode, Part, Problem, Session
+from aworld.environments import Environment, EnvironmentFailed, Part, Problem, ScoredEpisode, Session
 from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
@@ -56,7 +56,7 @@ class Shop(Session):
         type(self).closed.append(self.problem.id)
 
 
-def correct(episode: Episode) -> float:
+def correct(episode: ScoredEpisode) -> float:
     """1 for the price."""
     return float(episode.text == str(episode.problem.answer))
 
@@ -73,7 +73,7 @@ def stream(seed: int) -> Iterator[Problem]:
         number += 1
 
 
-def shop(*parts: Part | Callable[[Episode], Any], **settings: Any) -> Environment:
+def shop(*parts: Part | Callable[[ScoredEpisode], Any], **settings: Any) -> Environment:
     """An environment of ten problems to learn from and five held out."""
     given: dict[str, Any] = {
         "train": [problem(number) for number in range(10)],

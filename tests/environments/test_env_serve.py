@@ -27,12 +27,12 @@ from aworld.core.message import Content, ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.environments import Environment, Problem
-from aworld.environments.place import Refused
+from aworld.environments.connection import RequestRefused
 from aworld.environments.remote import RemoteEnvironment
 from aworld.environments.rollout import rollouts
-from aworld.environments.serve import EnvironmentServer
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
+from aworld.server import EnvironmentServer
 from tests.environments.served import DIGITS, Vault, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
@@ -254,7 +254,7 @@ async def test_many_problems_are_fetched_page_by_page_and_as_far_as_they_are_loo
         remote = RemoteEnvironment(server.url)
         assert not callable(remote.train)
         assert (len(remote.train), remote.test) == (12_000, [])
-        assert not server.book._known, "nobody has looked at them yet"
+        assert not server.book._streams, "nobody has looked at them yet"
         assert [p.id for p in remote.problems("train", 3)] == ["0", "1", "2"]
         for n, seed in ((11_000, None), (11_000, 7), (None, 7)):
             there, here = remote.problems("train", n, seed), numbers.problems("train", n, seed)
@@ -291,7 +291,7 @@ async def test_a_place_that_json_rpc_has_closed_begins_no_other_episode() -> Non
             assert await rpc("close", session_id=id) == {"session_id": id, "closed": True}
             await ws.send_str('{"type": "reset"}')
             assert (await ws.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING)
-        with pytest.raises(Refused, match="has been closed") as refused:
+        with pytest.raises(RequestRefused, match="has been closed") as refused:
             await place.answer({"type": "reset"})
         assert refused.value.code == "SESSION_ERROR"
         assert not server.places
@@ -305,7 +305,7 @@ async def test_only_who_shows_the_token_is_let_in() -> None:
                 RemoteEnvironment(server.url, token=token)
         remote = RemoteEnvironment(server.url, token="s3cret")
         assert (await play(remote)).record.score == 2.75
-        remote.headers = {}
+        remote.server.headers = {}
         response = await play(remote, problem=Problem("a", "?"))
         assert response.record.surroundings_failed
         assert "401" in response.msg

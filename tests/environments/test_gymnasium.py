@@ -237,10 +237,10 @@ def test_what_a_model_cannot_play_is_refused_when_it_is_made() -> None:
         schema(spaces.Sequence(spaces.Discrete(2)))
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "gymnasium", None)
-        with pytest.raises(ConfigError, match=r"pip install 'aworld\[gymnasium\]'"):
+        with pytest.raises(ConfigError, match=r'pip install "gymnasium>=1\.0"'):
             reload(adapter)
     reload(adapter)
 

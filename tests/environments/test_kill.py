@@ -46,7 +46,7 @@ async def test_a_rollout_that_was_killed_goes_on_and_does_no_finished_episode_tw
         read(out.decode().splitlines())
     store = open_store(url)
     try:
-        summaries = await store.query(Query(session="killed"))
+        summaries = await store.query(Query(labels={"run": "killed"}))
     finally:
         await store.close()
     assert Counter(summary.status for summary in summaries) == {"finished": TOTAL}

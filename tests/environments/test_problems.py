@@ -10,7 +10,7 @@ import pytest
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Text
 from aworld.environments import Environment, Problem, split_by_hash
-from aworld.environments.problem import Listed, content_key, digest_of
+from aworld.environments.problem import FetchedProblems, content_key, digest_of
 from tests.environments.shop import Shop, problem, shop, stream
 
 
@@ -128,8 +128,8 @@ def test_a_list_that_is_kept_elsewhere_is_fetched_as_far_as_somebody_looks() -> 
         fetched.append(first)
         return every[first : first + 4]
 
-    listed = Listed(10, fetch)
+    listed = FetchedProblems(10, fetch)
     assert (listed[5], listed[1:3], fetched) == (every[5], every[1:3], [0, 4])
     assert (listed[-1], list(listed), fetched) == (every[9], every, [0, 4, 8])
     with pytest.raises(ConfigError, match="12 problems that is kept elsewhere gave none from 10 on"):
-        Listed(12, fetch)[11]
+        FetchedProblems(12, fetch)[11]

@@ -85,9 +85,9 @@ def test_what_is_wrong_is_said_at_once() -> None:
         reasoning_gym_environment("chain_sum", size=3)
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "reasoning_gym", None)
-        with pytest.raises(ConfigError, match=r"pip install 'aworld\[reasoning-gym\]'"):
+        with pytest.raises(ConfigError, match=r'pip install "reasoning-gym>=0\.1\.20"'):
             reload(adapter)
     reload(adapter)

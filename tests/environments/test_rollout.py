@@ -6,9 +6,11 @@ import asyncio
 import gc
 import itertools
 import re
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +18,32 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import RunConfig
 from aworld.core.event import Event
-from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError, StoreError
+from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError, StoreError, TaskError
 from aworld.core.model import ModelRequest
-from aworld.environments import Environment, Part, Problem, Progress, Rollout, by_group, rollouts
+from aworld.core.tool import tool
+from aworld.environments import (
+    Environment,
+    Part,
+    Problem,
+    Rollout,
+    RolloutProgress,
+    Rubric,
+    ScoredEpisode,
+    by_group,
+    rollouts,
+    split_by_hash,
+)
 from aworld.environments.environment import derived_seed
 from aworld.models import FunctionModel
-from aworld.models.doubles import Said, call
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.doubles import Said, ScriptedModel, call
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runner import Runners
-from aworld.trajectory import MemoryStore, Query, TrajectoryStore
+from aworld.trajectory import MemoryStore, Query, TrajectoryStore, open_store
 from tests.environments.shop import Shop, agent_of, buying, problem, saying, shop, stream
 from tests.training.small import small_policy
+
+OLD_STORE = Path(__file__).parents[1] / "trajectory" / "fixtures" / "schema_2.db"
+"""Has a rollout of a version in which sessions and ids told what labels tell now."""
 
 
 async def all_of(*given: Any, **settings: Any) -> list[Rollout]:
@@ -41,7 +58,7 @@ async def test_samples_of_a_problem_are_a_group(store: TrajectoryStore) -> None:
     assert sorted((int(r.problem.id), r.sample) for r in found) == [(p, s) for p in range(10) for s in range(3)]
     assert all(r.score == 1.0 and r.status == "finished" and r.attempts == 1 and not r.recorded for r in found)
     assert {r.record.task.group_id for r in found} == {r.group_id for r in found}
-    assert await store.count(Query(session="first")) == 30
+    assert await store.count(Query(labels={"run": "first"})) == 30
     assert await store.count(Query(group=found[0].group_id)) == 3
 
 
@@ -97,7 +114,7 @@ async def test_a_second_start_does_only_what_is_missing(store: TrajectoryStore) 
     episodes = rollouts(environment, agent_of(think), problems, max_concurrency=3, **given)
     first = [await anext(episodes) for _ in range(7)]
     await episodes.aclose()
-    before = await store.query(Query(session="r"))
+    before = await store.query(Query(labels={"run": "r"}))
     finished = {summary.id for summary in before if summary.status == "finished"}
     assert {rollout.id for rollout in first} <= finished
     assert {summary.status for summary in before} <= {"finished", "cancelled"}
@@ -105,12 +122,12 @@ async def test_a_second_start_does_only_what_is_missing(store: TrajectoryStore) 
 
     states: list[tuple[int, int]] = []
 
-    def note(progress: Progress) -> None:
+    def note(progress: RolloutProgress) -> None:
         states.append((progress.done, progress.skipped))
 
     rest = await all_of(environment, agent_of(think), problems, on_progress=note, **given)
     assert {rollout.id for rollout in rest} | finished == {
-        s.id for s in await store.query(Query(session="r", status=("finished",)))
+        s.id for s in await store.query(Query(labels={"run": "r"}, status=("finished",)))
     }
     assert len(rest) == 20 - len(finished)
     assert states[-1] == (20, len(finished))
@@ -149,7 +166,7 @@ async def test_one_name_is_one_run(store: TrajectoryStore) -> None:
     other = Environment("other", train=[problem(1)], session=Shop)
     with pytest.raises(ConfigError, match="of environment 'shop', and this is 'other'"):
         await all_of(other, agent_of(), [problem(1)], **given)
-    assert await store.count(Query(session="r")) == 2
+    assert await store.count(Query(labels={"run": "r"})) == 2
     assert len(await all_of(shop(), agent_of(), [problem(2)], **given)) == 1  # more problems, more samples
     assert len(await all_of(shop(), agent_of(), [problem(1)], samples=3, **given)) == 1
     assert len(await all_of(shop(), agent_of(), iter([problem(3)]), **given)) == 1
@@ -166,7 +183,7 @@ async def test_it_stops_when_nothing_answers_any_more_and_can_be_gone_on_with(st
     environment = shop(session=Dying)
     problems = [problem(number) for number in range(90)]
     given: dict[str, Any] = {"store": store, "run": "r", "retries": 0, "max_concurrency": 4}
-    told: list[Progress] = []
+    told: list[RolloutProgress] = []
     found: list[Rollout] = []
 
     async def read() -> None:
@@ -194,14 +211,14 @@ async def test_failures_of_the_surroundings_are_tried_again_and_kept(store: Traj
 
     environment = shop(session=Flaky)
     problems = [problem(number) for number in range(4)]
-    progress: list[Progress] = []
+    progress: list[RolloutProgress] = []
     given: dict[str, Any] = {"store": store, "run": "r", "retries": 2, "on_progress": progress.append}
     found = {r.problem.id: r for r in await all_of(environment, agent_of(), problems, **given)}
     assert [(r.status, r.attempts, r.lost) for _, r in sorted(found.items())] == [
         ("finished", 1, False), ("finished", 2, False), ("finished", 3, False), ("failed", 3, True),
     ]  # fmt: skip
     assert (progress[-1].retried, progress[-1].lost, progress[-1].failed) == (5, 1, 1)
-    assert await store.count(Query(session="r", status=("failed",))) == 1 + 2 + 3
+    assert await store.count(Query(labels={"run": "r"}, status=("failed",))) == 1 + 2 + 3
     assert found["3"].score is None
 
     again = await all_of(environment, agent_of(), problems, **given)
@@ -359,7 +376,7 @@ async def test_a_store_that_breaks_ends_the_rollout() -> None:
 
     done: list[int] = []
 
-    def note(progress: Progress) -> None:
+    def note(progress: RolloutProgress) -> None:
         done.append(progress.done)
 
     given: dict[str, Any] = {"store": Full(), "max_concurrency": 1, "on_progress": note}
@@ -408,3 +425,81 @@ async def test_a_policy_is_the_same_wherever_it_was_read_from(store: TrajectoryS
     assert found.recorded
     with pytest.raises(ConfigError, match="model of 'speaker' was 'embedded:here' and is now 'embedded:there'"):
         await all_of(environment, asking("there", "4-0a1b"), environment.problems(), **given)
+
+
+async def test_labels_say_which_episode_a_trajectory_is(store: TrajectoryStore) -> None:
+    train, test = split_by_hash(stream)
+    environment = shop(train=train, test=test)
+    problems = [*environment.problems("train", 2), *environment.problems("test", 1)]
+    settings: dict[str, Any] = {"samples": 2, "store": store, "run": "baseline"}
+    episodes = await all_of(environment, agent_of(), problems, labels={"experiment": "a"}, seed=3, **settings)
+    for rollout in episodes:
+        (summary,) = await store.query(Query(ids=(rollout.id,)))
+        assert summary.labels == rollout.record.labels == {
+            "run": "baseline", "problem": rollout.problem.id, "sample": str(rollout.sample), "attempt": "0",
+            "seed": str(rollout.seed), "split": "test" if rollout.problem is problems[2] else "train",
+            "experiment": "a",
+        }  # fmt: skip
+        assert (summary.session_id, summary.environment) == (None, "shop")
+    assert await store.count(Query(labels={"run": "baseline", "problem": problems[0].id})) == 2
+    assert await store.count(Query(labels={"split": "test"})) == 2
+
+
+async def test_a_split_is_told_where_it_is_known(store: TrajectoryStore) -> None:
+    settings: dict[str, Any] = {"store": store, "session_id": "ann"}
+    mixed = [problem(1), problem(100), problem(50)]
+    splits = {r.problem.id: r.record.labels.get("split") for r in await all_of(shop(), agent_of(), mixed, **settings)}
+    assert splits == {"1": "train", "100": "test", "50": None}
+    assert await store.count(Query(session="ann")) == 3
+    (named,) = await all_of(shop(), agent_of(), [problem(50)], labels={"split": "validation"})
+    assert named.record.labels["split"] == "validation"
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "text"),
+    [
+        ({"experiment": 7}, TaskError, r"labels\['experiment'\]=7: both are text"),
+        ({7: "a"}, TaskError, r"labels\[7\]='a': both are text"),
+        (["a"], TaskError, "labels takes a dict of texts"),
+        ({"sample": "0"}, ConfigError, r"labels\['sample'\]: rollouts gives this label itself; take another name"),
+    ],
+)
+async def test_labels_are_text_and_names_are_free(labels: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        await all_of(shop(), agent_of(), [problem(1)], labels=labels)
+
+
+async def test_what_only_has_the_label_of_a_run_is_no_episode_of_it(store: TrajectoryStore) -> None:
+    settings: dict[str, Any] = {"store": store, "run": "r"}
+    await Runners.run_task(shop().task(problem(7), agent_of(), labels={"run": "r"}), RunConfig(store=store))
+    (first,) = await all_of(shop(), agent_of(), [problem(1)], **settings)
+    (again,) = await all_of(shop(), agent_of(), [problem(1)], yield_finished=True, **settings)
+    assert (again.id, again.recorded) == (first.id, True)
+
+
+async def test_a_run_that_began_before_labels_is_gone_on_with_by_its_name(tmp_path: Path) -> None:
+    store = open_store(str(shutil.copy(OLD_STORE, tmp_path / "old.db")))
+
+    @tool(idempotent=True)
+    def double(number: int) -> int:
+        """Twice the number."""
+        return 2 * number
+
+    def exact(episode: ScoredEpisode) -> bool:
+        return episode.text == episode.problem.answer
+
+    problems = [Problem("7", "What is twice 21?", "It is 42."), Problem("of two words", "Twice 2?", "4")]
+    environment = Environment("doubling", train=problems, tools=[double], rubric=Rubric(Part("exact", exact)))
+    model = ScriptedModel([call("double", number=21), "It is 42."], "model-1")
+    agent = Agent("solver", system_prompt="Use the tool.", model=model)
+    settings: dict[str, Any] = {"store": store, "run": "nightly.1", "yield_finished": True}
+    episodes = await all_of(environment, agent, problems, samples=3, **settings)
+    assert sorted((r.problem.id, r.sample, r.recorded) for r in episodes) == [
+        (each.id, sample, sample < 2) for each in problems for sample in range(3)
+    ]
+    assert await store.count(Query(labels={"run": "nightly.1"})) == 7
+    with pytest.raises(ConfigError, match="of environment 'doubling', and this is 'shop'"):
+        await all_of(shop(), agent_of(), [problem(1)], **settings)
+    with pytest.raises(ConfigError, match="with another seed than 1"):
+        await all_of(environment, agent, problems, seed=1, **settings)
+    await store.close()

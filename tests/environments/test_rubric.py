@@ -15,7 +15,7 @@ from aworld.core.event import Rewarded
 from aworld.core.exceptions import ConfigError
 from aworld.core.rows import rows
 from aworld.core.trajectory import Trajectory
-from aworld.environments import Episode, Part, Rubric
+from aworld.environments import Part, Rubric, ScoredEpisode
 from aworld.runner import Runners
 from aworld.runners.replay import replay
 from aworld.trajectory import TrajectoryStore
@@ -25,7 +25,7 @@ from tests.environments.shop import agent_of, correct, problem, run, shop
 
 
 async def test_parts_become_rewards_and_their_weighted_sum_the_score(store: TrajectoryStore) -> None:
-    async def short(episode: Episode) -> float:
+    async def short(episode: ScoredEpisode) -> float:
         await asyncio.sleep(0)
         return 1 / len(episode.text)
 
@@ -58,18 +58,18 @@ async def test_what_counts_as_a_number(value: Any) -> None:
     assert (record.rewards[0].value, record.score) == (1.0, 1.0)
 
 
-def explode(episode: Episode) -> float:
+def explode(episode: ScoredEpisode) -> float:
     raise LookupError("no such key")
 
 
 def gives(value: Any) -> Any:
-    def scorer(episode: Episode) -> Any:
+    def scorer(episode: ScoredEpisode) -> Any:
         return value
 
     return scorer
 
 
-def leave(episode: Episode) -> float:
+def leave(episode: ScoredEpisode) -> float:
     raise SystemExit(3)
 
 
@@ -105,11 +105,11 @@ async def test_scorers_that_hang_block_neither_the_loop_nor_each_other() -> None
     never = threading.Event()
     beats = 0
 
-    def hang(episode: Episode) -> float:
+    def hang(episode: ScoredEpisode) -> float:
         never.wait(30)
         return 1.0
 
-    async def stubborn(episode: Episode) -> float:
+    async def stubborn(episode: ScoredEpisode) -> float:
         while True:  # ignores its first cancellation
             try:
                 await asyncio.sleep(30)
@@ -154,7 +154,7 @@ async def test_a_later_reward_of_the_same_name_makes_the_score_known(store: Traj
     assert (await store.query())[0].score is None
     await Runners.reward(id, 0.5, name="judge", store=store)
     assert (await store.query())[0].score == 1.75
-    assert Trajectory.of(id, await store.read(id)).score == 1.75
+    assert Trajectory.of(id, await store.read(id), await store.notes(id)).score == 1.75
 
 
 async def test_readers_of_rewards_show_a_failed_one(store: TrajectoryStore) -> None:
@@ -178,9 +178,9 @@ async def test_readers_of_rewards_show_a_failed_one(store: TrajectoryStore) -> N
 
 
 async def test_a_run_that_did_not_finish_is_scored_unless_it_was_cancelled() -> None:
-    seen: list[Episode] = []
+    seen: list[ScoredEpisode] = []
 
-    def note(episode: Episode) -> float:
+    def note(episode: ScoredEpisode) -> float:
         seen.append(episode)
         return 0.0
 
@@ -208,7 +208,7 @@ async def test_a_run_that_did_not_finish_is_scored_unless_it_was_cancelled() -> 
 async def test_cancelling_a_run_that_is_being_scored_ends_it_as_cancelled(store: TrajectoryStore) -> None:
     begun = asyncio.Event()
 
-    async def slow(episode: Episode) -> float:
+    async def slow(episode: ScoredEpisode) -> float:
         begun.set()
         await asyncio.sleep(30)
         return 1.0
@@ -223,11 +223,11 @@ async def test_cancelling_a_run_that_is_being_scored_ends_it_as_cancelled(store:
     assert (summary.status, summary.score) == ("cancelled", None)
 
 
-def pair(one: Episode, other: Episode) -> float:
+def pair(one: ScoredEpisode, other: ScoredEpisode) -> float:
     return 1.0
 
 
-def scaled(episode: Episode, scale: float = 1.0, *more: float) -> float:
+def scaled(episode: ScoredEpisode, scale: float = 1.0, *more: float) -> float:
     return scale
 
 

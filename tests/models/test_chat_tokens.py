@@ -10,8 +10,8 @@ import pytest
 
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message, ToolCall
-from aworld.core.model import ModelRequest, ToolSchema
-from aworld.models import build_model
+from aworld.core.model import Delta, ModelRequest, TextDelta, ToolSchema
+from aworld.models import build_model, chat_tokens
 from aworld.models.chat_tokens import ChatTokens, parse
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.token_model import Completion, Sampling, TokenModel
@@ -102,6 +102,47 @@ async def test_another_run_with_the_same_text_has_tokens_of_its_own() -> None:
     assert (again.tokens.prompt_ids or ())[: len(known)] == known
 
 
+async def test_a_run_that_goes_on_from_another_keeps_its_tokens() -> None:
+    """A fork, a resumed conversation, a client over HTTP that names no run."""
+    model = Recital([letters("one two"), letters("x"), letters("y")])
+    start = (Message("user", "Say it."),)
+    one = await model.generate(ModelRequest(start, trajectory_id="one", agent="a"))
+    assert one.tokens is not None
+    whole = (one.tokens.prompt_ids or ()) + (one.tokens.completion_ids or ())
+    more = (*start, one.message, Message("user", "Again."))
+    for trajectory in ("fork", ""):
+        again = await model.generate(ModelRequest(more, turn=1, trajectory_id=trajectory, agent="a"))
+        assert again.tokens is not None
+        assert (again.tokens.prompt_ids or ())[: len(whole)] == whole
+
+
+async def test_what_is_forgotten_is_tokenised_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_tokens, "REMEMBERED", 1)
+    model = Recital([letters("one two"), letters("x")])
+    start = (Message("user", "Say it."),)
+    one = await model.generate(ModelRequest(start, trajectory_id="t", agent="a"))
+    more = (*start, one.message, Message("user", "Again."))
+    await model.generate(ModelRequest(more, turn=1, trajectory_id="t", agent="a"))
+    assert model.prompts[1][: len(model.prompts[0])] == model.prompts[0]
+    assert tuple(letters("one two")) != model.prompts[1][len(model.prompts[0]) :][: len(letters("one two"))]
+
+
+async def test_a_stop_text_cuts_the_answer_and_not_its_tokens() -> None:
+    model = Recital([letters("one. two"), letters("x")], params={"stop": [".", "w"]})
+    start = (Message("user", "Say it."),)
+    deltas: list[Delta] = []
+    cut = await model.stream(ModelRequest(start, trajectory_id="t", agent="a"), deltas.append)
+    assert (cut.message.text, cut.finish_reason) == ("one", "stop")
+    assert deltas == [TextDelta("one")]
+    assert cut.tokens is not None
+    assert cut.tokens.completion_ids == tuple(letters("one. two"))
+    # The conversation goes on from the text that everybody saw, so its tokens are others.
+    more = (*start, cut.message, Message("user", "Again."))
+    await model.generate(ModelRequest(more, turn=1, trajectory_id="t", agent="a"))
+    tokenizer = Policy.open().tokenizer
+    assert "two" not in tokenizer.decode(model.prompts[1])
+
+
 async def test_an_answer_that_was_cut_off_says_so_and_is_gone_on_from() -> None:
     model = Recital([letters("abc", end=False), letters("d")])
     start = (Message("user", "Say it."),)
@@ -156,5 +197,5 @@ def test_calls_are_read_as_they_were_written() -> None:
 
 @pytest.mark.skipif(find_spec("transformers") is not None, reason="the package is here")
 def test_a_missing_package_is_named_with_what_to_install() -> None:
-    with pytest.raises(ConfigError, match=r"aworld\[trl\]"):
+    with pytest.raises(ConfigError, match=r"needs transformers; install it with pip install \"torch\" \"transformers"):
         build_model("transformers:/nowhere")

@@ -43,7 +43,7 @@ async def test_scripted_errors_are_raised() -> None:
     with pytest.raises(CallFailed, match="down") as caught:
         await call_model(model, asked())
     assert caught.value.status == 503
-    assert len(caught.value.attempts) == 1  # a double is asked once
+    assert len(caught.value.outcome.attempts) == 1  # a double is asked once
     with pytest.raises(KeyError):
         await call_model(model, asked(1))
 
@@ -95,7 +95,7 @@ async def test_waits_double_up_to_the_limit_and_vary() -> None:
     with pytest.raises(CallFailed) as caught:
         await call_model(model, asked(), on_retry=lambda _, wait: waits.append(wait))
     assert len(waits) == 40
-    assert [attempt.waited for attempt in caught.value.attempts] == [*waits, 0.0]
+    assert [attempt.waited for attempt in caught.value.outcome.attempts] == [*waits, 0.0]
     assert all(wait <= min(0.002, 0.0005 * 2**n) for n, wait in enumerate(waits))
     assert len(set(waits)) > 30
     assert max(waits) > 0.001

@@ -123,7 +123,7 @@ async def test_other_refusals_fail_at_once_with_the_providers_words(code: int) -
         assert len(provider.requests) == 1
     assert caught.value.status == code
     assert not caught.value.retryable
-    assert [attempt.waited for attempt in caught.value.attempts] == [0.0]
+    assert [attempt.waited for attempt in caught.value.outcome.attempts] == [0.0]
 
 
 async def test_a_redirect_is_not_followed() -> None:
@@ -137,7 +137,7 @@ async def test_tries_end() -> None:
         with pytest.raises(CallFailed, match=r"boom \(after 3 tries\)") as caught:
             await call_model(OpenAIModel(provider.config(llm_max_retries=2)), HI)
         assert len(provider.requests) == 3
-    failed = caught.value
+    failed = caught.value.outcome
     assert [attempt.status for attempt in failed.attempts] == [500, 500, 500]
     assert [attempt.waited > 0 for attempt in failed.attempts] == [True, True, False]
     assert failed.started <= failed.ended
@@ -156,7 +156,7 @@ async def test_nobody_listens() -> None:
         config = provider.config(llm_max_retries=1)
     with pytest.raises(CallFailed, match="could not be reached") as caught:
         await call_model(OpenAIModel(config), HI)
-    assert len(caught.value.attempts) == 2
+    assert len(caught.value.outcome.attempts) == 2
 
 
 async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

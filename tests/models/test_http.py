@@ -72,7 +72,8 @@ def test_one_model_serves_several_loops() -> None:
 
 def test_nothing_is_said_at_exit() -> None:
     code = (
-        "import asyncio; from aworld.models import build_model, ModelServer, ScriptedModel\n"
+        "import aiohttp, asyncio\n"  # within the loop, the debug mode would remark on how long its import takes
+        "from aworld.models import build_model, ScriptedModel; from aworld.server import ModelServer\n"
         "from aworld.config.conf import ModelConfig; from aworld.core.model import ModelRequest\n"
         "from aworld.core.message import Message\n"
         "async def main():\n"

@@ -10,8 +10,9 @@ from aworld.config.conf import ModelConfig
 from aworld.config.errors import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Delta, ModelRequest, TextDelta
-from aworld.models import CallFailed, ModelServer, ScriptedModel, build_model, call_model
+from aworld.models import CallFailed, ScriptedModel, build_model, call_model
 from aworld.models.doubles import call
+from aworld.server import ModelServer
 
 INSTALLED = importlib.util.find_spec("litellm") is not None
 HI = ModelRequest(messages=(Message("user", "hi"),))
@@ -19,7 +20,7 @@ HI = ModelRequest(messages=(Message("user", "hi"),))
 
 @pytest.mark.skipif(INSTALLED, reason="litellm is installed")
 def test_without_litellm_the_error_names_the_extra() -> None:
-    with pytest.raises(ConfigError, match=r"aworld\[litellm\]"):
+    with pytest.raises(ConfigError, match=r"pip install \"litellm"):
         build_model("litellm:bedrock/some-model")
 
 

@@ -241,7 +241,6 @@ def test_the_public_names() -> None:
         "FunctionModel",
         "Limits",
         "LiteLLMModel",
-        "ModelServer",
         "OpenAIModel",
         "Outcome",
         "Retry",

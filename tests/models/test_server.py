@@ -11,8 +11,9 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, File, Image, Message, Text, Tokens, ToolCall, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
-from aworld.models import CallFailed, FunctionModel, ModelServer, OpenAIModel, ScriptedModel, call_model
+from aworld.models import CallFailed, FunctionModel, OpenAIModel, ScriptedModel, call_model
 from aworld.models.doubles import call
+from aworld.server import ModelServer
 
 REQUEST = ModelRequest(
     messages=(
@@ -76,7 +77,7 @@ async def test_a_script_over_http() -> None:
         assert second.tokens is None
         with pytest.raises(CallFailed, match="has 2 replies") as caught:
             await call_model(model, ModelRequest(messages=(first.message, first.message)))
-    assert len(caught.value.attempts) == 1  # another try would not help, and the status says so
+    assert len(caught.value.outcome.attempts) == 1  # another try would not help, and the status says so
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -97,7 +98,10 @@ BAD = [
     (b"\xff", "Not a chat-completions request"),
     (b'{"messages": 5}', "Expected `array`"),
     (b'{"messages": [{"role": "king"}]}', "king"),
-    (b'{"messages": [{"role": "user", "content": [{"type": "smell"}]}]}', "unknown content part"),
+    (b'{"messages": [{"role": "user", "content": [{"type": "smell"}]}]}', "a part is text, image_url"),
+    (b'{"messages": [{"role": "assistant", "tool_calls": 7}]}', "Not a chat-completions request"),
+    (b'{"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]}', "function"),
+    (b'{"messages": ' + b"[" * 100_000, "Not a chat-completions request"),
     (b'{"messages": [], "response_format": {"type": "json_schema"}}', "Expected `object`"),
 ]
 

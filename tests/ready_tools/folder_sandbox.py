@@ -12,6 +12,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
 
+from aworld.core.context.scope import RunScope
 from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxLimits, SandboxProcess
 
 OUTPUT = 1_000_000
@@ -145,16 +146,28 @@ class FolderSource:
         self.open: dict[str, FolderSandbox] = {}
         self.ended: list[str] = []
 
-    async def lease(self, trajectory_id: str) -> Sandbox:
-        if trajectory_id not in self.open:
-            self.open[trajectory_id] = FolderSandbox(self.folder / trajectory_id, trajectory_id)
-        return self.open[trajectory_id]
+    def for_run(self, scope: RunScope) -> FolderOfRun:
+        return FolderOfRun(self, scope)
 
-    def holds(self, trajectory_id: str) -> bool:
-        return trajectory_id in self.open
 
-    async def end_run(self, trajectory_id: str) -> None:
-        self.ended.append(trajectory_id)
-        box = self.open.pop(trajectory_id, None)
+class FolderOfRun:
+    """What one run has of a `FolderSource`."""
+
+    def __init__(self, source: FolderSource, scope: RunScope) -> None:
+        self.source = source
+        self.run = scope.trajectory_id
+        self.lost = bool(scope.used)
+
+    async def open(self) -> Sandbox:
+        if self.run not in self.source.open:
+            self.source.open[self.run] = FolderSandbox(self.source.folder / self.run, self.run)
+        return self.source.open[self.run]
+
+    async def rest(self) -> None:
+        return
+
+    async def end_run(self) -> None:
+        self.source.ended.append(self.run)
+        box = self.source.open.pop(self.run, None)
         if box is not None:
             await box.close()

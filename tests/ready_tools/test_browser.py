@@ -14,18 +14,20 @@ import pytest_asyncio
 from aiohttp import web
 
 from aworld.agents.llm_agent import Agent
+from aworld.core.context.scope import RunScope
+from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.message import Image, Text
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.tools.addresses import AddressPolicy
-from aworld.tools.browser import Browser, _engine, _Tab, find_chromium
+from aworld.tools.browser import Browser, _process_here, _Tab, find_chromium
 from aworld.tools.gate import Gate
 from tests.ready_tools.test_sandboxed import at
 
 if importlib.util.find_spec("playwright") is None:
-    pytest.skip('Playwright is not installed (pip install "aworld[browser]")', allow_module_level=True)
+    pytest.skip("Playwright is not installed (pip install playwright)", allow_module_level=True)
 try:
     find_chromium()
 except ConfigError as missing:
@@ -41,7 +43,7 @@ async def kept_open() -> AsyncIterator[None]:
     await keeper.start()
     yield
     await keeper.close()
-    assert not _engine().is_alive()
+    assert not _process_here().is_alive()
 
 
 HOME = """<title>The shop</title><h1>Fruit</h1>
@@ -110,18 +112,23 @@ class Surfer:
 
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
+        self.runs: dict[str, RunScope] = {}
+
+    def of(self, run: str) -> Browser:
+        return self.runs.setdefault(run, RunScope(run, TaskInfo(run))).own(self.browser)
 
     async def __call__(self, what: str, /, run: str = "run", **arguments: Any) -> Any:
-        tools = {tool.name: tool for tool in await self.browser.list_tools()}
+        tools = {tool.name: tool for tool in await self.of(run).list_tools()}
         return await tools[f"browser_{what}"].invoke(json.dumps(arguments), at(run))
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def surfer() -> AsyncIterator[Surfer]:
     browser = Browser(allow_private=["127.0.0.1"], timeout=20)
-    yield Surfer(browser)
-    for run in ("run", "other"):
-        await browser.end_run(run)
+    surfer = Surfer(browser)
+    yield surfer
+    for run in surfer.runs:
+        await surfer.of(run).end_run()
 
 
 async def test_a_page_is_read_and_used_by_numbers(surfer: Surfer, shop: Shop) -> None:
@@ -177,7 +184,8 @@ async def test_a_page_that_goes_on_while_it_is_read(
     surfer: Surfer, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await surfer("open", url=shop.url("/endless"))
-    tab = surfer.browser._tabs["run"]
+    tab = surfer.of("run")._tab_of_run
+    assert tab is not None
     evaluate, times = tab.page.evaluate, 2
 
     async def going_on(*arguments: Any) -> Any:
@@ -212,7 +220,7 @@ async def test_private_addresses_are_refused_to_every_part_of_a_page(surfer: Sur
         with pytest.raises(ToolError, match=r"Refused: .*may not be reached"):
             await surfer("open", url=url)
     await surfer("open", url=shop.url("/spy"))
-    page = surfer.browser._tabs["run"]._context.pages[0]  # pyright: ignore[reportOptionalMemberAccess]
+    page = surfer.of("run")._tab_of_run._context.pages[0]  # pyright: ignore[reportOptionalMemberAccess]
     await page.wait_for_function("document.getElementById('out').textContent != 'waiting'")
     assert await page.evaluate("document.getElementById('out').textContent") == "no: TypeError"
     assert shop.private == []
@@ -223,19 +231,18 @@ async def test_without_leave_this_machine_is_private_too(shop: Shop) -> None:
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(ToolError, match="Refused"):
             await surfer("open", url=shop.url("/", host))
-    await surfer.browser.end_run("run")
+    await surfer.of("run").end_run()
     everywhere = Surfer(Browser(allow_private=True, timeout=20))  # without the protection it is reached
     assert "SECRET" in await everywhere("open", url=shop.url("/away"))
-    await everywhere.browser.end_run("run")
+    await everywhere.of("run").end_run()
 
 
 async def test_runs_share_a_browser_and_nothing_else(surfer: Surfer, shop: Shop) -> None:
     await surfer("open", url=shop.url())
     assert "cookies: a=1" in await surfer("open", url=shop.url("/cookie"))
     assert "cookies: None" in await surfer("open", run="other", url=shop.url("/cookie"))
-    engines = {id(tab._engine) for tab in surfer.browser._tabs.values()}
-    assert len(engines) == 1
-    await surfer.browser.end_run("run")
+    assert len({id(surfer.of(run)._tab_of_run._process) for run in surfer.runs}) == 1  # pyright: ignore[reportOptionalMemberAccess]
+    await surfer.of("run").end_run()
     assert "cookies: None" in await surfer("open", run="other", url=shop.url("/cookie"))
     with pytest.raises(ToolError, match="No page is open"):
         await surfer("read")
@@ -249,7 +256,8 @@ async def test_an_agent_surfs_and_its_window_closes_with_the_run(shop: Shop) -> 
     assert response.success, response.msg
     assert "We sell [1] pears" in response.trajectory[0]["observation"][0]["content"]
     assert "Not here." in response.trajectory[1]["observation"][0]["content"]
-    assert browser._tabs == {}
+    assert browser._tab_of_run is None
+    assert len(_process_here()._tabs) == 1, "that of the tests alone"
 
 
 async def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

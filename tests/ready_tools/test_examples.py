@@ -52,7 +52,7 @@ async def test_the_folder_assistant_works_on_a_copy(tmp_path: Path) -> None:
 
 async def test_the_browser_agent_finds_a_price() -> None:
     if importlib.util.find_spec("playwright") is None:
-        pytest.skip('Playwright is not installed (pip install "aworld[browser]")')
+        pytest.skip("Playwright is not installed (pip install playwright)")
     try:
         find_chromium()
     except ConfigError as missing:

@@ -22,8 +22,7 @@ from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.tools.addresses import AddressPolicy
 from aworld.tools.fetch import fetch, fetch_tool
-from aworld.tools.markup import tokens
-from aworld.tools.readable import readable
+from aworld.tools.readable import readable, tokens
 from tests.ready_tools.test_sandboxed import at
 
 
@@ -372,8 +371,8 @@ def test_a_hostile_page_takes_time_in_proportion_to_its_length(piece: str) -> No
 def test_tags_and_text_are_told_apart() -> None:
     found = list(tokens("""a<b c='>' d>x</B><!-- <p> -->1 < 2<script>if (a<b) </x></script>&lt;<br/><p a"b>t"""))
     assert [t if isinstance(t, str) else (type(t).__name__, t[0]) for t in found] == [
-        "a", ("Start", "b"), "x", ("End", "b"), "1 ", "<", " 2", ("Start", "script"), "if (a<b) </x>",
-        ("End", "script"), "<", ("Start", "br"), ("Start", "p"), "t",
+        "a", ("StartTag", "b"), "x", ("EndTag", "b"), "1 ", "<", " 2", ("StartTag", "script"), "if (a<b) </x>",
+        ("EndTag", "script"), "<", ("StartTag", "br"), ("StartTag", "p"), "t",
     ]  # fmt: skip
 
 

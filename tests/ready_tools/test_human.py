@@ -101,8 +101,8 @@ async def test_an_empty_answer_is_refused_and_the_question_stays_open(nothing: s
     assert (await Runners.resume(waiting, agent)).trajectory[0]["observation"][0]["content"] == "none"
 
 
-async def test_a_run_that_is_at_work_keeps_its_pen() -> None:
-    """One call asks while another of the same turn is still running: a second writer would break the log."""
+async def test_an_answer_that_comes_while_another_call_is_at_work_is_kept() -> None:
+    """One call asks while another of the same turn is still running: the answer is a note, and breaks no log."""
 
     @tool(inline=True)
     def pay() -> str:
@@ -114,11 +114,12 @@ async def test_a_run_that_is_at_work_keeps_its_pen() -> None:
     paid = next(e.seq for e in waiting.record.events if isinstance(e, ev.MessageAdded) and e.origin == "tool")
     store = MemoryStore()
     await store.append("run", waiting.record.events[:paid])
-    with pytest.raises(TaskError, match="'asker' is still at work"):
-        await Runners.answer("run", "too early", store=store)
-    await Runners.resume("run", agent, store=store)
     await Runners.answer("run", "Ghent", store=store)
-    assert (await Runners.resume("run", agent, store=store)).success
+    with pytest.raises(TaskError, match=r"asks nothing|answered"):
+        await Runners.answer("run", "Bruges", store=store)
+    response = await Runners.resume("run", agent, store=store)
+    assert response.success, response.msg
+    assert "Ghent" in str(response.trajectory[0]["observation"])
 
 
 AGENTS = '''

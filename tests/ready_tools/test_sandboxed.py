@@ -16,6 +16,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
 from aworld.core.context.base import Context
+from aworld.core.context.scope import RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.sandbox import SandboxLimits
@@ -29,10 +30,9 @@ from aworld.sandbox import SandboxPool, open_sandbox
 from aworld.sandbox.local import LocalSandbox
 from aworld.tools.files import file_tools
 from aworld.tools.human import ask
-from aworld.tools.place import LONGEST, LOST, shown
 from aworld.tools.python import python_tool
-from aworld.tools.sandboxed import sandbox_tools
-from aworld.tools.shell import shell_tool
+from aworld.tools.sandboxed import sandbox_tools, shell_tool
+from aworld.tools.tool_sandbox import LONGEST, LOST, shown
 from tests.ready_tools.folder_sandbox import FolderSandbox, FolderSource
 from tests.sandbox.places import SMALL, keeps_variables, needs_bubblewrap
 
@@ -324,7 +324,7 @@ async def test_python_in_a_real_sandbox() -> None:
 async def test_a_model_is_told_which_limit_of_its_sandbox_was_reached(kind: str) -> None:
     await keeps_variables(kind, seconds=2)
     async with SandboxPool(lambda: open_sandbox(kind, replace(SMALL, cpu_seconds=0.5)), size=1) as box:
-        hand = Hand([shell_tool(box)])
+        hand = Hand([RunScope("run", TaskInfo("task")).own(shell_tool(box))])
         full = "dd if=/dev/zero of=big bs=1M count=99 status=none"
         assert "[killed (limit: disk_mb=16 of the sandbox)]\n[exit code -25]" in await hand("shell", command=full)
         assert "(limit: disk_mb=16 of the sandbox)" in await hand("shell", command=f"{full}; exit $?")
@@ -445,7 +445,8 @@ async def test_files_of_a_waiting_run_are_kept_for_whoever_goes_on(tmp_path: Pat
         assert response.status == "waiting"
         (kept,) = (tmp_path / "kept").iterdir()
         assert kept.stat().st_mode & 0o777 == 0o600
-        await asyncio.wait_for(first.lease("another run"), 10)  # the place is free again
+        another = first.for_run(RunScope("another run", TaskInfo("task")))
+        await asyncio.wait_for(another.open(), 10)  # the place is free again
     await Runners.answer(response, "yes")
     async with pool() as second:
         done = await Runners.resume(response, waiting(second))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from fastapi import Request, Response
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import AgentConfig
@@ -18,8 +18,9 @@ from aworld.core.model import ModelRequest
 from aworld.core.rows import rows
 from aworld.core.tool.func_to_tool import tool
 from aworld.core.trajectory import Trajectory
-from aworld.models import FunctionModel, ModelServer, ScriptedModel
+from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import Said, call
+from aworld.server import ModelServer
 
 
 @tool(inline=True)
@@ -74,9 +75,9 @@ class RecordingServer(ModelServer):
         self.bodies, self.headers = [], []
         await super().start()
 
-    async def _complete(self, http: web.Request) -> web.StreamResponse:
-        self.bodies.append(json.loads(await http.read()))
-        self.headers.append(dict(http.headers))
+    async def _complete(self, http: Request) -> Response:
+        self.bodies.append(json.loads(await http.body()))
+        self.headers.append({name.title(): value for name, value in http.headers.items()})
         return await super()._complete(http)
 
     def agent(self, name: str = "agent", *, tools: Sequence[Any] = (add, search), **settings: Any) -> Agent:

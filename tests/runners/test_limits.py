@@ -12,13 +12,14 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig, RunConfig, TaskConfig
+from aworld.core.context.scope import RunScope
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.tool.func_to_tool import tool
 from aworld.core.trajectory import Trajectory
-from aworld.models import ModelServer
 from aworld.models.doubles import FunctionModel, call
 from aworld.runner import Runners
+from aworld.server import ModelServer
 from aworld.trajectory import TrajectoryStore
 from tests.runners.scenes import Gate, RecordingServer, add, assert_sound, looping, scripted, thinking
 
@@ -318,10 +319,13 @@ async def test_a_run_cancelled_while_it_closes_lets_go_of_all_that_it_held(store
         def __init__(self, name: str) -> None:
             self.name = name
 
+        def for_run(self, scope: RunScope) -> Held:
+            return Held(self.name)
+
         async def list_tools(self) -> list[Any]:
             return []
 
-        async def end_run(self, trajectory_id: str) -> None:
+        async def end_run(self) -> None:
             await gate.pass_through()
             let_go.append(self.name)
 
@@ -334,7 +338,7 @@ async def test_a_run_cancelled_while_it_closes_lets_go_of_all_that_it_held(store
     gate.open.set()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert let_go == ["a", "b"]
+    assert let_go == ["b", "a"]
     assert Trajectory.of("run", await store.read("run")).status == "finished"
 
 

@@ -151,7 +151,7 @@ def test_stepping_and_running_write_the_same_log(script: list[Said]) -> None:
             over, _, response = await Runners.step(task)
             steps += 1
             assert [row["meta"]["step"] for row in response.trajectory] == [steps - 1]
-        assert in_order(task.episode.record) == in_order(whole)
+        assert in_order(task.driver.record) == in_order(whole)
         assert steps == len(script)
 
     asyncio.run(main())

@@ -11,9 +11,9 @@ import pytest
 from aworld.config import RunConfig
 from aworld.core.exceptions import TaskError
 from aworld.core.task import Task
-from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.runners.local import load
 from aworld.trajectory import MemoryStore, TrajectoryStore
 from tests.runners.scenes import Gate, add, adder, assert_sound, scripted, thinking
 
@@ -27,7 +27,7 @@ async def test_a_reward_of_the_whole_stands_on_the_last_row(store: TrajectorySto
     assert [row["reward"]["score"] for row in response.trajectory] == [None, 1.0]
     assert response.record.score == 1.0
     assert_sound(response.record)
-    stored = Trajectory.of(response.id, await store.read(response.id))
+    stored = await load(response.id, store)
     assert stored.rewards == response.record.rewards
     assert stored.rewards[0].detail == {"why": "3 is right"}
 
@@ -36,7 +36,7 @@ async def test_a_reward_by_id_long_after_the_run(store: TrajectoryStore) -> None
     response = await Runners.run("x", adder(), run_conf=RunConfig(store=store))
     await Runners.reward(response.id, 0.25, step=0, store=store)
     await Runners.reward(response.id, -1, name="cost", weight=0.5, store=store)
-    record = Trajectory.of(response.id, await store.read(response.id))
+    record = await load(response.id, store)
     assert [(reward.step, reward.value, reward.weight) for reward in record.rewards] == [
         (0, 0.25, 1.0),
         (None, -1.0, 0.5),
@@ -50,7 +50,7 @@ async def test_rewards_by_id_and_by_response_meet_in_one_log(store: TrajectorySt
     response = await Runners.run("x", adder(), run_conf=RunConfig(store=store))
     await Runners.reward(response.id, 0.25, store=store)
     await response.reward(0.5)
-    record = Trajectory.of(response.id, await store.read(response.id))
+    record = await load(response.id, store)
     assert {reward.value for reward in record.rewards} == {0.25, 0.5}
 
 
@@ -97,7 +97,7 @@ async def test_a_reward_while_the_run_goes_on(store: TrajectoryStore) -> None:
     gate.open.set()
     response = await running
     assert response.success, response.msg
-    assert Trajectory.of("run", await store.read("run")).score == 0.5
+    assert (await load("run", store)).score == 0.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "1", None, [1], 1j, "nan"])
@@ -148,4 +148,4 @@ async def test_a_detail_that_is_no_json_is_refused(store: TrajectoryStore) -> No
     with pytest.raises((TypeError, ValueError)):
         await response.reward(1.0, detail=object())
     await response.reward(0.5)
-    assert Trajectory.of(response.id, await store.read(response.id)).score == 0.5
+    assert (await load(response.id, store)).score == 0.5

@@ -57,7 +57,7 @@ async def test_stepping_writes_the_log_that_running_writes() -> None:
     task, over = Task("x", agent), False
     while not over:
         over, _, _ = await Runners.step(task)
-    assert facts(task.episode.record) == facts(ran.record)
+    assert facts(task.driver.record) == facts(ran.record)
 
 
 async def test_stepping_after_the_end_says_the_end_again() -> None:
@@ -157,10 +157,10 @@ async def test_results_of_earlier_turns_and_unknown_calls_cannot_be_replaced() -
     task = Task("x", scripted(call("add", a=1, b=2), call("add", a=3, b=4), "done"))
     await Runners.step(task)
     await Runners.step(task)
-    events = len(task.episode.record.events)
+    events = len(task.driver.record.events)
     with pytest.raises(TaskError, match=r"call_0_0.*pending are \['call_1_0'\]"):
         await Runners.step(task, tool_results={"call_0_0": "4"})
-    assert len(task.episode.record.events) == events  # the mistake is the caller's: the run goes on
+    assert len(task.driver.record.events) == events  # the mistake is the caller's: the run goes on
     over, _, response = await Runners.step(task)
     assert over
     assert response.success
@@ -169,10 +169,10 @@ async def test_results_of_earlier_turns_and_unknown_calls_cannot_be_replaced() -
 async def test_a_mistake_among_right_results_changes_nothing() -> None:
     task = Task("x", scripted(call("add", a=1, b=2), "done"))
     await Runners.step(task)
-    events = len(task.episode.record.events)
+    events = len(task.driver.record.events)
     with pytest.raises(TaskError, match="nobody"):
         await Runners.step(task, tool_results={"call_0_0": "4", "nobody": "5"})
-    assert len(task.episode.record.events) == events
+    assert len(task.driver.record.events) == events
 
 
 async def test_an_observation_that_is_no_content_is_refused_and_the_run_goes_on() -> None:
@@ -267,6 +267,20 @@ async def test_the_mode_of_the_samples_is_accepted() -> None:
     conf = TaskConfig(resp_carry_context=False, run_mode=TaskRunMode.INTERACTIVE)
     _, _, response = await Runners.step(Task("x", adder(), conf=conf))
     assert response.context is None
+
+
+async def test_a_task_that_is_to_be_stepped_is_not_run_to_its_end(store: TrajectoryStore) -> None:
+    task = Task("x", adder(), conf=TaskConfig(run_mode=TaskRunMode.INTERACTIVE))
+    for asking in (
+        lambda: Runners.run_task(task, RunConfig(store=store)),
+        lambda: Runners.run_task([Task("y", adder()), task], RunConfig(store=store)),
+    ):
+        with pytest.raises(TaskError, match=r"run_mode=INTERACTIVE: step it with Runners\.step") as refused:
+            await asking()
+        assert refused.value.setting == "run_mode"
+    assert await store.count() == 0
+    with pytest.raises(TaskError, match="step it with"):
+        [output async for output in Runners.streamed_run_task(task).stream_events()]
 
 
 async def test_a_cancelled_step_ends_the_run(store: TrajectoryStore) -> None:

@@ -6,15 +6,16 @@ import asyncio
 import sys
 
 from aworld.core.sandbox import SandboxLimits
-from aworld.sandbox import SandboxPool, open_sandbox
+from aworld.sandbox import open_sandbox
+from tests.sandbox.places import NamedPool
 
 MARK = sys.argv[1]
 
 
 async def main() -> None:
     limits = SandboxLimits(memory_mb=128, disk_mb=16)
-    boxed = SandboxPool(lambda: open_sandbox("local", limits), size=4, warm=1)
-    bare = SandboxPool(lambda: open_sandbox("none", limits), size=2)
+    boxed = NamedPool(lambda: open_sandbox("local", limits), size=4, warm=1)
+    bare = NamedPool(lambda: open_sandbox("none", limits), size=2)
     for pool, names in ((boxed, "abc"), (bare, "de")):
         for name in names:
             sandbox = await pool.lease(name)

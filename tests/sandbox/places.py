@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from aworld.core.context.base import Context
+from aworld.core.context.scope import RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ToolError
-from aworld.core.sandbox import ExecResult, SandboxLimits
+from aworld.core.sandbox import ExecResult, Sandbox, SandboxLimits
 from aworld.core.tool.base import ToolContext
 from aworld.sandbox import SandboxPool, open_sandbox
 from aworld.sandbox.local import Isolation, LocalSandbox
+from aworld.sandbox.pool import PooledSandbox
 from aworld.tools.python import python_tool
 
 needs_bubblewrap = pytest.mark.skipif(
@@ -61,7 +63,8 @@ async def keeps_variables(kind: str, seconds: int = 8) -> None:
     """The tool `python` in a sandbox of this kind: variables stay, and what takes longer than it allows is killed."""
     limits = replace(SMALL, wall_seconds=seconds)
     async with SandboxPool(lambda: open_sandbox(kind, limits), size=1) as pool:
-        tool = python_tool(pool)
+        scope = RunScope("run", TaskInfo("task"))
+        tool = scope.own(python_tool(pool))
 
         async def run(code: str) -> Any:
             state: dict[str, Any] = {}
@@ -75,8 +78,34 @@ async def keeps_variables(kind: str, seconds: int = 8) -> None:
         with pytest.raises(ToolError, match="x"):
             await run("x")
         assert await run("open('kept').read()") == "'42'"
-        for held in tool.uses:
-            await held.end_run("run")
+        for copy in scope.copies():
+            if hasattr(copy, "end_run"):
+                await copy.end_run()
+
+
+class NamedPool(SandboxPool):
+    """A pool, and runs by name that have sandboxes of it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._runs: dict[str, RunScope] = {}
+
+    def run(self, name: str) -> PooledSandbox:
+        pool: Any = self
+        return self._runs.setdefault(name, RunScope(name, TaskInfo(name))).own(pool)
+
+    async def lease(self, name: str) -> Sandbox:
+        return await self.run(name).open()
+
+    async def rest(self, name: str) -> None:
+        await self.run(name).rest()
+
+    async def end_run(self, name: str) -> None:
+        await self.run(name).end_run()
+
+    def holds(self, name: str) -> bool:
+        """Whether files of the run were put aside, as seen by one that goes on elsewhere."""
+        return not self.for_run(RunScope(name, TaskInfo(name), frozenset({"python"}))).lost
 
 
 def new_mark() -> str:

@@ -11,9 +11,9 @@ import pytest
 
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
-from aworld.sandbox import container, open_sandbox
+from aworld.sandbox import open_sandbox
 from aworld.sandbox.container import ContainerSandbox
-from aworld.sandbox.engine import Engine, engine_address
+from aworld.sandbox.container_engine import ContainerEngine, engine_address
 from aworld.sandbox.reaper import Record
 from tests.sandbox.engine_server import serving, stub_engine
 from tests.sandbox.places import IMAGE, SMALL, keeps_variables
@@ -41,7 +41,7 @@ async def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncGene
     """A sandbox whose commands run in a folder of this machine."""
     work = (tmp_path / "work").resolve()
     work.mkdir()
-    monkeypatch.setattr(container, "WORK", str(work))
+    monkeypatch.setattr(ContainerSandbox, "work", str(work))
     async with stub_engine(work) as address, await ContainerSandbox.open("any", SMALL, engine=address) as opened:
         yield opened
 
@@ -171,12 +171,12 @@ async def test_it_is_gone_when_closed_or_reaped(engine: str, tmp_path: Path) -> 
     with pytest.raises(SandboxError, match="closed"):
         await opened.exec("true")
     with pytest.raises(SandboxError, match="404"):
-        await Engine(engine).ask("GET", f"/containers/{opened.id}/json")
+        await ContainerEngine(engine).ask("GET", f"/containers/{opened.id}/json")
     assert not list(tmp_path.glob("*/*"))
     left = await open_sandbox(f"container:{IMAGE}", SMALL)
     found = Record(left.id, "container", 1, 0.0, {"engine": engine})
-    await container.destroy(found)
-    await container.destroy(found)
+    await ContainerSandbox.destroy(found)
+    await ContainerSandbox.destroy(found)
     with pytest.raises(SandboxError, match="404"):
         await left.exec("true")
     await left.close()
@@ -196,7 +196,7 @@ async def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(ConfigError, match="unix:// or tcp://"):
         await open_sandbox("container:x")
     monkeypatch.delenv("DOCKER_HOST")
-    monkeypatch.setattr("aworld.sandbox.engine.SOCKETS", (str(tmp_path / "none"),))
+    monkeypatch.setattr("aworld.sandbox.container_engine.SOCKETS", (str(tmp_path / "none"),))
     with pytest.raises(SandboxError, match="start Docker, or Podman"):
         await open_sandbox("container:x")
 
@@ -218,24 +218,24 @@ async def test_an_engine_that_talks_nonsense_or_dies_while_it_talks(said: str, t
 
     async with serving(tmp_path, answer) as address:
         with pytest.raises(SandboxError, match="not HTTP"):
-            await Engine(address).ask("GET", "/info")
+            await ContainerEngine(address).ask("GET", "/info")
 
 
 async def test_an_engine_that_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("aworld.sandbox.engine.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("aworld.sandbox.container_engine.ANSWER_SECONDS", 0.1)
 
     async def answer(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 
     async with serving(tmp_path, answer) as address:
-        engine = Engine(address)
+        engine = ContainerEngine(address)
         for asking in (engine.ask("GET", "/x"), engine.attach("/x", {})):
             with pytest.raises(SandboxError, match=r"did not answer .* in 0\.1 s"):
                 await asking
 
 
 async def test_an_image_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("aworld.sandbox.engine.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("aworld.sandbox.container_engine.ANSWER_SECONDS", 0.3)
     here = False
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

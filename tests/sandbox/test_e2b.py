@@ -10,7 +10,7 @@ import pytest
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import FileInfo, SandboxError
 from aworld.sandbox import open_sandbox
-from aworld.sandbox.e2b import destroy
+from aworld.sandbox.e2b import E2BSandbox
 from aworld.sandbox.reaper import Record
 from tests.sandbox.e2b_server import Server
 from tests.sandbox.places import SMALL, keeps_variables, needs_e2b
@@ -18,7 +18,7 @@ from tests.sandbox.places import SMALL, keeps_variables, needs_e2b
 
 async def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "e2b", None)
-    with pytest.raises(ConfigError, match=r"pip install 'aworld\[e2b\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "e2b>=2\.63"'):
         await open_sandbox("e2b")
 
 
@@ -44,7 +44,7 @@ async def test_commands_and_files(e2b: Server) -> None:
         await box.restore(kept)
         assert [entry.name for entry in await box.list()] == ["a"]
         with pytest.raises(SandboxError, match="ended with"):
-            await box.restore(b"no archive")
+            await box.restore(b"no archive" + bytes(1024))
         late = await box.exec("trap '' TERM; sleep 60", timeout=0.3)
         assert (late.timed_out, late.limit) == (True, "wall_seconds")
         busy = await box.exec("ulimit -t 100; while :; do :; done", timeout=60)
@@ -63,7 +63,7 @@ async def test_commands_and_files(e2b: Server) -> None:
 
 @needs_e2b
 async def test_an_orphan_is_killed_by_a_later_runtime(e2b: Server) -> None:
-    await destroy(Record("aworld-1", "e2b", 1, 0.0, {"sandbox": "box7"}))
+    await E2BSandbox.destroy(Record("aworld-1", "e2b", 1, 0.0, {"sandbox": "box7"}))
     assert e2b.killed == ["box7"]
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aworld.config.errors import ConfigError
-from aworld.core.sandbox import Sandbox
+from aworld.core.sandbox import Sandbox, SandboxLimits
 from aworld.sandbox import SandboxPool, open_sandbox
 from aworld.tools.python import python_tool
+from aworld.tools.sandboxed import shell_tool
 from aworld.tools.search import search_tool
-from aworld.tools.shell import shell_tool
 from tests.sandbox.places import SMALL, local
 
 
@@ -80,3 +81,26 @@ async def test_times_of_tools() -> None:
                 make(pool, timeout=-1)
     with pytest.raises(ConfigError, match="timeout=-1"):
         search_tool("searxng", timeout=-1)
+
+
+class PaperSandbox:
+    """What a package might add."""
+
+    @classmethod
+    async def open(cls, limits: SandboxLimits | None = None, *, colour: str = "white") -> str:
+        return f"{colour} paper"
+
+
+async def test_a_package_adds_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "paper-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: paper\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[aworld.sandboxes]\npaper = {__name__}:PaperSandbox\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    opened: Any = await open_sandbox("paper", colour="red")
+    assert opened == "red paper"
+    with pytest.raises(ConfigError, match=r"size= \| not an option of open_sandbox\('paper'\); there are colour"):
+        await open_sandbox("paper", size=3)
+    for name in ("paper:A4", "stone", "container", "local:x"):
+        with pytest.raises(ConfigError, match=f"sandbox='{name}' . not a kind of sandbox; use local, none, container:"):
+            await open_sandbox(name)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from aworld.config.errors import ConfigError
+from aworld.core.context.scope import ForRun
 from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxProcess, SandboxSource
-from aworld.core.tool.base import RunScoped
 from aworld.sandbox import SandboxPool, open_sandbox
-from tests.sandbox.places import SMALL, needs_bubblewrap
+from tests.sandbox.places import SMALL, NamedPool, needs_bubblewrap
 
 
 class Paper:
@@ -93,12 +93,12 @@ async def settled(condition: Callable[[], bool]) -> None:
 
 async def test_it_is_a_source_that_runs_let_go() -> None:
     source: SandboxSource = SandboxPool(Factory())
-    assert isinstance(source, RunScoped)
+    assert isinstance(source, ForRun)
 
 
 async def test_one_run_has_one_sandbox() -> None:
     factory = Factory()
-    async with SandboxPool(factory, size=4) as pool:
+    async with NamedPool(factory, size=4) as pool:
         one, same = await asyncio.gather(pool.lease("a"), pool.lease("a"))
         other = await pool.lease("b")
         assert one is same
@@ -117,7 +117,7 @@ async def test_one_run_has_one_sandbox() -> None:
 
 async def test_prepared_ones_are_taken_and_replaced() -> None:
     factory = Factory()
-    async with SandboxPool(factory, size=4, warm=2) as pool:
+    async with NamedPool(factory, size=4, warm=2) as pool:
         await settled(lambda: factory.made == 2)
         first = await pool.lease("a")
         assert first.id == "paper-1"
@@ -132,7 +132,7 @@ async def test_prepared_ones_are_taken_and_replaced() -> None:
 
 async def test_the_bound_holds_and_who_came_first_is_served_first() -> None:
     factory = Factory()
-    async with SandboxPool(factory, size=2, warm=1) as pool:
+    async with NamedPool(factory, size=2, warm=1) as pool:
         served: list[str] = []
 
         async def work(name: str) -> None:
@@ -151,7 +151,7 @@ async def test_the_bound_holds_and_who_came_first_is_served_first() -> None:
 
 async def test_cancelled_while_waiting() -> None:
     factory = Factory()
-    async with SandboxPool(factory, size=1) as pool:
+    async with NamedPool(factory, size=1) as pool:
         await pool.lease("a")
         waiting = asyncio.create_task(pool.lease("b"))
         later = asyncio.create_task(pool.lease("c"))
@@ -168,7 +168,7 @@ async def test_cancelled_while_waiting() -> None:
 async def test_ended_while_it_is_made() -> None:
     factory = Factory()
     factory.gate.clear()
-    async with SandboxPool(factory, size=1) as pool:
+    async with NamedPool(factory, size=1) as pool:
         leasing = asyncio.create_task(pool.lease("a"))
         await settled(lambda: factory.living == 1)
         await pool.end_run("a")
@@ -183,7 +183,7 @@ async def test_ended_while_it_is_made() -> None:
 @pytest.mark.parametrize("steps", range(8))
 async def test_cancelled_at_any_moment_nothing_is_lost(steps: int) -> None:
     factory = Factory()
-    pool = SandboxPool(factory, size=2, warm=1)
+    pool = NamedPool(factory, size=2, warm=1)
     tasks = [asyncio.create_task(pool.lease(name)) for name in "abc"]
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -199,7 +199,7 @@ async def test_cancelled_at_any_moment_nothing_is_lost(steps: int) -> None:
 
 async def test_a_failure_is_told_to_the_run_and_costs_no_place(caplog: pytest.LogCaptureFixture) -> None:
     factory = Factory()
-    async with SandboxPool(factory, size=1) as pool:
+    async with NamedPool(factory, size=1) as pool:
         factory.errors = [SandboxError("no room"), ValueError("a bug")]
         with pytest.raises(SandboxError, match="no room"):
             await pool.lease("a")
@@ -217,7 +217,7 @@ async def test_a_failure_is_told_to_the_run_and_costs_no_place(caplog: pytest.Lo
 async def test_a_prepared_one_that_failed_or_died_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
     factory = Factory()
     factory.errors = [SandboxError("no room yet")]
-    async with SandboxPool(factory, size=3, warm=1) as pool:
+    async with NamedPool(factory, size=3, warm=1) as pool:
         with caplog.at_level(logging.WARNING):
             assert (await pool.lease("a")).alive
         assert "no room yet" in caplog.text
@@ -234,7 +234,7 @@ async def test_a_prepared_one_that_failed_or_died_is_not_given(caplog: pytest.Lo
 
 
 def test_a_pool_belongs_to_one_loop() -> None:
-    pool = SandboxPool(open_sandbox)
+    pool = NamedPool(open_sandbox)
 
     async def use() -> None:
         async with pool:
@@ -249,13 +249,13 @@ def test_a_pool_belongs_to_one_loop() -> None:
 @pytest.mark.parametrize(("size", "warm"), [(0, 0), (2, 3), (1, -1)])
 def test_impossible_sizes(size: int, warm: int) -> None:
     with pytest.raises(ConfigError, match=f"size={size}, warm={warm}"):
-        SandboxPool(open_sandbox, size=size, warm=warm)
+        NamedPool(open_sandbox, size=size, warm=warm)
 
 
 @needs_bubblewrap
 async def test_a_hundred_runs_at_once() -> None:
     pids: list[int] = []
-    async with SandboxPool(lambda: open_sandbox("local", SMALL), size=100, warm=5) as pool:
+    async with NamedPool(lambda: open_sandbox("local", SMALL), size=100, warm=5) as pool:
 
         async def work(name: str) -> bytes:
             sandbox = await pool.lease(name)
@@ -273,7 +273,7 @@ async def test_a_hundred_runs_at_once() -> None:
 
 @needs_bubblewrap
 async def test_what_a_waiting_run_left_is_deleted_when_it_is_over(tmp_path: Path) -> None:
-    async with SandboxPool(lambda: open_sandbox("local", SMALL), size=1, keep=tmp_path / "kept") as pool:
+    async with NamedPool(lambda: open_sandbox("local", SMALL), size=1, keep=tmp_path / "kept") as pool:
         await (await pool.lease("a/run")).write("plan.txt", b"fly")
         await pool.rest("a/run")
         assert pool.holds("a/run")
@@ -286,7 +286,7 @@ async def test_what_a_waiting_run_left_is_deleted_when_it_is_over(tmp_path: Path
 
 async def test_a_sandbox_whose_files_cannot_be_kept_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "kept").write_text("a file, where a folder is wanted")
-    async with SandboxPool(lambda: open_sandbox("none", SMALL), size=1, keep=tmp_path / "kept") as pool:
+    async with NamedPool(lambda: open_sandbox("none", SMALL), size=1, keep=tmp_path / "kept") as pool:
         box = await pool.lease("run")
         await pool.rest("run")
         assert "its files cannot be kept" in caplog.text

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from aworld.core.sandbox import SandboxError
-from aworld.sandbox import SandboxPool, open_sandbox, reaper
+from aworld.sandbox import open_sandbox, reaper
+from aworld.sandbox.kinds import KINDS
 from aworld.sandbox.reaper import Record, forget, reap, record
-from tests.sandbox.places import SMALL, gone, marked, needs_bubblewrap, new_mark
+from tests.sandbox.places import SMALL, NamedPool, gone, marked, needs_bubblewrap, new_mark
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ async def test_a_killed_runtime_leaves_nothing(base: Path) -> None:
     assert gone(left + boxes)
     assert marked(mark) == []
     assert len(list(base.glob("*/*/work/left"))) == 2
-    async with SandboxPool(lambda: open_sandbox("none", SMALL)) as pool:  # which begins by reaping
+    async with NamedPool(lambda: open_sandbox("none", SMALL)) as pool:  # which begins by reaping
         await pool.lease("a")
         await pool.end_run("a")
     assert list(base.iterdir()) == []
@@ -85,11 +86,13 @@ async def test_orphans_are_destroyed_by_their_kind(base: Path, monkeypatch: pyte
     place = left_behind(base, kind="tests")
     destroyed: list[str] = []
 
-    async def destroy(found: Record) -> None:
-        destroyed.append(found.id)
+    class Paper:
+        @staticmethod
+        async def destroy(found: Record) -> None:
+            destroyed.append(found.id)
 
-    monkeypatch.setitem(reaper.DESTROYERS, "tests", __name__)
-    monkeypatch.setattr(sys.modules[__name__], "destroy", destroy, raising=False)
+    monkeypatch.setitem(KINDS, "tests", f"{__name__}:Paper")
+    monkeypatch.setattr(sys.modules[__name__], "Paper", Paper, raising=False)
     assert await reap() == ["aworld-dead"]
     assert destroyed == ["aworld-dead"]
     assert not place.parent.exists()
@@ -100,11 +103,13 @@ async def test_what_cannot_be_destroyed_is_kept_and_told(
 ) -> None:
     place = left_behind(base, kind="tests")
 
-    async def destroy(_: Record) -> None:
-        raise SandboxError("the engine does not answer")
+    class Paper:
+        @staticmethod
+        async def destroy(_: Record) -> None:
+            raise SandboxError("the engine does not answer")
 
-    monkeypatch.setitem(reaper.DESTROYERS, "tests", __name__)
-    monkeypatch.setattr(sys.modules[__name__], "destroy", destroy, raising=False)
+    monkeypatch.setitem(KINDS, "tests", f"{__name__}:Paper")
+    monkeypatch.setattr(sys.modules[__name__], "Paper", Paper, raising=False)
     with caplog.at_level(logging.WARNING):
         assert await reap() == []
     assert "the engine does not answer" in caplog.text

@@ -11,7 +11,7 @@ import pytest
 
 from aworld.core.sandbox import Sandbox, SandboxError
 from aworld.sandbox import open_sandbox
-from aworld.sandbox.unisolated import UnisolatedSandbox
+from aworld.sandbox.local import UnisolatedSandbox
 from tests.sandbox.places import IMAGE, SMALL, needs_bubblewrap, needs_engine
 
 LIMITS = replace(SMALL, disk_mb=5, wall_seconds=60)
@@ -90,7 +90,8 @@ async def test_a_cancelled_write_keeps_the_old_file(box: Sandbox) -> None:
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
-    assert await box.read("notes.txt") == b"old"
+    # The rename may have come before the news of it: then the new file is there, whole.
+    assert await box.read("notes.txt") in (b"old", bytes(4 << 20))
     assert [entry.name for entry in await box.list()] == ["notes.txt"]
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import SandboxError
-from aworld.sandbox import open_sandbox, unisolated
-from aworld.sandbox.local import LocalSandbox
+from aworld.sandbox import open_sandbox
+from aworld.sandbox.local import LocalSandbox, UnisolatedSandbox
 from tests.sandbox.places import SMALL, gone, local, marked, new_mark
 
 
 async def test_it_warns_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unisolated, "_warned", set[str]())
+    monkeypatch.setattr(UnisolatedSandbox, "_warned", False)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             await (await open_sandbox("none", SMALL)).close()

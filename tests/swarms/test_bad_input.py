@@ -74,10 +74,13 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
     "answer": (lambda: Swarm(a, answer=7), "answer=7 is no function"),
     "node policy": (
         lambda: Swarm(WorkflowNode(a, on_error=other("text"))),
-        "Node of 'ann': on_error='ann'; use one of",
+        "WorkflowNode of 'ann': on_error='ann'; use one of",
     ),
-    "node retries": (lambda: Swarm(WorkflowNode(a, retries=-1)), "Node of 'ann': retries=-1"),
-    "node input": (lambda: Swarm(WorkflowNode(a, input=other("number"))), "Node of 'ann': input=7 is no function"),
+    "node retries": (lambda: Swarm(WorkflowNode(a, retries=-1)), "WorkflowNode of 'ann': retries=-1"),
+    "node input": (
+        lambda: Swarm(WorkflowNode(a, input=other("number"))),
+        "WorkflowNode of 'ann': input=7 is no function",
+    ),
     "condition": (lambda: Swarm(Edge(a, b, when=other("number"))), "Edge from 'ann' to 'ben': when=7 is no function"),
     # Teams
     "no members": (lambda: TeamSwarm(a), r"has a leader, 'ann', and no members: TeamSwarm\(leader, member"),

@@ -12,8 +12,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.core import event as ev
 from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowSwarm
-from aworld.core.agent.swarm import WorkflowNode as Node
+from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowNode, WorkflowSwarm
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ConfigError
 from aworld.core.hooks import HookContext, Hooks
@@ -113,7 +112,7 @@ def broken(_: Any, __: Any = None) -> Any:
 
 BROKEN: dict[str, Callable[[], Unit]] = {
     "condition": lambda: WorkflowSwarm(Edge(echo("a"), echo("b"), when=broken), name="team"),
-    "input of a node": lambda: Swarm(echo("a"), Node(echo("b"), input=broken), name="team"),
+    "input of a node": lambda: Swarm(echo("a"), WorkflowNode(echo("b"), input=broken), name="team"),
     "until": lambda: Loop(echo("a"), until=broken, name="team"),
     "input of a loop": lambda: Loop(echo("a"), until=lambda _, __: False, input=broken, name="team"),
     "answer": lambda: Loop(echo("a"), until=lambda _, __: True, answer=broken, name="team"),

@@ -41,7 +41,7 @@ def _facts(unit: Unit) -> dict[str, Any]:
     assert isinstance(unit, Topology)
     facts: dict[str, Any] = {"kind": type(unit), "desc": unit.desc, "state": unit.reducers}
     for name, value in vars(unit).items():
-        if name not in ("items", "graph", "tools_of", "reducers", "_account"):
+        if name not in ("items", "graph", "tools_of", "reducers", "_description"):
             facts[name] = _named(value)
     if isinstance(unit, WorkflowSwarm):
         facts["places"] = [
@@ -275,7 +275,7 @@ BAD: list[tuple[str, str, str]] = [
     ('["tests.swarms.rules:lookup"]', "lookup", "line 6: tools is a list; got 'lookup'"),
     ("[researcher,", "[resercher,", "line 12: no agent or swarm is named 'resercher'; did you mean 'researcher'?"),
     ("retries: 2", "retry: 2", "line 12: A member has no 'retry'; did you mean 'retries'?"),
-    ("retries: 2", "retries: many", "line 11: Node of 'critic': retries='many'"),
+    ("retries: 2", "retries: many", "line 11: WorkflowNode of 'critic': retries='many'"),
     ("[researcher,", "[no,", "line 12: a member is text; got False. Put it in quotes"),
     ("loop: writer", "loop: newsroom", "line 14: 'newsroom' would be a member of itself: newsroom → again → newsroom"),
     ("    until: tests.swarms.rules:good\n", "", "line 14: Swarm 'again' needs until: module:function"),

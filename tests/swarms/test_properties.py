@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowSwarm
-from aworld.core.agent.swarm import WorkflowNode as Node
+from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowNode, WorkflowSwarm
 from aworld.core.message import ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.trajectory import Trajectory
@@ -133,7 +132,7 @@ def build(plan: Plan, names: Any = None) -> Unit:
             first, *others = parts
             return Swarm(first, list(others), name=name, on_error=plan.option("on_error"))
         case "graph":
-            nodes = [Node(part, retries=n % 2) for n, part in enumerate(parts)]
+            nodes = [WorkflowNode(part, retries=n % 2) for n, part in enumerate(parts)]
             edges = [Edge(nodes[a], nodes[b], _WHEN[when]) for (a, b), when in plan.option("edges")]
             return WorkflowSwarm(*edges, name=name, on_error=plan.option("on_error"))
         case "team":

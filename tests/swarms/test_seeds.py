@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from aworld.core.model import ModelRequest
-from aworld.models import FunctionModel, ModelServer
+from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
+from aworld.server import ModelServer
 
 FIRST = """
 import os

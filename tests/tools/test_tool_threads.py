@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aworld.core.tool.threads import DaemonThreads, _Call
+from aworld.core.tool.threads import DaemonThreads, _ThreadCall
 
 who: ContextVar[str] = ContextVar("who")
 
@@ -112,9 +112,9 @@ async def test_an_error_that_arrives_with_the_cancellation_makes_no_noise(
     noise: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, report: noise.append(report))
     calls: list[asyncio.Task[None]] = []
-    settle = _Call._settle
+    settle = _ThreadCall._settle
 
-    def cancel_and_settle(call: _Call) -> None:
+    def cancel_and_settle(call: _ThreadCall) -> None:
         if cancel_first:
             calls[0].cancel()
         settle(call)
@@ -123,7 +123,7 @@ async def test_an_error_that_arrives_with_the_cancellation_makes_no_noise(
     def fail() -> None:
         raise ValueError("too late")
 
-    monkeypatch.setattr(_Call, "_settle", cancel_and_settle)
+    monkeypatch.setattr(_ThreadCall, "_settle", cancel_and_settle)
     calls.append(asyncio.create_task(DaemonThreads().run(fail)))
     with pytest.raises(asyncio.CancelledError):
         await calls[0]

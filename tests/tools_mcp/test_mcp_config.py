@@ -177,7 +177,7 @@ def test_any_tools_have_different_and_valid_names_and_keep_their_own(tools: list
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mcp", None)
-    with pytest.raises(ConfigError, match=r"pip install 'aworld\[mcp\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "mcp>=2\.3"'):
         mcp_tools(config(s=rough()))
 
 

@@ -58,7 +58,7 @@ async def test_a_death_between_calls_is_nobodys_trouble(caller: Caller) -> None:
     pid = await pid_of(tools, caller)
     hub = mcp_session.hubs_here()[0]
     os.kill(pid, signal.SIGKILL)
-    link = hub._sessions[None].link
+    link = hub.session.link
     assert link is not None
     await link.ended.wait()
     assert await caller(tools["echo"], text="still here") == "still here"
@@ -104,7 +104,7 @@ async def test_noise_does_not_disturb_the_conversation(
 ) -> None:
     tools = await tools_of(s=rough(mode))
     assert [await caller(tools["echo"], text=str(n)) for n in range(20)] == [str(n) for n in range(20)]
-    process = mcp_session.hubs_here()[0]._sessions[None]._process
+    process = mcp_session.hubs_here()[0].session._process
     assert process is not None
     assert len(process._errors) < 1000, "of what it floods us with, only the end is kept"
     warnings = [record for record in caplog.records if "not MCP" in record.message]
@@ -128,7 +128,7 @@ async def test_of_a_message_without_end_no_more_is_held(caller: Caller, monkeypa
     monkeypatch.setattr("aworld.tools.mcp_process.MAX_LINE", 1 << 20)
     monkeypatch.setattr("aworld.tools.mcp_process.PATIENCE", 0.3)
     tools = await tools_of(s=rough("endless"))
-    process = mcp_session.hubs_here()[0]._sessions[None]._process
+    process = mcp_session.hubs_here()[0].session._process
     assert process is not None
     with pytest.raises(ToolError, match="it sent a message of more than 1 MB"):
         await caller(tools["echo"])
@@ -204,7 +204,7 @@ async def test_an_http_server_may_be_killed_and_come_back(kind: str, caller: Cal
         await caller(tools["add"], a=1)
     port = url.split(":")[2].split("/")[0]
     process, _ = await serve(port)
-    mcp_session.hubs_here()[0]._sessions[None]._not_before = 0.0  # as if we had waited
+    mcp_session.hubs_here()[0].session._not_before = 0.0  # as if we had waited
     assert await caller(tools["add"], a=2) == "3"
     process.kill()
     await process.wait()

@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 
 from aworld.agents.llm_agent import Agent
+from aworld.core.context.scope import RunScope
+from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ToolError
 from aworld.core.model import ModelRequest
 from aworld.core.task import Task
 from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
-from aworld.tools import guard, mcp_process, mcp_session
+from aworld.tools import mcp_process, mcp_session
 from aworld.tools.mcp import mcp_tools
 from aworld.tools.mcp_session import close_sessions, hubs_here
 from tests.tools_mcp.conftest import Caller, config, gone, rough, stdio, tools_of
@@ -100,15 +102,17 @@ async def test_a_stateful_server_is_each_runs_own() -> None:
 
 
 async def test_the_session_that_listed_a_stateful_servers_tools_goes_to_the_first_run(caller: Caller) -> None:
-    (toolset,) = mcp_tools(config(s=rough(stateful=True)))
+    (shared,) = mcp_tools(config(s=rough(stateful=True)))
+    toolset, others = (RunScope(run, TaskInfo(run)).own(shared) for run in ("run-1", "run-2"))
     before = children()
     tools = {tool.name: tool for tool in await toolset.list_tools()}
     first = json.loads(await caller(tools["pids"]))
     assert len(children() - before) == 2, "the server, and the guard"
     other = Caller("run-2")
+    tools = {tool.name: tool for tool in await others.list_tools()}
     second = json.loads(await other(tools["pids"]))
     assert first != second == json.loads(await other(tools["pids"]))
-    await toolset.end_run("run-1")
+    await toolset.end_run()
     await until_gone(*first)
     assert json.loads(await other(tools["pids"])) == second, "the other run goes on"
 
@@ -173,7 +177,7 @@ async def test_closing_ends_a_wait_for_the_server_to_come_back(caller: Caller, m
 async def test_closing_ends_a_listing() -> None:
     (toolset,) = mcp_tools(config(s=rough("shy")))
     waiting = asyncio.create_task(toolset.list_tools())
-    while not any(session.link for hub in hubs_here() for session in hub._sessions.values()):  # noqa: ASYNC110 - tells nobody
+    while not any(hub.session.link for hub in hubs_here()):  # noqa: ASYNC110 - tells nobody
         await asyncio.sleep(0.01)
     await close_sessions()
     with pytest.raises(ToolError, match="was closed"):  # nobody has cancelled it
@@ -196,7 +200,7 @@ async def test_who_gives_up_waiting_for_a_start_stops_nobody_else(caller: Caller
 
 
 async def test_a_start_that_is_broken_off_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = guard.GUARD.watch
+    watch = mcp_process.GUARD.watch
     before = children()
     (toolset,) = mcp_tools(config(s=rough("mute")))
     waiting = asyncio.create_task(toolset.list_tools())
@@ -206,7 +210,7 @@ async def test_a_start_that_is_broken_off_leaves_nothing(monkeypatch: pytest.Mon
         watch(group)
         watched.set()
 
-    monkeypatch.setattr(guard.GUARD, "watch", seen)
+    monkeypatch.setattr(mcp_process.GUARD, "watch", seen)
     await watched.wait()
     await close_sessions()
     with pytest.raises(ToolError, match="was closed"):
@@ -237,14 +241,14 @@ def test_a_sync_run_waits_for_the_end_of_a_stubborn_server(
 
 async def test_the_guard_itself_may_be_killed(caller: Caller) -> None:
     tools = await tools_of(s=rough())
-    first = guard.GUARD._pid
+    first = mcp_process.GUARD._pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)  # noqa: ASYNC222 - it is dead
     tools |= await tools_of(other=rough("babble"))
-    assert guard.GUARD._pid not in (None, first), "another one has taken over"
+    assert mcp_process.GUARD._pid not in (None, first), "another one has taken over"
     await close_sessions()
-    assert guard.GUARD._pid is None
+    assert mcp_process.GUARD._pid is None
 
 
 class Runtime:

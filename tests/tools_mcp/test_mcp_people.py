@@ -19,7 +19,7 @@ from aworld.core.tool.base import Question
 from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
-from aworld.tools.mcp_question import answer_of, asked_again, question_of
+from aworld.tools.mcp_content import answer_of, asked_again, question_of
 from aworld.tools.mcp_session import close_sessions
 from aworld.trajectory import open_store
 from tests.tools_mcp.conftest import Caller, config, rough, stdio, tools_of

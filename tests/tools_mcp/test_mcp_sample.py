@@ -13,9 +13,10 @@ import pytest
 
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
-from aworld.models import FunctionModel, ModelServer
+from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
+from aworld.server import ModelServer
 
 ROOT = Path(__file__).parents[2]
 STDIO = """            "type": "stdio",

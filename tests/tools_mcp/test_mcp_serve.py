@@ -21,8 +21,9 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
 from aworld.core.model import ModelRequest
-from aworld.models import FunctionModel, ModelServer
+from aworld.models import FunctionModel
 from aworld.models.doubles import call
+from aworld.server import ModelServer
 from aworld.trajectory import Query, open_store
 from tests.tools_mcp.conftest import Caller, config, rough, tools_of
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from aworld.core.message import Message
-from aworld.environments import Environment, Episode, Problem, Session
+from aworld.environments import Environment, Problem, ScoredEpisode, Session
 from aworld.models.embedded.checkpoint import Policy
 from aworld.training.embedded.make_policy import make_policy
 
@@ -29,14 +29,14 @@ class Conversation(Session):
         return f"And then, after {self.said}?" if self.said < TURNS else None
 
 
-def words(episode: Episode) -> float:
+def words(episode: ScoredEpisode) -> float:
     """Share of small letters in what the policy wrote, which random weights can only find by chance."""
     said = [node.message.text for node in episode.record.messages.values() if node.message.role == "assistant"]
     text = "".join(said)
     return sum(letter.islower() for letter in text) / max(1, len(text))
 
 
-def unsure(episode: Episode) -> float:
+def unsure(episode: ScoredEpisode) -> float:
     """The same, but every fourth problem cannot be judged."""
     if int(episode.problem.id) % 4 == 0:
         raise RuntimeError("the judge is away")

@@ -21,7 +21,7 @@ tokenizer = get_processor(sys.argv[2], model_type="qwen2")
 template = get_template(tokenizer, template_type="aworld")
 end = tokenizer.eos_token_id
 
-conversation = plugin.Conversation(tokenizer, plugin.Text(tokenizer))
+conversation = plugin.TokenConversation(tokenizer, plugin.ExactTokenizer(tokenizer))
 messages = [{"role": "user", "content": "What is 37 plus 25?"}]
 conversation.begin(messages, [])
 read = [list(conversation.read)]
@@ -50,7 +50,7 @@ template.set_mode("transformers")
 asked = template.encode({"messages": turns[:3]})
 
 tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}<|im_end|>"
-forgetful = plugin.Conversation(tokenizer, plugin.Text(tokenizer))
+forgetful = plugin.TokenConversation(tokenizer, plugin.ExactTokenizer(tokenizer))
 try:
     forgetful.go_on([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, messages[0]], [])
     refused = ""

@@ -25,7 +25,7 @@ plugin = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plugin)
 
 tokenizer = get_processor(sys.argv[2], model_type="qwen2")
-text = plugin.Text(tokenizer)
+text = plugin.ExactTokenizer(tokenizer)
 
 
 class Engine:

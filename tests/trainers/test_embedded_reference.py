@@ -14,10 +14,9 @@ import pytest
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest, ToolSchema
 from aworld.models.embedded.checkpoint import PACKAGED, Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.models.embedded.transformer import Cache, Transformer
-from aworld.training.embedded.gradients import Batch, loss_and_gradients
-from aworld.training.embedded.objectives import grpo, imitation
+from aworld.training.embedded.gradients import Batch, grpo, imitation, loss_and_gradients
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is in the trainers' own environment")
 transformers: Any = pytest.importorskip("transformers")

@@ -22,13 +22,13 @@ from aworld.core.trajectory import Trajectory
 from aworld.environments import Environment
 from aworld.models.doubles import ScriptedModel, call
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runner import Runners
 from aworld.training import TrainingConfig, TrainingJob
 from aworld.training.bridge import Bridge
 from aworld.training.outside import OutsideRollouts
 from aworld.training.result import Stepped, TrainingEvent
-from aworld.training.swift_engine import INSTALL, SwiftEngine
+from aworld.training.swift.swift_engine import INSTALL, SwiftEngine
 from aworld.trajectory import open_store
 from aworld.trajectory.formats import swift
 from aworld.trajectory.memory import MemoryStore
@@ -40,7 +40,7 @@ PYTHON = os.environ.get("AWORLD_SWIFT_PYTHON")
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason=f"AWORLD_SWIFT_PYTHON is not set; {INSTALL}")
 
-PLUGIN = Path(__file__).parents[2] / "aworld" / "training" / "inside" / "swift_plugin.py"
+PLUGIN = Path(__file__).parents[2] / "aworld" / "training" / "swift" / "swift_plugin.py"
 STEPS, GROUPS, SAMPLES = 6, 4, 8
 
 

@@ -22,11 +22,11 @@ from aworld.models.embedded.checkpoint import Policy  # noqa: E402
 from aworld.models.token_model import Sampling  # noqa: E402
 from aworld.models.torch_model import TorchModel  # noqa: E402
 from aworld.runner import Runners  # noqa: E402
-from aworld.training.evaluation import Ask, evaluate, held_out_problems  # noqa: E402
+from aworld.training.evaluation import SamplingParams, evaluate, held_out_problems  # noqa: E402
 from aworld.training.result import Saved, TrainingEvent  # noqa: E402
 from aworld.training.trainer import AgentTrainer  # noqa: E402
-from aworld.training.trl_engine import newest_checkpoint  # noqa: E402
-from aworld.training.trl_offline import dpo, sft, stored  # noqa: E402
+from aworld.training.trl.offline import dpo, sft, stored  # noqa: E402
+from aworld.training.trl.trl_engine import newest_checkpoint  # noqa: E402
 from aworld.trajectory.sequences import TokenSequence, sequences  # noqa: E402
 from tests.trainers.tiny import letters, save_tiny  # noqa: E402
 
@@ -110,7 +110,7 @@ async def test_one_policy_answers_alike_in_numpy_and_in_torch(tmp_path: Path) ->
     rows: dict[str, list[TokenSequence]] = {}
     for provider in ("embedded", "transformers"):
         agent = Agent("calculator", model=f"{provider}:{folder}")
-        greedy = Ask(temperature=0.0)
+        greedy = SamplingParams(temperature=0.0)
         found = {r.problem.id: r.record async for r in rollouts(environment, agent, problems, hooks=(greedy,))}
         rows[provider] = [row for problem in problems for row in sequences(found[problem.id]).rows]
     assert [row.ids for row in rows["embedded"]] == [row.ids for row in rows["transformers"]]
@@ -161,7 +161,7 @@ async def test_log_probabilities_are_of_the_distribution_sampled_from(policy: Pa
 
 
 def test_what_trl_trains_on_is_what_was_sampled(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trl_trainer: Any = import_module("aworld.training.trl_trainer")
+    trl_trainer: Any = import_module("aworld.training.trl.grpo_trainer")
     batches: list[Any] = []
     original = trl_trainer.RuntimeGRPOTrainer._compute_loss
 
@@ -215,7 +215,7 @@ def test_other_settings_do_not_go_on_from_a_run(policy: Path, tmp_path: Path) ->
 def test_a_policy_of_other_weights_is_refused_by_its_logprobs(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trl_policy: Any = import_module("aworld.training.trl_policy")
+    trl_policy: Any = import_module("aworld.training.trl.trained_policy")
     other = save_tiny(tmp_path / "other", seed=1)
     monkeypatch.setattr(
         trl_policy.TorchPolicy, "model", property(lambda _: TorchModel.open(other, params={"max_tokens": 16}))

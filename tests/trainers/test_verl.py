@@ -15,15 +15,14 @@ import pytest
 verl: Any = pytest.importorskip("verl")
 
 from aworld.core.exceptions import ConfigError  # noqa: E402 - where verl is missing, nothing below can be imported
-from aworld.environments import Episode  # noqa: E402
+from aworld.environments import ScoredEpisode  # noqa: E402
 from aworld.models.token_model import Sampling  # noqa: E402
 from aworld.models.torch_decoding import Draft, complete  # noqa: E402
 from aworld.training import TrainingConfig, TrainingJob  # noqa: E402
 from aworld.training.registry import engine_of  # noqa: E402
 from aworld.training.steps import problems_of  # noqa: E402
-from aworld.training.verl_dataset import problem_of, write_dataset  # noqa: E402
-from aworld.training.verl_engine import overrides, prepare  # noqa: E402
-from aworld.training.verl_loop import load_setting  # noqa: E402
+from aworld.training.verl.agent_loop import load_setting  # noqa: E402
+from aworld.training.verl.verl_engine import overrides, prepare, problem_of, write_dataset  # noqa: E402  # noqa: E402
 from tests.trainers.tiny import letters, save_tiny  # noqa: E402
 from tests.trainers.verl_setting import setting  # noqa: E402
 
@@ -81,7 +80,7 @@ def rows_in(path: Path, policy: Path, config: Any) -> list[dict[str, Any]]:
     return list(dataset.RLHFDataset(str(path), Servers(policy).tokenizer, config.data))
 
 
-def no_number(episode: Episode) -> float:
+def no_number(episode: ScoredEpisode) -> float:
     return float("nan")
 
 

@@ -20,8 +20,8 @@ from aworld.core.message import Message
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.models.embedded.checkpoint import Policy
 from aworld.training.embedded.gradients import Batch, log_probabilities
-from aworld.training.embedded.initial import initial_weights
-from aworld.training.serving import INSTALL, ServedModel, VllmServer
+from aworld.training.embedded.make_policy import initial_weights
+from aworld.training.vllm_server import INSTALL, VllmModel, VllmServer
 from tests.trainers.pupil import pupil
 
 PYTHON = os.environ.get("AWORLD_VLLM_PYTHON")
@@ -56,7 +56,7 @@ async def server(policies: list[Policy], tmp_path_factory: pytest.TempPathFactor
         yield server
 
 
-async def ask(model: ServedModel, number: int = 37) -> ModelReply:
+async def ask(model: VllmModel, number: int = 37) -> ModelReply:
     return await model.generate(ModelRequest((Message("user", f"What is {number} plus 25?"),)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aworld.core.tool.func_to_tool import tool
-from aworld.environments import Environment, Episode, Problem, Session
+from aworld.environments import Environment, Problem, ScoredEpisode, Session
 
 TEMPLATE = (
     "{%- if tools %}<|im_start|>system\n"
@@ -69,7 +69,7 @@ class Echo(Session):
         return "nothing"
 
 
-def share_of_e(episode: Episode) -> float:
+def share_of_e(episode: ScoredEpisode) -> float:
     """How much of what the agent wrote in the whole episode is the letter `e`."""
     said = [n.message.text for n in episode.record.messages.values() if n.message.role == "assistant"]
     text = "".join(said)

@@ -1,4 +1,4 @@
-"""What verl's workers are told to make: see `setting` in `aworld.training.verl_loop`."""
+"""What verl's workers are told to make: see `setting` in `aworld.training.verl.agent_loop`."""
 
 from __future__ import annotations
 

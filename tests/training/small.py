@@ -11,13 +11,13 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from aworld.agents.llm_agent import Agent
-from aworld.environments import Environment, Episode, Part, Problem, Rubric, Session
+from aworld.environments import Environment, Part, Problem, Rubric, ScoredEpisode, Session
 from aworld.environments.rubric import Scorer
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.config import PolicyConfig
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
-from aworld.training.embedded.initial import initial_weights
+from aworld.training.embedded.make_policy import initial_weights
 
 QUICK: dict[str, Any] = {
     "steps": 3,
@@ -52,16 +52,16 @@ def small_agent(name: str = "speaker", **settings: Any) -> Agent:
     return Agent(name, model=EmbeddedModel(small_policy(), params={"max_tokens": 4}), **settings)
 
 
-def says_low(episode: Episode) -> float:
+def says_low(episode: ScoredEpisode) -> float:
     """Whether the first letter has an even code: half of what random weights say."""
     return float(bool(episode.text) and ord(episode.text[0]) % 2 == 0)
 
 
-def always(_: Episode) -> float:
+def always(_: ScoredEpisode) -> float:
     return 1.0
 
 
-def never(_: Episode) -> float:
+def never(_: ScoredEpisode) -> float:
     return 0.0
 
 

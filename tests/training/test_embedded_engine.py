@@ -17,13 +17,21 @@ from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.trajectory import Trajectory
-from aworld.environments import Environment, EnvironmentFailed, Episode, Part, Rubric, Session
+from aworld.environments import Environment, EnvironmentFailed, Part, Rubric, ScoredEpisode, Session
 from aworld.environments.environment import derived_seed
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runners.local import store_of
 from aworld.training import AgentTrainer, TrainingResult
-from aworld.training.result import Evaluated, Progress, Saved, Started, Stepped, StepReport, TrainingEvent
+from aworld.training.result import (
+    Evaluated,
+    Saved,
+    Stepped,
+    StepReport,
+    TrainingEvent,
+    TrainingProgress,
+    TrainingStarted,
+)
 from aworld.training.samples import derive
 from aworld.trajectory import Query
 from tests.training.small import QUICK, always, letters, never, says_low, small_agent, small_policy
@@ -82,7 +90,7 @@ async def test_every_episode_is_stored_and_its_log_probabilities_are_the_trainer
     first = [s.id for s in found if s.id.startswith("step-00001")]
     records = [Trajectory.of(id, await store.read(id)) for id in first]
     derived = derive(records)
-    versions = {sample.policy_version for sample in derived.samples}
+    versions = {sample.tokens.policy_version for sample in derived.samples}
     assert len(derived.samples) == 8
     assert len(versions) == 1
     assert str(versions.pop()).startswith("0-")
@@ -219,15 +227,15 @@ def test_nothing_to_learn_changes_nothing(tmp_path: Path) -> None:
     assert weights_of(tmp_path) == weights_of_small()
 
 
-def broken(episode: Episode) -> float:
+def broken(episode: ScoredEpisode) -> float:
     raise RuntimeError("no idea")
 
 
-def no_number(episode: Episode) -> float:
+def no_number(episode: ScoredEpisode) -> float:
     return float("nan")
 
 
-def text(episode: Episode) -> Any:
+def text(episode: ScoredEpisode) -> Any:
     return "good"
 
 
@@ -243,7 +251,7 @@ def test_training_stops_when_no_reward_is_known(tmp_path: Path, reward: Any) -> 
         trained(tmp_path / "unmeasured", letters(reward, test=0))
 
 
-def broken_for_some(episode: Episode) -> float:
+def broken_for_some(episode: ScoredEpisode) -> float:
     if episode.problem.id in ("train-0", "test-0"):
         raise RuntimeError("no idea")
     return says_low(episode)
@@ -283,9 +291,9 @@ def test_agents_of_different_policies_are_not_trained_as_one(tmp_path: Path) -> 
 def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
     events: list[TrainingEvent] = []
     AgentTrainer(small_agent(), QUICK, None, letters(), run_path=tmp_path, on_event=events.append).train()
-    kinds = [type(event) for event in events if not isinstance(event, Progress)]
+    kinds = [type(event) for event in events if not isinstance(event, TrainingProgress)]
     step = [Stepped, Saved]
-    assert kinds == [Started, Evaluated, Evaluated, *step, *step, *step, Evaluated, Evaluated, Saved, Saved]
+    assert kinds == [TrainingStarted, Evaluated, Evaluated, *step, *step, *step, Evaluated, Evaluated, Saved, Saved]
 
 
 def test_who_watches_cannot_stop_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -330,7 +338,7 @@ def test_an_environment_that_dies_and_a_group_with_one_finished_sample(tmp_path:
     assert report.dropped["no_variance"] in (1, 5)
 
 
-async def hang(episode: Episode) -> float:
+async def hang(episode: ScoredEpisode) -> float:
     await asyncio.sleep(3600)
     return 1.0
 

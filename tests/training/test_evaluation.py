@@ -11,15 +11,15 @@ from msgspec.structs import replace
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import ModelRequest
-from aworld.environments import Environment, Episode, Problem
+from aworld.environments import Environment, Problem, ScoredEpisode
 from aworld.models import FunctionModel
 from aworld.training import Evaluation, StepReport, TrainingResult, curve
-from aworld.training.config import TrainingConfig
-from aworld.training.course import stop_of
-from aworld.training.evaluation import Ask, compare, comparisons, evaluate, held_out_problems, mcnemar
+from aworld.training.evaluation import SamplingParams, compare, comparisons, evaluate, held_out_problems, mcnemar
+from aworld.training.training_config import TrainingConfig
+from aworld.training.training_state import stop_of
 
 
-def repeats(episode: Episode) -> float:
+def repeats(episode: ScoredEpisode) -> float:
     return float(episode.text == episode.problem.answer)
 
 
@@ -57,7 +57,7 @@ async def test_sampled_at_the_temperature_with_the_same_seeds_each_time() -> Non
 
 async def test_other_agents_keep_their_settings() -> None:
     seen: list[dict[str, Any]] = []
-    hook = Ask(["another"], temperature=0.0)
+    hook = SamplingParams(["another"], temperature=0.0)
     await evaluate(ENVIRONMENT, speaker(seen), held_out_problems(ENVIRONMENT, 1), agents=["another"], hooks=[hook])
     assert "temperature" not in seen[0]
 
@@ -102,7 +102,7 @@ def test_a_curve_with_gaps() -> None:
 
 
 async def test_an_evaluation_says_why_it_does_not_know() -> None:
-    def boom(episode: Episode) -> float:
+    def boom(episode: ScoredEpisode) -> float:
         if episode.problem.id in ("0", "1"):
             raise KeyError("boom")
         return repeats(episode)

@@ -7,12 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.transformer import Cache, Transformer
 from aworld.training.embedded.adam import Adam
-from aworld.training.embedded.gradients import Batch, Parameters, log_probabilities, loss_and_gradients
-from aworld.training.embedded.initial import initial_weights
-from aworld.training.embedded.objectives import Objective, grpo, imitation
+from aworld.training.embedded.gradients import (
+    Batch,
+    Objective,
+    Parameters,
+    grpo,
+    imitation,
+    log_probabilities,
+    loss_and_gradients,
+)
+from aworld.training.embedded.make_policy import initial_weights
 
 CONFIG = PolicyConfig(
     vocab_size=20,

@@ -10,9 +10,9 @@ import pytest
 
 from aworld.core.exceptions import ConfigError
 from aworld.training import TrainingConfig, known_engines, register_processor, registry
-from aworld.training.config import training_config
 from aworld.training.registry import TrainingJob, engine_of
 from aworld.training.result import TrainingResult
+from aworld.training.training_config import training_config
 
 
 class Mine:

@@ -18,7 +18,7 @@ from aworld.core.model import ModelRequest
 from aworld.core.trajectory import Trajectory
 from aworld.runner import Runners
 from aworld.training import credit, filters
-from aworld.training.samples import Derived, Sample, derive, samples_of
+from aworld.training.samples import Sample, SampleSet, derive, samples_of
 from aworld.trajectory import MemoryStore
 from tests.strategies import LogBuilder, builders
 from tests.training.speaking import Policy
@@ -26,7 +26,7 @@ from tests.training.speaking import Policy
 CALL = (ToolCall("c", "search", "{}"),)
 
 
-def unmasked(derived: Derived) -> list[int]:
+def unmasked(derived: SampleSet) -> list[int]:
     return sorted(id for sample in derived.samples for id in sample.sampled)
 
 
@@ -36,11 +36,12 @@ def test_of_any_log_the_unmasked_tokens_are_those_that_were_sampled(log: LogBuil
     derived = samples_of(log.record)
     assert unmasked(derived) == sorted(log.sampled)
     for sample in derived.samples:
-        assert len(sample.ids) == len(sample.mask) == len(sample.logprobs) == len(sample.token_steps)
-        assert [place >= 0 for place in sample.token_steps] == [bool(mask) for mask in sample.mask]
-        for place, step in enumerate(sample.steps):
+        tokens = sample.tokens
+        assert len(tokens.ids) == len(tokens.mask) == len(tokens.logprobs) == len(sample.token_steps)
+        assert [place >= 0 for place in sample.token_steps] == [bool(mask) for mask in sample.tokens.mask]
+        for place, step in enumerate(sample.tokens.steps):
             tokens = log.record.calls[step].tokens
-            own = tuple(id for id, owner in zip(sample.ids, sample.token_steps) if owner == place)
+            own = tuple(id for id, owner in zip(sample.tokens.ids, sample.token_steps) if owner == place)
             assert tokens is not None
             assert own == tokens.completion_ids
 
@@ -121,11 +122,11 @@ def run_of(
 
 def test_a_sample_of_a_conversation() -> None:
     (sample,) = samples_of(run_of("a", [{"value": 1.0}])).samples
-    assert (sample.ids, sample.mask) == ((1, 2, 3, 4, 5, 6), (0, 0, 1, 1, 0, 1))
+    assert (sample.tokens.ids, sample.tokens.mask) == ((1, 2, 3, 4, 5, 6), (0, 0, 1, 1, 0, 1))
     assert sample.token_steps == (-1, -1, 0, 0, -1, 1)
-    assert sample.logprobs == (None, None, -0.1, -0.2, None, -0.3)
-    assert (sample.reward, sample.returns, sample.group_id) == (1.0, (1.0, 1.0), "g")
-    assert (sample.policy_version, sample.truncated, sample.complete) == ("v1", False, True)
+    assert sample.tokens.logprobs == (None, None, -0.1, -0.2, None, -0.3)
+    assert (sample.tokens.score, sample.returns, sample.group_id) == (1.0, (1.0, 1.0), "g")
+    assert (sample.tokens.policy_version, sample.truncated, sample.complete) == ("v1", False, True)
 
 
 def test_credit_by_rule() -> None:
@@ -152,18 +153,18 @@ def test_each_agent_is_credited_with_what_it_earned() -> None:
     log.add(ev.Rewarded, value=0.25, detail={"agent": "helper"})
     log.add(ev.Rewarded, value=4.0, step=0)
     derived = samples_of(log.record, credit=credit.agent_reward)
-    assert {s.agent: s.returns for s in derived.samples} == {"lead": (5.0,), "helper": (1.25,)}
-    assert [s.agent for s in samples_of(log.record, agents=["helper"]).samples] == ["helper"]
+    assert {s.tokens.agent: s.returns for s in derived.samples} == {"lead": (5.0,), "helper": (1.25,)}
+    assert [s.tokens.agent for s in samples_of(log.record, agents=["helper"]).samples] == ["helper"]
 
 
 def test_a_failed_reward_is_unknown_and_dropped_by_name() -> None:
     records = [run_of("a", [{"value": 1.0}]), run_of("b", [{"value": None, "error": "boom"}]), run_of("c", [])]
     derived = derive(records)
-    assert [s.reward for s in derived.samples] == [1.0, None, None]
+    assert [s.tokens.score for s in derived.samples] == [1.0, None, None]
     for rule in credit.CREDITS.values():
         assert samples_of(records[1], credit=rule).samples[0].returns == (None, None)
     kept, dropped = filters.apply(derived.samples, ())
-    assert [s.trajectory_id for s in kept] == ["a"]
+    assert [s.tokens.trajectory_id for s in kept] == ["a"]
     assert dropped == {"failed_rewards": 2}
     with pytest.raises(ConfigError, match="failed_rewards"):
         credit.with_advantages(derived.samples)

@@ -17,13 +17,13 @@ from aworld.core.message import Message
 from aworld.environments import Environment, Problem
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.training import TrainingConfig, TrainingJob
-from aworld.training.outside import Asked, OutsideRollouts
-from aworld.training.processes import OtherProcess, tail
-from aworld.training.serving import VllmServer
-from aworld.training.swift_arguments import SwiftOptions, rows_of, swift_arguments, write_prompts
-from aworld.training.swift_engine import SwiftEngine
+from aworld.training.outside import OutsidePrompt, OutsideRollouts
+from aworld.training.swift.swift_arguments import SwiftOptions, rows_of, swift_arguments, write_prompts
+from aworld.training.swift.swift_engine import SwiftEngine
+from aworld.training.trainer_process import TrainerProcess, tail
+from aworld.training.vllm_server import VllmServer
 from aworld.trajectory.memory import MemoryStore
 
 ENVIRONMENT = Environment(
@@ -108,13 +108,13 @@ async def test_each_row_of_the_dataset_begins_an_episode_of_its_own_problem(tmp_
     for line in (tmp_path / "train.jsonl").read_text().splitlines():
         row = json.loads(line)
         asked = await rollouts.begin(row["problem_id"], row["problem_id"])
-        assert isinstance(asked, Asked)
+        assert isinstance(asked, OutsidePrompt)
         assert asked.messages == row["messages"]
     await rollouts.close()
 
 
 async def test_a_process_is_ended_once(tmp_path: Path) -> None:
-    process = await OtherProcess.start(
+    process = await TrainerProcess.start(
         [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log", {}, tmp_path
     )
     assert process.running

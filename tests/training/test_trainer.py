@@ -11,10 +11,10 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig
 from aworld.core.exceptions import ConfigError
-from aworld.environments import Environment, Episode, Problem, Rubric
+from aworld.environments import Environment, Problem, Rubric, ScoredEpisode
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runner import Runners
 from aworld.training import AgentTrainer, TrainingJob, TrainingResult, register_processor, registry
 from aworld.training.result import Evaluation, StepReport
@@ -58,7 +58,7 @@ def job_of(path: Path, **given: Any) -> TrainingJob:
     return AgentTrainer(**arguments).job
 
 
-def pair(one: Episode, other: Episode) -> float:
+def pair(one: ScoredEpisode, other: ScoredEpisode) -> float:
     return 1.0
 
 

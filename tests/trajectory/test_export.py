@@ -115,6 +115,43 @@ def test_what_no_model_wrote_is_not_learnt() -> None:
     assert sample["messages"][-1]["content"] == "Now I answer."
 
 
+def test_what_a_model_said_is_learnt_wherever_it_stands() -> None:
+    """Memory puts a message in front of a conversation; the nodes that are used again keep their origin."""
+    log = LogBuilder("run").start()
+    log.decide(text="The first answer.", usage=Usage(1, 1))
+    said = log.record.calls[0].reply
+    assert said is not None
+    recalled = log.say(0, Message("user", "You know this user."), "memory", parent=log.repeat(0, 0, None))
+    log.repeat(0, said, recalled)
+    log.say(0, Message("assistant", "Said by code."), "agent")
+    log.say(0, Message("user", "And now?"), "human")
+    log.decide(text="The second answer.")
+    log.finish()
+    (sample,) = openai(log.record)
+    assert [m.get("weight") for m in sample["messages"] if m["role"] == "assistant"] == [None, 0, None]
+    (sample,) = swift(log.record)
+    assert [m.get("loss") for m in sample["messages"] if m["role"] == "assistant"] == [None, False, None]
+    (document,) = atif(log.record)
+    check_atif(json.loads(json.dumps(document)))
+    steps = [step for step in document["steps"] if step["source"] == "agent"]
+    assert [step["llm_call_count"] for step in steps] == [1, 0, 1]
+    assert [step.get("model_name") for step in steps] == ["model-1", None, "model-1"]
+
+
+def test_labels_are_in_the_exports(tmp_path: Path) -> None:
+    labels = {"problem": "7", "split": "train"}
+    log = LogBuilder("run", ev.TaskInfo("run", "shop/another name", labels=labels)).start()
+    log.decide(tokens=Tokens((1,), (2,), (-0.5,)))
+    log.finish()
+    (sample,) = swift(log.record)
+    assert sample["problem_id"] == "7"
+    (document,) = atif(log.record)
+    assert document["extra"]["labels"] == labels
+    other = LogBuilder("run", ev.TaskInfo("run", "shop/8")).start()  # a name is no label
+    other.decide()
+    assert ["problem_id" in sample for sample in swift(other.finish().record)] == [False]
+
+
 def test_a_branch_that_did_not_end_is_no_sample() -> None:
     log = LogBuilder("run").start(tools=False)
     log.decide()
@@ -291,7 +328,7 @@ def test_parquet_without_pyarrow_names_the_extra(
     store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"pip install 'aworld\[parquet\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "pyarrow>=18"'):
         export(store, "parquet", tmp_path / "tokens.parquet")
     assert not (tmp_path / "tokens.parquet").exists()
 
@@ -316,7 +353,7 @@ async def test_an_export_that_fails_leaves_the_old_file(store: TrajectoryStore, 
     broken = MemoryStore()
     await broken.append("good", run_of("good", at=2e9))
     await broken.append("bad", run_of("bad"))
-    broken._logs["bad"].pop(0)
+    broken._logs["bad"].events.pop(0)
     with pytest.raises(ValueError, match="came where 0 was due"):
         export(broken, "rows", out)
     assert out.read_text() == "old\n"

@@ -8,12 +8,28 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aworld.core.event import Event, ModelCalled, decode_event, encode_event
+from aworld.core.event import (
+    AgentStarted,
+    Answered,
+    Asked,
+    Commanded,
+    Event,
+    Fork,
+    Labelled,
+    ModelCalled,
+    Noted,
+    Rewarded,
+    Started,
+    TaskInfo,
+    decode_event,
+    encode_event,
+)  # fmt: skip
+from aworld.core.message import Usage
 from aworld.core.rows import rows
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.sequences import sequences
 from aworld.trajectory.summary import Tally
-from tests.strategies import LogBuilder, builders, logs
+from tests.strategies import LogBuilder, builders, logs, run_of
 
 VERSION_2 = Path(__file__).with_name("schema_2.jsonl")
 
@@ -64,6 +80,53 @@ def test_a_log_of_version_2_is_read() -> None:
     ]
     assert [row["reward"]["score"] for row in rows(trajectory)] == [0.25, None]
     assert Tally.of("version-2", log).summary().score is None
+
+
+def test_notes_are_part_of_the_tally() -> None:
+    log = run_of("run", TaskInfo("run", labels={"run": "r", "split": "train"}), score=0.5)
+    notes = [
+        Rewarded(seq=0, at=2e9, value=1.0, weight=0.5),
+        Labelled(seq=1, at=2e9, labels={"split": None, "mark": "good"}),
+        Noted(seq=2, at=2e9, source="ann", name="comment", data="well done"),
+        Commanded(seq=3, at=2e9, action="cancel"),
+    ]
+    summary = Tally.of("run", log, notes).summary()
+    assert (summary.score, summary.notes, summary.events, summary.updated_at) == (1.0, 4, len(log), 2e9)
+    assert summary.labels == {"run": "r", "mark": "good"}
+
+
+def test_an_answer_in_a_note_ends_the_waiting() -> None:
+    log = LogBuilder("run").start()
+    log.add(Asked, id="q", question="Which?")
+    assert Tally.of("run", log.events).summary().status == "waiting"
+    assert Tally.of("run", log.events, [Answered(seq=0, at=2e9, id="q", answer="a")]).summary().status == "running"
+
+
+def test_the_next_turn_of_a_conversation_has_figures_of_its_own() -> None:
+    log = run_of("turn-1", steps=2, score=1.0)
+    definitions = {"lead": "d2"}
+    after = [
+        Started(seq=len(log), at=2e9, trajectory_id="turn-2", task=TaskInfo("turn-2", session_id="ann"),
+                definitions=definitions, forked_from=Fork("turn-1", len(log)), after=True),
+        AgentStarted(seq=len(log) + 1, at=2e9, activation=0, agent="lead"),
+    ]  # fmt: skip
+    summary = Tally.of("turn-2", [*log, *after]).summary()
+    figures = (summary.steps, summary.score, summary.input_tokens, summary.answer, summary.model, summary.cost)
+    assert figures == (0, None, None, None, None, None)
+    assert (summary.events, summary.agent, summary.version) == (len(log) + 2, "lead", "d2")
+    assert (summary.session_id, summary.status, summary.duration) == ("ann", "running", None)
+
+
+def test_cost_and_duration_and_the_first_model() -> None:
+    log = LogBuilder("run").start()
+    log.decide(usage=Usage(1, 1))
+    assert Tally.of("run", log.events).summary().cost is None
+    log.decide(usage=Usage(1, 1, cost=0.25))
+    log.decide(usage=Usage(1, 1, cost=0.5))
+    log.finish()
+    summary = Tally.of("run", log.events).summary()
+    assert (summary.cost, summary.model) == (0.75, "model-1")
+    assert summary.duration == log.events[-1].at - log.events[0].at
 
 
 @given(builders())

@@ -320,7 +320,7 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, monkeypatch: 
     await new.close()
     connection = sqlite3.connect(tmp_path / "runs.db")
     assert connection.execute("SELECT colour FROM trajectories").fetchall() == [("blue",)]
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
     connection.close()
 
 
@@ -333,7 +333,7 @@ async def test_a_newer_file_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     store = SQLiteStore(tmp_path / "runs.db")
     for attempt in (lambda: store.read("run"), lambda: store.append("new", run_of("new"))):
-        with pytest.raises(StoreError, match=r"runs.db .*newer AWorld \(schema version 99, known here: 1\); upgrade"):
+        with pytest.raises(StoreError, match=r"runs.db .*newer AWorld \(schema version 99, known here: 2\); upgrade"):
             await attempt()
     await store.close()
 

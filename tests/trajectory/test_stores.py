@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from aworld.core.event import Event, Fork, Rewarded, Started, StateSet, TaskInfo
 from aworld.core.exceptions import ConfigError, StoreError, TaskError
-from aworld.core.trajectory import Trajectory
 from aworld.trajectory import MemoryStore, Query, Summary, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.sqlite import SQLiteStore
 from aworld.trajectory.summary import Tally
@@ -237,39 +236,60 @@ async def test_a_page_after_one_that_is_unknown_is_an_error_and_not_the_first_pa
     assert await store.count(query) == 12
 
 
-async def test_the_weak_store_knows_a_run_as_long_as_its_record_is_held() -> None:
+async def test_the_weak_store_knows_a_run_as_long_as_its_lease_is_held() -> None:
     store = WeakStore()
     log = run_of("run", score=1.0)
-    record = Trajectory("run")
-    store.attach(record)
+    lease = await store.claim("run", new=True)
     await store.append("run", log)
-    for event in log:
-        record.apply(event)
     assert await store.read("run") == log
     assert [summary.score for summary in await store.query(Query(min_score=1.0))] == [1.0]
     assert await store.count() == 1
-    store.attach(Trajectory.of("run", log))  # a resumed run goes on in another object
-    del record
+    store.release(lease)
+    resumed = await store.claim("run")  # a resumed run goes on with another lease
+    del lease
+    gc.collect()
+    assert await store.read("run") == log
+    del resumed
     gc.collect()
     assert await store.count() == 0
     with pytest.raises(TaskError) as error:
         await store.read("run")
     assert "RunConfig(store=" in error.value.__notes__[0]
     await store.append("run", run_of("run"))
+    assert await store.count() == 0
 
 
 async def test_the_weak_store_refuses_an_id_as_long_as_its_run_goes_on() -> None:
     store = WeakStore()
     log = run_of("run")
-    record = Trajectory.of("run", log[:-1])
-    store.attach(record)
+    lease = await store.claim("run", new=True)
+    await store.append("run", log[:-1])
     with pytest.raises(TaskError, match="already in store"):
         store.append("run", run_of("run")[:1])
     with pytest.raises(TaskError, match="already in store"):
-        store.attach(Trajectory("run"))
-    record.apply(log[-1])
-    assert record.finished is not None
-    store.attach(Trajectory("run"))  # what has ended gives way
+        await store.claim("run", new=True)
+    await store.append("run", log[-1:])
+    again = await store.claim("run", new=True)  # what has ended gives way
+    await store.append("run", log[:1])
+    assert await store.read("run") == log[:1]
+    assert lease.lost is again.lost is None
+
+
+async def test_a_fork_in_the_weak_store_outlives_its_parent() -> None:
+    store = WeakStore()
+    log = run_of("parent")
+    parent = await store.claim("parent", new=True)
+    await store.append("parent", log)
+    child = fork_of(log, "child", 4)
+    lease = await store.claim("child", new=True)
+    await store.append("child", child)
+    assert await store.delete("parent") == 1
+    assert parent.lost == "was deleted"
+    del parent
+    gc.collect()
+    assert await store.read("child") == log[:4] + child
+    assert await store.read("child", after=5) == (log[:4] + child)[6:]
+    assert lease.lost is None
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

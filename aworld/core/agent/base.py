@@ -19,9 +19,9 @@ import msgspec
 
 from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
-from aworld.core.definition import Account, AgentDefinition, Defined
+from aworld.core.definition import AgentDefinition, Defined, Description
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import Content, Message, ToolCall
+from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
@@ -57,6 +57,22 @@ class Turn(Protocol):
         """How many decisions this agent has made before in this run."""
         ...
 
+    def show(self, messages: Sequence[Message], *, origin: Origin = "agent") -> None:
+        """Show these messages in this call alone; the conversation stays as it is."""
+        ...
+
+    def replace(
+        self,
+        messages: Sequence[Message],
+        strategy: str,
+        *,
+        tokens_before: int | None = None,
+        tokens_after: int | None = None,
+        origin: Origin = "agent",
+    ) -> None:
+        """Let the conversation go on from these messages (compaction); what was before stays on record."""
+        ...
+
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
         """Ask a model, once a turn. The call is captured, retried and streamed by the runtime. Raises `ModelError`."""
         ...
@@ -69,7 +85,7 @@ class BaseAgent(Defined):
     `be_tool(tool_name=...)` registered.
     """
 
-    fields: ClassVar[frozenset[str]] = Defined.fields | {"system_prompt", "tools", "tool_names"}
+    _fields: ClassVar[frozenset[str]] = Defined._fields | {"system_prompt", "tools", "tool_names"}
     system_prompt: str | None = None
     output_type: Any = None
     output_retries: int = 0
@@ -95,19 +111,23 @@ class BaseAgent(Defined):
         """The name as a model or a provider takes it: letters, digits, `_` and `-`, at most 64."""
         return checked_id(self.name)
 
-    def define(self, account: Account) -> AgentDefinition:
+    def _define(self, description: Description) -> AgentDefinition:
         """The definition, made anew."""
-        facts = {"system_prompt": self.system_prompt, "tool_names": self.toolkit.tool_names, **self.facts(account)}
+        facts: dict[str, Any] = {
+            "system_prompt": self.system_prompt,
+            "tool_names": self.toolkit.tool_names,
+            **self._facts(description),
+        }
         callees = {unit.name: unit.definition for unit in self.callees()}
-        supplied = self.supplied()
-        tools = [self._tool(tool, account) for tool in self.toolkit.given if not any(tool is s for s in supplied)]
-        return AgentDefinition(**self._head(account), **facts, tools=tuple(tools), units=callees)
+        supplied = self._supplied()
+        tools = [self._tool(tool, description) for tool in self.toolkit.given if not any(tool is s for s in supplied)]
+        return AgentDefinition(**self._head(description), **facts, tools=tuple(tools), units=callees)
 
-    def facts(self, account: Account) -> dict[str, Any]:
+    def _facts(self, description: Description) -> dict[str, Any]:
         """Further fields of the definition."""
         return {}
 
-    def supplied(self) -> Sequence[Any]:
+    def _supplied(self) -> Sequence[Any]:
         """Tools that follow from other settings, such as those of a sandbox: a definition does not name them."""
         return ()
 
@@ -117,20 +137,20 @@ class BaseAgent(Defined):
 
         return [tool.unit for tool in self.toolkit.items if isinstance(tool, UnitTool)]
 
-    def _tool(self, tool: Any, account: Account) -> str:
+    def _tool(self, tool: Any, description: Description) -> str:
         from aworld.core.agent.flow import UnitTool
 
         if isinstance(tool, UnitTool):
             return tool.unit.name
         what = f"Tool {getattr(tool, 'name', type(tool).__name__)!r} of agent {self.name!r}"
         if isinstance(tool, FunctionTool):
-            return account.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
-        return account.code(tool, what, remedy=_TOOL)
+            return description.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
+        return description.code(tool, what, remedy=_TOOL)
 
     def with_system_prompt(self, text: str) -> Self:
         """The same agent with another system prompt."""
         other = copy.copy(self)
-        other.system_prompt, other._account = text, None
+        other.system_prompt, other._description = text, None
         return other
 
     def as_tool(self) -> Tool:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, checked_id, plain
-from aworld.core.definition import Account, Defined, TeamDefinition
+from aworld.core.definition import Defined, Description, TeamDefinition
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
@@ -135,12 +135,12 @@ class Topology(Defined):
         """How one member leads to another, as far as the team says."""
         return []
 
-    def define(self, account: Account) -> TeamDefinition:
+    def _define(self, description: Description) -> TeamDefinition:
         """The definition, made anew."""
         members = {member.name: member.definition for member in self.members()}
-        return TeamDefinition(**self._head(account), **self.structure(account), members=members)
+        return TeamDefinition(**self._head(description), **self._structure(description), members=members)
 
-    def structure(self, account: Account) -> dict[str, Any]:
+    def _structure(self, description: Description) -> dict[str, Any]:
         """How the members stand, where that is more than options say: `parts` and `nodes` of the definition."""
         return {}
 
@@ -224,10 +224,12 @@ def units_of(root: Unit) -> dict[str, Unit]:
 
 def definitions_of(root: Unit) -> dict[str, tuple[str, dict[str, Any]]]:
     """The digest and the body of the definition of each agent and team of a tree, by name, as the log keeps them."""
-    account = root.account()
-    if account.tree is None:  # once for each agent or team that is run
-        account.tree = {name: (unit.digest, unit.account().body) for name, unit in units_of(root).items()}
-    return account.tree
+    description = root.described()
+    if description.tree is None:  # once for each agent or team that is run
+        description.tree = {
+            name: (unit.described().digest, unit.described().body) for name, unit in units_of(root).items()
+        }
+    return description.tree
 
 
 def readable(value: Any) -> str:

@@ -43,7 +43,7 @@ from aworld.core.agent.workflow import Loop as Loop
 from aworld.core.agent.workflow import Map as Map
 from aworld.core.agent.workflow import WorkflowNode as WorkflowNode
 from aworld.core.checks import known_keys
-from aworld.core.definition import Account
+from aworld.core.definition import Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
 from aworld.core.tool.base import Tool
@@ -72,8 +72,8 @@ class Swarm(Topology):
         ConfigError: For an empty swarm, cycles in a workflow, two members of one name, or a member that is none.
     """
 
-    fields: ClassVar[frozenset[str]] = Topology.fields | {"topology", "build_type"}
-    named: ClassVar[frozenset[str]] = frozenset({"answer", "state", "root_agent"})
+    _fields: ClassVar[frozenset[str]] = Topology._fields | {"topology", "build_type"}
+    _named: ClassVar[frozenset[str]] = frozenset({"answer", "state", "root_agent"})
     root_agent: Unit | None = None
     """The agent that begins, where the order of the members does not say."""
 
@@ -114,10 +114,10 @@ class Swarm(Topology):
                 self.tools_of[member.name] = tools
 
     @classmethod
-    def parameters(cls) -> list[inspect.Parameter]:
+    def _parameters(cls) -> list[inspect.Parameter]:
         """The arguments of the constructor, those of the kind of swarm among them."""
         build = inspect.signature(cls._build).parameters.values()
-        return [*super().parameters(), *(p for p in build if p.kind is p.KEYWORD_ONLY)]
+        return [*super()._parameters(), *(p for p in build if p.kind is p.KEYWORD_ONLY)]
 
     @property
     def state(self) -> dict[str, Callable[[Any, Any], Any]] | None:
@@ -178,9 +178,9 @@ class WorkflowSwarm(Swarm):
         """The members by their nodes, and what each waits for."""
         return {vertex.id: vertex.unit for vertex in self.graph.vertices.values()}, self.graph.arrows()
 
-    def structure(self, account: Account) -> dict[str, Any]:
+    def _structure(self, description: Description) -> dict[str, Any]:
         """The chain, or the edges."""
-        return self.graph.parts(self.items, account)
+        return self.graph.parts(self.items, description)
 
     def flow(self) -> Flow:
         """A new run of the graph."""
@@ -229,7 +229,7 @@ class TeamSwarm(Swarm):
         """Whom the leader calls."""
         return [Arrow(self.leader.name, callee.name, "calls") for callee in self.team]
 
-    def structure(self, account: Account) -> dict[str, Any]:
+    def _structure(self, description: Description) -> dict[str, Any]:
         """The leader first."""
         return {"parts": [member.name for member in self.members()]}
 
@@ -309,7 +309,7 @@ class HandoffSwarm(Swarm):
         """To whom each may pass control."""
         return [Arrow(source.name, target.name, "hands over") for source, target in self.edges]
 
-    def structure(self, account: Account) -> dict[str, Any]:
+    def _structure(self, description: Description) -> dict[str, Any]:
         """The pairs."""
         return {"parts": [{"from": source.name, "to": target.name} for source, target in self.edges]}
 

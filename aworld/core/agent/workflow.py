@@ -28,7 +28,7 @@ from aworld.core.agent.flow import (
     readable,
     units_of,
 )
-from aworld.core.definition import Account
+from aworld.core.definition import Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Part, content_text
 
@@ -61,17 +61,17 @@ class WorkflowNode:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the member."""
-        what = f"Node of {getattr(self.unit, 'name', self.unit)!r}"
+        what = f"WorkflowNode of {getattr(self.unit, 'name', self.unit)!r}"
         refuse_on_error(self.on_error, what)
         refuse_no_function(what, input=self.input)
         if type(self.retries) is not int or self.retries < 0:
             raise ConfigError(f"{what}: retries={self.retries!r}; give the number of further tries, from 0.")
 
-    def part(self, account: Account, owner: str) -> Any:
+    def part(self, description: Description, owner: str) -> Any:
         """The node in a definition: the member's name alone where nothing is special about it."""
         part: dict[str, Any] = {"name": self.name, "on_error": self.on_error, "retries": self.retries}
         if self.input is not None:
-            part["input"] = account.code(self.input, f"input= of {self.unit.name!r} in {owner!r}")
+            part["input"] = description.code(self.input, f"input= of {self.unit.name!r} in {owner!r}")
         part = {key: value for key, value in part.items() if value}
         return {"member": self.unit.name, **part} if part else self.unit.name
 
@@ -210,13 +210,13 @@ class Graph:
             for source, when in vertex.before.items()
         ]
 
-    def parts(self, items: Sequence[Any], account: Account) -> dict[str, Any]:
+    def parts(self, items: Sequence[Any], description: Description) -> dict[str, Any]:
         """The workflow in a definition: a chain, or its edges with the nodes that are more than a member."""
         if self.edges is None:
-            return {"parts": self._chain_parts(items, account)}
+            return {"parts": self._chain_parts(items, description)}
         nodes: dict[str, Any] = {}
         for name, vertex in self.vertices.items():
-            part = vertex.node.part(account, self._owner)
+            part = vertex.node.part(description, self._owner)
             if part != name:
                 nodes[name] = {"member": part} if isinstance(part, str) else part
                 nodes[name].pop("name", None)
@@ -226,23 +226,23 @@ class Graph:
             parts.append({"from": source, "to": target})
             if edge.when is not None:
                 what = f"when= from {source!r} to {target!r} in {self._owner!r}"
-                parts[-1]["when"] = account.code(edge.when, what)
+                parts[-1]["when"] = description.code(edge.when, what)
         return {"parts": parts, "nodes": nodes}
 
-    def _chain_parts(self, items: Sequence[Any], account: Account) -> list[Any]:
+    def _chain_parts(self, items: Sequence[Any], description: Description) -> list[Any]:
         """The items of a chain; a serial group in it is the same as its members."""
         parts: list[Any] = []
         for item in items:
             chained = isinstance(item, tuple)
-            parts += self._chain_parts(item, account) if chained else [self._part(item, account)]  # pyright: ignore[reportUnknownArgumentType]
+            parts += self._chain_parts(item, description) if chained else [self._part(item, description)]  # pyright: ignore[reportUnknownArgumentType]
         return parts
 
-    def _part(self, item: Any, account: Account) -> Any:
+    def _part(self, item: Any, description: Description) -> Any:
         if isinstance(item, tuple):
-            return {"serial": self._chain_parts(cast("tuple[Any, ...]", item), account)}
+            return {"serial": self._chain_parts(cast("tuple[Any, ...]", item), description)}
         if isinstance(item, list):
-            return [self._part(member, account) for member in cast("list[Any]", item)]
-        return item.part(account, self._owner) if isinstance(item, WorkflowNode) else item.name
+            return [self._part(member, description) for member in cast("list[Any]", item)]
+        return item.part(description, self._owner) if isinstance(item, WorkflowNode) else item.name
 
 
 class WorkflowFlow:
@@ -336,7 +336,7 @@ class Loop(Topology):
     answer, or fail it where `must_hold`.
     """
 
-    named: ClassVar[frozenset[str]] = frozenset({"body", "until", "input", "answer"})
+    _named: ClassVar[frozenset[str]] = frozenset({"body", "until", "input", "answer"})
 
     def __init__(
         self,
@@ -407,7 +407,7 @@ class Map(Topology):
     the list. `max_parallel` bounds how many run at once.
     """
 
-    named: ClassVar[frozenset[str]] = frozenset({"unit", "over", "reduce"})
+    _named: ClassVar[frozenset[str]] = frozenset({"unit", "over", "reduce"})
 
     def __init__(
         self,

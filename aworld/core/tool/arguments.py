@@ -82,12 +82,12 @@ class Arguments:
             got = _json_kind(first["input"])
             return f"The arguments must be one JSON object, but are {got}: {_clip(text)}\nWanted: {whole}"
         data = from_json(text)
-        told: dict[str, dict[str, None]] = {}
+        wishes: dict[str, dict[str, None]] = {}
         for fault in faults:
             where = _path(fault["loc"], data, absent=fault["type"] == "missing")
             got, wanted = self._fault(fault["type"], fault["msg"], fault["input"], where)
-            told.setdefault(f"- {where}: {got}", {})[wanted] = None
-        lines = [got + " or ".join(wanted) for got, wanted in told.items()]
+            wishes.setdefault(f"- {where}: {got}", {})[wanted] = None
+        lines = [got + " or ".join(wanted) for got, wanted in wishes.items()]
         if len(lines) > _SHOWN:
             lines[_SHOWN:] = [f"- and {len(lines) - _SHOWN} more"]
         return "\n".join(["Wrong arguments.", *lines, f"Wanted: {whole}"])
@@ -154,9 +154,9 @@ def _adapter(fields: Iterable[Field], extra: Any) -> TypeAdapter[dict[str, Any]]
     make = cast("Any", TypedDict)  # a checker knows only literal members
     if extra is not EMPTY:
         return TypeAdapter(make("Arguments", members, extra_items=_modern(extra)))
-    made = make("Arguments", members)
-    made.__pydantic_config__ = {"extra": "forbid"}
-    return TypeAdapter(made)
+    arguments = make("Arguments", members)
+    arguments.__pydantic_config__ = {"extra": "forbid"}
+    return TypeAdapter(arguments)
 
 
 def _optional(annotation: Any) -> Any:
@@ -192,11 +192,11 @@ def _unfit(signature: Signature, error: Exception) -> ToolError:
             break
     else:
         owner = signature.label
-    said = str(error).split("\n", 1)[0].split(". ", 1)[0].rstrip(".")
+    why = str(error).split("\n", 1)[0].split(". ", 1)[0].rstrip(".")
     if isinstance(error, PydanticUndefinedAnnotation) or getattr(error, "code", None) == "class-not-fully-defined":
-        return UnresolvedError(f"{owner}: {said}. Define or import what its type names at the level of the module.")
+        return UnresolvedError(f"{owner}: {why}. Define or import what its type names at the level of the module.")
     return ToolError(
-        f"{owner} cannot be offered to a model: {said}. Use a JSON type, an enum, a dataclass, a TypedDict or a "
+        f"{owner} cannot be offered to a model: {why}. Use a JSON type, an enum, a dataclass, a TypedDict or a "
         f"pydantic model, or fill it yourself with functools.partial."
     )
 
@@ -246,9 +246,9 @@ def _modern(annotation: Any) -> Any:
             if get_origin(hint) in (Required, NotRequired):  # as strings they are not in `__required_keys__`
                 mark, hint = get_origin(hint), get_args(hint)[0]
             members[name] = mark[_modern(hint)]
-        made = cast("Any", TypedDict)(annotation.__name__, members)
-        made.__doc__, made.__module__ = annotation.__doc__, annotation.__module__
-        return made
+        modern = cast("Any", TypedDict)(annotation.__name__, members)
+        modern.__doc__, modern.__module__ = annotation.__doc__, annotation.__module__
+        return modern
     origin, old = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal or not old:
         return annotation

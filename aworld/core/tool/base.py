@@ -3,11 +3,14 @@
 A tool is a value: a schema for the model and one async method that takes the arguments exactly as the model wrote
 them. Time-outs, capture, the order of answers and the text of errors are the runtime's. Whatever a tool raises goes
 back to the model; `ToolError` says it in the tool's own words.
+
+A tool or toolset that holds something for the length of a run, such as a sandbox or a session, has `for_run(scope)`,
+which returns the run's own copy of it (`aworld.core.context.scope`); all others are shared by all runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -60,9 +63,6 @@ class Tool:
     """Seconds; None takes the task's `tool_timeout`."""
     idempotent: bool = False
     """Whether the tool may run again when the process died while it ran."""
-    uses: Sequence[Any] = ()
-    """What the tool works through, such as the tool that it wraps or a source of sandboxes; what of this is
-    `RunScoped` is told when a run is over, once, also when several tools share it."""
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""
@@ -83,28 +83,6 @@ class Tool:
 
 
 @runtime_checkable
-class RunScoped(Protocol):
-    """A tool or toolset that holds something for the length of a run, such as a session or a sandbox."""
-
-    async def end_run(self, trajectory_id: str) -> None:
-        """The run is over, whatever its status: let go of what was held for it. Called once, and bounded in time."""
-        ...
-
-
-@runtime_checkable
-class Resting(Protocol):
-    """A `RunScoped` that minds whether its run rests, and whether it goes on elsewhere."""
-
-    async def rest(self, trajectory_id: str) -> None:
-        """The run waits for a person, maybe for days; what is held may be put aside."""
-        ...
-
-    def go_on(self, trajectory_id: str) -> None:
-        """A run goes on that has used this, in this process or in another one; or a fork of one does."""
-        ...
-
-
-@runtime_checkable
 class Toolset(Protocol):
     """A set of tools that is known only when a run starts, such as those of a server."""
 
@@ -116,11 +94,3 @@ class Toolset(Protocol):
 def is_toolset(item: object) -> TypeGuard[Toolset]:
     """Whether something is a toolset. `isinstance` of a protocol says the same at 20 times the cost (Python 3.11)."""
     return hasattr(item, "list_tools")
-
-
-def run_scoped(item: Any) -> Iterator[RunScoped]:
-    """What a tool or toolset, or anything that it `uses`, holds for the length of a run."""
-    if hasattr(item, "end_run"):
-        yield item
-    for used in getattr(item, "uses", ()):
-        yield from run_scoped(used)

@@ -7,17 +7,22 @@ hold up the event loop; `inline=True` keeps a tiny pure one on the loop.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from functools import partial, update_wrapper
+from copy import copy
+from functools import cached_property, partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
+from aworld.core.checks import nearest
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
-from aworld.core.tool.schema import Spec, definition
+from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature
+
+if TYPE_CHECKING:
+    from aworld.core.tool.arguments import Arguments
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -59,7 +64,7 @@ class FunctionTool(Tool, Generic[P, R]):
         self._description = description
         self._otherwise = ""
         self._inline = inline
-        self._spec = Spec(target, _label(target), skip_first=self._binds is not None)
+        self._spec = _Spec(target, _label(target), skip_first=self._binds is not None)
         self._function = target
         call = type(target).__call__
         self._awaits = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
@@ -90,11 +95,23 @@ class FunctionTool(Tool, Generic[P, R]):
         subject = owner or type(instance) if self._binds == "cls" else instance
         if self._binds is None or subject is None:
             return self
-        bound = cast("FunctionTool[..., Any]", object.__new__(type(self)))
-        bound.__dict__.update(self.__dict__)
+        return self._bound_to(self._function, subject)
+
+    def _bound_to(self, function: Callable[..., Any], subject: object) -> FunctionTool[..., Any]:
+        bound = cast("FunctionTool[..., Any]", copy(self))
         bound._binds = None
-        bound._function = bound.__wrapped__ = MethodType(self._function, subject)
+        bound._function = bound.__wrapped__ = MethodType(function, subject)
         return bound
+
+    @property
+    def for_run(self) -> Callable[[RunScope], Tool]:
+        """A method of an object that has `for_run` is, in a run, the method of the run's own copy of that object.
+
+        All other functions are shared by all runs, and do not have this: AttributeError.
+        """
+        subject = cast("Any", self._function).__self__
+        _ = subject.for_run
+        return lambda scope: self._bound_to(cast("Any", self._function).__func__, scope.own(subject))
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Run with the JSON text `arguments`. Raises `ToolError` for wrong ones, and what the function raises."""
@@ -125,6 +142,63 @@ class FunctionTool(Tool, Generic[P, R]):
                 f"Give the method of an object, such as my_object.{self.name}."
             )
         self._spec.require()
+
+
+class _Spec:
+    """What a model is told of a function, and how its arguments are read. Shared by a method and its bound copies.
+
+    The JSON schema and the validation need pydantic, the descriptions may need griffe: both are loaded and built when
+    they are first asked for, or at once where only pydantic can say whether a type has a schema at all.
+
+    Raises `ToolError` where a parameter cannot be offered to a model; an annotation whose name is not defined yet
+    (a class further down in the module) is left for the first use.
+    """
+
+    def __init__(self, function: Callable[..., Any], label: str, *, skip_first: bool) -> None:
+        self._function = function
+        self._label = label
+        self._skip_first = skip_first
+        try:
+            if not self.signature.plain:
+                self.require()
+        except UnresolvedError:
+            return
+
+    def require(self) -> None:
+        """Build everything now. Raises `ToolError`."""
+        _ = self.arguments.schema
+
+    @cached_property
+    def signature(self) -> Signature:
+        """The parameters of the function."""
+        return read_signature(self._function, self._label, skip_first=self._skip_first)
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """Schema and validation by types, without what the docstring says."""
+        from aworld.core.tool.arguments import Arguments
+
+        return Arguments(self.signature)
+
+    @cached_property
+    def doc(self) -> tuple[str, dict[str, str]]:
+        """The description of the tool, and of its parameters by name, from the docstring."""
+        from aworld.core.tool.docstring import read_docstring
+
+        return read_docstring(docstring_of(self._function))
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """The JSON schema as it is offered: by types, with the descriptions of the docstring."""
+        schema = self.arguments.schema
+        described = self.doc[1]
+        properties = {
+            name: {**value, "description": described[name]}
+            if name in described and "description" not in value
+            else value
+            for name, value in schema["properties"].items()
+        }
+        return {**schema, "properties": properties}
 
 
 @overload
@@ -163,13 +237,13 @@ def tool(
     """
 
     def decorate(function: Callable[..., Any]) -> FunctionTool[..., Any]:
-        made = FunctionTool(
+        decorated = FunctionTool(
             function, name=name, description=desc, timeout=timeout, idempotent=idempotent, inline=inline
         )
-        made._otherwise = tool_desc or ""
+        decorated._otherwise = tool_desc or ""
         if tool_name is not None:
-            _register(tool_name, made)
-        return made
+            _register(tool_name, decorated)
+        return decorated
 
     return decorate if function is None else decorate(function)
 
@@ -179,20 +253,21 @@ be_tool = tool
 
 def find_tools(tool_name: str) -> list[Tool]:
     """The tools registered under `tool_name`, in the order of definition. Raises `ConfigError` for an unknown name."""
-    found = _registry.get(tool_name)
-    if found is None:
+    registered = _registry.get(tool_name)
+    if registered is None:
         raise ConfigError(f"No tool is registered as {tool_name!r}. {_nearest(tool_name, _registry)}")
-    return list(found.values())
+    return list(registered.values())
 
 
 def as_tools(items: Any) -> list[Tool | Toolset]:
-    """Functions, tools and toolsets as tools and toolsets, in order; takes one of them or a sequence, nested or not.
+    """Functions, tools, toolsets and what has `as_tool`, such as agents, as tools and toolsets, in order; takes one of
+    them or a sequence, nested or not.
 
     Raises `ToolError` for a function that a model cannot call, naming the function, the parameter and the remedy.
     """
-    single = callable(items) or isinstance(items, (Tool, str, dict)) or is_toolset(items)
+    single = callable(items) or isinstance(items, (Tool, str, dict)) or is_toolset(items) or hasattr(items, "as_tool")
     if not single and isinstance(items, Iterable):
-        return [made for item in cast("Iterable[Any]", items) for made in as_tools(item)]
+        return [tool for item in cast("Iterable[Any]", items) for tool in as_tools(item)]
     return [_as_tool(items)]
 
 
@@ -214,20 +289,24 @@ def _as_tool(item: Any) -> Tool | Toolset:
         return cast("FunctionTool[..., Any]", item)
     if isinstance(item, Tool) or (is_toolset(item) and not isinstance(item, type)):
         return item
+    as_tool: Any = getattr(item, "as_tool", None)
+    if as_tool is not None and not isinstance(item, type):
+        return as_tool()
     if isinstance(item, str):
         raise ConfigError(f"{item!r} is a name. Registered tools are given by name in tool_names=[{item!r}].")
-    made = FunctionTool(item)
-    made.require()
-    return made
+    function_tool = FunctionTool(item)
+    function_tool.require()
+    return function_tool
 
 
-def _register(tool_name: str, made: FunctionTool[..., Any]) -> None:
-    if made._binds is not None:
+def _register(tool_name: str, function_tool: FunctionTool[..., Any]) -> None:
+    name = function_tool.name
+    if function_tool._binds is not None:
         raise ConfigError(
-            f"tool_name={tool_name!r}: {made.name} is a method, and found by name it would have no object. "
-            f"Leave tool_name out and give my_object.{made.name} in tools=[…]."
+            f"tool_name={tool_name!r}: {name} is a method, and found by name it would have no object. "
+            f"Leave tool_name out and give my_object.{name} in tools=[…]."
         )
-    _registry.setdefault(tool_name, {})[made.name] = made
+    _registry.setdefault(tool_name, {})[name] = function_tool
 
 
 def _unwrapped(function: Any) -> tuple[Callable[..., Any], _Binds]:
@@ -237,8 +316,8 @@ def _unwrapped(function: Any) -> tuple[Callable[..., Any], _Binds]:
     if isinstance(function, classmethod):
         return cast("classmethod[Any, ..., Any]", function).__func__, "cls"
     if isinstance(function, FunctionTool):
-        known = cast("FunctionTool[..., Any]", function)
-        return known._function, known._binds
+        inner = cast("FunctionTool[..., Any]", function)
+        return inner._function, inner._binds
     if not callable(function):
         raise ToolError(f"{function!r} is not callable, so it cannot be a tool. Give a function, a Tool or a Toolset.")
     if isinstance(function, type):
@@ -249,8 +328,8 @@ def _unwrapped(function: Any) -> tuple[Callable[..., Any], _Binds]:
         raise ToolError("A lambda has no name and no annotations. Write a def with annotated parameters.")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ToolError(f"{_label(function)} yields, but a tool gives one result. Return a list.")
-    made = cast("Callable[..., Any]", function)
-    return (made, "self") if _is_method(made) else (made, None)
+    plain = cast("Callable[..., Any]", function)
+    return (plain, "self") if _is_method(plain) else (plain, None)
 
 
 def _is_method(function: Any) -> bool:
@@ -280,11 +359,11 @@ def _label(function: Any) -> str:
     return name.rpartition("<locals>.")[2]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _nearest(name: str, registered: Iterable[str]) -> str:
+    near = nearest(name, registered)
     if near:
-        return f"Did you mean {near[0]!r}?"
-    names = ", ".join(sorted(known)) or "none"
+        return f"Did you mean {near!r}?"
+    names = ", ".join(sorted(registered)) or "none"
     return f"Registered: {names}. A tool is registered when the module with its @tool(tool_name=…) is imported."
 
 

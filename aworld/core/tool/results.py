@@ -145,8 +145,8 @@ def _culprit(value: Any, where: str, depth: int) -> tuple[str, str] | None:
             if not _encodes({key: None}):
                 return where, f"a dict with a key of type {type(key).__qualname__} ({key!r:.40})"
     for place, item in _items(value, where) if depth else ():
-        if found := _culprit(item, place, depth - 1):
-            return found
+        if inner := _culprit(item, place, depth - 1):
+            return inner
     return where, f"of type {kind}"
 
 

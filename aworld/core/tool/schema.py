@@ -1,9 +1,7 @@
 """What a model may pass to a function, read from its signature and docstring.
 
 `read_signature` looks at names and annotations only and costs some microseconds, so that a module full of `@tool`
-functions imports fast. `Spec` adds the JSON schema and the validation, which need pydantic, and the descriptions,
-which may need griffe; both are loaded and built when they are first asked for, or at once where only pydantic can say
-whether a type has a schema at all.
+functions imports fast.
 """
 
 from __future__ import annotations
@@ -13,16 +11,13 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from aworld.core.context.base import Context
 from aworld.core.exceptions import ToolError
 from aworld.core.tool.base import ToolContext
-
-if TYPE_CHECKING:
-    from aworld.core.tool.arguments import Arguments
 
 EMPTY: Any = inspect.Parameter.empty
 """Stands for "no default"."""
@@ -67,60 +62,6 @@ class Signature:
 
 class UnresolvedError(ToolError):
     """An annotation names something that is not defined, or not yet."""
-
-
-class Spec:
-    """What a model is told of a function, and how its arguments are read. Shared by a method and its bound copies.
-
-    Raises `ToolError` where a parameter cannot be offered to a model; an annotation whose name is not defined yet
-    (a class further down in the module) is left for the first use.
-    """
-
-    def __init__(self, function: Callable[..., Any], label: str, *, skip_first: bool) -> None:
-        self._function = function
-        self._label = label
-        self._skip_first = skip_first
-        try:
-            if not self.signature.plain:
-                self.require()
-        except UnresolvedError:
-            return
-
-    def require(self) -> None:
-        """Build everything now. Raises `ToolError`."""
-        _ = self.arguments.schema
-
-    @cached_property
-    def signature(self) -> Signature:
-        """The parameters of the function."""
-        return read_signature(self._function, self._label, skip_first=self._skip_first)
-
-    @cached_property
-    def arguments(self) -> Arguments:
-        """Schema and validation by types, without what the docstring says."""
-        from aworld.core.tool.arguments import Arguments
-
-        return Arguments(self.signature)
-
-    @cached_property
-    def doc(self) -> tuple[str, dict[str, str]]:
-        """The description of the tool, and of its parameters by name, from the docstring."""
-        from aworld.core.tool.docstring import read_docstring
-
-        return read_docstring(_docstring(self._function))
-
-    @cached_property
-    def parameters(self) -> dict[str, Any]:
-        """The JSON schema as it is offered: by types, with the descriptions of the docstring."""
-        schema = self.arguments.schema
-        described = self.doc[1]
-        properties = {
-            name: {**value, "description": described[name]}
-            if name in described and "description" not in value
-            else value
-            for name, value in schema["properties"].items()
-        }
-        return {**schema, "properties": properties}
 
 
 def read_signature(function: Callable[..., Any], label: str, *, skip_first: bool = False) -> Signature:
@@ -223,15 +164,15 @@ def _fixed_keywords(function: Any) -> frozenset[str]:
     return frozenset(fixed)
 
 
-def _docstring(function: Any) -> str | None:
+def docstring_of(function: Any) -> str | None:
     """The docstring of what a `partial` wraps, of a function, or of the `__call__` of an object (else its class)."""
     while isinstance(function, partial):
         function = function.func
     if inspect.isroutine(function) or hasattr(function, "__wrapped__"):
         return function.__doc__
-    made = cast("type[Any]", type(function))
-    text: str | None = made.__call__.__doc__ or made.__doc__
-    return None if text and text.startswith(f"{made.__name__}(") else text  # what a dataclass writes of itself
+    kind = cast("type[Any]", type(function))
+    text: str | None = kind.__call__.__doc__ or kind.__doc__
+    return None if text and text.startswith(f"{kind.__name__}(") else text  # what a dataclass writes of itself
 
 
 def definition(function: Any) -> Any:
@@ -258,9 +199,9 @@ def _resolve(annotations: dict[str, Any], function: Any, label: str) -> dict[str
         return _hints(annotations, space, local)
     except NameError:
         local = {**_enclosing(inner), **local}
-        for known in (ToolContext, Context):  # often imported for the type checker only
-            if known.__name__ not in space:
-                local.setdefault(known.__name__, known)
+        for kind in (ToolContext, Context):  # often imported for the type checker only
+            if kind.__name__ not in space:
+                local.setdefault(kind.__name__, kind)
     out: dict[str, Any] = {}
     for name, annotation in annotations.items():
         try:

@@ -26,7 +26,7 @@ SPARE = 192
 """Threads at most that may stand in for threads that are stuck in abandoned calls."""
 
 
-class _Call:
+class _ThreadCall:
     """One call on its way through a thread and back."""
 
     __slots__ = ("abandoned", "context", "error", "function", "future", "loop", "running", "value")
@@ -75,7 +75,7 @@ class DaemonThreads:
 
     def _reset(self) -> None:
         self._lock = Lock()
-        self._calls: SimpleQueue[_Call] = SimpleQueue()
+        self._calls: SimpleQueue[_ThreadCall] = SimpleQueue()
         self._threads = 0
         self._unfinished = 0
         self._stuck = 0
@@ -90,7 +90,7 @@ class DaemonThreads:
 
         `StopIteration` and `CancelledError` come back as a `RuntimeError`.
         """
-        call = _Call(function, get_running_loop())
+        call = _ThreadCall(function, get_running_loop())
         with self._lock:
             self._grow(self._unfinished + 1)
             self._unfinished += 1
@@ -110,18 +110,18 @@ class DaemonThreads:
     def _allowed(self) -> int:
         return self._bound + min(self._stuck, self._spare)
 
-    def _abandon(self, call: _Call) -> None:
+    def _abandon(self, call: _ThreadCall) -> None:
         with self._lock:
             call.abandoned = True
             if call.running:
                 self._stuck += 1
                 self._grow(self._unfinished)
 
-    def _work(self, calls: SimpleQueue[_Call]) -> None:
+    def _work(self, calls: SimpleQueue[_ThreadCall]) -> None:
         while self._serve(calls.get()):
             pass
 
-    def _serve(self, call: _Call) -> bool:
+    def _serve(self, call: _ThreadCall) -> bool:
         """Run one call; tells whether the thread goes on. A call is a local here, so that an idle thread holds none."""
         with self._lock:
             call.running = not call.abandoned

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 import msgspec
 
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import ToolSchema
-from aworld.core.tool.base import RunScoped, Tool, Toolset, run_scoped
+from aworld.core.tool.base import Tool, Toolset
 from aworld.core.tool.func_to_tool import as_tools, find_tools
 
 
@@ -31,13 +33,22 @@ class Offer:
         self.schemas: tuple[ToolSchema, ...] = tuple(tool.schema for tool in self.by_name.values())
         self.digest, self.dicts = describe(self.schemas)
 
+    def of_run(self, scope: RunScope) -> Offer:
+        """The same offer, with the run's own copies of the tools: what a model is sent is not made again."""
+        offer = copy(self)
+        offer.by_name = {name: scope.own(tool) for name, tool in self.by_name.items()}
+        return offer
+
 
 def describe(schemas: Sequence[ToolSchema]) -> tuple[str | None, tuple[dict[str, Any], ...]]:
     """The digest of a set of schemas, None for an empty set, and the schemas as the log keeps them."""
     dicts = tuple({"name": s.name, "description": s.description, "parameters": s.parameters} for s in schemas)
-    if not dicts:
-        return None, ()
-    return hashlib.sha256(msgspec.json.encode(dicts, order="deterministic")).hexdigest()[:16], dicts
+    return (digest_of(dicts), dicts) if dicts else (None, ())
+
+
+def digest_of(body: Any) -> str:
+    """The digest under which the log keeps something JSON-able: a set of schemas, the definition of an agent."""
+    return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()[:16]
 
 
 class Toolkit:
@@ -46,7 +57,7 @@ class Toolkit:
     def __init__(self, tools: Sequence[Any] = (), tool_names: Sequence[str] = (), *, owner: str) -> None:
         self.owner = owner
         self.tool_names = tuple(tool_names)
-        self.given: list[Tool | Toolset] = as_tools([_unit_as_tool(item) for item in _listed(tools)])
+        self.given: list[Tool | Toolset] = as_tools(tools)
         """What was handed over, without what was found by name."""
         self.items: list[Tool | Toolset] = list(self.given)
         for name in tool_names:
@@ -54,31 +65,22 @@ class Toolkit:
                 self.items += find_tools(name)
             except ConfigError as error:
                 raise ConfigError(f"{owner[:1].upper()}{owner[1:]} misses a tool. {error}") from None
-        self.scoped: list[RunScoped] = [held for item in self.items for held in run_scoped(item)]
-        """Those that hold something for the length of a run."""
-        self._static = [item for item in self.items if isinstance(item, Tool)]
-        self._offer = Offer(self._static, owner) if len(self._static) == len(self.items) else None
+        self._scoped = any(hasattr(item, "for_run") for item in self.items)
+        static = [item for item in self.items if isinstance(item, Tool)]
+        self._offer = Offer(static, owner) if len(static) == len(self.items) else None
 
-    def ready(self) -> Offer | None:
-        """The offer, when no toolset has to be asked first."""
-        return self._offer
-
-    async def resolve(self, extra: Sequence[Tool | Toolset] = ()) -> Offer:
-        """The offer, `extra` tools of a task added."""
-        if self._offer is not None and not extra:
+    def ready(self, scope: RunScope | None = None) -> Offer | None:
+        """The offer of a run, when no toolset has to be asked first; the same one for all where no tool is a run's."""
+        if scope is None or not self._scoped or self._offer is None:
             return self._offer
+        return self._offer.of_run(scope)
+
+    async def resolve(self, extra: Sequence[Tool | Toolset], scope: RunScope) -> Offer:
+        """The offer of a run, `extra` tools of its task added."""
+        offer = None if extra else self.ready(scope)
+        if offer is not None:
+            return offer
         tools: list[Tool] = []
-        for item in [*self.items, *extra]:
+        for item in map(scope.own, (*self.items, *extra)):
             tools += [item] if isinstance(item, Tool) else await item.list_tools()
         return Offer(tools, self.owner)
-
-
-def _listed(tools: Any) -> Sequence[Any]:
-    """What was given as `tools`: a sequence, or a single one."""
-    return tools if isinstance(tools, Iterable) and not isinstance(tools, str) else [tools]  # pyright: ignore[reportUnknownVariableType, reportReturnType]
-
-
-def _unit_as_tool(item: Any) -> Any:
-    """Agents and swarms are tools by what they say of themselves; everything else is left as it is."""
-    as_tool = getattr(item, "as_tool", None)
-    return item if as_tool is None or isinstance(item, type) else as_tool()

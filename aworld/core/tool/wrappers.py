@@ -7,14 +7,16 @@ a toolset among them, all are wrapped when it is asked for its tools.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, TypeAlias, cast
 
 import msgspec
 
+from aworld.core.checks import nearest
+from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Question, Tool, ToolContext, Toolset
 from aworld.core.tool.func_to_tool import as_tools, checked_name
@@ -28,9 +30,9 @@ Approve: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool | str | A
 _YES = frozenset({"yes", "y", "true", "approve", "approved", "ok", "okay"})
 
 
-def means_yes(said: str) -> bool:
+def means_yes(words: str) -> bool:
     """Whether a person's words are consent: a plain yes and nothing else, as more words may take it back."""
-    return said.strip().lower().rstrip(".!") in _YES
+    return words.strip().lower().rstrip(".!") in _YES
 
 
 def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list[Tool | Toolset]:
@@ -39,19 +41,19 @@ def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list
     Raises `ConfigError` when `keep` names a tool that is not there.
     """
     if callable(keep):
-        return _changed(tools, lambda known: [tool for tool in known if keep(tool)])
+        return _changed(tools, lambda offered: [tool for tool in offered if keep(tool)])
     names = _names(keep, "filtered")
 
-    def change(known: Sequence[Tool]) -> Sequence[Tool]:
-        _check_known(names, known, "filtered")
-        return [tool for tool in known if tool.name in names]
+    def change(offered: Sequence[Tool]) -> Sequence[Tool]:
+        _check_offered(names, offered, "filtered")
+        return [tool for tool in offered if tool.name in names]
 
     return _changed(tools, change)
 
 
 def prefixed(tools: Any, prefix: str) -> list[Tool | Toolset]:
     """The tools with `prefix` before their names. Raises `ConfigError` for a name that providers refuse."""
-    return _changed(tools, lambda known: [_renamed(tool, prefix + tool.name) for tool in known])
+    return _changed(tools, lambda offered: [_renamed(tool, prefix + tool.name) for tool in offered])
 
 
 def renamed(tools: Any, names: Mapping[str, str]) -> list[Tool | Toolset]:
@@ -60,9 +62,9 @@ def renamed(tools: Any, names: Mapping[str, str]) -> list[Tool | Toolset]:
     Raises `ConfigError` for an old name that is not there, and for a new one that providers refuse or two tools share.
     """
 
-    def change(known: Sequence[Tool]) -> Sequence[Tool]:
-        _check_known(names, known, "renamed")
-        out = [_renamed(tool, names[tool.name]) if tool.name in names else tool for tool in known]
+    def change(offered: Sequence[Tool]) -> Sequence[Tool]:
+        _check_offered(names, offered, "renamed")
+        out = [_renamed(tool, names[tool.name]) if tool.name in names else tool for tool in offered]
         taken = [tool.name for tool in out]
         if twice := next((name for name in names.values() if taken.count(name) > 1), None):
             raise ConfigError(f"renamed: two tools would be named {twice!r}. Give each its own name.")
@@ -80,12 +82,12 @@ def approval_required(tools: Any, when: When | None = None, approve: Approve | N
     tools.
     """
     if when is None or callable(when):
-        return _changed(tools, lambda known: [_approved(tool, when, approve) for tool in known])
+        return _changed(tools, lambda offered: [_approved(tool, when, approve) for tool in offered])
     names = _names(when, "approval_required")
 
-    def change(known: Sequence[Tool]) -> Sequence[Tool]:
-        _check_known(names, known, "approval_required")
-        return [_approved(tool, None, approve) if tool.name in names else tool for tool in known]
+    def change(offered: Sequence[Tool]) -> Sequence[Tool]:
+        _check_offered(names, offered, "approval_required")
+        return [_approved(tool, None, approve) if tool.name in names else tool for tool in offered]
 
     return _changed(tools, change)
 
@@ -94,20 +96,24 @@ class _Changed:
     """Tools of which some are known only when a run starts, changed when they are asked for."""
 
     def __init__(self, items: Sequence[Tool | Toolset], change: Change) -> None:
-        self._items = self.uses = items
+        self._items = items
         self._change = change
 
+    def for_run(self, scope: RunScope) -> _Changed:
+        """The run's own copies, changed in the same way."""
+        return _Changed([scope.own(item) for item in self._items], self._change)
+
     async def list_tools(self) -> Sequence[Tool]:
-        known: list[Tool] = []
+        offered: list[Tool] = []
         for item in self._items:
-            known += [item] if isinstance(item, Tool) else await item.list_tools()
-        return self._change(known)
+            offered += [item] if isinstance(item, Tool) else await item.list_tools()
+        return self._change(offered)
 
 
 def _changed(tools: Any, change: Change) -> list[Tool | Toolset]:
     items = as_tools(tools)
-    known = [item for item in items if isinstance(item, Tool)]
-    return [*change(known)] if len(known) == len(items) else [_Changed(items, change)]
+    static = [item for item in items if isinstance(item, Tool)]
+    return [*change(static)] if len(static) == len(items) else [_Changed(items, change)]
 
 
 def _renamed(tool: Tool, name: str) -> Tool:
@@ -132,8 +138,20 @@ class _Wrapped(Tool):
         self.parameters = inner.parameters
         self.timeout = inner.timeout
         self.idempotent = inner.idempotent
-        self.uses = (inner,)
         self._inner = inner
+
+    @property
+    def for_run(self) -> Callable[[RunScope], Tool]:
+        """Is there where the inner tool has it: what is shared stays shared behind a wrapper. Else AttributeError."""
+        _ = cast("Any", self._inner).for_run
+        return self._for_run
+
+    def _for_run(self, scope: RunScope) -> Tool:
+        if self.name in scope.used:  # the log has our name; the inner tool looks for its own
+            scope.used |= {self._inner.name}
+        own_wrapper = copy(self)
+        own_wrapper._inner = scope.own(self._inner)
+        return own_wrapper
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         return await self._inner.invoke(arguments, context)
@@ -150,7 +168,7 @@ class _Approved(_Wrapped):
         self._approve = approve
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        values = _decoded(arguments)
+        values = decoded(arguments)
         if self._when is None or self._when(self.name, values, context):
             await self._consent(values, context)
         return await self._inner.invoke(arguments, context)
@@ -160,13 +178,13 @@ class _Approved(_Wrapped):
             question = _question(self.name, values, context.agent)
             if question not in context.answers:
                 raise Question(question)
-            said = context.answers[question].strip()
-            if not means_yes(said):
-                raise ToolError(f"A person refused this call{_words(said)} Do not repeat it unchanged.")
+            answer = context.answers[question].strip()
+            if not means_yes(answer):
+                raise ToolError(f"A person refused this call{_reason(answer)} Do not repeat it unchanged.")
             return
         verdict = await _ask(self._approve, self.name, values, context)
         if isinstance(verdict, str) or not verdict:
-            raise ToolError(f"This call was refused{_words(verdict or '')} Do not repeat it unchanged.")
+            raise ToolError(f"This call was refused{_reason(verdict or '')} Do not repeat it unchanged.")
 
 
 async def _ask(approve: Approve, name: str, values: dict[str, Any], context: ToolContext) -> bool | str:
@@ -178,7 +196,8 @@ async def _ask(approve: Approve, name: str, values: dict[str, Any], context: Too
     return await verdict if inspect.isawaitable(verdict) else verdict
 
 
-def _decoded(arguments: str) -> dict[str, Any]:
+def decoded(arguments: str) -> dict[str, Any]:
+    """The arguments of a call, as a model wrote them, as an object. Raises `ToolError`."""
     try:
         return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError) as error:
@@ -190,8 +209,8 @@ def _question(name: str, values: dict[str, Any], agent: str) -> str:
     return "\n".join([f"May {agent} call {name}?", *shown, "Answer yes, or say why not."])
 
 
-def _words(said: str) -> str:
-    return f', saying: "{said}".' if said else "."
+def _reason(words: str) -> str:
+    return f', saying: "{words}".' if words else "."
 
 
 def _names(names: Collection[str], owner: str) -> frozenset[str]:
@@ -200,10 +219,10 @@ def _names(names: Collection[str], owner: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _check_known(names: Collection[str], known: Sequence[Tool], owner: str) -> None:
-    there = [tool.name for tool in known]
+def _check_offered(names: Collection[str], tools: Sequence[Tool], owner: str) -> None:
+    there = [tool.name for tool in tools]
     for name in names:
         if name not in there:
-            near = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(there) or 'none'}."
+            near = nearest(name, there)
+            hint = f"Did you mean {near!r}?" if near else f"There are: {', '.join(there) or 'none'}."
             raise ConfigError(f"{owner}: there is no tool {name!r}. {hint}")

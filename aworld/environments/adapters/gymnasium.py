@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -23,22 +22,17 @@ import msgspec
 
 from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ToolError
+from aworld.core.extras import import_extra
 from aworld.core.message import Content, Text
-from aworld.core.tool.base import Tool, ToolContext
+from aworld.core.tool.base import Tool
 from aworld.core.tool.results import to_content
 from aworld.core.tool.threads import THREADS
+from aworld.environments.adapters.spaces import action_of, jsonable, schema, words
+from aworld.environments.adapters.stepwise import ActTool, StepwiseSession, returns, seeded
 from aworld.environments.environment import Environment
-from aworld.environments.problem import Problem, split_by_hash
-from aworld.environments.rubric import Episode, Part, Rubric
-from aworld.environments.session import Session
+from aworld.environments.problem import Problem
 
-try:
-    import gymnasium
-    from gymnasium.spaces import Discrete
-
-    from aworld.environments.adapters.spaces import action_of, jsonable, schema, words
-except ImportError as missing:
-    raise ConfigError("Gymnasium environments need gymnasium: pip install 'aworld[gymnasium]'.") from missing
+gymnasium: Any = import_extra("gymnasium", "gymnasium_environment", "gymnasium>=1.0")
 
 Describe = Callable[[Any, Mapping[str, Any]], Content]
 """Tells a model of an observation, given it and Gymnasium's `info`."""
@@ -84,13 +78,13 @@ def gymnasium_environment(
         game = _Game(create, sample, actions, instructions, describe, inline)
     finally:
         sample.close()
-    train, test = split_by_hash(partial(_seeds, game.instructions))
+    train, test = seeded(game.instructions, lambda seed: {"seed": seed})
     return Environment(
         name,
         train=train,
         test=test,
         session=partial(GymnasiumSession, game),
-        rubric=Rubric(Part("return", _return, weight=0.0, inline=True)),
+        rubric=returns(),
         system_prompt=system_prompt,
         conf=conf,
     )
@@ -116,31 +110,30 @@ class _Game:
             schema(sample.observation_space)  # refuses what a model cannot read
         self.describe = describe or _as_json
         action = schema(self.space) if self.actions is None else self._named(self.actions)
-        said = f"one of {', '.join(self.actions)}" if self.actions is not None else words(self.space)
-        self.description = f"Take one step in the environment with an action: {said}."
+        choice = f"one of {', '.join(self.actions)}" if self.actions is not None else words(self.space)
+        self.description = f"Take one step in the environment with an action: {choice}."
         self.parameters = {
             "type": "object", "properties": {"action": action}, "required": ["action"], "additionalProperties": False,
         }  # fmt: skip
-        self.instructions = instructions or _instructions(sample, said, describe is None)
+        self.instructions = instructions or _instructions(sample, choice, describe is None)
 
     def _named(self, names: tuple[str, ...]) -> dict[str, Any]:
-        if not isinstance(self.space, Discrete):
+        if not isinstance(self.space, gymnasium.spaces.Discrete):
             raise ConfigError(f"actions names the actions of a Discrete space; this one is {self.space!r}.")
-        space = cast(Any, self.space)
-        if len(names) != int(space.n):
-            raise ConfigError(f"actions has {len(names)} names; the environment has {int(space.n)} actions.")
-        self.first = int(space.start)
+        if len(names) != int(self.space.n):
+            raise ConfigError(f"actions has {len(names)} names; the environment has {int(self.space.n)} actions.")
+        self.first = int(self.space.start)
         return {"type": "string", "enum": list(names)}
 
     def action(self, arguments: str) -> Any:
         """The action that a model wrote. Raises ToolError that says what would have been right."""
         try:
-            given = msgspec.json.decode(arguments)
+            fields = msgspec.json.decode(arguments)
         except msgspec.DecodeError as error:
             raise ToolError(f"The arguments are no JSON: {error}.") from error
-        if not isinstance(given, dict) or set(cast("dict[Any, Any]", given)) != {"action"}:
+        if not isinstance(fields, dict) or set(cast("dict[Any, Any]", fields)) != {"action"}:
             raise ToolError('Give the action and nothing else: {"action": …}.')
-        value = cast("dict[str, Any]", given)["action"]
+        value = cast("dict[str, Any]", fields)["action"]
         if self.actions is None:
             return action_of(self.space, value)
         if value not in self.actions:
@@ -148,14 +141,13 @@ class _Game:
         return action_of(self.space, self.first + self.actions.index(value))
 
 
-class GymnasiumSession(Session):
-    """One episode. `env` is Gymnasium's own object, `total` the sum of its rewards so far."""
+class GymnasiumSession(StepwiseSession):
+    """One episode. `env` is Gymnasium's own object."""
 
     def __init__(self, game: _Game, problem: Problem) -> None:
         super().__init__(problem)
         self.game = game
         self.env: Any = None
-        self.total = 0.0
         self.terminated = self.truncated = False
         self._turn = asyncio.Lock()
         self._lost = False
@@ -171,7 +163,7 @@ class GymnasiumSession(Session):
 
     def tools(self) -> Sequence[Tool]:
         """The one tool."""
-        return (_Act(self),)
+        return (ActTool(self, self.game.description, self.game.parameters),)
 
     async def act(self, arguments: str) -> Content:
         """Take a step with the action that the model wrote, reward it, and tell what came of it."""
@@ -182,20 +174,13 @@ class GymnasiumSession(Session):
             observation, reward, self.terminated, self.truncated, info = await self._call(
                 partial(self.env.step, action)
             )
-            self._reward(reward)
-            told = to_content(self.game.describe(observation, info))
+            self.earn(reward)
+            content = to_content(self.game.describe(observation, info))
             if not (self.terminated or self.truncated):
-                return told
+                return content
             end = "The episode has ended." if self.terminated else "The episode was cut off: it took too many steps."
             self.finish(f"{end} Return: {self.total:g}.")
-            return f"{told}\n{end}" if isinstance(told, str) else (*told, Text(end))
-
-    def _reward(self, value: Any) -> None:
-        try:
-            self.total += float(value)
-            self.reward(float(value))
-        except (TypeError, ValueError) as error:
-            raise EnvironmentFailed(f"step gave the reward {value!r}: {error}") from error
+            return f"{content}\n{end}" if isinstance(content, str) else (*content, Text(end))
 
     async def _call(self, function: Callable[[], Any]) -> Any:
         """What the environment answers. What it raises is its own failure, not the agent's."""
@@ -216,31 +201,11 @@ class GymnasiumSession(Session):
             await self._call(env.close)
 
 
-class _Act(Tool):
-    name = "act"
-
-    def __init__(self, session: GymnasiumSession) -> None:
-        self._session = session
-        self.description = session.game.description
-        self.parameters = session.game.parameters
-
-    async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        return await self._session.act(arguments)
-
-
 def _make(id: str, arguments: dict[str, Any]) -> Any:
     try:
         return gymnasium.make(id, **arguments)
     except (gymnasium.error.Error, TypeError) as error:
         raise ConfigError(f"gymnasium.make({id!r}) | {error}") from error
-
-
-def _seeds(instructions: str, seed: int) -> Iterator[Problem]:
-    """Problems without end, of seeds in 31 bits, which every environment takes; in a row, so that none comes twice."""
-    first = random.Random(seed).getrandbits(31)
-    for number in range(2**31):
-        own = (first + number) & 0x7FFFFFFF
-        yield Problem(f"seed-{own}", instructions, data={"seed": own})
 
 
 def _as_json(observation: Any, info: Mapping[str, Any]) -> str:
@@ -250,28 +215,24 @@ def _as_json(observation: Any, info: Mapping[str, Any]) -> str:
 
 def _instructions(env: Any, actions: str, as_json: bool) -> str:
     name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-    own = _sections(inspect.getdoc(type(cast(object, env.unwrapped))) or "")
-    said = [
+    documentation = _sections(inspect.getdoc(type(cast(object, env.unwrapped))) or "")
+    paragraphs = [
         f"You act in the environment {name}. Call the tool `act` with one action at a time until the episode ends; "
         "collect as much reward as you can.",
         f"An action is {actions}.",
     ]
-    if own:
-        said.append(own)
+    if documentation:
+        paragraphs.append(documentation)
     if as_json:
-        said.append(f"An observation is {words(env.observation_space)}.")
-    return "\n\n".join(said)
+        paragraphs.append(f"An observation is {words(env.observation_space)}.")
+    return "\n\n".join(paragraphs)
 
 
 def _sections(documentation: str) -> str:
     """What the documentation says under the headings that a player should know."""
     parts = re.split(r"^ *#+ *(.+?) *$", documentation, flags=re.MULTILINE)
-    found = {heading: text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
-    return "\n\n".join(f"{heading}:\n{found[heading]}" for heading in _SECTIONS if found.get(heading))
-
-
-def _return(episode: Episode) -> float:
-    return cast("GymnasiumSession", episode.session).total
+    texts = {heading: text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
+    return "\n\n".join(f"{heading}:\n{texts[heading]}" for heading in _SECTIONS if texts.get(heading))
 
 
 def _text(content: Content) -> str:

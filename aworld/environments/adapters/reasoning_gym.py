@@ -15,18 +15,16 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
 from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError
+from aworld.core.extras import import_extra
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, digest_of, split_by_hash
-from aworld.environments.rubric import Episode, Part, Rubric
+from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 
-try:
-    import reasoning_gym
-except ImportError as missing:
-    raise ConfigError("reasoning-gym tasks need its package: pip install 'aworld[reasoning-gym]'.") from missing
+reasoning_gym: Any = import_extra("reasoning_gym", "reasoning_gym_environment", "reasoning-gym>=0.1.20")
 
 SIZE = 200
 """Tasks of one generator; the next ones come from the next generator. Most make a task when it is asked for, some make
@@ -90,20 +88,20 @@ class _Tasks:
 
     def _of(self, seed: int, size: int = SIZE) -> Any:
         try:
-            return cast(Any, reasoning_gym).create_dataset(self.dataset, seed=seed, size=size, **self.options)
+            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **self.options)
         except (ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"reasoning_gym.create_dataset({self.dataset!r}) | {error}") from error
 
     def __call__(self, seed: int) -> Iterator[Problem]:
         for number in count():
-            own = random.Random(f"{seed}/{number}").getrandbits(31)
-            tasks = self.of(own)
+            generator_seed = random.Random(f"{seed}/{number}").getrandbits(31)
+            tasks = self.of(generator_seed)
             for index in range(len(tasks)):
                 task = tasks[index]
-                place = {"dataset": self.dataset, "seed": own, "size": SIZE, "index": index}
-                yield Problem(f"{self.dataset}-{own}-{index}", task["question"], task["answer"], place)
+                place = {"dataset": self.dataset, "seed": generator_seed, "size": SIZE, "index": index}
+                yield Problem(f"{self.dataset}-{generator_seed}-{index}", task["question"], task["answer"], place)
 
-    def score(self, episode: Episode) -> float:
+    def score(self, episode: ScoredEpisode) -> float:
         """What reasoning-gym gives for the answer."""
         place = episode.problem.data
         tasks = self.of(int(place["seed"]), int(place["size"]))
@@ -113,8 +111,8 @@ class _Tasks:
 
 def answer_in(text: str) -> str:
     """The answer that a text gives: what stands between the last `<answer>` and `</answer>`, else all of it."""
-    found = _ANSWER.findall(text)
-    return (found[-1] if found else text).strip()
+    answers = _ANSWER.findall(text)
+    return (answers[-1] if answers else text).strip()
 
 
 def _question(problem: Problem) -> Any:

@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
-from gymnasium import spaces
-
 from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.extras import import_extra
+
+import_extra("gymnasium", "gymnasium_environment", "gymnasium>=1.0")
+import numpy as np  # noqa: E402 - it comes with gymnasium, which may be missing
+from gymnasium import spaces  # noqa: E402
 
 LARGEST = 1024
 """Numbers in an array that a model is shown or asked for: a page of digits. Pictures need a `describe` of their own."""
@@ -109,10 +111,10 @@ def _converted(space: spaces.Space[Any], value: Any, where: str) -> Any:
                 raise TypeError(f"{where} is no integer")
             return np.int64(value)
         case spaces.Box() | spaces.MultiBinary() | spaces.MultiDiscrete():
-            given = np.asarray(value)
-            if given.dtype.kind not in "iuf" or (np.issubdtype(space.dtype, np.integer) and given.dtype.kind == "f"):
+            array = np.asarray(value)
+            if array.dtype.kind not in "iuf" or (np.issubdtype(space.dtype, np.integer) and array.dtype.kind == "f"):
                 raise TypeError(f"{where} is not made of such numbers")
-            return given.astype(space.dtype).reshape(space.shape)
+            return array.astype(space.dtype).reshape(space.shape)
         case spaces.Tuple():
             parts = _parts(space)
             if not isinstance(value, list) or len(cast("list[Any]", value)) != len(parts):
@@ -122,8 +124,8 @@ def _converted(space: spaces.Space[Any], value: Any, where: str) -> Any:
         case spaces.Dict():
             if not isinstance(value, dict) or set(cast("dict[Any, Any]", value)) != set(space.spaces):
                 raise TypeError(f"{where} has other keys")
-            given_items = cast("dict[str, Any]", value)
-            return {key: action_of(part, given_items[key], f"{where}.{key}") for key, part in space.spaces.items()}
+            items = cast("dict[str, Any]", value)
+            return {key: action_of(part, items[key], f"{where}.{key}") for key, part in space.spaces.items()}
         case _:
             return value
 

@@ -25,23 +25,21 @@ from typing import Any, cast
 
 from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError
+from aworld.core.extras import import_extra
 from aworld.core.message import Content, Image, Part, Text
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.environments.adapters.verifiers_trace import fill
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, split_by_hash
-from aworld.environments.rubric import Episode, Rubric
 from aworld.environments.rubric import Part as RubricPart
+from aworld.environments.rubric import Rubric, ScoredEpisode
 from aworld.environments.session import Session
 
-try:
-    vf: Any = import_module("verifiers.v1")
-    _loaders: Any = import_module("verifiers.v1.utils.loaders")
-    _decorators: Any = import_module("verifiers.v1.utils.decorators")
-    _server: Any = import_module("verifiers.v1.mcp.server")
-except ImportError as missing:
-    raise ConfigError("verifiers environments need verifiers 0.4: pip install 'aworld[verifiers]'.") from missing
+vf: Any = import_extra("verifiers.v1", "verifiers_environment", "verifiers>=0.4,<0.5")
+_loaders: Any = import_module("verifiers.v1.utils.loaders")
+_decorators: Any = import_module("verifiers.v1.utils.decorators")
+_server: Any = import_module("verifiers.v1.mcp.server")
 
 _FAR = 10_000
 """How far into an endless taskset a seed may lead: its own stream has no seed."""
@@ -95,20 +93,18 @@ def _load(taskset: Any, config: Mapping[str, Any] | None) -> Any:
         return taskset
     try:
         settings = _loaders.taskset_config_type(taskset)(id=taskset, **(config or {}))
-        own = _loaders.environment_class(taskset)
+        kind = _loaders.environment_class(taskset).__name__
         harness = _loaders.default_harness_id(taskset)
-        found = _loaders.load_taskset(settings)
+        loaded = _loaders.load_taskset(settings)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"verifiers taskset {taskset!r} | {error}") from error
-    if own.__name__ != "SingleAgentEnv":
-        raise ConfigError(
-            f"Taskset {taskset!r} brings the environment {own.__name__}; only single agents are carried over."
-        )
+    if kind != "SingleAgentEnv":
+        raise ConfigError(f"Taskset {taskset!r} brings the environment {kind}; only single agents are carried over.")
     if harness != "bash":
         raise ConfigError(
             f"Taskset {taskset!r} brings the harness {harness!r}, which runs its own loop; ours runs here."
         )
-    return found
+    return loaded
 
 
 class _Tasks:
@@ -133,9 +129,9 @@ class _Tasks:
 
     def task(self, problem: Problem) -> Any:
         """The task of a problem, made anew from its data."""
-        made = copy.copy(self.template)
-        made.data = cast(Any, type(self.template.data)).model_validate(problem.data["task"])
-        return made
+        task = copy.copy(self.template)
+        task.data = cast(Any, type(self.template.data)).model_validate(problem.data["task"])
+        return task
 
     def rubric(self) -> Rubric | None:
         """The task's rewards, judges and metrics as parts; None where it has none."""
@@ -148,8 +144,8 @@ class _Tasks:
 
     def toolsets(self) -> list[tuple[Any, bool]]:
         """Fresh tool servers of one episode, with whether they are told of the task."""
-        own = [(server, True) for server in self.template.toolsets(self.template.config)]
-        return [*own, *((server, False) for server in cast(Any, type(self.taskset)).toolsets(self.taskset.config))]
+        of_task = [(server, True) for server in self.template.toolsets(self.template.config)]
+        return [*of_task, *((server, False) for server in cast(Any, type(self.taskset)).toolsets(self.taskset.config))]
 
     def _problem(self, task: Any) -> Problem:
         self._check_data(task)
@@ -171,8 +167,8 @@ class _Tasks:
         hooks = [*task.hooks("reward"), *task.hooks("metric"), *(judge.score for judge in task.plugged_judges())]
         hooks += [getattr(task, name) for name in ("setup", "finalize") if _overrides(task, name)]
         for hook in hooks:
-            given = inspect.signature(hook).parameters.get("runtime")
-            if given is not None and given.default is inspect.Parameter.empty:
+            runtime = inspect.signature(hook).parameters.get("runtime")
+            if runtime is not None and runtime.default is inspect.Parameter.empty:
                 raise ConfigError(f"{kind}.{hook.__name__} needs a `runtime`, which is verifiers' own container.")
         looking = [*task.hooks("stop"), *_decorators.discover_decorated(task, "intercept")]
         if looking:
@@ -219,9 +215,9 @@ class VerifiersSession(Session):
         """Prepare the task and its tool servers."""
         if _overrides(self.task, "setup"):
             await _decorators.invoke(self.task.setup, {"trace": self.trace})
-        for server, told in self._servers:
+        for server, for_task in self._servers:
             await server.setup()
-            if told:
+            if for_task:
                 await server.setup_task(self.task.data)
             prefix = f"{server.server_name}_" if server.server_name else ""
             for function in _decorators.discover_decorated(server, "tool"):
@@ -232,13 +228,13 @@ class VerifiersSession(Session):
         """The tools of the servers, under the names that verifiers gives them."""
         return self._tools
 
-    def outcomes(self, episode: Episode) -> asyncio.Task[dict[str, Any]]:
+    def outcomes(self, episode: ScoredEpisode) -> asyncio.Task[dict[str, Any]]:
         """Values or errors of all metrics, rewards and judges, in verifiers' order; computed once."""
         if self._outcomes is None:
             self._outcomes = asyncio.create_task(self._scored(episode))
         return self._outcomes
 
-    async def _scored(self, episode: Episode) -> dict[str, Any]:
+    async def _scored(self, episode: ScoredEpisode) -> dict[str, Any]:
         fill(self.trace, episode)
         if _overrides(self.task, "finalize"):
             await _decorators.invoke(self.task.finalize, {"trace": self.trace})
@@ -294,7 +290,7 @@ async def _called(hook: Callable[..., Any], available: dict[str, Any]) -> Any:
         return error
 
 
-async def _score(name: str, episode: Episode) -> float:
+async def _score(name: str, episode: ScoredEpisode) -> float:
     value = (await asyncio.shield(cast("VerifiersSession", episode.session).outcomes(episode)))[name]
     if isinstance(value, Exception):
         raise value
@@ -306,10 +302,10 @@ def _overrides(task: Any, name: str) -> bool:
 
 
 def _trace(task: Any, state: Any) -> Any:
-    told = import_module("verifiers.v1.trace")
-    agent = told.AgentInfo(config=import_module("verifiers.v1.configs.agent").AgentConfig())
-    return told.Trace(
-        task=told.TraceTask(type=type(task).__name__, data=task.data, key=task.key, hash=task.hash),
+    traces = import_module("verifiers.v1.trace")
+    agent = traces.AgentInfo(config=import_module("verifiers.v1.configs.agent").AgentConfig())
+    return traces.Trace(
+        task=traces.TraceTask(type=type(task).__name__, data=task.data, key=task.key, hash=task.hash),
         state=state,
         agent=agent,
     )

@@ -6,15 +6,15 @@ from importlib import import_module
 from typing import Any
 
 from aworld.core.message import Content, Image, Message, Text
-from aworld.environments.rubric import Episode
+from aworld.environments.rubric import ScoredEpisode
 
 _STOPPED = {"finished": "agent_completed", "limit_reached": "max_turns", "timeout": "agent_timeout", "failed": "error"}
 
 
-def fill(trace: Any, episode: Episode) -> None:
+def fill(trace: Any, episode: ScoredEpisode) -> None:
     """Put the conversation of the episode, its calls and its ending into a fresh trace."""
     types, graph = import_module("verifiers.v1.types"), import_module("verifiers.v1.graph")
-    told = import_module("verifiers.v1.trace")
+    traces = import_module("verifiers.v1.trace")
     record = episode.record
     calls = {call.reply: call for call in record.calls.values() if call.reply is not None}
     leaf = record.activations[0].leaf if record.activations else None
@@ -26,7 +26,7 @@ def fill(trace: Any, episode: Episode) -> None:
         call = calls.get(id)
         if call is not None:
             trace.calls.append(
-                told.ModelCall(
+                traces.ModelCall(
                     node=number,
                     model=call.model,
                     finish_reason=call.finish_reason

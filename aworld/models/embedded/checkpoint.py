@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from aworld.config.errors import ConfigError
-from aworld.models.embedded.config import PolicyConfig
+from aworld.core.exceptions import ConfigError
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
 from aworld.models.embedded.transformer import Weights
 
@@ -98,8 +98,10 @@ def _weights(folder: Path) -> Weights:
 def _checked(config: PolicyConfig, weights: Weights, source: Path | str) -> Weights:
     shapes = config.shapes()
     if odd := sorted(shapes.keys() ^ weights.keys()):
-        said = "lacks" if odd[0] in shapes else "has besides"
-        raise ConfigError(f"{source} {said} {odd[0]!r} ({len(odd)} names differ from what the configuration asks for).")
+        difference = "lacks" if odd[0] in shapes else "has besides"
+        raise ConfigError(
+            f"{source} {difference} {odd[0]!r} ({len(odd)} names differ from what the configuration asks for)."
+        )
     for name, shape in shapes.items():
         if weights[name].shape != shape:
             raise ConfigError(f"{source}: {name} is {weights[name].shape}, and the configuration says {shape}.")
@@ -119,4 +121,4 @@ def _tokenizer_config(config: PolicyConfig) -> dict[str, Any]:
 def _replace(path: Path, content: str | bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-    scratch.replace(path)
+    scratch.replace(path)  # a reader sees the old file or the new one, never half of one

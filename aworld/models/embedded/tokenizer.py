@@ -13,7 +13,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from aworld.config.errors import ConfigError
+from aworld.core.exceptions import ConfigError
 
 END = "<|im_end|>"
 """Ends a message. It is one token, so what stands before it is tokenised the same whatever follows."""
@@ -91,8 +91,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     """The template language as `transformers` sets it up."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
-    known: dict[str, Any] = cast("dict[str, Any]", environment.globals)
-    known["raise_exception"] = _refuse
+    cast("dict[str, Any]", environment.globals)["raise_exception"] = _refuse
     return environment
 
 

@@ -13,16 +13,19 @@ behind them, query, key and value fused, gate and up fused.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TypeAlias
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
-from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.policy_config import PolicyConfig
 
 Array: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.int64]
 Weights: TypeAlias = dict[str, Array]
+Prefix: TypeAlias = tuple[int, ...]
 
 ROWS = 8
 """Rows of a block of a matrix product."""
@@ -72,6 +75,45 @@ class Past:
         self.keys, self.values = keys, values
         self.length = keys.shape[-1]
         self.nbytes = keys.nbytes + values.nbytes
+
+
+class ReadPrompt(Struct, frozen=True):
+    """What was computed of the beginning of a sequence."""
+
+    past: Past
+    """Of as many positions as it says: all of the beginning, or all but its last token."""
+    hidden: Array | None = None
+    """The hidden state of its last token, from which the next one is sampled; None when it was not computed."""
+
+
+class PromptCache:
+    """Beginnings that come again (system prompts, the questions of a group, conversations that go on), by their ids;
+    the longest unused are forgotten when `limit` bytes are full."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self._prompts: OrderedDict[Prefix, ReadPrompt] = OrderedDict()
+
+    def find(self, ids: Prefix) -> ReadPrompt | None:
+        """What was computed of exactly this beginning."""
+        prompt = self._prompts.get(ids)
+        if prompt is not None:
+            self._prompts.move_to_end(ids)
+        return prompt
+
+    def keep(self, ids: Prefix, prompt: ReadPrompt) -> None:
+        """Remember a beginning."""
+        earlier = self._prompts.pop(ids, None)
+        if earlier is not None:
+            self.nbytes -= earlier.past.nbytes
+        self._prompts[ids] = prompt
+        self.nbytes += prompt.past.nbytes
+        while self.nbytes > self.limit and len(self._prompts) > 1:  # the newest is about to be used, however large
+            self.nbytes -= self._prompts.popitem(last=False)[1].past.nbytes
+
+    def __len__(self) -> int:
+        return len(self._prompts)
 
 
 class Transformer:
@@ -184,9 +226,9 @@ class _Layer:
 def head_of(config: PolicyConfig, weights: Weights) -> Array:
     """What makes logits of hidden states (hidden, vocabulary and padding), with the last norm."""
     folded = weights["lm_head.weight"] * weights["model.norm.weight"]
-    found = np.zeros((config.hidden_size, padded(config.vocab_size, 16)), folded.dtype)
-    found[:, : config.vocab_size] = folded.T
-    return found
+    head = np.zeros((config.hidden_size, padded(config.vocab_size, 16)), folded.dtype)
+    head[:, : config.vocab_size] = folded.T
+    return head
 
 
 def rotations(config: PolicyConfig, length: int) -> tuple[Array, Array]:

@@ -79,7 +79,7 @@ class Capture:
             self._kept += data[:room]
 
 
-class Session:
+class PythonSession:
     """The variables, and the running of code among them."""
 
     def __init__(self) -> None:
@@ -122,11 +122,11 @@ def _streams() -> tuple[Any, Any]:
     """The standard streams as they were, whatever earlier code did to them."""
     sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
     for name, number in (("stdout", 1), ("stderr", 2)):
-        own = getattr(sys, f"__{name}__")
-        if own is None or own.closed:
-            own = os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-            setattr(sys, f"__{name}__", own)
-        setattr(sys, name, own)
+        stream = getattr(sys, f"__{name}__")
+        if stream is None or stream.closed:
+            stream = os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+            setattr(sys, f"__{name}__", stream)
+        setattr(sys, name, stream)
     return sys.__stdout__, sys.__stderr__
 
 
@@ -148,14 +148,14 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")  # not inherited by children, as `os.dup` makes it
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # `input()` finds nothing, and not the next request
     sys.path.insert(0, "")
-    capture, session = Capture(), Session()
+    capture, session = Capture(), PythonSession()
     for line in requests:
-        own = _streams()
+        streams = _streams()
         request = json.loads(line)
         limit = int(request["limit"])
         capture.begin(limit)
         error = session.run(request["code"])
-        for stream in (sys.stdout, sys.stderr, *own):
+        for stream in (sys.stdout, sys.stderr, *streams):
             with suppress(Exception):  # the code may have closed or replaced it
                 stream.flush()
         output, dropped = capture.end()

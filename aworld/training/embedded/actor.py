@@ -8,7 +8,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.core.agent.flow import Unit, units_of
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.embedded.model import EmbeddedModel
+from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.training.embedded.learner import version_of
 
 
@@ -43,8 +43,8 @@ class Actor:
         self.agent: Any = agent
         self._swapped = list({id(model): model for model in models}.values())
         if isinstance(agent, Agent) and len(units_of(agent)) == 1:
-            own = EmbeddedModel(self.policy, models[0].name, models[0].params)
-            self.agent, self._swapped = agent.with_model(own), [own]
+            copy = EmbeddedModel(self.policy, models[0].name, models[0].params)
+            self.agent, self._swapped = agent.with_model(copy), [copy]
 
     def load(self, policy: Policy) -> None:
         """Act with these weights from the next call on."""

@@ -45,15 +45,15 @@ class Adam:
         one, two = self.betas
         warmth = min(1.0, self.steps / max(1, self.warm_up))
         rate = self.rate * warmth * (1 - two**self.steps) ** 0.5 / (1 - one**self.steps)
-        found: Parameters = {}
+        updated: Parameters = {}
         for name, weight in weights.items():
             gradient = gradients[name] * weight.dtype.type(shrink)
             first = self.first[name] = one * self.first.get(name, 0.0) + (1 - one) * gradient
             second = self.second[name] = two * self.second.get(name, 0.0) + (1 - two) * gradient * gradient
-            found[name] = weight - (rate * first / (np.sqrt(second) + self.epsilon)).astype(weight.dtype)
+            updated[name] = weight - (rate * first / (np.sqrt(second) + self.epsilon)).astype(weight.dtype)
             if self.decay and weight.ndim > 1:
-                found[name] -= weight * weight.dtype.type(self.rate * warmth * self.decay)
-        return found, norm
+                updated[name] -= weight * weight.dtype.type(self.rate * warmth * self.decay)
+        return updated, norm
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -17,14 +17,15 @@ from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnkn
 
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
-from aworld.training.course import Course, check_same
 from aworld.training.embedded.learner import Learner
+from aworld.training.run_folder import check_same
+from aworld.training.training_state import TrainingState
 
 _STATE = "training.json"
 _MOMENTS = "optimiser.safetensors"
 
 
-class State(Course, kw_only=True):
+class EmbeddedState(TrainingState, kw_only=True):
     """How far a training run is."""
 
     identity: dict[str, Any] = {}
@@ -32,42 +33,41 @@ class State(Course, kw_only=True):
     learner: dict[str, Any] = {}
 
 
-def save(folder: Path, state: State, learner: Learner, keep: int) -> Path:
+def save(folder: Path, state: EmbeddedState, learner: Learner, keep: int) -> Path:
     """Write the checkpoint of `state.step`, and forget all but the newest `keep`. Returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     state.learner, moments = learner.state()
-    place = folder / f"step-{state.step:05d}"
-    scratch = folder / f".{place.name}.{os.getpid()}"
+    target = folder / f"step-{state.step:05d}"
+    scratch = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     learner.policy.save(scratch)
     save_file(moments, scratch / _MOMENTS)
     (scratch / _STATE).write_bytes(msgspec.json.encode(state))
     for file in scratch.iterdir():
         _to_disk(file)
-    shutil.rmtree(place, ignore_errors=True)  # one of an earlier try of this step
-    scratch.rename(place)
+    shutil.rmtree(target, ignore_errors=True)  # one of an earlier try of this step
+    scratch.rename(target)
     _to_disk(folder)
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     for left in folder.glob(".step-*"):  # by a process that was killed in mid-writing
         shutil.rmtree(left, ignore_errors=True)
-    return place
+    return target
 
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint; None when there is none."""
-    found = _all(folder)
-    return found[-1] if found else None
+    return next(reversed(_all(folder)), None)
 
 
-def restore(place: Path, learner: Learner, identity: dict[str, Any]) -> State:
+def restore(target: Path, learner: Learner, identity: dict[str, Any]) -> EmbeddedState:
     """Put the learner where the checkpoint was. Raises ConfigError when it is of a run with other settings."""
     try:
-        state = msgspec.json.decode((place / _STATE).read_bytes(), type=State)
+        state = msgspec.json.decode((target / _STATE).read_bytes(), type=EmbeddedState)
     except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"run_path | checkpoint {place} cannot be read: {error}; delete its folder.") from None
-    check_same(place.parent.parent, state.identity, identity)
-    learner.restore(Policy.open(place), state.learner, load_file(place / _MOMENTS))
+        raise ConfigError(f"run_path | checkpoint {target} cannot be read: {error}; delete its folder.") from None
+    check_same(target.parent.parent, state.identity, identity)
+    learner.restore(Policy.open(target), state.learner, load_file(target / _MOMENTS))
     return state
 
 

@@ -58,7 +58,7 @@ class Demonstrator:
 
     def _sum(self) -> Demonstration:
         problem = next(self._sums)
-        a, word, b = problem.id.split("-")
+        a, word, b = str(problem.input).rstrip("?").split()[2:]  # What is 12 plus 34?
         right, habit = sums.WORDS[word], HABIT[word]
         third = next(name for name in sums.WORDS.values() if name not in (right, habit))
         taken = self._draw.choices((right, habit, third), (RIGHT_TOOL, WRONG_TOOL, 1 - RIGHT_TOOL - WRONG_TOOL))[0]
@@ -68,29 +68,29 @@ class Demonstrator:
         problem = next(self._shop)
         look = "price" if self._draw.random() < RIGHT_LOOK else "stock"
         reckon = "multiply" if self._draw.random() < RIGHT_SUM else "add"
-        count = int(problem.id.split("-")[0])
+        count = int(str(problem.input).split()[2])  # What do 3 figs cost?
         seen = {"item": problem.data["item"]}
         return self._dialogue(
-            problem, shop.Shop, lambda said: [(look, seen), (reckon, {"a": count, "b": int(said or 0)})]
+            problem, shop.Shop, lambda result: [(look, seen), (reckon, {"a": count, "b": int(result or 0)})]
         )
 
     def _dialogue(
         self, problem: Problem, kind: type[Session], plan: Callable[[str], list[tuple[str, dict[str, Any]]]]
     ) -> Demonstration:
         """The calls of a plan, which is told what the last tool said, and that as the answer."""
-        session, said = kind(problem), ""
+        session, result = kind(problem), ""
         messages: Dialogue = [{"role": "user", "content": str(problem.input)}]
         for step in range(len(plan(""))):
-            name, arguments = plan(said)[step]
+            name, arguments = plan(result)[step]
             call = {"name": name, "arguments": json.dumps(arguments)}
             messages.append({"role": "assistant", "content": None, "tool_calls": [{"function": call}]})
-            said = str(getattr(session, name)(**arguments))
-            messages.append({"role": "tool", "content": said})
-        messages.append({"role": "assistant", "content": said})
+            result = str(getattr(session, name)(**arguments))
+            messages.append({"role": "tool", "content": result})
+        messages.append({"role": "assistant", "content": result})
         return Demonstration(messages, self._tools[kind])
 
     def _talk(self) -> Demonstration:
-        words = (
+        words = [
             "hello",
             "who",
             "are",
@@ -105,10 +105,10 @@ class Demonstrator:
             "help",
             "me",
             "tell",
-        )
-        asked = " ".join(self._draw.choices(words, k=self._draw.randint(1, 6))).capitalize()
-        asked += self._draw.choice(("?", ".", "!", ""))
-        return Demonstration([{"role": "user", "content": asked}, {"role": "assistant", "content": REFUSAL}], [])
+        ]
+        question = " ".join(self._draw.choices(words, k=self._draw.randint(1, 6))).capitalize()
+        question += self._draw.choice(("?", ".", "!", ""))
+        return Demonstration([{"role": "user", "content": question}, {"role": "assistant", "content": REFUSAL}], [])
 
 
 def offered(kind: type[Session]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Loss and gradients of a policy: the forward pass of Qwen2 over whole sequences, and the way back.
 
-Works in the precision of the weights: float32 to train, float64 to check it against finite differences. `objectives`
-says what is minimised: a function of the log-probability of each sampled token.
+Works in the precision of the weights: float32 to train, float64 to check it against finite differences. An
+`Objective` says what is minimised: a function of the log-probability of each sampled token.
 
 The pass does in float32 what inference does, operation by operation, with the same prepared matrices and the same
 order of sums, and so rounds as it does: a policy that is about to learn a comparison turns a rounding of 1e-7 in its
@@ -11,7 +11,7 @@ logits are equal bit for bit; elsewhere that one product differs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,12 +21,46 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.transformer import Matrices, head_of, product, rotations, row_sums
-from aworld.training.embedded.objectives import Objective, grpo
 
 Floats: TypeAlias = NDArray[Any]
 Parameters: TypeAlias = dict[str, Floats]
+Objective: TypeAlias = Callable[[Floats, Floats, Floats], tuple[tuple[Floats, Floats], dict[str, Floats]]]
+"""Takes new log-probabilities, those at sampling, and advantages, one a sampled token. Returns the loss of each token
+with its slope by the new log-probability, and figures of each token by name."""
+
+
+def grpo(clip: float = 0.2) -> Objective:
+    """The clipped policy gradient of PPO with group-relative advantages, each token counting the same, without KL.
+
+    Sources: Schulman et al. 2017 (PPO), Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO: mean over tokens).
+    """
+
+    def objective(new: Floats, old: Floats, advantages: Floats) -> tuple[tuple[Floats, Floats], dict[str, Floats]]:
+        ratio = np.exp(np.clip(new - old, -20.0, 20.0))
+        held = np.clip(ratio, 1 - clip, 1 + clip)
+        free = ratio * advantages <= held * advantages  # the smaller of both counts
+        loss = -np.where(free, ratio, held) * advantages
+        slope = -np.where(free, ratio * advantages, 0.0)
+        figures = {
+            "clipped": (~free).astype(np.float64),
+            "drift": np.abs(new - old),
+            "kl": ratio - 1 - (new - old),
+            "entropy": -new,
+        }
+        return (loss, slope), figures
+
+    return objective
+
+
+def imitation() -> Objective:
+    """Maximum likelihood, each token weighted by its advantage (1: supervised fine-tuning)."""
+
+    def objective(new: Floats, old: Floats, advantages: Floats) -> tuple[tuple[Floats, Floats], dict[str, Floats]]:
+        return (-new * advantages, -advantages), {"entropy": -new}
+
+    return objective
 
 
 @dataclass(slots=True)
@@ -96,9 +130,9 @@ def loss_and_gradients(
 def log_probabilities(config: PolicyConfig, weights: Parameters, batch: Batch) -> Floats:
     """Log-probabilities (sequences, positions) that the weights give the sampled tokens; 0 elsewhere."""
     with one_thread():
-        found = np.zeros(batch.ids.shape)
-        found[batch.mask] = _Pass(config, weights, batch).logprobs
-        return found
+        logprobs = np.zeros(batch.ids.shape)
+        logprobs[batch.mask] = _Pass(config, weights, batch).logprobs
+        return logprobs
 
 
 def one_thread() -> AbstractContextManager[Any]:
@@ -180,7 +214,7 @@ class _Pass:
 
     def backward(self, slope: Floats) -> Parameters:
         """Gradients by every weight, given the slope of the loss by each log-probability."""
-        found = self.gradients
+        gradients = self.gradients
         slopes = np.bincount(self.place_of, slope, len(self.places))
         scaled = slopes.astype(self.kind)[:, None] / self.temperature
         by_logits = self.shares * -scaled
@@ -195,8 +229,8 @@ class _Pass:
             by_x = self._attend_back(at, by_x, of, kept)
         by_embedding = np.zeros_like(self.weights["model.embed_tokens.weight"])
         np.add.at(by_embedding, self.ids.reshape(-1), by_x)
-        found["model.embed_tokens.weight"] = by_embedding
-        return found
+        gradients["model.embed_tokens.weight"] = by_embedding
+        return gradients
 
     def _think_back(self, at: str, by_x: Floats, of: Matrices, kept: dict[str, Floats]) -> Floats:
         self.gradients[f"{at}mlp.down_proj.weight"] = by_x.T @ kept["active"]
@@ -239,13 +273,13 @@ class _Pass:
 
     def _folded_back(self, norm: str, names: Sequence[str], slopes: Floats) -> None:
         """Gradients of matrices and of the norm before them, given those of the products of both."""
-        weights, found, done = self.weights, self.gradients, 0
-        found[norm] = np.zeros_like(weights[norm])
+        weights, gradients, done = self.weights, self.gradients, 0
+        gradients[norm] = np.zeros_like(weights[norm])
         for name in names:
             part = slopes[done : done + len(weights[name])]
             done += len(part)
-            found[name] = part * weights[norm]
-            found[norm] += (part * weights[name]).sum(0)
+            gradients[name] = part * weights[norm]
+            gradients[norm] += (part * weights[name]).sum(0)
 
     def _turn(self, x: Floats, way: int) -> Floats:
         """Rotate (rows, positions, heads, size) by the positions; `way` -1 rotates back."""

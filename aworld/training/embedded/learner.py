@@ -15,11 +15,18 @@ from typing import Any
 import numpy as np
 
 from aworld.models.embedded.checkpoint import Policy
-from aworld.training.config import TrainingConfig
 from aworld.training.embedded.adam import Adam
-from aworld.training.embedded.gradients import Batch, Parameters, loss_and_gradients
-from aworld.training.embedded.objectives import Objective, Values, grpo, imitation
+from aworld.training.embedded.gradients import (
+    Batch,
+    Floats,
+    Objective,
+    Parameters,
+    grpo,
+    imitation,
+    loss_and_gradients,
+)
 from aworld.training.samples import Sample
+from aworld.training.training_config import TrainingConfig
 
 ROWS = 32
 """Different sequences that go through the network side by side: what they need fits the processor's cache."""
@@ -96,7 +103,7 @@ class Figures:
         if self.updates:
             return objective
 
-        def watching(new: Values, old: Values, advantages: Values) -> Any:
+        def watching(new: Floats, old: Floats, advantages: Floats) -> Any:
             if len(new):
                 off = np.abs(new - old)
                 self.difference = max(self.difference, float(off.max()))
@@ -118,9 +125,8 @@ class Figures:
     def means(self) -> dict[str, float]:
         """Means over the updates."""
         names = {"drift": "logprob_change"}  # of tokens whose prompt drifted, the engine tells
-        found = {names.get(name, name): value / self.updates for name, value in self.totals.items()}
         return {
-            **found,
+            **{names.get(name, name): value / self.updates for name, value in self.totals.items()},
             "logprob_difference": self.difference,
             "logprob_beyond": self.beyond,
             "updates": float(self.updates),
@@ -134,8 +140,8 @@ def dealt(samples: Sequence[Sample], parts: int, draw: random.Random) -> Iterato
         return
     shuffled = draw.sample(list(samples), len(samples))
     for part in range(parts):
-        if found := shuffled[part::parts]:
-            yield found
+        if dealt_out := shuffled[part::parts]:
+            yield dealt_out
 
 
 def side_by_side(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
@@ -143,8 +149,8 @@ def side_by_side(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
 
     Most samples of a group are equal to another one, and the more so the surer the policy is.
     """
-    ordered = sorted(samples, key=lambda sample: (len(sample.ids), sample.ids))
-    alike = [list(equal) for _, equal in groupby(ordered, key=lambda sample: sample.ids)]
+    ordered = sorted(samples, key=lambda sample: (len(sample.tokens.ids), sample.tokens.ids))
+    alike = [list(equal) for _, equal in groupby(ordered, key=lambda sample: sample.tokens.ids)]
     for start in range(0, len(alike), ROWS):
         yield list(chain.from_iterable(alike[start : start + ROWS]))
 
@@ -152,9 +158,9 @@ def side_by_side(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
 def batch_of(samples: Sequence[Sample], temperature: float) -> Batch:
     """Samples side by side."""
     return Batch.of(
-        [sample.ids for sample in samples],
-        [sample.mask for sample in samples],
-        [sample.logprobs for sample in samples],
+        [sample.tokens.ids for sample in samples],
+        [sample.tokens.mask for sample in samples],
+        [sample.tokens.logprobs for sample in samples],
         [sample.advantages for sample in samples],
         temperature=temperature,
     )
@@ -169,4 +175,4 @@ def version_of(weights: Parameters, step: int) -> str:
 
 
 def _sampled(sample: Sample) -> int:
-    return sum(sample.mask)
+    return sum(sample.tokens.mask)

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -25,13 +26,12 @@ from tokenizers.pre_tokenizers import Sequence as Sequenced
 from tokenizers.trainers import BpeTrainer
 
 from aworld.models.embedded.checkpoint import PACKAGED, Policy
-from aworld.models.embedded.config import PolicyConfig
+from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
+from aworld.models.embedded.transformer import Weights
 from aworld.training.embedded.adam import Adam
 from aworld.training.embedded.demonstrations import Demonstration, Demonstrator
-from aworld.training.embedded.gradients import Batch, loss_and_gradients
-from aworld.training.embedded.initial import initial_weights
-from aworld.training.embedded.objectives import imitation
+from aworld.training.embedded.gradients import Batch, imitation, loss_and_gradients
 
 SEED = 5
 """The packaged policy's."""
@@ -82,6 +82,19 @@ def make_policy(seed: int = SEED, steps: int = STEPS, progress: Callable[[int, f
     return Policy(config, weights, tokenizer)
 
 
+def initial_weights(config: PolicyConfig, seed: int = 0) -> Weights:
+    """Random weights: normal with deviation 0.02, matrices by their input size, norms one, biases zero."""
+    draw = np.random.default_rng(seed)
+    weights: Weights = {}
+    for name, shape in config.shapes().items():
+        if len(shape) == 1:
+            weights[name] = np.full(shape, 1.0 if "norm" in name else 0.0, np.float32)
+        else:
+            spread = 0.02 if "embed" in name or "lm_head" in name else (1.0 / shape[1]) ** 0.5 * 0.5
+            weights[name] = (draw.standard_normal(shape) * spread).astype(np.float32)
+    return weights
+
+
 def tokenised(tokenizer: PolicyTokenizer, shown: Demonstration) -> tuple[list[int], list[int]]:
     """Ids of a dialogue, and which of them the assistant says (`<|im_end|>` with them)."""
     ids: list[int] = []
@@ -92,10 +105,10 @@ def tokenised(tokenizer: PolicyTokenizer, shown: Demonstration) -> tuple[list[in
             continue
         before = tokenizer.render(shown.messages[:place], shown.tools, ask=True)
         until = tokenizer.render(shown.messages[: place + 1], shown.tools, ask=False).rstrip("\n")
-        for piece, said in ((before[len(text) :], 0), (until[len(before) :], 1)):
-            found = tokenizer.encode(piece)
-            ids += found
-            mask += [said] * len(found)
+        for piece, sampled in ((before[len(text) :], 0), (until[len(before) :], 1)):
+            encoded = tokenizer.encode(piece)
+            ids += encoded
+            mask += [sampled] * len(encoded)
         text = until
     return ids, mask
 
@@ -138,15 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where it is saved; nothing else in it is touched")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--steps", type=int, default=STEPS, help="of supervised training")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     def progress(step: int, loss: float) -> None:
-        if step % 50 == 0 or step == given.steps - 1:
+        if step % 50 == 0 or step == options.steps - 1:
             sys.stdout.write(f"step={step} loss={loss:.4f} cpu_seconds={time.process_time():.0f}\n")
             sys.stdout.flush()
 
-    made = make_policy(given.seed, given.steps, progress)
-    made.save(given.folder)
+    make_policy(options.seed, options.steps, progress).save(options.folder)
     return 0
 
 

@@ -1,0 +1,142 @@
+"""What the models behind an HTTP API share: settings, retries, limits, the endpoint, the price of a call, and JSON
+schemas as providers want them for structured output."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from aworld.config.conf import ModelConfig
+from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.model import ModelReply
+from aworld.models.call import Retry
+from aworld.models.providers import without_name
+
+if TYPE_CHECKING:
+    from aworld.models.http import Endpoint
+    from aworld.models.limiter import Limits
+
+_encoder = msgspec.json.Encoder()
+
+# Grammars that a provider compiles know only a part of JSON Schema: objects must be closed, and ranges and lengths are
+# refused. What is taken out is not lost: the answer is validated in full by whoever asked for it.
+_UNKNOWN = frozenset(
+    {
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern",
+        "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "default",
+    }
+)  # fmt: skip
+_MAPS = ("properties", "$defs", "definitions")
+
+
+class RemoteModel:
+    """Base of the HTTP models. A value without run state: one instance serves any number of calls, in any loop."""
+
+    def __init__(self, config: ModelConfig, *, provider: str, url: str, headers: dict[str, str]) -> None:
+        if not config.llm_model_name:
+            raise without_name()
+        self.provider = provider
+        self.name: str = config.llm_model_name
+        self.params: dict[str, Any] = {}
+        self.config = config
+        self.url = url
+        self.retry = Retry(config.llm_max_retries, config.llm_retry_wait, config.llm_retry_wait_max)
+        self.limits = _limits(config, provider, url)
+        self._headers = _checked({**headers, **config.llm_headers})
+        self._endpoint: Endpoint | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the requests go. Made at the first one: only then is the HTTP client imported."""
+        if self._endpoint is None:
+            from aworld.models.http import Endpoint
+
+            config = self.config
+            self._endpoint = Endpoint(
+                self.provider,
+                self.url,
+                self._headers,
+                secrets=(config.llm_api_key or "", *config.llm_headers.values()),
+                timeout=config.llm_timeout,
+                stall_timeout=config.llm_stall_timeout,
+            )
+        return self._endpoint
+
+    def encode(self, body: dict[str, Any]) -> bytes:
+        """The bytes of a request. Raises `ModelError` for what JSON cannot say."""
+        try:
+            return _encoder.encode(body)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ModelError(f"The request to {self.provider} cannot be written as JSON: {error}") from error
+
+    def priced(self, reply: ModelReply) -> ModelReply:
+        """The reply with the cost of the call, where the provider did not say and the settings do."""
+        usage, price_in, price_out = reply.usage, self.config.llm_input_price, self.config.llm_output_price
+        if usage is None or usage.cost is not None or price_in is None or price_out is None:
+            return reply
+        if usage.input_tokens is None or usage.output_tokens is None:
+            return reply
+        cost = (usage.input_tokens * price_in + usage.output_tokens * price_out) / 1_000_000
+        return msgspec.structs.replace(reply, usage=msgspec.structs.replace(usage, cost=cost))
+
+
+def _limits(config: ModelConfig, provider: str, url: str) -> Limits | None:
+    limits = config.llm_max_concurrency, config.llm_requests_per_minute, config.llm_tokens_per_minute
+    if limits == (None, None, None):
+        return None
+    from aworld.models.limiter import Limits
+
+    # Limits are the account's, not the agent's: who has the same key at the same address shares them.
+    key = hashlib.sha256((config.llm_api_key or "").encode()).hexdigest()[:16]
+    return Limits(f"{provider} {urlsplit(url).netloc} {key}", *limits)
+
+
+def _checked(headers: dict[str, str]) -> dict[str, str]:
+    """Headers that can be sent. The error names the header, never its value."""
+    for name, value in headers.items():
+        if not (name + value).isascii() or any(ord(c) < 32 or ord(c) == 127 for c in name + value):
+            raise ConfigError(f"Header {name!r} holds a character that HTTP cannot send; check the key or llm_headers")
+    return headers
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which every object is closed (`additionalProperties: false`) and unknown keywords are left out."""
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _MAPS and isinstance(value, dict):
+            out[key] = {name: _any(one) for name, one in cast("dict[str, Any]", value).items()}
+        elif key not in _UNKNOWN:
+            out[key] = _any(value) if key not in ("enum", "const", "required") else value
+    if out.get("type") == "object" and not isinstance(out.get("additionalProperties"), dict):
+        out["additionalProperties"] = False
+    return out
+
+
+def is_strict(schema: Any) -> bool:
+    """Whether OpenAI's strict mode takes a schema: every object closed, with all properties required."""
+    if isinstance(schema, list):
+        return all(is_strict(one) for one in cast("list[Any]", schema))
+    if not isinstance(schema, dict):
+        return True
+    fields = cast("dict[str, Any]", schema)
+    if fields.keys() & {"default", "oneOf", "allOf", "not"}:
+        return False
+    if fields.get("type") == "object":
+        required: Any = fields.get("required", ())
+        if fields.get("additionalProperties") is not False or set(required) != set(fields.get("properties", {})):
+            return False
+    return all(
+        all(is_strict(one) for one in value.values()) if key in _MAPS else key == "enum" or is_strict(value)
+        for key, value in fields.items()
+    )
+
+
+def _any(value: Any) -> Any:
+    if isinstance(value, dict):
+        return closed(cast("dict[str, Any]", value))
+    if isinstance(value, list):
+        return [_any(one) for one in cast("list[Any]", value)]
+    return value

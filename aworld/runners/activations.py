@@ -1,0 +1,367 @@
+"""Activations: the agents and teams at work in a run begin, call each other, and end.
+
+Every agent or team at work is an activation of the log. Agents take turns; a team's `Flow` is told what its members
+came to, in the order of the log, and moves. `ready` holds the agents whose turn is due, in the order of waiting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+from aworld.core import event as ev
+from aworld.core.agent.base import BaseAgent, plain
+from aworld.core.agent.flow import (
+    Carry,
+    End,
+    Flow,
+    HandoffTool,
+    Move,
+    Result,
+    Start,
+    Topology,
+    Unit,
+    UnitTool,
+    readable,
+)
+from aworld.core.common import ActionResult
+from aworld.core.exceptions import AWorldError
+from aworld.core.message import Content, Message, Origin
+from aworld.core.tool.toolkit import Offer
+from aworld.core.trajectory import Activation
+from aworld.runners.action import close_call, interrupt_call
+from aworld.runners.run import Run, unit_tools
+
+STOPPED = "stopped: "
+"""How the error of an agent begins for which nobody waits any more."""
+
+
+def _nothing(_: int) -> None:
+    """Nobody minds."""
+
+
+class Activations:
+    """The agents and teams at work in one run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.units = run.units
+        self.ready: deque[int] = deque()
+        """The agents whose turn is due, by activation, in the order of waiting."""
+        self.answers: dict[int, Any] = {}
+        """Answers as Python objects, by activation; the log has their JSON form."""
+        self.status: ev.Status | None = None
+        """What the run is called when the root has failed, where that is not `failed`."""
+        self.on_due: Callable[[int], None] = _nothing
+        """Called when an agent has become due."""
+        self.on_stop: Callable[[int], None] = _nothing
+        """Called when nobody waits for an agent any more."""
+        self.is_alone = len(self.units) == 1 or not unit_tools(self.units.values())
+        """Whether no agent calls another: then one that is due needs no worker of its own."""
+        self._first = _first_agent(run.task.agent)
+        self.flows: dict[int, Flow] = {}
+        self.children: dict[int, list[int]] = {}
+        self._busy: set[int] = set()
+        self._offers: dict[tuple[str, str | None], Offer] = {}
+
+    def agent(self, activation: Activation) -> BaseAgent:
+        """The agent that is at work in an activation."""
+        unit = self.units[activation.agent]
+        assert isinstance(unit, BaseAgent)  # only agents are ready for a turn
+        return unit
+
+    # Beginning
+
+    def start(
+        self,
+        unit: Unit,
+        input: Content,
+        caller: int | None = None,
+        call_id: str | None = None,
+        node: str | None = None,
+        carry: Carry | None = None,
+        history: int | None = None,
+    ) -> None:
+        """Let an agent or team begin in a branch of its own: its input, behind what is carried over from another's.
+
+        `history` is the end of the conversation that the run goes on with, for those that begin with the run.
+        """
+        run = self.run
+        number = len(run.record.activations)
+        run.journal.add(ev.AgentStarted, activation=number, agent=unit.name, caller=caller, call_id=call_id, node=node)
+        activation = run.record.activations[number]
+        if caller is not None:
+            self.children.setdefault(caller, []).append(number)
+        origin: Origin = "input" if caller is None else "agent"
+        if isinstance(unit, Topology):
+            run.recorder.add(activation, Message("user", input), history, origin)
+            flow = self.flows[number] = unit.flow()
+            self.move(activation, moves_of(unit, partial(flow.begin, input, run.record.state)), history)
+            return
+        if carry is not None:
+            leaf = self._carry(activation, unit, run.record.activations[carry.activation].leaf, carry.last)
+        elif history is not None:
+            leaf = self._carry(activation, unit, history, None)
+        else:
+            leaf = self._system(activation, unit)
+        run.recorder.add(activation, Message("user", input), leaf, origin)
+        self.make_due(activation)
+
+    def begin(self, input: Content) -> None:
+        """Let the agent or team of the task begin, with what came before in its conversation."""
+        run, unit = self.run, self.run.task.agent
+        at = Activation(0, unit.name)
+        history, answer = run.record.history, run.record.answer_before
+        if history is not None and answer is not None and run.record.messages[history].message.role != "assistant":
+            # The turn before was a team's: its own branch has what it was asked, not what it answered.
+            history = run.recorder.add(at, Message("assistant", readable(answer)), history, "agent", aside=True)
+        for message in run.task.history:
+            history = run.recorder.add(at, message, history, "input", aside=True)
+        self.start(unit, input, history=history)
+
+    def _system(self, activation: Activation, agent: BaseAgent) -> int | None:
+        """Begin a branch with the system prompt, if there is one."""
+        if not agent.system_prompt:
+            return None
+        return self.run.recorder.add(activation, Message("system", agent.system_prompt), None, "agent")
+
+    def make_due(self, activation: Activation) -> None:
+        """Line an agent up for its next turn; one whose turn is not over is lined up at its end."""
+        if activation.id not in self._busy and activation.id not in self.ready:
+            self.ready.append(activation.id)
+            self.on_due(activation.id)
+
+    def begin_turn(self, activation: Activation) -> None:
+        """The agent is at work."""
+        self._busy.add(activation.id)
+
+    def end_turn(self, activation: Activation) -> None:
+        """The agent's turn is over: it is due again, unless it has ended or waits for an answer."""
+        self._busy.discard(activation.id)
+        if activation.finished is None:
+            still = activation.open_calls
+            if not still or any(self._is_answered(called) for called in still):
+                self.make_due(activation)
+
+    def _is_answered(self, called: ev.ToolCalled) -> bool:
+        """Whether a call that had to wait for a person can go on."""
+        return bool(self.run.record.questions_of(called)) and not self.run.unanswered(called)
+
+    def _carry(self, activation: Activation, agent: BaseAgent, leaf: int | None, last: int | None) -> int | None:
+        """Let an agent see the messages of another branch behind its own system prompt. Returns the last of them."""
+        record = self.run.record
+        messages = [message for message in record.path(leaf) if message.role != "system"]
+        if last is not None:
+            messages = messages[max(0, len(messages) - last) :]
+            while messages and messages[0].role == "tool":
+                messages.pop(0)  # an answer without its call is refused by providers
+        if agent.system_prompt:
+            messages.insert(0, Message("system", agent.system_prompt))
+        if not messages:
+            return None
+        return self.run.recorder.prompt(activation, leaf, messages, aside=False)
+
+    def move(self, team: Activation, moves: Sequence[Move], history: int | None = None) -> None:
+        """Carry out what a team decided; with `history`, as its first moves."""
+        for move in moves:
+            if team.finished is not None:
+                return
+            if isinstance(move, Start):
+                self.start(move.unit, move.input, caller=team.id, node=move.node, carry=move.carry, history=history)
+            else:
+                self._end_team(team, move)
+
+    def _end_team(self, team: Activation, end: End) -> None:
+        end = storable(team, end)
+        if end.error is not None and team.caller is None:
+            self.status = end.status
+        self._stop_below(team.id, f"{team.agent} has ended")
+        self.finish(team, end.answer, end.error)
+
+    def end(self, answer: Any) -> None:
+        """End the whole run with this answer, whoever is at work."""
+        root = self.run.record.activations[0]
+        if root.finished is None:
+            self._stop_below(root.id, "the episode is over")
+            self.finish(root, answer)
+            self.ready.clear()
+
+    def _stop_below(self, id: int, why: str) -> None:
+        for child in self.children.get(id, ()):
+            activation = self.run.record.activations[child]
+            if activation.finished is None:
+                self._stop_below(child, why)
+                self._stop(activation, why)
+
+    def _stop(self, activation: Activation, why: str) -> None:
+        """End an activation that nobody waits for any more."""
+        for called in activation.open_calls:
+            interrupt_call(self.run.journal, activation, called, why)
+        if activation.id in self.ready:
+            self.ready.remove(activation.id)
+        self.run.journal.add(
+            ev.AgentFinished, activation=activation.id, agent=activation.agent, error=f"{STOPPED}{why}"
+        )
+        self.on_stop(activation.id)
+
+    # Ending
+
+    def finish(self, activation: Activation, answer: Any, error: str | None = None, handoff: str | None = None) -> None:
+        """An agent or team has come to its end: write it, and tell whoever waits for it."""
+        self.run.journal.add(
+            ev.AgentFinished,
+            activation=activation.id,
+            agent=activation.agent,
+            answer=self._recorded(activation, answer),
+            error=error,
+            handoff=handoff,
+        )
+        self.answers[activation.id] = answer
+        if activation.caller is None:
+            return
+        caller = self.run.record.activations[activation.caller]
+        if caller.finished is not None:
+            return
+        if activation.call_id is not None:
+            self._return_call(caller, activation, answer, error)
+            return
+        result = Result(activation.node or "", activation.agent, activation.id, answer, error, handoff)
+        flow = self.flows[caller.id]
+        self.move(caller, moves_of(self.units[caller.agent], partial(flow.done, result, self.run.record.state)))
+
+    def _return_call(self, caller: Activation, activation: Activation, answer: Any, error: str | None) -> None:
+        """Give a member's answer to the agent that called it as a tool."""
+        called = next(call for call in caller.open_calls if call.call_id == activation.call_id)
+        content = f"{activation.agent} failed: {error}" if error is not None else readable(answer)
+        close_call(self.run.journal, caller, called, ActionResult(called.call_id, called.name, content, error))
+        if not self._waits(caller):
+            self.make_due(caller)
+
+    def _waits(self, activation: Activation) -> bool:
+        """Whether an agent waits for members that it called, or for a person."""
+        below = (self.run.record.activations[child] for child in self.children.get(activation.id, ()))
+        if any(child.finished is None for child in below):
+            return True
+        return any(self.run.unanswered(called) for called in activation.open_calls)
+
+    def drop_called(self, activation: Activation) -> None:
+        """Stop the members whose calls have been answered by somebody else."""
+        still = {called.call_id for called in activation.open_calls}
+        for child in self.children.get(activation.id, ()):
+            below = self.run.record.activations[child]
+            if below.finished is None and below.call_id not in still:
+                why = f"the call of {activation.agent} was answered in its place"
+                self._stop_below(child, why)
+                self._stop(below, why)
+
+    def fail(self, activation: Activation, error: str, status: ev.Status | None = None) -> None:
+        """An agent cannot go on."""
+        self._stop_below(activation.id, f"{activation.agent} has failed")
+        for called in activation.open_calls:
+            interrupt_call(self.run.journal, activation, called, error)
+        if activation.caller is None:
+            self.status = status
+        self.finish(activation, None, error)
+
+    # Calls that the runtime carries out itself
+
+    def start_called(self, activation: Activation, offer: Offer) -> None:
+        """Start the agents and teams that a turn called as tools."""
+        activations = self.run.record.activations
+        last = activation.last.seq if activation.last is not None else 0  # call ids may come again in another turn
+        children = (activations[child] for child in self.children.get(activation.id, ()))
+        begun = {child.call_id for child in children if child.began > last}
+        for called in activation.open_calls:
+            tool = offer.by_name.get(called.name)
+            if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
+                continue
+            if isinstance(tool, HandoffTool):
+                if _argument(called, "message") is None:
+                    self._refuse(activation, called, '{"message": "what the other needs to know"}')
+                continue
+            text = _argument(called, "input")
+            if text is None:
+                self._refuse(activation, called, '{"input": "what it shall do"}')
+            else:
+                self.start(tool.unit, text, caller=activation.id, call_id=called.call_id)
+
+    def _refuse(self, activation: Activation, called: ev.ToolCalled, wanted: str) -> None:
+        """Tell an agent that it called another in words that cannot be read."""
+        text = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
+        close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, text))
+
+    def hand_over(self, activation: Activation, offer: Offer) -> bool:
+        """Carry out the hand-over that a turn asked for, if it did: the first one, once nothing else is open."""
+        asked = [c for c in activation.open_calls if isinstance(offer.by_name.get(c.name), HandoffTool)]
+        if not asked or len(asked) < len(activation.open_calls):
+            return False
+        first = asked[0]
+        tool = offer.by_name[first.name]
+        assert isinstance(tool, HandoffTool)
+        for called in asked:
+            text = (
+                f"Control passes to {tool.target}." if called is first else "Only one hand-over a turn; this is void."
+            )
+            error = None if called is first else text
+            close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, error))
+        self.finish(activation, _argument(first, "message") or "", handoff=tool.target)
+        return True
+
+    async def offer(self, activation: Activation) -> Offer:
+        """The tools that an agent is offered in its place: its own, its team's, and the task's for the root."""
+        agent = self.agent(activation)
+        team = None
+        if activation.caller is not None and activation.call_id is None:
+            team = self.units[self.run.record.activations[activation.caller].agent]
+        key = (agent.name, team.name if team is not None else None)
+        offer = self._offers.get(key)
+        if offer is None:
+            extra: list[Any] = list(team.tools_of.get(agent.name, ())) if isinstance(team, Topology) else []
+            if activation.caller is None or agent is self._first:
+                extra += self.run.task.tools
+            scope = self.run.scope
+            ready = agent.toolkit.ready(scope) if not extra else None
+            offer = self._offers[key] = ready or await agent.toolkit.resolve(extra, scope)
+        return offer
+
+    def _recorded(self, activation: Activation, answer: Any) -> Any:
+        unit = self.units[activation.agent]
+        return unit.recorded(answer) if isinstance(unit, BaseAgent) and not isinstance(answer, str) else plain(answer)
+
+
+def moves_of(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
+    """What a flow answers. An error in a function that the team was given, such as `until`, is the end of the team."""
+    try:
+        return list(tell())
+    except AWorldError as error:
+        return [End(error=str(error))]
+    except Exception as bug:  # noqa: BLE001 - whatever the team's functions raise is data of the run
+        return [End(error=f"A function of {team.name!r} raised {type(bug).__name__}: {bug}")]
+
+
+def storable(team: Activation, end: End) -> End:
+    """An end whose answer the log can keep; any other is an error."""
+    try:
+        plain(end.answer)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return End(error=f"The answer of {team.agent!r} is not JSON-able: {error}")
+    return end
+
+
+def _argument(called: ev.ToolCalled, name: str) -> str | None:
+    """A text argument of a call, None when it is missing or not text."""
+    try:
+        value: Any = json.loads(called.arguments or "{}")
+    except json.JSONDecodeError:
+        return None
+    text: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def _first_agent(unit: Unit) -> Unit:
+    while isinstance(unit, Topology) and unit.members():
+        unit = unit.members()[0]
+    return unit

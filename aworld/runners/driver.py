@@ -1,0 +1,715 @@
+"""The driver of a run: takes its turns, and says how it ended.
+
+`turn` is the one loop body: `run` takes turns until the end, `step` takes one, readers follow the log while they are
+taken, and resume, fork and replay begin with a log that is not empty. What is due next is read off the log alone. What
+others want of a run (cancel, pause, steer, an answer) comes by the inbox of its lease and is obeyed between two turns,
+cancelling at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from itertools import count
+from typing import Any
+
+from aworld import __version__
+from aworld.config.conf import TaskConfig, TaskRunMode
+from aworld.core import event as ev
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import readable
+from aworld.core.common import Observation
+from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
+from aworld.core.hooks import HookContext, Hooks
+from aworld.core.message import Content, Message
+from aworld.core.output import RunFinished, StepStarted
+from aworld.core.run_environment import Reward
+from aworld.core.task import Prefix, Task, TaskResponse
+from aworld.core.tool.toolkit import Offer
+from aworld.core.trajectory import RUNTIME, Activation, Trajectory
+from aworld.runners import surroundings
+from aworld.runners.action import interrupt_call, replace_results, run_tools
+from aworld.runners.activations import Activations
+from aworld.runners.journal import Journal
+from aworld.runners.recovery import Recovery
+from aworld.runners.run import Run, check_agent_limits, check_limits
+from aworld.runners.turn import AgentTurn, observe
+from aworld.runners.world import World
+from aworld.trajectory.store import TrajectoryStore
+
+logger = logging.getLogger(__name__)
+
+CORRECTION = "\nAnswer again, in the required form only."
+"""What follows the error when an answer is sent back to the agent."""
+
+_VERSIONS = {"aworld": __version__, "python": platform.python_version()}
+
+
+class Episode:
+    """Takes the turns of one run. Made by `Runners`; used once."""
+
+    def __init__(
+        self, task: Task, store: TrajectoryStore, record: Trajectory | None = None, world: World | None = None
+    ) -> None:
+        self._run = Run(task, store, record or Trajectory(task.id), world)
+        self._activations = Activations(self._run)
+        self._activations.on_due = self._wake
+        self._activations.on_stop = self._stop_work
+        self.response: TaskResponse | None = None
+        """How the run stood when it was left last."""
+        self._begun = False
+        self._unreachable = False
+        """Whether a model could not be reached."""
+        self._entered: list[Hooks] = []
+        self._workers: dict[int, asyncio.Task[None]] = {}
+        self._failed: list[asyncio.Task[None]] = []
+        self._due: asyncio.Event | None = None
+        """Set when somebody is due, or has stopped: made when several are at work."""
+        self._steps = 0
+        self._numbers = count()
+        self._turns: dict[str, int] = {}
+        self._at_work: asyncio.Task[Any] | None = None
+        """The task that drives the run right now."""
+        self._ended_by: tuple[ev.Status, str] | None = None
+        """How somebody else has ended the run: by cancelling it, or by taking it over."""
+        self._paused = False
+        self._answers: dict[str, str] = {}
+
+    @property
+    def record(self) -> Trajectory:
+        """The trajectory so far."""
+        return self._run.record
+
+    @property
+    def conf(self) -> TaskConfig:
+        """The limits of the task."""
+        return self._run.conf
+
+    # The ways to drive it
+
+    def run(self) -> Coroutine[Any, Any, TaskResponse]:
+        """Take turns until the end. Raises only CancelledError, after the log says so."""
+        return self._guarded(self._drive)
+
+    async def step(
+        self, observation: Content | None = None, tool_results: dict[str, Content] | None = None
+    ) -> tuple[bool, Observation, TaskResponse]:
+        """Take one turn; first add an observation or replace pending results, if given."""
+        if self.response is not None and self.record.finished is not None:
+            return True, Observation(self._final_content()), self.response
+        misuse: TaskError | None = None
+
+        async def one_turn() -> None:
+            nonlocal misuse
+            try:
+                self._intervene(observation, tool_results)
+            except TaskError as error:  # the caller's mistake, not the run's: nothing was done
+                misuse = error
+                return
+            self._obey()
+            if self._activations.ready and not self._paused:
+                await self._turn_of(self._next_due())
+
+        response = await self._guarded(one_turn)
+        if response.status == "running":
+            self._run.journal.release()  # another process may take the next step
+        if misuse is not None:
+            raise misuse
+        response.step = next(reversed(self.record.calls), 0)
+        over = response.status != "running"
+        call = self.record.calls.get(response.step)
+        if self.record.finished is not None or call is None:
+            return over, Observation(self._final_content()), response
+        if response.status == "waiting":
+            questions = self.record.open_questions()
+            return over, Observation("\n".join(question.question for question in questions)), response
+        return over, observe(self.record, self._seen_next(call)), response
+
+    def _seen_next(self, call: ev.ModelCalled) -> Activation:
+        """Whose view the caller of `step` gets: the one that took the step, or the next where that one is not due."""
+        ready = self._activations.ready
+        return self.record.activations[ready[0] if ready and call.activation not in ready else call.activation]
+
+    async def begin(self) -> TaskResponse:
+        """Begin without taking a turn, for who wants to see first what the agent is told."""
+
+        async def nothing() -> None:
+            return
+
+        return await self._guarded(nothing)
+
+    async def abandon(self, why: str) -> None:
+        """End a run between two steps, as cancelled. Does nothing when it has ended or never began."""
+        if self._begun and self.record.finished is None:
+            await self._run.journal.claim()
+            await self._close("cancelled", why, False)
+
+    async def score_now(self, status: ev.Status, answer: Any, error: str | None) -> list[Reward]:
+        """Let the environment judge a run that somebody else ends; the rewards are written and returned."""
+        await self._run.journal.claim()
+        return await surroundings.score(self._run, status, answer, error)
+
+    async def offered(self) -> Offer:
+        """The tools that whoever is due will be offered."""
+        ready = self._activations.ready
+        return await self._activations.offer(self.record.activations[ready[0] if ready else 0])
+
+    def answer(self, question: str, text: str) -> None:
+        """A person's answer to an open question, to be recorded when the run goes on."""
+        open_ids = [asked.id for asked in self.record.open_questions()]
+        if question not in open_ids:
+            raise TaskError(f"No open question {question!r}; open are: {open_ids}.")
+        refuse_empty(question, text)
+        self._answers[question] = text
+
+    def recorded_response(self) -> TaskResponse:
+        """The response of a run that has ended, as it was recorded."""
+        run, record = self._run, self.record
+        complete = run.units.keys() >= {activation.agent for activation in record.activations.values()}
+        answer = Recovery(self._activations).recall() if complete else record.answer
+        seconds = record.events[-1].at - record.own_events[0].at
+        return run.response(record.status, answer, record.error, seconds)
+
+    def _next_due(self) -> int:
+        """Whose turn the next step takes: the one that has waited longest."""
+        return self._run.world.next_due(self._activations.ready, self.record)
+
+    async def _drive(self) -> None:
+        """Take all turns: one after the other while one agent is due, side by side when several are."""
+        ready, state, lease = self._activations.ready, self._run.state, self._run.journal.lease
+        try:
+            while state.conflict is None:
+                if lease is not None and lease.inbox:
+                    self._obey()
+                if self._paused and not self._workers:
+                    return
+                if not self._workers and len(ready) == 1 and self._activations.is_alone:
+                    await self._turn_of(ready.popleft())
+                    continue
+                self._due = self._due or asyncio.Event()
+                self._due.clear()
+                while ready and not self._paused:
+                    id = ready.popleft()
+                    worker = self._workers[id] = asyncio.create_task(self._work(id))
+                    worker.add_done_callback(partial(self._stopped, id))
+                if not self._workers:
+                    return
+                await self._due.wait()
+                if self._failed:
+                    self._failed[0].result()
+        finally:
+            if self._workers:
+                for worker in self._workers.values():
+                    worker.cancel()
+                await asyncio.gather(*self._workers.values(), return_exceptions=True)
+                self._workers.clear()
+
+    async def _work(self, id: int) -> None:
+        """Take the turns of one agent until it is not due at once."""
+        ready = self._activations.ready
+        await self._turn_of(id)
+        while ready and ready[-1] == id and self._run.state.conflict is None and not self._inbox:
+            ready.pop()
+            await self._turn_of(id)
+
+    def _stopped(self, id: int, worker: asyncio.Task[None]) -> None:
+        """A worker has ended: the driver looks at how."""
+        if self._workers.get(id) is worker:  # the agent may be due again, and have another
+            del self._workers[id]
+        if not worker.cancelled() and worker.exception() is not None:
+            self._failed.append(worker)
+        self._wake(id)
+
+    def _wake(self, _: int) -> None:
+        """There is news for the driver: somebody is due, or has stopped."""
+        if self._due is not None:
+            self._due.set()
+
+    def _stop_work(self, activation: int) -> None:
+        """Nobody waits for this agent any more: stop what it is doing."""
+        worker = self._workers.get(activation)
+        if worker is not None:
+            worker.cancel()
+
+    # What others want
+
+    @property
+    def _inbox(self) -> bool:
+        lease = self._run.journal.lease
+        return lease is not None and bool(lease.inbox)
+
+    def _alarm(self) -> None:
+        """Something came into the inbox, or the lease was lost. What cannot wait for the end of a turn is done now."""
+        lease = self._run.journal.lease
+        if lease is None or self._ended_by is not None:
+            return
+        if lease.lost is not None:
+            self._end_by("interrupted", lease.lost)
+            return
+        for note in lease.inbox:
+            if isinstance(note, ev.Commanded) and note.action == "cancel":
+                self._end_by("cancelled", _cancelled(note))
+                return
+        self._wake(0)
+
+    def _end_by(self, status: ev.Status, why: str) -> None:
+        self._ended_by = (status, why)
+        if self._at_work is not None:
+            self._at_work.cancel()
+
+    def _obey(self) -> None:
+        """Take in what others wrote since the last turn: answers of people, and what they want of the run."""
+        if self._inbox:
+            for note in self._run.journal.news():
+                self._take_in(note)
+
+    def _take_in(self, note: ev.Commanded | ev.Answered) -> None:
+        journal, record = self._run.journal, self.record
+        if isinstance(note, ev.Answered):
+            asked = record.questions.get(note.id)
+            if asked is None or any(isinstance(e, ev.Answered) and e.id == note.id for e in record.own_events):
+                return
+            journal.add(ev.Answered, id=note.id, answer=note.answer)
+            self._obeyed("answer", note)
+            activation = record.activations[asked.activation]
+            if activation.finished is None:
+                self._activations.make_due(activation)
+            return
+        self._obeyed(note.action, note)
+        if note.action == "cancel":
+            self._ended_by = self._ended_by or ("cancelled", _cancelled(note))
+            raise asyncio.CancelledError
+        if note.action == "pause":
+            self._paused = True
+        elif note.text:
+            self._tell(note.text)
+
+    def _obeyed(self, what: str, note: ev.Note) -> None:
+        self._run.journal.add(ev.Noted, source=RUNTIME, name=what, data=note.seq)
+
+    def _tell(self, text: Content) -> None:
+        """Say something to whoever is due. Raises TaskError when nobody is at work."""
+        record, activations = self.record, self._activations
+        agents = [a for a in record.activations.values() if a.finished is None and a.agent in self._run.units]
+        agents = [a for a in agents if isinstance(self._run.units[a.agent], BaseAgent)]
+        if not agents:
+            raise TaskError("Nobody is at work who could be told; fork before the last step.")
+        activation = record.activations[activations.ready[0]] if activations.ready else agents[0]
+        self._run.recorder.add(activation, Message("user", text), activation.leaf, "human")
+
+    # One turn
+
+    async def _turn_of(self, id: int) -> None:
+        """Let one agent decide once and let the world answer. What an agent cannot get over ends its work."""
+        activation = self._run.record.activations[id]
+        agent = self._activations.agent(activation)
+        self._activations.begin_turn(activation)
+        try:
+            try:
+                await self._turn(activation, agent)
+            except (LimitReached, StoreError, EnvironmentFailed):
+                raise
+            except AWorldError as error:
+                self._unreachable = self._unreachable or surroundings.is_unreachable(error)
+                status = "limit_reached" if isinstance(error, AgentLimit) else None
+                self._activations.fail(activation, str(error), status)
+            except Exception as bug:
+                logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
+                self._activations.fail(activation, f"{type(bug).__name__}: {bug}")
+            if self._run.record.id in self._run.journal.topics and self.record.activations[0].finished is None:
+                await self._run.journal.commit()  # readers see a step before the next one begins
+        finally:
+            self._activations.end_turn(activation)  # last: from here on another worker may take the next turn
+
+    async def _turn(self, activation: Activation, agent: BaseAgent) -> None:
+        run = self._run
+        offer = await self._activations.offer(activation)
+        # A process that died, or a person that was asked, left a turn half done: then there is nothing to decide.
+        if activation.last is None or not (activation.open_calls or self._has_answered(activation)):
+            await self._decide(activation, agent, offer)
+        if not activation.calls:
+            await self._conclude(activation, agent)
+            return
+        self._activations.start_called(activation, offer)
+        await run_tools(run, activation, offer)
+        self._activations.hand_over(activation, offer)
+        if run.environment is not None and run.environment.over:
+            self._activations.end(run.environment.answer)
+
+    async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
+        run = self._run
+        check_limits(run, self._steps)
+        if agent.max_steps is not None:
+            check_agent_limits(agent, activation)
+        self._steps += 1
+        step = next(self._numbers)
+        index = max(self._turns.get(agent.name, 0), run.record.steps_by_agent.get(agent.name, 0))
+        self._turns[agent.name] = index + 1
+        if run.record.id in run.journal.topics:
+            run.journal.show(StepStarted(trajectory_id=run.record.id, agent=agent.name, step=step))
+        turn = AgentTurn(run, activation, agent, offer, step, index)
+        started = time.time()
+        message = await agent.decide(turn)
+        if not turn.called:
+            message = turn.decided(message, started)
+        if message.tool_calls:
+            await run.journal.commit()
+
+    def _has_answered(self, activation: Activation) -> bool:
+        leaf = activation.leaf
+        if activation.calls or activation.last is None or leaf is None:
+            return False
+        return self.record.messages[leaf].message.role == "assistant"
+
+    async def _conclude(self, activation: Activation, agent: BaseAgent) -> None:
+        """The agent has answered: end its work, or tell it why the answer does not do."""
+        assert activation.leaf is not None  # it has just said something
+        run, leaf = self._run, activation.leaf
+        message = run.record.messages[leaf].message
+        try:
+            answer = agent.answer_of(message)
+        except ValueError as error:
+            if self._corrections(activation) >= agent.output_retries:
+                text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {error}"
+                self._activations.fail(activation, text)
+            else:
+                run.recorder.add(activation, Message("user", f"{error}{CORRECTION}"), leaf, "agent")
+            return
+        if run.environment is not None and activation.caller is None:
+            reply = await surroundings.respond(run.environment, message)
+            if reply is not None:
+                run.recorder.add(activation, Message("user", reply), leaf, "input")
+                return
+        self._activations.finish(activation, answer)
+
+    def _corrections(self, activation: Activation) -> int:
+        path = (self.record.messages[id] for id in self.record.path_ids(activation.leaf))
+        return sum(1 for n in path if n.activation == activation.id and n.message.text.endswith(CORRECTION))
+
+    # From the first event to the last
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> TaskResponse:
+        """The one place that says how a run ended. Whatever breaks in it becomes the run's status."""
+        run = self._run
+        began = time.perf_counter()
+        deadline = asyncio.timeout(None if run.conf.timeout is None else max(run.conf.timeout - run.spent, 0.0))
+        status: ev.Status | None = None
+        error: str | None = None
+        cancelled: asyncio.CancelledError | None = None
+        lost = False  # for a reason that is not the agent's
+        self._at_work = asyncio.current_task()
+        try:
+            async with deadline:
+                await self._begin()
+                await work()
+                status, error = self._verdict()
+        except LimitReached as reached:
+            status, error = "limit_reached", str(reached)
+        except StoreError as broken:
+            if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
+                self._at_work = None
+                raise
+            status, error = "interrupted", str(broken)
+        except asyncio.CancelledError as request:
+            status, error = self._ended_by or ("cancelled", "The run was cancelled by its caller.")
+            cancelled = self._heeded(request)
+        except TimeoutError as late:
+            if deadline.expired():
+                status, error = "timeout", f"timeout={run.conf.timeout:g} s passed; raise TaskConfig(timeout=...)."
+            else:
+                status, error = "failed", f"TimeoutError: {late}"
+        except AWorldError as trouble:
+            if not self._begun:  # misuse by the caller: there is no run to speak of
+                self._at_work = None
+                run.journal.release()
+                raise
+            status, error, lost = "failed", str(trouble), isinstance(trouble, EnvironmentFailed)
+        except Exception as bug:
+            logger.exception("trajectory=%s | the run failed", run.record.id)
+            status, error = "failed", f"{type(bug).__name__}: {bug}"
+        self._at_work = None
+        run.spent += time.perf_counter() - began
+        lost = lost or (status == "failed" and self._unreachable)
+        lost = lost or (status == "timeout" and not run.record.activations)  # the environment never opened
+        if run.environment is not None and not lost:
+            try:
+                await surroundings.judge(run, status, error)
+            except asyncio.CancelledError as request:
+                cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
+        closing = asyncio.ensure_future(self._close(status, error, lost))
+        while not closing.done():  # what was opened is closed, however often the caller cancels
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as request:
+                cancelled = request
+        response = closing.result()
+        if cancelled is not None:
+            raise cancelled
+        return response
+
+    def _heeded(self, request: asyncio.CancelledError) -> asyncio.CancelledError | None:
+        """The cancellation, where it is the caller's own and so goes on; None where the run was ended by others."""
+        if self._ended_by is None:
+            return request
+        driving = asyncio.current_task()
+        if driving is not None and driving.cancelling():
+            driving.uncancel()
+            return request if driving.cancelling() else None
+        return None
+
+    def _verdict(self) -> tuple[ev.Status | None, str | None]:
+        """How the run stands after work has been done; None while turns are left."""
+        run = self._run
+        if run.state.conflict is not None:
+            return "failed", run.state.conflict
+        root = run.record.activations[0]
+        if root.finished is None:
+            if self._paused:
+                return "waiting", f"The run was paused; it goes on with Runners.resume({run.record.id!r})."
+            if self._activations.ready:
+                return None, None
+            if run.record.open_questions():
+                return "waiting", None
+            return "failed", "Nobody is due, and nobody has answered: a member waits for one that never began."
+        if root.finished.error is not None:
+            return self._activations.status or "failed", root.finished.error
+        for agent in run.agents():
+            unused = agent.unused_replies(run.record.steps_by_agent.get(agent.name, 0))
+            if unused is not None:
+                return "failed", unused
+        return "finished", None
+
+    async def _close(self, status: ev.Status | None, error: str | None, lost: bool) -> TaskResponse:
+        """Write the end, if this is it, and make the response."""
+        run = self._run
+        ended = status not in (None, "waiting", "interrupted")
+        run.journal.held = False
+        try:
+            if ended and run.record.finished is None:
+                write_end(run.journal, status or "failed", error, lost)
+            if status != "interrupted":
+                await run.journal.commit()
+        except StoreError as broken:
+            status, error = "interrupted", str(broken)
+        response = run.response(status or "running", self._activations.answers.get(0), error, run.spent)
+        self.response = response
+        if status is not None:
+            await self._leave(response)
+            if run.record.finished is not None:
+                run.journal.stay()
+            else:
+                run.journal.release()
+        return response
+
+    async def _leave(self, response: TaskResponse) -> None:
+        run = self._run
+        if run.environment is not None:
+            await surroundings.close(run.environment, run.record)
+        await (run.rest() if response.status == "waiting" else run.let_go())
+        for hook in reversed(self._entered):
+            try:
+                await hook.after_task(HookContext(run.record, run.context), response)
+            except Exception:  # the run has ended: its outcome stands
+                logger.exception("trajectory=%s | after_task of %s failed", run.record.id, type(hook).__name__)
+        if run.record.id in run.journal.topics:
+            step = max(run.record.next_step - 1, 0)
+            end = RunFinished(trajectory_id=run.record.id, agent=run.task.agent.name, step=step, response=response)
+            run.journal.show(end)
+
+    def _final_content(self) -> Content:
+        finished = self.record.finished
+        if finished is None or finished.answer is None:
+            return ""
+        return readable(finished.answer)
+
+    # Beginning, and beginning again
+
+    async def _begin(self) -> None:
+        run, journal = self._run, self._run.journal
+        if self._begun:
+            await self._claim()
+            return
+        self.check()
+        prefix = run.task.prefix or await self._turn_before()
+        run.is_fork = prefix is not None and not prefix.after
+        environment = run.environment
+        if environment is None and (run.record.events or run.is_fork):
+            surroundings.check_environment(run.record if prefix is None else prefix.trajectory)
+        await self._claim()
+        if prefix is not None and not run.record.events:
+            for event in prefix.trajectory.events[: prefix.seq]:
+                run.record.apply(event)
+        if not run.record.events or prefix is not None:
+            self._start(prefix)
+        self._count_on()
+        if run.record.paused:
+            journal.add(ev.Noted, source=RUNTIME, name="resumed")
+        self._take_in_missed()
+        for question, text in self._answers.items():
+            journal.add(ev.Answered, id=question, answer=text)
+        if run.record.activations:
+            run.go_on()
+            Recovery(self._activations).recover()
+        elif environment is None:
+            self._activations.begin(run.task.input)
+        await journal.commit()
+        self._begun = True
+        if environment is not None:
+            await surroundings.open_environment(self._activations, environment)
+        if run.task.said is not None:
+            self._tell(run.task.said)
+        for hook in run.task.hooks:
+            self._entered.append(hook)
+            await hook.before_task(HookContext(run.record, run.context))
+
+    async def _claim(self) -> None:
+        journal = self._run.journal
+        if journal.lease is None:
+            await journal.claim()
+            assert journal.lease is not None  # it was claimed
+            journal.lease.alarm = self._alarm
+
+    async def _turn_before(self) -> Prefix | None:
+        """The turn of the conversation that this run goes on from."""
+        run, before = self._run, self._run.task.after
+        if before is None or run.record.events:
+            return None
+        store = run.journal.store
+        if isinstance(before, str):
+            record = Trajectory.of(before, await store.read(before))
+        else:
+            record = before.record if isinstance(before, TaskResponse) else before
+        if record.finished is None:
+            raise TaskError(
+                f"after={record.id!r} has not ended (it is {record.status}): resume or fork it, or say it to the run "
+                "itself with Runners.steer."
+            )
+        return Prefix(record, len(record.events), after=True)
+
+    def _count_on(self) -> None:
+        """Steps get their numbers from where the record stands."""
+        record = self._run.record
+        self._numbers, self._steps = count(record.next_step), record.next_step
+        if self._run.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
+            self._numbers = (number for number in count() if number not in record.calls)
+            self._steps = len(record.calls)
+
+    def _take_in_missed(self) -> None:
+        """Answers and commands that came while nobody worked on the run."""
+        record = self._run.record
+        inbox = self._run.journal.lease.inbox if self._run.journal.lease is not None else ()
+        ahead = {(type(note), note.at) for note in inbox}
+        for note in list(record.notes):
+            missed = note.seq > record.obeyed and (type(note), note.at) not in ahead
+            if missed and isinstance(note, ev.Commanded | ev.Answered):
+                self._take_in(note)
+
+    def check(self) -> None:
+        """Raise ConfigError when an agent misses a setting."""
+        if self._run.world.live:
+            self._run.task.agent.check()
+
+    def _start(self, prefix: Prefix | None) -> None:
+        run = self._run
+        run.journal.add(
+            ev.Started,
+            trajectory_id=run.record.id,
+            task=run.task.info,
+            agents={name: unit.settings() for name, unit in run.units.items()},
+            definitions={name: unit.described().digest for name, unit in run.units.items()},
+            conf=run.conf.model_dump(mode="json", exclude_defaults=True),
+            forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
+            after=prefix is not None and prefix.after,
+            environment=run.environment.name if run.environment is not None else None,
+            versions=_VERSIONS,
+            schema=ev.SCHEMA_VERSION,
+        )
+        for key, value in run.task.context.items():
+            run.context.set(key, value)
+
+    def _intervene(self, observation: Content | None, tool_results: dict[str, Content] | None) -> None:
+        """What the caller of `step` puts in before the next turn."""
+        if observation is None and not tool_results:
+            return
+        run, results = self._run, tool_results or {}
+        active = [a for a in run.record.activations.values() if a.finished is None]
+        pending = {c.call_id for a in active for c in a.calls}
+        if unknown := results.keys() - pending:
+            raise TaskError(f"No pending tool call {sorted(unknown)}; pending are {sorted(pending)}.")
+        for id in results:
+            owners = [a.agent for a in active if any(c.call_id == id for c in a.calls)]
+            if len(owners) > 1:
+                raise TaskError(
+                    f"Tool call {id!r} is one of {' and one of '.join(owners)}: their models gave both the same id, so "
+                    "it is not known which of them is meant. Step until only one of them is pending."
+                )
+        for activation in active:
+            replaced = {call.call_id for call in activation.calls} & results.keys()
+            if replaced:
+                replace_results(run.journal, activation, {id: results[id] for id in replaced})
+                self._activations.drop_called(activation)
+                if not activation.open_calls:
+                    self._activations.make_due(activation)
+        if observation is not None:
+            self._tell(observation)
+
+
+def run_to_end(
+    task: Task, store: TrajectoryStore, record: Trajectory | None = None
+) -> Coroutine[Any, Any, TaskResponse]:
+    """Run a task to its end, on from `record` if there is one. Raises TaskError for one that is to be stepped."""
+    refuse_interactive(task)
+    return Episode(task, store, record).run()
+
+
+def refuse_interactive(task: Task) -> None:
+    """Raises TaskError for a task that its caller wants to drive step by step."""
+    if task.conf.run_mode is TaskRunMode.INTERACTIVE:
+        remedy = "step it with Runners.step, or leave run_mode out"
+        text = f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}."
+        raise TaskError(text, setting="run_mode", remedy=remedy)
+
+
+def recorded(
+    task: Task, store: TrajectoryStore, record: Trajectory, status: ev.Status, error: str | None, seconds: float
+) -> TaskResponse:
+    """The response of a run that was taken elsewhere, with its answer as the object that it was."""
+    episode = Episode(task, store, record)
+    if record.finished is None:
+        return episode._run.response(status, None, error, seconds)
+    response = episode.recorded_response()
+    response.time_cost = seconds or response.time_cost
+    return response
+
+
+def _cancelled(note: ev.Commanded) -> str:
+    return f"The run was cancelled{f' by {note.source}' if note.source else ''}{f': {note.text}' if note.text else ''}."
+
+
+def write_end(journal: Journal, status: ev.Status, error: str | None, lost: bool = False) -> None:
+    """Write the end of a run; calls that are open are closed."""
+    activations = journal.record.activations
+    for activation in activations.values():
+        for called in activation.open_calls:
+            interrupt_call(journal, activation, called, status)
+    root = activations.get(0)
+    answer = root.finished.answer if root is not None and root.finished is not None else None
+    journal.add(ev.Finished, status=status, answer=answer, error=error, surroundings=lost)
+
+
+def refuse_empty(question: str, text: str) -> None:
+    """Raise `TaskError` for an answer without a word: an answer is final, and this one was hardly meant."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TaskError(
+            f"The answer to question {question!r} must be text, as a person says it; got {text!r:.100}. Give "
+            f"{str(text)!r:.100} for that."
+        )
+    if not text.strip():
+        raise TaskError(
+            f'The answer to question {question!r} is empty, and was not recorded: answers are final. If "nothing" is '
+            'what you mean, say it in words, such as "none" or "no".'
+        )

@@ -1,0 +1,173 @@
+"""Feeds: a run read while it goes on, or later, in this process or another one.
+
+A reader is shown a fold of the log from where it begins to read, and then what comes, as it becomes durable. Any number
+of readers follow one run; what waits for a slow one waits in memory, so it slows nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import Any
+
+from aworld.core.event import Finished
+from aworld.core.exceptions import TaskError
+from aworld.core.output import AnyOutput, Output, OutputFold, ReasoningOutput, RunFinished, TextOutput
+from aworld.core.task import TaskResponse
+from aworld.core.trajectory import Trajectory
+from aworld.runners.run import Driven
+from aworld.trajectory.hub import NoteAdded
+from aworld.trajectory.query import Query
+from aworld.trajectory.store import TrajectoryStore
+
+
+class RunStream:
+    """The outputs of one run, and its response. Made by `Runners.streamed_run_task`; the run starts when it is read."""
+
+    def __init__(
+        self,
+        id: str,
+        store: TrajectoryStore,
+        make: Callable[[], Driven],
+        *,
+        keep_running: bool = False,
+    ) -> None:
+        self._id, self._store, self._make = id, store, make
+        self._keep_running = keep_running
+        self._driven: Driven | None = None
+        self._task: asyncio.Task[TaskResponse] | None = None
+        self._readers = 0
+
+    async def stream_events(self) -> AsyncGenerator[AnyOutput, None]:
+        """Yield what happens, in order; exactly one `RunFinished` last. Raises what misuse raises.
+
+        A reader that comes late is shown what happened before. When the last one leaves before the end, the run is
+        cancelled, unless the stream was told to let it finish.
+        """
+        late = self._task is not None
+        self._readers += 1
+        subscription = self._store.hub.subscribe(self._id)
+        entries, fold, seq = subscription.entries, OutputFold(self._id), -1
+        try:
+            task = self._run()
+            task.add_done_callback(lambda _: subscription.wake())
+            missing = late
+            while True:
+                if missing:  # before this reader came, or more than waits in memory: the log has what matters
+                    missing = False
+                    subscription.stale.clear()
+                    for event in await self._past(seq):
+                        seq = event.seq
+                        for output in fold.take(event):
+                            yield output
+                while entries:
+                    entry = entries.popleft()[1]
+                    kind: Any = type(entry)
+                    if kind is TextOutput or kind is ReasoningOutput:
+                        yield entry
+                    elif isinstance(entry, Output):
+                        if kind is not RunFinished:  # that one comes from the task, whoever listened
+                            yield fold.pass_on(entry)
+                    elif kind is not NoteAdded and entry.seq > seq:
+                        if entry.seq > seq + 1:
+                            missing = True
+                            break
+                        seq = entry.seq
+                        for output in fold.take(entry):
+                            yield output
+                if missing or subscription.stale:
+                    missing = True
+                elif task.done():
+                    yield self._end(await self.response())
+                    return
+                else:
+                    await subscription.wait()
+        finally:
+            subscription.close()
+            self._readers -= 1
+            if not self._readers and not self._keep_running:
+                await self.cancel()
+
+    async def _past(self, seq: int) -> Sequence[Any]:
+        """What the log has behind an event."""
+        try:
+            return await self._store.read(self._id, after=seq)
+        except TaskError:  # it has not begun
+            return ()
+
+    def _end(self, response: TaskResponse) -> RunFinished:
+        record = response.record
+        agent = record.activations[0].agent if record.activations else ""
+        step = max(record.next_step - 1, 0)
+        return RunFinished(trajectory_id=self._id, agent=agent, step=step, response=response)
+
+    async def response(self) -> TaskResponse:
+        """Wait for the end, also that of a run that was cancelled."""
+        task = self._run()
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            response = self._driven.response if self._driven is not None else None
+            if not task.done() or response is None:  # it is the caller who was cancelled
+                raise
+            return response
+
+    async def cancel(self) -> None:
+        """End the run with status `cancelled`, within a second. Does nothing once it has ended."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    def _run(self) -> asyncio.Task[TaskResponse]:
+        if self._task is None:
+            self._driven = self._make()
+            self._task = asyncio.ensure_future(self._driven.run())
+            self._task.add_done_callback(self._done)
+        return self._task
+
+    def _done(self, task: asyncio.Task[TaskResponse]) -> None:
+        if not task.cancelled() and task.exception() is not None and self._keep_running:
+            task.get_loop().call_exception_handler({"message": "a run left alone failed", "task": task})
+
+
+async def follow(
+    store: TrajectoryStore, which: str | Sequence[str] | Query, after: int = -1
+) -> AsyncIterator[AnyOutput]:
+    """The outputs of stored runs, and of those at work in any process, as they come.
+
+    With ids it ends when all of those runs have ended; with a query never by itself. `after` leaves out what events up
+    to this number show. The response of a run that ended is made of its record.
+    """
+    folds: dict[str, OutputFold] = {}
+    left = {which} if isinstance(which, str) else None if isinstance(which, Query) else set(which)
+    async for id, entry in store.follow(which):
+        if isinstance(entry, NoteAdded):
+            continue
+        fold = folds.get(id) or folds.setdefault(id, OutputFold(id))
+        if isinstance(entry, RunFinished):
+            continue  # the log says so to every reader
+        if isinstance(entry, Output):
+            yield fold.pass_on(entry)
+            continue
+        for output in fold.take(entry):
+            if entry.seq > after:
+                yield output
+        if isinstance(entry, Finished):
+            record = Trajectory.of(id, await store.read(id), await store.notes(id))
+            if record.events[-1].seq > entry.seq and not isinstance(record.events[-1], Finished):
+                continue  # the shared beginning of a fork or of a conversation
+            folds.pop(id, None)
+            yield _recorded_end(record, entry.seq)
+            if left is not None:
+                left.discard(id)
+                if not left:
+                    return
+
+
+def _recorded_end(record: Trajectory, seq: int) -> RunFinished:
+    seconds = record.events[-1].at - record.own_events[0].at
+    response = TaskResponse(record, record.status, record.answer, record.error, seconds)
+    agent = record.activations[0].agent if record.activations else ""
+    return RunFinished(
+        trajectory_id=record.id, agent=agent, step=max(record.next_step - 1, 0), seq=seq, response=response
+    )

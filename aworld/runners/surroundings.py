@@ -1,0 +1,90 @@
+"""What a run does with the environment of its task: open it, ask it, let it judge, close it, each bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any
+
+from aworld.core.bounded import described
+from aworld.core.event import Status
+from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError, TaskError
+from aworld.core.message import Content, Message
+from aworld.core.run_environment import Reward, RunEnvironment
+from aworld.core.trajectory import Trajectory
+from aworld.runners.activations import Activations
+from aworld.runners.journal import write_reward
+from aworld.runners.run import LET_GO, Run
+
+logger = logging.getLogger(__name__)
+
+_REFUSED = (400, 413, 422)
+"""HTTP statuses with which a provider refuses what it was sent, such as a prompt that is too long."""
+
+
+def is_unreachable(error: AWorldError) -> bool:
+    """Whether an error says that a model could not be had, rather than that it would not take what the agent sent."""
+    return isinstance(error, ModelError) and error.status not in _REFUSED
+
+
+def check_environment(record: Trajectory) -> None:
+    """Refuse to go on with an episode of an environment without one: its state has gone. Raises TaskError."""
+    name = record.started.environment if record.started is not None else None
+    if name is not None:
+        raise TaskError(
+            f"Trajectory {record.id} is an episode of environment {name!r}, whose state is not in the log: "
+            "run it anew, such as by the same `aworld rollout` with its --run."
+        )
+
+
+async def open_environment(activations: Activations, environment: RunEnvironment) -> None:
+    """Open the environment and let the agent begin. Raises EnvironmentFailed."""
+    run = activations.run
+    try:
+        opening = await environment.open(run.record, partial(write_reward, run.journal))
+    except EnvironmentFailed:
+        raise
+    except Exception as raised:
+        logger.info("trajectory=%s | the environment did not start", run.record.id, exc_info=raised)
+        raise EnvironmentFailed(f"The environment did not start: {described(raised)}") from raised
+    if not run.record.activations:
+        activations.begin(run.task.input if opening is None else opening)
+
+
+async def respond(environment: RunEnvironment, message: Message) -> Content | None:
+    """What the environment says to an agent that has spoken. Raises EnvironmentFailed."""
+    try:
+        return await environment.respond(message)
+    except EnvironmentFailed:
+        raise
+    except Exception as raised:
+        raise EnvironmentFailed(f"The environment failed to respond: {described(raised)}") from raised
+
+
+async def judge(run: Run, status: Status | None, error: str | None) -> None:
+    """Write the rewards that the environment gives at the end of a run; none for one that its caller cancelled."""
+    if run.record.finished is None and status in ("finished", "failed", "timeout", "limit_reached"):
+        root = run.record.activations.get(0)
+        ended = root.finished if root is not None else None
+        await score(run, status, ended.answer if ended is not None else None, error)
+
+
+async def score(run: Run, status: Status, answer: Any, error: str | None) -> list[Reward]:
+    """Let the environment judge, and write its rewards; they are returned."""
+    rewards = [] if run.environment is None else list(await run.environment.score(status, answer, error))
+    for reward in rewards:
+        try:
+            write_reward(run.journal, reward)
+        except ValueError as refused:
+            write_reward(run.journal, Reward(value=None, name=reward.name, error=str(refused)))
+    return rewards
+
+
+async def close(environment: RunEnvironment, record: Trajectory) -> None:
+    """Close the environment; it may not hold the run up."""
+    try:
+        async with asyncio.timeout(LET_GO):
+            await environment.close()
+    except Exception:  # the run has ended: its outcome stands
+        logger.exception("trajectory=%s | the environment did not close", record.id)

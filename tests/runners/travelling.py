@@ -1,0 +1,60 @@
+"""Agents and tools at the top of a module, as worker processes find them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from aworld.agents.llm_agent import Agent
+from aworld.core.agent.swarm import Swarm
+from aworld.core.model import ModelRequest
+from aworld.core.tool.func_to_tool import tool
+from aworld.models import FunctionModel
+from aworld.models.doubles import Said, call
+
+
+@tool
+async def place(city: str) -> str:
+    """Where this is done."""
+    await asyncio.sleep(0)
+    return f"{city} in process {os.getpid()}"
+
+
+@tool(idempotent=True)
+async def die_once(mark: str) -> str:
+    """Take the process down, the first time."""
+    path = Path(mark)
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+@tool
+async def die() -> str:
+    """Take the process down."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "never"
+
+
+@tool
+async def hang() -> str:
+    """Wait for ever."""
+    await asyncio.Event().wait()
+    return "never"
+
+
+def _think(request: ModelRequest) -> Said:
+    asked = next(m.text for m in request.messages if m.role == "user")
+    if request.turn:
+        return request.messages[-1].text
+    name, _, argument = asked.partition(" ")
+    if name == "mark":
+        return call("die_once", mark=argument)
+    return call(name, **({"city": argument} if name == "place" else {}))
+
+
+traveller = Agent("traveller", model=FunctionModel(_think), tools=[place, die_once, die, hang])
+team = Swarm(Agent("first", model=FunctionModel(_think), tools=[place]))
