@@ -190,11 +190,12 @@ class Maker:
     def _option(self, value: Any, option: str, kind: type[Defined]) -> Any:
         what = f"{option}= of {self.definition.name!r}"
         if isinstance(value, dict):
-            if value.keys() == {"code"}:
-                return self._code(value["code"], what)
-            if value.keys() == {"member"}:
-                return self._member(value["member"])
-            return {key: self._option(item, option, kind) for key, item in cast("dict[str, Any]", value).items()}
+            table = cast("dict[str, Any]", value)
+            if table.keys() == {"code"}:
+                return self._code(table["code"], what)
+            if table.keys() == {"member"}:
+                return self._member(table["member"])
+            return {key: self._option(item, option, kind) for key, item in table.items()}
         if isinstance(value, list):
             return [self._option(item, option, kind) for item in cast("list[Any]", value)]
         if option in kind._named and isinstance(value, str):
@@ -231,12 +232,13 @@ class Maker:
                 what = f"when= from {source!r} to {target!r} in {self.definition.name!r}"
                 return Edge(*ends, self._code(part["when"], what)) if part.get("when") else ends
             case _:
-                return self._node(part, part.get("name") if isinstance(part, dict) else None)
+                return self._node(part, None)
 
     def _node(self, part: Any, name: Any) -> WorkflowNode:
         if not isinstance(part, dict) or "member" not in part:
             raise ConfigError(f"write {{member: NAME, ...}}, or {{serial: [...]}} for a group; got {part!r}")
         node = cast("dict[str, Any]", part)
+        name = name or node.get("name")
         self._known(node, ("member", "name", "input", "on_error", "retries"), "A member")
         make = self._code(node["input"], f"input= of {node['member']!r}") if node.get("input") else None
         return WorkflowNode(self._member(node["member"]), make, node.get("on_error"), node.get("retries", 0), name)

@@ -355,13 +355,15 @@ def _team_body(definition: TeamDefinition) -> dict[str, Any]:
 
 
 def _part_body(part: Any) -> Any:
-    if isinstance(part, list):
-        return _Line(_part_body(item) for item in cast("list[Any]", part))
-    if isinstance(part, dict) and part.keys() == {"from", "to"}:
-        return _Line(cast("dict[str, Any]", part).values())
-    if isinstance(part, dict) and "serial" in part:
-        return {"serial": [_part_body(item) for item in cast("dict[str, Any]", part)["serial"]]}
-    return part
+    match part:
+        case [*items]:
+            return _Line(map(_part_body, items))
+        case {"serial": [*items]}:
+            return {"serial": list(map(_part_body, items))}
+        case {"from": source, "to": target} if "when" not in part:
+            return _Line([source, target])
+        case _:
+            return part
 
 
 class _Line(list[Any]):

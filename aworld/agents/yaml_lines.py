@@ -23,6 +23,7 @@ class YamlText:
         """Raises ConfigError that names `source` and the line."""
         self._source = source
         self._values: dict[int, Any] = {}
+        self._root: Any = None
         try:
             self._loader: Any = yaml.SafeLoader(text)
             self._root = self._loader.get_single_node()
@@ -52,7 +53,7 @@ class YamlText:
             elif id(node) not in seen:
                 seen.add(id(node))  # an alias leads to what was looked through
                 pairs = isinstance(node, yaml.MappingNode)
-                below = [part for pair in node.value for part in pair] if pairs else node.value
+                below: list[Any] = [part for pair in node.value for part in pair] if pairs else node.value
                 waiting += reversed(below)
         return _line(key)
 
@@ -60,10 +61,11 @@ class YamlText:
         """What stands at the end of a path: the key, or the item itself, and the value."""
         key = node = self._root
         for step in path:
+            children: Any = node.value
             if isinstance(node, yaml.MappingNode):
-                key, node = next((pair for pair in node.value if pair[0].value == step), (key, node))
-            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-                key = node = node.value[step]
+                key, node = next((pair for pair in children if pair[0].value == step), (key, node))
+            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(children):
+                key = node = children[step]
         return key, node
 
     def _value(self, node: yaml.Node) -> Any:

@@ -228,7 +228,8 @@ def _reference(value: Any, same: Callable[[Any], bool]) -> tuple[str, str | None
     """The name of code, and why no other process finds it under that name."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str):
-        kind, label = type(value), getattr(value, "__name__", getattr(value, "name", ""))
+        kind: Any = type(value)
+        label = getattr(value, "__name__", getattr(value, "name", ""))
         return f"{kind.__module__}:{kind.__qualname__}<{label}>", "an object that has no name in a module"
     if trouble := why_not(f"{module}:{name}"):
         return f"{module}:{name}", trouble

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology, Unit
 from aworld.core.common import ActionModel, Observation
 from aworld.core.tool.func_to_tool import tool
 
@@ -61,3 +62,16 @@ class Polite(Agent):
     def __init__(self, name: str, manner: str = "please", **rest: Any) -> None:
         super().__init__(name, **rest)
         self.manner = manner
+
+
+class Twice(Topology):
+    """A team of somebody's own."""
+
+    def __init__(self, worker: Unit, helpers: Sequence[Unit] = (), name: str = "twice") -> None:
+        super().__init__(name)
+        self.worker = worker
+        self.helpers = list(helpers)
+
+    def members(self) -> list[Unit]:
+        """All that work in it."""
+        return [self.worker, *self.helpers]

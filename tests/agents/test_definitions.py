@@ -91,7 +91,11 @@ def test_what_changed_is_told_by_its_path() -> None:
     assert before.digest != after.digest
 
 
-OWN = [code.Counter("c", 3, tools=[code.lookup]), code.Polite("p", "now", system_prompt="S")]
+OWN = [
+    code.Counter("c", 3, tools=[code.lookup]),
+    code.Polite("p", "now", system_prompt="S"),
+    code.Twice(Agent("a"), [Agent("b")]),
+]
 
 
 @pytest.mark.parametrize("unit", [newsroom(), *OWN])
@@ -230,7 +234,7 @@ def test_what_a_definition_names_and_nobody_has_is_told_with_the_nearest() -> No
     ]
     for change, words in changes:
         with pytest.raises(ConfigError, match=words):
-            unit_of(AgentDefinition(**{"name": "a", "type": "Agent", **change}))
+            unit_of(AgentDefinition.model_validate({"name": "a", "type": "Agent", **change}))
     two: dict[str, Any] = {
         "one": AgentDefinition(name="x", type="Agent"),
         "two": AgentDefinition(name="x", type="Agent", desc="D"),

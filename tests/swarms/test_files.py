@@ -353,32 +353,8 @@ def test_what_cannot_be_written_names_the_member_and_the_remedy() -> None:
         (function_agent(inner), "function= of 'inner'.*inside a function"),
         (majority_vote(a, n=3), "reduce= of 'ann-vote'"),
         (Swarm(a, Local("own")), "The class of 'own'.*inside a function.*move it there"),
-        (_Odd(a, threshold=lambda: 3), "threshold= of 'odd'.*a lambda"),
     ]
     for unit, told in cases:
         with pytest.raises(ConfigError, match=told):
             dump(unit)
     assert "tests.swarms.test_files:decorated" in dump(Agent("ann", tools=[decorated, local]))
-
-
-class _Judge(BaseAgent):
-    """A rule-based agent of somebody's own."""
-
-    def __init__(self, name: str, threshold: Any, check: Any = None) -> None:
-        super().__init__(name)
-        self.threshold = threshold
-        self.check_with = check
-
-
-class _Odd(Swarm):
-    """A team of somebody's own."""
-
-    def __init__(self, *members: Any, threshold: Any = 1, name: str = "odd") -> None:
-        self.threshold = threshold
-        super().__init__(*members, name=name)
-
-    def _build(self, members: list[Any], root_agent: Unit | None, name: str | None) -> None:
-        self._members = members
-
-    def members(self) -> list[Unit]:
-        return self._members
