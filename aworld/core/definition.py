@@ -43,14 +43,14 @@ class UnitDefinition(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            known_keys(cls.__name__, cast("dict[str, Any]", data), cls.model_fields, "field")
+        keys: Any = data if isinstance(data, dict) else ()
+        known_keys(cls.__name__, keys, cls.model_fields, "field")
         return data
 
     @property
     def below(self) -> dict[str, Definition]:
         """The definitions that this one is made of, by name."""
-        return cast("Any", self).units if isinstance(self, AgentDefinition) else cast("Any", self).members
+        return cast("dict[str, Definition]", getattr(self, "units" if isinstance(self, AgentDefinition) else "members"))
 
     @property
     def digest(self) -> str:
@@ -228,7 +228,7 @@ def _reference(value: Any, same: Callable[[Any], bool]) -> tuple[str, str | None
     """The name of code, and why no other process finds it under that name."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str):
-        kind: Any = type(value)
+        kind = cast("type[Any]", type(value))
         label = getattr(value, "__name__", getattr(value, "name", ""))
         return f"{kind.__module__}:{kind.__qualname__}<{label}>", "an object that has no name in a module"
     if trouble := why_not(f"{module}:{name}"):

@@ -391,7 +391,7 @@ def _check_agent(run: str, record: Trajectory, units: Mapping[str, Unit]) -> Non
         raise _another_run(run, record, f"by another agent: {names}, and this is {others}")
     for name, unit in units.items():
         before, now = _flat(record.agents[name]), _flat(unit.settings())
-        for setting in {**before, **now}:
+        for setting in {**before, **now} if record.started.definitions else before:  # older logs tell less
             old, new = before.get(setting), now.get(setting)
             if old == new or setting in _REACHED or (setting in _MODEL and _same_policy(record, unit)):
                 continue
