@@ -210,9 +210,9 @@ class _AgentsFile:
         word, subjects = words[0], SUBJECTS.get(words[0], [])
         subject, options = body.pop(word), options_of(KINDS[word])
         extra = {"edges": ["nodes"], "handoff": ["start"]}.get(word, [])
-        known = [option for option in options if option not in (*subjects, "root_agent")]
-        self._refuse_unknown(body, [*known, "desc", *extra], owner, *path)
-        for option in known:
+        takes = [option for option in options if option not in (*subjects, "root_agent")]
+        self._refuse_unknown(body, [*takes, "desc", *extra], owner, *path)
+        for option in takes:
             if options[option] is inspect.Parameter.empty and option not in body:
                 raise self._error(f"{owner} needs {option}: module:function", line=begins)
             if isinstance(options[option], bool) and not isinstance(body.get(option, True), bool):
@@ -346,8 +346,8 @@ def _team_body(definition: TeamDefinition) -> dict[str, Any]:
     word = "edges" if "edges" in words and edges else words[0] if words else ""
     rest = {key: body[key] for key in ("nodes", "desc") if key in body}
     if not word:
-        given = {"members": list(definition.members), "parts": parts, "options": options}
-        return {"type": definition.type, **{key: value for key, value in given.items() if value}, **rest}
+        fields = {"members": list(definition.members), "parts": parts, "options": options}
+        return {"type": definition.type, **{key: value for key, value in fields.items() if value}, **rest}
     names = [options.pop(option) for option in SUBJECTS.get(word, ())]
     subject: Any = names[0] if len(names) == 1 else _Line(names) if names else [_part_body(part) for part in parts]
     start = _without_none({"start": options.pop("root_agent", None)})

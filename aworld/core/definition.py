@@ -43,9 +43,9 @@ class UnitDefinition(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, data: Any) -> Any:
-        keys: Any = data if isinstance(data, dict) else ()
-        known_keys(cls.__name__, keys, cls.model_fields, "field")
-        return data
+        if isinstance(data, dict):
+            known_keys(cls.__name__, cast("dict[str, Any]", data), cls.model_fields, "field")
+        return cast("Any", data)
 
     @property
     def below(self) -> dict[str, Definition]:

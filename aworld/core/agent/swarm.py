@@ -80,8 +80,8 @@ class Swarm(Topology):
     def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Self:
         """Choose the kind."""
         if build_type is not None and build_type not in list(GraphBuildType):
-            known = ", ".join(repr(kind.value) for kind in GraphBuildType)
-            raise ConfigError(f"build_type={build_type!r}; use one of {known}.")
+            kinds = ", ".join(repr(kind.value) for kind in GraphBuildType)
+            raise ConfigError(f"build_type={build_type!r}; use one of {kinds}.")
         kind = _KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls
         return cast("Self", object.__new__(kind))
 
@@ -379,9 +379,9 @@ def _refuse_strangers(member: Any, kind: str) -> None:
 
 def _refuse_doubles(agent: Unit, tools: Sequence[Tool], owner: str) -> None:
     items = agent.toolkit.items if isinstance(agent, BaseAgent) else ()
-    own = {tool.name for tool in items if isinstance(tool, Tool)}
+    taken_names = {tool.name for tool in items if isinstance(tool, Tool)}
     names = [tool.name for tool in tools]
-    if taken := next((name for name in names if name in own), None):
+    if taken := next((name for name in names if name in taken_names), None):
         raise ConfigError(f"Agent {agent.name!r} has a tool {taken!r} already, which {owner!r} adds; rename one.")
     for name in names:
         if names.count(name) > 1:
