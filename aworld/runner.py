@@ -354,16 +354,18 @@ def _tasks(value: object) -> list[Task]:
     return cast("list[Task]", tasks)
 
 
-def _id_of(run: Task | Run) -> str:
+def _id_of(run: Run) -> str:
     if isinstance(run, TaskResponse):
         return run.trajectory_id
+    if not isinstance(run, str | Trajectory):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers give anything
+        raise TaskError(f"A run is named by its id, its response or its trajectory; got {run!r:.100}.")
     return run if isinstance(run, str) else run.id
 
 
 async def _find(run: Run, store: Any) -> tuple[Trajectory, Any]:
-    opened = await _store_for(run, store)
+    id, opened = _id_of(run), await _store_for(run, store)
     if isinstance(run, str):
-        return await load(run, opened), opened
+        return await load(id, opened), opened
     return (run.record if isinstance(run, TaskResponse) else run), opened
 
 

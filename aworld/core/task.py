@@ -107,6 +107,8 @@ class Task:
         self.user_id = user_id
         self.group_id = group_id
         self.labels = checked_labels(labels or {})
+        if not isinstance(after, TaskResponse | Trajectory | str | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TaskError(f"after takes a response, a trajectory or its id; got {after!r:.100}.")
         self.after = after
         self.tools: list[Tool | Toolset] = as_tools(tools) if tools else []
         for tool_name in tool_names:

@@ -67,6 +67,10 @@ class Activations:
         self._busy: set[int] = set()
         self._offers: dict[tuple[str, str | None], Offer] = {}
 
+    def leave(self) -> None:
+        """The run is over: let go of the driver, so that its memory is free without the garbage collector."""
+        self.on_due = self.on_stop = _nothing
+
     def agent(self, activation: Activation) -> BaseAgent:
         """The agent that is at work in an activation."""
         unit = self.units[activation.agent]

@@ -500,6 +500,7 @@ class Episode:
         if status is not None:
             await self._leave(response)
             if run.record.finished is not None:
+                self._activations.leave()
                 run.journal.stay()
             else:
                 run.journal.release()

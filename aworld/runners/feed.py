@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from aworld.core.event import Finished
 from aworld.core.exceptions import TaskError
@@ -61,8 +61,8 @@ class RunStream:
                         for output in fold.take(event):
                             yield output
                 while entries:
-                    entry = entries.popleft()[1]
-                    kind: Any = type(entry)
+                    entry: Any = entries.popleft()[1]
+                    kind = cast("type[Any]", type(entry))
                     if kind is TextOutput or kind is ReasoningOutput:
                         yield entry
                     elif isinstance(entry, Output):
@@ -140,6 +140,8 @@ async def follow(
     """
     folds: dict[str, OutputFold] = {}
     left = {which} if isinstance(which, str) else None if isinstance(which, Query) else set(which)
+    if left is not None and not left:
+        return
     async for id, entry in store.follow(which):
         if isinstance(entry, NoteAdded):
             continue

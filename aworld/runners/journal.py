@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from numbers import Real
 from threading import RLock
 from typing import Any, TypeVar
+from weakref import WeakMethod
 
 import msgspec
 
@@ -28,7 +29,7 @@ E = TypeVar("E")
 class Journal:
     """Writes one trajectory, as long as its run holds the lease."""
 
-    __slots__ = ("_kept", "_outbox", "_sent", "held", "lease", "lock", "record", "store", "topics")
+    __slots__ = ("__weakref__", "_kept", "_outbox", "_sent", "held", "lease", "lock", "record", "store", "topics")
 
     def __init__(self, record: Trajectory, store: TrajectoryStore) -> None:
         self.record = record
@@ -78,7 +79,14 @@ class Journal:
     def stay(self) -> None:
         """The run has ended: nobody is held off, and what is said about it is heard as long as its record is held."""
         if self.lease is not None:
-            self.lease.alarm = self._hear
+            hear = WeakMethod(self._hear)  # no circle: what nobody holds is gone without the garbage collector
+
+            def ring() -> None:
+                heard = hear()
+                if heard is not None:
+                    heard()
+
+            self.lease.alarm = ring
 
     def _hear(self) -> None:
         for _ in self.news():

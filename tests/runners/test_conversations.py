@@ -151,3 +151,9 @@ async def test_what_is_no_conversation_is_refused(input: Any, why: str) -> None:
 def test_labels_are_texts(labels: Any) -> None:
     with pytest.raises(TaskError, match="label"):
         Task("x", parrot(), labels=labels)
+
+
+@pytest.mark.parametrize("after", [7, ["id"], b"id"])
+def test_what_is_no_run_is_not_gone_on_from(after: Any) -> None:
+    with pytest.raises(TaskError, match="after takes"):
+        Task("x", parrot(), after=after)
