@@ -178,6 +178,9 @@ def _compare_settings(record: Trajectory, units: dict[str, Unit]) -> Difference 
     """The first agent or team that is set otherwise today."""
     for name, unit in units.items():
         before, today = record.agents.get(name), unit.settings()
+        if before is not None and record.started is not None and not record.started.definitions:
+            before = {key: value for key, value in before.items() if key in today and key not in ("type", "members")}
+            today = {key: today[key] for key in before}  # logs of older versions tell less
         if before != today:
             return Difference(0, f"settings of agent {name!r}", before, today)
     return None

@@ -17,8 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from aworld.agents.definitions import definition_of
-from aworld.agents.files import load
+from aworld.agents.files import dump, load
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
 from aworld.core.event import Status
@@ -125,7 +124,7 @@ def _unit_path(unit: Unit) -> str:
         return path_of(unit, f"agent {unit.name!r}")
     except TaskError as nowhere:
         try:
-            return DEFINED + definition_of(unit).to_yaml()
+            return DEFINED + dump(unit)
         except ConfigError as unnamed:
             raise TaskError(f"{nowhere} It cannot be written as a definition either: {unnamed}") from unnamed
 
