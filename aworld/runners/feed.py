@@ -154,10 +154,10 @@ async def follow(
         for output in fold.take(entry):
             if entry.seq > after:
                 yield output
-        if isinstance(entry, Finished):
+        if isinstance(entry, Finished) and fold.own:  # not the end of the turn before, which a conversation shares
             record = Trajectory.of(id, await store.read(id), await store.notes(id))
             if record.events[-1].seq > entry.seq and not isinstance(record.events[-1], Finished):
-                continue  # the shared beginning of a fork or of a conversation
+                continue  # it was cut off, and went on
             folds.pop(id, None)
             yield _recorded_end(record, entry.seq)
             if left is not None:
