@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from aworld.cmd.agent_options import policy_agent
-from aworld.cmd.wording import TerminalWatch, counted, helps_to_go_on
+from aworld.cmd.terminal import TerminalWatch
+from aworld.cmd.wording import counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
