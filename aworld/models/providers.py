@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from aworld.config.conf import ModelConfig
+from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
@@ -66,6 +66,7 @@ _providers: dict[str, Provider] = {
     "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
     "transformers": Provider(_lazy("torch_model", "torch_model"), state=written),
+    "local": Provider(_lazy("local_model", "LocalModel"), local_name="smollm2-135m-instruct", state=lambda name: name),
     "embedded": Provider(_lazy("embedded.embedded_model", "embedded_model"), local_name="packaged", state=written),
 }
 
@@ -106,11 +107,22 @@ def build_model(config: ModelConfig | str) -> Model:
     key = (name, state, *open_settings.values(), *settings)
     model = _models.get(key)
     if model is None:
-        model = provider.factory(_resolved(config, name, provider, open_settings))
+        model = _with_tools(provider.factory(_resolved(config, name, provider, open_settings)), config.llm_tool_mode)
         if len(_models) >= _CACHED:
             _models.pop(next(iter(_models)))
         _models[key] = model
     return model
+
+
+def _with_tools(model: Model, mode: ToolMode) -> Model:
+    """The model with tools offered as the settings say; by itself, in words where it has no native calls."""
+    if mode == "auto":
+        mode = "structured" if model.provider == "local" else "native"
+    if mode == "native":
+        return model
+    from aworld.models.tool_mode import ToolsByText
+
+    return ToolsByText(model, mode)
 
 
 def named_model(text: str) -> ModelConfig:
