@@ -26,19 +26,16 @@ from aworld.core.common import Observation
 from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message
-from aworld.core.output import RunFinished, StepStarted
+from aworld.core.output import StepStarted
 from aworld.core.run_environment import Reward
 from aworld.core.task import Prefix, Task, TaskResponse
 from aworld.core.tool.toolkit import Offer, digest_of
 from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
-from aworld.runners.action import interrupt_call, replace_results, run_tools
-from aworld.runners.activations import Activations
+from aworld.runners.activations import Activations, Recovery
 from aworld.runners.journal import Journal
-from aworld.runners.recovery import Recovery
-from aworld.runners.run import Run, check_agent_limits, check_limits
-from aworld.runners.turn import AgentTurn, observe
-from aworld.runners.world import World
+from aworld.runners.run import Run, World, recorded_seconds, run_finished
+from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
 from aworld.trajectory.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
@@ -57,8 +54,7 @@ class Episode:
     ) -> None:
         self._run = Run(task, store, record or Trajectory(task.id), world)
         self._activations = Activations(self._run)
-        self._activations.on_due = self._wake
-        self._activations.on_stop = self._stop_work
+        self._activations.on_due, self._activations.on_stop = self._wake, self._stop_work
         self.response: TaskResponse | None = None
         """How the run stood when it was left last."""
         self._begun = False
@@ -112,7 +108,7 @@ class Episode:
                 return
             self._obey()
             if self._activations.ready and not self._paused:
-                await self._turn_of(self._next_due())
+                await self._turn_of(self._run.world.next_due(self._activations.ready, self.record))
 
         response = await self._guarded(one_turn)
         if response.status == "running":
@@ -166,17 +162,17 @@ class Episode:
         refuse_empty(question, text)
         self._answers[question] = text
 
-    def recorded_response(self) -> TaskResponse:
-        """The response of a run that has ended, as it was recorded."""
+    def recorded_response(
+        self, status: ev.Status = "running", error: str | None = None, seconds: float = 0.0
+    ) -> TaskResponse:
+        """The response of a run that was taken elsewhere, its answer as the object that it was. One that has not ended
+        stands as whoever took it says."""
         run, record = self._run, self.record
+        if record.finished is None:
+            return run.response(status, None, error, seconds)
         complete = run.units.keys() >= {activation.agent for activation in record.activations.values()}
         answer = Recovery(self._activations).recall() if complete else record.answer
-        seconds = record.events[-1].at - record.own_events[0].at
-        return run.response(record.status, answer, record.error, seconds)
-
-    def _next_due(self) -> int:
-        """Whose turn the next step takes: the one that has waited longest."""
-        return self._run.world.next_due(self._activations.ready, self.record)
+        return run.response(record.status, answer, record.error, seconds or recorded_seconds(record))
 
     async def _drive(self) -> None:
         """Take all turns: one after the other while one agent is due, side by side when several are."""
@@ -307,7 +303,7 @@ class Episode:
         """Let one agent decide once and let the world answer. What an agent cannot get over ends its work."""
         activation = self._run.record.activations[id]
         agent = self._activations.agent(activation)
-        self._activations.begin_turn(activation)
+        self._activations.busy.add(id)
         try:
             try:
                 await self._turn(activation, agent)
@@ -320,7 +316,7 @@ class Episode:
             except Exception as bug:
                 logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
                 self._activations.fail(activation, f"{type(bug).__name__}: {bug}")
-            if self._run.record.id in self._run.journal.topics and self.record.activations[0].finished is None:
+            if self._run.is_read and self.record.activations[0].finished is None:
                 await self._run.journal.commit()  # readers see a step before the next one begins
         finally:
             self._activations.end_turn(activation)  # last: from here on another worker may take the next turn
@@ -342,14 +338,14 @@ class Episode:
 
     async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
         run = self._run
-        check_limits(run, self._steps)
-        if agent.max_steps is not None:
-            check_agent_limits(agent, activation)
+        run.check_limits(self._steps)
+        if agent.max_steps is not None and activation.steps >= agent.max_steps:
+            raise AgentLimit(f"max_steps={agent.max_steps} of agent {agent.name!r} reached.")
         self._steps += 1
         step = next(self._numbers)
         index = max(self._turns.get(agent.name, 0), run.record.steps_by_agent.get(agent.name, 0))
         self._turns[agent.name] = index + 1
-        if run.record.id in run.journal.topics:
+        if run.is_read:
             run.journal.show(StepStarted(trajectory_id=run.record.id, agent=agent.name, step=step))
         turn = AgentTurn(run, activation, agent, offer, step, index)
         started = time.time()
@@ -394,44 +390,36 @@ class Episode:
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> TaskResponse:
         """The one place that says how a run ended. Whatever breaks in it becomes the run's status."""
-        run = self._run
-        began = time.perf_counter()
-        deadline = asyncio.timeout(None if run.conf.timeout is None else max(run.conf.timeout - run.spent, 0.0))
-        status: ev.Status | None = None
-        error: str | None = None
+        run, status, error = self._run, None, None
         cancelled: asyncio.CancelledError | None = None
         lost = False  # for a reason that is not the agent's
+        began, timer = time.perf_counter(), self._timer()
         self._at_work = asyncio.current_task()
         try:
-            async with deadline:
-                await self._begin()
-                await work()
-                status, error = self._verdict()
+            await self._begin()
+            await work()
+            status, error = self._verdict()
         except LimitReached as reached:
             status, error = "limit_reached", str(reached)
         except StoreError as broken:
             if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
-                self._at_work = None
                 raise
             status, error = "interrupted", str(broken)
         except asyncio.CancelledError as request:
             status, error = self._ended_by or ("cancelled", "The run was cancelled by its caller.")
             cancelled = self._heeded(request)
-        except TimeoutError as late:
-            if deadline.expired():
-                status, error = "timeout", f"timeout={run.conf.timeout:g} s passed; raise TaskConfig(timeout=...)."
-            else:
-                status, error = "failed", f"TimeoutError: {late}"
         except AWorldError as trouble:
             if not self._begun:  # misuse by the caller: there is no run to speak of
-                self._at_work = None
                 run.journal.release()
                 raise
             status, error, lost = "failed", str(trouble), isinstance(trouble, EnvironmentFailed)
         except Exception as bug:
             logger.exception("trajectory=%s | the run failed", run.record.id)
             status, error = "failed", f"{type(bug).__name__}: {bug}"
-        self._at_work = None
+        finally:
+            self._at_work = None
+            if timer is not None:
+                timer.cancel()
         run.spent += time.perf_counter() - began
         lost = lost or (status == "failed" and self._unreachable)
         lost = lost or (status == "timeout" and not run.record.activations)  # the environment never opened
@@ -440,16 +428,16 @@ class Episode:
                 await surroundings.judge(run, status, error)
             except asyncio.CancelledError as request:
                 cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
-        closing = asyncio.ensure_future(self._close(status, error, lost))
-        while not closing.done():  # what was opened is closed, however often the caller cancels
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError as request:
-                cancelled = request
-        response = closing.result()
-        if cancelled is not None:
-            raise cancelled
-        return response
+        return await self._close(status, error, lost, cancelled)
+
+    def _timer(self) -> asyncio.TimerHandle | None:
+        """What ends the run when its time is over."""
+        limit = self._run.conf.timeout
+        if limit is None:
+            return None
+        text = f"timeout={limit:g} s passed; raise TaskConfig(timeout=...)."
+        left = max(limit - self._run.spent, 0.0)
+        return asyncio.get_running_loop().call_later(left, self._end_by, "timeout", text)
 
     def _heeded(self, request: asyncio.CancelledError) -> asyncio.CancelledError | None:
         """The cancellation, where it is the caller's own and so goes on; None where the run was ended by others."""
@@ -477,55 +465,56 @@ class Episode:
             return "failed", "Nobody is due, and nobody has answered: a member waits for one that never began."
         if root.finished.error is not None:
             return self._activations.status or "failed", root.finished.error
-        for agent in run.agents():
-            unused = agent.unused_replies(run.record.steps_by_agent.get(agent.name, 0))
-            if unused is not None:
+        for agent in (unit for unit in run.units.values() if isinstance(unit, BaseAgent)):
+            if (unused := agent.unused_replies(run.record.steps_by_agent.get(agent.name, 0))) is not None:
                 return "failed", unused
         return "finished", None
 
-    async def _close(self, status: ev.Status | None, error: str | None, lost: bool) -> TaskResponse:
-        """Write the end, if this is it, and make the response."""
+    async def _close(
+        self, status: ev.Status | None, error: str | None, lost: bool, cancelled: asyncio.CancelledError | None = None
+    ) -> TaskResponse:
+        """Write the end, if this is it, let go of what was held, and make the response.
+
+        All of it is done, however often the caller cancels; then that is raised.
+        """
         run = self._run
-        ended = status not in (None, "waiting", "interrupted")
         run.journal.held = False
         try:
-            if ended and run.record.finished is None:
-                write_end(run.journal, status or "failed", error, lost)
+            if status not in (None, "waiting", "interrupted") and run.record.finished is None:
+                write_end(run.journal, status, error, lost)
             if status != "interrupted":
-                await run.journal.commit()
+                cancelled = await _uncut(run.journal.commit()) or cancelled
         except StoreError as broken:
             status, error = "interrupted", str(broken)
-        response = run.response(status or "running", self._activations.answers.get(0), error, run.spent)
-        self.response = response
+        answer = self._activations.answers.get(0)
+        response = self.response = run.response(status or "running", answer, error, run.spent)
         if status is not None:
-            await self._leave(response)
+            if run.environment is not None or self._entered or run.scope.copies():
+                cancelled = await _uncut(asyncio.ensure_future(self._leave(response))) or cancelled
+            if run.is_read:
+                run.journal.show(run_finished(response))
             if run.record.finished is not None:
                 self._activations.leave()
                 run.journal.stay()
             else:
                 run.journal.release()
+        if cancelled is not None:
+            raise cancelled
         return response
 
     async def _leave(self, response: TaskResponse) -> None:
         run = self._run
-        if run.environment is not None:
-            await surroundings.close(run.environment, run.record)
+        await surroundings.close(run)
         await (run.rest() if response.status == "waiting" else run.let_go())
         for hook in reversed(self._entered):
             try:
                 await hook.after_task(HookContext(run.record, run.context), response)
             except Exception:  # the run has ended: its outcome stands
                 logger.exception("trajectory=%s | after_task of %s failed", run.record.id, type(hook).__name__)
-        if run.record.id in run.journal.topics:
-            step = max(run.record.next_step - 1, 0)
-            end = RunFinished(trajectory_id=run.record.id, agent=run.task.agent.name, step=step, response=response)
-            run.journal.show(end)
 
     def _final_content(self) -> Content:
         finished = self.record.finished
-        if finished is None or finished.answer is None:
-            return ""
-        return readable(finished.answer)
+        return readable(finished.answer) if finished is not None and finished.answer is not None else ""
 
     # Beginning, and beginning again
 
@@ -534,7 +523,8 @@ class Episode:
         if self._begun:
             await self._claim()
             return
-        self.check()
+        if run.world.live:
+            run.task.agent.check()  # raises ConfigError when an agent misses a setting
         prefix = run.task.prefix or await self._turn_before()
         run.is_fork = prefix is not None and not prefix.after
         environment = run.environment
@@ -560,7 +550,9 @@ class Episode:
         await journal.commit()
         self._begun = True
         if environment is not None:
-            await surroundings.open_environment(self._activations, environment)
+            opening = await surroundings.open_environment(run)
+            if not run.record.activations:
+                self._activations.begin(opening)
         if run.task.said is not None:
             self._tell(run.task.said)
         for hook in run.task.hooks:
@@ -602,17 +594,14 @@ class Episode:
     def _take_in_missed(self) -> None:
         """Answers and commands that came while nobody worked on the run."""
         record = self._run.record
+        if not record.notes:
+            return
         inbox = self._run.journal.lease.inbox if self._run.journal.lease is not None else ()
         ahead = {(type(note), note.at) for note in inbox}
         for note in list(record.notes):
             missed = note.seq > record.obeyed and (type(note), note.at) not in ahead
             if missed and isinstance(note, ev.Commanded | ev.Answered):
                 self._take_in(note)
-
-    def check(self) -> None:
-        """Raise ConfigError when an agent misses a setting."""
-        if self._run.world.live:
-            self._run.task.agent.check()
 
     def _start(self, prefix: Prefix | None) -> None:
         run = self._run
@@ -668,24 +657,26 @@ def run_to_end(
     return Episode(task, store, record).run()
 
 
+async def _uncut(work: Awaitable[None]) -> asyncio.CancelledError | None:
+    """Wait for something however often the caller cancels; returns the last of those cancellations."""
+    if not isinstance(work, asyncio.Future):  # it is done already
+        await work
+        return None
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError as request:
+            cancelled = request
+    work.result()
+    return cancelled
+
+
 def refuse_interactive(task: Task) -> None:
     """Raises TaskError for a task that its caller wants to drive step by step."""
     if task.conf.run_mode is TaskRunMode.INTERACTIVE:
         remedy = "step it with Runners.step, or leave run_mode out"
-        text = f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}."
-        raise TaskError(text, setting="run_mode", remedy=remedy)
-
-
-def recorded(
-    task: Task, store: TrajectoryStore, record: Trajectory, status: ev.Status, error: str | None, seconds: float
-) -> TaskResponse:
-    """The response of a run that was taken elsewhere, with its answer as the object that it was."""
-    episode = Episode(task, store, record)
-    if record.finished is None:
-        return episode._run.response(status, None, error, seconds)
-    response = episode.recorded_response()
-    response.time_cost = seconds or response.time_cost
-    return response
+        raise TaskError(f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}.", setting="run_mode", remedy=remedy)
 
 
 def _cancelled(note: ev.Commanded) -> str:
@@ -706,10 +697,8 @@ def write_end(journal: Journal, status: ev.Status, error: str | None, lost: bool
 def refuse_empty(question: str, text: str) -> None:
     """Raise `TaskError` for an answer without a word: an answer is final, and this one was hardly meant."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TaskError(
-            f"The answer to question {question!r} must be text, as a person says it; got {text!r:.100}. Give "
-            f"{str(text)!r:.100} for that."
-        )
+        wrong = f"must be text, as a person says it; got {text!r:.100}"
+        raise TaskError(f"The answer to question {question!r} {wrong}. Give {str(text)!r:.100} for that.")
     if not text.strip():
         raise TaskError(
             f'The answer to question {question!r} is empty, and was not recorded: answers are final. If "nothing" is '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -13,10 +13,8 @@ from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewa
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.driver import Episode, refuse_interactive, run_to_end
+from aworld.runners.driver import refuse_interactive
 from aworld.runners.executors import executor_of
-from aworld.runners.run import Driven
-from aworld.runners.world import World
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
 
@@ -57,16 +55,6 @@ def store_of(value: Any, task: Task | None = None) -> TrajectoryStore:
 async def load(id: str, store: TrajectoryStore) -> Trajectory:
     """The trajectory of this id. Raises TaskError when the store does not have it."""
     return Trajectory.of(id, await store.read(id), await store.notes(id))
-
-
-def drive(task: Task, store: TrajectoryStore, record: Trajectory | None = None, world: World | None = None) -> Driven:
-    """What takes the turns of a task, which goes on from `record` if there is one, in the live world or another."""
-    return Episode(task, store, record, world)
-
-
-def run_one(task: Task, store: TrajectoryStore) -> Coroutine[Any, Any, TaskResponse]:
-    """Run a task to its end. Raises TaskError for one that is to be stepped."""
-    return run_to_end(task, store)
 
 
 async def run_many(
