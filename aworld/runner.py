@@ -22,10 +22,9 @@ from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
 from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
-from aworld.runners.executors import gather
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
-from aworld.runners.local import fork_point, load, run_config, run_many, store_of
+from aworld.runners.local import fork_point, gather, load, run_config, run_many, store_of
 from aworld.runners.replay import ReplayReport, replay
 from aworld.trajectory.query import Query
 

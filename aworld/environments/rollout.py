@@ -28,8 +28,7 @@ from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
 from aworld.environments.report import RolloutProgress
 from aworld.runners.driver import run_to_end
-from aworld.runners.executors import gather, rare_collection
-from aworld.runners.local import load, store_of
+from aworld.runners.local import gather, load, rare_collection, store_of
 from aworld.runners.run import units_of_task
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary

@@ -7,11 +7,12 @@ they were: teams are told again what they were told, and the moves that the log 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
+
+import msgspec
 
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
@@ -28,14 +29,13 @@ from aworld.core.agent.flow import (
     UnitTool,
     readable,
 )
-from aworld.core.common import ActionResult
 from aworld.core.exceptions import AWorldError, TaskError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation
 from aworld.runners.run import Run, unit_tools
-from aworld.runners.turn import close_call, interrupt_call
+from aworld.runners.turn import answer_call, interrupt_call
 
 STOPPED = "stopped: "
 """How the error of an agent begins for which nobody waits any more."""
@@ -63,7 +63,10 @@ class Activations:
         """Called when nobody waits for an agent any more."""
         self.is_alone = len(self.units) == 1 or not unit_tools(self.units.values())
         """Whether no agent calls another: then one that is due needs no worker of its own."""
-        self._first = _first_agent(run.task.agent)
+        self._first: Unit = run.task.agent
+        """The agent that begins; it has the tools of the task, as the root has."""
+        while isinstance(self._first, Topology) and self._first.members():
+            self._first = self._first.members()[0]
         self.flows: dict[int, Flow] = {}
         self.children: dict[int, list[int]] = {}
         self.busy: set[int] = set()
@@ -202,13 +205,9 @@ class Activations:
     def finish(self, activation: Activation, answer: Any, error: str | None = None, handoff: str | None = None) -> None:
         """An agent or team has come to its end: write it, and tell whoever waits for it."""
         name, unit = activation.agent, self.units[activation.agent]
-        form = (
-            answer
-            if isinstance(answer, str)
-            else unit.recorded(answer)
-            if isinstance(unit, BaseAgent)
-            else plain(answer)
-        )
+        form = answer
+        if not isinstance(answer, str):
+            form = unit.recorded(answer) if isinstance(unit, BaseAgent) else plain(answer)
         self.run.journal.add(
             ev.AgentFinished, activation=activation.id, agent=name, answer=form, error=error, handoff=handoff
         )
@@ -229,16 +228,11 @@ class Activations:
         """Give a member's answer to the agent that called it as a tool."""
         called = next(call for call in caller.open_calls if call.call_id == activation.call_id)
         content = f"{activation.agent} failed: {error}" if error is not None else readable(answer)
-        close_call(self.run.journal, caller, called, ActionResult(called.call_id, called.name, content, error))
-        if not self._waits(caller):
+        answer_call(self.run.journal, caller, called, content, error)
+        below = (self.run.record.activations[child] for child in self.children.get(caller.id, ()))
+        waits = any(child.finished is None for child in below) or any(map(self.run.unanswered, caller.open_calls))
+        if not waits:
             self.make_due(caller)
-
-    def _waits(self, activation: Activation) -> bool:
-        """Whether an agent waits for members that it called, or for a person."""
-        below = (self.run.record.activations[child] for child in self.children.get(activation.id, ()))
-        if any(child.finished is None for child in below):
-            return True
-        return any(self.run.unanswered(called) for called in activation.open_calls)
 
     def drop_called(self, activation: Activation) -> None:
         """Stop the members whose calls have been answered by somebody else."""
@@ -271,37 +265,29 @@ class Activations:
             tool = offer.by_name.get(called.name)
             if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
                 continue
-            if isinstance(tool, HandoffTool):
-                if _argument(called, "message") is None:
-                    self._refuse(activation, called, '{"message": "what the other needs to know"}')
-                continue
-            text = _argument(called, "input")
+            is_handoff = isinstance(tool, HandoffTool)
+            text = _argument(called, "message" if is_handoff else "input")
             if text is None:
-                self._refuse(activation, called, '{"input": "what it shall do"}')
-            else:
+                wanted = (
+                    '{"message": "what the other needs to know"}' if is_handoff else '{"input": "what it shall do"}'
+                )
+                refusal = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
+                answer_call(self.run.journal, activation, called, refusal, refusal)
+            elif not is_handoff:
                 self.start(tool.unit, text, caller=activation.id, call_id=called.call_id)
 
-    def _refuse(self, activation: Activation, called: ev.ToolCalled, wanted: str) -> None:
-        """Tell an agent that it called another in words that cannot be read."""
-        text = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
-        close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, text))
-
-    def hand_over(self, activation: Activation, offer: Offer) -> bool:
+    def hand_over(self, activation: Activation, offer: Offer) -> None:
         """Carry out the hand-over that a turn asked for, if it did: the first one, once nothing else is open."""
-        asked = [c for c in activation.open_calls if isinstance(offer.by_name.get(c.name), HandoffTool)]
-        if not asked or len(asked) < len(activation.open_calls):
-            return False
-        first = asked[0]
-        tool = offer.by_name[first.name]
-        assert isinstance(tool, HandoffTool)
-        for called in asked:
-            text = (
-                f"Control passes to {tool.target}." if called is first else "Only one hand-over a turn; this is void."
-            )
-            error = None if called is first else text
-            close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, error))
-        self.finish(activation, _argument(first, "message") or "", handoff=tool.target)
-        return True
+        calls = activation.open_calls
+        tools = [tool for call in calls if isinstance(tool := offer.by_name.get(call.name), HandoffTool)]
+        if not tools or len(tools) < len(calls):
+            return
+        first, target, journal = calls[0], tools[0].target, self.run.journal
+        answer_call(journal, activation, first, f"Control passes to {target}.")
+        for called in calls[1:]:
+            text = "Only one hand-over a turn; this is void."
+            answer_call(journal, activation, called, text, text)
+        self.finish(activation, _argument(first, "message") or "", handoff=target)
 
     async def offer(self, activation: Activation) -> Offer:
         """The tools that an agent is offered in its place: its own, its team's, and the task's for the root."""
@@ -343,17 +329,10 @@ def storable(team: Activation, end: End) -> End:
 def _argument(called: ev.ToolCalled, name: str) -> str | None:
     """A text argument of a call, None when it is missing or not text."""
     try:
-        value: Any = json.loads(called.arguments or "{}")
-    except json.JSONDecodeError:
+        text = msgspec.json.decode(called.arguments or "{}", type=dict[str, Any]).get(name)
+    except msgspec.DecodeError:
         return None
-    text: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
     return text if isinstance(text, str) else None
-
-
-def _first_agent(unit: Unit) -> Unit:
-    while isinstance(unit, Topology) and unit.members():
-        unit = unit.members()[0]
-    return unit
 
 
 class Recovery:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -21,7 +21,7 @@ from aworld import __version__
 from aworld.config.conf import TaskConfig, TaskRunMode
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import readable
+from aworld.core.agent.flow import HandoffTool, UnitTool, readable
 from aworld.core.common import Observation
 from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
@@ -66,7 +66,7 @@ class Episode:
         self._due: asyncio.Event | None = None
         """Set when somebody is due, or has stopped: made when several are at work."""
         self._steps = 0
-        self._numbers = count()
+        self._numbers: Iterator[int] = count()
         self._turns: dict[str, int] = {}
         self._at_work: asyncio.Task[Any] | None = None
         """The task that drives the run right now."""
@@ -96,7 +96,7 @@ class Episode:
     ) -> tuple[bool, Observation, TaskResponse]:
         """Take one turn; first add an observation or replace pending results, if given."""
         if self.response is not None and self.record.finished is not None:
-            return True, Observation(self._final_content()), self.response
+            return True, self._final(), self.response
         misuse: TaskError | None = None
 
         async def one_turn() -> None:
@@ -119,24 +119,16 @@ class Episode:
         over = response.status != "running"
         call = self.record.calls.get(response.step)
         if self.record.finished is not None or call is None:
-            return over, Observation(self._final_content()), response
+            return over, self._final(), response
         if response.status == "waiting":
-            questions = self.record.open_questions()
-            return over, Observation("\n".join(question.question for question in questions)), response
-        return over, observe(self.record, self._seen_next(call)), response
-
-    def _seen_next(self, call: ev.ModelCalled) -> Activation:
-        """Whose view the caller of `step` gets: the one that took the step, or the next where that one is not due."""
-        ready = self._activations.ready
-        return self.record.activations[ready[0] if ready and call.activation not in ready else call.activation]
+            return over, Observation("\n".join(asked.question for asked in self.record.open_questions())), response
+        ready = self._activations.ready  # the view of who took the step, or of the next where that one is not due
+        seen = ready[0] if ready and call.activation not in ready else call.activation
+        return over, observe(self.record, self.record.activations[seen]), response
 
     async def begin(self) -> TaskResponse:
         """Begin without taking a turn, for who wants to see first what the agent is told."""
-
-        async def nothing() -> None:
-            return
-
-        return await self._guarded(nothing)
+        return await self._guarded(partial(asyncio.sleep, 0))
 
     async def abandon(self, why: str) -> None:
         """End a run between two steps, as cancelled. Does nothing when it has ended or never began."""
@@ -227,8 +219,7 @@ class Episode:
 
     def _stop_work(self, activation: int) -> None:
         """Nobody waits for this agent any more: stop what it is doing."""
-        worker = self._workers.get(activation)
-        if worker is not None:
+        if (worker := self._workers.get(activation)) is not None:
             worker.cancel()
 
     # What others want
@@ -241,21 +232,19 @@ class Episode:
     def _alarm(self) -> None:
         """Something came into the inbox, or the lease was lost. What cannot wait for the end of a turn is done now."""
         lease = self._run.journal.lease
-        if lease is None or self._ended_by is not None:
-            return
-        if lease.lost is not None:
+        if lease is not None and lease.lost is not None:
             self._end_by("interrupted", lease.lost)
-            return
-        for note in lease.inbox:
+        for note in lease.inbox if lease is not None else ():
             if isinstance(note, ev.Commanded) and note.action == "cancel":
                 self._end_by("cancelled", _cancelled(note))
-                return
         self._wake(0)
 
     def _end_by(self, status: ev.Status, why: str) -> None:
-        self._ended_by = (status, why)
-        if self._at_work is not None:
-            self._at_work.cancel()
+        """End the run as soon as can be; the first who does counts."""
+        if self._ended_by is None:
+            self._ended_by = (status, why)
+            if self._at_work is not None:
+                self._at_work.cancel()
 
     def _obey(self) -> None:
         """Take in what others wrote since the last turn: answers of people, and what they want of the run."""
@@ -290,8 +279,9 @@ class Episode:
     def _tell(self, text: Content) -> None:
         """Say something to whoever is due. Raises TaskError when nobody is at work."""
         record, activations = self.record, self._activations
-        agents = [a for a in record.activations.values() if a.finished is None and a.agent in self._run.units]
-        agents = [a for a in agents if isinstance(self._run.units[a.agent], BaseAgent)]
+        units = self._run.units
+        active = (a for a in record.activations.values() if a.finished is None)
+        agents = [a for a in active if isinstance(units.get(a.agent), BaseAgent)]
         if not agents:
             raise TaskError("Nobody is at work who could be told; fork before the last step.")
         activation = record.activations[activations.ready[0]] if activations.ready else agents[0]
@@ -325,14 +315,19 @@ class Episode:
         run = self._run
         offer = await self._activations.offer(activation)
         # A process that died, or a person that was asked, left a turn half done: then there is nothing to decide.
-        if activation.last is None or not (activation.open_calls or self._has_answered(activation)):
+        if not (activation.open_calls or self._has_answered(activation)):
             await self._decide(activation, agent, offer)
         if not activation.calls:
             await self._conclude(activation, agent)
             return
-        self._activations.start_called(activation, offer)
-        await run_tools(run, activation, offer)
-        self._activations.hand_over(activation, offer)
+        # Members that were called, and hand-overs, are the runtime's to carry out, not a tool's own code.
+        by_name, of_runtime = offer.by_name, UnitTool | HandoffTool
+        ours = [call.call_id for call in activation.calls if isinstance(by_name.get(call.name), of_runtime)]
+        if ours:
+            self._activations.start_called(activation, offer)
+        await run_tools(run, activation, offer, ours)
+        if ours:
+            self._activations.hand_over(activation, offer)
         if run.environment is not None and run.environment.over:
             self._activations.end(run.environment.answer)
 
@@ -512,16 +507,16 @@ class Episode:
             except Exception:  # the run has ended: its outcome stands
                 logger.exception("trajectory=%s | after_task of %s failed", run.record.id, type(hook).__name__)
 
-    def _final_content(self) -> Content:
+    def _final(self) -> Observation:
         finished = self.record.finished
-        return readable(finished.answer) if finished is not None and finished.answer is not None else ""
+        return Observation(readable(finished.answer) if finished is not None and finished.answer is not None else "")
 
     # Beginning, and beginning again
 
     async def _begin(self) -> None:
         run, journal = self._run, self._run.journal
         if self._begun:
-            await self._claim()
+            await journal.claim(self._alarm)
             return
         if run.world.live:
             run.task.agent.check()  # raises ConfigError when an agent misses a setting
@@ -530,13 +525,16 @@ class Episode:
         environment = run.environment
         if environment is None and (run.record.events or run.is_fork):
             surroundings.check_environment(run.record if prefix is None else prefix.trajectory)
-        await self._claim()
+        await journal.claim(self._alarm)
         if prefix is not None and not run.record.events:
             for event in prefix.trajectory.events[: prefix.seq]:
                 run.record.apply(event)
         if not run.record.events or prefix is not None:
             self._start(prefix)
-        self._count_on()
+        self._numbers, self._steps = count(run.record.next_step), run.record.next_step
+        if run.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
+            taken = run.record.calls
+            self._numbers, self._steps = (number for number in count() if number not in taken), len(taken)
         if run.record.paused:
             journal.add(ev.Noted, source=RUNTIME, name="resumed")
         self._take_in_missed()
@@ -559,13 +557,6 @@ class Episode:
             self._entered.append(hook)
             await hook.before_task(HookContext(run.record, run.context))
 
-    async def _claim(self) -> None:
-        journal = self._run.journal
-        if journal.lease is None:
-            await journal.claim()
-            assert journal.lease is not None  # it was claimed
-            journal.lease.alarm = self._alarm
-
     async def _turn_before(self) -> Prefix | None:
         """The turn of the conversation that this run goes on from."""
         run, before = self._run, self._run.task.after
@@ -582,14 +573,6 @@ class Episode:
                 "itself with Runners.steer."
             )
         return Prefix(record, len(record.events), after=True)
-
-    def _count_on(self) -> None:
-        """Steps get their numbers from where the record stands."""
-        record = self._run.record
-        self._numbers, self._steps = count(record.next_step), record.next_step
-        if self._run.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
-            self._numbers = (number for number in count() if number not in record.calls)
-            self._steps = len(record.calls)
 
     def _take_in_missed(self) -> None:
         """Answers and commands that came while nobody worked on the run."""

@@ -80,11 +80,15 @@ class Journal:
             events, self._outbox = self._outbox, []
         return events
 
-    async def claim(self) -> None:
-        """Become the one that writes this log. Raises `LeaseError` when a live owner works on the run."""
+    async def claim(self, alarm: Callable[[], None] | None = None) -> None:
+        """Become the one that writes this log; `alarm` rings when something comes into the inbox, or the lease is lost.
+
+        Raises `LeaseError` when a live owner works on the run.
+        """
         if self.lease is None:
             seen = self.record.notes[-1].seq if self.record.notes else -1
             self.lease = await self.store.claim(self.record.id, new=not self.record.events, notes_after=seen)
+            self.lease.alarm = alarm
 
     def stay(self) -> None:
         """The run has ended: nobody is held off, and what is said about it is heard as long as its record is held."""

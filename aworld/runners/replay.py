@@ -26,7 +26,7 @@ from aworld.core.run_environment import Reward
 from aworld.core.task import Prefix, Task
 from aworld.core.tool.base import ToolContext
 from aworld.core.tool.toolkit import Offer, digest_of
-from aworld.core.trajectory import Activation, Trajectory
+from aworld.core.trajectory import Trajectory
 from aworld.models.call import CallFailed, Outcome, Tries
 from aworld.models.doubles import FunctionModel
 from aworld.runners.driver import Episode
@@ -79,7 +79,11 @@ async def replay(record: Trajectory, agent: Unit | None = None, hooks: Sequence[
     while not over:
         observation, results = _interventions(record, driver.record.next_step)
         over, _, _ = await driver.step(observation, results)
-    difference = _compare(record, driver.record, world.ended) or _compare_settings(record, units_of(agent))
+    difference = _compare(record, driver.record, world.ended)
+    for name, unit in units_of(agent).items():
+        before, today = record.agents.get(name), unit.settings()
+        if difference is None and before != today:
+            difference = Difference(0, f"settings of agent {name!r}", before, today)
     return ReplayReport(difference is None, difference, driver.record.next_step, driver.record)
 
 
@@ -184,15 +188,6 @@ def _unanswered(record: Trajectory, leaf: int | None) -> tuple[str, Any, Any] | 
     return ("prompt", None, due) if due else None
 
 
-def _compare_settings(record: Trajectory, units: dict[str, Unit]) -> Difference | None:
-    """The first agent or team that is set otherwise today."""
-    for name, unit in units.items():
-        before, today = record.agents.get(name), unit.settings()
-        if before != today:
-            return Difference(0, f"settings of agent {name!r}", before, today)
-    return None
-
-
 def _interventions(record: Trajectory, step: int) -> tuple[Content | None, dict[str, Content]]:
     """What people put in before a step: an observation, and results in the place of others."""
     last, due = record.calls.get(step - 1), record.calls.get(step)
@@ -275,8 +270,8 @@ def _compare(recorded: Trajectory, replayed: Trajectory, cut: bool) -> Differenc
             return Difference(event.seq, _name(event), msgspec.to_builtins(event), None)
         for field in _COMPARED[type(event)][1]:
             if then.value(event, field) != now.value(other, field):
-                before, after = getattr(event, field), getattr(other, field)
-                return Difference(event.seq, f"{_name(event)} {field}", _plain(before), _plain(after))
+                before, after = (msgspec.to_builtins(getattr(one, field)) for one in (event, other))
+                return Difference(event.seq, f"{_name(event)} {field}", before, after)
     if cut and not natural:
         return None
     for key, event in now.events.items():
@@ -296,10 +291,6 @@ def _is_natural(record: Trajectory) -> bool:
 def _name(event: ev.Event) -> str:
     numbers = (str(getattr(event, key)) for key in _COMPARED[type(event)][0])
     return " ".join((str(event.__struct_config__.tag), *numbers))
-
-
-def _plain(value: Any) -> Any:
-    return msgspec.to_builtins(value)
 
 
 Path: TypeAlias = tuple[tuple[str, int], ...]
@@ -324,10 +315,6 @@ class Paths:
         """The activation that has this path, None when there is none yet."""
         self._read()
         return self._ids.get(path)
-
-    def newest(self) -> Path:
-        """The path of the activation that began last."""
-        return self.of(len(self._record.activations) - 1)
 
     def _read(self) -> None:
         for id in range(len(self._paths), len(self._record.activations)):
@@ -355,17 +342,17 @@ class RecordedWorld(World):
         self.record = record
         self.ended = False
         """Whether more was asked than was recorded."""
-        self.paths = Paths(record)
+        self._paths = Paths(record)
         self._replayed_paths: Paths | None = None
         self._models = {call.agent: call.model for call in record.calls.values() if call.model}
-        self.activation: Activation | None = None
-        """The recorded activation whose turn it is, None when there was none."""
         self._turn = 0
-        self._calls: dict[int, list[ev.ModelCalled]] = {}
+        self._turns: list[ev.ModelCalled] = []
+        """The recorded turns of whoever is at work, and which of them it is."""
+        self._calls: dict[Path, list[ev.ModelCalled]] = {}
         self._results: dict[tuple[int, str], ev.ToolReturned] = {}
         for event in record.own_events:
             if isinstance(event, ev.ModelCalled):
-                self._calls.setdefault(event.activation, []).append(event)
+                self._calls.setdefault(self._paths.of(event.activation), []).append(event)
             elif isinstance(event, ev.ToolReturned):
                 self._results.setdefault((event.step, event.call_id), event)
         self._order = sorted(record.calls.values(), key=lambda call: call.seq, reverse=True)
@@ -380,51 +367,32 @@ class RecordedWorld(World):
 
     def next_due(self, ready: deque[int], record: Trajectory) -> int:
         """Whose turn was next; where that one is not due, whoever has no recorded turn left."""
-        if self._replayed_paths is None:
-            self._replayed_paths = Paths(record)
-        paths = self._replayed_paths
-
-        def turns(id: int) -> int:
-            return record.activations[id].steps
-
-        path = self.next_path()
-        due = paths.find(path) if path is not None else None
-        if due is None or due not in ready:
-            due = next((id for id in ready if not self.has_turn(paths.of(id), turns(id))), ready[0])
-        ready.remove(due)
-        self.begin(paths.of(due), turns(due))
-        return due
-
-    def next_path(self) -> Path | None:
-        """Whose turn it was next, None when all turns have been taken."""
+        replayed = self._replayed_paths = self._replayed_paths or Paths(record)
         while self._order and self._order[-1].seq in self._replayed:
             self._order.pop()
-        return self.paths.of(self._order[-1].activation) if self._order else None
 
-    def has_turn(self, path: Path, turn: int) -> bool:
-        """Whether an agent took a turn of this number."""
-        id = self.paths.find(path)
-        return id is not None and turn < len(self._calls.get(id, ()))
+        def turns_of(id: int) -> list[ev.ModelCalled]:
+            return self._calls.get(replayed.of(id), [])
 
-    def begin(self, path: Path, turn: int) -> None:
-        """The next turn is that of the agent at `path`, its turn number `turn`, from 0."""
-        id = self.paths.find(path)
-        self.activation = None if id is None else self.record.activations[id]
-        self._turn = turn
-        if self.has_turn(path, turn):
-            self._replayed.add(self.recorded().seq)
+        due = replayed.find(self._paths.of(self._order[-1].activation)) if self._order else None
+        if due is None or due not in ready:
+            due = next((id for id in ready if record.activations[id].steps >= len(turns_of(id))), ready[0])
+        ready.remove(due)
+        self._turns, self._turn = turns_of(due), record.activations[due].steps
+        if self._turn < len(self._turns):
+            self._replayed.add(self._turns[self._turn].seq)
+        return due
 
-    def recorded(self) -> ev.ModelCalled:
+    def _recorded(self) -> ev.ModelCalled:
         """The decision of the turn. Raises EndOfRecord."""
-        calls = self._calls.get(self.activation.id, []) if self.activation is not None else []
-        if self._turn >= len(calls):
+        if self._turn >= len(self._turns):
             self.ended = True
-            raise EndOfRecord(f"More is asked than was recorded: turn {self._turn + 1} of {len(calls)}.")
-        return calls[self._turn]
+            raise EndOfRecord(f"More is asked than was recorded: turn {self._turn + 1} of {len(self._turns)}.")
+        return self._turns[self._turn]
 
     async def ask(self, model: Any, request: ModelRequest, on_delta: Any = None, on_retry: Any = None) -> Outcome:
         """The reply that this agent got at this turn."""
-        call = self.recorded()
+        call = self._recorded()
         if call.reply is None:
             lost = ModelError((call.error or "failed").removesuffix(f" (after {len(call.attempts)} tries)"))
             raise CallFailed(lost, Tries(call.attempts, call.queued, call.started, call.ended))
@@ -441,7 +409,7 @@ class RecordedWorld(World):
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """The result that this call had."""
-        returned = self._results.get((self.recorded().step, context.call_id))
+        returned = self._results.get((self._recorded().step, context.call_id))
         if returned is None:
             self.ended = True
             raise EndOfRecord(f"No result of call {context.call_id} in step {context.step} was recorded.")

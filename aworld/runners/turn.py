@@ -8,7 +8,7 @@ the graph before they are sent. Tools run side by side and are answered in order
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -16,7 +16,6 @@ import msgspec
 
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import HandoffTool, UnitTool
 from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
 from aworld.core.exceptions import DeniedError, ModelError, TaskError
@@ -245,11 +244,9 @@ def result_of(record: Trajectory, returned: ev.ToolReturned) -> ActionResult:
 INTERRUPTED = "interrupted"
 
 
-async def run_tools(run: Run, activation: Activation, offer: Offer) -> None:
-    """Run the open calls of an activation and close each with its result."""
-    # Members and hand-overs are the runtime's to carry out, not a tool's own code.
-    by_runtime = UnitTool | HandoffTool
-    calls = [c for c in activation.open_calls if not isinstance(offer.by_name.get(c.name), by_runtime)]
+async def run_tools(run: Run, activation: Activation, offer: Offer, ours: Container[str] = ()) -> None:
+    """Run the open calls of an activation and close each with its result; `ours` are those of the runtime, by id."""
+    calls = [call for call in activation.open_calls if call.call_id not in ours]
     if run.record.questions:
         calls = [call for call in calls if not run.unanswered(call)]
     if not calls:
@@ -353,10 +350,17 @@ def close_call(
     _return(journal, activation, called, called.result, parent, result, used)
 
 
+def answer_call(
+    journal: Journal, activation: Activation, called: ev.ToolCalled, content: Content, error: str | None = None
+) -> None:
+    """Answer a call that no tool answers."""
+    close_call(journal, activation, called, ActionResult(called.call_id, called.name, content, error))
+
+
 def interrupt_call(journal: Journal, activation: Activation, called: ev.ToolCalled, why: str) -> None:
     """Close a call whose outcome nobody will know."""
     text = f"The call was interrupted ({why}). It may or may not have taken effect."
-    close_call(journal, activation, called, ActionResult(called.call_id, called.name, text, INTERRUPTED))
+    answer_call(journal, activation, called, text, INTERRUPTED)
 
 
 def replace_results(journal: Journal, activation: Activation, results: dict[str, Content]) -> None:
@@ -368,7 +372,7 @@ def replace_results(journal: Journal, activation: Activation, results: dict[str,
         content = results.get(called.call_id)
         if before is None:
             if content is not None:
-                close_call(journal, activation, called, ActionResult(called.call_id, called.name, content))
+                answer_call(journal, activation, called, content)
             continue
         if content is None and parent is None:
             continue

@@ -38,8 +38,7 @@ from aworld.core.message import Content, Message
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.driver import Episode, run_to_end
-from aworld.runners.executors import gather, rare_collection, watched
-from aworld.runners.local import load, store_of
+from aworld.runners.local import gather, load, rare_collection, store_of, watched
 from aworld.trajectory.query import Query
 from aworld.trajectory.sqlite import SQLiteStore
 from aworld.trajectory.store import TrajectoryStore
@@ -71,7 +70,7 @@ class ProcessExecutor:
         self._starting = asyncio.Lock()
 
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse, None]:
-        """See `Executor.run`. Raises TaskError for a task that cannot travel, before any begins."""
+        """Run tasks in the workers. Raises TaskError for a task that cannot travel, before any begins."""
         begins = {task.id: reference_to(task) for task in tasks}
         number = min(self._conf.worker_num, len(tasks))
         limit = min(self._conf.max_concurrency, len(tasks))
