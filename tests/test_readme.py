@@ -89,7 +89,7 @@ def test_python_blocks_run(
             said.append(capsys.readouterr().out)
         elif LEARNT in block:
             assert "pass@4" in shell(block, tmp_path)
-    agent, _, learning, step, store, team, _, sandbox, served_agent, people = said
+    agent, _, learning, step, store, followed, team, _, sandbox, served_agent, people = said
     assert agent.startswith("finished Dress for this: Oslo: sunny")
     assert "user -> [{" in agent
     for mode in ("greedy", "sampled"):
@@ -98,6 +98,7 @@ def test_python_blocks_run(
         assert before + 30 < after
     assert step.strip() == "Dress for this: Oslo: snow 0.5"
     assert store.strip() == "['finished', 'finished', 'finished', 'finished'] True True"
+    assert "MessageOutput" in followed
     assert "researcher-writer (workflow)" in team
     assert sandbox.strip() == "finished Dress for this: 391"
     assert served_agent.strip() == "Dress for this: Dress for this: The weather in Oslo"

@@ -1,132 +1,107 @@
-"""Definitions: an agent or a team as data, with a digest, a difference and a text.
+"""From definitions to living agents and teams: `unit_of`, `travels` and `secrets_of`.
 
-    before = definition_of(writer)
-    after = before.model_copy(update={"system_prompt": "Be brief."})
-    print(diff(before, after), after.digest)
-    writer = Agent.of(after)
-
-Code in a definition stands by its name, `module:object`; keys are never in it. YAML is its text form, the files of
-`aworld.agents.files`. What cannot be named (a lambda, a model object) has no definition: the error says what it is and
-how to name it.
+`unit_of(unit.definition)` is a unit that acts the same; in another process too, where `travels(unit)` says that it
+can be made again, and `secrets_of(unit)` holds what the definition must not.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Self, TypeAlias, cast
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
-import msgspec
-import yaml
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
-
-from aworld.agents.files import dump, load
-from aworld.core.agent.flow import Unit
-from aworld.core.checks import known_keys
+from aworld.agents.llm_agent import Agent
+from aworld.agents.patterns import FunctionAgent, Guard
+from aworld.agents.references import find
+from aworld.config.conf import AgentConfig
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology, Unit, units_of
+from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
+from aworld.core.checks import hint, one_of
+from aworld.core.definition import (
+    SECRET,
+    AgentDefinition,
+    Defined,
+    Definition,
+    TeamDefinition,
+    is_ready,
+    why_not,
+)
 from aworld.core.exceptions import ConfigError
 
-
-class UnitDefinition(BaseModel):
-    """What definitions of agents and teams share. Frozen: a change makes another one, with another digest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        known_keys(cls.__name__, _keys(data), cls.model_fields, "field")
-        return data
-
-    def document(self) -> dict[str, Any]:
-        """The definition as the document of a YAML file."""
-        raise NotImplementedError
-
-    @property
-    def digest(self) -> str:
-        """The version: 16 characters, the same in every process, that differ when anything in it does."""
-        return hashlib.sha256(msgspec.json.encode(self.document(), order="deterministic")).hexdigest()[:16]
-
-    def to_yaml(self) -> str:
-        """The text form, which `load` and `from_yaml` read."""
-        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
-
-    @classmethod
-    def from_yaml(cls, text: str) -> Self:
-        """The definition of a text. Raises ConfigError as `load` does, and for a text of the other kind."""
-        definition = definition_of(load(text))
-        if not isinstance(definition, cls):
-            raise ConfigError(f"The text defines a {type(definition).__name__}, not a {cls.__name__}.")
-        return definition
-
-    def build(self) -> Unit:
-        """The agent or team. Raises ConfigError that names what is not there."""
-        return load(self.to_yaml())
+READY: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Agent, FunctionAgent, WorkflowSwarm, TeamSwarm, HandoffSwarm, Loop, Map, Guard)
+}
+"""The classes that a definition has by their short names."""
 
 
-def _keys(data: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+def travels(unit: Unit) -> Definition:
+    """The definition, if another process can make the unit again from it and from `secrets_of(unit)`.
+
+    Raises:
+        ConfigError: A member has what has no name there: a lambda, something of the main program, a model object;
+            says which, and how to name it.
+    """
+    for member in units_of(unit).values():
+        for _, refusal in member.described().objects.values():
+            raise ConfigError(refusal)
+    return unit.definition
 
 
-class AgentDefinition(UnitDefinition):
-    """An agent: the words of `Agent` and of its files."""
+def secrets_of(unit: Unit) -> dict[str, dict[str, Any]]:
+    """What definitions leave out, by agent and setting: keys, headers, servers with a key in their configuration.
 
-    name: str
-    desc: str | None = None
-    system_prompt: str | None = None
-    model: str | None = None
-    """A short form such as `openai:gpt-4o`, or the folder of a policy."""
-    conf: dict[str, JsonValue] | None = None
-    """Settings of `AgentConfig`, without keys and headers."""
-    tools: list[str] | None = None
-    """`module:object`, or the name of an agent or a team."""
-    tool_names: list[str] | None = None
-    output_type: str | None = None
-    max_steps: int | None = None
-    function: str | None = None
-    """`module:object` of an agent that is a function."""
-
-    def body(self) -> dict[str, Any]:
-        """What stands under the agent's name in a file."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"name"})
-
-    def document(self) -> dict[str, Any]:
-        """See `UnitDefinition.document`."""
-        return {"version": 1, "run": self.name, "agents": {self.name: self.body()}}
+    For `unit_of(definition, secrets=...)`, in memory or through a pipe, and never for a file.
+    """
+    return {name: dict(secrets) for name, member in units_of(unit).items() if (secrets := member.described().secrets)}
 
 
-class TeamDefinition(UnitDefinition):
-    """A team and all that it is made of."""
+def unit_of(
+    definition: Definition,
+    like: Unit | None = None,
+    *,
+    secrets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Unit:
+    """The agent or team that a definition describes.
 
-    name: str
-    agents: dict[str, AgentDefinition]
-    swarms: dict[str, dict[str, JsonValue]]
-    """How the members of each team stand, in the words of the files: `workflow`, `team`, `handoff`, …"""
+    Args:
+        definition: Of an agent or a team; `Agent.of` is the same for an `Agent`.
+        like: A unit from which comes what no definition holds, by the names of agents: keys and headers, model objects,
+            functions without a name of their own. So a changed definition of a living agent can be tried.
+        secrets: Keys and headers, as `secrets_of` gives them.
 
-    def document(self) -> dict[str, Any]:
-        """See `UnitDefinition.document`."""
-        agents = {name: agent.body() for name, agent in self.agents.items()}
-        return {"version": 1, "run": self.name, "agents": agents, "swarms": self.swarms}
+    Raises:
+        ConfigError: It names what is not there, what cannot be imported, or an argument that its class does not take;
+            says where in the definition.
+    """
+    models = {name: member.described() for name, member in units_of(like).items()} if like is not None else {}
+    units: dict[str, tuple[Definition, Unit]] = {}
 
+    def unit(part: Definition, path: str) -> Unit:
+        if part.name in units:
+            if units[part.name][0] != part:
+                raise ConfigError(f"{path}: two different definitions are named {part.name!r}; rename one.")
+            return units[part.name][1]
+        members = {name: unit(member, f"{path}.{name}") for name, member in part.below.items()}
+        description = models.get(part.name)
+        objects = {name: value for name, (value, _) in description.objects.items()} if description is not None else {}
+        keys = (secrets or {}).get(part.name) or (description.secrets if description is not None else {})
+        try:
+            living = Maker(part, members, objects, keys).unit()
+        except ConfigError as error:
+            raise ConfigError(f"Definition of {path}: {error}", setting=error.setting) from error
+        units[part.name] = part, living
+        return living
 
-Definition: TypeAlias = AgentDefinition | TeamDefinition
-
-
-def definition_of(unit: Unit) -> Definition:
-    """The definition of a living agent or team. Raises ConfigError that names what in it has no name."""
-    document: dict[str, Any] = yaml.safe_load(dump(unit))
-    bodies: dict[str, dict[str, Any]] = document.get("agents", {})
-    agents = {name: AgentDefinition(name=name, **body) for name, body in bodies.items()}
-    swarms: dict[str, dict[str, Any]] = document.get("swarms", {})
-    if not swarms and len(agents) == 1:
-        return agents[unit.name]
-    return TeamDefinition(name=document["run"], agents=agents, swarms=swarms)
+    return unit(definition, definition.name)
 
 
 class Change(NamedTuple):
     """What differs between two definitions. A value that one of them lacks is None."""
 
     path: str
-    """Such as `agents.writer.system_prompt` or `agents.writer.tools[1]`."""
+    """Such as `members.writer.system_prompt`, or `tools[1]`."""
     before: Any
     after: Any
 
@@ -135,10 +110,9 @@ class Change(NamedTuple):
 
 
 def diff(before: Definition, after: Definition) -> list[Change]:
-    """What changed from one definition to another, in the order of the fields."""
-    values = [dict(_leaves(one.model_dump(mode="json", exclude_none=True))) for one in (before, after)]
-    paths = dict.fromkeys([*values[0], *values[1]])
-    changes = [Change(path, values[0].get(path), values[1].get(path)) for path in paths]
+    """What changed from one definition to another, members included, in the order of the fields."""
+    old, new = (dict(_leaves(one.model_dump(mode="json", exclude_defaults=True))) for one in (before, after))
+    changes = [Change(path, old.get(path), new.get(path)) for path in {**old, **new}]
     return [change for change in changes if change.before != change.after]
 
 
@@ -151,3 +125,160 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{path}[{index}]")
     else:
         yield path, value
+
+
+@dataclass(slots=True)
+class Maker:
+    """Makes one unit of its definition and of its members."""
+
+    definition: Definition
+    members: Mapping[str, Unit]
+    objects: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    secrets: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def unit(self) -> Unit:
+        """The unit. Raises ConfigError."""
+        definition = self.definition
+        kind = self._kind()
+        values = {key: self._option(value, key, kind) for key, value in definition.options.items()}
+        values |= {"name": definition.name, "desc": definition.desc}
+        items: list[Any] = []
+        if isinstance(definition, TeamDefinition):
+            items = self._items(definition)
+        else:
+            values |= self._settings(definition)
+        parameters = inspect.signature(kind.__init__).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            values = {key: value for key, value in values.items() if key in parameters or key in definition.options}
+        try:
+            unit = kind(*items, **values)
+        except TypeError as error:
+            raise ConfigError(f"{definition.name!r} cannot be made: {error}.") from error
+        if isinstance(unit, BaseAgent) and unit.system_prompt != definition.system_prompt:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+            unit = unit.with_system_prompt(cast("AgentDefinition", definition).system_prompt or "")
+        if not is_ready(kind):
+            self._refuse_another(unit)
+        return unit
+
+    def _kind(self) -> Any:
+        name = self.definition.type
+        if ":" not in name:
+            return READY[one_of("type", name, READY)]
+        kind = self._code(name, f"The class of {self.definition.name!r}")
+        base = Topology if isinstance(self.definition, TeamDefinition) else BaseAgent
+        if not isinstance(kind, type) or not issubclass(kind, base):
+            raise ConfigError(f"{name!r} is no class of {base.__name__}.", setting=name)
+        return kind
+
+    def _refuse_another(self, unit: Unit) -> None:
+        """A class of somebody's own may make what it likes of its arguments."""
+        changes = [c for c in diff(self.definition, unit.definition) if not c.path.startswith("output_schema")]
+        if changes:
+            kind = type(unit).__name__
+            raise ConfigError(f"{kind} makes another {self.definition.name!r} of its definition: {changes[0]}.")
+
+    def _code(self, reference: str, what: str) -> Any:
+        if reference in self.objects:
+            return self.objects[reference]
+        if trouble := why_not(reference):
+            raise ConfigError(
+                f"{what}, {reference!r}, is {trouble}. Name it as module:object where others can import it.",
+                setting=reference,
+            )
+        return find(reference, what)
+
+    def _option(self, value: Any, option: str, kind: type[Defined]) -> Any:
+        what = f"{option}= of {self.definition.name!r}"
+        if isinstance(value, dict):
+            table = cast("dict[str, Any]", value)
+            if table.keys() == {"code"}:
+                return self._code(table["code"], what)
+            if table.keys() == {"member"}:
+                return self._member(table["member"])
+            return {key: self._option(item, option, kind) for key, item in table.items()}
+        if isinstance(value, list):
+            return [self._option(item, option, kind) for item in cast("list[Any]", value)]
+        if option in kind._named and isinstance(value, str):
+            return self.members[value] if value in self.members else self._code(value, what)
+        return value
+
+    def _member(self, name: str) -> Unit:
+        owner = self.definition.name
+        return self.members[one_of(f"a member of {owner!r}", name, self.members)]
+
+    # Teams
+
+    def _items(self, definition: TeamDefinition) -> list[Any]:
+        nodes = {id: self._node(part, id) for id, part in definition.nodes.items()}
+        items: list[Any] = []
+        for part in definition.parts:
+            item = self._item(part, nodes)
+            serial = isinstance(part, dict) and "serial" in part  # in a chain it is the same as its members
+            items += item if serial else [item]
+        return items
+
+    def _item(self, part: Any, nodes: Mapping[str, Any]) -> Any:
+        match part:
+            case str():
+                return nodes.get(part) or self._member(part)
+            case list():
+                return [self._item(member, nodes) for member in cast("list[Any]", part)]
+            case {"serial": [*members]}:
+                self._known(part, ("serial",), "A serial group")
+                return tuple(self._item(member, nodes) for member in members)
+            case {"from": source, "to": target}:
+                self._known(part, ("from", "to", "when"), "An edge")
+                ends = self._item(source, nodes), self._item(target, nodes)
+                what = f"when= from {source!r} to {target!r} in {self.definition.name!r}"
+                return Edge(*ends, self._code(part["when"], what)) if part.get("when") else ends
+            case _:
+                return self._node(part, None)
+
+    def _node(self, part: Any, name: Any) -> WorkflowNode:
+        if not isinstance(part, dict) or "member" not in part:
+            raise ConfigError(f"write {{member: NAME, ...}}, or {{serial: [...]}} for a group; got {part!r}")
+        node = cast("dict[str, Any]", part)
+        name = name or node.get("name")
+        self._known(node, ("member", "name", "input", "on_error", "retries"), "A member")
+        make = self._code(node["input"], f"input= of {node['member']!r}") if node.get("input") else None
+        return WorkflowNode(self._member(node["member"]), make, node.get("on_error"), node.get("retries", 0), name)
+
+    def _known(self, part: Mapping[str, Any], keys: tuple[str, ...], owner: str) -> None:
+        for key in part:
+            if key not in keys:
+                raise ConfigError(f"{owner} has no {key!r}; {hint(key, keys)}", setting=key)
+
+    # Agents
+
+    def _settings(self, definition: AgentDefinition) -> dict[str, Any]:
+        """The arguments of `Agent`, those that differ from their defaults."""
+        name, settings = definition.name, dict[str, Any]()
+        changed = definition.model_fields_set & {"system_prompt", "tool_names", "max_steps", "model"}
+        settings |= {key: value for key in changed if (value := getattr(definition, key))}
+        conf = {**definition.llm_config, **{k: v for k, v in self.secrets.items() if not k.startswith("mcp_servers.")}}
+        if definition.output_retries != AgentDefinition.model_fields["output_retries"].default:
+            conf["output_retries"] = definition.output_retries
+        if conf:
+            settings["conf"] = AgentConfig(**conf)
+        if definition.tools:
+            settings["tools"] = [
+                self.members[tool] if tool in definition.units else self._code(tool, f"Tool of Agent {name!r}")
+                for tool in definition.tools
+            ]
+        if definition.mcp_servers:
+            settings["mcp_config"] = {"mcpServers": self._servers(definition)}
+        for key, option in (("sandbox", "sandbox"), ("output_type", "output_type"), ("model_object", "model")):
+            if (reference := getattr(definition, key)) is not None:
+                settings[option] = self._code(reference, f"{key} of Agent {name!r}")
+        return settings
+
+    def _servers(self, definition: AgentDefinition) -> dict[str, Any]:
+        servers: dict[str, Any] = {}
+        for server, conf in definition.mcp_servers.items():
+            servers[server] = self.secrets.get(f"mcp_servers.{server}", conf)
+            if SECRET in repr(servers[server]):
+                raise ConfigError(
+                    f"MCP server {server!r} of agent {definition.name!r} has a key written out, which no definition "
+                    "holds: write ${NAME} in its configuration, and set NAME in the environment."
+                )
+        return servers

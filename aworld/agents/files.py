@@ -1,4 +1,4 @@
-"""Agents and teams in YAML: `load` reads them, `dump` writes them back without loss.
+"""Agents and teams in YAML, the text form of their definitions: `load` reads it, `dump` writes it without loss.
 
     version: 1
     run: newsroom
@@ -7,6 +7,7 @@
       critic: {system_prompt: Say what is wrong.}
       writer: {conf: {llm_temperature: 0.2}}
       counter: {function: "my_rules:count_words"}
+      judge: {type: "my_rules:Judge", options: {threshold: 0.5}}
     swarms:
       newsroom: {workflow: [researcher, [critic, counter], writer]}
 
@@ -20,34 +21,48 @@ History of the schema: 1, the first.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import yaml
 from pydantic import ValidationError
 
-from aworld.agents.file_schema import (
-    AGENT,
-    EDGE,
-    FUNCTION_AGENT,
-    FUNCTIONS,
-    KINDS,
-    NODE,
-    REQUIRED,
-    SECRET,
-    TOP,
-    VERSION,
-)
-from aworld.agents.file_writer import dump as dump
-from aworld.agents.llm_agent import Agent
-from aworld.agents.patterns import FunctionAgent
-from aworld.agents.references import find, importable
-from aworld.agents.yaml_lines import ListedItems, Mapped, parse
+from aworld.agents.definitions import Maker, travels
+from aworld.agents.llm_agent import SECRET_SETTINGS
+from aworld.agents.patterns import Guard
+from aworld.agents.references import importable
+from aworld.agents.yaml_lines import YamlText
 from aworld.config.conf import AgentConfig
-from aworld.core.agent.flow import Unit
-from aworld.core.agent.swarm import Edge, WorkflowNode
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology, Unit
+from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, TeamSwarm, WorkflowSwarm
+from aworld.core.checks import hint, nearest
+from aworld.core.definition import AgentDefinition, Definition, TeamDefinition, options_of
 from aworld.core.exceptions import ConfigError
+
+D = TypeVar("D", AgentDefinition, TeamDefinition)
+
+VERSION = 1
+TOP = ("version", "run", "agents", "swarms")
+AGENT = (
+    "type", "desc", "system_prompt", "model", "model_object", "conf", "tools", "tool_names", "mcp_servers", "sandbox",
+    "output_type", "max_steps", "options",
+)  # fmt: skip
+FUNCTION_AGENT = ("function", "desc")
+KINDS: dict[str, type[Topology]] = {
+    "workflow": WorkflowSwarm, "edges": WorkflowSwarm, "team": TeamSwarm, "handoff": HandoffSwarm,
+    "loop": Loop, "map": Map, "solver_verifier": Guard,
+}  # fmt: skip
+"""Teams by the word with which a file begins them."""
+SUBJECTS = {"loop": ["body"], "map": ["unit"], "solver_verifier": ["solver", "verifier"]}
+"""Options that stand at the word itself."""
+OWN_TEAM = ("type", "desc", "members", "parts", "options")
+PAIRS = {
+    "edges": "an edge is [FROM, TO] or {from: A, to: B, when: module:function}",
+    "handoff": "a hand-off is a pair [FROM, TO]",
+}
 
 
 def load(path_or_text: str | Path) -> Unit:
@@ -62,302 +77,313 @@ def load(path_or_text: str | Path) -> Unit:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path_or_text}: cannot be read: {error}.") from error
         with importable(Path(path_or_text).absolute().parent):
-            return _File(parse(text, str(path_or_text)), str(path_or_text)).root()
-    return _File(parse(path_or_text, "the text"), "the text").root()
+            return _AgentsFile(text, str(path_or_text)).root()
+    return _AgentsFile(path_or_text, "the text").root()
 
 
 class FileError(ConfigError):
     """A file of agents says what cannot be. The message begins with the file and the line."""
 
 
-class _File:
-    """One document while it is read. Members are made when they are first named."""
+class _AgentsFile:
+    """One document while it is read. Units are made when they are first named, each of its definition."""
 
-    def __init__(self, document: Any, source: str) -> None:
+    def __init__(self, text: str, source: str) -> None:
         self._source = source
-        self._made: dict[str, Unit] = {}
-        self._making: list[str] = []
+        self._text = YamlText(text, source)
+        self._definitions: dict[str, Definition] = {}
+        self._units: dict[str, Unit] = {}
+        self._unfinished: list[str] = []
         self._named: set[str] = set()
-        top = self._mapping(document, getattr(document, "line", 1), "a file of agents")
+        top = self._mapping(self._text.data, "a file of agents")
         self._refuse_unknown(top, TOP, "The file")
         if top.get("version") != VERSION:
-            line = top.lines.get("version", 1)
-            raise self._error(line, f"version: {VERSION} is the version that is read here; got {top.get('version')!r}")
-        self._top = top
-        self._agents = self._section("agents")
-        self._swarms = self._section("swarms")
-        for name in self._agents:
-            if name in self._swarms:
-                raise self._error(self._swarms.lines[name], f"{name!r} is an agent already; rename one")
+            problem = f"version: {VERSION} is the version that is read here; got {top.get('version')!r}"
+            raise self._error(problem, *(["version"] if "version" in top else []))
+        self._run: Any = top.get("run")
+        self._paths: dict[str, tuple[str, str]] = {}
+        for section in ("agents", "swarms"):
+            for name in self._mapping(top.get(section), section, section):
+                if name in self._paths:
+                    raise self._error(f"{name!r} is an agent already; rename one", section, name)
+                self._paths[name] = (section, name)
 
     def root(self) -> Unit:
         """The member that is run. Raises ConfigError when members are left that nobody names."""
-        for section in (self._agents, self._swarms):
-            for name in section:
-                self._unit(name, section.lines[name], named=False)
-        free = [name for name in self._made if name not in self._named]
-        run: Any = self._top.get("run")
-        if run is None:
-            if len(free) != 1:
-                raise self._error(
-                    1, f"say which member is run, such as run: {(free or list(self._made) or ['NAME'])[-1]}"
-                )
-            return self._made[free[0]]
-        line = self._top.lines["run"]
-        root = self._unit(self._text(run, line, "run"), line)
+        for name, path in self._paths.items():
+            self._unit(name, self._text.line(path))
+        free = [name for name in self._paths if name not in self._named]
+        if self._run is None:
+            if len(free) == 1:
+                return self._units[free[0]]
+            example = (free or list(self._paths) or ["NAME"])[-1]
+            raise self._error(f"say which member is run, such as run: {example}", line=1)
+        root = self._unit(self._run, self._text.line(["run"]))
         for name in free:
-            if name != run:
-                section = self._agents if name in self._agents else self._swarms
-                raise self._error(section.lines[name], f"nobody names {name!r}; give it a place or remove it")
+            if name != self._run:
+                raise self._error(f"nobody names {name!r}; give it a place or remove it", *self._paths[name])
         return root
 
-    # Members
-
-    def _unit(self, name: Any, line: int, *, named: bool = True) -> Unit:
-        """The agent or swarm of this name."""
-        name = self._text(name, line, "a member")
-        if named:
-            self._named.add(name)
-        if name in self._made:
-            return self._made[name]
-        if name not in self._agents and name not in self._swarms:
-            hint = _nearest(name, [*self._agents, *self._swarms], "defined are")
-            raise self._error(line, f"no agent or swarm is named {name!r}; {hint}")
-        if name in self._making:
-            way = " → ".join([*self._making[self._making.index(name) :], name])
-            raise self._error(line, f"{name!r} would be a member of itself: {way}")
-        self._making.append(name)
-        section = self._agents if name in self._agents else self._swarms
+    def _unit(self, name: Any, line: int) -> Unit:
+        """The agent or swarm of this name, named in this line."""
+        if not isinstance(name, str):
+            problem = f"a member is text; got {_shown(name)}. Put it in quotes, if that is what is meant"
+            raise self._error(problem, line=line)
+        if name in self._units:
+            return self._units[name]
+        if name not in self._paths:
+            near = nearest(name, self._paths)
+            meant = f"did you mean {near!r}?" if near else f"defined are: {', '.join(self._paths) or 'none'}"
+            raise self._error(f"no agent or swarm is named {name!r}; {meant}", line=line)
+        if name in self._unfinished:
+            way = " → ".join([*self._unfinished[self._unfinished.index(name) :], name])
+            raise self._error(f"{name!r} would be a member of itself: {way}", line=line)
+        self._unfinished.append(name)
+        path = self._paths[name]
+        body = self._mapping(self._text.data[path[0]][name], repr(name), *path)
+        read = self._agent if path[0] == "agents" else self._team
+        definition = self._definitions[name] = read(name, body, path)
         try:
-            entry = self._mapping(section[name], section.lines[name], repr(name))
-            made = self._agent(name, entry) if section is self._agents else self._swarm(name, entry)
-        except FileError:
-            raise
+            self._units[name] = Maker(definition, {part: self._units[part] for part in definition.below}).unit()
         except ConfigError as error:
-            raise self._error(section.lines[name], str(error)) from error
-        self._making.pop()
-        self._made[name] = made
-        return made
+            line = self._text.line_of(error.setting, path) if error.setting else self._text.line(path)
+            raise self._error(str(error), line=line) from error
+        self._unfinished.pop()
+        return self._units[name]
 
-    def _agent(self, name: str, entry: Mapped) -> Unit:
-        what = f"Agent {name!r}"
-        if "function" in entry:
-            self._refuse_unknown(entry, FUNCTION_AGENT, what)
-            return FunctionAgent(self._code(entry, "function", what), name, self._option(entry, "desc", what))
-        self._refuse_unknown(entry, AGENT, what)
-        output = self._code(entry, "output_type", what) if "output_type" in entry else None
-        return Agent(
-            name,
-            self._conf(entry, what),
-            desc=self._option(entry, "desc", what),
-            system_prompt=self._option(entry, "system_prompt", what),
-            tools=self._tools(entry, what),
-            tool_names=[self._text(item, line, "a tool name") for item, line in self._list(entry, "tool_names")],
-            output_type=output,
-            max_steps=self._number(entry, "max_steps", what),
-            model=self._option(entry, "model", what),
-        )
+    def _members(self, names: Iterable[Any], path: tuple[str, ...]) -> dict[str, Definition]:
+        """The definitions of members that are named below a path."""
+        members: dict[str, Definition] = {}
+        for name in names:
+            self._unit(name, self._text.line_of(name, path))
+            self._named.add(name)
+            members[name] = self._definitions[name]
+        return members
 
-    def _conf(self, entry: Mapped, what: str) -> AgentConfig | None:
-        if entry.get("conf") is None:
-            return None
-        conf = self._mapping(entry["conf"], entry.lines["conf"], f"conf of {what}")
+    def _is_member(self, name: Any) -> bool:
+        return isinstance(name, str) and (name in self._paths or ":" not in name)
+
+    def _agent(self, name: str, body: dict[str, Any], path: tuple[str, ...]) -> AgentDefinition:
+        owner = f"Agent {name!r}"
+        self._refuse_unknown(body, FUNCTION_AGENT if "function" in body else AGENT, owner, *path)
+        if "function" in body:
+            body = {"type": "FunctionAgent", "desc": body.get("desc"), "options": {"function": body["function"]}}
+        fields = {"type": "Agent", **body, **self._conf(body.pop("conf", None), owner, *path, "conf")}
+        tools = cast("list[Any]", fields["tools"]) if isinstance(fields.get("tools"), list) else []
+        fields["units"] = self._members((tool for tool in tools if self._is_member(tool)), path)
+        fields.pop("conf", None)
+        return self._defined(AgentDefinition, {"name": name, **fields}, owner, path)
+
+    def _conf(self, value: Any, owner: str, *path: str) -> dict[str, Any]:
+        """The settings of the model, and what else stands beside them."""
+        conf = self._mapping(value, f"conf of {owner}", *path)
         for key in conf:
-            line = conf.lines[key]
-            if key in SECRET:
+            problem = ""
+            if key in SECRET_SETTINGS:
                 remedy = "set LLM_API_KEY in the environment" if key == "llm_api_key" else "give headers in Python"
-                raise self._error(line, f"{what} has {key} in the file, where others can read it; {remedy}")
-            if key in ("system_prompt", "llm_config"):
-                raise self._error(line, f"{what}: {key} does not go into conf; write it beside it")
-            if key not in AgentConfig.known():
-                raise self._error(line, f"{what} has no setting {key!r}; {_nearest(key, AgentConfig.known())}")
+                problem = f"{owner} has {key} in the file, where others can read it; {remedy}"
+            elif key in ("system_prompt", "llm_config"):
+                problem = f"{owner}: {key} does not go into conf; write it beside it"
+            elif key not in AgentConfig.known():
+                problem = f"{owner} has no setting {key!r}; {hint(key, AgentConfig.known())}"
+            if problem:
+                raise self._error(problem, *path, key)
         try:
-            return AgentConfig(**conf)
+            AgentConfig(**conf)
         except ValidationError as error:
             first = error.errors()[0]
-            key = str(first["loc"][0])
-            raise self._error(conf.lines.get(key, conf.line), f"{what}: {key}: {first['msg']}") from error
+            raise self._error(f"{owner}: {first['loc'][0]}: {first['msg']}", *path, *first["loc"]) from error
+        retries = {"output_retries": conf.pop("output_retries")} if "output_retries" in conf else {}
+        return {"llm_config": conf, **retries}
 
-    def _tools(self, entry: Mapped, what: str) -> list[Any]:
-        """Members by their names, everything else as `module:function`."""
-        tools: list[Any] = []
-        for item, line in self._list(entry, "tools"):
-            reference = self._text(item, line, "a tool")
-            is_member = reference in self._agents or reference in self._swarms or ":" not in reference
-            tools.append(self._unit(reference, line) if is_member else self._find(reference, line, f"Tool of {what}"))
-        return tools
-
-    def _swarm(self, name: str, entry: Mapped) -> Unit:
-        words = [word for word in KINDS if word in entry]
+    def _team(self, name: str, body: dict[str, Any], path: tuple[str, ...]) -> TeamDefinition:
+        owner = f"Swarm {name!r}"
+        words = [word for word in KINDS if word in body]
+        if "type" in body:
+            self._refuse_unknown(body, OWN_TEAM, owner, *path)
+            fields = {**body, "members": self._members(body.get("members") or [], path)}
+            return self._defined(TeamDefinition, {"name": name, **fields}, owner, path)
+        begins = self._text.line(path, value=True)
         if len(words) != 1:
-            found = " and ".join(words) or "none of them"
-            raise self._error(entry.line, f"swarm {name!r} is one of {', '.join(KINDS)}; here is {found}")
-        word = words[0]
-        kind, what = KINDS[word], f"Swarm {name!r}"
-        self._refuse_unknown(entry, (word, *kind.options), what)
-        options = {key: self._value(entry, key, what) for key in entry if key not in (word, "nodes", "start")}
-        line = entry.lines[word]
-        match word:
-            case "workflow":
-                members = self._chain(entry, word)
-            case "edges":
-                members = self._edges(entry, what)
-            case "handoff":
-                members = [self._pair(item, at) for item, at in self._list(entry, word)]
-                if entry.get("start") is not None:
-                    options["root_agent"] = self._unit(entry["start"], entry.lines["start"])
-            case "loop" | "map":
-                members = [self._unit(entry[word], line)]
-            case _:
-                members = [self._unit(item, at) for item, at in self._list(entry, word)]
-                if word == "solver_verifier" and len(members) != 2:
-                    raise self._error(line, f"{what}: write solver_verifier: [SOLVER, VERIFIER]")
-        for option in kind.options:
-            if kind.options[option] is REQUIRED and option not in entry:
-                raise self._error(entry.line, f"{what} needs {option}: module:function")
-        return kind.make(*members, name=name, **options)
+            both = " and ".join(words) or "none of them"
+            raise self._error(f"swarm {name!r} is one of {', '.join(KINDS)}; here is {both}", line=begins)
+        word, subjects = words[0], SUBJECTS.get(words[0], [])
+        subject, options = body.pop(word), options_of(KINDS[word])
+        extra = {"edges": ["nodes"], "handoff": ["start"]}.get(word, [])
+        takes = [option for option in options if option not in (*subjects, "root_agent")]
+        self._refuse_unknown(body, [*takes, "desc", *extra], owner, *path)
+        for option in takes:
+            if options[option] is inspect.Parameter.empty and option not in body:
+                raise self._error(f"{owner} needs {option}: module:function", line=begins)
+            if isinstance(options[option], bool) and not isinstance(body.get(option, True), bool):
+                raise self._error(f"{owner}: {option} is true or false; got {body[option]!r}", *path, option)
+        fields = {"type": KINDS[word].__name__, "desc": body.pop("desc", None)}
+        nodes = fields["nodes"] = self._mapping(body.pop("nodes", None), f"nodes of {owner}", *path, "nodes")
+        body |= {"root_agent": body.pop("start", None)}
+        listed = cast("list[Any]", subject if isinstance(subject, list) and len(subjects) != 1 else [subject])
+        if len(subjects) not in (0, len(listed)):
+            raise self._error(f"{owner}: write {word}: [{', '.join(subjects).upper()}]", *path, word)
+        body |= zip(subjects, listed)
+        if not subjects:
+            fields["parts"] = self._pairs(subject, word, path) if word in ("edges", "handoff") else subject
+        names = [end for end in _names(fields.get("parts", listed)) if end not in nodes]
+        names += [
+            *_names(list(nodes.values())),
+            *(n for n in map(body.get, ("root_agent", "reduce")) if self._is_member(n)),
+        ]
+        fields |= {"options": _without_none(body), "members": self._members(names, path)}
+        return self._defined(TeamDefinition, {"name": name, **fields}, owner, path, word)
 
-    def _value(self, entry: Mapped, key: str, what: str) -> Any:
-        """An option as its class takes it."""
-        value, line = entry[key], entry.lines[key]
-        if value is None:
-            return None
-        if key in FUNCTIONS:
-            return self._code(entry, key, what)
-        if key == "desc":
-            return self._text(value, line, "desc")
-        if key == "reduce":
-            reference = self._text(value, line, "reduce")
-            is_member = reference in self._agents or reference in self._swarms or ":" not in reference
-            return self._unit(reference, line) if is_member else self._code(entry, key, what)
-        if key == "state":
-            joins = self._mapping(value, line, f"state of {what}")
-            return {name: self._code(joins, name, f"state of {what}") for name in joins}
-        if key == "must_hold" and not isinstance(value, bool):
-            raise self._error(line, f"{what}: must_hold is true or false; got {value!r}")
-        return value
-
-    # Workflows
-
-    def _chain(self, entry: Mapped, key: str) -> list[Any]:
-        """The items of a chain. A serial group in it is the same as its members, and would be taken for an edge."""
-        items: list[Any] = []
-        for item, line in self._list(entry, key):
-            group = self._group(item, line)
-            items += list(cast("tuple[Any, ...]", group)) if isinstance(group, tuple) else [group]
-        return items
-
-    def _group(self, item: Any, line: int) -> Any:
-        if isinstance(item, ListedItems):
-            return [self._group(member, at) for member, at in zip(item, item.lines)]
-        if not isinstance(item, Mapped):
-            return self._unit(item, line)
-        if "serial" in item:
-            self._refuse_unknown(item, ("serial",), "A serial group")
-            return tuple(self._chain(item, "serial"))
-        return self._node(item, line)
-
-    def _node(self, entry: Mapped, line: int, name: str | None = None) -> WorkflowNode:
-        self._refuse_unknown(entry, NODE if name is None else tuple(k for k in NODE if k != "name"), "A member")
-        if "member" not in entry:
-            raise self._error(line, "write {member: NAME, ...}, or {serial: [...]} for a group")
-        unit = self._unit(entry["member"], entry.lines["member"])
-        options = {key: self._value(entry, key, repr(unit.name)) for key in entry if key not in ("member", "name")}
-        if name is None:
-            name = self._option(entry, "name", "A member")
-        return WorkflowNode(unit, name=name, **options)
-
-    def _edges(self, entry: Mapped, what: str) -> list[Any]:
-        """Edges between members, or between the nodes that the swarm describes."""
-        described = self._mapping(entry.get("nodes"), entry.lines.get("nodes", entry.line), f"nodes of {what}")
-        nodes: dict[str, WorkflowNode] = {}
-        for id in described:
-            line = described.lines[id]
-            nodes[id] = self._node(self._mapping(described[id], line, f"node {id!r}"), line, id)
-
-        def end(name: Any, line: int) -> Any:
-            return nodes[name] if isinstance(name, str) and name in nodes else self._unit(name, line)
-
+    def _pairs(self, subject: Any, word: str, path: tuple[str, ...]) -> Any:
+        """Pairs as edges."""
         edges: list[Any] = []
-        for item, line in self._list(entry, "edges"):
-            if isinstance(item, Mapped):
-                self._refuse_unknown(item, EDGE, "An edge")
-                if "from" not in item or "to" not in item:
-                    raise self._error(line, "an edge is [FROM, TO] or {from: A, to: B, when: module:function}")
-                when = self._value(item, "when", "An edge") if "when" in item else None
-                edges.append(Edge(end(item["from"], line), end(item["to"], line), when))
-            elif isinstance(item, ListedItems) and len(item) == 2:
-                edges.append((end(item[0], line), end(item[1], line)))
+        for index, item in enumerate(cast("list[Any]", subject) if isinstance(subject, list) else ()):
+            if isinstance(item, list) and len(cast("list[Any]", item)) == 2:
+                edges.append(dict(zip(("from", "to"), cast("list[Any]", item))))
+            elif word == "edges" and isinstance(item, dict) and {"from", "to"} <= item.keys():
+                edges.append(item)
             else:
-                raise self._error(line, "an edge is [FROM, TO] or {from: A, to: B, when: module:function}")
-        return edges
-
-    def _pair(self, item: Any, line: int) -> tuple[Unit, Unit]:
-        if not isinstance(item, ListedItems) or len(item) != 2:
-            raise self._error(line, "a hand-off is a pair [FROM, TO]")
-        return self._unit(item[0], line), self._unit(item[1], line)
+                raise self._error(PAIRS[word], *path, word, index)
+        return edges if isinstance(subject, list) else subject
 
     # Pieces of the document
 
-    def _error(self, line: int, text: str) -> ConfigError:
+    def _defined(self, kind: type[D], fields: dict[str, Any], owner: str, path: tuple[str, ...], word: str = "") -> D:
+        """The definition of these fields. What pydantic says against it is put into the words of the file."""
+        try:
+            return kind.model_validate(_without_none(fields))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+        steps = [word if step == "parts" else step for step in first["loc"]]
+        value, key = _shown(first["input"]), str(steps[-1])
+        problem = {
+            "list_type": f"{key} is a list; got {value}",
+            "tuple_type": f"{key} is a list; got {value}",
+            "dict_type": f"{key} is a mapping, key: value; got {value}",
+            "string_type": f"{key} of {owner} is text; got {value}. Put it in quotes, if that is what is meant",
+        }.get(first["type"], f"{owner}: {key}={value}: {first['msg']}")
+        raise self._error(problem, *path, *steps)
+
+    def _error(self, text: str, *path: Any, line: int | None = None) -> ConfigError:
+        line = self._text.line(path) if line is None else line
         return FileError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
 
-    def _section(self, key: str) -> Mapped:
-        return self._mapping(self._top.get(key), self._top.lines.get(key, 1), key)
+    def _mapping(self, value: Any, what: str, *path: Any) -> dict[str, Any]:
+        """A copy of a mapping; an empty one in place of nothing."""
+        if value is not None and not isinstance(value, dict):
+            raise self._error(f"{what} is a mapping, key: value; got {_shown(value)}", *path)
+        return dict(cast("dict[str, Any]", value or {}))
 
-    def _mapping(self, value: Any, line: int, what: str) -> Mapped:
-        if value is None:
-            return Mapped(line)
-        if not isinstance(value, Mapped):
-            raise self._error(line, f"{what} is a mapping, key: value; got {_shown(value)}")
-        return value
-
-    def _list(self, entry: Mapped, key: str) -> list[tuple[Any, int]]:
-        """The items of a list with their lines; none when the key is not there."""
-        value = entry.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, ListedItems):
-            raise self._error(entry.lines[key], f"{key} is a list; got {_shown(value)}")
-        return list(zip(value, value.lines))
-
-    def _text(self, value: Any, line: int, what: str) -> str:
-        if not isinstance(value, str):
-            raise self._error(line, f"{what} is text; got {_shown(value)}. Put it in quotes, if that is what is meant")
-        return value
-
-    def _option(self, entry: Mapped, key: str, what: str) -> str | None:
-        value: Any = entry.get(key)
-        return None if value is None else self._text(value, entry.lines[key], f"{key} of {what}")
-
-    def _number(self, entry: Mapped, key: str, what: str) -> int | None:
-        value: Any = entry.get(key)
-        if value is not None and type(value) is not int:
-            raise self._error(entry.lines[key], f"{key} of {what} is a number; got {_shown(value)}")
-        return value
-
-    def _code(self, entry: Mapped, key: str, what: str) -> Callable[..., Any]:
-        reference = self._text(entry[key], entry.lines[key], f"{key} of {what}")
-        return self._find(reference, entry.lines[key], f"{key} of {what}")
-
-    def _find(self, reference: str, line: int, what: str) -> Any:
-        try:
-            return find(reference, what)
-        except ConfigError as error:
-            raise self._error(line, str(error)) from error
-
-    def _refuse_unknown(self, entry: Mapped, choices: Iterable[str], what: str) -> None:
-        for key in entry:
-            if key not in choices:
-                raise self._error(entry.lines[key], f"{what} has no {key!r}; {_nearest(key, list(choices))}")
+    def _refuse_unknown(self, body: Iterable[str], known: Sequence[str], owner: str, *path: Any) -> None:
+        for key in body:
+            if key not in known:
+                raise self._error(f"{owner} has no {key!r}; {hint(key, known)}", *path, key)
 
 
-def _nearest(name: str, choices: list[str], words: str = "known are") -> str:
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"{words}: {', '.join(choices) or 'none'}"
+def _names(part: Any) -> Iterator[Any]:
+    """The names that stand in a part of a team."""
+    if isinstance(part, list):
+        for item in cast("list[Any]", part):
+            yield from _names(item)
+    elif isinstance(part, dict):
+        body = cast("dict[str, Any]", part)
+        yield from _names([body[key] for key in ("from", "to", "member", "serial") if key in body])
+    else:
+        yield part
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Mapped | ListedItems):
-        return "a mapping" if isinstance(value, Mapped) else "a list"
-    return repr(value)
+    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+# Writing
+
+
+def dump(unit: Unit | Definition) -> str:
+    """An agent or team, or its definition, as YAML; `load(dump(x))` has an equal definition. Keys are left out.
+
+    Raises:
+        ConfigError: A member has what cannot be written, such as a lambda or a model object; names the member.
+    """
+    definition = travels(unit) if isinstance(unit, BaseAgent | Topology) else unit
+    document: dict[str, Any] = {"version": VERSION, "run": definition.name}
+    for part in _all(definition):
+        section = "agents" if isinstance(part, AgentDefinition) else "swarms"
+        body = _agent_body(part) if isinstance(part, AgentDefinition) else _team_body(part)
+        document.setdefault(section, {})[part.name] = body
+    return yaml.dump(document, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _all(definition: Definition) -> Iterator[Definition]:
+    """A definition and all below it, each name once."""
+    waiting, seen = [definition], set[str]()
+    while waiting:
+        part = waiting.pop()
+        if part.name not in seen:
+            seen.add(part.name)
+            yield part
+            waiting += part.below.values()
+
+
+def _agent_body(definition: AgentDefinition) -> dict[str, Any]:
+    body = definition.record()
+    if definition.type == "FunctionAgent":
+        return _without_none({"function": definition.options["function"], "desc": definition.desc})
+    retries = {"output_retries": body["output_retries"]} if "output_retries" in body else {}
+    body["conf"] = {**definition.llm_config, **retries}
+    return {key: body[key] for key in AGENT if body.get(key) and (key, body[key]) != ("type", "Agent")}
+
+
+def _team_body(definition: TeamDefinition) -> dict[str, Any]:
+    body = definition.record()
+    parts, options = body.get("parts", []), body.pop("options", {})
+    edges = isinstance(parts[0] if parts else None, dict) and "from" in parts[0]
+    words = [word for word, kind in KINDS.items() if kind.__name__ == definition.type]
+    word = "edges" if "edges" in words and edges else words[0] if words else ""
+    rest = {key: body[key] for key in ("nodes", "desc") if key in body}
+    if not word:
+        fields = {"members": list(definition.members), "parts": parts, "options": options}
+        return {"type": definition.type, **{key: value for key, value in fields.items() if value}, **rest}
+    names = [options.pop(option) for option in SUBJECTS.get(word, ())]
+    subject: Any = names[0] if len(names) == 1 else _Line(names) if names else [_part_body(part) for part in parts]
+    start = _without_none({"start": options.pop("root_agent", None)})
+    return {word: _Line(subject) if word == "team" else subject, **options, **start, **rest}
+
+
+def _part_body(part: Any) -> Any:
+    match part:
+        case [*items]:
+            return _Line(map(_part_body, items))
+        case {"serial": [*items]}:
+            return {"serial": list(map(_part_body, items))}
+        case {"from": source, "to": target} if "when" not in part:
+            return _Line([source, target])
+        case _:
+            return part
+
+
+class _Line(list[Any]):
+    """A list that is written in one line."""
+
+
+class _Writer(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal values out, each in its place."""
+        return True
+
+
+def _write_text(dumper: Any, text: str) -> Any:
+    style = "|" if "\n" in text else None
+    if any(sign in text for sign in "\x85\u2028\u2029"):  # line breaks to YAML, which folds them unless escaped
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Writer.add_representer(str, _write_text)
+_Writer.add_representer(
+    _Line, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
+from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Model, ModelReply, ModelRequest, OutputSchema
@@ -26,10 +27,10 @@ from aworld.models import build_model, call_model
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-    from aworld.agents.definitions import Definition
     from aworld.tools.mcp import McpToolset
 
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
+_KEY_NAME = re.compile(r"key|token|secret|passw|auth|cred", re.IGNORECASE)
 
 
 class Agent(BaseAgent):
@@ -56,6 +57,10 @@ class Agent(BaseAgent):
         ConfigError: When a setting or a tool cannot work. A missing model name or key is reported when the agent runs.
     """
 
+    _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
+        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "max_steps", "model",
+    }  # fmt: skip
+
     def __init__(
         self,
         name: str = "agent",
@@ -72,12 +77,15 @@ class Agent(BaseAgent):
         max_steps: int | None = None,
         model: Model | str | Path | None = None,
     ) -> None:
+        self.sandbox = sandbox
+        self._sandboxed: list[Any] = []
         if sandbox is not None:
             from aworld.tools.sandboxed import sandbox_tools  # not imported by agents that have no use for it
 
-            tools = [*tools, *sandbox_tools(sandbox)]
+            self._sandboxed = [*sandbox_tools(sandbox)]
         self._servers = self._mcp_tools(name, mcp_servers, mcp_config)
-        super().__init__(name, desc, tools=[*tools, *self._servers] if self._servers else tools, tool_names=tool_names)
+        supplied = self._supplied()
+        super().__init__(name, desc, tools=[*tools, *supplied] if supplied else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
         if max_steps is not None and max_steps < 1:
             raise ConfigError(f"Agent {name!r}: max_steps must be at least 1; got {max_steps}.")
@@ -89,24 +97,11 @@ class Agent(BaseAgent):
         self.output_retries = self.conf.output_retries
         self._model = _checked_model(name, model)
         self._found: Model | None = None
-        self._settings: dict[str, Any] | None = None
         self._output: OutputSchema | None = None
         self._wrapped = False
         if output_type is not None and output_type is not str:
             self._adapter: TypeAdapter[Any] = _adapter(name, output_type)
             self._output, self._wrapped = _output_schema(self._adapter)
-
-    @property
-    def definition(self) -> Definition:
-        """The agent as data, with a digest. Raises ConfigError that names what in it has no name."""
-        from aworld.agents.definitions import definition_of
-
-        return definition_of(self)
-
-    @staticmethod
-    def of(definition: Definition) -> Any:
-        """The agent, or the team, of a definition. Raises ConfigError that names what is not there."""
-        return definition.build()
 
     @property
     def model(self) -> Model:
@@ -118,18 +113,30 @@ class Agent(BaseAgent):
     def with_model(self, model: Model | str | Path) -> Agent:
         """The same agent asking another model."""
         other = copy.copy(self)
-        other._model, other._found, other._settings = _checked_model(self.name, model), None, None
+        other._model, other._found, other._description = _checked_model(self.name, model), None, None
         if self._servers:  # they may ask the agent's model
             others = [item for item in self.toolkit.given if item not in self._servers]
             other._servers = [server.sampled_by(other._sample) for server in self._servers]
             other.toolkit = Toolkit([*others, *other._servers], self.toolkit.tool_names, owner=self.toolkit.owner)
         return other
 
-    def with_system_prompt(self, text: str) -> Self:
-        """The same agent with another system prompt."""
-        other = super().with_system_prompt(text)
-        other._settings = None
-        return other
+    @classmethod
+    def of(cls, definition: AgentDefinition, like: BaseAgent | None = None) -> Self:
+        """The agent that a definition describes; `unit_of` makes those of other classes, and teams.
+
+        `like` is an agent from which comes what no definition holds: keys and headers, a model object, functions
+        without a name. Raises ConfigError for what cannot be imported, or is another class's.
+        """
+        from aworld.agents.definitions import unit_of  # it knows all classes of agents and teams
+
+        agent = unit_of(definition, like)
+        if not isinstance(agent, cls):
+            raise ConfigError(f"{definition.name!r} is of type {definition.type!r}, not {cls.__name__}: use unit_of.")
+        return agent
+
+    def _supplied(self) -> list[Any]:
+        """The tools of the sandbox and of the servers."""
+        return [*self._sandboxed, *self._servers]
 
     def _mcp_tools(self, name: str, servers: Iterable[str] | None, config: Any) -> list[McpToolset]:
         names = None if servers is None else [servers] if isinstance(servers, str) else list(servers)
@@ -198,29 +205,74 @@ class Agent(BaseAgent):
             lines = [f"- {'.'.join(map(str, e['loc'])) or 'answer'}: {e['msg']}" for e in error.errors()]
             raise ValueError("The answer does not fit the schema:\n" + "\n".join(lines)) from None
 
-    def settings(self) -> dict[str, Any]:
-        """What the log keeps of the agent; keys and headers left out."""
-        if self._settings is None:
-            self._settings = self._describe()
-        return self._settings
+    def _facts(self, description: Description) -> dict[str, Any]:
+        """The settings of the model, the shape of the answer, and where tools of servers and sandboxes come from."""
+        facts: dict[str, Any] = {
+            "llm_config": self._llm_config(description), "output_retries": self.output_retries,
+            "max_steps": self.max_steps, "model": self._model,
+            "mcp_servers": {s.name: self._server(s, description) for toolset in self._servers for s in toolset.servers},
+        }  # fmt: skip
+        if self._model is not None and not isinstance(self._model, str):
+            facts["model"] = f"{self._model.provider}:{self._model.name}"
+            refusal = f"Agent {self.name!r} has a model object ({type(self._model).__name__})"
+            remedy = 'name the model in conf= or model="provider:name", or leave it to the environment.'
+            facts["model_object"] = (
+                f"{type(self._model).__module__}:{type(self._model).__qualname__}<{self._model.name}>"
+            )
+            description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
+        if self.sandbox is not None:
+            facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
+        if self.output_type is not None:
+            facts["output_type"] = description.code(self.output_type, f"output_type of agent {self.name!r}")
+            facts["output_schema"] = self._output.schema if self._output is not None else None
+        return facts
 
-    def _describe(self) -> dict[str, Any]:
-        config = self.conf.llm_config.model_dump(
-            exclude={"llm_api_key", "llm_headers"}, exclude_defaults=True, exclude_none=True, mode="json"
-        )
-        if self.conf.llm_base_url is not None:
-            config["llm_base_url"] = _without_secrets(self.conf.llm_base_url)
-        model = self._model if isinstance(self._model, str | None) else f"{self._model.provider}:{self._model.name}"
-        found = {**super().settings(), "llm_config": config, "model": model}
-        if self._output is not None:
-            found["output_schema"] = self._output.schema
-        return {key: value for key, value in found.items() if value is not None}
+    def _llm_config(self, description: Description) -> dict[str, Any]:
+        conf = self.conf.llm_config
+        config = conf.model_dump(exclude={*SECRET_SETTINGS}, exclude_defaults=True, exclude_none=True, mode="json")
+        description.secrets |= {key: value for key in SECRET_SETTINGS if (value := getattr(conf, key))}
+        if conf.llm_base_url is not None and _without_secrets(conf.llm_base_url) != conf.llm_base_url:
+            description.secrets["llm_base_url"] = conf.llm_base_url
+            config["llm_base_url"] = _without_secrets(conf.llm_base_url)
+        return config
+
+    def _server(self, server: Any, description: Description) -> dict[str, Any]:
+        """The configuration of a server. What is written out where keys may stand counts as one."""
+        conf: dict[str, Any] = server.conf.model_dump(mode="json", exclude_defaults=True)
+        shown = {**conf, **{key: dict(map(_hidden, conf[key].items())) for key in ("env", "headers") if key in conf}}
+        if "url" in conf and "${" not in conf["url"]:
+            shown["url"] = _without_secrets(conf["url"])
+        if "args" in conf:
+            shown["args"] = [_hidden_argument(*pair) for pair in zip(["", *conf["args"]], conf["args"])]
+        if shown != conf:
+            description.secrets[f"mcp_servers.{server.name}"] = conf
+        return shown
 
     def unused_replies(self, turns: int) -> str | None:
         """What a scripted model still holds after `turns` calls."""
         unused = getattr(self._model, "unused", None)
         left = unused(turns) if unused is not None else 0
         return f"{left} scripted replies of agent {self.name!r} were not used." if left else None
+
+
+SECRET_SETTINGS = ("llm_api_key", "llm_headers")
+"""Settings of a model that no definition has."""
+
+
+def _hidden(pair: tuple[str, str]) -> tuple[str, str]:
+    """A variable or header with its value, if that is a reference to the environment without a default."""
+    return pair if "${" in pair[1] and ":-" not in pair[1] else (pair[0], SECRET)
+
+
+def _hidden_argument(before: str, argument: str) -> str:
+    """An argument, unless it is the value of one that is named like a key."""
+    if "${" in argument:
+        return argument
+    name, equals, _ = argument.partition("=")
+    if equals and _KEY_NAME.search(name):
+        return f"{name}={SECRET}"
+    is_value = before.startswith("-") and "=" not in before and not argument.startswith("-")
+    return SECRET if is_value and _KEY_NAME.search(before) else argument
 
 
 def _checked_model(name: str, model: object) -> Model | str | None:

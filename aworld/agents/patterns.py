@@ -9,14 +9,27 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, Turn, plain
-from aworld.core.agent.flow import End, Flow, Move, Result, Start, State, Topology, Unit, joined, readable, units_of
+from aworld.core.agent.flow import (
+    Arrow,
+    End,
+    Flow,
+    Move,
+    Result,
+    Start,
+    State,
+    Topology,
+    Unit,
+    joined,
+    readable,
+    units_of,
+)
 from aworld.core.agent.swarm import WorkflowSwarm
-from aworld.core.agent.workflow import Map, WorkflowNode, refuse_count
+from aworld.core.agent.workflow import Map, WorkflowNode, refuse_count, refuse_no_function
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Text, content_text
 
@@ -38,14 +51,17 @@ class FunctionAgent(BaseAgent):
     """A Python function as a member: text in, answer out, no model.
 
     `function(text)` or `function(text, context)`, plain or async; `context` is the state of the task. A plain one runs
-    on the event loop, so one that waits should be async. Any JSON-able answer is kept as it is.
+    on the event loop, so one that waits should be async. Any JSON-able answer is kept as it is. It is named like the
+    function when `name` is not given.
     """
+
+    _named: ClassVar[frozenset[str]] = frozenset({"function"})
 
     def __init__(self, function: Callable[..., Any], name: str | None = None, desc: str | None = None) -> None:
         if not callable(function):
             raise ConfigError(f"function_agent takes a function of the input; got {function!r}.")
-        found = name or getattr(function, "__name__", type(function).__name__)
-        super().__init__("function" if found == "<lambda>" else found, desc)
+        own_name: str = getattr(function, "__name__", type(function).__name__)
+        super().__init__(name or ("function" if own_name == "<lambda>" else own_name), desc)
         self.function = function
         self._takes_context = _takes_context(function, self.name)
 
@@ -69,15 +85,8 @@ class FunctionAgent(BaseAgent):
         """What the function returned."""
         return message.text if message.opaque is None else message.opaque.get("answer")
 
-    def settings(self) -> dict[str, Any]:
-        """What the log keeps: which function it is."""
-        place = f"{getattr(self.function, '__module__', '')}:{getattr(self.function, '__qualname__', self.name)}"
-        return {**super().settings(), "function": place}
 
-
-def function_agent(function: Callable[..., Any], name: str | None = None, desc: str | None = None) -> FunctionAgent:
-    """A plain or async function as an agent; named like the function when `name` is not given."""
-    return FunctionAgent(function, name, desc)
+function_agent = FunctionAgent
 
 
 def accepted(remarks: Any) -> bool:
@@ -92,7 +101,14 @@ def accepted(remarks: Any) -> bool:
 
 
 class Guard(Topology):
-    """A solver whose solution a verifier must accept; see `solver_verifier`."""
+    """Lets a solver try until a verifier accepts. The answer is the accepted solution, not the verifier's words.
+
+    From the second round on the solver is shown the task, its last solution and the verifier's remarks.
+    `accept(answer)` reads the verifier's answer; see `accepted` for what it takes without one. When the rounds run out
+    the run ends with `limit_reached`, the last solution being its answer, or well where not `must_hold`.
+    """
+
+    _named: ClassVar[frozenset[str]] = frozenset({"solver", "verifier", "accept"})
 
     def __init__(
         self,
@@ -111,8 +127,7 @@ class Guard(Topology):
             raise ConfigError(
                 f"{what}: nobody verifies himself here; give a second agent, of the same model if need be."
             )
-        if not callable(accept):
-            raise ConfigError(f"{what}: accept={accept!r} is no function of the verifier's answer.")
+        refuse_no_function(what, accept=accept)
         refuse_count(max_rounds, "max_rounds", what)
         super().__init__(name or f"{solver.name}-verified", desc)
         self.solver, self.verifier, self.accept = solver, verifier, accept
@@ -122,6 +137,11 @@ class Guard(Topology):
     def members(self) -> list[Unit]:
         """The solver and the verifier."""
         return [self.solver, self.verifier]
+
+    def arrows(self) -> list[Arrow]:
+        """To the verifier, and back."""
+        solver, verifier = self.solver.name, self.verifier.name
+        return [Arrow(solver, verifier), Arrow(verifier, solver, "not accepted")]
 
     def flow(self) -> Flow:
         """A new run of the loop."""
@@ -145,7 +165,7 @@ class _GuardFlow:
             return [End(error=f"{result.agent!r} failed in round {self._round} of {guard.name!r}: {result.error}")]
         if result.node.startswith("solution"):
             self._solution = result.answer
-            shown = _asked([(guard.solver.name, self._solution)], self._task, _VERIFY)
+            shown = _prompt([(guard.solver.name, self._solution)], self._task, _VERIFY)
             return [Start(f"remarks-{self._round}", guard.verifier, shown)]
         if guard.accept(result.answer):
             return [End(self._solution)]
@@ -154,28 +174,10 @@ class _GuardFlow:
             return [End(self._solution, error if guard.must_hold else None, "limit_reached")]
         self._round += 1
         tried = [("your last solution", self._solution), (f"remarks of {guard.verifier.name}", result.answer)]
-        return [Start(f"solution-{self._round}", guard.solver, _asked(tried, self._task, _IMPROVE))]
+        return [Start(f"solution-{self._round}", guard.solver, _prompt(tried, self._task, _IMPROVE))]
 
 
-def solver_verifier(
-    solver: Unit,
-    verifier: Unit,
-    *,
-    accept: Callable[[Any], bool] = accepted,
-    max_rounds: int = 5,
-    must_hold: bool = True,
-    name: str | None = None,
-    desc: str | None = None,
-) -> Guard:
-    """Let a solver try until a verifier accepts. The answer is the accepted solution, not the verifier's words.
-
-    From the second round on the solver is told the task, its last solution and the verifier's remarks.
-    `accept(answer)` reads the verifier's answer; see `accepted` for what it takes without one. When the rounds run out
-    the run ends with `limit_reached`, the last solution being its answer, or well where not `must_hold`.
-    """
-    return Guard(
-        solver, verifier, accept=accept, max_rounds=max_rounds, must_hold=must_hold, name=name, desc=desc
-    )  # fmt: skip
+solver_verifier = Guard
 
 
 def debate(debaters: Sequence[Unit], judge: Unit, rounds: int = 2, *, name: str | None = None) -> Topology:
@@ -185,22 +187,19 @@ def debate(debaters: Sequence[Unit], judge: Unit, rounds: int = 2, *, name: str 
         raise ConfigError(f"debate needs two debaters or more; got {[d.name for d in debaters]}.")
     refuse_count(rounds, "rounds", "debate")
 
-    def heard(last: int, ask: str) -> Callable[[dict[str, Any]], Content]:
-        """What was said in a round, by the names of those who said it."""
-        said = {f"{debater.name} {last}": debater.name for debater in debaters}
-        return lambda given: _asked([(said[key], given[key]) for key in said if key in given], given["input"], ask)
+    def statements(last: int, ask: str) -> Callable[[dict[str, Any]], Content]:
+        """The statements of a round, by the names of those who made them."""
+        names = {f"{debater.name} {last}": debater.name for debater in debaters}
+        return lambda outputs: _prompt(
+            [(names[key], outputs[key]) for key in names if key in outputs], outputs["input"], ask
+        )
 
-    first: list[Any] = [WorkflowNode(debater, name=f"{debater.name} 1") for debater in debaters]
-    later: list[Any] = [
-        [
-            WorkflowNode(debater, name=f"{debater.name} {number}", input=heard(number - 1, _DEBATE))
-            for debater in debaters
-        ]
-        for number in range(2, rounds + 1)
-    ]
-    return WorkflowSwarm(
-        first, *later, WorkflowNode(judge, input=heard(rounds, _JUDGE)), name=name or f"debate-{judge.name}"
-    )
+    groups: list[Any] = [[WorkflowNode(debater, name=f"{debater.name} 1") for debater in debaters]]
+    for number in range(2, rounds + 1):
+        hear = statements(number - 1, _DEBATE)
+        groups.append([WorkflowNode(debater, name=f"{debater.name} {number}", input=hear) for debater in debaters])
+    decide = WorkflowNode(judge, input=statements(rounds, _JUDGE))
+    return WorkflowSwarm(*groups, decide, name=name or f"debate-{judge.name}")
 
 
 def majority_vote(
@@ -215,8 +214,7 @@ def majority_vote(
     Answers count as equal when `key(answer)` is; without it, texts are compared without case, spaces around and the
     full stop. The first of the equal ones is the answer; between equal counts, the earlier. Who fails does not vote.
     """
-    if key is not None and not callable(key):
-        raise ConfigError(f"majority_vote: key={key!r} is no function of an answer.")
+    refuse_no_function("majority_vote", key=key)
 
     def count(answers: Sequence[Any]) -> Any:
         return _most_common(answers, key or _normal)
@@ -249,8 +247,8 @@ def best_of_n(agent: Unit, n: int, *, scorer: Callable[[Any], float] | Unit, nam
             raise ConfigError(f"{what}: scorer={scorer!r} is neither a function of an answer nor an agent.")
         return Map(agent, times=n, reduce=lambda tries: max(_some(tries), key=scorer), on_error="skip", name=name)
 
-    def shown(given: dict[str, Any]) -> Content:
-        return _asked([(agent.name, given[agent.name])], given["input"], _SCORE)
+    def shown(outputs: dict[str, Any]) -> Content:
+        return _prompt([(agent.name, outputs[agent.name])], outputs["input"], _SCORE)
 
     def pair(outputs: dict[str, Any]) -> Any:
         return [outputs[agent.name], _number(outputs[scorer.name], scorer.name)]
@@ -274,10 +272,10 @@ def map_reduce(
     return Map(mapper, over=over, reduce=reducer, max_parallel=max_parallel, name=name)
 
 
-def _asked(results: Sequence[tuple[str, Any]], task: Content, ask: str) -> Content:
+def _prompt(results: Sequence[tuple[str, Any]], task: Content, ask: str) -> Content:
     """The task, named results, and what is to be done with them."""
-    told = joined(results, task)
-    return f"{told}\n\n{ask}" if isinstance(told, str) else (*told, Text(ask))
+    content = joined(results, task)
+    return f"{content}\n\n{ask}" if isinstance(content, str) else (*content, Text(ask))
 
 
 def _most_common(answers: Sequence[Any], key: Callable[[Any], Any]) -> Any:
@@ -305,14 +303,14 @@ def _some(answers: Sequence[Any]) -> Sequence[Any]:
     return answers
 
 
-def _number(said: Any, scorer: str) -> float:
+def _number(answer: Any, scorer: str) -> float:
     """The score in a scorer's answer: a number, or the first one in its text."""
-    if isinstance(said, int | float):
-        return float(said)
-    found = _NUMBER.search(readable(said))
-    if found is None:
-        raise AWorldError(f"{scorer!r} gave no number as a score: {readable(said)[:200]!r}")
-    return float(found.group())
+    if isinstance(answer, int | float):
+        return float(answer)
+    number = _NUMBER.search(readable(answer))
+    if number is None:
+        raise AWorldError(f"{scorer!r} gave no number as a score: {readable(answer)[:200]!r}")
+    return float(number.group())
 
 
 def _takes_context(function: Callable[..., Any], name: str) -> bool:

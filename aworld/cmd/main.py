@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from aworld import __version__
 from aworld.cmd import answer, env, mcp, rollout, run, swarm, train, trajectories
+from aworld.cmd.terminal import clean_terminals
 from aworld.cmd.wording import worded
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.runners.blocking import run_blocking
@@ -21,6 +22,11 @@ from aworld.runners.blocking import run_blocking
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    with clean_terminals():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _read_env_file()  # before the options, whose defaults it may set
     parser = _parser()
     parser.add_argument("--version", action="version", version=f"aworld {__version__}")
@@ -48,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aworld: cancelled; what was done is in the store", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print has no place to go
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has seen enough
+            return 0
+        print(f"aworld: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return code
 
 

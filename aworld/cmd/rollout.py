@@ -8,8 +8,9 @@ import time
 from typing import TYPE_CHECKING
 
 from aworld.cmd.agent_options import MODEL, policy_agent, require
+from aworld.cmd.terminal import TerminalWatch, console
 from aworld.cmd.trajectories import store_option
-from aworld.cmd.wording import TerminalWatch, counted, helps_to_go_on
+from aworld.cmd.wording import counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -127,17 +128,16 @@ def _state(progress: RolloutProgress) -> str:
 
 def _tell(report: Report, args: argparse.Namespace, name: str, took: float) -> None:
     """The table of the rubric, what was solved, and where it is."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     table = Table("part", "mean", "min", "max", "weight", "failed", title=f"{report.environment.name} · {args.split}")
     for part in report.parts.values():
         values = ["–", "–", "–"] if part.mean is None else [f"{part.mean:.3f}", f"{part.low:g}", f"{part.high:g}"]
         table.add_row(part.name, *values, f"{part.weight:g}", str(part.failed) if part.failed else "")
     if report.parts:
-        console.print(table)
-    say: Callable[[str], None] = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+        out.print(table)
+    say: Callable[[str], None] = lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
     for line in _figures(report, args, took):
         say(line)
     for part in report.parts.values():

@@ -16,8 +16,9 @@ from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
 from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.swarm import is_file
+from aworld.cmd.terminal import TerminalWatch, aside
 from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, store_option
-from aworld.cmd.wording import TerminalWatch, counted, why
+from aworld.cmd.wording import counted, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
 from aworld.core.exceptions import ConfigError
@@ -291,13 +292,13 @@ async def _stream(task: Task, conf: RunConfig, *, quiet: bool) -> TaskResponse:
                 print(output.text, end="", flush=True)
                 wrote = True
             case ReasoningOutput():
-                _aside(output.text, end="")
+                aside(output.text, end="")
             case RetryOutput():
-                _aside(f"\n[retry in {output.wait:.1f} s: {output.error}]")
+                aside(f"\n[retry in {output.wait:.1f} s: {output.error}]")
             case ToolCallOutput():
-                _aside(f"\n→ {output.call.name}({output.call.arguments})")
+                aside(f"\n→ {output.call.name}({output.call.arguments})")
             case ToolResultOutput():
-                _aside(f"← {_short(output.result.content)}")
+                aside(f"← {_short(output.result.content)}")
             case RunFinished():
                 if wrote:
                     print()
@@ -314,15 +315,15 @@ async def _stream_team(task: Task, conf: RunConfig) -> TaskResponse:
     async for output in Runners.streamed_run_task(task, conf).stream_events():
         match output:
             case MessageOutput() if output.message.text:
-                _aside(f"[{output.agent}] {output.message.text}")
+                aside(f"[{output.agent}] {output.message.text}")
             case ToolCallOutput():
-                _aside(f"[{output.agent}] → {output.call.name}({output.call.arguments})")
+                aside(f"[{output.agent}] → {output.call.name}({output.call.arguments})")
             case ToolResultOutput():
-                _aside(f"[{output.agent}] ← {_short(output.result.content)}")
+                aside(f"[{output.agent}] ← {_short(output.result.content)}")
             case HandoffOutput():
-                _aside(f"[{output.agent}] hands over to {output.to}")
+                aside(f"[{output.agent}] hands over to {output.to}")
             case RetryOutput():
-                _aside(f"[{output.agent}] retry in {output.wait:.1f} s: {output.error}")
+                aside(f"[{output.agent}] retry in {output.wait:.1f} s: {output.error}")
             case RunFinished():
                 if output.response.success:
                     print(readable(output.response.record.answer))
@@ -356,9 +357,7 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
             print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}".rstrip())
             _tell_open(response, args)
         good = sum(response.success for response in responses)
-        _aside(
-            f"{good} of {len(responses)} finished; see them with: aworld trajectories list{store_option(args.store)}"
-        )
+        aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{store_option(args.store)}")
     left = [response.status for response in responses if not response.success]
     return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
 
@@ -369,7 +368,7 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
         _tell_open(response, args)
     usage = response.usage
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
-    _aside(
+    aside(
         f"[{response.status} in {response.time_cost:.1f} s, {counted(len(response.record.calls), 'step')}{tokens}] "
         f"aworld trajectories show {response.id}{store_option(args.store)}"
     )
@@ -380,7 +379,7 @@ def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:
     for question in response.record.open_questions():
         print(f"aworld: it asks: {question.question}", file=sys.stderr)
     if response.status == "waiting":
-        _aside(f'Answer with: aworld answer {response.id} "..."{store_option(args.store)}')
+        aside(f'Answer with: aworld answer {response.id} "..."{store_option(args.store)}')
 
 
 def _summary(response: TaskResponse) -> dict[str, Any]:
@@ -395,11 +394,6 @@ def _summary(response: TaskResponse) -> dict[str, Any]:
         "usage": msgspec.to_builtins(response.usage),
         "time_cost": response.time_cost,
     }
-
-
-def _aside(text: str, end: str = "\n") -> None:
-    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
-    print(f"{dim}{text}{plain}", end=end, file=sys.stderr, flush=True)
 
 
 def _short(content: Any, width: int = 200) -> str:

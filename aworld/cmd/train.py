@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from aworld.cmd.agent_options import policy_agent
-from aworld.cmd.wording import TerminalWatch, counted, helps_to_go_on
+from aworld.cmd.terminal import TerminalWatch
+from aworld.cmd.wording import counted, helps_to_go_on
 from aworld.core.exceptions import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -36,7 +37,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `train` to the parser of `aworld`."""
     parser = commands.add_parser("train", help="train a policy on an environment", description=_ABOUT)
     parser.add_argument("data", metavar="MODULE:ENVIRONMENT|FILE", help="such as my_tasks:shop, or problems.jsonl")
-    parser.add_argument("--engine", default="embedded", metavar="NAME", help="what trains: embedded, trl, swift, verl")
+    parser.add_argument(
+        "--engine", default="embedded", metavar="NAME", help="what trains (embedded); see docs/trainers.md"
+    )
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
     parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help="or a plain agent of this model (embedded)")
     parser.add_argument("--test", metavar="MODULE:ENVIRONMENT|FILE", help="held-out problems from elsewhere")

@@ -163,7 +163,8 @@ async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
     if args.json:
         _print_json(page)
         return 0
-    from aworld.cmd.trajectory_view import console, table
+    from aworld.cmd.terminal import console
+    from aworld.cmd.trajectory_view import table
 
     end = args.offset + len(page)
     total = await store.count(query, most=max(MOST, end + 1))
@@ -188,7 +189,8 @@ async def _facets(store: TrajectoryStore, args: argparse.Namespace, query: Query
     if args.json:
         _print_json(counts)
         return 0
-    from aworld.cmd.trajectory_view import console, facet_table
+    from aworld.cmd.terminal import console
+    from aworld.cmd.trajectory_view import facet_table
 
     console().print(facet_table(counts))
     return 0
@@ -204,7 +206,8 @@ async def _show(store: TrajectoryStore, args: argparse.Namespace) -> int:
     if args.json:
         _print_json(rows(trajectory))
         return 0
-    from aworld.cmd.trajectory_view import console, show
+    from aworld.cmd.terminal import console
+    from aworld.cmd.trajectory_view import show
 
     summaries: list[Summary] = await store.query(Query(ids=(id,)))
     show(console(), trajectory, summaries[0], full=args.full)

@@ -7,7 +7,6 @@ a sign. Everything is built of `Text`, never of markup.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -19,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from aworld.cmd.terminal import clean
 from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
 from aworld.core.trajectory import Node, Step, Trajectory
@@ -43,11 +43,6 @@ CUT = 800
 
 CUT_LINES = 12
 """Lines of one message that are shown without `--full`."""
-
-
-def console() -> Console:
-    """Standard output, as wide as it is; colour if it takes any."""
-    return Console(highlight=False)
 
 
 def table(summaries: list[Summary], width: int | None, now: float, sort: str = "") -> Table:
@@ -343,14 +338,6 @@ def content(value: Content | None) -> str:
             case _:
                 pieces.append(part.text)
     return "\n".join(pieces)
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def clean(text: str) -> str:
-    """`text` without what could drive a terminal: each control character becomes `�`."""
-    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
 
 
 def _cut(text: str, full: bool) -> str:

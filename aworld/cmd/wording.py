@@ -1,17 +1,14 @@
-"""Errors and progress as the command line says them: what to do is a command or an option, not a line of Python."""
+"""Errors as the command line says them: what to do is a command or an option, not a line of Python."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 from aworld.core.exceptions import AWorldError, ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
-    from rich.console import Console
-
     from aworld.core.task import TaskResponse
 
 _REMEDIES = {
@@ -28,9 +25,6 @@ _LIMITS = {
     "timeout": "give a longer --timeout.",
 }
 """The limits of a run that are options, and what helps where one was reached."""
-
-PLAIN_EVERY = 5.0
-"""Seconds between the lines of progress where there is no terminal."""
 
 
 def worded(error: AWorldError, args: argparse.Namespace | None = None) -> str:
@@ -69,48 +63,3 @@ def a(word: str) -> str:
 def counted(count: int, what: str) -> str:
     """`1 step`, `2 steps`."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-class TerminalWatch:
-    """Tells on standard error how work goes: lines, and with `total` a bar on a terminal, a line every few seconds
-    elsewhere. Says nothing when `quiet`."""
-
-    def __init__(self, total: int | None = None, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-        self.console: Console = Console(stderr=True)
-        self.quiet = quiet
-        self.total = total
-        self._live = self.console.is_terminal and not quiet and total is not None
-        self._next = 0.0 if total is None else time.monotonic() + PLAIN_EVERY
-        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=self.console, disable=not self._live)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> TerminalWatch:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if not self.quiet:
-            style = "dim" if self._live else None
-            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    def show(self, done: int, text: str) -> None:
-        """Bring the bar up to date; without a terminal, the line when it is due."""
-        if self._live:
-            self._bar.update(self._task, completed=done, description=text)
-        elif self.is_due():
-            self.say(f"{done}/{self.total}  {text}".rstrip())
-
-    def is_due(self) -> bool:
-        """Whether the next line may be said; if so, the one after it a few seconds later."""
-        if time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + PLAIN_EVERY
-        return True

@@ -141,7 +141,7 @@ class OutputFold:
 
     def __init__(self, trajectory_id: str) -> None:
         self._id = trajectory_id
-        self._own = False
+        self.own = False
         """Whether what comes is the trajectory's own: a fork and the next turn of a conversation show nothing of what
         they share with another."""
         self._turns: dict[int, _Turn] = {}
@@ -154,7 +154,7 @@ class OutputFold:
         """What one more event shows."""
         handler = self._handlers.get(type(event))
         shown = [] if handler is None else handler(self, event)
-        return shown if self._own else []
+        return shown if self.own else []
 
     def pass_on(self, output: Output) -> AnyOutput:
         """Take note of an output that is not of the log, so that nothing is shown twice."""
@@ -172,7 +172,7 @@ class OutputFold:
         return [StepFinished(trajectory_id=self._id, agent=turn.agent, step=turn.step, seq=seq, usage=turn.usage)]
 
     def _started(self, event: ev.Started) -> list[AnyOutput]:
-        self._own = event.trajectory_id == self._id
+        self.own = event.trajectory_id == self._id
         if event.after:
             self._turns = {}
         return []

@@ -47,7 +47,7 @@ _PLAIN = re.compile(r"[\w-]{1,48}")
 _OWN_LABELS = ("run", "problem", "sample", "attempt", "seed")
 """Labels that are not for the caller to say."""
 
-_MODEL = ("model", "llm_config.llm_provider", "llm_config.llm_model_name")
+_MODEL = ("model", "model_object", "llm_config.llm_provider", "llm_config.llm_model_name")
 """Settings that say where a policy is; it is the same one wherever it was read from, if its version is."""
 
 _REACHED = frozenset(
@@ -391,7 +391,7 @@ def _check_agent(run: str, record: Trajectory, units: Mapping[str, Unit]) -> Non
         raise _another_run(run, record, f"by another agent: {names}, and this is {others}")
     for name, unit in units.items():
         before, now = _flat(record.agents[name]), _flat(unit.settings())
-        for setting in {**before, **now}:
+        for setting in {**before, **now} if record.started.definitions else before:  # older logs tell less
             old, new = before.get(setting), now.get(setting)
             if old == new or setting in _REACHED or (setting in _MODEL and _same_policy(record, unit)):
                 continue
@@ -403,7 +403,7 @@ def _check_agent(run: str, record: Trajectory, units: Mapping[str, Unit]) -> Non
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an agent, those of its model one by one."""
     config: Mapping[str, Any] = settings.get("llm_config") or {}
-    rest = {key: value for key, value in settings.items() if key != "llm_config"}
+    rest = {key: value for key, value in settings.items() if key not in ("llm_config", "members", "units")}
     return rest | {f"llm_config.{key}": value for key, value in config.items()}
 
 

@@ -12,19 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aworld.core import extras
+from aworld.core.extras import import_extra
 from aworld.models.token_model import Draft, Sampling
 
-_PACKAGES = {
-    "trl": ("torch", "transformers>=5.23", "trl==1.16.0", "datasets>=4"),
-    "verl": ("torch", "transformers>=5.23", "verl==0.9.1"),
-}
-"""What is installed together: the two trainers want other versions of each other's packages."""
 
-
-def import_extra(name: str, extra: str) -> Any:
-    """A package of what a trainer needs. Raises ConfigError that says what to install."""
-    return extras.import_extra(name, f"This (see docs/trainers.md, {extra})", *_PACKAGES[extra])
+def torch_package(name: str) -> Any:
+    """`torch` or `transformers`. Raises ConfigError that says what to install."""
+    return import_extra(name, "a model of transformers (see docs/trainers.md)", "torch", "transformers>=5.23")
 
 
 def complete(model: Any, drafts: Sequence[Draft], ends: frozenset[int], finished: Callable[[Draft], None]) -> None:
@@ -36,7 +30,7 @@ def complete(model: Any, drafts: Sequence[Draft], ends: frozenset[int], finished
         ends: Ids that end a reply; the one drawn is part of it.
         finished: Told of each whole draft; must not raise.
     """
-    torch = import_extra("torch", "trl")
+    torch = torch_package("torch")
     with torch.no_grad():
         ids, mask = _padded(torch, drafts, model.device)
         place = mask.cumsum(dim=1).sub(1).clamp(min=0)

@@ -20,7 +20,7 @@ from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import ModelRequest
 from aworld.models.chat_tokens import ChatTokens
 from aworld.models.token_model import Completion, Draft, Sampling, TokenModel, ends_of
-from aworld.models.torch_decoding import complete, import_extra
+from aworld.models.torch_decoding import complete, torch_package
 
 if TYPE_CHECKING:
     from aworld.config.conf import ModelConfig
@@ -113,7 +113,7 @@ def open_checkpoint(path: str | Path, **settings: Any) -> tuple[Any, Any]:
 
     Raises ConfigError for what is no checkpoint of a causal language model.
     """
-    transformers = import_extra("transformers", "trl")
+    transformers = torch_package("transformers")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(str(path), **settings)
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))

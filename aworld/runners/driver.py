@@ -29,7 +29,7 @@ from aworld.core.message import Content, Message
 from aworld.core.output import StepStarted
 from aworld.core.run_environment import Reward
 from aworld.core.task import Prefix, Task, TaskResponse
-from aworld.core.tool.toolkit import Offer, digest_of
+from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
 from aworld.runners.activations import Activations, Recovery
@@ -588,13 +588,12 @@ class Episode:
 
     def _start(self, prefix: Prefix | None) -> None:
         run = self._run
-        bodies = {name: unit.settings() for name, unit in run.units.items()}
         run.journal.add(
             ev.Started,
             trajectory_id=run.record.id,
             task=run.task.info,
-            agents=bodies,
-            definitions={name: digest_of(body) for name, body in bodies.items()},
+            agents={name: unit.settings() for name, unit in run.units.items()},
+            definitions={name: unit.described().digest for name, unit in run.units.items()},
             conf=run.conf.model_dump(mode="json", exclude_defaults=True),
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             after=prefix is not None and prefix.after,

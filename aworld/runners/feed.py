@@ -143,10 +143,10 @@ async def follow(
         for output in fold.take(entry):
             if entry.seq > after:
                 yield output
-        if isinstance(entry, Finished):
+        if isinstance(entry, Finished) and fold.own:  # not the end of the turn before, which a conversation shares
             record = Trajectory.of(id, await store.read(id), await store.notes(id))
             if record.events[-1].seq > entry.seq and not isinstance(record.events[-1], Finished):
-                continue  # the shared beginning of a fork or of a conversation
+                continue  # it was cut off, and went on
             folds.pop(id, None)
             response = TaskResponse(record, record.status, record.answer, record.error, recorded_seconds(record))
             yield run_finished(response, entry.seq)

@@ -79,11 +79,7 @@ async def replay(record: Trajectory, agent: Unit | None = None, hooks: Sequence[
     while not over:
         observation, results = _interventions(record, driver.record.next_step)
         over, _, _ = await driver.step(observation, results)
-    difference = _compare(record, driver.record, world.ended)
-    for name, unit in units_of(agent).items():
-        before, today = record.agents.get(name), unit.settings()
-        if difference is None and before != today:
-            difference = Difference(0, f"settings of agent {name!r}", before, today)
+    difference = _compare(record, driver.record, world.ended) or _compare_settings(record, units_of(agent))
     return ReplayReport(difference is None, difference, driver.record.next_step, driver.record)
 
 
@@ -186,6 +182,18 @@ def _unanswered(record: Trajectory, leaf: int | None) -> tuple[str, Any, Any] | 
         else:
             due = [call.id for call in message.tool_calls]
     return ("prompt", None, due) if due else None
+
+
+def _compare_settings(record: Trajectory, units: dict[str, Unit]) -> Difference | None:
+    """The first agent or team that is set otherwise today."""
+    for name, unit in units.items():
+        before, today = record.agents.get(name), unit.settings()
+        if before is not None and record.started is not None and not record.started.definitions:
+            before = {key: value for key, value in before.items() if key in today and key not in ("type", "members")}
+            today = {key: today[key] for key in before}  # logs of older versions tell less
+        if before != today:
+            return Difference(0, f"settings of agent {name!r}", before, today)
+    return None
 
 
 def _interventions(record: Trajectory, step: int) -> tuple[Content | None, dict[str, Content]]:

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aworld.agents.definitions import definition_of
+from aworld.agents.files import dump
 from aworld.agents.files import load as load_definition
 from aworld.config.conf import RunConfig
 from aworld.core.agent.base import plain
@@ -275,7 +275,7 @@ def _unit_path(unit: Unit) -> str:
         return path_of(unit, f"agent {unit.name!r}")
     except TaskError as nowhere:
         try:
-            return DEFINED + definition_of(unit).to_yaml()
+            return DEFINED + dump(unit)
         except ConfigError as unnamed:
             raise TaskError(f"{nowhere} It cannot be written as a definition either: {unnamed}") from unnamed
 

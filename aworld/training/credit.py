@@ -151,10 +151,7 @@ def with_advantages(samples: Sequence[Sample], advantage: Advantage = group_norm
     for sample in samples:
         episode = sample.tokens.trajectory_id
         if None in sample.returns:
-            raise ConfigError(
-                f"trajectory={episode} | its reward is unknown, and so is its advantage; apply the filter "
-                "failed_rewards first."
-            )
+            raise ConfigError(f"trajectory={episode} | its reward is unknown; apply the filter failed_rewards first.")
         returns = cast("tuple[float, ...]", sample.returns)
         groups.setdefault(sample.group, {}).setdefault(episode, []).extend(returns)
     figures = {name: Group.of([fmean(returns) for returns in group.values()]) for name, group in groups.items()}
@@ -164,7 +161,5 @@ def with_advantages(samples: Sequence[Sample], advantage: Advantage = group_norm
 def _with(sample: Sample, group: Group, advantage: Advantage) -> Sample:
     by_step = [advantage(cast(float, value), group) for value in sample.returns]
     if not all(map(math.isfinite, by_step)):
-        raise ConfigError(
-            f"trajectory={sample.tokens.trajectory_id} | an advantage is not finite; look at its rewards."
-        )
+        raise ConfigError(f"trajectory={sample.tokens.trajectory_id} | an advantage is not finite: see its rewards.")
     return replace(sample, advantages=tuple(by_step[place] if place >= 0 else 0.0 for place in sample.token_steps))

@@ -52,10 +52,8 @@ def _environment(argument: str, dataset: object, rubric: Rubric | None) -> Envir
     else:
         environment = dataset if rubric is None else _like(dataset, rubric=rubric)
     if environment.rubric is None:
-        raise ConfigError(
-            f"reward_func is missing: {argument}, environment {environment.name!r} has no rubric. Give reward_func, a "
-            "function of the episode that returns a number, or the environment a rubric."
-        )
+        why = f"{argument}, environment {environment.name!r} has no rubric"
+        raise ConfigError(f"reward_func is missing: {why}. Give a function of the episode that returns a number.")
     split, what = ("test", "held-out") if argument == "test_dataset" else ("train", "training")
     if not _has(getattr(environment, split)):
         raise ConfigError(f"{argument}: environment {environment.name!r} has no {what} problems ({split}=...).")

@@ -151,6 +151,7 @@ async def evaluate(
         seed=seed,
         store=store,
         run=run,
+        labels={"step": str(step), "mode": mode},
         max_concurrency=min(max_concurrency, max(1, len(problems))),
         retries=retries,
         yield_finished=True,

@@ -106,10 +106,8 @@ def register_processor(name: str, factory: EngineFactory | str) -> None:
     name is replaced. Raises ConfigError for what cannot be a factory.
     """
     if not name or not (callable(factory) or (isinstance(factory, str) and factory.count(":") == 1)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(
-            f"Engine {name!r}: register_processor takes a name, and a function that makes an engine, or its address "
-            f"'package.module:Class'; got {factory!r}."
-        )
+        takes = "a function that makes an engine, or its address 'package.module:Class'"
+        raise ConfigError(f"register_processor({name!r}, ...) takes {takes}; got {factory!r}.")
     _engines[name] = factory
 
 
@@ -145,10 +143,5 @@ def refuse_settings(engine: str, config: TrainingConfig, takes: Mapping[str, tup
 def _loaded(point: EntryPoint) -> EngineFactory:
     try:
         return point.load()
-    except ImportError as error:
-        raise ConfigError(
-            f"train_engine_name={point.name!r}: {point.value} cannot be imported: {error}. Install what it needs, in "
-            "an environment of its own where docs/trainers.md says so."
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(f"train_engine_name={point.name!r}: {error}.") from None
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"train_engine_name={point.name!r}: {error}; install what {point.value} needs.") from error

@@ -88,10 +88,8 @@ def check_same(run_path: object, before: Mapping[str, Any], now: Mapping[str, An
     """Raise ConfigError when the run that a folder holds is another one."""
     for name, value in now.items():
         if before.get(name) != value:
-            raise ConfigError(
-                f"run_path | {run_path} holds a run with {name}={before.get(name)!r}, now it is {value!r}. Take "
-                "another run_path, or go on with the same."
-            )
+            change = f"{name}={before.get(name)!r}, now it is {value!r}"
+            raise ConfigError(f"run_path | {run_path} holds a run with {change}. Take another, or go on with the same.")
 
 
 def check_folder(job: TrainingJob) -> None:

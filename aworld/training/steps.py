@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from aworld.core.exceptions import ConfigError, TrainingError
@@ -24,7 +25,7 @@ from aworld.training.result import TrainingProgress
 from aworld.training.samples import Sample, SampleSet, derive
 from aworld.training.training_config import TrainingConfig
 
-__all__ = ["episodes_of", "hopeless", "learnable", "problems_of", "watched"]
+__all__ = ["StepSamples", "episodes_of", "hopeless", "learnable", "problems_of", "watched"]
 
 
 def problems_of(environment: Environment, config: TrainingConfig, number: int) -> list[Problem]:
@@ -40,10 +41,7 @@ def problems_of(environment: Environment, config: TrainingConfig, number: int) -
     everything = environment.problems("train", *((SAMPLE, seed) if callable(environment.train) else ()), fewer=True)
     rounds = len(everything) // count
     if not rounds:
-        raise ConfigError(
-            f"config.groups={count} problems are learnt from in each step, and train_dataset has only "
-            f"{len(everything)}; give more, or lower it."
-        )
+        raise ConfigError(f"config.groups={count} problems a step: train_dataset has only {len(everything)}; lower it.")
     turn, place = divmod(number - 1, rounds)
     random.Random(f"{config.seed}/{turn}").shuffle(everything)
     return everything[place * count : (place + 1) * count]
@@ -84,6 +82,7 @@ async def episodes_of(
             max_concurrency=config.max_concurrency,
             retries=config.retries,
             run=run,
+            labels={"step": str(number)},
             yield_finished=True,
             on_progress=watched(job, "rollouts", number - 1),
             hooks=(sampling,),
@@ -109,25 +108,47 @@ def watched(job: TrainingJob, phase: str, step: int) -> Callable[[RolloutProgres
     return lambda progress: job.emit(TrainingProgress(phase, step, progress.done, progress.total or 0))
 
 
+class StepSamples(Struct, frozen=True, kw_only=True):
+    """What a step learns from."""
+
+    samples: list[Sample]
+    """With advantages."""
+    dropped: dict[str, int]
+    """How many were left out, by the name of the filter or the reason."""
+    derived: SampleSet
+    """All of them, before any filter."""
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Further figures of a step's report."""
+        return {
+            "drift": self.derived.drift,
+            "without_tokens": self.derived.without_tokens,
+            "empty": self.derived.empty,
+            "tokens": sum(sum(sample.tokens.mask) for sample in self.samples),
+        }
+
+
 def learnable(
     episodes: Sequence[Rollout], agents: Sequence[str], config: TrainingConfig, environment: Environment, number: int
-) -> tuple[SampleSet, list[Sample], dict[str, int]]:
-    """From episodes to samples with advantages; and how many were dropped, by reason."""
+) -> StepSamples:
+    """From the episodes of a step to samples with advantages."""
     records = [episode.record for episode in episodes]
     derived = derive(records, agents=agents, credit=credit.CREDITS[config.credit], discount=config.discount)
     samples, dropped = filters.apply(derived.samples, ())
     if derived.empty:
         dropped["empty"] = derived.empty
-    solvers = {episode.id for episode in episodes if solved(environment, episode.record)}
+    solvers = {record.id for record in records if solved(environment, record)}
     if config.shuffle_rewards:
         samples, solvers = shuffled(samples, solvers, random.Random(f"{config.seed}/{number}/control"))
     if config.algorithm == "sft":
         kept = [sample for sample in samples if sample.tokens.trajectory_id in solvers]
         dropped |= {"not_solved": len(samples) - len(kept)} if len(kept) < len(samples) else {}
-        ones = [replace(s, advantages=tuple(map(float, s.tokens.mask))) for s in kept]
-        return derived, ones, dropped
+        imitated = [replace(sample, advantages=tuple(map(float, sample.tokens.mask))) for sample in kept]
+        return StepSamples(samples=imitated, dropped=dropped, derived=derived)
     kept, more = filters.apply(samples, config.filters)
-    return derived, credit.with_advantages(kept, credit.ADVANTAGES[config.advantages]), {**dropped, **more}
+    credited = credit.with_advantages(kept, credit.ADVANTAGES[config.advantages])
+    return StepSamples(samples=credited, dropped={**dropped, **more}, derived=derived)
 
 
 def shuffled(samples: Sequence[Sample], solvers: set[str], draw: random.Random) -> tuple[list[Sample], set[str]]:

@@ -116,10 +116,8 @@ def training_config(source: object) -> TrainingConfig:
         return source
     settings: Any = _read(Path(source)) if isinstance(source, str | Path) else {} if source is None else source
     if not isinstance(settings, Mapping):
-        raise ConfigError(
-            f"config takes a TrainingConfig, a mapping of its settings such as `steps: 50`, or the path of a YAML file "
-            f"of such; got {source!r:.100}."
-        )
+        takes = "a TrainingConfig, a mapping of its settings such as `steps: 50`, or the path of a YAML file of such"
+        raise ConfigError(f"config takes {takes}; got {source!r:.100}.")
     try:
         return TrainingConfig(**cast("Mapping[str, Any]", settings))
     except ValidationError as error:

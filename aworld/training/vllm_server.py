@@ -194,10 +194,7 @@ async def _post(session: aiohttp.ClientSession, path: str, body: Any = None) -> 
     try:
         async with session.post(path, json=body) as response:
             if response.status == 404:
-                raise ConfigError(
-                    f"The vLLM server has no {path.split('?')[0]}: start it with VLLM_SERVER_DEV_MODE=1 and vLLM 0.32 "
-                    "or later."
-                )
+                raise ConfigError(f"The server has no {path}: start vLLM 0.32 or later with VLLM_SERVER_DEV_MODE=1.")
             if response.status >= 300:
                 text = (await response.text())[:500]
                 raise TrainingError(f"vLLM failed at {path} ({response.status}): {text}. Start the server anew.")

@@ -29,7 +29,7 @@ _ALWAYS = tuple(name in FIGURES for name in WRITTEN)
 _figures_of = attrgetter(*FIGURES)
 _rest_of = attrgetter(
     "task", "agent", "version", "environment", "model", "ended", "scored.value", "started_at", "finished_at", "answer",
-    "error", "asked", "labels",
+    "error", "asked", "labels", "paused",
 )  # fmt: skip
 
 _REWARD = b'{"kind":"reward"'

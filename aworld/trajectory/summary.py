@@ -17,6 +17,7 @@ from msgspec import Struct
 from aworld.core import event as ev
 from aworld.core.message import Usage
 from aworld.core.score import Score
+from aworld.core.trajectory import RUNTIME
 
 SHORT = 500
 """Characters of an answer or an error that a summary keeps."""
@@ -123,6 +124,7 @@ class Tally(Struct, kw_only=True):
     asked: list[tuple[str, str | None]] = []
     """Questions without a reply, with the tool calls that they belong to."""
     labels: dict[str, str] = {}
+    paused: bool = False
 
     @classmethod
     def of(cls, id: str, events: Iterable[ev.Event], notes: Iterable[ev.Note] = ()) -> Tally:
@@ -140,12 +142,14 @@ class Tally(Struct, kw_only=True):
         same = {name: getattr(summary, name) for name in _SAME}
         ids = (summary.task_id, summary.task_name, summary.session_id, summary.user_id, summary.group_id)
         ended = None if summary.finished_at is None else summary.status
-        return cls(task=ev.TaskInfo(*ids, summary.labels), key=key, ended=ended, scored=scored, asked=questions, **same)
+        paused = summary.status == "waiting" and not questions
+        task = ev.TaskInfo(*ids, summary.labels)
+        return cls(task=task, key=key, ended=ended, scored=scored, asked=questions, paused=paused, **same)
 
     @property
     def status(self) -> ev.Status:
         """As `Trajectory.status`."""
-        return self.ended or ("waiting" if self.asked else "running")
+        return self.ended or ("waiting" if self.asked or self.paused else "running")
 
     def apply(self, event: ev.Event) -> None:
         """Take one more event."""
@@ -263,6 +267,11 @@ def _finished(tally: Tally, event: ev.Finished) -> None:
     tally.error = None if event.error is None else shorten(event.error)
 
 
+def _noted(tally: Tally, event: ev.Noted) -> None:
+    if event.source == RUNTIME:
+        tally.paused = event.name == "pause"
+
+
 _NOTES: dict[type, Any] = {ev.Rewarded: _reward, ev.Answered: _answered, ev.Labelled: _labelled}
 _HANDLERS: dict[type, Any] = {
     ev.Started: _started,
@@ -273,6 +282,7 @@ _HANDLERS: dict[type, Any] = {
     ev.Asked: _asked,
     ev.Answered: _answered,
     ev.Finished: _finished,
+    ev.Noted: _noted,
 }
 
 

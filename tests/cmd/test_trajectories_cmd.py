@@ -17,8 +17,9 @@ import pytest
 from rich.console import Console
 
 from aworld.cmd.main import main
+from aworld.cmd.terminal import clean
 from aworld.cmd.trajectories import moment
-from aworld.cmd.trajectory_view import clean, seconds, show, table
+from aworld.cmd.trajectory_view import seconds, show, table
 from aworld.cmd.wording import helps_to_go_on, why, worded
 from aworld.core import event as ev
 from aworld.core.exceptions import ConfigError, StoreError

@@ -82,6 +82,16 @@ async def test_a_run_is_followed_by_its_id_from_a_cursor(store: TrajectoryStore)
     assert rest[:-1] == [output for output in whole[:-1] if (output.seq or 0) > cursor]
 
 
+async def test_the_second_turn_of_a_conversation_is_followed_to_its_own_end(store: TrajectoryStore) -> None:
+    conf = RunConfig(store=store)
+    first = await Runners.run("Hello", scripted("Good day."), run_conf=conf)
+    second = await Runners.run("Again", scripted("Good day again."), after=first, run_conf=conf)
+    outputs = await read(Runners.follow(second.id, store=store))
+    assert [output.message.content for output in outputs if isinstance(output, MessageOutput)] == ["Good day again."]
+    assert isinstance(outputs[-1], RunFinished)
+    assert outputs[-1].response.answer == "Good day again."
+
+
 async def test_many_runs_forks_and_resumed_ones_stream_by_a_query(store: TrajectoryStore) -> None:
     seen: list[AnyOutput] = []
     all_there = asyncio.Event()

@@ -183,7 +183,7 @@ def test_names_that_no_model_sees_may_be_in_any_script() -> None:
 
 
 def test_an_agent_may_stand_in_several_places() -> None:
-    places = WorkflowSwarm(a, [b, a], a).graph.places
+    places = WorkflowSwarm(a, [b, a], a).graph.vertices
     assert list(places) == ["ann", "ben", "ann-2", "ann-3"]
 
 

@@ -94,6 +94,10 @@ async def test_every_episode_is_stored_and_its_log_probabilities_are_the_trainer
     assert len(derived.samples) == 8
     assert len(versions) == 1
     assert str(versions.pop()).startswith("0-")
+    labels = [sample.labels for sample in derived.samples]
+    assert {(each["step"], each["sample"]) for each in labels} == {("1", str(number)) for number in range(4)}
+    evaluated = await store.query(Query(labels={"mode": "greedy", "step": "3"}))
+    assert len(evaluated) == 4
     assert {record.task.group_id is not None for record in records} == {True}
 
 

@@ -16,7 +16,7 @@ from aworld.models import FunctionModel
 from aworld.training import Evaluation, StepReport, TrainingResult, curve
 from aworld.training.evaluation import SamplingParams, compare, comparisons, evaluate, held_out_problems, mcnemar
 from aworld.training.training_config import TrainingConfig
-from aworld.training.training_state import stop_of
+from aworld.training.training_run import stop_of
 
 
 def repeats(episode: ScoredEpisode) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,37 @@ def test_an_engine_of_ones_own() -> None:
 def test_an_engine_by_its_address_is_imported_when_used() -> None:
     register_processor("mine", f"{__name__}:Mine")
     assert engine_of("mine").name == "mine"
+
+
+def test_an_installed_package_adds_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "trainers-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: trainers\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(
+        f"[aworld.train_engines]\nours = {__name__}:Mine\nembedded = {__name__}:Mine\nbroken = {__name__}:Nobody\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert known_engines() == ["broken", "embedded", "ours", "swift", "trl", "verl"]
+    assert isinstance(engine_of("ours"), Mine)
+    assert engine_of("embedded").name == "embedded", "an engine of ours is not replaced by a package"
+    with pytest.raises(ConfigError, match=r"train_engine_name='broken'.* has no attribute 'Nobody'"):
+        engine_of("broken")
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text("utf-8"))
+    froms = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    return froms | {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+
+
+def test_adapters_to_other_trainers_are_named_in_the_registry_alone() -> None:
+    root = Path(registry.__file__).parents[1]
+    adapters = ("aworld.training.swift", "aworld.training.trl", "aworld.training.verl", "aworld.training.vllm_server")
+    for path in root.rglob("*.py"):
+        home = ".".join(("aworld", *path.relative_to(root).with_suffix("").parts))
+        own = next((adapter for adapter in adapters if home.startswith(adapter)), None)
+        others = tuple(adapter for adapter in adapters if adapter != own)
+        assert not [name for name in imports_of(path) if name.startswith(others)], home
 
 
 def test_an_unknown_engine_names_the_nearest() -> None:

@@ -129,6 +129,23 @@ def test_a_sample_of_a_conversation() -> None:
     assert (sample.tokens.policy_version, sample.truncated, sample.complete) == ("v1", False, True)
 
 
+def test_a_sample_says_by_labels_which_one_it_is() -> None:
+    labels = {"run": "first", "problem": "7", "sample": "2"}
+    log = LogBuilder("any-id", ev.TaskInfo("any-id", labels=labels)).start()
+    log.decide(tokens=Tokens((1,), (2,)))
+    assert [sample.labels for sample in samples_of(log.record).samples] == [labels]
+
+
+def test_a_judge_without_ids_spoils_no_sample_of_the_policy() -> None:
+    log = LogBuilder("run").start()
+    log.decide(calls=CALL, tokens=Tokens((1,), (2,)))
+    judge = log.activate("judge", 0, "c")
+    log.say(judge, Message("user", "Is it good?"), "agent")
+    log.decide(judge)
+    assert [sample.complete for sample in samples_of(log.record).samples] == [True]
+    assert [sample.complete for sample in samples_of(log.record, agents=["lead", "judge"]).samples] == [False]
+
+
 def test_credit_by_rule() -> None:
     rewards = [{"value": 1.0}, {"value": 0.5, "step": 0}, {"value": 2.0, "step": 1, "weight": 0.5}]
     record = run_of("a", rewards)

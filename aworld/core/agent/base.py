@@ -13,19 +13,25 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import msgspec
 
 from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
-from aworld.core.exceptions import ConfigError
+from aworld.core.definition import AgentDefinition, Defined, Description
+from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Tool
+from aworld.core.tool.func_to_tool import FunctionTool, as_tools
 from aworld.core.tool.toolkit import Toolkit
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_TOOL = (
+    "Only a function that stands in a module, with @tool on it or without, can be written: name another object as "
+    "module:object in a definition, or register it with @tool(tool_name=...) and name it in tool_names."
+)
 
 
 class Turn(Protocol):
@@ -72,13 +78,14 @@ class Turn(Protocol):
         ...
 
 
-class BaseAgent:
+class BaseAgent(Defined):
     """Base of every agent.
 
     `tools` takes functions, tools, toolsets, agents and swarms; `tool_names` finds those that
     `be_tool(tool_name=...)` registered.
     """
 
+    _fields: ClassVar[frozenset[str]] = Defined._fields | {"system_prompt", "tools", "tool_names"}
     system_prompt: str | None = None
     output_type: Any = None
     output_retries: int = 0
@@ -104,10 +111,46 @@ class BaseAgent:
         """The name as a model or a provider takes it: letters, digits, `_` and `-`, at most 64."""
         return checked_id(self.name)
 
+    def _define(self, description: Description) -> AgentDefinition:
+        """The definition, made anew."""
+        facts: dict[str, Any] = {
+            "system_prompt": self.system_prompt,
+            "tool_names": self.toolkit.tool_names,
+            **self._facts(description),
+        }
+        callees = {unit.name: unit.definition for unit in self.callees()}
+        supplied = self._supplied()
+        tools = [self._tool(tool, description) for tool in self.toolkit.given if not any(tool is s for s in supplied)]
+        return AgentDefinition(**self._head(description), **facts, tools=tuple(tools), units=callees)
+
+    def _facts(self, description: Description) -> dict[str, Any]:
+        """Further fields of the definition."""
+        return {}
+
+    def _supplied(self) -> Sequence[Any]:
+        """Tools that follow from other settings, such as those of a sandbox: a definition does not name them."""
+        return ()
+
+    def callees(self) -> list[Any]:
+        """Agents and teams among the tools."""
+        from aworld.core.agent.flow import UnitTool
+
+        return [tool.unit for tool in self.toolkit.items if isinstance(tool, UnitTool)]
+
+    def _tool(self, tool: Any, description: Description) -> str:
+        from aworld.core.agent.flow import UnitTool
+
+        if isinstance(tool, UnitTool):
+            return tool.unit.name
+        what = f"Tool {getattr(tool, 'name', type(tool).__name__)!r} of agent {self.name!r}"
+        if isinstance(tool, FunctionTool):
+            return description.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
+        return description.code(tool, what, remedy=_TOOL)
+
     def with_system_prompt(self, text: str) -> Self:
         """The same agent with another system prompt."""
         other = copy.copy(self)
-        other.system_prompt = text
+        other.system_prompt, other._description = text, None
         return other
 
     def as_tool(self) -> Tool:
@@ -150,16 +193,24 @@ class BaseAgent:
     def check(self) -> None:
         """Called before a run begins. Raises ConfigError when a setting is missing."""
 
-    def settings(self) -> dict[str, Any]:
-        """What the log keeps of the agent: JSON-able, without secrets."""
-        return {"type": type(self).__name__, "desc": self.desc, "system_prompt": self.system_prompt}
-
     def unused_replies(self, turns: int) -> str | None:
         """What a test double of this agent's model still held after `turns` calls; None when nothing."""
         return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+
+def _same_tool(there: Any, tool: Any) -> bool:
+    """Whether what others find makes the same tool; a decorated function stands in its module in place of the bare."""
+    if there is tool or not callable(there):
+        return there is tool
+    try:
+        tools = as_tools(there)
+    except AWorldError:  # such as a method, without the object that it is bound to
+        return False
+    traits = ("schema", "timeout", "idempotent", "_inline", "__wrapped__")
+    return all(getattr(tools[0], trait, None) == getattr(tool, trait) for trait in traits)
 
 
 def checked_id(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, checked_id, plain
+from aworld.core.definition import Defined, Description, TeamDefinition
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
@@ -82,7 +83,16 @@ class Flow(Protocol):
         ...
 
 
-class Topology:
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """How one node of a team leads to another."""
+
+    source: str
+    target: str
+    kind: Literal["then", "if", "calls", "hands over", "not accepted", "again"] = "then"
+
+
+class Topology(Defined):
     """Base of every team. Immutable in use; one instance serves any number of tasks."""
 
     def __init__(self, name: str, desc: str | None = None) -> None:
@@ -117,9 +127,22 @@ class Topology:
         for member in self.members():
             member.check()
 
-    def settings(self) -> dict[str, Any]:
-        """What the log keeps of the team."""
-        return {"type": type(self).__name__, "desc": self.desc, "members": [m.name for m in self.members()]}
+    def shape(self) -> tuple[dict[str, Unit], list[Arrow]]:
+        """What a drawing of the team shows: the members by node, and how one leads to another."""
+        return {member.name: member for member in self.members()}, self.arrows()
+
+    def arrows(self) -> list[Arrow]:
+        """How one member leads to another, as far as the team says."""
+        return []
+
+    def _define(self, description: Description) -> TeamDefinition:
+        """The definition, made anew."""
+        members = {member.name: member.definition for member in self.members()}
+        return TeamDefinition(**self._head(description), **self._structure(description), members=members)
+
+    def _structure(self, description: Description) -> dict[str, Any]:
+        """How the members stand, where that is more than options say: `parts` and `nodes` of the definition."""
+        return {}
 
     def as_tool(self) -> Tool:
         """The team as a tool of an agent."""
@@ -186,21 +209,27 @@ def handoff_name(target: str) -> str:
 
 def units_of(root: Unit) -> dict[str, Unit]:
     """All agents and teams of a tree by name. Raises ConfigError when two different ones share a name."""
-    found: dict[str, Unit] = {}
+    units: dict[str, Unit] = {}
     waiting: list[Unit] = [root]
     while waiting:
         unit = waiting.pop()
-        known = found.get(unit.name)
-        if known is unit:
-            continue
-        if known is not None:
+        namesake = units.get(unit.name)
+        if namesake is None:
+            units[unit.name] = unit
+            waiting += unit.members() if isinstance(unit, Topology) else unit.callees()
+        elif namesake is not unit:
             raise ConfigError(f"Two members of {root.name!r} are named {unit.name!r}; give one another name=.")
-        found[unit.name] = unit
-        if isinstance(unit, Topology):
-            waiting += unit.members()
-        else:
-            waiting += [item.unit for item in unit.toolkit.items if isinstance(item, UnitTool)]
-    return found
+    return units
+
+
+def definitions_of(root: Unit) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The digest and the body of the definition of each agent and team of a tree, by name, as the log keeps them."""
+    description = root.described()
+    if description.tree is None:  # once for each agent or team that is run
+        description.tree = {
+            name: (unit.described().digest, unit.described().body) for name, unit in units_of(root).items()
+        }
+    return description.tree
 
 
 def readable(value: Any) -> str:

@@ -2,114 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import Topology, Unit, UnitTool
+from aworld.core.agent.flow import Arrow, Topology, Unit
 
-if TYPE_CHECKING:
-    from aworld.core.agent.workflow import Vertex
+_ARROWS = {"then": "-->", "if": "-->|if|", "calls": "-.->", "hands over": "==>"}
 
 
 def mermaid(root: Unit) -> str:
     """A flowchart in Mermaid's language."""
-    lines: list[str] = ["flowchart TD"]
-    _Chart(lines).draw(root, "n", 1)
-    return "\n".join(lines) + "\n"
+    return "\n".join(["flowchart TD", *_chart(root, "n", 1)]) + "\n"
 
 
-class _Chart:
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def draw(self, unit: Unit, id: str, depth: int) -> None:
-        """Draw a unit as node `id`: an agent as a box, a team as a box of boxes."""
-        if isinstance(unit, BaseAgent):
-            self._line(depth, f'{id}["{_label(unit.name)}"]')
-            for number, tool in enumerate(_called(unit)):
-                self.draw(tool, f"{id}t{number}", depth)
-                self._line(depth, f"{id} -.-> {id}t{number}")
-            return
-        self._line(depth, f'subgraph {id}["{_label(unit.name)} ({_kind(unit)})"]')
-        for member, node in self._nodes(unit, id):
-            self.draw(member, node, depth + 1)
-        for edge in _edges(unit, id):
-            self._line(depth + 1, edge)
-        self._line(depth, "end")
-
-    def _nodes(self, unit: Topology, id: str) -> list[tuple[Unit, str]]:
-        places = _places(unit)
-        if places:
-            return [(place.unit, f"{id}_{number}") for number, place in enumerate(places)]
-        return [(member, f"{id}_{number}") for number, member in enumerate(unit.members())]
-
-    def _line(self, depth: int, text: str) -> None:
-        self._lines.append("    " * depth + text)
-
-
-def _edges(unit: Topology, id: str) -> list[str]:
-    """The arrows inside a team."""
-    places = _places(unit)
-    if places:
-        number = {place.id: i for i, place in enumerate(places)}
-        return [
-            f"{id}_{number[source]} -->{'|if|' if when else ''} {id}_{number[place.id]}"
-            for place in places
-            for source, when in place.before.items()
-        ]
-    members = unit.members()
-    handoffs: Any = getattr(unit, "edges", None)
-    if handoffs is not None:
-        number = {member.name: i for i, member in enumerate(members)}
-        return [f"{id}_{number[source.name]} ==> {id}_{number[target.name]}" for source, target in handoffs]
-    if hasattr(unit, "leader"):
-        return [f"{id}_0 -.-> {id}_{number}" for number in range(1, len(members))]
-    if hasattr(unit, "verifier"):
-        return [f"{id}_0 --> {id}_1", f"{id}_1 -->|not accepted| {id}_0"]
-    if hasattr(unit, "until"):
-        return [f"{id}_0 -->|again| {id}_0"]
-    return [f"{id}_0 --> {id}_1"] if len(members) > 1 else []
+def _chart(unit: Unit, id: str, depth: int) -> list[str]:
+    """A unit as node `id`: an agent as a box, a team as a box of boxes."""
+    indent = "    " * depth
+    if isinstance(unit, BaseAgent):
+        lines = [f'{indent}{id}["{_label(unit.name)}"]']
+        for number, callee in enumerate(unit.callees()):
+            lines += [*_chart(callee, f"{id}t{number}", depth), f"{indent}{id} -.-> {id}t{number}"]
+        return lines
+    lines = [f'{indent}subgraph {id}["{_label(unit.name)} ({_kind(unit)})"]']
+    nodes, arrows = unit.shape()
+    ids = {node: f"{id}_{number}" for number, node in enumerate(nodes)}
+    for node, member in nodes.items():
+        lines += _chart(member, ids[node], depth + 1)
+    for arrow in arrows:
+        line = _ARROWS.get(arrow.kind, f"-->|{arrow.kind}|")
+        lines.append(f"{indent}    {ids[arrow.source]} {line} {ids[arrow.target]}")
+    return [*lines, f"{indent}end"]
 
 
 def tree(root: Unit) -> str:
     """A tree of box-drawing characters, one line a member."""
-    lines: list[str] = []
-    _branch(root, "", "", lines, "")
-    return "\n".join(lines) + "\n"
+    return "\n".join(_branch(root, "", "", "")) + "\n"
 
 
-def _branch(unit: Unit, head: str, indent: str, lines: list[str], note: str) -> None:
+def _branch(unit: Unit, head: str, indent: str, note: str) -> list[str]:
     kind = f" ({_kind(unit)})" if isinstance(unit, Topology) else ""
-    desc = f" - {unit.desc}" if unit.desc else ""
-    lines.append(f"{head}{unit.name}{kind}{note}{desc}")
-    below: list[tuple[Unit, str]] = []
-    if isinstance(unit, BaseAgent):
-        below = [(tool, "") for tool in _called(unit)]
-    elif places := _places(unit):
-        below = [(p.unit, _place_note(p)) for p in places]
-    else:
-        handoffs: Any = getattr(unit, "edges", ())
-        for member in unit.members():
-            targets = [target.name for source, target in handoffs if source is member]
-            below.append((member, f"  hands over to {', '.join(targets)}" if targets else ""))
-    for number, (member, said) in enumerate(below):
-        last = number == len(below) - 1
-        _branch(member, indent + ("└── " if last else "├── "), indent + ("    " if last else "│   "), lines, said)
+    lines = [f"{head}{unit.name}{kind}{note}{f' - {unit.desc}' if unit.desc else ''}"]
+    callees: dict[str, Unit] = {} if isinstance(unit, Topology) else {callee.name: callee for callee in unit.callees()}
+    nodes, arrows = unit.shape() if isinstance(unit, Topology) else (callees, [])
+    for number, (node, member) in enumerate(nodes.items(), 1):
+        branch, rest = ("└── ", "    ") if number == len(nodes) else ("├── ", "│   ")
+        name = "" if node == member.name else f"  as {node}"
+        lines += _branch(member, indent + branch, indent + rest, name + _ways(arrows, node))
+    return lines
 
 
-def _places(unit: Topology) -> list[Vertex]:
-    graph: Any = getattr(unit, "graph", None)
-    return list(graph.places.values()) if graph is not None else []
-
-
-def _place_note(place: Vertex) -> str:
-    other = f"  as {place.id}" if place.id != place.unit.name else ""
-    after = [f"{source} (if)" if when else source for source, when in place.before.items()]
-    return other + (f"  after {', '.join(after)}" if after else "")
-
-
-def _called(agent: BaseAgent) -> list[Unit]:
-    return [item.unit for item in agent.toolkit.items if isinstance(item, UnitTool)]
+def _ways(arrows: list[Arrow], node: str) -> str:
+    """What leads to a node of a workflow, or where a hand-over may lead from it."""
+    ways = {"then": "", "if": " (if)"}
+    sources = [f"{a.source}{ways[a.kind]}" for a in arrows if a.target == node and a.kind in ways]
+    targets = [a.target for a in arrows if a.source == node and a.kind == "hands over"]
+    after = f"  after {', '.join(sources)}" if sources else ""
+    return f"{after}  hands over to {', '.join(targets)}" if targets else after
 
 
 def _kind(unit: Topology) -> str:

@@ -8,20 +8,42 @@ HandoffSwarm((a, b), (b, a))     control moves along the edges
 
 from __future__ import annotations
 
-import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import Carry, End, Flow, HandoffTool, Move, OnError, Result, Start, State, Topology, Unit
+from aworld.core.agent.flow import (
+    Arrow,
+    Carry,
+    End,
+    Flow,
+    HandoffTool,
+    Move,
+    OnError,
+    Result,
+    Start,
+    State,
+    Topology,
+    Unit,
+)
 from aworld.core.agent.flow import units_of as units_of
 from aworld.core.agent.picture import mermaid, tree
-from aworld.core.agent.workflow import Aggregate, Graph, WorkflowFlow, refuse_count, refuse_on_error
+from aworld.core.agent.workflow import (
+    Aggregate,
+    Graph,
+    WorkflowFlow,
+    refuse_count,
+    refuse_no_function,
+    refuse_on_error,
+)
 from aworld.core.agent.workflow import Edge as Edge
 from aworld.core.agent.workflow import Loop as Loop
 from aworld.core.agent.workflow import Map as Map
 from aworld.core.agent.workflow import WorkflowNode as WorkflowNode
+from aworld.core.checks import known_keys
+from aworld.core.definition import Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
 from aworld.core.tool.base import Tool
@@ -50,11 +72,16 @@ class Swarm(Topology):
         ConfigError: For an empty swarm, cycles in a workflow, two members of one name, or a member that is none.
     """
 
+    _fields: ClassVar[frozenset[str]] = Topology._fields | {"topology", "build_type"}
+    _named: ClassVar[frozenset[str]] = frozenset({"answer", "state", "root_agent"})
+    root_agent: Unit | None = None
+    """The agent that begins, where the order of the members does not say."""
+
     def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Self:
         """Choose the kind."""
         if build_type is not None and build_type not in list(GraphBuildType):
-            known = ", ".join(repr(kind.value) for kind in GraphBuildType)
-            raise ConfigError(f"build_type={build_type!r}; use one of {known}.")
+            kinds = ", ".join(repr(kind.value) for kind in GraphBuildType)
+            raise ConfigError(f"build_type={build_type!r}; use one of {kinds}.")
         kind = _KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls
         return cast("Self", object.__new__(kind))
 
@@ -71,15 +98,37 @@ class Swarm(Topology):
     ) -> None:
         if members and topology:
             raise ConfigError("Give a swarm's members as arguments or as topology=[...], not both.")
-        given = list(members or topology or ())
-        if not given and root_agent is None:
+        items = list(members or topology or ())
+        if not items and root_agent is None:
             raise ConfigError("A swarm needs members: Swarm(agent, ...).")
-        self._build(given, root_agent, name, **options)
+        if options:
+            takes = [p.name for p in inspect.signature(self._build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            known_keys(type(self).__name__, options, [*takes, *_EVERY], "option")
+        self._build(items, root_agent, name, **options)
         super().__init__(name or self._default_name(), desc)
         self.reducers = dict(state or {})
         units_of(self)
+        for member in self.members():
+            if tools := self._tools_for(member):
+                _refuse_doubles(member, tools, self.name)
+                self.tools_of[member.name] = tools
 
-    def _build(self, members: list[Any], root_agent: Unit | None, name: str | None, **options: Any) -> None:
+    @classmethod
+    def _parameters(cls) -> list[inspect.Parameter]:
+        """The arguments of the constructor, those of the kind of swarm among them."""
+        build = inspect.signature(cls._build).parameters.values()
+        return [*super()._parameters(), *(p for p in build if p.kind is p.KEYWORD_ONLY)]
+
+    @property
+    def state(self) -> dict[str, Callable[[Any, Any], Any]] | None:
+        """How writes of parallel members are joined, by key; None where they are not."""
+        return self.reducers or None
+
+    def _tools_for(self, member: Unit) -> tuple[Tool, ...]:
+        """The tools that the swarm adds to those of a member."""
+        return ()
+
+    def _build(self, members: list[Any], root_agent: Unit | None, name: str | None) -> None:
         raise NotImplementedError
 
     def _default_name(self) -> str:
@@ -112,13 +161,10 @@ class WorkflowSwarm(Swarm):
         *,
         on_error: OnError = "fail",
         answer: Aggregate | None = None,
-        **unknown: Any,
     ) -> None:
-        _refuse(unknown, "WorkflowSwarm", "on_error", "answer")
         owner = name or "workflow"
         refuse_on_error(on_error, owner)
-        if answer is not None and not callable(answer):
-            raise ConfigError(f"{owner!r}: answer={answer!r} is no function of the outputs by name.")
+        refuse_no_function(owner, answer=answer)
         self.on_error, self.answer = on_error, answer
         begins = root_agent is None or (members and members[0] is root_agent)
         self.items = members if begins else [root_agent, *members]
@@ -126,15 +172,23 @@ class WorkflowSwarm(Swarm):
 
     def members(self) -> list[Unit]:
         """The members, each once, in the order in which they were named."""
-        return list({id(place.unit): place.unit for place in self.graph.places.values()}.values())
+        return list({id(vertex.unit): vertex.unit for vertex in self.graph.vertices.values()}.values())
+
+    def shape(self) -> tuple[dict[str, Unit], list[Arrow]]:
+        """The members by their nodes, and what each waits for."""
+        return {vertex.id: vertex.unit for vertex in self.graph.vertices.values()}, self.graph.arrows()
+
+    def _structure(self, description: Description) -> dict[str, Any]:
+        """The chain, or the edges."""
+        return self.graph.parts(self.items, description)
 
     def flow(self) -> Flow:
         """A new run of the graph."""
         return WorkflowFlow(self.graph, self.name, self.on_error, self.answer)
 
     def side_by_side(self, one: str, other: str) -> bool:
-        """Whether neither place waits for the other."""
-        first, second = self.graph.place_of(one), self.graph.place_of(other)
+        """Whether neither waits for the other."""
+        first, second = self.graph.vertex_of(one), self.graph.vertex_of(other)
         return first != second and not self.graph.follows(first, second) and not self.graph.follows(second, first)
 
 
@@ -147,8 +201,7 @@ class TeamSwarm(Swarm):
     leader: BaseAgent
     team: list[Unit]
 
-    def _build(self, members: list[Any], root_agent: Unit | None, name: str | None, **unknown: Any) -> None:
-        _refuse(unknown, "TeamSwarm")
+    def _build(self, members: list[Any], root_agent: Unit | None, name: str | None) -> None:
         leader, *team = members if root_agent is None else [root_agent, *(m for m in members if m is not root_agent)]
         for member in (leader, *team):
             _refuse_strangers(member, "TeamSwarm")
@@ -162,10 +215,8 @@ class TeamSwarm(Swarm):
             )
         self.leader, self.team = leader, team
 
-    def __init__(self, *members: Any, **options: Any) -> None:
-        super().__init__(*members, **options)
-        self.tools_of = {self.leader.name: tuple(member.as_tool() for member in self.team)}
-        _refuse_doubles(self.leader, self.tools_of[self.leader.name], self.name)
+    def _tools_for(self, member: Unit) -> tuple[Tool, ...]:
+        return tuple(callee.as_tool() for callee in self.team) if member is self.leader else ()
 
     def _default_name(self) -> str:
         return f"{self.leader.name}-team"
@@ -173,6 +224,14 @@ class TeamSwarm(Swarm):
     def members(self) -> list[Unit]:
         """The leader and its members."""
         return [self.leader, *self.team]
+
+    def arrows(self) -> list[Arrow]:
+        """Whom the leader calls."""
+        return [Arrow(self.leader.name, callee.name, "calls") for callee in self.team]
+
+    def _structure(self, description: Description) -> dict[str, Any]:
+        """The leader first."""
+        return {"parts": [member.name for member in self.members()]}
 
     def flow(self) -> Flow:
         """The leader's work is the team's."""
@@ -214,9 +273,7 @@ class HandoffSwarm(Swarm):
         history: Literal["full", "summary", "none"] | int = "full",
         max_handoffs: int = 50,
         max_repeats: int = 3,
-        **unknown: Any,
     ) -> None:
-        _refuse(unknown, "HandoffSwarm", "history", "max_handoffs", "max_repeats")
         for pair in members:
             if not isinstance(pair, tuple) or len(pair) != 2:  # pyright: ignore[reportUnknownArgumentType]
                 raise ConfigError(f"HandoffSwarm takes pairs (from, to); got {pair!r}.")
@@ -233,6 +290,7 @@ class HandoffSwarm(Swarm):
         refuse_count(max_repeats, "max_repeats", name or "HandoffSwarm")
         self.edges = list(members)
         self.root = root_agent if root_agent is not None else self.edges[0][0]
+        self.root_agent = self.root if self.root is not self.edges[0][0] else None
         if root_agent is not None and all(root_agent not in edge for edge in self.edges):
             raise ConfigError(
                 f"root_agent {getattr(root_agent, 'name', root_agent)!r} is in none of the pairs, so it could not hand "
@@ -240,21 +298,20 @@ class HandoffSwarm(Swarm):
             )
         self.history, self.max_handoffs, self.max_repeats = history, max_handoffs, max_repeats
 
-    def __init__(self, *members: Any, **options: Any) -> None:
-        super().__init__(*members, **options)
-        for source in self.members():
-            targets = [target for origin, target in self.edges if origin is source]
-            if targets:
-                self.tools_of[source.name] = tuple(HandoffTool(target.name, target.desc) for target in targets)
-                _refuse_doubles(source, self.tools_of[source.name], self.name)
+    def _tools_for(self, member: Unit) -> tuple[Tool, ...]:
+        return tuple(HandoffTool(target.name, target.desc) for source, target in self.edges if source is member)
 
     def members(self) -> list[Unit]:
         """The agents, each once, the first one first."""
-        found: dict[int, Unit] = {id(self.root): self.root}
-        for edge in self.edges:
-            for unit in edge:
-                found.setdefault(id(unit), unit)
-        return list(found.values())
+        return list({id(unit): unit for unit in (self.root, *(end for edge in self.edges for end in edge))}.values())
+
+    def arrows(self) -> list[Arrow]:
+        """To whom each may pass control."""
+        return [Arrow(source.name, target.name, "hands over") for source, target in self.edges]
+
+    def _structure(self, description: Description) -> dict[str, Any]:
+        """The pairs."""
+        return {"parts": [{"from": source.name, "to": target.name} for source, target in self.edges]}
 
     def flow(self) -> Flow:
         """A new passing of control."""
@@ -290,16 +347,18 @@ class _HandoffFlow:
         if self._handoffs > swarm.max_handoffs:
             return [End(error=f"max_handoffs={swarm.max_handoffs} of {swarm.name!r} reached.", status="limit_reached")]
         target = self._units[result.handoff]
-        said = f"{result.agent} hands over to you and says:\n{words}"
+        handover = f"{result.agent} hands over to you and says:\n{words}"
         if isinstance(target, Topology) or swarm.history in ("summary", "none"):
-            return [Start(str(self._handoffs), target, said if swarm.history == "none" else self._after_task(said))]
+            return [
+                Start(str(self._handoffs), target, handover if swarm.history == "none" else self._after_task(handover))
+            ]
         last = swarm.history if isinstance(swarm.history, int) else None
-        return [Start(str(self._handoffs), target, said, Carry(result.activation, last))]
+        return [Start(str(self._handoffs), target, handover, Carry(result.activation, last))]
 
-    def _after_task(self, said: str) -> Content:
+    def _after_task(self, handover: str) -> Content:
         if isinstance(self._task, str):
-            return f"<task>\n{self._task}\n</task>\n\n{said}"
-        return (*self._task, Text(said))
+            return f"<task>\n{self._task}\n</task>\n\n{handover}"
+        return (*self._task, Text(handover))
 
 
 _KINDS: dict[GraphBuildType, type[Swarm]] = {
@@ -309,12 +368,8 @@ _KINDS: dict[GraphBuildType, type[Swarm]] = {
 }
 
 
-def _refuse(unknown: dict[str, Any], kind: str, *known: str) -> None:
-    options = (*known, "name", "desc", "root_agent", "topology", "state", "build_type")
-    for option in unknown:
-        near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(options)}."
-        raise ConfigError(f"{kind} has no option {option!r}; {hint}")
+_EVERY = ("name", "desc", "root_agent", "topology", "state", "build_type")
+"""The options of every swarm."""
 
 
 def _refuse_strangers(member: Any, kind: str) -> None:
@@ -324,9 +379,9 @@ def _refuse_strangers(member: Any, kind: str) -> None:
 
 def _refuse_doubles(agent: Unit, tools: Sequence[Tool], owner: str) -> None:
     items = agent.toolkit.items if isinstance(agent, BaseAgent) else ()
-    own = {tool.name for tool in items if isinstance(tool, Tool)}
+    taken_names = {tool.name for tool in items if isinstance(tool, Tool)}
     names = [tool.name for tool in tools]
-    if taken := next((name for name in names if name in own), None):
+    if taken := next((name for name in names if name in taken_names), None):
         raise ConfigError(f"Agent {agent.name!r} has a tool {taken!r} already, which {owner!r} adds; rename one.")
     for name in names:
         if names.count(name) > 1:

@@ -10,10 +10,11 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, ClassVar, cast, get_args
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import (
+    Arrow,
     End,
     Flow,
     Move,
@@ -27,6 +28,7 @@ from aworld.core.agent.flow import (
     readable,
     units_of,
 )
+from aworld.core.definition import Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Part, content_text
 
@@ -36,10 +38,16 @@ Condition = Callable[[State, Any], bool]
 Aggregate = Callable[[dict[str, Any]], Any]
 """Makes a node's input from the outputs of those before, by name."""
 
+_FUNCTIONS_OF = {
+    "until": "the state and the output", "when": "the state and the output", "input": "the outputs before it",
+    "answer": "the outputs", "over": "the input; it gives the list of inputs", "accept": "the verifier's answer",
+    "key": "an answer",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class WorkflowNode:
-    """A member with what is special about its place.
+    """A member with what is special about it in this workflow.
 
     `input` makes its input from the outputs before it, by name, and the workflow's own input under `"input"`.
     `on_error` says what its failure means (None: what the workflow says), after `retries` further tries.
@@ -55,10 +63,17 @@ class WorkflowNode:
         """Refuse what cannot work, naming the member."""
         what = f"WorkflowNode of {getattr(self.unit, 'name', self.unit)!r}"
         refuse_on_error(self.on_error, what)
-        if self.input is not None and not callable(self.input):
-            raise ConfigError(f"{what}: input={self.input!r} is no function of the outputs before it.")
+        refuse_no_function(what, input=self.input)
         if type(self.retries) is not int or self.retries < 0:
             raise ConfigError(f"{what}: retries={self.retries!r}; give the number of further tries, from 0.")
+
+    def part(self, description: Description, owner: str) -> Any:
+        """The node in a definition: the member's name alone where nothing is special about it."""
+        part: dict[str, Any] = {"name": self.name, "on_error": self.on_error, "retries": self.retries}
+        if self.input is not None:
+            part["input"] = description.code(self.input, f"input= of {self.unit.name!r} in {owner!r}")
+        part = {key: value for key, value in part.items() if value}
+        return {"member": self.unit.name, **part} if part else self.unit.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +86,8 @@ class Edge:
 
     def __post_init__(self) -> None:
         """Refuse a condition that is none."""
-        if self.when is not None and not callable(self.when):
-            ends = " to ".join(repr(getattr(end, "name", end)) for end in (self.source, self.target))
-            raise ConfigError(f"Edge from {ends}: when={self.when!r} is no function of the state and the output.")
+        ends = " to ".join(repr(getattr(end, "name", end)) for end in (self.source, self.target))
+        refuse_no_function(f"Edge from {ends}", when=self.when)
 
 
 @dataclass(slots=True)
@@ -92,27 +106,26 @@ class Vertex:
 
 
 class Graph:
-    """The places of a workflow, in the order in which they were named. Raises ConfigError for cycles."""
+    """The vertices of a workflow, in the order in which they were named. Raises ConfigError for cycles."""
 
     def __init__(self, items: Sequence[Any], owner: str) -> None:
-        self.places: dict[str, Vertex] = {}
+        self.vertices: dict[str, Vertex] = {}
         self._owner = owner
-        self._known: dict[int, str] = {}
+        self._ids: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self.edges: list[Edge] | None = None
+        """The edges, where the workflow was given as such."""
         if all(isinstance(item, Edge) or (isinstance(item, tuple) and len(item) == 2) for item in items):  # pyright: ignore[reportUnknownArgumentType]
-            for item in items:
-                edge = item if isinstance(item, Edge) else Edge(*item)
-                self._connect(self._place(edge.source, once=True), self._place(edge.target, once=True), edge.when)
+            self.edges = [item if isinstance(item, Edge) else Edge(*item) for item in items]
+            for edge in self.edges:
+                ends = self._vertex(edge.source, once=True), self._vertex(edge.target, once=True)
+                self._connect(*ends, edge.when)
         else:
             self._chain(items)
         self._refuse_cycles()
 
-    def at(self, end: Any) -> Vertex:
-        """The place of what stands at an end of an edge. Raises KeyError for what is at none."""
-        return self.places[self._known[id(end)]]
-
     def _chain(self, items: Sequence[Any]) -> tuple[list[str], list[str]]:
-        """One after the other; returns the first and the last places."""
+        """One after the other; returns the first and the last vertices."""
         first: list[str] | None = None
         last: list[str] = []
         for item in items:
@@ -124,19 +137,21 @@ class Graph:
         return first or [], last
 
     def _group(self, item: Any) -> tuple[list[str], list[str]]:
-        """A list side by side, a tuple one after the other, anything else a place of its own."""
+        """A list side by side, a tuple one after the other, anything else a vertex of its own."""
+        if isinstance(item, list | tuple) and not item:
+            raise ConfigError(f"{self._owner!r} has an empty group; leave it out or put members in.")
         if isinstance(item, tuple):
-            return self._chain(_filled(cast("tuple[Any, ...]", item), self._owner))
+            return self._chain(cast("tuple[Any, ...]", item))
         if isinstance(item, list):
-            groups = [self._group(member) for member in _filled(cast("list[Any]", item), self._owner)]
+            groups = [self._group(member) for member in cast("list[Any]", item)]
             return [h for heads, _ in groups for h in heads], [t for _, tails in groups for t in tails]
-        place = self._place(item)
-        return [place], [place]
+        vertex = self._vertex(item)
+        return [vertex], [vertex]
 
-    def _place(self, item: Any, *, once: bool = False) -> str:
-        """The id of a place for `item`; with `once` the same object is always the same place."""
-        if once and id(item) in self._known:
-            return self._known[id(item)]
+    def _vertex(self, item: Any, *, once: bool = False) -> str:
+        """The id of a vertex for `item`; with `once` the same object is always the same vertex."""
+        if once and id(item) in self._ids:
+            return self._ids[id(item)]
         node = item if isinstance(item, WorkflowNode) else WorkflowNode(item)
         if not isinstance(node.unit, BaseAgent | Topology):
             raise ConfigError(
@@ -144,23 +159,23 @@ class Graph:
                 "(side by side) and tuples (one after the other)."
             )
         base = name = node.name or node.unit.name
-        while name in self.places:
+        while name in self.vertices:
             self._numbers[base] = self._numbers.get(base, 1) + 1
             name = f"{base}-{self._numbers[base]}"
-        self.places[name] = Vertex(name, node)
-        self._known[id(item)] = name
+        self.vertices[name] = Vertex(name, node)
+        self._ids[id(item)] = name
         return name
 
     def _connect(self, source: str, target: str, when: Condition | None) -> None:
-        if source not in self.places[target].before:
-            self.places[source].after.append(target)
-        self.places[target].before[source] = when
+        if source not in self.vertices[target].before:
+            self.vertices[source].after.append(target)
+        self.vertices[target].before[source] = when
 
     def _refuse_cycles(self) -> None:
-        waiting = {id: len(place.before) for id, place in self.places.items()}
+        waiting = {id: len(vertex.before) for id, vertex in self.vertices.items()}
         free = deque(id for id, count in waiting.items() if count == 0)
         while free:
-            for target in self.places[free.popleft()].after:
+            for target in self.vertices[free.popleft()].after:
                 waiting[target] -= 1
                 if waiting[target] == 0:
                     free.append(target)
@@ -172,10 +187,10 @@ class Graph:
             )
 
     def follows(self, later: str, earlier: str) -> bool:
-        """Whether a place waits, by way of others or not, for another."""
+        """Whether a vertex waits, by way of others or not, for another."""
         seen, waiting = {later}, [later]
         while waiting:
-            for before in self.places[waiting.pop()].before:
+            for before in self.vertices[waiting.pop()].before:
                 if before == earlier:
                     return True
                 if before not in seen:
@@ -183,9 +198,51 @@ class Graph:
                     waiting.append(before)
         return False
 
-    def place_of(self, node: str) -> str:
-        """The place of a node of the flow: its own id, or one with the number of a further try."""
-        return node if node in self.places else node.rpartition("~")[0]
+    def vertex_of(self, node: str) -> str:
+        """The vertex of a node of the flow: its own id, or one with the number of a further try."""
+        return node if node in self.vertices else node.rpartition("~")[0]
+
+    def arrows(self) -> list[Arrow]:
+        """What each vertex waits for."""
+        return [
+            Arrow(source, vertex.id, "if" if when else "then")
+            for vertex in self.vertices.values()
+            for source, when in vertex.before.items()
+        ]
+
+    def parts(self, items: Sequence[Any], description: Description) -> dict[str, Any]:
+        """The workflow in a definition: a chain, or its edges with the nodes that are more than a member."""
+        if self.edges is None:
+            return {"parts": self._chain_parts(items, description)}
+        nodes: dict[str, Any] = {}
+        for name, vertex in self.vertices.items():
+            part = vertex.node.part(description, self._owner)
+            if part != name:
+                nodes[name] = {"member": part} if isinstance(part, str) else part
+                nodes[name].pop("name", None)
+        parts: list[dict[str, Any]] = []
+        for edge in self.edges:
+            source, target = (self._ids[id(end)] for end in (edge.source, edge.target))
+            parts.append({"from": source, "to": target})
+            if edge.when is not None:
+                what = f"when= from {source!r} to {target!r} in {self._owner!r}"
+                parts[-1]["when"] = description.code(edge.when, what)
+        return {"parts": parts, "nodes": nodes}
+
+    def _chain_parts(self, items: Sequence[Any], description: Description) -> list[Any]:
+        """The items of a chain; a serial group in it is the same as its members."""
+        parts: list[Any] = []
+        for item in items:
+            chained = isinstance(item, tuple)
+            parts += self._chain_parts(item, description) if chained else [self._part(item, description)]  # pyright: ignore[reportUnknownArgumentType]
+        return parts
+
+    def _part(self, item: Any, description: Description) -> Any:
+        if isinstance(item, tuple):
+            return {"serial": self._chain_parts(cast("tuple[Any, ...]", item), description)}
+        if isinstance(item, list):
+            return [self._part(member, description) for member in cast("list[Any]", item)]
+        return item.part(description, self._owner) if isinstance(item, WorkflowNode) else item.name
 
 
 class WorkflowFlow:
@@ -193,34 +250,34 @@ class WorkflowFlow:
 
     def __init__(self, graph: Graph, owner: str, on_error: OnError, answer: Aggregate | None = None) -> None:
         self._graph = graph
-        self._places = graph.places
+        self._vertices = graph.vertices
         self._owner = owner
         self._on_error = on_error
         self._answer = answer
-        self._waiting = {id: len(place.before) for id, place in graph.places.items()}
-        self._inputs: dict[str, dict[str, Any]] = {id: {} for id in graph.places}
+        self._waiting = {id: len(vertex.before) for id, vertex in graph.vertices.items()}
+        self._inputs: dict[str, dict[str, Any]] = {id: {} for id in graph.vertices}
         self._outputs: dict[str, Any] = {}
         self._running = 0
         self._input: Content = ""
 
     def begin(self, input: Content, state: State) -> Sequence[Move]:
-        """Start every place that waits for nothing."""
+        """Start every vertex that waits for nothing."""
         self._input = input
         return self._start([id for id, count in self._waiting.items() if count == 0])
 
     def done(self, result: Result, state: State) -> Sequence[Move]:
         """Hand a result on along the edges."""
-        id = self._graph.place_of(result.node)
-        place = self._places[id]
+        id = self._graph.vertex_of(result.node)
+        vertex = self._vertices[id]
         self._running -= 1
         output: Any = result.answer
         skipped = False
         if result.error is not None:
             tries = int(result.node[len(id) + 1 :] or 0)
-            if tries < place.node.retries:
+            if tries < vertex.node.retries:
                 self._running += 1
-                return [Start(f"{id}~{tries + 1}", place.unit, self._input_of(place))]
-            policy = place.node.on_error or self._on_error
+                return [Start(f"{id}~{tries + 1}", vertex.unit, self._input_of(vertex))]
+            policy = vertex.node.on_error or self._on_error
             if policy == "fail":
                 return [End(error=f"Member {id!r} of {self._owner!r} failed: {result.error}")]
             skipped = policy == "skip"
@@ -231,13 +288,13 @@ class WorkflowFlow:
         return moves if self._running else [*moves, self._end()]
 
     def _settle(self, id: str, skipped: bool, state: State) -> list[str]:
-        """Settle the edges out of a place, and of all that are left out by it; returns the places that are free now."""
+        """Settle the edges out of a vertex, and of all that are left out by it; returns those free now."""
         free: list[str] = []
         settled = deque([(id, skipped)])
         while settled:
             source, left_out = settled.popleft()
-            for target in self._places[source].after:
-                when = self._places[target].before[source]
+            for target in self._vertices[source].after:
+                when = self._vertices[target].before[source]
                 if not left_out and (when is None or when(state, self._outputs[source])):
                     self._inputs[target][source] = self._outputs[source]
                 self._waiting[target] -= 1
@@ -250,22 +307,24 @@ class WorkflowFlow:
 
     def _start(self, ids: Sequence[str]) -> list[Move]:
         self._running += len(ids)
-        return [Start(id, self._places[id].unit, self._input_of(self._places[id])) for id in ids]
+        return [Start(id, self._vertices[id].unit, self._input_of(self._vertices[id])) for id in ids]
 
-    def _input_of(self, place: Vertex) -> Content:
-        outputs = self._inputs[place.id]
-        given = {source: outputs[source] for source in place.before if source in outputs}  # whoever ended first
-        if place.node.input is not None:
-            return _content(place.node.input({"input": self._input, **given}))
-        return self._input if not place.before else joined(list(given.items()))
+    def _input_of(self, vertex: Vertex) -> Content:
+        outputs = self._inputs[vertex.id]
+        ordered = {source: outputs[source] for source in vertex.before if source in outputs}  # whoever ended first
+        if vertex.node.input is not None:
+            return _content(vertex.node.input({"input": self._input, **ordered}))
+        return self._input if not vertex.before else joined(list(ordered.items()))
 
     def _end(self) -> End:
-        """The answer: that of the last place, of all last places by name, or what `answer` makes of all outputs."""
-        last = {id: self._outputs[id] for id, place in self._places.items() if not place.after and id in self._outputs}
+        """The answer: that of the last vertex, of all last ones by name, or what `answer` makes of all outputs."""
+        last = {
+            id: self._outputs[id] for id, vertex in self._vertices.items() if not vertex.after and id in self._outputs
+        }
         if not last:
             return End(error=f"{self._owner!r} came to no end: every last member was left out.")
         if self._answer is not None:
-            return End(answer=self._answer({id: self._outputs[id] for id in self._places if id in self._outputs}))
+            return End(answer=self._answer({id: self._outputs[id] for id in self._vertices if id in self._outputs}))
         return End(answer=next(iter(last.values())) if len(last) == 1 else last)
 
 
@@ -276,6 +335,8 @@ class Loop(Topology):
     makes of them. `answer(output)` picks the answer out of the last output. Rounds that run out end it with the last
     answer, or fail it where `must_hold`.
     """
+
+    _named: ClassVar[frozenset[str]] = frozenset({"body", "until", "input", "answer"})
 
     def __init__(
         self,
@@ -292,9 +353,7 @@ class Loop(Topology):
         self.body = as_unit(body)
         what = f"Loop over {self.body.name!r}"
         refuse_count(max_rounds, "max_rounds", what)
-        for option, function in (("until", until), ("input", input), ("answer", answer)):
-            if not callable(function) and (function is not None or option == "until"):
-                raise ConfigError(f"{what}: {option}={function!r} is no function.")
+        refuse_no_function(what, until=until, input=input, answer=answer)
         super().__init__(name or f"{self.body.name}-loop", desc)
         self.until, self.max_rounds, self.input, self.answer, self.must_hold = (
             until, max_rounds, input, answer, must_hold,
@@ -304,6 +363,10 @@ class Loop(Topology):
     def members(self) -> list[Unit]:
         """The member that is repeated."""
         return [self.body]
+
+    def arrows(self) -> list[Arrow]:
+        """Again and again."""
+        return [Arrow(self.body.name, self.body.name, "again")]
 
     def flow(self) -> Flow:
         """A new loop."""
@@ -332,8 +395,8 @@ class _LoopFlow:
         self._round += 1
         if loop.input is not None:
             return [Start(f"round-{self._round}", loop.body, _content(loop.input(self._task, result.answer)))]
-        said = joined([(f"round {self._round - 1}", result.answer)], self._task)
-        return [Start(f"round-{self._round}", loop.body, said)]
+        words = joined([(f"round {self._round - 1}", result.answer)], self._task)
+        return [Start(f"round-{self._round}", loop.body, words)]
 
 
 class Map(Topology):
@@ -343,6 +406,8 @@ class Map(Topology):
     function of the list of outputs, in the order of the inputs, or a member that reads them; without it the answer is
     the list. `max_parallel` bounds how many run at once.
     """
+
+    _named: ClassVar[frozenset[str]] = frozenset({"unit", "over", "reduce"})
 
     def __init__(
         self,
@@ -362,10 +427,8 @@ class Map(Topology):
         what = f"Map {self.name!r}"
         if over is not None and times is not None:
             raise ConfigError(f"{what}: give over= or times=, not both.")
-        if over is not None and not callable(over):
-            raise ConfigError(f"{what}: over={over!r} is no function of the input; it gives the list of inputs.")
-        readers = (BaseAgent, Topology)
-        if reduce is not None and not callable(reduce) and not isinstance(reduce, readers):  # pyright: ignore[reportUnnecessaryIsInstance]
+        refuse_no_function(what, over=over)
+        if reduce is not None and not callable(reduce) and not isinstance(reduce, BaseAgent | Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"{what}: reduce={reduce!r} is neither a function of the outputs nor an agent or swarm.")
         for option, count in (("times", times), ("max_parallel", max_parallel)):
             if count is not None:
@@ -378,6 +441,10 @@ class Map(Topology):
     def members(self) -> list[Unit]:
         """The member that is repeated, and the one that reads the results."""
         return [self.unit, self.reduce] if isinstance(self.reduce, BaseAgent | Topology) else [self.unit]
+
+    def arrows(self) -> list[Arrow]:
+        """To the member that reads the results, if there is one."""
+        return [Arrow(self.unit.name, reader.name) for reader in self.members()[1:]]
 
     def flow(self) -> Flow:
         """A new map."""
@@ -395,12 +462,12 @@ class Map(Topology):
         if self.over is not None:
             return [_content(item) for item in self.over(text)]
         try:
-            found = json.loads(text)
+            inputs = json.loads(text)
         except json.JSONDecodeError:
-            found = None
-        if not isinstance(found, list):
+            inputs = None
+        if not isinstance(inputs, list):
             raise ValueError("its input is not a JSON array; give over=, a function of the input")
-        return [_content(item) for item in cast("list[Any]", found)]
+        return [_content(item) for item in cast("list[Any]", inputs)]
 
 
 class _MapFlow:
@@ -464,16 +531,17 @@ def refuse_count(count: Any, option: str, owner: str) -> None:
         raise ConfigError(f"{owner}: {option} must be a number of at least 1; got {count!r}.")
 
 
+def refuse_no_function(owner: str, **functions: Any) -> None:
+    """Raise ConfigError for the first option that is neither a function nor None; `until` must be one."""
+    for option, function in functions.items():
+        if not callable(function) and (function is not None or option == "until"):
+            raise ConfigError(f"{owner}: {option}={function!r} is no function of {_FUNCTIONS_OF[option]}.")
+
+
 def refuse_on_error(on_error: Any, owner: str) -> None:
     """Raise ConfigError for a policy that is none."""
     if on_error is not None and on_error not in get_args(OnError):
         raise ConfigError(f"{owner}: on_error={on_error!r}; use one of {', '.join(map(repr, get_args(OnError)))}.")
-
-
-def _filled(items: Sequence[Any], owner: str) -> Sequence[Any]:
-    if not items:
-        raise ConfigError(f"{owner!r} has an empty group; leave it out or put members in.")
-    return items
 
 
 def _content(value: Any) -> Content:

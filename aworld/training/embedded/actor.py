@@ -6,6 +6,7 @@ from typing import Any
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.flow import Unit, units_of
+from aworld.core.checks import one_of
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
@@ -24,21 +25,17 @@ class Actor:
         if not speaking:
             raise ConfigError(
                 f"agent={agent.name!r} | the engine 'embedded' trains the embedded policy, and nobody here asks it; "
-                "give the agent model='embedded:<folder>' or an EmbeddedModel, or take another train_engine_name."
+                "give the agent model='embedded:<folder>', or take another train_engine_name."
             )
-        if missing := [name for name in chosen or () if name not in speaking]:
-            raise ConfigError(
-                f"config.agents names {missing[0]!r}, which does not ask the embedded policy; those that do: "
-                f"{', '.join(speaking)}."
-            )
+        for name in chosen or ():
+            one_of("config.agents, who ask the embedded policy", name, speaking)
         self.names = tuple(chosen or speaking)
         """Agents whose tokens are trained on."""
         models = [speaking[name] for name in self.names]
         self.policy: Policy = models[0].policy
         if len({_what(model.policy) for model in models}) > 1:
             raise ConfigError(
-                f"config.agents: {', '.join(self.names)} have different policies; name those of one policy, and train "
-                "the other in a run of its own."
+                f"config.agents: {', '.join(self.names)} have different policies; name those of one policy."
             )
         self.agent: Any = agent
         self._swapped = list({id(model): model for model in models}.values())

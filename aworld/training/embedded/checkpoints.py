@@ -19,7 +19,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.checkpoint import Policy
 from aworld.training.embedded.learner import Learner
 from aworld.training.run_folder import check_same
-from aworld.training.training_state import TrainingState
+from aworld.training.training_run import TrainingState
 
 _STATE = "training.json"
 _MOMENTS = "optimiser.safetensors"

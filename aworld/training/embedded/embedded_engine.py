@@ -16,24 +16,15 @@ from contextlib import contextmanager
 
 from aworld.core.exceptions import ConfigError
 from aworld.environments.problem import Problem
-from aworld.runners.local import store_of
 from aworld.training.embedded import checkpoints
 from aworld.training.embedded.actor import Actor
 from aworld.training.embedded.checkpoints import EmbeddedState
 from aworld.training.embedded.learner import Learner
-from aworld.training.evaluation import figures_of, held_out_problems
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Saved, StepReport, TrainingResult, TrainingStarted
+from aworld.training.result import Saved, TrainingResult
 from aworld.training.run_folder import identity_of
 from aworld.training.steps import episodes_of, learnable, problems_of
-from aworld.training.training_state import (
-    RunTime,
-    check_logprobs,
-    evaluation_due,
-    measure,
-    result_of,
-    stop_of,
-)
+from aworld.training.training_run import TrainingRun
 
 
 class EmbeddedEngine:
@@ -73,56 +64,41 @@ def seldom_collecting() -> Generator[None, None, None]:
         gc.set_threshold(*before)
 
 
-class EmbeddedRun:
+class EmbeddedRun(TrainingRun[EmbeddedState]):
     """A training run of the embedded policy in this process."""
 
     def __init__(self, job: TrainingJob, actor: Actor) -> None:
-        self.job, self.config, self.actor = job, job.config, actor
-        self.learner = Learner(actor.policy, job.config)
-        self.store = store_of(job.store)
-        self.time = RunTime()
-        self.state = EmbeddedState(identity=identity_of(job))
-        checkpoint = checkpoints.newest(job.checkpoint_path)
+        self.actor, self.learner = actor, Learner(actor.policy, job.config)
+        state, checkpoint = EmbeddedState(identity=identity_of(job)), checkpoints.newest(job.checkpoint_path)
         if checkpoint is not None:
-            self.state = checkpoints.restore(checkpoint, self.learner, self.state.identity)
-        self.time.before = self.state.cpu_seconds
-        self.problems = held_out_problems(job.held_out, self.config.final_tasks)
+            state = checkpoints.restore(checkpoint, self.learner, state.identity)
+        super().__init__(job, EmbeddedEngine.name, state)
 
     async def run(self) -> TrainingResult:
         """Train to the end."""
-        config, state = self.config, self.state
-        self.job.emit(TrainingStarted("embedded", str(self.job.run_path), state.step))
+        every = self.config.checkpoint_every
         self.actor.load(self.learner.policy)
-        if not state.evaluations:
-            await self.evaluate(self.problems)
-        while state.step < config.steps and state.stopped is None:
+        await self.begin()
+        while not self.over:
             await self.step()
-            if evaluation_due(state, config) and self.problems:
-                await self.evaluate(self.problems[: config.evaluation_tasks])
-                state.stopped = stop_of(state.evaluations, config)
-            over = state.stopped is not None or state.step == config.steps
-            if over or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            if self.over or (every and self.state.step % every == 0):
                 self.save()
-        if state.step and state.lacks(self.problems):
-            await self.evaluate(self.problems)
+        if await self.evaluate_last():
             self.save()
         await self.store.flush()
         self.learner.policy.save(self.job.policy_path)
-        self.job.emit(Saved(state.step, str(self.job.policy_path)))
-        return result_of(self.job, "embedded", state, seconds=self.time.seconds, cpu_seconds=self.time.cpu_seconds)
+        return self.result()
 
     def save(self) -> None:
         """Write a checkpoint."""
-        self.state.cpu_seconds = self.time.cpu_seconds
-        place = checkpoints.save(self.job.checkpoint_path, self.state, self.learner, self.config.keep_checkpoints)
-        self.job.emit(Saved(self.state.step, str(place)))
+        self.state.cpu_seconds = self.cpu_seconds
+        folder = checkpoints.save(self.job.checkpoint_path, self.state, self.learner, self.config.keep_checkpoints)
+        self.job.emit(Saved(self.state.step, str(folder)))
 
     async def evaluate(self, problems: Sequence[Problem]) -> None:
         """Evaluate in each mode; episodes that the store has are not run again."""
-        await measure(
-            self.job, self.state, self.actor.agent, problems, agents=self.actor.names, store=self.store,
-            run=self.learner.policy.version,
-        )  # fmt: skip
+        version = self.learner.policy.version
+        await self.measure(self.actor.agent, problems, agents=self.actor.names, policy=version)
 
     async def step(self) -> None:
         """Episodes, samples, update, new weights."""
@@ -134,30 +110,18 @@ class EmbeddedRun:
         )  # fmt: skip
         rolled = time.process_time()
         elapsed = time.monotonic() - began
-        derived, samples, dropped = learnable(episodes, self.actor.names, config, job.environment, number)
+        learnt = learnable(episodes, self.actor.names, config, job.environment, number)
         sampled = time.process_time()
-        figures = await asyncio.to_thread(self.learner.update, samples, number)
-        check_logprobs(figures.get("logprob_difference", 0.0), number, config)
+        figures = await asyncio.to_thread(self.learner.update, learnt.samples, number)
+        self.check_logprobs(figures.get("logprob_difference", 0.0))
         self.actor.load(self.learner.policy)
         updated = time.process_time()
-        score, success, reason = figures_of(job.environment, [episode.record for episode in episodes])
-        report = StepReport(
-            step=number,
-            episodes=len(episodes),
-            score=score,
-            success=success,
-            samples=len(samples),
-            dropped=dropped,
-            reason=reason,
-            statistics={
-                **figures,
-                "drift": derived.drift,
-                "without_tokens": derived.without_tokens,
-                "empty": derived.empty,
-                "tokens": sum(sum(sample.tokens.mask) for sample in samples),
-                "episodes_per_second": len(episodes) / elapsed if elapsed else 0.0,
-            },
+        speed = {"episodes_per_second": len(episodes) / elapsed if elapsed else 0.0}
+        await self.finish_step(self.report(
+            [episode.record for episode in episodes],
+            samples=len(learnt.samples),
+            dropped=learnt.dropped,
+            statistics={**figures, **learnt.statistics, **speed},
             seconds=time.monotonic() - began,
             cpu_seconds={"rollouts": rolled - cpu, "samples": sampled - rolled, "update": updated - sampled},
-        )
-        self.state.add(report, job)
+        ))  # fmt: skip

@@ -69,10 +69,8 @@ def check_config(config: TrainingConfig, options: SwiftOptions) -> None:
     total, parts = config.groups * config.samples, config.minibatches
     micro = options.micro_batch or total // parts
     if total % (micro * parts):
-        raise ConfigError(
-            f"groups x samples = {total} episodes cannot be dealt into minibatches={parts} of whole micro batches of "
-            f"{micro}; choose options['micro_batch'] so that it divides {total // parts}."
-        )
+        parts_of = f"{total} episodes in minibatches={parts} of micro batches of {micro}"
+        raise ConfigError(f"{parts_of}: choose options['micro_batch'] so that it divides {total // parts}.")
 
 
 def swift_arguments(

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
+from aworld.environments import Problem
 from aworld.models.chat_tokens import parse, parse_exact
 from aworld.training.bridge import Bridge
-from aworld.training.evaluation import figures_of, held_out_problems
 from aworld.training.outside import OutsideEnd, OutsideRollouts
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Saved, StepReport, TrainingProgress, TrainingResult, TrainingStarted
+from aworld.training.result import TrainingProgress, TrainingResult
 from aworld.training.steps import hopeless
 from aworld.training.swift.swift_arguments import (
     PYTHON,
@@ -43,7 +43,7 @@ from aworld.training.swift.swift_arguments import (
     write_prompts,
 )
 from aworld.training.trainer_process import TrainerProcess, python_of, version_in
-from aworld.training.training_state import TrainingState, measure, result_of
+from aworld.training.training_run import TrainingRun, TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -69,23 +69,15 @@ class SwiftEngine:
         if not isinstance(job.agent, Agent):
             raise ConfigError("The swift engine trains the policy of one Agent; a swarm speaks in several voices.")
         if options.model is None and embedded_policy(job.agent) is None:
-            raise ConfigError(
-                f"Agent {job.agent.name!r} asks {job.agent.model.provider}:{job.agent.model.name}, whose weights are "
-                "not here. Name the policy with options={'model': folder or name}, or give the agent an embedded one."
-            )
+            model = f"{job.agent.model.provider}:{job.agent.model.name}, whose weights are not here"
+            raise ConfigError(f"Agent {job.agent.name!r} asks {model}. Say options={{'model': folder or name}}.")
         python = python_of(options.python, PYTHON)
-        version = version_in(python, "ms-swift")
-        if version is None:
+        versions = {package: version_in(python, package) for package in ("ms-swift", "msgspec")}
+        if not (versions["ms-swift"] or "").startswith(f"{VERSION}.") or versions["msgspec"] is None:
             raise ConfigError(
-                f"ms-swift is not installed for {python}. It needs an environment of its own: {INSTALL}; then say "
-                f"options={{'python': '~/swift/bin/python'}}, or set {PYTHON}."
+                f"{python} has {versions}; the plugin is made for ms-swift {VERSION} and msgspec, in an environment "
+                f"of its own: {INSTALL}; then say options={{'python': '~/swift/bin/python'}}, or set {PYTHON}."
             )
-        if not version.startswith(f"{VERSION}."):
-            raise ConfigError(
-                f"ms-swift {version} is installed for {python}; the plugin is made for {VERSION}: {INSTALL}"
-            )
-        if version_in(python, "msgspec") is None:
-            raise ConfigError(f"ms-swift needs msgspec, which it does not declare: {python} -m pip install msgspec")
         episodes = job.config.groups * job.config.samples
         if episodes < STEADY[0] or job.config.learning_rate > STEADY[1]:
             logger.warning(
@@ -99,46 +91,39 @@ class SwiftEngine:
 
         Raises TrainingError with the last lines of swift's log when its process fails.
         """
-        began, spent = time.monotonic(), _cpu_seconds()
         run = SwiftRun(job, swift_options(job.config.options))
-        job.emit(TrainingStarted(self.name, str(job.run_path)))
-        await run.evaluate()
+        await run.begin()
         if job.config.steps:
             await run.train()
             run.collect()
-            await run.evaluate()
+            await run.evaluate_last()
         else:
             run.keep()
-        job.emit(Saved(job.config.steps, str(job.policy_path)))
-        seconds, cpu_seconds = time.monotonic() - began, _cpu_seconds() - spent
-        return result_of(job, self.name, run.state, seconds=seconds, cpu_seconds=cpu_seconds)
+        return run.result()
 
 
-class SwiftRun:
+class SwiftRun(TrainingRun[TrainingState]):
     """One training run: its folder, its process, what came of it."""
 
     def __init__(self, job: TrainingJob, options: SwiftOptions) -> None:
-        self.job, self.options = job, options
+        super().__init__(job, SwiftEngine.name, TrainingState())
+        self.options = options
         self.folder = job.run_path / "swift"
-        self.state = TrainingState()
         self._embedded = embedded_policy(job.agent) if options.model is None else None
         self._trained: Any = None
         """The embedded policy after training."""
         self._records: list[Trajectory] = []
         """The episodes of this step."""
-        self._stepped = time.monotonic()
+        self._began_step = time.monotonic()
 
-    async def evaluate(self) -> None:
-        """Evaluate an embedded policy on the held-out problems; any other is for whoever serves it."""
-        job, config = self.job, self.job.config
-        problems = held_out_problems(job.held_out, config.final_tasks)
+    async def evaluate(self, problems: Sequence[Problem]) -> None:
+        """Evaluate an embedded policy; any other is for whoever serves it."""
         policy = self._trained or self._embedded
-        if policy is None or job.held_out is None or not problems:
-            return
-        from aworld.models.embedded.embedded_model import EmbeddedModel
+        if policy is not None:
+            from aworld.models.embedded.embedded_model import EmbeddedModel
 
-        agent = job.agent.with_model(EmbeddedModel(policy, job.agent.model.name, job.agent.model.params))
-        await measure(job, self.state, agent, problems, reported=False)
+            agent = self.job.agent
+            await self.measure(agent.with_model(EmbeddedModel(policy, agent.model.name, agent.model.params)), problems)
 
     async def train(self) -> None:
         """Prepare the folder, run swift, and see it to its end."""
@@ -235,35 +220,23 @@ class SwiftRun:
         updates = self.job.config.epochs * self.job.config.minibatches
         if step % updates:
             return
-        number, now = step // updates, time.monotonic()
-        score, success, reason = figures_of(self.job.environment, self._records)
-        unknown = sum(record.score is None for record in self._records)
-        report = StepReport(
-            step=number,
-            episodes=len(self._records),
-            score=score,
-            success=success,
-            samples=len(self._records) - unknown,
+        records, self._records = self._records, []
+        began, self._began_step = self._began_step, time.monotonic()
+        unknown = sum(record.score is None for record in records)
+        report = self.report(
+            records,
+            samples=len(records) - unknown,
             dropped={"failed_rewards": unknown} if unknown else {},
-            reason=reason,
             statistics=figures,
-            seconds=now - self._stepped,
+            seconds=self._began_step - began,
         )
-        lost = hopeless(len(self._records), reason, self.job) if 0 < unknown == len(self._records) else None
-        self._records, self._stepped = [], now
-        self._rollouts.step, self._rollouts.version = number, f"swift-{number}"
-        self.state.add(report, self.job)
-        if lost is not None:  # the bridge tells swift, which ends with it
-            raise TrainingError(f"step={number} | {lost}")
+        self._rollouts.step, self._rollouts.version = report.step, f"swift-{report.step}"
+        self.add(report)
+        if 0 < unknown == len(records):  # the bridge tells swift, which ends with it
+            raise TrainingError(f"step={report.step} | {hopeless(unknown, report.reason, self.job)}")
 
 
 def embedded_policy(agent: Agent) -> Any:
     """The `Policy` behind an agent that asks an embedded model; None for any other."""
     model = agent.model
     return getattr(model, "policy", None) if model.provider == "embedded" else None
-
-
-def _cpu_seconds() -> float:
-    """CPU seconds of this process and of those that it started and saw end."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime

@@ -17,21 +17,19 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aworld.core.exceptions import ConfigError, TrainingError
+from aworld.core.exceptions import ConfigError
 from aworld.environments.problem import Problem
 from aworld.environments.rollout import Rollout
 from aworld.training.completions import CompletionRows, rows_of
-from aworld.training.evaluation import figures_of, held_out_problems
 from aworld.training.registry import TrainingJob
-from aworld.training.result import Saved, StepReport, TrainingResult, TrainingStarted
+from aworld.training.result import Saved, TrainingResult
 from aworld.training.run_folder import FREE, identity_of
 from aworld.training.samples import Sample
 from aworld.training.steps import episodes_of, learnable, problems_of
-from aworld.training.training_config import TrainingConfig
-from aworld.training.training_state import RunTime, TrainingState, evaluation_due, measure, result_of, stop_of
+from aworld.training.training_run import TrainingRun, TrainingState
 from aworld.training.trl.trained_policy import TrainedPolicy
 
-__all__ = ["Steps"]
+__all__ = ["GRPORun"]
 
 T = TypeVar("T")
 
@@ -49,56 +47,49 @@ class GRPOState(TrainingState, kw_only=True):
     """Digest of what must be the same when a run goes on."""
 
 
-class Steps:
+class GRPORun(TrainingRun[GRPOState]):
     """Rollouts, reports and evaluations of one run. `checkpoint` is the folder that it goes on from."""
 
     def __init__(
         self, job: TrainingJob, policy: TrainedPolicy, loop: asyncio.AbstractEventLoop, checkpoint: str | None = None
     ) -> None:
-        self.job, self.policy, self.loop = job, policy, loop
-        self.config: TrainingConfig = job.config
+        identity = _identity(job)
+        state = GRPOState(identity=identity) if checkpoint is None else _restored(checkpoint, identity)
+        super().__init__(job, "trl", state)
+        self.policy, self.loop = policy, loop
         self.agent: Any = job.agent.with_model(policy.model)
         self.names = self.config.agents or (str(job.agent.name),)
-        self.state = GRPOState(identity=_identity(job))
-        if checkpoint is not None:
-            self.state = _taken_up(checkpoint, self.state.identity)
-        self._held_out = held_out_problems(job.held_out, self.config.final_tasks)
         self._updates = self.config.epochs * self.config.minibatches
         self._running: Future[Any] | None = None
         self._cancelled = False
+        self._episodes: list[Rollout] = []
         self._report: dict[str, Any] = {}
         self._logged: list[Mapping[str, Any]] = []
-        self._spent = RunTime(self.state.cpu_seconds)
+        self._began_step = self._rolled = 0.0
 
     # Asked by TRL, in its thread.
 
     def rollout_func(self, prompts: Sequence[str], trainer: Any) -> dict[str, list[object]]:
         """TRL's `rollout_func`: the episodes of one step. A prompt is the number of a problem of the run."""
         numbers = list(dict.fromkeys(int(prompt) for prompt in prompts))
-        return self._on_loop(self._episodes(numbers)).fields()
+        return self._on_loop(self._roll(numbers)).fields()
 
     def agree(self, difference: float) -> None:
         """Take note of how far recorded and recomputed log-probabilities differ. Raises TrainingError."""
         self._report["statistics"]["logprob_difference"] = difference
-        most = self.config.logprob_tolerance
-        if most is not None and difference > most:
-            raise TrainingError(
-                f"step={self.state.step + 1} | log-probabilities of sampled tokens differ by {difference:.2e} nats "
-                f"between rollouts and trainer, more than config.logprob_tolerance={most:g}: the samples are not this "
-                "policy's own, or are computed in another precision; raise it, or set it to None, if that is meant."
-            )
+        self.check_logprobs(difference)
 
     def updated(self, update: int, logs: Mapping[str, Any]) -> bool:
         """TRL has made update number `update`. Returns whether training is to stop."""
         self._logged.append(logs)
         if update % self._updates:
             return False
-        self._on_loop(self._finish_step())
+        self._on_loop(self._close_step())
         return self.state.stopped is not None
 
     def saved(self, path: str) -> None:
         """TRL has written a checkpoint."""
-        self.state.cpu_seconds = self._spent.cpu_seconds
+        self.state.cpu_seconds = self.cpu_seconds
         Path(path, STATE).write_bytes(msgspec.json.encode(self.state))
         self.job.emit(Saved(self.state.step, path))
 
@@ -120,85 +111,58 @@ class Steps:
 
     # On the loop.
 
-    async def begin(self) -> None:
-        """Measure the policy as it is, unless the run goes on."""
-        self.job.emit(TrainingStarted("trl", str(self.job.run_path), self.state.step))
-        if not self.state.evaluations:
-            await self._evaluate(self._held_out)
-
     async def end(self) -> TrainingResult:
         """Measure what has come of it, and write it."""
-        state = self.state
-        self.policy.refresh(f"step-{state.step}")
-        if state.lacks(self._held_out):
-            await self._evaluate(self._held_out)
+        await self.evaluate_last()
+        self.policy.refresh(f"step-{self.state.step}")
         self.policy.save(self.job.policy_path)
-        self.job.emit(Saved(state.step, str(self.job.policy_path)))
-        return result_of(self.job, "trl", state, seconds=self._spent.seconds, cpu_seconds=self._spent.cpu_seconds)
+        return self.result()
 
-    async def _episodes(self, numbers: Sequence[int]) -> CompletionRows:
+    async def evaluate(self, problems: Sequence[Problem]) -> None:
+        """Evaluate in each mode; episodes that the store has are not run again."""
+        step = self.state.step
+        self.policy.refresh(f"step-{step}")
+        await self.measure(self.agent, problems, agents=self.names, policy=f"{step}-{self.state.identity}")
+
+    async def _roll(self, numbers: Sequence[int]) -> CompletionRows:
         """The episodes of the next step, as TRL's rows, in the order of TRL's prompts."""
         config, step = self.config, self.state.step + 1
-        began, cpu = time.monotonic(), time.process_time()
+        self._began_step, cpu = time.monotonic(), time.process_time()
         self.policy.refresh(f"step-{step - 1}")
         # TRL's dataset has `groups` rows a step, in order: the place in the step says which problem a row stands for.
         problems = problems_of(self.job.environment, config, step)
-        asked: list[Problem] = [problems[number % config.groups] for number in numbers]
-        episodes = await episodes_of(
-            self.job, self.agent, asked, step, agents=self.names, store=self.job.store,
-            run=f"step-{step}-{self.state.identity}",
+        self._episodes = await episodes_of(
+            self.job, self.agent, [problems[number % config.groups] for number in numbers], step, agents=self.names,
+            store=self.store, run=f"step-{step}-{self.state.identity}",
         )  # fmt: skip
-        rolled = time.process_time() - cpu
-        rows = self._rows(step, episodes)
-        self._report |= {"began": began, "cpu_seconds": {"rollouts": rolled}, "updating": time.process_time()}
+        self._rolled = time.process_time()
+        self._report["cpu_seconds"] = {"rollouts": self._rolled - cpu}
+        return self._rows(step)
+
+    def _rows(self, step: int) -> CompletionRows:
+        """The rows of the step's episodes, and what its report says of them."""
+        learnt = learnable(self._episodes, self.names, self.config, self.job.environment, step)
+        # Those that are learnt from, with advantages, take the places of their originals.
+        samples = {_key(sample): sample for sample in (*learnt.derived.samples, *learnt.samples)}
+        scores = {episode.id: episode.score for episode in self._episodes}
+        rows = rows_of(list(scores), list(samples.values()), scores, int(self.policy.tokenizer.eos_token_id))
+        second = {"second row of an episode": rows.left_out} if rows.left_out else {}
+        self._report |= {
+            "samples": len(learnt.samples), "dropped": learnt.dropped | second, "statistics": learnt.statistics,
+        }  # fmt: skip
         return rows
 
-    def _rows(self, step: int, episodes: Sequence[Rollout]) -> CompletionRows:
-        environment = self.job.environment
-        derived, kept, dropped = learnable(episodes, self.names, self.config, environment, step)
-        learnt = {_place(sample) for sample in kept}
-        others = [sample for sample in derived.samples if _place(sample) not in learnt]
-        end = int(self.policy.tokenizer.eos_token_id)
-        rows = rows_of([e.id for e in episodes], [*kept, *others], {e.id: e.score for e in episodes}, end)
-        score, success, reason = figures_of(environment, [each.record for each in episodes])
-        self._report = {
-            "episodes": len(episodes),
-            "score": score,
-            "success": success,
-            "reason": reason,
-            "samples": len(kept),
-            "dropped": {**dropped, **({"second row of an episode": rows.left_out} if rows.left_out else {})},
-            "statistics": {
-                "drift": float(derived.drift),
-                "without_tokens": float(derived.without_tokens),
-                "empty": float(rows.empty),
-                "tokens": float(sum(sum(sample.tokens.mask) for sample in kept)),
-            },
-        }
-        return rows
-
-    async def _finish_step(self) -> None:
+    async def _close_step(self) -> None:
         """Report the step, and measure the policy where that is due."""
-        report, logged = self._report, self._logged
-        self._logged = []
+        logged, self._logged = self._logged, []
         for theirs, ours in FIGURES.items():
             values = [float(logs[theirs]) for logs in logged if logs.get(theirs) is not None]
             if values:
-                report["statistics"][ours] = fmean(values)
-        report["cpu_seconds"]["update"] = time.process_time() - report.pop("updating")
-        seconds = time.monotonic() - report.pop("began")
-        self.state.add(StepReport(step=self.state.step + 1, seconds=seconds, **report), self.job)
-        if evaluation_due(self.state, self.config) and self._held_out:
-            self.policy.refresh(f"step-{self.state.step}")
-            await self._evaluate(self._held_out[: self.config.evaluation_tasks])
-            self.state.stopped = stop_of(self.state.evaluations, self.config)
-
-    async def _evaluate(self, problems: Sequence[Problem]) -> None:
-        """Evaluate in each mode; episodes that the store has are not run again."""
-        await measure(
-            self.job, self.state, self.agent, problems, agents=self.names, store=self.job.store,
-            run=f"{self.state.step}-{self.state.identity}",
-        )  # fmt: skip
+                self._report["statistics"][ours] = fmean(values)
+        self._report["cpu_seconds"]["update"] = time.process_time() - self._rolled
+        seconds = time.monotonic() - self._began_step
+        records = [episode.record for episode in self._episodes]
+        await self.finish_step(self.report(records, seconds=seconds, **self._report))
 
 
 def _identity(job: TrainingJob) -> str:
@@ -206,7 +170,7 @@ def _identity(job: TrainingJob) -> str:
     return hashlib.blake2b(msgspec.json.encode(identity_of(job), order="deterministic"), digest_size=6).hexdigest()
 
 
-def _taken_up(checkpoint: str, identity: str) -> GRPOState:
+def _restored(checkpoint: str, identity: str) -> GRPOState:
     state = msgspec.json.decode(Path(checkpoint, STATE).read_bytes(), type=GRPOState)
     if state.identity != identity:
         raise ConfigError(
@@ -216,6 +180,6 @@ def _taken_up(checkpoint: str, identity: str) -> GRPOState:
     return state
 
 
-def _place(sample: Sample) -> tuple[str, int, tuple[int, ...]]:
+def _key(sample: Sample) -> tuple[str, int, tuple[int, ...]]:
     """What tells a sample from all others."""
     return sample.tokens.trajectory_id, sample.tokens.activation, sample.tokens.steps

@@ -23,27 +23,26 @@ from msgspec import Struct
 from aworld.agents.llm_agent import Agent
 from aworld.core.exceptions import ConfigError
 from aworld.core.trajectory import Trajectory
-from aworld.models.torch_decoding import import_extra
 from aworld.runners.local import store_of
 from aworld.training.completions import pairs_of
 from aworld.training.filters import apply
 from aworld.training.samples import derive
-from aworld.training.trl.trained_policy import TrainedPolicy, policy_of
+from aworld.training.trl.trained_policy import TrainedPolicy, on_cpu, policy_of, trl_package
 from aworld.trajectory.store import EVERYTHING, Query
 
 if TYPE_CHECKING:
 
-    class _Preferences:
+    class PreferenceTrainer:
         """What is used here of `trl.DPOTrainer`, which has no types and is not installed where types are checked."""
 
         def __init__(self, **arguments: Any) -> None: ...
         def train(self) -> Any: ...
 
 
-__all__ = ["Trained", "dpo", "sft", "stored"]
+__all__ = ["OfflineResult", "dpo", "sft", "stored"]
 
 
-class Trained(Struct, frozen=True, kw_only=True):
+class OfflineResult(Struct, frozen=True, kw_only=True):
     """What came of training from stored trajectories."""
 
     policy: str
@@ -74,7 +73,7 @@ def sft(
     *,
     keep: Callable[[Trajectory], bool] = solved,
     options: Mapping[str, Any] | None = None,
-) -> Trained:
+) -> OfflineResult:
     """Imitate episodes: the log-probability of what was sampled in them goes up.
 
     Args:
@@ -87,7 +86,7 @@ def sft(
     Raises:
         ConfigError: The agent's policy is not on this machine, TRL is missing, or nothing is left to learn from.
     """
-    trl, datasets = import_extra("trl", "trl"), import_extra("datasets", "trl")
+    trl, datasets = trl_package("trl"), trl_package("datasets")
     seen = list(trajectories)
     chosen = [trajectory for trajectory in seen if keep(trajectory)]
     derived = derive(chosen, agents=(agent.name,))
@@ -108,7 +107,7 @@ def sft(
         )
         losses = _train(trainer, policy, Path(output))
     not_kept = {"not kept": len(seen) - len(chosen)} if len(chosen) < len(seen) else {}
-    return Trained(policy=str(output), rows=len(samples), left_out={**not_kept, **dropped}, losses=losses)
+    return OfflineResult(policy=str(output), rows=len(samples), left_out={**not_kept, **dropped}, losses=losses)
 
 
 def dpo(
@@ -118,7 +117,7 @@ def dpo(
     *,
     margin: float = 0.0,
     options: Mapping[str, Any] | None = None,
-) -> Trained:
+) -> OfflineResult:
     """Prefer the better episodes of each group (`group_id`) to the worse ones (Rafailov et al. 2023).
 
     Args:
@@ -131,12 +130,12 @@ def dpo(
     Raises:
         ConfigError: As of `sft`.
     """
-    trl, datasets = import_extra("trl", "trl"), import_extra("datasets", "trl")
+    trl, datasets = trl_package("trl"), trl_package("datasets")
     seen = list(trajectories)
-    found = pairs_of(derive(seen, agents=(agent.name,)).samples, margin=margin)
-    _refuse_nothing(found.pairs, len(seen), "of one group with different scores")
+    matched = pairs_of(derive(seen, agents=(agent.name,)).samples, margin=margin)
+    _refuse_nothing(matched.pairs, len(seen), "of one group with different scores")
     fields = ("prompt_ids", "chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask")
-    rows = {name: [getattr(pair, name) for pair in found.pairs] for name in fields}
+    rows = {name: [getattr(pair, name) for pair in matched.pairs] for name in fields}
     with tempfile.TemporaryDirectory() as scratch:
         policy = policy_of(agent.model, Path(scratch, "start"))
         settings = {"max_length": None, "remove_unused_columns": False, **(options or {})}
@@ -149,9 +148,9 @@ def dpo(
             processing_class=policy.tokenizer,
         )
         losses = _train(trainer, policy, Path(output))
-    left_out = {**found.dropped, "undecided groups": found.undecided, "other prompts": found.other_prompts}
-    return Trained(
-        policy=str(output), rows=len(found.pairs), left_out={k: v for k, v in left_out.items() if v}, losses=losses
+    left_out = {**matched.dropped, "undecided groups": matched.undecided, "other prompts": matched.other_prompts}
+    return OfflineResult(
+        policy=str(output), rows=len(matched.pairs), left_out={k: v for k, v in left_out.items() if v}, losses=losses
     )
 
 
@@ -163,7 +162,7 @@ class PairCollator:
 
     def __call__(self, pairs: list[dict[str, list[int]]]) -> dict[str, Any]:
         """The tensors `input_ids`, `attention_mask` and `completion_mask`, of twice as many rows as there are pairs."""
-        torch = import_extra("torch", "trl")
+        torch = trl_package("torch")
         ids = [pair["prompt_ids"] + pair[f"{side}_ids"] for side in ("chosen", "rejected") for pair in pairs]
         masks = [[0] * len(pair["prompt_ids"]) + pair[f"{s}_mask"] for s in ("chosen", "rejected") for pair in pairs]
         width = max(map(len, ids))
@@ -174,9 +173,9 @@ class PairCollator:
         }
 
 
-def _pair_trainer() -> type[_Preferences]:
+def _pair_trainer() -> type[PreferenceTrainer]:
     """TRL's `DPOTrainer` for data that is token ids already: it would tokenise text."""
-    base: type[_Preferences] = import_extra("trl", "trl").DPOTrainer
+    base: type[PreferenceTrainer] = trl_package("trl").DPOTrainer
 
     class PairTrainer(base):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -186,7 +185,6 @@ def _pair_trainer() -> type[_Preferences]:
 
 
 def _arguments(output: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    on_cpu = not import_extra("torch", "trl").cuda.is_available()
     return {
         "output_dir": output,
         "save_strategy": "no",
@@ -194,20 +192,20 @@ def _arguments(output: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "activation_checkpointing": False,
-        "use_cpu": on_cpu,
+        "use_cpu": on_cpu(),
         "bf16": False,
         **options,
     }
 
 
 def _train(trainer: Any, policy: TrainedPolicy, output: Path) -> tuple[float, ...]:
-    trainer.remove_callback(import_extra("transformers", "trl").PrinterCallback)
+    trainer.remove_callback(trl_package("transformers").PrinterCallback)
     trainer.train()
     policy.refresh("offline")
     policy.save(output)
     return tuple(float(logs["loss"]) for logs in trainer.state.log_history if "loss" in logs)
 
 
-def _refuse_nothing(found: list[Any], seen: int, what: str) -> None:
-    if not found:
+def _refuse_nothing(rows: list[Any], seen: int, what: str) -> None:
+    if not rows:
         raise ConfigError(f"Of {seen} trajectories none can be learnt from: none has token ids and is {what}.")

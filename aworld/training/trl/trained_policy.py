@@ -13,18 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from aworld.core.exceptions import ConfigError
+from aworld.core.extras import import_extra
 from aworld.core.model import Model
-from aworld.models.torch_decoding import import_extra
 from aworld.models.torch_model import TorchModel, open_checkpoint
 
-__all__ = ["TrainedPolicy", "policy_of"]
+__all__ = ["TrainedPolicy", "check_policy", "on_cpu", "policy_of", "trl_package"]
+
+PACKAGES = ("torch", "transformers>=5.23", "trl==1.16.0", "datasets>=4")
+"""What is installed together, PyTorch first; see docs/trainers.md."""
+
+
+def trl_package(name: str) -> Any:
+    """A package of those that TRL needs. Raises ConfigError that says what to install."""
+    return import_extra(name, "Training with TRL (see docs/trainers.md)", *PACKAGES)
+
+
+def on_cpu() -> bool:
+    """Whether there is no GPU to train on."""
+    return not trl_package("torch").cuda.is_available()
 
 
 class TrainedPolicy(ABC):
     """A module of `transformers` with its tokenizer, and the `Model` that speaks for it."""
 
     def __init__(self, folder: Path) -> None:
-        torch = import_extra("torch", "trl")
+        torch = trl_package("torch")
         self.module: Any
         self.tokenizer: Any
         self.module, self.tokenizer = open_checkpoint(folder, dtype=torch.float32)
@@ -98,18 +111,17 @@ def policy_of(model: Any, scratch: Path) -> TrainedPolicy:
     `scratch` is a folder for the embedded policy's files, which `transformers` reads. Raises ConfigError for a model
     whose weights are not on this machine.
     """
-    if model.provider == "embedded":
-        return EmbeddedPolicy(model, scratch)
-    if isinstance(model, TorchModel) and Path(model.name, "config.json").exists():
-        return TorchPolicy(Path(model.name), model.params)
-    raise ConfigError(
-        f"The engine trains weights on this machine, and the agent's model is {model.provider}:{model.name}. Give the "
-        "agent model='transformers:<folder of a checkpoint>', or a checkpoint of the embedded policy."
+    check_policy(model)
+    return (
+        EmbeddedPolicy(model, scratch) if model.provider == "embedded" else TorchPolicy(Path(model.name), model.params)
     )
 
 
 def check_policy(model: Any) -> None:
-    """Refuse what `policy_of` would refuse, without loading anything. Raises ConfigError."""
+    """Refuse a model whose weights are not on this machine, without loading anything. Raises ConfigError."""
     if model.provider == "embedded" or (isinstance(model, TorchModel) and Path(model.name, "config.json").exists()):
         return
-    policy_of(model, Path())
+    raise ConfigError(
+        f"The engine trains weights on this machine, and the agent's model is {model.provider}:{model.name}. Give the "
+        "agent model='transformers:<folder of a checkpoint>', or a checkpoint of the embedded policy."
+    )

@@ -12,6 +12,7 @@ of each step, and the largest difference is reported as `logprob_difference`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +20,11 @@ from typing import Any
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.exceptions import ConfigError
-from aworld.models.torch_decoding import import_extra
 from aworld.training.registry import TrainingJob
 from aworld.training.result import TrainingResult
 from aworld.training.training_config import TrainingConfig
-from aworld.training.trl.grpo_steps import Steps
-from aworld.training.trl.trained_policy import TrainedPolicy, check_policy, policy_of
+from aworld.training.trl.grpo_steps import GRPORun
+from aworld.training.trl.trained_policy import TrainedPolicy, check_policy, on_cpu, policy_of, trl_package
 
 __all__ = ["TRLEngine"]
 
@@ -47,18 +47,16 @@ class TRLEngine:
 
     def check(self, job: TrainingJob) -> None:
         """Refuse what TRL cannot do. Raises ConfigError that names the setting."""
-        config = job.config
-        if config.samples < 2:
-            raise ConfigError(f"config.samples={config.samples}: TRL compares episodes of a group; give at least 2.")
-        if config.groups * config.samples % config.minibatches:
+        config, batch = job.config, job.config.groups * job.config.samples
+        if config.samples < 2 or batch % config.minibatches:
             raise ConfigError(
-                f"minibatches={config.minibatches} must divide groups × samples, {config.groups * config.samples}."
+                f"samples={config.samples}, minibatches={config.minibatches}: TRL compares at least 2 samples of a "
+                f"group, and minibatches must divide groups × samples, {batch}."
             )
         if not isinstance(job.agent, BaseAgent) or not hasattr(job.agent, "with_model"):
-            raise ConfigError("The engine trl trains one Agent; for a swarm take train_engine_name='embedded'.")
-        for option in config.options:
-            if option in RESERVED:
-                raise ConfigError(f"options={{{option!r}: ...}} follows from {RESERVED[option]}=...; set that.")
+            raise ConfigError("The engine trl trains one Agent; a swarm is trained by train_engine_name='embedded'.")
+        if derived := [option for option in config.options if option in RESERVED]:
+            raise ConfigError(f"options={{{derived[0]!r}: ...}} follows from {RESERVED[derived[0]]}=...; set that.")
         self._trl()
         agent: Any = job.agent
         check_policy(agent.model)
@@ -69,53 +67,47 @@ class TRLEngine:
         agent: Any = job.agent
         checkpoint = newest_checkpoint(job.checkpoint_path)
         policy = policy_of(agent.model, job.checkpoint_path / "start")
-        steps = Steps(job, policy, asyncio.get_running_loop(), checkpoint)
-        trainer = self._trainer(job, policy, steps)
-        if checkpoint is None:
-            await steps.begin()
-        if job.config.steps > steps.state.step and steps.state.stopped is None:
+        run = GRPORun(job, policy, asyncio.get_running_loop(), checkpoint)
+        trainer = self._trainer(job, policy, run)
+        await run.begin()
+        if not run.over:
             work = asyncio.create_task(asyncio.to_thread(trainer.train, resume_from_checkpoint=checkpoint))
             try:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
-                steps.cancel()
+                run.cancel()
                 await asyncio.wait((work,))
                 raise
-        return await steps.end()
+        return await run.end()
 
-    def _trainer(self, job: TrainingJob, policy: TrainedPolicy, steps: Steps) -> Any:
+    def _trainer(self, job: TrainingJob, policy: TrainedPolicy, run: GRPORun) -> Any:
         from aworld.training.trl.grpo_trainer import RuntimeGRPOTrainer, StepCallback
 
-        trl, datasets = self._trl(), import_extra("datasets", "trl")
+        trl, datasets = self._trl(), trl_package("datasets")
         count = job.config.steps * job.config.groups
-        arguments = trl.GRPOConfig(**grpo_arguments(job.config, job.checkpoint_path, _on_cpu()))
+        arguments = trl.GRPOConfig(**grpo_arguments(job.config, job.checkpoint_path, on_cpu()))
         trainer: Any = RuntimeGRPOTrainer(
-            steps=steps,
+            run=run,
             model=policy.module,
             processing_class=policy.tokenizer,
             reward_funcs=recorded_score,
             args=arguments,
-            # The prompt is only a number: which problem it stands for, `Steps` knows.
+            # The prompt is only a number: which problem it stands for, `GRPORun` knows.
             train_dataset=datasets.Dataset.from_dict({"prompt": [str(number) for number in range(max(1, count))]}),
-            rollout_func=steps.rollout_func,
-            callbacks=[StepCallback(steps)],
+            rollout_func=run.rollout_func,
+            callbacks=[StepCallback(run)],
         )
-        trainer.remove_callback(import_extra("transformers", "trl").PrinterCallback)
+        trainer.remove_callback(trl_package("transformers").PrinterCallback)
         return trainer
 
     def _trl(self) -> Any:
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is the purpose here
-        return import_extra("trl", "trl")
+        return trl_package("trl")
 
 
 def recorded_score(prompts: list[str], score: list[float | None], **_: Any) -> list[float | None]:
     """TRL's reward function: what the rubric said of each episode; None is left out by TRL."""
     return score
-
-
-def updates_a_step(config: TrainingConfig) -> int:
-    """Optimiser updates of one training step."""
-    return config.epochs * config.minibatches
 
 
 def grpo_arguments(config: TrainingConfig, output: Path, on_cpu: bool) -> dict[str, Any]:
@@ -125,7 +117,7 @@ def grpo_arguments(config: TrainingConfig, output: Path, on_cpu: bool) -> dict[s
     micro = int(options.get("micro_batch", batch))
     if batch % micro:
         raise ConfigError(f"options={{'micro_batch': {micro}}} must divide the {batch} episodes of an update.")
-    updates = updates_a_step(config)
+    updates = config.epochs * config.minibatches  # of one training step
     return {
         "output_dir": str(output),
         "max_steps": config.steps * updates,
@@ -159,9 +151,6 @@ def grpo_arguments(config: TrainingConfig, output: Path, on_cpu: bool) -> dict[s
 
 def newest_checkpoint(folder: Path) -> str | None:
     """The checkpoint from which a killed run goes on; None where there is none."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-def _on_cpu() -> bool:
-    return not import_extra("torch", "trl").cuda.is_available()
+    states = list(folder.glob("checkpoint-*/trainer_state.json"))
+    newest = max(states, key=lambda path: json.loads(path.read_text())["global_step"], default=None)
+    return None if newest is None else str(newest.parent)

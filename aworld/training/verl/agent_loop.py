@@ -159,17 +159,14 @@ class RuntimeAgentLoop(VerlLoop):
 def load_setting(address: str) -> tuple[Environment, Any]:
     """The environment and the agent that `"package.module:function"` returns. Raises ConfigError."""
     try:
-        environment, agent = find(address, "setting")()
+        match find(address, "setting")():
+            case (Environment() as environment, agent) if hasattr(agent, "with_model"):
+                return environment, agent
+            case other:
+                raise ConfigError(f"it returned {other!r:.200}.")
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"setting={address!r} must be 'package.module:function' of a function that returns (environment, agent): "
-            f"{error}"
-        ) from error
-    if not isinstance(environment, Environment) or not hasattr(agent, "with_model"):
-        raise ConfigError(
-            f"setting={address!r} returned {environment!r} and {agent!r}, not an environment and an Agent."
-        )
-    return environment, agent
+        what = "'package.module:function' of a function that returns (environment, agent)"
+        raise ConfigError(f"setting={address!r} must be {what}: {error}") from error
 
 
 _chats: dict[int, ChatTokens] = {}
