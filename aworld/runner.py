@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, overload
 
+import msgspec
+
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import Observation
@@ -400,18 +402,8 @@ def _actor(record: Trajectory, agent: BaseAgent | None, swarm: Any) -> Any:
 
 def _task_of(record: Trajectory, actor: Any, changes: dict[str, Any], *, same: bool = True) -> Task:
     """A task for a recorded run; `changes` take the place of what was recorded."""
-    info = record.task
-    fields: dict[str, Any] = {
-        "name": info.name,
-        "session_id": info.session_id,
-        "user_id": info.user_id,
-        "group_id": info.group_id,
-        "labels": info.labels,
-        "conf": TaskConfig(**(record.started.conf if record.started else {})),
-        **changes,
-    }
-    if same:
-        fields["id"] = record.id
+    conf = TaskConfig(**(record.started.conf if record.started else {}))
+    fields = msgspec.structs.asdict(record.task) | {"conf": conf} | changes | {"id": record.id if same else None}
     root = record.activations.get(0)
     input = record.messages[root.input].message.content if root is not None and root.input is not None else None
     return Task(input or "(the log has no input)", agent=actor, **fields)

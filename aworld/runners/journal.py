@@ -65,20 +65,16 @@ class Journal:
             self._outbox.append(event)
         return event
 
-    def commit(self) -> Awaitable[None]:
-        """Hand everything added to the store; await the result to know that it is durable. Raises `StoreError`."""
-        return self.store.append(self.record.id, self._taken())
+    def commit(self, *, wait: bool = True) -> Awaitable[None]:
+        """Hand everything added to the store; await the result to know that it is durable. Raises `StoreError`.
 
-    def hand_over(self) -> None:
-        """Give what was added to the store without waiting; it is durable within milliseconds."""
-        self.store.append(self.record.id, self._taken(), wait=False)
-
-    def _taken(self) -> list[Event]:
-        if self.held:
-            return []
-        with self.lock:
-            events, self._outbox = self._outbox, []
-        return events
+        Without `wait` nothing is waited for; it is durable within milliseconds.
+        """
+        events: list[Event] = []
+        if not self.held:
+            with self.lock:
+                events, self._outbox = self._outbox, events
+        return self.store.append(self.record.id, events, wait=wait)
 
     async def claim(self, alarm: Callable[[], None] | None = None) -> None:
         """Become the one that writes this log; `alarm` rings when something comes into the inbox, or the lease is lost.
@@ -309,16 +305,9 @@ class Recorder:
     ) -> Message | None:
         """Write a decision, whatever came of it; returns the message that is used, None where there is none.
 
-        Args:
-            at: Who decided.
-            step: Its number.
-            prompt: The leaf of what was shown.
-            toolset: What was offered, and its digest; see `describe`.
-            outcome: What a model answered, why none did, or what code decided.
-            model: The model that was asked; None when code decided.
-            request: As it was sent.
-            used: What takes the place of the model's message, where a hook has rewritten it.
-            started: When code began to decide, UNIX seconds.
+        `prompt` is the leaf of what was shown; `toolset` what was offered, and its digest (see `describe`); `outcome`
+        what the `model` answered to the `request` as it was sent, why it did not, or what code decided that began to
+        at `started` (UNIX seconds). `used` takes the place of the model's message, where a hook has rewritten it.
         """
         message: Message | None = None
         fields: dict[str, Any]

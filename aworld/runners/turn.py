@@ -282,7 +282,7 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         await run.journal.commit()  # who can answer sees it, also while other tools are at work
         return
     close_call(run.journal, activation, called, result, used)
-    run.journal.hand_over()
+    run.journal.commit(wait=False)
 
 
 async def _with_hooks(

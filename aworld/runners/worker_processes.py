@@ -96,8 +96,12 @@ class ProcessExecutor:
         for attempt in range(ATTEMPTS):
             worker = await self._free()
             ended = await worker.execute(msgspec.structs.replace(begin, again=attempt > 0))
-            if ended is not None:
-                return await self._response(task, ended)
+            if ended is None:
+                continue
+            if ended.misuse is not None:
+                raise TaskError(ended.misuse)
+            episode = Episode(task, self.store, await self._record(task.id))
+            return episode.recorded_response(ended.status, ended.error, ended.seconds)
         record = await self._record(task.id)
         why = f"Task {task.id!r} was given up: {ATTEMPTS} worker processes died while they ran it."
         return TaskResponse(record, "interrupted", error=why, store=self.store)
@@ -109,19 +113,13 @@ class ProcessExecutor:
                 if worker.gone:
                     self._restarts += 1
                     if self._restarts > ATTEMPTS * self._conf.worker_num:
+                        code = worker.process.returncode
                         raise TaskError(
-                            f"Worker processes died {self._restarts} times, the last with exit code "
-                            f"{worker.exit_code}; standard error has their words. What was done is kept: go on with "
-                            "Runners.resume_all."
+                            f"Worker processes died {self._restarts} times, the last with exit code {code}; standard "
+                            "error has their words. What was done is kept: go on with Runners.resume_all."
                         )
                     self._workers[place] = await self._start()
         return min(self._workers, key=lambda worker: len(worker.waiting))
-
-    async def _response(self, task: Task, ended: RunEnded) -> TaskResponse:
-        if ended.misuse is not None:
-            raise TaskError(ended.misuse)
-        episode = Episode(task, self.store, await self._record(task.id))
-        return episode.recorded_response(ended.status, ended.error, ended.seconds)
 
     async def _record(self, id: str) -> Trajectory:
         try:
@@ -140,15 +138,10 @@ class _Worker:
     """A process that runs tasks, and who waits for them."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+        self.process = process
         self.waiting: dict[str, asyncio.Future[RunEnded | None]] = {}
         self.gone = False
         self._reading = asyncio.create_task(self._read())
-
-    @property
-    def exit_code(self) -> int | None:
-        """How the process ended; None while it works."""
-        return self._process.returncode
 
     async def execute(self, begin: Begin) -> RunEnded | None:
         """Run a task there; None when the process died."""
@@ -156,23 +149,23 @@ class _Worker:
             return None
         waiter = self.waiting[begin.task.id] = asyncio.get_running_loop().create_future()
         try:
-            assert self._process.stdin is not None  # it was started with a pipe
+            assert self.process.stdin is not None  # it was started with a pipe
             with suppress(BrokenPipeError, ConnectionResetError):
-                self._process.stdin.write(msgspec.json.encode(begin) + b"\n")
-                await self._process.stdin.drain()
+                self.process.stdin.write(msgspec.json.encode(begin) + b"\n")
+                await self.process.stdin.drain()
             return await waiter
         finally:
             self.waiting.pop(begin.task.id, None)
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None  # it was started with a pipe
+        assert self.process.stdout is not None  # it was started with a pipe
         decoder = msgspec.json.Decoder(RunEnded)
-        while line := await self._process.stdout.readline():
+        while line := await self.process.stdout.readline():
             ended = decoder.decode(line)
             waiter = self.waiting.get(ended.id)
             if waiter is not None and not waiter.done():
                 waiter.set_result(ended)
-        await self._process.wait()
+        await self.process.wait()
         self.gone = True
         for waiter in self.waiting.values():
             if not waiter.done():
@@ -180,17 +173,17 @@ class _Worker:
 
     def leave(self) -> None:
         """Let it cancel what it runs, and end."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     async def end(self) -> None:
         """Return when it has ended, at most after `LEAVING` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVING):
                 await asyncio.shield(self._reading)
-        if self._process.returncode is None:
+        if self.process.returncode is None:
             with suppress(ProcessLookupError):
-                self._process.kill()
+                self.process.kill()
         await self._reading
 
 
@@ -373,7 +366,7 @@ async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
 
 
 def main(arguments: list[str]) -> Any:
-    """`python -m aworld.runners.task_worker STORE PARENT`."""
+    """`python -m aworld.runners.worker_processes STORE PARENT`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     answers = os.dup(1)
     os.dup2(2, 1)
