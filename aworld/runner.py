@@ -403,7 +403,8 @@ def _actor(record: Trajectory, agent: BaseAgent | None, swarm: Any) -> Any:
 def _task_of(record: Trajectory, actor: Any, changes: dict[str, Any], *, same: bool = True) -> Task:
     """A task for a recorded run; `changes` take the place of what was recorded."""
     conf = TaskConfig(**(record.started.conf if record.started else {}))
-    fields = msgspec.structs.asdict(record.task) | {"conf": conf} | changes | {"id": record.id if same else None}
+    recorded = msgspec.structs.asdict(record.task)
+    fields: dict[str, Any] = {**recorded, "conf": conf, **changes, "id": record.id if same else None}
     root = record.activations.get(0)
     input = record.messages[root.input].message.content if root is not None and root.input is not None else None
     return Task(input or "(the log has no input)", agent=actor, **fields)
