@@ -20,9 +20,6 @@ from aworld.trajectory.sqlite_migrations import MIGRATIONS, take
 APPLICATION_ID = 0x41576C64
 """`AWld`, the mark by which `file` and we tell this file from other databases."""
 
-SEQ_BITS = 24
-"""Bits of an event's key that are its place in the log: 16.7 million events a trajectory."""
-
 PAGE_SIZE = 4096
 """Bytes; SQLite's default."""
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
-import msgspec
-from msgspec import Struct
-
-from aworld.core.message import Usage
+from aworld.core.exceptions import StoreError
+from aworld.trajectory.sqlite_reader import compose
+from aworld.trajectory.summary import Tally
 
 Step: TypeAlias = "str | Callable[[sqlite3.Connection], None]"
 
@@ -113,13 +112,17 @@ _INDEXES_2 = """
 
 def _to_version_2(connection: sqlite3.Connection) -> None:
     _run(connection, _VERSION_2)
-    rows = connection.execute("SELECT key, id, task_name, session_id, parent, first FROM trajectories")
-    for key, id, task_name, session, parent, first in rows.fetchall():
-        environment, model, cost = _facts(connection, key, parent, first)
-        labels = _labels_of_episode(id, task_name or "", session, environment)
+    for key, id, task_name, session in connection.execute(
+        "SELECT key, id, task_name, session_id FROM trajectories"
+    ).fetchall():
+        try:
+            tally = Tally.of(id, compose(connection, "", id))
+        except StoreError:  # a log that cannot be read is listed as it was
+            tally = Tally(id=id, task_id=id)
+        labels = _labels_of_episode(id, task_name or "", session, tally.environment)
         connection.execute(
             "UPDATE trajectories SET environment = ?, model = ?, cost = ?, session_id = ? WHERE key = ?",
-            (environment, model, cost, None if labels else session, key),
+            (tally.environment, tally.model, tally.cost, None if labels else session, key),
         )
         connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", [(key, *label) for label in labels.items()])
     connection.execute("UPDATE trajectories SET duration = finished_at - started_at")
@@ -137,45 +140,6 @@ def _to_version_2(connection: sqlite3.Connection) -> None:
 
 def _of_outer(columns: str) -> str:
     return re.sub(r"(status|agent|environment|model)", r"trajectories.\1", columns)
-
-
-class _Entry(Struct):
-    """What the list shows of an event since version 2."""
-
-    model: str | None = None
-    usage: Usage | None = None
-    environment: str | None = None
-
-
-_entry = msgspec.json.Decoder(_Entry)
-
-
-def _facts(connection: sqlite3.Connection, key: int, parent: int | None, first: int) -> tuple[Any, Any, Any]:
-    """Environment, first model and cost of a log; a fork's begins with what it shares."""
-    environment = model = cost = None
-    for kind, entry in _entries(connection, key, parent, first, 1 << 24):
-        if kind == b"starte":
-            environment = entry.environment
-            continue
-        model = model or entry.model
-        if entry.usage is not None and entry.usage.cost is not None:
-            cost = (cost or 0.0) + entry.usage.cost
-    return environment, model, cost
-
-
-def _entries(
-    connection: sqlite3.Connection, key: int, parent: int | None, first: int, end: int
-) -> Iterator[tuple[bytes, _Entry]]:
-    if parent is not None:
-        row = connection.execute("SELECT parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
-        yield from _entries(connection, parent, row[0], row[1], min(first, end))
-    rows = connection.execute(
-        "SELECT substr(data, 10, 6), data FROM events WHERE key >= ? AND key < ?"
-        " AND substr(data, 10, 6) IN (?, ?, ?) ORDER BY key",
-        ((key << 24) + first, (key << 24) + max(first, end), b"starte", b"model_", b"tool_r"),
-    )
-    for kind, data in rows:
-        yield kind, _entry.decode(data)
 
 
 _EPISODE = re.compile(r"(.+)\.[0-9a-f]{8}\.(\d+)(?:~(\d+))?")

@@ -19,7 +19,8 @@ import msgspec
 
 from aworld.core.event import Note, decode_events
 from aworld.trajectory.hub import Hub, NoteAdded, Topic
-from aworld.trajectory.sqlite_file import MIGRATIONS, SEQ_BITS, check_version, connect_to_read, roll_back
+from aworld.trajectory.sql import SEQ_BITS
+from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, roll_back
 from aworld.trajectory.sqlite_owner import RENEWAL, Owner, name_of
 from aworld.trajectory.sqlite_reader import notes_of, with_bodies
 from aworld.trajectory.sqlite_tables import Known

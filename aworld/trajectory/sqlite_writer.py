@@ -35,11 +35,11 @@ from aworld.core.event import Event, Finished, Note, Started, encode_event
 from aworld.core.exceptions import AWorldError, StoreError
 from aworld.trajectory.hub import Hub, NoteAdded
 from aworld.trajectory.memory import check_notes, out_of_order
+from aworld.trajectory.sql import SEQ_BITS
 from aworld.trajectory.sqlite_file import (
     APPLICATION_ID,
     PAGE_SIZE,
     PARTICULAR,
-    SEQ_BITS,
     connect,
     explain,
     family,
