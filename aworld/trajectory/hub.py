@@ -24,7 +24,7 @@ from aworld.core.output import Output
 from aworld.trajectory.query import Query
 
 if TYPE_CHECKING:
-    from aworld.trajectory.store import TrajectoryReader
+    from aworld.trajectory.store import TrajectoryStore
 
 BACKLOG = 10_000
 """Entries that a slow listener may leave; what comes then is left out, and `Subscription.stale` says so."""
@@ -254,9 +254,9 @@ class _Cursor:
 
 
 async def follow(
-    store: TrajectoryReader, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
+    store: TrajectoryStore, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
 ) -> AsyncGenerator[tuple[str, Entry]]:
-    """See `TrajectoryReader.follow`. The store is read after the listening has begun, so nothing is missed."""
+    """See `TrajectoryStore.follow`. The store is read after the listening has begun, so nothing is missed."""
     query = ids if isinstance(ids, Query) else None
     names = [] if isinstance(ids, Query) else [ids] if isinstance(ids, str) else list(ids)
     cursors: dict[str, _Cursor] = {}
@@ -300,7 +300,7 @@ async def follow(
                 await subscription.wait()
 
 
-async def _matching(store: TrajectoryReader, query: Query, begun: list[str] | None) -> list[str]:
+async def _matching(store: TrajectoryStore, query: Query, begun: list[str] | None) -> list[str]:
     """Ids that a query names: at the beginning all, later those among the runs that began."""
     if begun is not None:
         ids = tuple(id for id in begun if query.ids is None or id in query.ids)

@@ -13,10 +13,10 @@ from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
-from aworld.core.event import Event, Note, decode_event, decode_events
+from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_event, decode_events
 from aworld.core.exceptions import StoreError, TaskError
-from aworld.trajectory.bodies import restored
 from aworld.trajectory.query import (
     LABEL,
     MOST,
@@ -83,7 +83,17 @@ KEPT = 1000
 
 def with_bodies(connection: sqlite3.Connection, path: str, events: list[Event]) -> list[Event]:
     """The events with the definitions that they name by digest, in place."""
-    return restored(events, lambda digest: definition_of(connection, path, digest))
+    for place, event in enumerate(events):
+        if type(event) is Started and event.definitions and not event.definitions.keys() <= event.agents.keys():
+            agents = {
+                name: event.agents.get(name) or definition_of(connection, path, digest)
+                for name, digest in event.definitions.items()
+            }
+            agents = {name: agent for name, agent in agents.items() if agent is not None}
+            events[place] = replace(event, agents={**agents, **event.agents})
+        elif type(event) is ToolsetOffered and not event.tools:
+            events[place] = replace(event, tools=tuple(definition_of(connection, path, event.digest) or ()))
+    return events
 
 
 def definition_of(connection: sqlite3.Connection, path: str, digest: str) -> Any:
@@ -146,7 +156,7 @@ def notes_of(connection: sqlite3.Connection, path: str, key: int, first: int = 0
         "SELECT number, data FROM notes WHERE trajectory = ? AND number >= ? ORDER BY number", (key, first)
     )
     try:
-        return [msgspec.structs.replace(decode_event(data), seq=number) for number, data in rows]
+        return [replace(decode_event(data), seq=number) for number, data in rows]
     except (msgspec.DecodeError, TypeError) as error:
         raise StoreError(
             f"store={path} | the notes about trajectory {key} cannot be read: {error}; delete it, or restore it"
