@@ -140,7 +140,7 @@ def parsed(arguments: str) -> Any:
 
 
 def training_trace(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
-    """OpenEnv's `TrainingTrace`, version 1: one document a trajectory, which TRL's asynchronous trainer and harbor read.
+    """OpenEnv's `TrainingTrace`, version 1: one document a trajectory, for TRL's asynchronous trainer and harbor.
 
     Source: `openenv.core.harness.training` of https://github.com/huggingface/OpenEnv, whose class accepts these.
     A turn is one call of a model: the ids of its prompt, the sampled ids, their log-probabilities, and a mask over

@@ -65,14 +65,6 @@ class Subscription:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, id: str) -> None:
-        """Listen to one more run."""
-        self._hub.add(id, self)
-
-    def pop(self) -> tuple[str, Any] | None:
-        """The next trajectory id and entry; None when there is none yet."""
-        return self.entries.popleft() if self.entries else None
-
     async def wait(self) -> None:
         """Return when there is something to take."""
         waiter = asyncio.get_running_loop().create_future()
@@ -137,10 +129,6 @@ class Hub:
         self.closed = False
         self._watch = watch
         self._lock = Lock()
-
-    def listened(self, id: str) -> bool:
-        """Whether anybody listens to a run."""
-        return id in self.topics
 
     def subscribe(self, *ids: str, begun: bool = False) -> Subscription:
         """Listen to some runs from now on, with `begun` also for others that begin (which come as `BEGUN`)."""
@@ -276,13 +264,13 @@ async def follow(
                 those, begun = begun, []
                 matching = [id for id in await _matching(store, query, those) if id not in cursors]
                 for id in matching:
-                    subscription.add(id)
+                    store.hub.add(id, subscription)
                 names += matching
             for id in names:
                 for pair in await missed(id):
                     yield pair
-            while (pair := subscription.pop()) is not None:
-                id, entry = pair
+            while subscription.entries:
+                id, entry = pair = subscription.entries.popleft()
                 if isinstance(entry, Output):
                     yield pair
                 elif entry is BEGUN:

@@ -336,7 +336,7 @@ class Writer:
             try:
                 self._tell(self._write(jobs))
             except BaseException as error:  # noqa: BLE001 - nobody else would tell who waits
-                failure = self._mistake(error)
+                failure = explain(self.path, error)
                 self._tell([(job, failure) for job in jobs])
         elif queue and isinstance(job := queue.popleft(), Call):
             self._answer(job)
@@ -366,12 +366,11 @@ class Writer:
             return  # its caller has gone; from here on nobody can cancel it
         try:
             call.waiter.set_result(call.do and call.do(self._connect()))
-        except (sqlite3.Error, AWorldError) as error:
-            self._known.clear()
-            call.waiter.set_exception(error if isinstance(error, AWorldError) else explain(self.path, error))
         except BaseException as error:  # noqa: BLE001 - as in `_work`
-            self._disconnect()  # whatever was half done is undone
-            call.waiter.set_exception(self._mistake(error))
+            self._known.clear()
+            if not isinstance(error, sqlite3.Error | AWorldError):
+                self._disconnect()  # whatever was half done is undone
+            call.waiter.set_exception(explain(self.path, error))
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -396,14 +395,11 @@ class Writer:
     def _write(self, jobs: list[Job]) -> list[Outcome]:
         try:
             return self._commit(self._connect(), jobs)
-        except StoreError as error:
-            failure, again = error, False
         except Exception as error:  # noqa: BLE001 - a mistake of ours: the jobs in which it is not are done
-            mistaken = not isinstance(error, sqlite3.Error | OverflowError)
-            failure = self._mistake(error) if mistaken else explain(self.path, error)
-            again = mistaken or family(error) in PARTICULAR or isinstance(error, OverflowError)
             self._disconnect()
-        if again and len(jobs) > 1:
+            failure = explain(self.path, error)
+            general = isinstance(error, AWorldError | sqlite3.Error) and family(error) not in PARTICULAR
+        if len(jobs) > 1 and not general:
             return [outcome for job in jobs for outcome in self._write([job])]
         for job in jobs:
             self._lose(job, failure)
