@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from aworld.core.event import Commanded, Event, Note, Started
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.hub import Entry, Hub, NoteAdded, follow
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matches, select, tabulate
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matching, select, tabulate
 from aworld.trajectory.store import (
     DELETED,
     DONE,
@@ -195,12 +195,12 @@ class MemoryStore:
 
     async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
-        matching = sum(matches(summary, query) for _, summary in self._summaries(query))
-        return matching if most is None else min(matching, most)
+        count = len(matching(self._summaries(query), query))
+        return count if most is None else min(count, most)
 
     async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
         """See `TrajectoryStore.facets`."""
-        return tabulate((summary for _, summary in self._summaries(query)), fields, query)
+        return tabulate(self._summaries(query), fields, query)
 
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryStore.scan`."""

@@ -85,8 +85,8 @@ def create(
     url: str,
     id: str,
     started: Started,
-    owner: str | None = None,
-    lease_until: float | None = None,
+    owner: str | None,
+    lease_until: float | None,
 ) -> Known:
     """Add a trajectory; a fork begins with the tally of what it shares.
 
