@@ -48,6 +48,7 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
     tally = Tally(**fields_of(row), key=key)
     if asked:
         tally.asked = msgspec.json.decode(asked, type=list[tuple[str, str | None]])
+    tally.paused = tally.status == "waiting" and not asked
     if tally.score is not None:
         tally.scored = Score(tally.score)
     else:

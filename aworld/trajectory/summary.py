@@ -18,6 +18,7 @@ from msgspec import Struct
 from aworld.core import event as ev
 from aworld.core.message import Usage
 from aworld.core.score import Score
+from aworld.core.trajectory import RUNTIME
 
 SHORT = 500
 """Characters of an answer or an error that a summary keeps."""
@@ -104,6 +105,7 @@ class Tally(Summary, kw_only=True):
     scored: Score = msgspec.field(default_factory=Score)
     asked: list[tuple[str, str | None]] = []
     """Questions without a reply, with the tool calls that they belong to."""
+    paused: bool = False
 
     @classmethod
     def of(cls, id: str, events: Iterable[ev.Event], notes: Iterable[ev.Note] = ()) -> Tally:
@@ -136,11 +138,11 @@ class Tally(Summary, kw_only=True):
         if handler is not None:
             handler(self, note)
 
-    def ask(self, questions: list[tuple[str, str | None]]) -> None:
-        """Have these questions without a reply."""
-        self.asked = questions
+    def wait(self, asked: list[tuple[str, str | None]], paused: bool) -> None:
+        """Wait for replies to these questions and for the end of a pause, or for nothing."""
+        self.asked, self.paused = asked, paused
         if self.finished_at is None:
-            self.status = "waiting" if questions else "running"
+            self.status = "waiting" if asked or paused else "running"
 
     def summary(self) -> Summary:
         """The record as it stands."""
@@ -163,7 +165,7 @@ def _started(tally: Tally, event: ev.Started) -> None:
     tally.agent = tally.agent or next(iter(event.agents or event.definitions), None)
     tally.version = event.definitions.get(tally.agent or "", tally.version)
     tally.forked_from = event.forked_from.id if event.forked_from else None
-    tally.ask(tally.asked)
+    tally.wait(tally.asked, tally.paused)
 
 
 def _agent_started(tally: Tally, event: ev.AgentStarted) -> None:
@@ -194,18 +196,18 @@ def _reward(tally: Tally, event: ev.Rewarded) -> None:
 
 
 def _asked(tally: Tally, event: ev.Asked) -> None:
-    tally.ask([*tally.asked, (event.id, event.call_id)])
+    tally.wait([*tally.asked, (event.id, event.call_id)], tally.paused)
 
 
 def _tool_result(tally: Tally, event: ev.ToolReturned) -> None:
     if tally.asked:  # a question of a closed call is moot
-        tally.ask([question for question in tally.asked if question[1] != event.call_id])
+        tally.wait([question for question in tally.asked if question[1] != event.call_id], tally.paused)
     if event.usage is not None:
         _spent(tally, event.usage)
 
 
 def _answered(tally: Tally, event: ev.Answered) -> None:
-    tally.ask([question for question in tally.asked if question[0] != event.id])
+    tally.wait([question for question in tally.asked if question[0] != event.id], tally.paused)
 
 
 def _labelled(tally: Tally, note: ev.Labelled) -> None:
@@ -219,6 +221,11 @@ def _finished(tally: Tally, event: ev.Finished) -> None:
     tally.error = None if event.error is None else shorten(event.error)
 
 
+def _noted(tally: Tally, event: ev.Noted) -> None:
+    if event.source == RUNTIME:
+        tally.wait(tally.asked, event.name == "pause")
+
+
 _NOTES: dict[type, Any] = {ev.Rewarded: _reward, ev.Answered: _answered, ev.Labelled: _labelled}
 _HANDLERS: dict[type, Any] = {
     ev.Started: _started,
@@ -229,6 +236,7 @@ _HANDLERS: dict[type, Any] = {
     ev.Asked: _asked,
     ev.Answered: _answered,
     ev.Finished: _finished,
+    ev.Noted: _noted,
 }
 
 
