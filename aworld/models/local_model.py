@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import importlib.metadata
+import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -102,14 +104,15 @@ class _Engine:
 
     def __init__(self, path: Path) -> None:
         try:
-            import xllamacpp
+            xllamacpp: Any = importlib.import_module("xllamacpp")
         except ImportError:
             raise ConfigError(f"The local model needs two packages: {_INSTALL}") from None
-        self._folder = tempfile.TemporaryDirectory(prefix="aworld-model-")  # 0700; the engine insists on listening
+        folder = tempfile.mkdtemp(prefix="aworld-model-")  # for this user alone: the engine insists on listening
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         settings: Any = xllamacpp.CommonParams()
         settings.model.path = str(path)
         settings.n_ctx, settings.n_parallel, settings.kv_unified = CONTEXT, PARALLEL, True
-        settings.hostnames = [f"{self._folder.name}/model.sock"]
+        settings.hostnames = [f"{folder}/model.sock"]
         settings.verbosity = -1
         for cpu in (settings.cpuparams, settings.cpuparams_batch):
             cpu.n_threads, cpu.poll = 1, 0  # more threads spin: twenty times slower on a busy machine
@@ -139,7 +142,7 @@ class _Engine:
                 try:
                     outcome = None if left.is_set() else self._server.handle_chat_completions(body, take)
                     tell(self._end, outcome, ended)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 it is the caller's, in the loop
                     tell(self._end, {"error": {"message": str(error), "code": 400}}, ended)
 
         threading.Thread(target=ask, daemon=True, name="aworld-local-model").start()
@@ -161,8 +164,9 @@ class _Engine:
     def _end(outcome: Any, ended: asyncio.Future[None]) -> None:
         if ended.done():
             return
-        if isinstance(outcome, dict) and "error" in outcome:
-            ended.set_exception(_failure(outcome["error"]))
+        error: Any = cast("dict[str, Any]", outcome).get("error") if isinstance(outcome, dict) else None
+        if error is not None:
+            ended.set_exception(_failure(error))
         else:
             ended.set_result(None)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Literal, cast
 
 from msgspec.structs import replace
@@ -18,9 +19,14 @@ from msgspec.structs import replace
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
 
+OPENINGS = 32
+"""Braces of a text at which an object may begin; each is tried, and a model may write a million."""
+
 _TEXT = {"type": "string"}
 _OPENING = re.compile(r'\s*\{\s*"answer"\s*:\s*"')
-_ESCAPED = re.compile(r'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])|[^"\\]')
+# A character of JSON text as it may be written; of one in two halves, both.
+_HIGH, _LOW = "[dD][89abAB][0-9a-fA-F]{2}", "[dD][c-fC-F][0-9a-fA-F]{2}"
+_CHARACTER = re.compile(rf'\\u{_HIGH}\\u{_LOW}|\\u(?!{_HIGH})[0-9a-fA-F]{{4}}|\\["\\/bfnrt]|[^"\\]')
 
 
 class ToolsByText:
@@ -28,7 +34,7 @@ class ToolsByText:
 
     def __init__(self, model: Model, mode: Literal["structured", "prompt"]) -> None:
         self.model = model
-        self.mode = mode
+        self.mode: Literal["structured", "prompt"] = mode
         self.provider = model.provider
         self.name = model.name
         self.params: dict[str, Any] = {**model.params, "tool_mode": mode}
@@ -163,7 +169,7 @@ def read_reply(reply: ModelReply, request: ModelRequest) -> ModelReply:
 def _first_object(text: str) -> dict[str, Any]:
     """The first JSON object in a text; empty when there is none."""
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
+    for match in islice(re.finditer(r"\{", text), OPENINGS):
         try:
             value, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
@@ -178,7 +184,8 @@ class AnswerText:
     def __init__(self, on_delta: Callable[[Delta], None]) -> None:
         self._on_delta = on_delta
         self._text = ""
-        self._at: int | None = None
+        self._at = 0
+        """Where the text goes on that was not handed on yet; 0 before the answer begins."""
 
     def take(self, delta: Delta) -> None:
         """A piece of what the model writes."""
@@ -186,13 +193,13 @@ class AnswerText:
             self._on_delta(delta)
             return
         self._text += delta.text
-        if self._at is None:
+        if not self._at:
             opening = _OPENING.match(self._text)
             if opening is None:
                 return
             self._at = opening.end()
         pieces: list[str] = []
-        while (piece := _ESCAPED.match(self._text, self._at)) is not None:
+        while (piece := _CHARACTER.match(self._text, self._at)) is not None:
             pieces.append(piece[0])
             self._at = piece.end()
         if pieces:
