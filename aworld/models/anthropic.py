@@ -82,7 +82,7 @@ class AnthropicModel(RemoteModel):
                 answer.add(self._decoded(data))
             return answer.complete
 
-        await self.endpoint.events(self.encode(body), take)
+        await self.endpoint.post(self.encode(body), take)
         if not answer.complete:
             raise self.endpoint.unreadable("only the beginning of a stream")
         return self._reply(assistant_message(answer.finished_blocks()), answer, answer.first_token)

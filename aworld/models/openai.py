@@ -41,14 +41,14 @@ class OpenAIModel(RemoteModel):
         self._fixed: dict[str, Any] = _CAPTURE if config.llm_capture_tokens else {}
 
     async def generate(self, request: ModelRequest) -> ModelReply:
-        """ChatReply once. Raises `ModelError`."""
+        """Answer once. Raises `ModelError`."""
         data, kind = await self.endpoint.post(self.encode(self.body(request)))
         answer = ChatReply()
         answer.add(self._decoded(data, kind))
         return self._finished(answer, request, data)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
-        """ChatReply once, and hand on each piece as it comes. Raises `ModelError`."""
+        """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
         body = self.body(request)
         body["stream"] = True
         body.setdefault("stream_options", {"include_usage": True})
@@ -63,10 +63,10 @@ class OpenAIModel(RemoteModel):
                     answer.add(self._decoded(data))
             return done
 
-        await self.endpoint.events(self.encode(body), take)
+        await self.endpoint.post(self.encode(body), take)
         if not answer.complete:
             raise self.endpoint.unreadable("only the beginning of a stream")
-        return self._finished(answer, request, b"")
+        return self._finished(answer, request)
 
     def body(self, request: ModelRequest) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
@@ -100,7 +100,7 @@ class OpenAIModel(RemoteModel):
             raise self.endpoint.reported(chunk.error, _status(chunk.error))
         return chunk
 
-    def _finished(self, answer: ChatReply, request: ModelRequest, data: bytes) -> ModelReply:
+    def _finished(self, answer: ChatReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
         if not answer.seen:
             raise self.endpoint.unreadable("a chat completion without choices", data)
         return self.priced(answer.reply(request))
