@@ -1,7 +1,6 @@
 """The `Model` contract on top of something that continues token ids: the ground of every in-process model.
 
-A subclass says how ids are continued (`complete`; or `decode`, if it can tell of tokens as they come); what is here
-renders requests, reads replies, and reports exact ids and log-probabilities with the policy's version.
+A subclass says how ids are continued (`complete`); what is here renders requests, reads replies, and reports exact ids and log-probabilities with the policy's version.
 """
 
 from __future__ import annotations
@@ -81,14 +80,12 @@ class TokenModel:
         """Most ids of prompt and reply together; None for no limit."""
         self.params: dict[str, Any] = dict(params or {})
 
-    async def complete(self, prompt: tuple[int, ...], sampling: Sampling, request: ModelRequest) -> Completion:
-        """Continue `prompt`. Raises `ModelError`."""
-        raise NotImplementedError(f"{type(self).__name__} says neither how ids are completed nor decoded.")
-
-    async def decode(self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText) -> Completion:
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText
+    ) -> Completion:
         """Continue a rendered request. Who samples in this process tells `text` of the ids so far, token by token, if
         `text.watched`, and ends the answer when told to. Raises `ModelError`."""
-        return await self.complete(prompt.ids, sampling, request)
+        raise NotImplementedError(f"{type(self).__name__} does not say how ids are continued.")
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`, also for a conversation that is longer than the context."""
@@ -102,7 +99,7 @@ class TokenModel:
         prompt = self.chat.prompt(request, self.ends)
         sampling = self._sampling(request, len(prompt.ids))
         text = GrowingText(self.chat, self.ends, sampling.stop, on_delta)
-        completion = await self.decode(prompt, sampling, request, text)
+        completion = await self.complete(prompt, sampling, request, text)
         ids, whole = completion.ids, bool(completion.ids) and completion.ids[-1] in self.ends
         content, stopped = text.end(ids)
         if not stopped:  # a text that was cut is not the text of these ids
