@@ -1,4 +1,5 @@
-"""Messages in the shape of Anthropic's API, and its answers in ours.
+"""Messages in the shape of Anthropic's API, and its answers in ours. One `AnthropicReply` gathers an answer, whole or in
+pieces.
 
 An answer with anything besides text and tool calls (thinking and its signatures, above all) must come back exactly as
 it was, so its blocks are kept in `Message.opaque["anthropic"]`, and sent again from there.
@@ -8,7 +9,8 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -17,11 +19,13 @@ from msgspec import Raw, Struct
 
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
+from aworld.core.model import Delta, ReasoningDelta, TextDelta
+from aworld.models.lenient import LenientDecoder
 
 Block = dict[str, Any]
 
 _PLAIN = frozenset({"text", "tool_use"})
-_object = msgspec.json.Decoder(dict[str, Raw])
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def wire_messages(messages: Iterable[Message]) -> tuple[str, list[Block]]:
@@ -52,7 +56,10 @@ def _blocks(message: Message) -> tuple[str, list[Block]]:
     if kept is not None:
         return "assistant", kept["content"]
     blocks = _content(message.content)
-    blocks += [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c)} for c in message.tool_calls]
+    blocks += [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        for call in message.tool_calls
+    ]
     return "assistant", blocks
 
 
@@ -66,13 +73,13 @@ def _tool_result(message: Message) -> Block:
     return block
 
 
-def _input(call: ToolCall) -> Raw | Block:
-    """The arguments as an object. A model of another provider may have written something else; it is shown as it is."""
+def _object(arguments: str) -> Raw | Block:
+    """The arguments as an object. What is something else (of another provider's model, or cut off) is shown as it is."""
     try:
-        _object.decode(call.arguments or "{}")
-    except (msgspec.DecodeError, UnicodeError):
-        return {"arguments": call.arguments}
-    return Raw((call.arguments or "{}").encode())
+        _decode_object(arguments or "{}")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {"arguments": arguments}
+    return Raw((arguments or "{}").encode())
 
 
 def _content(content: Content | None) -> list[Block]:
@@ -131,10 +138,10 @@ class AnthropicUsage(Struct, gc=False):
         return Usage(whole, self.output_tokens, total, cached_tokens=read, cache_write_tokens=written)
 
 
-class AnthropicReply(Struct):
-    """A whole answer."""
+class MessageShape(Struct):
+    """A whole answer, or as it stands when a stream of it begins."""
 
-    content: list[dict[str, Raw]]
+    content: list[dict[str, Raw]] | None = None
     id: str | None = None
     model: str | None = None
     stop_reason: str | None = None
@@ -142,7 +149,7 @@ class AnthropicReply(Struct):
 
 
 class BlockDelta(Struct):
-    """What an event adds to a block."""
+    """What an event adds to a block, or to the message."""
 
     type: str = ""
     text: str = ""
@@ -152,59 +159,147 @@ class BlockDelta(Struct):
     stop_reason: str | None = None
 
 
-class MessageStart(Struct):
-    """The answer as it stands when it begins."""
+class AnthropicEvent(MessageShape):
+    """Any event of a stream, or a whole answer."""
 
-    id: str | None = None
-    model: str | None = None
-    usage: AnthropicUsage | None = None
-
-
-class StreamEvent(Struct):
-    """Any event of a stream."""
-
-    type: str
+    type: str = "message"
     index: int = 0
-    message: MessageStart | None = None
-    content_block: dict[str, Any] | None = None
+    message: MessageShape | None = None
+    content_block: dict[str, Raw] | None = None
     delta: BlockDelta | None = None
-    usage: AnthropicUsage | None = None
     error: Any = None
 
 
-decode_answer = msgspec.json.Decoder(AnthropicReply, strict=False).decode
-decode_event = msgspec.json.Decoder(StreamEvent, strict=False).decode
+class _AnyEvent(Struct):
+    type: str
+    delta: Any = None
+
+
+class _BlockShape(Struct):
+    """What is read of a block. A tool call has an id and a name."""
+
+    type: str
+    text: str = ""
+    thinking: str = ""
+    id: str = ""
+    name: str = ""
+
+
+_decode = msgspec.json.Decoder(AnthropicEvent, strict=False).decode
 _plain = msgspec.json.decode
+_EVENTS = frozenset(
+    {"content_block_delta", "content_block_start", "error", "message", "message_delta", "message_start", "message_stop"}
+)
+_GROWING = {
+    "text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature", "input_json_delta": "partial_json"
+}  # fmt: skip
 
 
-def whole_blocks(content: list[dict[str, Raw]]) -> list[Block]:
-    """The blocks of a whole answer. The input of a tool stays as the model wrote it."""
-    return [
-        {key: Raw(bytes(raw)) if key == "input" else _plain(raw) for key, raw in block.items()} for block in content
-    ]
+class AnthropicReply:
+    """An answer as it comes in, whole or piece by piece."""
 
+    def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
+        """With `on_delta` each piece of text and thinking of a stream is handed on."""
+        self._on_delta = on_delta
+        self.complete = False
+        self.stop_reason: str | None = None
+        self.model: str | None = None
+        self.id: str | None = None
+        self.usage: AnthropicUsage | None = None
+        self.first_token: float | None = None
+        self._blocks: dict[int, dict[str, Raw]] = {}
+        self._pieces: dict[tuple[int, str], list[str]] = {}
+        self._lenient: LenientDecoder | None = None
 
-def assistant_message(blocks: list[Block]) -> Message:
-    """The message that blocks make. Each is kept when there is more than text and tool calls."""
-    texts = [block["text"] for block in blocks if block["type"] == "text"]
-    thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
-    calls = [
-        ToolCall(block["id"], block["name"], _text(block.get("input", {})))
-        for block in blocks
-        if block["type"] == "tool_use"
-    ]
-    opaque = None
-    if any(block["type"] not in _PLAIN for block in blocks):
-        # The log is read back as plain JSON, so what is kept is plain too.
-        opaque = {"anthropic": {"content": _plain(msgspec.json.encode(blocks))}}
-    return Message(
-        role="assistant",
-        content="".join(texts) if texts else None,
-        tool_calls=tuple(calls),
-        reasoning="".join(thoughts) if thoughts else None,
-        opaque=opaque,
-    )
+    def read(self, data: bytes) -> AnthropicEvent | None:
+        """Take in an event or a whole answer; None for one of a kind to come. Raises msgspec.DecodeError."""
+        try:
+            event = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._lenient = self._lenient or LenientDecoder()
+            kind = self._lenient.decode(data, _AnyEvent) if b'"type"' in data else None
+            if kind is not None and kind.type not in _EVENTS:
+                return None
+            event = self._lenient.decode(data, AnthropicEvent)
+        self._add(event)
+        return event
 
+    def _add(self, event: AnthropicEvent) -> None:
+        match event.type:
+            case "content_block_delta" if event.delta is not None:
+                self._grow(event.index, event.delta)
+            case "content_block_start":
+                if event.content_block is not None:
+                    self._blocks[event.index] = event.content_block
+            case "message_start" if event.message is not None:
+                self._begin(event.message)
+            case "message_delta":
+                if event.delta is not None and event.delta.stop_reason is not None:
+                    self.stop_reason = event.delta.stop_reason
+                if event.usage is not None:
+                    self.usage = event.usage if self.usage is None else self.usage.updated(event.usage)
+            case "message_stop":
+                self.complete = True
+            case "message" if event.content is not None:
+                self._begin(event)
+                self._blocks = dict(enumerate(event.content))
+                self.stop_reason = event.stop_reason
+                self.complete = bool(event.content) or event.stop_reason is not None
+            case _:
+                pass  # pings, ends of blocks, and kinds to come
 
-def _text(value: Any) -> str:
-    return bytes(value).decode() if isinstance(value, Raw) else msgspec.json.encode(value).decode()
+    def _begin(self, message: MessageShape) -> None:
+        self.model, self.id, self.usage = message.model, message.id, message.usage
+
+    def _grow(self, index: int, delta: BlockDelta) -> None:
+        key = _GROWING.get(delta.type)
+        if key is None:
+            return  # citations, and kinds to come
+        if index not in self._blocks:
+            raise msgspec.ValidationError("a piece of a block that has not begun")
+        text: str = getattr(delta, key)
+        self._pieces.setdefault((index, key), []).append(text)
+        if self._on_delta is not None:
+            self.first_token = self.first_token or time.time()
+            if key in ("text", "thinking"):
+                self._on_delta(TextDelta(text) if key == "text" else ReasoningDelta(text))
+
+    def message(self) -> Message:
+        """The message that the blocks make. Raises msgspec.DecodeError for a block that is none."""
+        blocks: list[Block] = []
+        texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[ToolCall] = []
+        for index in sorted(self._blocks):
+            block, arguments = self._whole(index)
+            shape = msgspec.convert(block, _BlockShape)
+            blocks.append(block)
+            match shape.type:
+                case "text":
+                    texts.append(shape.text)
+                case "thinking":
+                    thoughts.append(shape.thinking)
+                case "tool_use":
+                    if not (shape.id and shape.name):
+                        raise msgspec.ValidationError("a tool call without an id or a name")
+                    calls.append(ToolCall(shape.id, shape.name, arguments))
+                case _:
+                    pass  # kept below
+        opaque = None
+        if any(block["type"] not in _PLAIN for block in blocks):
+            # The log is read back as plain JSON, so what is kept is plain too.
+            opaque = {"anthropic": {"content": _plain(msgspec.json.encode(blocks))}}
+        content, reasoning = "".join(texts) if texts else None, "".join(thoughts) if thoughts else None
+        return Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
+
+    def _whole(self, index: int) -> tuple[Block, str]:
+        """A block with all its pieces, and the text of its input as the model wrote it."""
+        start = self._blocks[index]
+        block: Block = {key: _plain(raw) for key, raw in start.items()}
+        for key in ("text", "thinking", "signature"):
+            if (index, key) in self._pieces:
+                block[key] = "".join((block.get(key) or "", *self._pieces[index, key]))
+        arguments = "".join(self._pieces.get((index, "partial_json"), ())) or bytes(start.get("input", b"{}")).decode()
+        if "input" in block:
+            block["input"] = _object(arguments)
+        return block, arguments

@@ -16,7 +16,7 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, function_format
-from aworld.models.openai_wire import ChatReply, Chunk, decode_chunk
+from aworld.models.openai_wire import ChatReply
 from aworld.models.remote_model import RemoteModel, is_strict
 
 BASE_URL = "https://api.openai.com/v1"
@@ -44,7 +44,7 @@ class OpenAIModel(RemoteModel):
         """Answer once. Raises `ModelError`."""
         data, kind = await self.endpoint.post(self.encode(self.body(request)))
         answer = ChatReply()
-        answer.add(self._decoded(data, kind))
+        self._read(answer, data, kind)
         return self._finished(answer, request, data)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
@@ -55,13 +55,12 @@ class OpenAIModel(RemoteModel):
         answer = ChatReply(on_delta)
 
         def take(events: list[bytes]) -> bool:
-            done = False
             for data in events:
                 if data == b"[DONE]":
-                    answer.complete = done = True
-                else:
-                    answer.add(self._decoded(data))
-            return done
+                    answer.complete = True
+                    return True  # what comes behind it is not of the answer
+                self._read(answer, data)
+            return False
 
         await self.endpoint.post(self.encode(body), take)
         if not answer.complete:
@@ -90,15 +89,14 @@ class OpenAIModel(RemoteModel):
     def _authorization(self, key: str | None) -> dict[str, str]:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    def _decoded(self, data: bytes, kind: str = "") -> Chunk:
+    def _read(self, answer: ChatReply, data: bytes, kind: str = "") -> None:
         try:
-            chunk = decode_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            chunk = answer.read(data)
+        except msgspec.DecodeError as error:
             what = f"{kind} that" if kind and "json" not in kind else "what"
             raise self.endpoint.unreadable(f"{what} is not a chat completion ({error})", data) from None
-        if chunk.error:
-            raise self.endpoint.reported(chunk.error, _status(chunk.error))
-        return chunk
+        if failure := chunk.failure:
+            raise self.endpoint.reported(failure, _status(failure))
 
     def _finished(self, answer: ChatReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
         if not answer.seen:

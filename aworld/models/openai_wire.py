@@ -1,13 +1,14 @@
 """What an OpenAI-compatible server answers: the shapes, and how they become a `ModelReply`.
 
 Servers differ. The shapes name only what is used, take `null` everywhere, and numbers in strings; what is known to vary
-(ids, arguments, contents) is taken in each of its forms. One `ChatReply` gathers a reply, whole or in pieces.
+(ids, arguments, contents) is taken in each of its forms, and for the rest there is `aworld.models.lenient`. One
+`ChatReply` gathers a reply, whole or in pieces.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +16,7 @@ from msgspec import Struct
 
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.lenient import LenientDecoder
 
 
 class ChatFunction(Struct, gc=False):
@@ -119,10 +121,18 @@ class Chunk(Struct):
     choices: list[Choice] | None = None
     usage: ChatUsage | None = None
     error: Any = None
+    detail: Any = None
+    message: Any = None
     prompt_token_ids: list[int] | None = None
 
+    @property
+    def failure(self) -> Any:
+        """What the server says went wrong, in its own shape: some send the message without an `error` around it."""
+        return self.error or (None if self.choices or self.usage else self.message or self.detail)
 
-decode_chunk = msgspec.json.Decoder(Chunk, strict=False).decode
+
+_decode = msgspec.json.Decoder(Chunk, strict=False).decode
+_TOKENS = frozenset({"logprobs", "prompt_token_ids", "token_ids"})
 
 
 class ChatReply:
@@ -148,6 +158,17 @@ class ChatReply:
         self._usage: Usage | None = None
         self._model: str | None = None
         self._response_id: str | None = None
+        self._lenient: LenientDecoder | None = None
+
+    def read(self, data: bytes) -> Chunk:
+        """Take in a whole reply or a chunk, which is returned. Raises msgspec.DecodeError."""
+        try:
+            chunk = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._lenient = self._lenient or LenientDecoder()
+            chunk = self._lenient.decode(data, Chunk)
+        self.add(chunk)
+        return chunk
 
     def add(self, chunk: Chunk) -> None:
         """Take in a whole reply or a chunk."""
@@ -162,7 +183,7 @@ class ChatReply:
             if choice.index:  # `n` above 1 is not asked for; what comes all the same is not the answer
                 continue
             self.seen = True
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some servers send "" until the end
                 self.finish_reason = choice.finish_reason
                 self.complete = True
             if choice.prompt_token_ids is not None:
@@ -171,15 +192,15 @@ class ChatReply:
                 self._ids = (self._ids or []) + choice.token_ids
             if choice.logprobs is not None and choice.logprobs.content is not None:
                 self._logprobs = (self._logprobs or []) + [token.logprob for token in choice.logprobs.content]
-            message = choice.delta or choice.message
-            if message is not None:
-                self._add(message)
+            if (message := choice.delta or choice.message) is not None:
+                self._add(message, whole=choice.delta is None)
                 return
 
     def reply(self, request: ModelRequest) -> ModelReply:
         """The whole reply to `request`."""
         tokens = None
-        if self._prompt_ids is not None or self._ids is not None or self._logprobs is not None:
+        broken = self._lenient is not None and self._lenient.lost & _TOKENS  # a part of them is worse than none
+        if not broken and (self._prompt_ids is not None or self._ids is not None or self._logprobs is not None):
             tokens = Tokens(_tuple(self._prompt_ids), _tuple(self._ids), _tuple(self._logprobs))
         calls = self._tool_calls(request) if self._calls else ()
         content = None if self._content is None else "".join(self._content)
@@ -195,7 +216,7 @@ class ChatReply:
             message, self.finish_reason, self._usage, tokens, self._model, self._response_id, self.first_token
         )
 
-    def _add(self, message: ChatMessage) -> None:
+    def _add(self, message: ChatMessage, *, whole: bool) -> None:
         on_delta = self._on_delta
         reasoning: Any = message.reasoning_content or message.reasoning
         content = message.content if message.content is not None else message.refusal
@@ -214,35 +235,36 @@ class ChatReply:
                 if on_delta is not None:
                     on_delta(TextDelta(content))
         for call in message.tool_calls or ():
-            self._add_call(call)
+            self._add_call(call, whole)
         if message.function_call is not None:
-            self._add_call(ChatCall(index=0, function=message.function_call))
+            self._add_call(ChatCall(index=0, function=message.function_call), whole)
         for detail in message.reasoning_details or ():
             self._add_detail(detail)
         if self.first_token is None and on_delta is not None and (self._content or self._reasoning or self._calls):
             self.first_token = time.time()
 
-    def _add_call(self, piece: ChatCall) -> None:
-        """Join the pieces of a call. They go by index; servers that leave it out, or give parallel calls the same one,
-        begin a new call with an id and a name."""
+    def _add_call(self, piece: ChatCall, whole: bool) -> None:
+        """Take in a call, or join the pieces of one: they go by index, without one by id, without both they belong to
+        the last. Servers that give parallel calls the same index begin a new call with an id and a name."""
         function = piece.function or ChatFunction()
-        call = None
-        for parts in self._calls:
-            if parts.index == piece.index and piece.index is not None:
-                call = parts
-        if piece.index is None and piece.id is None and self._calls:  # more of the arguments of the last one
-            call = self._calls[-1]
+        call = None if whole else self._begun(piece)
         if call is None or (piece.id and call.id and piece.id != call.id and function.name):
             call = _CallParts(piece.index)
             self._calls.append(call)
         call.id = call.id or piece.id
-        if function.name and not call.name:
-            call.name = function.name
+        call.name = call.name or function.name or ""
         if piece.extra_content is not None:
             call.extra = piece.extra_content
         arguments = function.arguments
         if arguments is not None:
             call.arguments.append(arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
+
+    def _begun(self, piece: ChatCall) -> _CallParts | None:
+        if piece.index is not None:
+            return next((call for call in reversed(self._calls) if call.index == piece.index), None)
+        if piece.id:
+            return next((call for call in reversed(self._calls) if call.id == piece.id), None)
+        return self._calls[-1] if self._calls else None
 
     def _add_detail(self, detail: dict[str, Any]) -> None:
         """Join pieces of the same reasoning block: texts grow, the rest (signature, format) is what came last."""
@@ -273,13 +295,11 @@ class ChatReply:
         if self._details:
             extras["reasoning_details"] = self._details
         if any(parts.extra is not None for parts in self._calls):
-            extras["tool_calls"] = list(self._calls_with_extras(calls))
+            extras["tool_calls"] = [
+                {**tool_call_format(call), **({} if parts.extra is None else {"extra_content": parts.extra})}
+                for parts, call in zip(self._calls, calls, strict=True)
+            ]
         return {"chat": extras} if extras else None
-
-    def _calls_with_extras(self, calls: tuple[ToolCall, ...]) -> Iterator[dict[str, Any]]:
-        for parts, call in zip(self._calls, calls, strict=True):
-            extra = {} if parts.extra is None else {"extra_content": parts.extra}
-            yield {**tool_call_format(call), **extra}
 
 
 class _CallParts:
