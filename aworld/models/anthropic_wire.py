@@ -1,5 +1,4 @@
-"""Messages in the shape of Anthropic's API, and its answers in ours. One `AnthropicReply` gathers an answer, whole or in
-pieces.
+"""Messages in the shape of Anthropic's API, and its answers in ours.
 
 An answer with anything besides text and tool calls (thinking and its signatures, above all) must come back exactly as
 it was, so its blocks are kept in `Message.opaque["anthropic"]`, and sent again from there.
@@ -11,7 +10,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -19,11 +18,22 @@ from msgspec import Raw, Struct
 
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
-from aworld.core.model import Delta, ReasoningDelta, TextDelta
-from aworld.models.lenient import LenientDecoder
+from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.wire_reply import WireReply
 
 Block = dict[str, Any]
 
+_STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
 _PLAIN = frozenset({"text", "tool_use"})
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
@@ -74,7 +84,7 @@ def _tool_result(message: Message) -> Block:
 
 
 def _object(arguments: str) -> Raw | Block:
-    """The arguments as an object. What is something else (of another provider's model, or cut off) is shown as it is."""
+    """The arguments as an object. What is something else, of another provider's model or cut off, is shown as it is."""
     try:
         _decode_object(arguments or "{}")
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -171,8 +181,7 @@ class AnthropicEvent(MessageShape):
 
 
 class _AnyEvent(Struct):
-    type: str
-    delta: Any = None
+    type: str = "message"
 
 
 class _BlockShape(Struct):
@@ -186,43 +195,36 @@ class _BlockShape(Struct):
 
 
 _decode = msgspec.json.Decoder(AnthropicEvent, strict=False).decode
+_decode_kind = msgspec.json.Decoder(_AnyEvent).decode
 _plain = msgspec.json.decode
 _EVENTS = frozenset(
     {"content_block_delta", "content_block_start", "error", "message", "message_delta", "message_start", "message_stop"}
 )
 _GROWING = {
-    "text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature", "input_json_delta": "partial_json"
-}  # fmt: skip
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
 
 
-class AnthropicReply:
-    """An answer as it comes in, whole or piece by piece."""
+class AnthropicReply(WireReply):
+    """A message as it comes in."""
 
     def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
-        """With `on_delta` each piece of text and thinking of a stream is handed on."""
-        self._on_delta = on_delta
-        self.complete = False
-        self.stop_reason: str | None = None
-        self.model: str | None = None
-        self.id: str | None = None
-        self.usage: AnthropicUsage | None = None
-        self.first_token: float | None = None
+        super().__init__(on_delta)
+        self._usage: AnthropicUsage | None = None
         self._blocks: dict[int, dict[str, Raw]] = {}
         self._pieces: dict[tuple[int, str], list[str]] = {}
-        self._lenient: LenientDecoder | None = None
 
-    def read(self, data: bytes) -> AnthropicEvent | None:
-        """Take in an event or a whole answer; None for one of a kind to come. Raises msgspec.DecodeError."""
+    def read(self, data: bytes) -> bool:
+        """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
         try:
-            event = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._lenient = self._lenient or LenientDecoder()
-            kind = self._lenient.decode(data, _AnyEvent) if b'"type"' in data else None
-            if kind is not None and kind.type not in _EVENTS:
-                return None
-            event = self._lenient.decode(data, AnthropicEvent)
-        self._add(event)
-        return event
+            self._add(self._decoded(data, _decode, AnthropicEvent))
+        except msgspec.DecodeError:
+            if self._decoded(data, _decode_kind, _AnyEvent).type in _EVENTS:
+                raise
+        return self.complete
 
     def _add(self, event: AnthropicEvent) -> None:
         match event.type:
@@ -235,21 +237,25 @@ class AnthropicReply:
                 self._begin(event.message)
             case "message_delta":
                 if event.delta is not None and event.delta.stop_reason is not None:
-                    self.stop_reason = event.delta.stop_reason
+                    self.finish_reason = event.delta.stop_reason
                 if event.usage is not None:
-                    self.usage = event.usage if self.usage is None else self.usage.updated(event.usage)
+                    self._usage = event.usage if self._usage is None else self._usage.updated(event.usage)
             case "message_stop":
                 self.complete = True
             case "message" if event.content is not None:
                 self._begin(event)
                 self._blocks = dict(enumerate(event.content))
-                self.stop_reason = event.stop_reason
+                self.finish_reason = event.stop_reason
                 self.complete = bool(event.content) or event.stop_reason is not None
+            case _ if event.error or event.type == "error":
+                self.error = event.error or "an error"
+                kind = cast("dict[str, Any]", self.error).get("type") if isinstance(self.error, dict) else None
+                self.status = _STATUS.get(str(kind))
             case _:
                 pass  # pings, ends of blocks, and kinds to come
 
     def _begin(self, message: MessageShape) -> None:
-        self.model, self.id, self.usage = message.model, message.id, message.usage
+        self.model, self.response_id, self._usage = message.model, message.id, message.usage
 
     def _grow(self, index: int, delta: BlockDelta) -> None:
         key = _GROWING.get(delta.type)
@@ -264,8 +270,10 @@ class AnthropicReply:
             if key in ("text", "thinking"):
                 self._on_delta(TextDelta(text) if key == "text" else ReasoningDelta(text))
 
-    def message(self) -> Message:
-        """The message that the blocks make. Raises msgspec.DecodeError for a block that is none."""
+    def reply(self, request: ModelRequest) -> ModelReply:
+        """The whole reply. Raises msgspec.DecodeError for a block that is none."""
+        if not self.complete:
+            raise msgspec.DecodeError("it has no content")
         blocks: list[Block] = []
         texts: list[str] = []
         thoughts: list[str] = []
@@ -290,7 +298,9 @@ class AnthropicReply:
             # The log is read back as plain JSON, so what is kept is plain too.
             opaque = {"anthropic": {"content": _plain(msgspec.json.encode(blocks))}}
         content, reasoning = "".join(texts) if texts else None, "".join(thoughts) if thoughts else None
-        return Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
+        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
+        usage = None if self._usage is None else self._usage.usage()
+        return ModelReply(message, self.finish_reason, usage, None, self.model, self.response_id, self.first_token)
 
     def _whole(self, index: int) -> tuple[Block, str]:
         """A block with all its pieces, and the text of its input as the model wrote it."""

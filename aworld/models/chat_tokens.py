@@ -21,6 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+from msgspec import Raw, Struct
+
 from aworld.core.bounded import described
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, ToolCall, chat_format
@@ -33,7 +36,6 @@ REMEMBERED = 64 * 2**20
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _EXACT = re.compile(r'\n<tool_call>\n\{"name": "([a-zA-Z0-9_-]{1,64})", "arguments": (\{[^\n]*\})\}\n</tool_call>')
-_ARGUMENTS = re.compile(r'"arguments"\s*:\s*')
 _ANYBODY = ("", "")
 
 
@@ -188,6 +190,21 @@ def parse_exact(text: str, turn: int = 0) -> Message:
     )
 
 
+class _Written(Struct):
+    name: str
+    arguments: Raw = Raw(b"{}")
+
+
+def _call(text: str, id: str) -> ToolCall | None:
+    """The call of a JSON text, with its arguments as the model wrote them; None when it is none."""
+    try:
+        call = _decode_call(text)
+        arguments = bytes(call.arguments).decode()
+        return ToolCall(id, call.name, json.loads(arguments) if arguments.startswith('"') else arguments)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
@@ -195,22 +212,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _call(text: str, id: str) -> ToolCall | None:
-    try:
-        value: Any = json.loads(text)
-        name, arguments = value["name"], value.get("arguments", {})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    if not isinstance(name, str):
-        return None
-    place = _ARGUMENTS.search(text)
-    if place is not None and isinstance(arguments, dict):
-        try:  # as the model wrote them, not as json.dumps would
-            _, end = json.JSONDecoder().raw_decode(text, place.end())
-            return ToolCall(id, name, text[place.end() : end])
-        except ValueError:
-            pass
-    return ToolCall(id, name, arguments if isinstance(arguments, str) else json.dumps(arguments))
+_decode_call = msgspec.json.Decoder(_Written).decode
 
 
 def _digest(text: str) -> str:

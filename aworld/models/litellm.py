@@ -39,7 +39,7 @@ class LiteLLMModel(OpenAIModel):
             answer.add(_chunk(await self._ask(request)))
         except self._errors as error:
             raise self._failure(error) from None  # its errors carry the whole request, so they are not chained
-        return self._finished(answer, request)
+        return self.finished(answer, request)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
@@ -49,7 +49,7 @@ class LiteLLMModel(OpenAIModel):
                 answer.add(_chunk(piece))
         except self._errors as error:
             raise self._failure(error) from None
-        return self._finished(answer, request)
+        return self.finished(answer, request)
 
     def _ask(self, request: ModelRequest, **more: Any) -> Any:
         config = self.config

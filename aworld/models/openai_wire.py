@@ -1,8 +1,7 @@
 """What an OpenAI-compatible server answers: the shapes, and how they become a `ModelReply`.
 
 Servers differ. The shapes name only what is used, take `null` everywhere, and numbers in strings; what is known to vary
-(ids, arguments, contents) is taken in each of its forms, and for the rest there is `aworld.models.lenient`. One
-`ChatReply` gathers a reply, whole or in pieces.
+(ids, arguments, contents) is taken in each of its forms, and for the rest see `aworld.models.wire_reply`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from msgspec import Struct
 
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
-from aworld.models.lenient import LenientDecoder
+from aworld.models.wire_reply import WireReply
 
 
 class ChatFunction(Struct, gc=False):
@@ -125,29 +124,17 @@ class Chunk(Struct):
     message: Any = None
     prompt_token_ids: list[int] | None = None
 
-    @property
-    def failure(self) -> Any:
-        """What the server says went wrong, in its own shape: some send the message without an `error` around it."""
-        return self.error or (None if self.choices or self.usage else self.message or self.detail)
-
 
 _decode = msgspec.json.Decoder(Chunk, strict=False).decode
 _TOKENS = frozenset({"logprobs", "prompt_token_ids", "token_ids"})
 
 
-class ChatReply:
-    """A reply as it comes in, whole or piece by piece; choice 0 only."""
+class ChatReply(WireReply):
+    """A chat completion as it comes in; choice 0 only."""
 
     def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
-        """With `on_delta` the reply is streamed: each piece of text and thinking is handed on."""
-        self._on_delta = on_delta
-        self.seen = False
-        """Whether there was any choice."""
-        self.complete = False
-        """Whether the server said that this was all."""
-        self.finish_reason: str | None = None
-        self.first_token: float | None = None
-        """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        super().__init__(on_delta)
+        self._seen = False
         self._content: list[str] | None = None
         self._reasoning: list[str] = []
         self._calls: list[_CallParts] = []
@@ -155,34 +142,32 @@ class ChatReply:
         self._prompt_ids: list[int] | None = None
         self._ids: list[int] | None = None
         self._logprobs: list[float] | None = None
-        self._usage: Usage | None = None
-        self._model: str | None = None
-        self._response_id: str | None = None
-        self._lenient: LenientDecoder | None = None
 
-    def read(self, data: bytes) -> Chunk:
-        """Take in a whole reply or a chunk, which is returned. Raises msgspec.DecodeError."""
-        try:
-            chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._lenient = self._lenient or LenientDecoder()
-            chunk = self._lenient.decode(data, Chunk)
-        self.add(chunk)
-        return chunk
+    def read(self, data: bytes) -> bool:
+        """Take in a chunk, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
+        if data == b"[DONE]":
+            self.complete = True
+            return True
+        self.add(self._decoded(data, _decode, Chunk))
+        return False
 
     def add(self, chunk: Chunk) -> None:
         """Take in a whole reply or a chunk."""
-        if self._response_id is None and chunk.id is not None:
-            self._response_id = str(chunk.id)
-            self._model = chunk.model
+        if self.response_id is None and chunk.id is not None:
+            self.response_id = str(chunk.id)
+            self.model = chunk.model
         if chunk.usage is not None:
-            self._usage = chunk.usage.usage()
+            self.usage = chunk.usage.usage()
+        if not chunk.choices:
+            # Some servers send the message of an error without an `error` around it.
+            self.error = chunk.error or (None if self.usage else chunk.message or chunk.detail)
+            self.status = _status(self.error)
         if chunk.prompt_token_ids is not None:
             self._prompt_ids = chunk.prompt_token_ids
         for choice in chunk.choices or ():
             if choice.index:  # `n` above 1 is not asked for; what comes all the same is not the answer
                 continue
-            self.seen = True
+            self._seen = True
             if choice.finish_reason:  # some servers send "" until the end
                 self.finish_reason = choice.finish_reason
                 self.complete = True
@@ -197,7 +182,9 @@ class ChatReply:
                 return
 
     def reply(self, request: ModelRequest) -> ModelReply:
-        """The whole reply to `request`."""
+        """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
+        if not self._seen:
+            raise msgspec.DecodeError("it has no choices")
         tokens = None
         broken = self._lenient is not None and self._lenient.lost & _TOKENS  # a part of them is worse than none
         if not broken and (self._prompt_ids is not None or self._ids is not None or self._logprobs is not None):
@@ -213,7 +200,7 @@ class ChatReply:
             opaque=self._opaque(calls),
         )
         return ModelReply(
-            message, self.finish_reason, self._usage, tokens, self._model, self._response_id, self.first_token
+            message, self.finish_reason, self.usage, tokens, self.model, self.response_id, self.first_token
         )
 
     def _add(self, message: ChatMessage, *, whole: bool) -> None:
@@ -330,3 +317,15 @@ def _parts(content: list[Any]) -> tuple[str, str]:
 
 def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error object names, if it does."""
+    if not isinstance(error, dict):
+        return None
+    fields = cast("dict[str, Any]", error)
+    try:
+        status = int(fields.get("code") or fields.get("status") or 0)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return status if 400 <= status < 600 else None

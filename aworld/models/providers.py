@@ -34,11 +34,11 @@ _CACHED = 256
 
 
 class Provider(Struct, frozen=True):
-    """How a provider is reached. `variables` is the prefix of its environment variables."""
+    """How a provider is reached."""
 
     factory: Factory
-    key_variables: tuple[str, ...] = ()
-    url_variables: tuple[str, ...] = ()
+    key_variable: str = ""
+    url_variable: str = ""
     base_url: str | None = None
     needs_key: bool = False
     """Whether `base_url`, the provider's own address, asks for a key. Other addresses are never refused for one."""
@@ -54,11 +54,12 @@ def _lazy(module: str, name: str, **more: Any) -> Factory:
     return lambda config: getattr(import_module(f"aworld.models.{module}"), name)(config, **more)
 
 
-def _preset(
-    name: str, prefix: str, base_url: str, factory: Factory | None = None, *, needs_key: bool = True
-) -> Provider:  # fmt: skip
-    factory = factory or _lazy("openai", "OpenAIModel", provider=name)
-    return Provider(factory, (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
+def _remote(factory: Factory, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
+    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key)
+
+
+def _chat(name: str, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
+    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key)
 
 
 def _written(folder: str) -> object:
@@ -71,14 +72,14 @@ def _written(folder: str) -> object:
 
 
 _providers: dict[str, Provider] = {
-    "openai": _preset("openai", "OPENAI", "https://api.openai.com/v1"),
-    "azure": Provider(_lazy("openai", "AzureModel"), ("AZURE_OPENAI_API_KEY",), ("AZURE_OPENAI_ENDPOINT",)),
-    "anthropic": _preset("anthropic", "ANTHROPIC", "https://api.anthropic.com", _lazy("anthropic", "AnthropicModel")),
-    "openrouter": _preset("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
-    "deepseek": _preset("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
-    "qwen": _preset("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
-    "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
-    "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
+    "openai": _chat("openai", "OPENAI", "https://api.openai.com/v1"),
+    "openrouter": _chat("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
+    "deepseek": _chat("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
+    "qwen": _chat("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
+    "ollama": _chat("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
+    "vllm": _chat("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
+    "azure": Provider(_lazy("openai", "AzureModel"), "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+    "anthropic": _remote(_lazy("anthropic", "AnthropicModel"), "ANTHROPIC", "https://api.anthropic.com"),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
     "transformers": Provider(_lazy("torch_model", "torch_model"), state=_written),
     "embedded": Provider(_lazy("embedded.embedded_model", "embedded_model"), local_name="packaged", state=_written),
@@ -153,7 +154,8 @@ def in_process(provider: str) -> bool:
 
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
     """What the environment gives for the settings that are open."""
-    own_key, own_url, local = _first(provider.key_variables), _first(provider.url_variables), provider.local_name
+    local, own_url = provider.local_name, os.environ.get(provider.url_variable)
+    own_key = os.environ.get(provider.key_variable) or None
     chosen = os.environ.get("LLM_PROVIDER")
     # `LLM_*` speak of the provider that the environment names; if it names none, of whichever has no key of its own.
     # One inside this process is meant only where it is named.
@@ -176,7 +178,7 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str
     url = (url or provider.base_url or "").strip() or None
     key = (key or "").strip() or None
     if provider.needs_key and not key and url is not None and url.rstrip("/") == provider.base_url:
-        remedy = f"set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
+        remedy = f"set LLM_API_KEY or {provider.key_variable}, or AgentConfig(llm_api_key=...)"
         meant = "" if config.llm_provider else _if_another_was_meant(model)
         text = f"No API key for {name}: {remedy}" + (f". {meant}" if meant else "")
         raise ConfigError(text, setting="llm_api_key", remedy=remedy)
@@ -222,10 +224,6 @@ def _unknown(name: str) -> str:
     return (
         f"Unknown provider {name!r} (LLM_PROVIDER or llm_provider); {meant} Known are: {', '.join(known_providers())}"
     )
-
-
-def _first(variables: tuple[str, ...]) -> str | None:
-    return next((value for variable in variables if (value := os.environ.get(variable))), None)
 
 
 def _policy_folder(text: str) -> str | None:

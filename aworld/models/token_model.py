@@ -1,6 +1,7 @@
 """The `Model` contract on top of something that continues token ids: the ground of every in-process model.
 
-A subclass says how ids are continued (`complete`); what is here renders requests, reads replies, and reports exact ids and log-probabilities with the policy's version.
+A subclass says how ids are continued (`complete`); what is here renders requests, reads replies, and reports exact ids
+and log-probabilities with the policy's version.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -126,19 +128,15 @@ class TokenModel:
 
     def _sampling(self, request: ModelRequest, read: int) -> Sampling:
         """How a prompt of `read` ids is continued; parameters of other providers are passed over."""
-        params = {**self.params, **request.params} if request.params else self.params
-        stop: Any = params.get("stop") or ()
+        params = {name: value for name, value in {**self.params, **request.params}.items() if value is not None}
+        params["max_tokens"] = params.get("max_completion_tokens") or params.get("max_tokens", self.max_tokens)
+        if isinstance(params.get("stop"), str):
+            params["stop"] = (params["stop"],)
         try:
-            sampling = Sampling(
-                temperature=float(_first_of(params, 1.0, "temperature")),
-                top_p=float(_first_of(params, 1.0, "top_p")),
-                top_k=max(0, int(_first_of(params, 0, "top_k"))),
-                max_tokens=int(_first_of(params, self.max_tokens, "max_completion_tokens", "max_tokens")),
-                seed=None if params.get("seed") is None else int(params["seed"]),
-                stop=(stop,) if isinstance(stop, str) else tuple(map(str, stop)),
-            )
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"A sampling setting is no number: {error}.") from None
+            sampling = msgspec.convert(params, Sampling, strict=False)
+        except msgspec.ValidationError as error:
+            raise ModelError(f"A sampling setting does not fit: {error}.") from None
+        sampling = replace(sampling, top_k=max(0, sampling.top_k))  # some say -1 for all
         if not (0.0 <= sampling.temperature < float("inf") and 0.0 < sampling.top_p <= 1.0 <= sampling.max_tokens):
             raise ModelError("temperature must be 0 or more, top_p above 0 and at most 1, and max_tokens at least 1.")
         if self.context is None:
@@ -191,7 +189,3 @@ def ends_of(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
     ends: Sequence[int] = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     last = tokenizer.eos_token_id
     return frozenset([*ends, last] if last is not None else ends)
-
-
-def _first_of(params: dict[str, Any], default: float, *names: str) -> Any:
-    return next((value for name in names if (value := params.get(name)) is not None), default)

@@ -51,7 +51,7 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
         ({"tie_word_embeddings": True}, "tie_word_embeddings must be False"),
         ({"use_sliding_window": True}, "use_sliding_window must be False"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "scaled rotary positions"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be 'default'"),
         ({"num_attention_heads": 3}, "heads must divide"),
         ({"hidden_size": "wide"}, "does not describe a policy"),
         ({"vocab_size": 512}, "not of one checkpoint"),

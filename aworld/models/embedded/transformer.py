@@ -30,6 +30,7 @@ Weights: TypeAlias = dict[str, Array]
 Prefix: TypeAlias = tuple[int, ...]
 
 ARCHITECTURE = "Qwen2ForCausalLM"
+_COMPUTED = {"hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False, "rope_type": "default"}
 ROWS = 8
 """Rows of a block of a matrix product."""
 WIDTH = 32
@@ -103,12 +104,10 @@ class PolicyConfig(Struct, frozen=True, kw_only=True):
                 f"{source}: the embedded policy computes {ARCHITECTURE} only; this is {architectures[0]}."
             )
         rope: dict[str, Any] = data.get("rope_parameters") or data.get("rope_scaling") or {}
-        expected = {"hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False}
-        for name, value in expected.items():
-            if data.get(name, value) != value:
-                raise ConfigError(f"{source}: {name} must be {value!r} for the embedded policy; it is {data[name]!r}.")
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ConfigError(f"{source}: scaled rotary positions are not computed here (rope_type {rope}).")
+        said = {**data, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
+        for name, value in _COMPUTED.items():
+            if said.get(name, value) != value:
+                raise ConfigError(f"{source}: {name} must be {value!r} for the embedded policy; it is {said[name]!r}.")
         data = {"rope_theta": rope.get("rope_theta", 10000.0), **data}
         if isinstance(data.get("eos_token_id"), list):
             data["eos_token_id"] = data["eos_token_id"][0]

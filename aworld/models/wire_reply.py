@@ -1,6 +1,6 @@
-"""What a server sent that is not what its protocol says, read as far as its sense is clear.
+"""A reply as it comes in from a provider, whole or piece by piece: the base of one class for each protocol.
 
-The strict decoder of a protocol comes first; only what it refuses is read here. Figures about an answer (usage, a
+What the strict decoder of a protocol refuses is read as far as its sense is clear. Figures about an answer (usage, a
 name, log-probabilities) that have a wrong type are left out, `null` stands for nothing everywhere, and a character
 that was cut into its two surrogates is joined. What carries the answer itself is never guessed.
 """
@@ -8,11 +8,15 @@ that was cut into its two surrogates is joined. What carries the answer itself i
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Raw, Struct
+
+from aworld.core.message import Usage
+from aworld.core.model import Delta, ModelReply, ModelRequest
 
 T = TypeVar("T", bound=Struct)
 
@@ -22,6 +26,41 @@ _ANSWER = frozenset(
         "name", "partial_json", "text", "thinking", "tool_calls", "type",
     }
 )  # fmt: skip
+
+
+class WireReply:
+    """A reply as it comes in. With `on_delta` it is streamed: each piece of text and thinking is handed on."""
+
+    def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
+        self._on_delta = on_delta
+        self.complete = False
+        """Whether the server said that this was all."""
+        self.error: Any = None
+        """What the server says went wrong, in its own shape."""
+        self.status: int | None = None
+        """The HTTP status that belongs to the error."""
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.model: str | None = None
+        self.response_id: str | None = None
+        self.first_token: float | None = None
+        """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        self._lenient: LenientDecoder | None = None
+
+    def read(self, data: bytes) -> bool:
+        """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
+        raise NotImplementedError
+
+    def reply(self, request: ModelRequest) -> ModelReply:
+        """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
+        raise NotImplementedError
+
+    def _decoded(self, data: bytes, strict: Callable[[bytes], T], kind: type[T]) -> T:
+        try:
+            return strict(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._lenient = self._lenient or LenientDecoder()
+            return self._lenient.decode(data, kind)
 
 
 class LenientDecoder:
