@@ -43,8 +43,6 @@ class Tokenizer(Protocol):
     """The part of a `transformers` tokenizer that is used here."""
 
     chat_template: Any
-    eos_token_id: int | None
-    pad_token_id: int | None
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], **settings: Any) -> Any:
         """The conversation as text (`tokenize=False`)."""

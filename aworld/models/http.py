@@ -215,7 +215,7 @@ class EventParser:
             return []
         *lines, rest = _LINE_END.split(b"".join(self._pieces))
         self._pieces = [rest] if rest else []  # what follows the last line end is not yet a whole line
-        events = []
+        events: list[bytes] = []
         for line in lines:
             if line[:5] == b"data:":
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])

@@ -131,9 +131,10 @@ class LenientDecoder:
 
 def _holds(kind: Any, value: Any) -> bool:
     """Whether a type is that of an object, for an object, or of a list, for a list."""
-    kind = get_origin(kind) or kind
-    shape = dict if isinstance(kind, type) and issubclass(kind, Struct) else kind
-    return shape in (dict, list) and isinstance(value, shape)
+    origin: Any = get_origin(kind) or kind
+    if isinstance(origin, type) and issubclass(origin, Struct):
+        return isinstance(value, dict)
+    return origin in (dict, list) and isinstance(value, origin)
 
 
 def _characters(text: str) -> str:

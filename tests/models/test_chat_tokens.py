@@ -145,7 +145,7 @@ async def test_sampling_settings_reach_the_policy() -> None:
     assert model.asked[2].max_tokens == 64 - len(model.prompts[2])
     with pytest.raises(ModelError, match="takes 64"):
         await model.generate(ModelRequest((Message("user", "word " * 80),)))
-    with pytest.raises(ModelError, match="no number"):
+    with pytest.raises(ModelError, match="setting does not fit"):
         await model.generate(ModelRequest(start, params={"temperature": "hot"}))
 
 

@@ -46,7 +46,6 @@ class PolicyTokenizer:
         if end is None:
             raise ConfigError(f"tokenizer.json has no token {END!r}, with which the embedded policy ends a message.")
         self.eos_token_id: int = end
-        self.pad_token_id = None
         self._segment = lru_cache(maxsize=_SEGMENTS)(self._encode_segment)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
