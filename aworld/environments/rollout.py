@@ -27,9 +27,9 @@ from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
 from aworld.environments.report import RolloutProgress
-from aworld.runners.local import load, run_one, store_of
+from aworld.runners.driver import run_to_end
+from aworld.runners.local import gather, load, rare_collection, store_of
 from aworld.runners.run import units_of_task
-from aworld.runners.schedule import gather, rare_collection
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
 
@@ -340,7 +340,7 @@ class _Work:
                 labels={**labels, "attempt": str(attempt)},
                 **self.fields,
             )
-            response = await run_one(task, self.store)
+            response = await run_to_end(task, self.store)
             if response.status == "interrupted":
                 raise StoreError(response.msg)
             tries = attempt - earlier.attempts + 1
