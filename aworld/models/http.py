@@ -128,7 +128,11 @@ class Endpoint:
 
     def reported(self, error: Any, status: int | None = None) -> ModelError:
         """The error of an error object that came with a 2xx answer or in mid-stream."""
-        text = self.redact(f"{self.provider} reported: {_message(error)}")
+        try:
+            text = _message(error)
+        except RecursionError:
+            text = "an error that is nested too deeply to be read"
+        text = self.redact(f"{self.provider} reported: {text}")
         return ModelError(text[:ERROR_TEXT], status=status, retryable=status is None or may_pass(status))
 
     def redact(self, text: str) -> str:
@@ -255,7 +259,7 @@ def may_pass(status: int) -> bool:
 def _body_text(body: bytes) -> str:
     try:
         return _message(msgspec.json.decode(body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body[: 4 * ERROR_TEXT].decode("utf-8", "replace").strip()
 
 

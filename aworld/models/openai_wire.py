@@ -167,7 +167,6 @@ class ChatReply(WireReply):
         for choice in chunk.choices or ():
             if choice.index:  # `n` above 1 is not asked for; what comes all the same is not the answer
                 continue
-            self._seen = True
             if choice.finish_reason:  # some servers send "" until the end
                 self.finish_reason = choice.finish_reason
                 self.complete = True
@@ -178,13 +177,14 @@ class ChatReply(WireReply):
             if choice.logprobs is not None and choice.logprobs.content is not None:
                 self._logprobs = (self._logprobs or []) + [token.logprob for token in choice.logprobs.content]
             if (message := choice.delta or choice.message) is not None:
+                self._seen = True
                 self._add(message, whole=choice.delta is None)
                 return
 
     def reply(self, request: ModelRequest) -> ModelReply:
         """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
         if not self._seen:
-            raise msgspec.DecodeError("it has no choices")
+            raise msgspec.DecodeError("it has no choices, or none with a message")
         tokens = None
         broken = self._lenient is not None and self._lenient.lost & _TOKENS  # a part of them is worse than none
         if not broken and (self._prompt_ids is not None or self._ids is not None or self._logprobs is not None):
