@@ -71,11 +71,11 @@ async def _serve(args: argparse.Namespace) -> int:
 def environment_of(reference: str) -> Environment:
     """The environment that `MODULE:NAME` refers to, or that the function of that name makes. Raises ConfigError."""
     from aworld.agents.references import find
-    from aworld.environments.environment import Environment
+    from aworld.environments.environment import Environment, factory
 
     environment = find(reference, "Environment")
     if callable(environment) and not isinstance(environment, Environment):
-        environment = environment()
+        environment = factory(environment)()
     if not isinstance(environment, Environment):
         raise ConfigError(f"{reference!r} is {a(type(environment).__name__)}; name an Environment.")
     return environment

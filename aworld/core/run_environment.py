@@ -29,6 +29,19 @@ class Reward(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class Remake(Struct, frozen=True):
+    """How the task of an environment is made again in another process."""
+
+    by: str
+    """The function that makes it, `module:name`; called with the arguments and the fields of `Task`."""
+    arguments: dict[str, Any]
+    """JSON-able."""
+    agent: Any
+    """The agent or team, the tools and the hooks that the caller gave: the function adds the environment's own."""
+    tools: Sequence[Any]
+    hooks: Sequence[Any]
+
+
 class RunEnvironment(Protocol):
     """What a run acts in. Made for it, and used once.
 
@@ -38,6 +51,10 @@ class RunEnvironment(Protocol):
     @property
     def name(self) -> str:
         """What the log calls it."""
+        ...
+
+    def remake(self) -> Remake:
+        """How another process makes the task. Raises TaskError that says what cannot travel, and what would."""
         ...
 
     async def open(self, record: Trajectory, give: Callable[[Reward], None]) -> Content | None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, wraps
+from typing import Any, ParamSpec, cast
 
 import msgspec
 
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import BaseAgent
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Text
 from aworld.core.model import ModelRequest
+from aworld.core.run_environment import Remake
 from aworld.core.task import Task
 from aworld.environments.problem import (
     SAMPLE,
@@ -40,10 +42,11 @@ from aworld.environments.problem import (
     taken,
 )
 from aworld.environments.rubric import Part, Rubric, Scorer, as_rubric
-from aworld.environments.session import ProblemEnvironment, Session
+from aworld.environments.session import Caller, ProblemEnvironment, Session
 
 __all__ = ["Environment", "Problem", "Session"]
 
+P = ParamSpec("P")
 Problems = Iterable[Problem | dict[str, Any]] | Generator
 
 
@@ -84,6 +87,7 @@ class Environment:
             )
         if session is not None:
             check_takes_one(session, f"Environment {name!r}, session", "the problem")
+        self.origin: Origin | None = None
         self.name = name
         self.train: Source = as_source(train, f"train of environment {name!r}")
         if not callable(self.train) and not self.train and train != ():
@@ -186,7 +190,8 @@ class Environment:
         the model. `fields` are further arguments of `Task`; `conf` takes the place of the environment's.
         """
         problem = as_problem(problem)
-        environment = ProblemEnvironment(self, problem, seed)
+        tools = tuple(fields.pop("tools", ()))
+        environment = ProblemEnvironment(self, problem, seed, Caller(agent, tools, tuple(hooks)))
         unit, content = self._prompt(agent, problem.input)
         return Task(
             content if isinstance(content, str) else list(content),
@@ -195,11 +200,43 @@ class Environment:
             id=id,
             name=fields.pop("name", None) or f"{self.name}/{problem.id}",
             group_id=group_id,
-            tools=[*self.tools, *fields.pop("tools", ()), *((environment,) if self.session is not None else ())],
+            tools=[*self.tools, *tools, *((environment,) if self.session is not None else ())],
             hooks=[*hooks, *((Seeds(seed),) if seed is not None else ())],
             environment=environment,
             **fields,
         )
+
+    def remake(self, problem: Problem, seed: int | None, caller: Caller) -> Remake:
+        """How another process makes the task of a problem. Raises TaskError that says what cannot travel."""
+        if not _is_data(problem):
+            raise TaskError(
+                f"Problem {problem.id!r} cannot travel to another process: its answer and data must be what JSON has "
+                "(text, numbers, lists, objects with text as keys). Write them so, or run on one event loop."
+            )
+        made = {**self._reference(), "problem": msgspec.to_builtins(problem), "seed": seed}
+        return Remake(f"{__name__}:task_again", made, *caller)
+
+    def _reference(self) -> dict[str, Any]:
+        """The import path of this environment, or of the function that makes it, and the arguments of that."""
+        from aworld.runners.task_references import path_of  # most programs start no other process
+
+        origin = self.origin
+        if origin is None or any(one is not other for one, other in zip(origin.parts, parts_of(self))):
+            try:
+                return {"path": path_of(self, f"environment {self.name!r}"), "args": [], "kwargs": {}}
+            except TaskError as nowhere:
+                raise TaskError(
+                    f"Environment {self.name!r} cannot travel to another process: no module has it under a name, and "
+                    "no function marked @factory made it as it is now. Put it at the top of a module, or mark the "
+                    "function that makes it (from aworld.environments import factory), or run on one event loop."
+                ) from nowhere
+        if not _is_data([origin.args, origin.kwargs]):
+            raise TaskError(
+                f"Environment {self.name!r} cannot travel to another process: the arguments of {origin.make.__name__} "
+                "are no plain data (text, numbers, lists, objects). Put the environment at the top of a module."
+            )
+        path = path_of(origin.make, f"function {origin.make.__name__!r}")
+        return {"path": path, "args": origin.args, "kwargs": origin.kwargs}
 
     def _prompt(self, agent: Any, input: Content) -> tuple[Any, Content]:
         """The agent with the system prompt of the environment; a team is told it before the input."""
@@ -217,6 +254,67 @@ class Environment:
 
     def __repr__(self) -> str:
         return f"<Environment {self.name!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What made an environment, so that another process can make it again."""
+
+    make: Callable[..., Environment]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    parts: tuple[Any, ...]
+    """What it was then: one that was changed afterwards is another."""
+
+
+def parts_of(environment: Environment) -> tuple[Any, ...]:
+    """All but the limits, which are the task's."""
+    of = environment
+    return (of.name, of.train, of.test, of.session, of.tools, of.rubric, of.system_prompt, of.key)
+
+
+def factory(make: Callable[P, Environment]) -> Callable[P, Environment]:
+    """Mark a function that makes environments: what it makes can travel to worker processes, by the function's name
+    and its arguments, which are plain data.
+
+        @factory
+        def shop(items: int = 8) -> Environment: ...
+    """
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Environment:
+        environment = make(*args, **kwargs)
+        environment.origin = Origin(made, list(args), kwargs, parts_of(environment))
+        return environment
+
+    cast(Any, made).function = make  # the name of either will do
+    return made
+
+
+def task_again(made: dict[str, Any], swarm: Any, **fields: Any) -> Task:
+    """In a worker process: the task of a problem, as its `Remake` says."""
+    arguments = msgspec.json.encode([made["args"], made["kwargs"]])
+    problem = msgspec.convert(made["problem"], Problem)
+    return _made_again(made["path"], arguments).task(problem, swarm, seed=made["seed"], **fields)
+
+
+@lru_cache(maxsize=16)
+def _made_again(path: str, arguments: bytes) -> Environment:
+    from aworld.runners.task_references import object_at
+
+    value = object_at(path)
+    if isinstance(value, Environment):
+        return value
+    args, kwargs = msgspec.json.decode(arguments)
+    return value(*args, **kwargs)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value comes back from JSON as it was."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value), type=cast("type[Any]", type(value))) == value
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        return False
 
 
 class Seeds(Hooks):

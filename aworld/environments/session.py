@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError, EnvironmentFailed
 from aworld.core.message import Content, Message
-from aworld.core.run_environment import Reward
+from aworld.core.run_environment import Remake, Reward
 from aworld.core.tool.base import Tool, calling
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.core.trajectory import Trajectory
@@ -101,13 +101,22 @@ def _tool_names(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(inspect.getattr_static(kind, name), FunctionTool))
 
 
+class Caller(NamedTuple):
+    """What the caller of `Environment.task` gave, to which it adds its own."""
+
+    agent: Any
+    tools: Sequence[Any]
+    hooks: Sequence[Any]
+
+
 class ProblemEnvironment:
     """A problem as the environment of one run, and the toolset of its session."""
 
-    def __init__(self, environment: Environment, problem: Problem, seed: int | None = None) -> None:
+    def __init__(self, environment: Environment, problem: Problem, seed: int | None, caller: Caller) -> None:
         self.environment = environment
         self.problem = problem
         self.seed = seed
+        self.caller = caller
         self.session: Session | None = None
         self._record: Trajectory | None = None
 
@@ -115,6 +124,10 @@ class ProblemEnvironment:
     def name(self) -> str:
         """The name of the environment."""
         return self.environment.name
+
+    def remake(self) -> Remake:
+        """The task as a call of `environment.task`. Raises TaskError."""
+        return self.environment.remake(self.problem, self.seed, self.caller)
 
     async def open(self, record: Trajectory, give: Callable[[Reward], None]) -> Content | None:
         """Make the session and start it."""

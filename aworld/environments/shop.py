@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from aworld.core.exceptions import ToolError
 from aworld.core.tool import tool
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, factory
 from aworld.environments.problem import Problem, split_by_hash, taken
 from aworld.environments.rubric import Part, Rubric
 from aworld.environments.session import Session
@@ -61,6 +61,7 @@ class Shop(Session):
         return self.problem.data[what]
 
 
+@factory
 def shop() -> Environment:
     """The environment: endless training problems, 400 held-out ones that are never among them."""
     train, test = split_by_hash(generate)

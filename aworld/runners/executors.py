@@ -6,11 +6,11 @@ objects; workers write to the store themselves, and what comes back over their p
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from aworld.config.conf import EngineName, RunConfig
 from aworld.core.exceptions import ConfigError
@@ -18,6 +18,9 @@ from aworld.core.task import Task, TaskResponse
 from aworld.runners.driver import run_to_end
 from aworld.runners.schedule import gather, rare_collection
 from aworld.trajectory.store import TrajectoryStore
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(slots=True)
@@ -29,15 +32,43 @@ class RunProgress:
     done: int = 0
 
 
-class Executor(Protocol):
-    """Runs tasks somewhere."""
+class Executor(ABC):
+    """Runs tasks somewhere. `store` has the logs."""
 
-    store: TrajectoryStore
-    """Where the logs are."""
+    def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
+        self.store = store
+        self._conf = conf
 
-    def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse, None]:
-        """Run them, as many at once as is allowed; responses in the order of finishing. Leaving early cancels."""
-        ...
+    @abstractmethod
+    def check(self, task: Task) -> None:
+        """Raise TaskError for a task that cannot be run there."""
+
+    @abstractmethod
+    async def run_one(self, task: Task) -> TaskResponse:
+        """Run a task to its end, within `each`."""
+
+    @abstractmethod
+    def _at_work(self, limit: int) -> AbstractAsyncContextManager[None]:
+        """What it takes to run so many tasks at once."""
+
+    async def each(self, items: Iterable[T], work: Callable[[T], Awaitable[R]], limit: int) -> AsyncGenerator[R, None]:
+        """`gather`, with work that runs tasks by `run_one`."""
+        async with self._at_work(limit), aclosing(gather(items, work, limit)) as results:
+            async for result in results:
+                yield result
+
+    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse, None]:
+        """Run them, as many at once as is allowed; responses in the order of finishing. Leaving early cancels.
+
+        Raises TaskError for a task that cannot be run there, before any begins.
+        """
+        for task in tasks:
+            self.check(task)
+        limit = max(min(self._conf.max_concurrency, len(tasks)), 1)
+        work = watched(self.run_one, len(tasks), self._conf.on_progress)
+        async with aclosing(self.each(tasks, work, limit)) as responses:
+            async for response in responses:
+                yield response
 
 
 def executor_of(conf: RunConfig, store: TrajectoryStore) -> Executor:
@@ -54,21 +85,20 @@ def executor_of(conf: RunConfig, store: TrajectoryStore) -> Executor:
     )
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Runs tasks on this event loop."""
 
-    def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
-        self.store = store
-        self._conf = conf
+    def check(self, task: Task) -> None:
+        """See `Executor.check`: every task can be run here."""
 
-    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse, None]:
-        """See `Executor.run`."""
-        limit = min(self._conf.max_concurrency, len(tasks))
-        work = watched(partial(run_to_end, store=self.store), len(tasks), self._conf.on_progress)
+    async def run_one(self, task: Task) -> TaskResponse:
+        """See `Executor.run_one`."""
+        return await run_to_end(task, self.store)
+
+    @asynccontextmanager
+    async def _at_work(self, limit: int) -> AsyncGenerator[None]:
         with rare_collection(self._conf.rare_collection and limit > 1):
-            async with aclosing(gather(tasks, work, max(limit, 1))) as responses:
-                async for response in responses:
-                    yield response
+            yield
 
 
 def watched(

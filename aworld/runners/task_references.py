@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
-from functools import reduce
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from msgspec import Struct
 
 from aworld.agents.files import dump, load
+from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
 from aworld.core.event import Status
@@ -47,6 +50,9 @@ class Begin(Struct, omit_defaults=True):
     tools: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     after: str | None = None
+    by: str | None = None
+    """The function that makes the task, where it has an environment; see `Remake`."""
+    arguments: dict[str, Any] = {}
     again: bool = False
     """Whether another worker may have begun it."""
 
@@ -64,10 +70,7 @@ class RunEnded(Struct, omit_defaults=True):
 
 def reference_to(task: Task) -> Begin:
     """A task as it travels. Raises TaskError that names what cannot."""
-    if task.environment is not None:
-        raise TaskError(
-            f"Task {task.id!r} has an environment, which belongs to its process: run it with engine 'local'."
-        )
+    remake = None if task.environment is None else task.environment.remake()
     if task.prefix is not None:
         raise TaskError(f"Task {task.id!r} is a fork; forks are run with engine 'local'.")
     after = task.after
@@ -75,10 +78,11 @@ def reference_to(task: Task) -> Begin:
         context = plain(task.context)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TaskError(f"The context of task {task.id!r} cannot travel to another process: {error}.") from error
+    bare = task if remake is None else remake
     return Begin(
         id=task.id,
-        input=task.input,
-        unit=_unit_path(task.agent),
+        input=task.input if remake is None else "",
+        unit=_unit_path(bare.agent),
         conf=task.conf.model_dump(mode="json", exclude_defaults=True),
         history=task.history,
         name=task.name,
@@ -87,18 +91,23 @@ def reference_to(task: Task) -> Begin:
         group_id=task.group_id,
         labels=task.labels,
         context=context,
-        tools=_paths(task.tools, "tool"),
-        hooks=_paths(task.hooks, "hooks"),
+        tools=_paths(bare.tools, "tool"),
+        hooks=_paths(bare.hooks, "hooks"),
+        by=None if remake is None else remake.by,
+        arguments={} if remake is None else remake.arguments,
         after=after if isinstance(after, str) or after is None else _id_of(after),
     )
 
 
 def task_of(begin: Begin) -> Task:
     """The task of a reference. Raises TaskError when code is not where it should be."""
-    task = Task(
-        begin.input if isinstance(begin.input, str) else list(begin.input),
+    content = begin.input if isinstance(begin.input, str) else list(begin.input)
+    make: Callable[..., Task] = (
+        partial(Task, content) if begin.by is None else partial(object_at(begin.by), begin.arguments)
+    )
+    task = make(
         swarm=_unit_at(begin.unit),
-        conf=begin.conf,
+        conf=TaskConfig(**begin.conf),
         id=begin.id,
         name=begin.name,
         session_id=begin.session_id,
@@ -110,12 +119,15 @@ def task_of(begin: Begin) -> Task:
         context=begin.context,
         hooks=[object_at(path) for path in begin.hooks],
     )
-    task.history = begin.history
+    task.history = task.history or begin.history
     return task
 
 
 DEFINED = "definition:"
 """How a reference begins that is the text of a definition."""
+
+_paths_found: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""Where objects were last time: to look through all modules for each of many tasks would take milliseconds."""
 
 
 def _unit_path(unit: Unit) -> str:
@@ -124,11 +136,13 @@ def _unit_path(unit: Unit) -> str:
         return path_of(unit, f"agent {unit.name!r}")
     except TaskError as nowhere:
         try:
-            return DEFINED + dump(unit)
+            path = _paths_found[unit] = DEFINED + dump(unit)
         except ConfigError as unnamed:
             raise TaskError(f"{nowhere} It cannot be written as a definition either: {unnamed}") from unnamed
+        return path
 
 
+@lru_cache(maxsize=64)
 def _unit_at(path: str) -> Any:
     return load(path.removeprefix(DEFINED)) if path.startswith(DEFINED) else object_at(path)
 
@@ -143,8 +157,18 @@ def _paths(objects: Sequence[Any], what: str) -> tuple[str, ...]:
 
 def path_of(item: object, what: str) -> str:
     """Where an object is imported from. Raises TaskError when no module has it."""
+    with suppress(TypeError):  # some cannot be keys
+        if item in _paths_found:
+            return _paths_found[item]
+        _paths_found[item] = path = _looked_up(item, what)
+        return path
+    return _looked_up(item, what)
+
+
+def _looked_up(item: object, what: str) -> str:
     origin = getattr(item, "function", None)  # a tool made of a function may be named by the function
-    for module_name, module in list(sys.modules.items()):
+    modules = sorted(sys.modules.items(), key=lambda entry: entry[0] == "__main__")  # the program's own file last
+    for module_name, module in modules:
         for name, value in list(getattr(module, "__dict__", {}).items()):  # some put other objects there
             if value is item or (origin is not None and value is origin):
                 return f"{_importable(module_name, module, what)}:{name}"
@@ -174,7 +198,10 @@ def object_at(path: str) -> Any:
     except AWorldError:
         raise
     except Exception as error:
-        raise TaskError(f"A worker process could not import {path!r}: {type(error).__name__}: {error}.") from error
+        guard = ' What a program does belongs behind `if __name__ == "__main__":`.' if where.endswith(".py") else ""
+        raise TaskError(
+            f"A worker process could not import {path!r}: {type(error).__name__}: {error}.{guard}"
+        ) from error
 
 
 def _main(path: str) -> ModuleType:

@@ -55,6 +55,9 @@ async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
             record = await load(begin.id, store)
             if record.finished is not None:  # its worker died after the end, before it could say so
                 return RunEnded(begin.id, record.status, record.error)
+            if task.environment is not None:  # its state died with its worker: begun anew
+                await store.delete(begin.id, forks=True)
+                record = None
         response = await run_to_end(task, store, record)
     except AWorldError as error:
         return RunEnded(begin.id, misuse=str(error))

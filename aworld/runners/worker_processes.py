@@ -8,9 +8,8 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
-from functools import partial
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
@@ -18,9 +17,9 @@ from aworld.config.conf import RunConfig
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.driver import recorded
-from aworld.runners.executors import watched
-from aworld.runners.schedule import gather
+from aworld.runners.driver import recorded, write_end
+from aworld.runners.executors import Executor
+from aworld.runners.journal import Journal
 from aworld.runners.task_references import Begin, RunEnded, reference_to
 from aworld.trajectory.sqlite import SQLiteStore
 from aworld.trajectory.store import TrajectoryStore
@@ -32,7 +31,7 @@ LEAVING = 1.5
 """Seconds that workers have to cancel what they run and to end, before they are killed."""
 
 
-class ProcessExecutor:
+class ProcessExecutor(Executor):
     """Runs tasks in worker processes that share a SQLite store."""
 
     def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
@@ -45,23 +44,24 @@ class ProcessExecutor:
                 f"engine_name='processes' needs a store that processes share, as sqlite:///runs.db is; got {store.url}",
                 setting="store",
             )
-        self.store: TrajectoryStore = store
-        self._conf = conf
+        super().__init__(store, conf)
         self._workers: list[_Worker] = []
+        self._begins: dict[str, Begin] = {}
+        """Those that were checked and have not begun."""
         self._restarts = 0
+        """Workers that were replaced since the last run that ended."""
         self._starting = asyncio.Lock()
 
-    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse, None]:
-        """See `Executor.run`. Raises TaskError for a task that cannot travel, before any begins."""
-        begins = {task.id: reference_to(task) for task in tasks}
-        number = min(self._conf.worker_num, len(tasks))
-        limit = min(self._conf.max_concurrency, len(tasks))
-        work = watched(partial(self._execute, begins), len(tasks), self._conf.on_progress)
+    def check(self, task: Task) -> None:
+        """Raise TaskError for a task that cannot travel."""
+        self._begins[task.id] = reference_to(task)
+
+    @asynccontextmanager
+    async def _at_work(self, limit: int) -> AsyncGenerator[None]:
+        number = min(self._conf.worker_num, limit)
         try:
             self._workers = list(await asyncio.gather(*(self._start() for _ in range(number))))
-            async with aclosing(gather(tasks, work, max(limit, 1))) as responses:
-                async for response in responses:
-                    yield response
+            yield
         finally:
             await asyncio.shield(self._leave())
 
@@ -73,8 +73,9 @@ class ProcessExecutor:
         )  # fmt: skip
         return _Worker(process)
 
-    async def _execute(self, begins: dict[str, Begin], task: Task) -> TaskResponse:
-        begin = begins[task.id]
+    async def run_one(self, task: Task) -> TaskResponse:
+        """See `Executor.run_one`. Raises TaskError for a task that cannot travel."""
+        begin = self._begins.pop(task.id, None) or reference_to(task)
         for attempt in range(ATTEMPTS):
             worker = await self._free()
             ended = await worker.execute(msgspec.structs.replace(begin, again=attempt > 0))
@@ -82,6 +83,13 @@ class ProcessExecutor:
                 return await self._response(task, ended)
         record = await self._record(task.id)
         why = f"Task {task.id!r} was given up: {ATTEMPTS} worker processes died while they ran it."
+        if task.environment is not None and record.events:  # it cannot be resumed: a loss, and data like any other
+            journal = Journal(record, self.store)
+            await journal.claim()
+            write_end(journal, "failed", why, lost=True)
+            await journal.commit()
+            journal.release()
+            return recorded(task, self.store, record, "failed", why, 0.0)
         return TaskResponse(record, "interrupted", error=why, store=self.store)
 
     async def _free(self) -> _Worker:
@@ -92,7 +100,7 @@ class ProcessExecutor:
                     self._restarts += 1
                     if self._restarts > ATTEMPTS * self._conf.worker_num:
                         raise TaskError(
-                            f"Worker processes died {self._restarts} times, the last with exit code "
+                            f"Worker processes died {self._restarts} times in a row, the last with exit code "
                             f"{worker.exit_code}; standard error has their words. What was done is kept: go on with "
                             "Runners.resume_all."
                         )
@@ -102,6 +110,7 @@ class ProcessExecutor:
     async def _response(self, task: Task, ended: RunEnded) -> TaskResponse:
         if ended.misuse is not None:
             raise TaskError(ended.misuse)
+        self._restarts = 0
         record = await self._record(task.id)
         return recorded(task, self.store, record, ended.status, ended.error, ended.seconds)
 

@@ -39,6 +39,10 @@ tasks = shop(Part("correct", correct), Part("short", short, weight=0.5))
 endless = shop(train=stream)
 closed = shop(session=Closed)
 
+def made():
+    """The command line knows it by its name, so that it can travel."""
+    return shop(Part("correct", correct))
+
 def leaky():
     return shop(train=[*shop().train, shop().test[0]])
 
@@ -107,6 +111,17 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
     assert more["episodes"] == 18
     assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
+
+
+def test_worker_processes_give_the_figures_of_one_process(shell: Shell) -> None:
+    command = ("rollout", "my_tasks:made", "--agent", "my_tasks:agent", "--samples", "2", "--seed", "4", "--json")
+    figures = [json.loads(shell(*command, "--run", run, *more).stdout) for run, *more in (["a"], ["b", "--workers=2"])]
+    here, there = [{**each, "seconds": 0, "run": ""} for each in figures]
+    assert here == there
+    assert here["episodes"] == 20
+    none = shell(*command, "--run", "c", "--workers", "0")
+    assert (none.returncode, none.stdout) == (2, "")
+    assert "--workers" in none.stderr
 
 
 def test_another_agent_is_refused_and_a_complete_run_says_so(shell: Shell) -> None:

@@ -29,7 +29,7 @@ from aworld.core.tool.results import to_content
 from aworld.core.tool.threads import THREADS
 from aworld.environments.adapters.spaces import action_of, jsonable, schema, words
 from aworld.environments.adapters.stepwise import ActTool, StepwiseSession, returns, seeded
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, factory
 from aworld.environments.problem import Problem
 
 gymnasium: Any = import_extra("gymnasium", "gymnasium_environment", "gymnasium>=1.0")
@@ -41,6 +41,7 @@ _SECTIONS = ("Description", "Action Space", "Observation Space", "Rewards")
 """What of an environment's own documentation a player should know."""
 
 
+@factory
 def gymnasium_environment(
     env: str | Callable[[], Any],
     *,

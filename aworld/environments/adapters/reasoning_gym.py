@@ -20,7 +20,7 @@ from typing import Any
 from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.extras import import_extra
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, factory
 from aworld.environments.problem import Problem, digest_of, split_by_hash
 from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 
@@ -40,6 +40,7 @@ SYSTEM_PROMPT = (
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
+@factory
 def reasoning_gym_environment(
     dataset: str,
     *,

@@ -30,7 +30,7 @@ from aworld.core.message import Content, Image, Part, Text
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.environments.adapters.verifiers_trace import fill
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, factory
 from aworld.environments.problem import Problem, split_by_hash
 from aworld.environments.rubric import Part as RubricPart
 from aworld.environments.rubric import Rubric, ScoredEpisode
@@ -51,6 +51,7 @@ _UNKNOWN = {
 """Fields of a task that speak of a container, with the value that asks for nothing."""
 
 
+@factory
 def verifiers_environment(
     taskset: Any,
     *,
