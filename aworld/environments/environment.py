@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from typing import Any, ParamSpec, cast
@@ -36,6 +36,7 @@ from aworld.environments.problem import (
     as_source,
     check_takes_one,
     content_key,
+    different,
     digest_of,
     ends,
     never_meet,
@@ -125,6 +126,17 @@ class Environment:
         if split == "train" and callable(source) and not never_meet(self.train, self.test):
             self._refuse_held_out(problems)
         return problems
+
+    def stream(self, split: Split, seed: int | None) -> Iterator[Problem]:
+        """The problems of a split one by one, as `problems` gives them: for who wants them in pieces."""
+        source = self.train if split == "train" else self.test
+        if not callable(source):
+            yield from self.problems(split, None, seed)
+            return
+        for problem in different(source(seed or 0)):
+            if split == "train" and not never_meet(self.train, self.test):
+                self._refuse_held_out([problem])
+            yield problem
 
     def split_of(self, problem: Problem) -> Split | None:
         """The split that a problem is of, by its content; None for one of neither, and where a stream cannot tell."""
