@@ -173,8 +173,8 @@ def ends(source: Source) -> bool:
 def taken(source: Source, n: int | None, seed: int | None, where: str, *, fewer: bool = False) -> list[Problem]:
     """`n` problems of a source. A list is given in its order, or shuffled by `seed`; `n` None means all of it.
 
-    Of a stream, `different` ones. Raises ConfigError when there are not enough; with `fewer` what there is will do, but a
-    function must make at least one.
+    Of a stream, `different` ones. Raises ConfigError when there are not enough; with `fewer` what there is will do, but
+    a function must make at least one.
     """
     if callable(source):
         if n is None:

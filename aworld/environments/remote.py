@@ -26,7 +26,6 @@ from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ToolError
 from aworld.core.message import Content, Message
 from aworld.core.tool.base import Tool, ToolContext
-from aworld.environments.connection import PROTOCOL
 from aworld.environments.environment import Environment, Origin, parts_of
 from aworld.environments.problem import FetchedProblems, Problem, Source, Split
 from aworld.environments.rubric import Part, Rubric, ScoredEpisode
@@ -34,6 +33,9 @@ from aworld.environments.session import Session
 
 if TYPE_CHECKING:
     import aiohttp
+
+PROTOCOL = 1
+"""Of what is ours in it: raised when older clients would misunderstand."""
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of an answer of the server: observations may hold pictures."""

@@ -77,7 +77,7 @@ class Session:
 
     def tools(self) -> Sequence[Tool]:
         """The tools of the episode: the methods marked `@tool`."""
-        return [getattr(self, name) for name in _tool_names(type(self))]
+        return [getattr(self, name) for name in tool_names(type(self))]
 
     def reward(self, value: float, name: str = "step", *, weight: float = 1.0, detail: Any = None) -> None:
         """Reward the step in which this is called. Raises ValueError for a value that is not a finite number."""
@@ -93,7 +93,7 @@ class Session:
 
 
 @lru_cache(maxsize=1024)
-def _tool_names(kind: type) -> tuple[str, ...]:
+def tool_names(kind: type) -> tuple[str, ...]:
     """The methods of a session class that are tools, those of base classes first."""
     names: dict[str, None] = {}
     for base in reversed(kind.__mro__):

@@ -27,12 +27,12 @@ from aworld.core.message import Content, ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.environments import Environment, Problem
-from aworld.environments.connection import RequestRefused
 from aworld.environments.remote import RemoteEnvironment
 from aworld.environments.rollout import rollouts
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
 from aworld.server import EnvironmentServer
+from aworld.server.environment_server import RequestRefused
 from tests.environments.served import DIGITS, Vault, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
@@ -214,7 +214,7 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
     known = remote.problems("test", 1)[0]
     for wrong, why in (
         (Problem("other", "?", data=known.data), "no problem 'other' here"),
-        (Problem(known.id, "?", data={**known.data, "index": 10**9}), "Only the first"),
+        (Problem(known.id, "?", data={**known.data, "index": 10**9}), "at most 100,000 more"),
         (Problem(known.id, "?", data={}), "the number of a problem"),
     ):
         response = await play(remote, problem=wrong)
