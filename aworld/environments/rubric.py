@@ -131,13 +131,13 @@ def _part(value: Part | Scorer) -> Part:
 
 async def _reward(part: Part, episode: ScoredEpisode) -> Reward:
     """The reward that a part gives. Whatever goes wrong in it becomes a reward without a value."""
-    value: Any = None
+    inline = part.inline and not inspect.iscoroutinefunction(part.scorer)
+    scoring = _outcome(part, episode, inline)
     try:
-        plain = part.inline and not inspect.iscoroutinefunction(part.scorer)
-        value = part.scorer(episode) if plain else _called(part.scorer, episode)
-        if inspect.isawaitable(value):
-            value = await _within(part.timeout, value)
-    except (Exception, SystemExit) as raised:  # noqa: BLE001 - a scorer that fails is data
+        value = await scoring if inline else await bounded(scoring, part.timeout)
+    except TimeoutError:  # of `bounded`: that of a scorer is an outcome
+        value = _Failure(f"No value within {part.timeout:g} s.")
+    except asyncio.InvalidStateError as raised:
         value = _Failure(described(raised))
     if isinstance(value, Real) and math.isfinite(value):
         return Reward(value=float(value), name=part.name, weight=part.weight, source=SOURCE)
@@ -149,24 +149,12 @@ class _Failure(str):
     """Why there is no value."""
 
 
-async def _called(scorer: Scorer, episode: ScoredEpisode) -> Any:
-    if inspect.iscoroutinefunction(scorer):
-        return await scorer(episode)
-    value: Any = await THREADS.run(partial(scorer, episode))
-    return await value if inspect.isawaitable(value) else value
-
-
-async def _within(limit: float, scoring: Awaitable[Any]) -> Any:
-    """What a scorer gives, or why it gave nothing, in a task of its own that cannot hold the run up."""
+async def _outcome(part: Part, episode: ScoredEpisode, inline: bool) -> Any:
+    """What a scorer gives, or why it gave nothing."""
     try:
-        return await bounded(_settled(scoring), limit)
-    except TimeoutError:  # of `bounded`: that of a scorer is settled already
-        return _Failure(f"No value within {limit:g} s.")
-
-
-async def _settled(scoring: Awaitable[Any]) -> Any:
-    try:
-        return await scoring
+        here = inline or inspect.iscoroutinefunction(part.scorer)
+        value: Any = part.scorer(episode) if here else await THREADS.run(partial(part.scorer, episode))
+        return await value if inspect.isawaitable(value) else value
     except SystemExit as raised:  # it would take the event loop with it
         return _Failure(f"RuntimeError: it tried to end the program (exit code {raised.code})")
     except Exception as raised:  # noqa: BLE001 - a scorer that fails is data
