@@ -18,6 +18,7 @@ import msgspec
 
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import BaseAgent
+from aworld.core.checks import one_of, positive
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Text
@@ -81,11 +82,6 @@ class Environment:
     ) -> None:
         if not name or not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"An environment needs a name; got {name!r}.")
-        if session is not None and not callable(session):
-            raise ConfigError(
-                f"Environment {name!r}: session takes a class or function of a problem, of which each episode makes a "
-                f"session of its own; got {session!r}."
-            )
         if session is not None:
             check_takes_one(session, f"Environment {name!r}, session", "the problem")
         self.origin: Origin | None = None
@@ -117,10 +113,9 @@ class Environment:
         A list is given in its order, or shuffled by `seed`; `n` None means all of it. Raises ConfigError when there are
         not enough, unless `fewer` will do, or when a problem to learn from is also held out.
         """
-        if split not in ("train", "test"):
-            raise ConfigError(f"split={split!r}: an environment has 'train' and 'test'.")
-        if n is not None and n < 0:
-            raise ConfigError(f"problems(n={n}): not a number of problems.")
+        one_of("split", split, ("train", "test"))
+        if n is not None:
+            positive("n", n, zero=True, whole=True)
         source = self.train if split == "train" else self.test
         problems = taken(source, n, seed, f"{split} of environment {self.name!r}", fewer=fewer)
         if split == "train" and callable(source) and not never_meet(self.train, self.test):

@@ -232,7 +232,9 @@ def as_source(value: Any, where: str) -> Source:
 
 
 def check_takes_one(function: Callable[..., Any], where: str, argument: str) -> None:
-    """Raise ConfigError when a function cannot be called with one positional argument, as far as that can be told."""
+    """Raise ConfigError for what cannot be called with one positional argument, as far as that can be told."""
+    if not callable(function):
+        raise ConfigError(f"{where}: a function of {argument} is wanted; got {function!r:.100}.")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some of those written in C have none

@@ -17,6 +17,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aworld.core.bounded import bounded, described
+from aworld.core.checks import positive, unique
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
 from aworld.core.run_environment import Reward
@@ -77,13 +78,10 @@ class Part:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"A part of a rubric needs a name; got {self.name!r}.")
-        if not callable(self.scorer):
-            raise ConfigError(f"Part {self.name!r}: the scorer must be a function of the episode; got {self.scorer!r}.")
         check_takes_one(self.scorer, f"Part {self.name!r}, its scorer", "the episode")
         if not isinstance(self.weight, Real) or not math.isfinite(self.weight):
             raise ConfigError(f"Part {self.name!r}: the weight must be a finite number; got {self.weight!r}.")
-        if not self.timeout > 0:
-            raise ConfigError(f"Part {self.name!r}: the timeout must be more than 0 seconds; got {self.timeout!r}.")
+        positive("timeout", self.timeout)
 
 
 class Rubric:
@@ -92,10 +90,8 @@ class Rubric:
     def __init__(self, *parts: Part | Scorer) -> None:
         if not parts:
             raise ConfigError("Rubric() has no part; give it at least one part or function of the episode.")
-        self.parts: tuple[Part, ...] = tuple(_part(part) for part in parts)
-        names = [part.name for part in self.parts]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"Two parts of the rubric are named {min(twice)!r}; give one another name.")
+        self.parts: tuple[Part, ...] = tuple(part if isinstance(part, Part) else _part(part) for part in parts)
+        unique("Two parts of the rubric are named", (part.name for part in self.parts))
 
     async def score(self, episode: ScoredEpisode) -> list[Reward]:
         """One reward for each part, in their order. Does not raise."""
@@ -111,22 +107,12 @@ def as_rubric(value: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) ->
     """A rubric from what a caller gave: a rubric, a part, a function of the episode, or several of them."""
     if value is None or isinstance(value, Rubric):
         return value
-    if callable(value) or isinstance(value, Part):
-        return Rubric(value)
-    if not isinstance(value, Sequence) or isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(
-            f"A rubric is a Rubric, a Part, a function of the episode or a list of these; got {value!r:.100}."
-        )
-    return Rubric(*value)
+    return Rubric(*value) if isinstance(value, Sequence) and not isinstance(value, str) else Rubric(value)
 
 
-def _part(value: Part | Scorer) -> Part:
-    if isinstance(value, Part):
-        return value
-    if not callable(value):
-        raise ConfigError(f"A rubric takes parts and functions of the episode; got {value!r:.100}.")
-    name = getattr(value, "__name__", "") or type(value).__name__
-    return Part("reward" if name == "<lambda>" else name, value)
+def _part(scorer: Scorer) -> Part:
+    name = getattr(scorer, "__name__", "") or type(scorer).__name__
+    return Part("reward" if name == "<lambda>" else name, scorer)
 
 
 async def _reward(part: Part, episode: ScoredEpisode) -> Reward:

@@ -222,7 +222,7 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
         assert why in response.msg
     with pytest.raises(ConfigError, match="makes problems without end"):
         remote.problems("train")
-    with pytest.raises(ConfigError, match="has 'train' and 'test'"):
+    with pytest.raises(ConfigError, match="split='dev' is not known"):
         remote.problems("dev", 1)  # pyright: ignore[reportArgumentType]
     async with aiohttp.ClientSession() as http:
         for body, status in (({"split": "dev"}, 400), ({"n": 10_001}, 400), ({"n": 1, "first": 10**6}, 404)):

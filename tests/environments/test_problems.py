@@ -95,7 +95,7 @@ def test_parts_of_text_are_the_same_as_the_text() -> None:
         ({"train": "problems.jsonl"}, "train of environment 'x' takes a list of problems"),
         ({"train": [{"question": "x"}]}, "Problem 0 needs at least an 'input'"),
         ({"train": [problem(1), problem(1)]}, "two problems with the id '1'"),
-        ({"session": 3}, "session takes a class"),
+        ({"session": 3}, "session: a function of the problem is wanted"),
         ({"session": lambda: None}, r"'x', session: it is called with one argument, the problem"),
         ({"train": lambda: iter(())}, r"train of environment 'x': it is called with one argument, a seed"),
         (
@@ -105,7 +105,7 @@ def test_parts_of_text_are_the_same_as_the_text() -> None:
         ({"test": map(problem, count())}, r"test of environment 'x' .* got the map that .* Give the function itself"),
         ({"train": []}, "train of environment 'x' is empty"),
         ({"rubric": ()}, "'x', rubric: Rubric"),
-        ({"rubric": 3}, "'x', rubric: A rubric is"),
+        ({"rubric": 3}, "'x', rubric: .* a function of the episode is wanted"),
         ({"rubric": lambda: 1.0}, "'x', rubric: Part 'reward', its scorer"),
         ({"train": [problem(1)], "test": [problem(1)]}, "1 of 1 training problems are held out too"),
     ],
