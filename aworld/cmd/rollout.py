@@ -107,7 +107,7 @@ def _environment(args: argparse.Namespace) -> Environment:
 
 
 def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:
-    source = environment.train if args.split == "train" else environment.test
+    source = environment.source(args.split)
     count = args.tasks or (100 if callable(source) else None)
     problems = environment.problems(args.split, count, args.seed, fewer=not args.tasks)
     if not problems:

@@ -27,6 +27,7 @@ from aworld.core.run_environment import Remake
 from aworld.core.task import Task
 from aworld.environments.problem import (
     SAMPLE,
+    SPLITS,
     Generator,
     HashSide,
     Key,
@@ -105,6 +106,10 @@ class Environment:
         if not callable(self.train) and not callable(self.test):  # of streams, when problems are drawn
             self.check_disjoint()
 
+    def source(self, split: Split) -> Source:
+        """Where the problems of a split come from. Raises ConfigError."""
+        return self.train if one_of("split", split, SPLITS) == "train" else self.test
+
     def problems(
         self, split: Split = "train", n: int | None = None, seed: int | None = None, *, fewer: bool = False
     ) -> list[Problem]:
@@ -113,30 +118,29 @@ class Environment:
         A list is given in its order, or shuffled by `seed`; `n` None means all of it. Raises ConfigError when there are
         not enough, unless `fewer` will do, or when a problem to learn from is also held out.
         """
-        one_of("split", split, ("train", "test"))
+        source = self.source(split)
         if n is not None:
             positive("n", n, zero=True, whole=True)
-        source = self.train if split == "train" else self.test
         problems = taken(source, n, seed, f"{split} of environment {self.name!r}", fewer=fewer)
-        if split == "train" and callable(source) and not never_meet(self.train, self.test):
+        if split == "train" and callable(source):
             self._refuse_held_out(problems)
         return problems
 
     def stream(self, split: Split, seed: int | None) -> Iterator[Problem]:
         """The problems of a split one by one, as `problems` gives them: for who wants them in pieces."""
-        source = self.train if split == "train" else self.test
+        source = self.source(split)
         if not callable(source):
             yield from self.problems(split, None, seed)
             return
         for problem in different(source(seed or 0)):
-            if split == "train" and not never_meet(self.train, self.test):
+            if split == "train":
                 self._refuse_held_out([problem])
             yield problem
 
     def split_of(self, problem: Problem) -> Split | None:
         """The split that a problem is of, by its content; None for one of neither, and where a stream cannot tell."""
-        sources: dict[Split, Source] = {"test": self.test, "train": self.train}
-        for split, source in sources.items():
+        for split in SPLITS:
+            source = self.source(split)
             if isinstance(source, HashSide):
                 if problem in source:
                     return split
@@ -149,18 +153,19 @@ class Environment:
         """Whether nobody has seen the training problems come to an end: a function's first 1000 are looked at."""
         return not ends(self.train)
 
-    def check_disjoint(self, n: int = SAMPLE, seed: int = 0) -> None:
-        """Refuse a training set that has a problem of the held-out set. Of streams, at most `n` are looked at.
+    def check_disjoint(self) -> None:
+        """Refuse a training set that has a problem of the held-out set. Of streams, the first 1000 are looked at.
 
         Raises ConfigError that shows one.
         """
-        if self._checked or never_meet(self.train, self.test):
-            return
-        self._refuse_held_out(self._looked_at("train", n, seed), n, seed)
-        self._checked = True
+        if not self._checked:
+            self._refuse_held_out(self._looked_at("train"))
+            self._checked = True
 
-    def _refuse_held_out(self, problems: Sequence[Problem], n: int = SAMPLE, seed: int = 0) -> None:
-        held_out = self._digests_of("test", n, seed)
+    def _refuse_held_out(self, problems: Sequence[Problem]) -> None:
+        if never_meet(self.train, self.test):
+            return
+        held_out = self._digests_of("test")
         twice = [problem for problem in problems if digest_of(problem, self.key) in held_out]
         if twice:
             shown = msgspec.json.encode(twice[0].input, enc_hook=repr).decode()
@@ -169,16 +174,19 @@ class Environment:
                 f"as {twice[0].id!r}: {shown:.300}. Take them out of one of the two, or make both with split_by_hash."
             )
 
-    def _digests_of(self, split: Split, n: int = SAMPLE, seed: int = 0) -> set[bytes]:
+    def _digests_of(self, split: Split) -> set[bytes]:
         """The digests of a split: of a list of all problems, of a stream of those that are looked at first."""
         if split not in self._digests:
-            self._digests[split] = {digest_of(problem, self.key) for problem in self._looked_at(split, n, seed)}
+            self._digests[split] = {digest_of(problem, self.key) for problem in self._looked_at(split)}
         return self._digests[split]
 
-    def _looked_at(self, split: Split, n: int, seed: int) -> Sequence[Problem]:
-        source = self.train if split == "train" else self.test
-        where = f"{split} of environment {self.name!r}"
-        return taken(source, n, seed, where, fewer=True) if callable(source) else source
+    def _looked_at(self, split: Split) -> Sequence[Problem]:
+        source = self.source(split)
+        return (
+            taken(source, SAMPLE, 0, f"{split} of environment {self.name!r}", fewer=True)
+            if callable(source)
+            else source
+        )
 
     def task(
         self,

@@ -80,7 +80,7 @@ class EpisodeEnv:
         await self.close()
         seed = self._chance.getrandbits(31) if seed is None else seed
         if problem is None:
-            source = self.environment.train if self.split == "train" else self.environment.test
+            source = self.environment.source(self.split)
             if not callable(source) and not source:
                 raise TaskError(f"Environment {self.environment.name!r} has no problems in {self.split!r}.")
             chosen = self.environment.problems(self.split, 1, seed)[0]

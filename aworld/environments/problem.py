@@ -24,6 +24,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
 
 Split: TypeAlias = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("test", "train")
 Key: TypeAlias = Callable[["Problem"], Any]
 Generator: TypeAlias = Callable[[int], Iterable["Problem"]]
 """Makes problems from a seed, the same ones each time; endless or not."""

@@ -48,7 +48,7 @@ from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.tool.threads import THREADS
 from aworld.environments.environment import Environment
 from aworld.environments.episode import EpisodeEnv, as_message
-from aworld.environments.problem import Problem, Split
+from aworld.environments.problem import SPLITS, Problem, Split
 from aworld.environments.remote import PROTOCOL
 from aworld.environments.session import STEP_SOURCE, Session, tool_names
 from aworld.server.shell import RequestProblem, Serving, json_response, read_json
@@ -257,7 +257,7 @@ class _Made:
     """The problems of one split and order, as far as somebody asked. Those to come are made in pieces, in a thread."""
 
     def __init__(self, environment: Environment, split: Split, order: int | None) -> None:
-        source = environment.train if split == "train" else environment.test
+        source = environment.source(split)
         self.size = None if callable(source) else len(source)
         self.problems: list[Problem] = []
         self.ended = False
@@ -463,16 +463,14 @@ class EnvironmentConnection:
 
 def described(environment: Environment) -> dict[str, Any]:
     """What a client must know of an environment before its first episode."""
-    splits: dict[str, Any] = {}
-    for split, source in (("train", environment.train), ("test", environment.test)):
-        splits[split] = {"size": None if callable(source) else len(source)}
+    sources = {split: environment.source(split) for split in SPLITS}
     parts = environment.rubric.parts if environment.rubric is not None else ()
     return {
         "protocol": PROTOCOL,
         "name": environment.name,
         "system_prompt": environment.system_prompt,
         "conf": environment.conf.model_dump(mode="json", exclude_defaults=True),
-        "splits": splits,
+        "splits": {split: {"size": None if callable(of) else len(of)} for split, of in sources.items()},
         "rubric": [{"name": part.name, "weight": part.weight, "timeout": part.timeout} for part in parts],
         "tools": static_tools(environment),
     }
@@ -503,7 +501,7 @@ def _stream(wanted: Mapping[str, Any]) -> tuple[Split, int | None]:
 
 def _split(wanted: Mapping[str, Any]) -> Split:
     split = wanted.get("split", "train")
-    if split not in ("train", "test"):
+    if split not in SPLITS:
         raise _invalid(f"split={split!r:.50}: there are 'train' and 'test'.")
     return split
 
