@@ -71,11 +71,12 @@ async def _serve(args: argparse.Namespace) -> int:
 def environment_of(reference: str) -> Environment:
     """The environment that `MODULE:NAME` refers to, or that the function of that name makes. Raises ConfigError."""
     from aworld.agents.references import find
-    from aworld.environments.environment import Environment, factory
+    from aworld.environments.environment import Environment, Origin, parts_of
 
-    environment = find(reference, "Environment")
-    if callable(environment) and not isinstance(environment, Environment):
-        environment = factory(environment)()
+    value: Any = find(reference, "Environment")
+    environment: Any = value() if callable(value) and not isinstance(value, Environment) else value
     if not isinstance(environment, Environment):
         raise ConfigError(f"{reference!r} is {a(type(environment).__name__)}; name an Environment.")
+    if environment is not value and environment.origin is None:
+        environment.origin = Origin(value, [], {}, parts_of(environment))
     return environment

@@ -8,7 +8,7 @@ the runtime itself knows nothing of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -42,6 +42,15 @@ class Remake(Struct, frozen=True):
     hooks: Sequence[Any]
 
 
+@runtime_checkable
+class Travelling(Protocol):
+    """An environment of a run that can be made in another process."""
+
+    def remake(self) -> Remake:
+        """How the task is made there. Raises TaskError that says what cannot travel, and what would."""
+        ...
+
+
 class RunEnvironment(Protocol):
     """What a run acts in. Made for it, and used once.
 
@@ -51,10 +60,6 @@ class RunEnvironment(Protocol):
     @property
     def name(self) -> str:
         """What the log calls it."""
-        ...
-
-    def remake(self) -> Remake:
-        """How another process makes the task. Raises TaskError that says what cannot travel, and what would."""
         ...
 
     async def open(self, record: Trajectory, give: Callable[[Reward], None]) -> Content | None:

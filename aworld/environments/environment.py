@@ -302,7 +302,6 @@ def factory(make: Callable[P, Environment]) -> Callable[P, Environment]:
         environment.origin = Origin(made, list(args), kwargs, parts_of(environment))
         return environment
 
-    cast(Any, made).function = make  # the name of either will do
     return made
 
 

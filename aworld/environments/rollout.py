@@ -193,7 +193,7 @@ async def rollouts(
     agent.check()  # misuse is told before anything begins
     listed = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else None
     progress = RolloutProgress(None if listed is None else len(listed) * samples)
-    fields = {"hooks": hooks, "session_id": session_id}
+    fields: dict[str, Any] = {"hooks": hooks, "session_id": session_id}
     name = run or uuid.uuid4().hex[:12]
     executor = executor_of(conf, store_of(conf.store))
     executor.check(environment.task(_ANY, agent, seed=seed, **fields))

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from aworld.core.bounded import bounded, described
 from aworld.core.checks import positive, unique
@@ -107,7 +107,11 @@ def as_rubric(value: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) ->
     """A rubric from what a caller gave: a rubric, a part, a function of the episode, or several of them."""
     if value is None or isinstance(value, Rubric):
         return value
-    return Rubric(*value) if isinstance(value, Sequence) and not isinstance(value, str) else Rubric(value)
+    return (
+        Rubric(*cast("list[Part | Scorer]", value))
+        if isinstance(value, list | tuple)
+        else Rubric(cast("Part | Scorer", value))
+    )
 
 
 def _part(scorer: Scorer) -> Part:

@@ -26,6 +26,7 @@ from aworld.core.agent.flow import Unit
 from aworld.core.event import Status
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.core.message import Content, Message
+from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
 
 MAIN = "__aworld_main__"
@@ -70,7 +71,12 @@ class RunEnded(Struct, omit_defaults=True):
 
 def reference_to(task: Task) -> Begin:
     """A task as it travels. Raises TaskError that names what cannot."""
-    remake = None if task.environment is None else task.environment.remake()
+    environment = task.environment
+    if environment is not None and not isinstance(environment, Travelling):
+        raise TaskError(
+            f"Task {task.id!r} has an environment that only its own process has: run it with engine 'local'."
+        )
+    remake = None if environment is None else environment.remake()
     if task.prefix is not None:
         raise TaskError(f"Task {task.id!r} is a fork; forks are run with engine 'local'.")
     after = task.after
