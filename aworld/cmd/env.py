@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aworld.cmd.wording import a
 from aworld.core.exceptions import ConfigError
@@ -78,5 +78,5 @@ def environment_of(reference: str) -> Environment:
     if not isinstance(environment, Environment):
         raise ConfigError(f"{reference!r} is {a(type(environment).__name__)}; name an Environment.")
     if environment is not value and environment.origin is None:
-        environment.origin = Origin(value, [], {}, parts_of(environment))
+        environment.origin = Origin(cast(Any, value), [], {}, parts_of(environment))
     return environment
