@@ -233,7 +233,7 @@ class Environment:
 
     def _reference(self) -> dict[str, Any]:
         """The import path of this environment, or of the function that makes it, and the arguments of that."""
-        from aworld.runners.task_references import path_of  # most programs start no other process
+        from aworld.runners.worker_processes import path_of  # most programs start no other process
 
         origin = self.origin
         if origin is None or any(one is not other for one, other in zip(origin.parts, parts_of(self))):
@@ -314,7 +314,7 @@ def task_again(made: dict[str, Any], swarm: Any, **fields: Any) -> Task:
 
 @lru_cache(maxsize=16)
 def _made_again(path: str, arguments: bytes) -> Environment:
-    from aworld.runners.task_references import object_at
+    from aworld.runners.worker_processes import object_at
 
     value = object_at(path)
     if isinstance(value, Environment):

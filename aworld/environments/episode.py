@@ -25,8 +25,8 @@ from aworld.core.run_environment import Reward
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, Split, as_problem
-from aworld.runners.local import drive, store_of
-from aworld.runners.run import Driven
+from aworld.runners.driver import Episode
+from aworld.runners.local import store_of
 from aworld.runners.turn import observe
 
 Action: TypeAlias = str | ToolCall | Sequence[ToolCall] | Message | Mapping[str, Any]
@@ -48,7 +48,7 @@ class EpisodeEnv:
         self.store = store_of(store)
         self._chance = random.Random()
         self._agent = _Puppet("policy")
-        self._episode: Driven | None = None
+        self._episode: Episode | None = None
         self._offered: tuple[ToolSchema, ...] = ()
         self._seen = 0
         """Rewards that `step` has told of."""
@@ -87,7 +87,7 @@ class EpisodeEnv:
         else:
             chosen = as_problem(problem)
         task = self.environment.task(chosen, self._agent, seed=seed)
-        episode = self._episode = drive(task, self.store)
+        episode = self._episode = Episode(task, self.store)
         self._seen, self._offered = 0, ()
         self._agent.actions.clear()
         response = await episode.begin()
@@ -144,7 +144,7 @@ class EpisodeEnv:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _running(self) -> Driven:
+    def _running(self) -> Episode:
         if self._episode is None:
             raise TaskError("No episode has begun; call reset() first.")
         return self._episode

@@ -29,8 +29,7 @@ from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
 from aworld.environments.report import RolloutProgress
-from aworld.runners.executors import Executor, executor_of
-from aworld.runners.local import load, run_config, store_of
+from aworld.runners.local import Executor, executor_of, load, run_config, store_of
 from aworld.runners.run import units_of_task
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary

@@ -20,7 +20,7 @@ import msgspec
 from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
 from aworld.core.definition import AgentDefinition, Defined, Description
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Tool
@@ -205,8 +205,12 @@ def _same_tool(there: Any, tool: Any) -> bool:
     """Whether what others find makes the same tool; a decorated function stands in its module in place of the bare."""
     if there is tool or not callable(there):
         return there is tool
+    try:
+        tools = as_tools(there)
+    except AWorldError:  # such as a method, without the object that it is bound to
+        return False
     traits = ("schema", "timeout", "idempotent", "_inline", "__wrapped__")
-    return all(getattr(as_tools(there)[0], trait, None) == getattr(tool, trait) for trait in traits)
+    return all(getattr(tools[0], trait, None) == getattr(tool, trait) for trait in traits)
 
 
 def checked_id(name: str) -> str:
