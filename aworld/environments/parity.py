@@ -1,5 +1,5 @@
-"""Parity: a condition that no demonstration shows. "What is 37 plus 25?" is answered with the tool `add` where the first
-number is even, with `subtract` where it is odd, and the result told as the answer.
+"""Parity: a condition that no demonstration shows. "What is 37 plus 25?" is answered with the tool `add` where the
+first number is even, with `subtract` where it is odd, and the result told as the answer.
 
 The embedded policy starts with both tools in its habits and takes either for any numbers: a policy that is blind to the
 digits gets half of the problems. What is learnt here is when, not what.

@@ -192,7 +192,7 @@ class Serving:
         if host not in LOOPBACK and not token:
             raise ConfigError(
                 f"{self._dashes}host {host}: others can reach it there, so set "
-                f"{'AWORLD_TOKEN or --token' if command else 'token'} to a secret that they must show.",
+                f"{'AWORLD_TOKEN or --token-file' if command else 'token'} to a secret that they must show.",
                 setting="token",
             )
         if host in WILDCARDS and not self._names:

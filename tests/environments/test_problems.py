@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from itertools import count, islice
 
@@ -10,7 +11,7 @@ import pytest
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Text
 from aworld.environments import Environment, Problem, split_by_hash
-from aworld.environments.problem import FetchedProblems, content_key, digest_of
+from aworld.environments.problem import FetchedProblems, content_key, digest_of, taken
 from tests.environments.shop import Shop, problem, shop, stream
 
 
@@ -68,6 +69,17 @@ def test_a_split_by_hash_makes_streams_that_cannot_meet() -> None:
     assert 0.18 < share < 0.32
     with pytest.raises(ConfigError, match="between 0 and 1"):
         split_by_hash(stream, test=1.0)
+
+
+def test_too_few_different_problems_end_in_an_error_that_says_how_many_there_are() -> None:
+    def few(seed: int) -> Iterator[Problem]:
+        draw = random.Random(seed)
+        while True:
+            yield problem(draw.randrange(500))
+
+    _, test = split_by_hash(few)
+    with pytest.raises(ConfigError, match=r"test of few has \d\d different problems; 400 were asked for"):
+        taken(test, 400, 0, "test of few")
 
 
 def test_a_stream_that_repeats_itself_gives_different_problems() -> None:
