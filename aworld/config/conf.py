@@ -83,8 +83,9 @@ class ModelConfig(Settings):
     llm_output_price: float | None = None
     """US dollars for a million output tokens."""
     llm_tool_mode: ToolMode = "auto"
-    """How tools are offered: `native` calls of the API; `structured`, a JSON schema of calls and answer that the server
-    holds the model to; `prompt`, in words, and the first JSON object of its text is read. `auto`: native where there are."""
+    """How tools are offered: `native` calls of the API; `structured`, a JSON schema of calls and answers, to which the
+    server holds the model; `prompt`, in words, and the first JSON object of its text is read. `auto`: native, where a
+    model has them."""
     llm_capture_tokens: bool = False
     """Ask the server for token ids and log-probabilities (vLLM's `return_token_ids` and `logprobs`)."""
     params: dict[str, Any] = Field(default_factory=dict)

@@ -100,7 +100,7 @@ def model_file(name: str) -> Path:
 
 
 class _Engine:
-    """A started engine. Calls block, so each has a thread; one that nobody waits for any more ends at its next token."""
+    """A started engine. Calls block, so each has a thread; one that nobody waits for ends at its next token."""
 
     def __init__(self, path: Path) -> None:
         try:

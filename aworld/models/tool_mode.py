@@ -108,7 +108,7 @@ def _instructions(tools: Sequence[ToolSchema], output: OutputSchema | None) -> s
         [
             "You have these tools:",
             *lines,
-            'To use one, answer with JSON alone: {"tool": "its name", "arguments": {...}}. You are then told its result.',
+            'To use one, answer with JSON alone: {"tool": "its name", "arguments": {...}}. Its result comes next.',
             f'When you know the answer, or need no tool: {{"answer": {answer}}}.',
         ]
     )
