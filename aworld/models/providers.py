@@ -164,6 +164,21 @@ def in_process(provider: str) -> bool:
     return provider in _providers and _providers[provider].state is not None
 
 
+def strange_addresses(config: ModelConfig) -> list[str]:
+    """The addresses in settings that neither the environment nor the provider itself names. Settings out of a record
+    are a stranger's: what is sent, the key of this machine too, would go there."""
+    provider = _providers.get(config.provider)
+    own = {os.environ.get("LLM_BASE_URL")}
+    if provider is not None:
+        own |= {provider.base_url, os.environ.get(provider.url_variable)}
+    addresses = [config.llm_base_url, *config.params.values()]
+    return [
+        a
+        for a in addresses
+        if isinstance(a, str) and "://" in a and a.rstrip("/") not in {u.rstrip("/") for u in own if u}
+    ]
+
+
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
     """What the environment gives for the settings that are open."""
     local, own_url = provider.local_name, os.environ.get(provider.url_variable)
