@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
-from aworld.core.checks import Count, typed
+from aworld.core.checks import UNCHECKED, Count, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
@@ -70,10 +70,10 @@ class Agent(BaseAgent):
         desc: str | None = None,
         *,
         system_prompt: str | None = None,
-        tools: Sequence[Any] = (),
+        tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
-        mcp_servers: Iterable[str] | None = None,
+        mcp_servers: str | Iterable[str] | None = None,
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
         max_steps: Count | None = None,
@@ -138,7 +138,7 @@ class Agent(BaseAgent):
         """The tools of the sandbox and of the servers."""
         return [*self._sandboxed, *self._servers]
 
-    def _mcp_tools(self, name: str, servers: Iterable[str] | None, config: Any) -> list[McpToolset]:
+    def _mcp_tools(self, name: str, servers: str | Iterable[str] | None, config: Any) -> list[McpToolset]:
         names = None if servers is None else [servers] if isinstance(servers, str) else list(servers)
         if config is None:
             if names:

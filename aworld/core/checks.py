@@ -76,17 +76,27 @@ def is_text(value: object) -> bool:
     return True
 
 
+def as_text(value: str | None) -> str | None:
+    """Text as a plain `str`, which is what a log can hold: subclasses (NumPy's, enums) become their text."""
+    return None if value is None else str.__str__(value)
+
+
 class Kind(NamedTuple):
     """What an argument may be: in words, how to test it, and the types that need no test."""
 
     words: str
     fits: Callable[[Any], bool]
     types: frozenset[type] = frozenset()
+    items: tuple[list[Kind] | None, ...] = ()
+    """Of a list what its items may be, of a dict its keys and values."""
 
 
 Count: TypeAlias = Annotated[int, Kind("a whole number from 1", lambda value: type(value) is int and value > 0)]
 Number: TypeAlias = Annotated[int, Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)]
 """Types of arguments of a front door that count something."""
+
+UNCHECKED = Kind("anything", lambda _: True)
+"""Marks an argument that its function looks at itself: `Annotated[..., UNCHECKED]`."""
 
 _KINDS: dict[Any, Kind] = {
     str: Kind("text", is_text),
@@ -145,6 +155,15 @@ def _owner(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 
 def _refusal(name: str, value: Any, kinds: list[Kind]) -> str:
+    """What is wrong, down to the item that is."""
+    inner = next((kind.items for kind in kinds if kind.items), ())
+    if inner and isinstance(value, Mapping | list | tuple):
+        pairs: Any = value.items() if isinstance(value, Mapping) else enumerate(cast("Sequence[Any]", value))
+        for key, item in pairs:
+            if isinstance(value, Mapping) and not _all([key], inner[0]):
+                return _refusal(f"a key of {name}", key, inner[0] or [])
+            if not _all([item], inner[-1]):
+                return _refusal(f"{name}[{key!r:.60}]", item, inner[-1] or [])
     words = " or ".join(kind.words for kind in kinds)
     if isinstance(value, str) and not is_text(value):
         return f"{name} has a lone surrogate, which is no text: {value!r:.60}; give {words}."
@@ -209,8 +228,8 @@ def _container(origin: Any, inner: list[list[Kind] | None]) -> Kind:
 
     words = ["anything" if kinds is None else " or ".join(kind.words for kind in kinds) for kinds in inner]
     if issubclass(origin, Mapping):
-        return Kind("a dict" + (f" of {words[0]} to {words[1]}" if any(inner) else ""), fits)
-    return Kind("a list" + (f" of {words[0]}" if any(inner) else ""), fits)
+        return Kind("a dict" + (f" of {words[0]} to {words[1]}" if any(inner) else ""), fits, items=tuple(inner))
+    return Kind("a list" + (f" of {words[0]}" if any(inner) else ""), fits, items=tuple(inner))
 
 
 def _all(values: Iterable[Any], kinds: list[Kind] | None) -> bool:

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from aworld.core.agent.flow import Unit
+from aworld.core.checks import typed
 from aworld.core.event import Status
-from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError
+from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError, TaskError
 from aworld.core.hooks import Hooks
-from aworld.core.task import TaskResponse, checked_labels
+from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
@@ -123,6 +124,7 @@ class Rollout:
         return next((r.value for r in reversed(self.record.rewards) if r.name == name), None)
 
 
+@typed(TaskError)
 async def rollouts(
     environment: Environment,
     agent: Any,
@@ -175,7 +177,7 @@ async def rollouts(
     """
     if samples < 1 or max_concurrency < 1 or retries < 0:
         raise ConfigError("rollouts: samples and max_concurrency must be at least 1, and retries at least 0.")
-    more = checked_labels(labels or {})
+    more = dict(labels or {})
     if taken := [name for name in _OWN_LABELS if name in more]:
         raise ConfigError(f"labels[{taken[0]!r}]: rollouts gives this label itself; take another name.")
     agent.check()  # misuse is told before anything begins

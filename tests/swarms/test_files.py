@@ -218,7 +218,7 @@ def test_a_key_is_left_out_of_what_is_written_and_refused_in_what_is_read(tmp_pa
     assert "hush" not in text
     path = tmp_path / "team.yaml"
     path.write_text(text.replace("llm_model_name: gpt-4o", "llm_model_name: gpt-4o\n      llm_api_key: sk-secret"))
-    with pytest.raises(ConfigError, match=r"team.yaml, line 7: Agent 'a' has llm_api_key .* set LLM_API_KEY") as raised:
+    with pytest.raises(ConfigError, match=r"team.yaml, line 7: Agent 'a': llm_api_key .* set LLM_API_KEY") as raised:
         load(path)
     assert "sk-secret" not in str(raised.value)
 
@@ -269,7 +269,7 @@ BAD: list[tuple[str, str, str]] = [
     ("agents:", "agent:", "line 3: The file has no 'agent'; did you mean 'agents'?"),
     ("desc: Finds", "descr: Finds", "line 5: Agent 'researcher' has no 'descr'; did you mean 'desc'?"),
     ("llm_temperature", "llm_temperatur", "line 7: .* no setting 'llm_temperatur'; did you mean 'llm_temperature'?"),
-    ("0.5", "hot", "line 7: Agent 'researcher': llm_temperature: Input should be a valid number"),
+    ("0.5", "hot", "line 7: Agent 'researcher': ModelConfig: llm_temperature: Input should be a valid number"),
     ("rules:lookup", "rules:lokup", "line 6: Tool of Agent 'researcher' .* has no 'lokup'"),
     ("rules:lookup", "nowhere.lookup:x", "line 6: .* cannot import"),
     ('["tests.swarms.rules:lookup"]', "lookup", "line 6: tools is a list; got 'lookup'"),

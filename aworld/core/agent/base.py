@@ -13,15 +13,15 @@ import copy
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import msgspec
 
-from aworld.core.checks import typed
+from aworld.core.checks import UNCHECKED, typed
 from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
 from aworld.core.definition import AgentDefinition, Defined, Description
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Tool
@@ -100,7 +100,7 @@ class BaseAgent(Defined):
         name: str,
         desc: str | None = None,
         *,
-        tools: Sequence[Any] = (),
+        tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
     ) -> None:
         if not name:
@@ -208,8 +208,12 @@ def _same_tool(there: Any, tool: Any) -> bool:
     """Whether what others find makes the same tool; a decorated function stands in its module in place of the bare."""
     if there is tool or not callable(there):
         return there is tool
+    try:
+        other = as_tools(there)[0]
+    except ToolError:  # a method of a class: its tool is one of an object, which has no name
+        return False
     traits = ("schema", "timeout", "idempotent", "_inline", "__wrapped__")
-    return all(getattr(as_tools(there)[0], trait, None) == getattr(tool, trait) for trait in traits)
+    return all(getattr(other, trait, None) == getattr(tool, trait) for trait in traits)
 
 
 def checked_id(name: str) -> str:
