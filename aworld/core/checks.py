@@ -48,8 +48,7 @@ def positive(
 ) -> Any:
     """`value`, if it is a finite number above zero (`zero`: or zero), with `whole` a whole one. Raises `error`."""
     kind = int if whole else Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < 0 or (value == 0 and not zero):
+    if not isinstance(value, kind) or not _is_number(value) or value < 0 or (value == 0 and not zero):
         what = "a whole number" if whole else "a number"
         raise error(f"{setting}={value!r}: {what}, {'zero or more' if zero else 'more than zero'}.", setting=setting)
     return value
@@ -63,6 +62,10 @@ def unique(what: str, names: Iterable[T], error: type[AWorldError] = ConfigError
             raise error(f"{what} {name!r}; give each its own.")
         seen[name] = None
     return list(seen)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_text(value: object) -> bool:
@@ -93,7 +96,10 @@ class Kind(NamedTuple):
 
 Count: TypeAlias = Annotated[int, Kind("a whole number from 1", lambda value: type(value) is int and value > 0)]
 Number: TypeAlias = Annotated[int, Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)]
-"""Types of arguments of a front door that count something."""
+Seconds: TypeAlias = Annotated[
+    float, Kind("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
+]
+"""Types of arguments of a front door that count or measure something."""
 
 UNCHECKED = Kind("anything", lambda _: True)
 """Marks an argument that its function looks at itself: `Annotated[..., UNCHECKED]`."""
@@ -102,8 +108,7 @@ _KINDS: dict[Any, Kind] = {
     str: Kind("text", is_text),
     int: Kind("a whole number", lambda value: isinstance(value, int) and value is not True and value is not False,
               frozenset({int})),
-    float: Kind("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool),
-                frozenset({int, float})),
+    float: Kind("a number", lambda value: _is_number(value)),
     type(None): Kind("None", lambda value: value is None, frozenset({type(None)})),
 }  # fmt: skip
 

@@ -274,7 +274,7 @@ BAD: list[tuple[str, str, str]] = [
     ("rules:lookup", "nowhere.lookup:x", "line 6: .* cannot import"),
     ('["tests.swarms.rules:lookup"]', "lookup", "line 6: tools is a list; got 'lookup'"),
     ("[researcher,", "[resercher,", "line 12: no agent or swarm is named 'resercher'; did you mean 'researcher'?"),
-    ("retries: 2", "retry: 2", "line 12: A member has no 'retry'; did you mean 'retries'?"),
+    ("retries: 2", "retry: 2", "line 12: A member has no key 'retry'; did you mean 'retries'?"),
     ("retries: 2", "retries: many", "line 12: WorkflowNode 'critic': retries='many'"),
     ("[researcher,", "[no,", "line 12: a member is text; got False. Put it in quotes"),
     ("loop: writer", "loop: newsroom", "line 14: 'newsroom' would be a member of itself: newsroom → again → newsroom"),
