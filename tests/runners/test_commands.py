@@ -19,7 +19,7 @@ from aworld.models.doubles import Said, call
 from aworld.runner import Runners
 from aworld.runners.local import load
 from aworld.tools.human import ask
-from aworld.trajectory import TrajectoryStore, open_store
+from aworld.trajectory import Query, TrajectoryStore, open_store
 from tests.runners.scenes import Gate, add, adder, assert_sound, scripted, thinking
 
 
@@ -77,8 +77,10 @@ async def test_a_paused_run_goes_on_when_it_is_resumed(store: TrajectoryStore) -
     assert "resume" in response.msg
     record = await load("run", store)
     assert (record.status, len(record.calls)) == ("waiting", 1)
+    assert [summary.status for summary in await store.query(Query(ids=("run",)))] == ["waiting"]
     resumed = await Runners.resume("run", held(gate), store=store)
     assert resumed.answer == "done", resumed.msg
+    assert [summary.status for summary in await store.query(Query(ids=("run",)))] == ["finished"]
     assert_sound(resumed.record)
 
 

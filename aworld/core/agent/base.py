@@ -21,7 +21,7 @@ from aworld.core.checks import UNCHECKED, typed
 from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
 from aworld.core.definition import AgentDefinition, Defined, Description
-from aworld.core.exceptions import ConfigError, ToolError
+from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Tool
@@ -209,11 +209,11 @@ def _same_tool(there: Any, tool: Any) -> bool:
     if there is tool or not callable(there):
         return there is tool
     try:
-        other = as_tools(there)[0]
-    except ToolError:  # a method of a class: its tool is one of an object, which has no name
+        tools = as_tools(there)
+    except AWorldError:  # such as a method, without the object that it is bound to
         return False
     traits = ("schema", "timeout", "idempotent", "_inline", "__wrapped__")
-    return all(getattr(other, trait, None) == getattr(tool, trait) for trait in traits)
+    return all(getattr(tools[0], trait, None) == getattr(tool, trait) for trait in traits)
 
 
 def checked_id(name: str) -> str:
