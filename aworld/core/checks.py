@@ -64,17 +64,11 @@ def unique(what: str, names: Iterable[T], error: type[AWorldError] = ConfigError
     return list(seen)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_text(value: object) -> bool:
+def is_text(value: Any) -> bool:
     """Whether something is text that can be written down: a lone surrogate cannot."""
-    if not isinstance(value, str):
-        return False
     try:
-        value.encode()
-    except UnicodeEncodeError:
+        str.encode(value)
+    except (UnicodeEncodeError, TypeError):
         return False
     return True
 
@@ -84,33 +78,84 @@ def as_text(value: str | None) -> str | None:
     return None if value is None else str.__str__(value)
 
 
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and type(value) is not bool
+
+
+def _from_one(value: Any) -> bool:
+    return _is_whole(value) and value > 0
+
+
+def _from_zero(value: Any) -> bool:
+    return _is_whole(value) and value >= 0
+
+
+def _above_zero(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
 class Kind(NamedTuple):
     """What an argument may be: in words, how to test it, and the types that need no test."""
 
     words: str
     fits: Callable[[Any], bool]
-    types: frozenset[type] = frozenset()
-    items: tuple[list[Kind] | None, ...] = ()
+    types: tuple[type, ...] = ()
+    items: tuple[Kinds, ...] = ()
     """Of a list what its items may be, of a dict its keys and values."""
 
+    def wrong_item(self, value: Any) -> tuple[str, Any, Kinds] | None:
+        """The first item that a list or dict may not hold: its place, itself, and what it may be."""
+        keyed = isinstance(value, Mapping)
+        pairs: Any = cast("Any", value).items() if keyed else enumerate(value)
+        for key, item in pairs if self.items else ():
+            if keyed and not _fits(key, self.items[0]):
+                return "a key of {}", key, self.items[0]
+            if not _fits(item, self.items[-1]):
+                return f"{{}}[{key!r:.60}]", item, self.items[-1]
+        return None
 
-Count: TypeAlias = Annotated[int, Kind("a whole number from 1", lambda value: type(value) is int and value > 0)]
-Number: TypeAlias = Annotated[int, Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)]
-Seconds: TypeAlias = Annotated[
-    float, Kind("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
-]
+
+Kinds: TypeAlias = tuple[Kind, ...] | None
+"""What an argument may be; None when its annotation does not say."""
+
+
+def _fits(value: Any, kinds: Kinds) -> bool:
+    if kinds is None:
+        return True
+    for kind in kinds:
+        if type(value) in kind.types:
+            return True
+        if kind.fits(value) and not (kind.items and kind.wrong_item(value)):
+            return True
+    return False
+
+
+Count: TypeAlias = Annotated[int, Kind("a whole number from 1", _from_one)]
+Number: TypeAlias = Annotated[int, Kind("a whole number from 0", _from_zero)]
+Seconds: TypeAlias = Annotated[float, Kind("a number of seconds above 0", _above_zero)]
 """Types of arguments of a front door that count or measure something."""
 
-UNCHECKED = Kind("anything", lambda _: True)
+UNCHECKED = Kind("anything", _is_anything)
 """Marks an argument that its function looks at itself: `Annotated[..., UNCHECKED]`."""
 
 _KINDS: dict[Any, Kind] = {
     str: Kind("text", is_text),
-    int: Kind("a whole number", lambda value: isinstance(value, int) and value is not True and value is not False,
-              frozenset({int})),
-    float: Kind("a number", lambda value: _is_number(value)),
-    type(None): Kind("None", lambda value: value is None, frozenset({type(None)})),
-}  # fmt: skip
+    int: Kind("a whole number", _is_whole, (int,)),
+    float: Kind("a number", _is_number),
+    type(None): Kind("None", _is_none, (type(None),)),
+}
 
 
 def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
@@ -124,12 +169,11 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             places, kinds, several = _parameters(function)
             for name, value in (*zip(places, args), *kwargs.items()):
-                options = kinds.get(name)
-                if options is None:
-                    if name not in kinds and not several:
-                        known_keys(_owner(function, args, kwargs), [name], list(kinds)[1:], "argument", error)
-                elif not any(type(value) in kind.types or kind.fits(value) for kind in options):
-                    raise error(f"{_owner(function, args, kwargs)}: {_refusal(name, value, options)}", setting=name)
+                if name not in kinds and not several:
+                    known_keys(_owner(function, args, kwargs), [name], list(kinds)[1:], "argument", error)
+                if not _fits(value, options := kinds.get(name)):
+                    refusal = _refusal(name, value, options or ())
+                    raise error(f"{_owner(function, args, kwargs)}: {refusal}", setting=name)
             return function(*args, **kwargs)
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
@@ -159,25 +203,22 @@ def _owner(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return f"{label} {name!r}" if is_text(name) else label
 
 
-def _refusal(name: str, value: Any, kinds: list[Kind]) -> str:
+def _refusal(name: str, value: Any, kinds: tuple[Kind, ...]) -> str:
     """What is wrong, down to the item that is."""
-    inner = next((kind.items for kind in kinds if kind.items), ())
-    if inner and isinstance(value, Mapping | list | tuple):
-        pairs: Any = value.items() if isinstance(value, Mapping) else enumerate(cast("Sequence[Any]", value))
-        for key, item in pairs:
-            if isinstance(value, Mapping) and not _all([key], inner[0]):
-                return _refusal(f"a key of {name}", key, inner[0] or [])
-            if not _all([item], inner[-1]):
-                return _refusal(f"{name}[{key!r:.60}]", item, inner[-1] or [])
+    inner = next((kind for kind in kinds if kind.items and kind.fits(value)), None)
+    if inner is not None and (wrong := inner.wrong_item(value)) is not None:
+        place, item, options = wrong
+        return _refusal(place.format(name), item, options or ())
     words = " or ".join(kind.words for kind in kinds)
     if isinstance(value, str) and not is_text(value):
         return f"{name} has a lone surrogate, which is no text: {value!r:.60}; give {words}."
     simple = isinstance(value, str | int | float | type | None)  # others may show what is nobody's business
-    return f"{name}={f'{value!r:.60}' if simple else type(value).__name__ + '(...)'}; give {words}."
+    shown = repr(value) if simple else f"{type(value).__name__}(...)"
+    return f"{name}={shown:.60}; give {words}."
 
 
 @functools.cache
-def _parameters(function: Any) -> tuple[list[str], dict[str, list[Kind] | None], bool]:
+def _parameters(function: Any) -> tuple[list[str], dict[str, Kinds], bool]:
     """Names of what may be given by position, what each parameter may be, and whether any keyword is taken."""
     parameters = inspect.signature(function).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -194,48 +235,37 @@ def _type_of(function: Any, annotation: Any) -> Any:
         return Any
 
 
-def _kinds(annotation: Any) -> list[Kind] | None:
-    """What a value of this type may be; None when that cannot be told."""
+def _kinds(annotation: Any) -> Kinds:
+    """What a value of this type may be."""
     origin, args = get_origin(annotation) or annotation, get_args(annotation)
     if annotation in _KINDS:
-        return [_KINDS[annotation]]
+        return (_KINDS[annotation],)
     if origin is Annotated:
-        return [mark for mark in args[1:] if isinstance(mark, Kind)] or _kinds(args[0])
+        return tuple(mark for mark in args[1:] if isinstance(mark, Kind)) or _kinds(args[0])
     if origin is Literal:
-        return [Kind(", ".join(map(repr, args)), args.__contains__)]
+        return (Kind(", ".join(map(repr, args)), args.__contains__),)
     if origin in (Union, types.UnionType):
         options = [_kinds(option) for option in args]
-        return None if None in options else [kind for option in options for kind in option or ()]
+        return None if None in options else tuple(kind for option in options for kind in option or ())
     if origin is Callable:
-        return [Kind("a function", callable)]
+        return (Kind("a function", callable),)
     protocol = getattr(origin, "_is_protocol", False) and not getattr(origin, "_is_runtime_protocol", False)
     if not isinstance(origin, type) or protocol or origin in (Any, inspect.Parameter.empty):
         return None
-    if origin is Iterable or issubclass(origin, Mapping | Sequence):
-        return [_container(origin, [_kinds(item) for item in args if item is not ...])]
-    name = _NAMES.get(origin.__name__, f"{'an' if origin.__name__[0] in 'AEIOU' else 'a'} {origin.__name__}")
-    return [Kind(name, lambda value: isinstance(value, origin), frozenset({origin}))]
+    name = origin.__name__
+    if origin is not Iterable and not issubclass(origin, Mapping | Sequence):
+        words = _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
+        return (Kind(words, functools.partial(_is_a, origin), (origin,)),)
+    items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
+    names = [" or ".join(kind.words for kind in item or (UNCHECKED,)) for item in items if any(items)]
+    words = "a dict" if issubclass(origin, Mapping) else "a list"
+    return (Kind(f"{words} of {' to '.join(names)}" if names else words, functools.partial(_is_a, origin), (), items),)
 
 
 _NAMES = {"bool": "True or False", "Path": "a path", "BaseAgent": "an agent", "Topology": "a swarm"}
 """Classes in words."""
 
 
-def _container(origin: Any, inner: list[list[Kind] | None]) -> Kind:
-    """A list or dict whose items are looked at; text is no list of texts."""
-
-    def fits(value: Any) -> bool:
-        if not isinstance(value, origin) or isinstance(value, str | bytes):
-            return False
-        if isinstance(value, Mapping):
-            return all(_all(part, kinds) for part, kinds in zip(zip(*value.items()), inner))
-        return not isinstance(value, Sequence) or not inner or _all(value, inner[0])
-
-    words = ["anything" if kinds is None else " or ".join(kind.words for kind in kinds) for kinds in inner]
-    if issubclass(origin, Mapping):
-        return Kind("a dict" + (f" of {words[0]} to {words[1]}" if any(inner) else ""), fits, items=tuple(inner))
-    return Kind("a list" + (f" of {words[0]}" if any(inner) else ""), fits, items=tuple(inner))
-
-
-def _all(values: Iterable[Any], kinds: list[Kind] | None) -> bool:
-    return kinds is None or all(any(kind.fits(value) for kind in kinds) for value in values)
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether a value is of this class; text is no list of texts."""
+    return isinstance(value, kind) and not (isinstance(value, str | bytes) and kind not in (str, bytes, object))

@@ -27,7 +27,12 @@ from aworld.core.trajectory import Trajectory
 
 TaskStatus = Status
 
-_ENVIRONMENT = Kind("the environment of a run", lambda value: callable(getattr(value, "open", None)))
+
+def _opens(value: Any) -> bool:
+    return callable(getattr(value, "open", None))
+
+
+_ENVIRONMENT = Kind("the environment of a run", _opens)
 
 _ids = random.Random()
 """Source of ids: seeded by the system, apart from the program's own seed; 15 µs cheaper than a system call a task."""

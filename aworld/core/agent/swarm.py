@@ -268,7 +268,7 @@ class HandoffSwarm(Swarm):
         for pair in members:
             if not isinstance(pair, tuple) or len(pair) != 2:  # pyright: ignore[reportUnknownArgumentType]
                 raise ConfigError(f"HandoffSwarm takes pairs (from, to); got {pair!r}.")
-            refuse_strangers("HandoffSwarm", *pair)  # pyright: ignore[reportUnknownArgumentType]
+            refuse_strangers("HandoffSwarm", *pair)
             if isinstance(pair[0], Topology):
                 raise ConfigError(f"{pair[0].name!r} is a swarm: it can be handed to, but only an agent hands over.")
             if members.count(pair) > 1:
