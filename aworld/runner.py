@@ -13,6 +13,7 @@ import msgspec
 
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
+from aworld.core.bounded import described
 from aworld.core.common import Observation
 from aworld.core.event import Answered, Asked, Commanded
 from aworld.core.exceptions import AWorldError, LeaseError, TaskError
@@ -132,7 +133,8 @@ class Runners:
                 record = await load(task.id, store)
                 if record.finished is not None:
                     raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
-            task.driver = Episode(task, store, record)
+            if task.driver is None:  # another step may have begun meanwhile
+                task.driver = Episode(task, store, record)
         content = None if observation is None else content_of(observation)
         results = {id: to_content(value) for id, value in (tool_results or {}).items()}
         return await task.driver.step(content, results)
@@ -239,8 +241,8 @@ class Runners:
                 if name not in by_name or record.status == "waiting":
                     return None
                 return await Episode(_task_of(record, by_name[name], {}), opened, record).run()
-            except AWorldError as error:  # this one cannot go on; the others can
-                counts.errors[id] = str(error)
+            except Exception as error:  # noqa: BLE001 - this one cannot go on; the others can
+                counts.errors[id] = str(error) if isinstance(error, AWorldError) else described(error)
                 return None
 
         unfinished = await opened.query(Query(status=("running", "waiting")))

@@ -51,3 +51,17 @@ async def abandon(task: asyncio.Future[Any]) -> None:
     task.add_done_callback(lambda t: t.cancelled() or t.exception())
     task.cancel()
     await asyncio.wait((task,), timeout=GRACE)
+
+
+def failure_of(raised: BaseException) -> str | None:
+    """What an exception of somebody else's code is to a run: its own failure, in words, whatever it was.
+
+    A Rust panic, `SystemExit`, a `CancelledError` that nobody asked for: raised on, each would take all other runs of
+    the event loop with it. None for Ctrl-C and for a cancellation of the task at work, which are to be raised.
+    """
+    if isinstance(raised, KeyboardInterrupt | GeneratorExit):
+        return None
+    if isinstance(raised, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return None if task is not None and task.cancelling() else "CancelledError, which nobody asked for"
+    return described(raised)

@@ -19,7 +19,7 @@ from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
-from aworld.core.bounded import bounded, described
+from aworld.core.bounded import bounded, described, failure_of
 from aworld.core.common import ActionResult
 from aworld.core.context.base import Context
 from aworld.core.context.scope import RunScope
@@ -139,7 +139,9 @@ class Run:
         try:
             async with asyncio.timeout(limit):
                 await method()
-        except Exception:  # the run's outcome stands
+        except BaseException as raised:  # the run's outcome stands
+            if failure_of(raised) is None:
+                raise
             logger.exception("trajectory=%s | %s of %r failed", self.record.id, what, copy)
 
     def check_limits(self, steps: int) -> None:
@@ -314,9 +316,12 @@ class World:
             return await call_model(model, request, on_delta=on_delta, on_retry=on_retry)
         except AWorldError:
             raise
-        except Exception as raised:
+        except BaseException as raised:
+            text = failure_of(raised)
+            if text is None:
+                raise
             logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
-            raise ModelError(f"Model {model.name!r} raised {described(raised)}") from raised
+            raise ModelError(f"Model {model.name!r} raised {text}") from raised
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """Call a tool. Every failure is a result that tells the model what was wrong. Raises only
@@ -356,6 +361,13 @@ async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
         return await tool.invoke(arguments, context)
     except SystemExit as raised:
         raise ToolError(f"Tool {tool.name!r} tried to end the program (exit code {raised.code}).") from raised
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as raised:
+        text = failure_of(raised)
+        if text is None:
+            raise
+        raise RuntimeError(text) from raised
 
 
 _LIVE = World()
