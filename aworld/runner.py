@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.bounded import described
 from aworld.core.common import Observation
-from aworld.core.event import Answered, Asked, Commanded
+from aworld.core.event import Answered, Asked, Commanded, now
 from aworld.core.exceptions import AWorldError, LeaseError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.output import AnyOutput
@@ -172,7 +171,7 @@ class Runners:
             record = stored if len(stored.events) + len(stored.notes) > len(record.events) else record
         asked = _picked(record, question)
         refuse_empty(asked.id, text)
-        note = Answered(seq=-1, at=time.time(), id=asked.id, answer=text)
+        note = Answered(seq=-1, at=now(), id=asked.id, answer=text)
         await opened.note(record.id, [note])
         record.apply_note(note)
         return record
@@ -372,7 +371,7 @@ async def _command(
 ) -> None:
     if record.finished is not None:
         raise _has_ended(record)
-    await store.note(record.id, [Commanded(seq=-1, at=time.time(), action=action, text=text)])
+    await store.note(record.id, [Commanded(seq=-1, at=now(), action=action, text=text)])
 
 
 def _has_ended(record: Trajectory) -> TaskError:

@@ -355,7 +355,7 @@ class Episode:
         if run.is_read:
             run.journal.show(StepStarted(trajectory_id=run.record.id, agent=agent.name, step=step))
         turn = AgentTurn(run, activation, agent, offer, step, index)
-        started = time.time()
+        started = ev.now()
         message = await agent.decide(turn)
         if not turn.called:
             message = turn.decided(message, started)

@@ -271,24 +271,25 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         called = run.journal.add(ev.ToolCalled, **fields)
         await run.journal.commit()
     call = ToolCall(called.call_id, called.name, called.arguments)
-    used: str | None = None
+    rewritten: dict[str, Any] = {}
     try:
         if run.task.hooks:
-            result, used = await _with_hooks(run, activation, offer, called, call)
+            result, rewritten = await _with_hooks(run, activation, offer, called, call)
         else:
             result = await _act(run, activation, offer, called, call)
     except Question as question:
         _ask(run, called, question.text)
         await run.journal.commit()  # who can answer sees it, also while other tools are at work
         return
-    close_call(run.journal, activation, called, result, used)
+    close_call(run.journal, activation, called, result, **rewritten)
     run.journal.commit(wait=False)
 
 
 async def _with_hooks(
     run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall
-) -> tuple[ActionResult, str | None]:
-    """The result, and the arguments that were used where a hook rewrote them."""
+) -> tuple[ActionResult, dict[str, Any]]:
+    """The result; and the arguments that were used, and what the tool itself answered, where a hook rewrote them."""
+    original: ActionResult | None = None
     at = HookContext(run.record, run.context, activation.agent, called.step)
 
     def failed(error: BaseException) -> ActionResult:
@@ -301,7 +302,9 @@ async def _with_hooks(
             return ActionResult(called.call_id, called.name, f"Denied: {denied}", str(denied))
 
     async def act(asked: ToolCall) -> ActionResult:
-        return await _act(run, activation, offer, called, asked)
+        nonlocal original
+        original = await _act(run, activation, offer, called, asked)
+        return original
 
     async def after(
         hook: Hooks, asked: ToolCall, result: ActionResult | None, error: BaseException | None
@@ -312,8 +315,12 @@ async def _with_hooks(
     if error is not None:
         raise error
     assert result is not None  # there is a result or an error
-    used = None if asked.arguments == called.arguments else asked.arguments
-    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), used
+    rewritten: dict[str, Any] = {}
+    if asked.arguments != called.arguments:
+        rewritten["arguments"] = asked.arguments
+    if original is not None and (original.content, original.error) != (result.content, result.error):
+        rewritten["original"] = (original.content, original.error)
+    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), rewritten
 
 
 async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall) -> ActionResult:
@@ -341,13 +348,13 @@ def _show_note(run: Run, activation: Activation, called: ev.ToolCalled, kind: st
 
 
 def close_call(
-    journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, used: str | None = None
+    journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, **rewritten: Any
 ) -> None:
-    """Write the answer to a call, in the place that was kept for it."""
+    """Write the answer to a call, in the place that was kept for it; `rewritten` is what hooks did to it."""
     calls = activation.calls
     place = 0 if len(calls) == 1 else next(i for i, call in enumerate(calls) if call.call_id == called.call_id)
     parent = calls[place - 1].result if place else activation.leaf
-    _return(journal, activation, called, called.result, parent, result, used)
+    _return(journal, activation, called, called.result, parent, result, **rewritten)
 
 
 def answer_call(
@@ -396,8 +403,8 @@ def _return(
     id: int,
     parent: int | None,
     result: ActionResult,
-    used: str | None = None,
     origin: Any = "tool",
+    **rewritten: Any,
 ) -> None:
     message = Message(
         "tool", result.content, tool_call_id=result.tool_call_id, name=result.name, is_error=result.error is not None
@@ -418,10 +425,10 @@ def _return(
         call_id=called.call_id,
         name=called.name,
         result=id,
-        arguments=used,
         error=result.error,
         duration=result.duration,
         usage=result.usage,
+        **rewritten,
     )
 
 

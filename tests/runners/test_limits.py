@@ -12,13 +12,16 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig, RunConfig, TaskConfig
+from aworld.core import event as ev
 from aworld.core.context.scope import RunScope
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
+from aworld.core.task import Task
 from aworld.core.tool.func_to_tool import tool
 from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import FunctionModel, call
 from aworld.runner import Runners
+from aworld.runners import journal
 from aworld.server import ModelServer
 from aworld.trajectory import TrajectoryStore
 from tests.runners.scenes import Gate, RecordingServer, add, assert_sound, looping, scripted, thinking
@@ -358,3 +361,50 @@ async def test_a_forked_run_may_go_on_beyond_the_limit() -> None:
 
 def assert_sound_fork(events: list[Any]) -> None:
     assert [event.seq for event in events] == list(range(len(events)))
+
+
+async def test_a_wall_clock_that_is_set_back_changes_no_duration(
+    monkeypatch: pytest.MonkeyPatch, store: TrajectoryStore
+) -> None:
+    ticking, back = time.time, 0.0
+
+    async def think(request: ModelRequest) -> Any:
+        nonlocal back
+        back += 3600.0  # in the middle of the call
+        return call("wait") if request.turn < 3 else "done"
+
+    @tool(inline=True)
+    def wait() -> str:
+        "Wait."
+        nonlocal back
+        back += 3600.0
+        return "waited"
+
+    monkeypatch.setattr(time, "time", lambda: ticking() - back)
+    began = ticking()
+    response = await Runners.run("x", thinking(think, tools=[wait]), run_conf=RunConfig(store=store))
+    await response.reward(1.0)
+    assert response.success
+    times = [event.at for event in response.record.events]
+    assert times == sorted(times)
+    assert began <= times[0]
+    assert times[-1] <= ticking()
+    for row in response.trajectory:
+        assert 0 <= row["model"]["latency"] < 10
+        assert all(0 <= result["duration"] < 10 for result in row["observation"])
+    (summary,) = await store.query()
+    assert summary.started_at <= summary.updated_at <= ticking()
+    assert summary.duration is not None
+    assert 0 <= summary.duration < 10
+
+
+async def test_a_run_goes_on_where_it_is_earlier(monkeypatch: pytest.MonkeyPatch, store: TrajectoryStore) -> None:
+    task = Task("x", scripted(call("add", a=1, b=2), "done"), id="run")
+    await Runners.step(task, RunConfig(store=store))
+    left = (await store.read("run"))[-1].at
+    monkeypatch.setattr(ev, "now", lambda: left - 3600.0)
+    monkeypatch.setattr(journal, "now", lambda: left - 3600.0)  # another machine
+    response = await Runners.resume("run", scripted(call("add", a=1, b=2), "done"), store=store)
+    assert response.success
+    (summary,) = await store.query()
+    assert summary.started_at <= left <= summary.updated_at
