@@ -37,7 +37,7 @@ from aworld.runners.activations import Activations, Recovery
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
 from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
-from aworld.trajectory.store import TrajectoryStore
+from aworld.trajectory.store import TrajectoryStore, lease_lost
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class Episode:
         """Something came into the inbox, or the lease was lost. What cannot wait for the end of a turn is done now."""
         lease = self._run.journal.lease
         if lease is not None and lease.lost is not None:
-            self._end_by("interrupted", lease.lost)
+            self._end_by("interrupted", str(lease_lost(lease.id, self._run.journal.store.url, lease.lost)))
         for note in lease.inbox if lease is not None else ():
             if isinstance(note, ev.Commanded) and note.action == "cancel":
                 self._end_by("cancelled", _cancelled(note))

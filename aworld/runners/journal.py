@@ -155,8 +155,13 @@ def checked_reward(record: Trajectory, reward: Reward) -> dict[str, Any]:
         if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"A reward's {label} must be a finite number; got {number!r}.")
         fields[label] = float(number)
-    if reward.step is not None and reward.step not in record.calls:
-        raise ValueError(f"Trajectory {record.id} has no step {reward.step}; it has {len(record.calls)}, from 0.")
+    try:
+        step = msgspec.convert(fields | {"detail": None}, Reward).step
+    except msgspec.ValidationError as error:  # written, it could not be read again
+        raise ValueError(f"A reward has a field of a wrong type: {error}.") from error
+    if step is not None and step not in record.calls:
+        raise ValueError(f"Trajectory {record.id} has no step {step}; it has {len(record.calls)}, from 0.")
+    fields["step"] = step
     try:
         fields["detail"] = plain(reward.detail)
     except (TypeError, ValueError, NotImplementedError) as error:
