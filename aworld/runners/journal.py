@@ -28,6 +28,7 @@ from aworld.core.message import Message, Origin, Tokens, ToolCall
 from aworld.core.model import Model, ModelRequest
 from aworld.core.output import AnyOutput
 from aworld.core.run_environment import Reward
+from aworld.core.tool.base import Clock
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import CallFailed, Outcome, Tries
 from aworld.trajectory.store import Lease, TrajectoryStore
@@ -39,7 +40,8 @@ class Journal:
     """Writes one trajectory, as long as its run holds the lease."""
 
     __slots__ = (
-        "__weakref__", "_kept", "_least", "_outbox", "_sent", "held", "lease", "lock", "record", "store", "topics",
+        "__weakref__", "_kept", "_least", "_outbox", "_sent", "clocks", "held", "lease", "lock", "record", "store",
+        "topics",
     )  # fmt: skip
 
     def __init__(self, record: Trajectory, store: TrajectoryStore) -> None:
@@ -52,6 +54,8 @@ class Journal:
         """The lease after its release: a store that keeps nothing knows the run as long as this is held."""
         self.held = False
         """Whether nothing is handed on until the end is written, because a resume would not come to the same end."""
+        self.clocks: dict[tuple[int, str], Clock] = {}
+        """Those of tool calls at work, by activation and id: one that is interrupted may not have begun."""
         self.lock = RLock()
         """Held while the log is written: tools in threads set state."""
         self._least = record.events[-1].at if record.events else 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -330,11 +329,11 @@ class World:
         if tool is None:
             text = f"There is no tool named {call.name!r}. Tools: {', '.join(offer.by_name) or 'none'}."
             return ActionResult(call.id, call.name, text, f"unknown tool {call.name!r}")
-        limit = tool.timeout or conf.tool_timeout
-        started = time.perf_counter()
+        limit, clock = tool.timeout or conf.tool_timeout, context.clock
         error: str | None = None
         try:
-            content = to_content(await bounded(_invoked(tool, call.arguments, context), limit), conf.max_tool_result)
+            value = await bounded(_invoked(tool, call.arguments, context), limit, clock)
+            content = to_content(value, conf.max_tool_result)
         except (Question, EnvironmentFailed):
             raise
         except TimeoutError as late:
@@ -351,12 +350,13 @@ class World:
         if error is not None:  # as text that can be stored, and no longer than a result may be
             error = content_text(to_content(error, conf.max_tool_result))
             content = to_content(content, conf.max_tool_result)
-        return ActionResult(call.id, call.name, content, error, time.perf_counter() - started)
+        return ActionResult(call.id, call.name, content, error, clock.seconds)
 
 
 async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
     """The tool's value. A task that ends with SystemExit would take the event loop with it."""
     calling.set(context)  # in the task of this call alone
+    context.clock.begin()
     try:
         return await tool.invoke(arguments, context)
     except SystemExit as raised:
@@ -368,6 +368,8 @@ async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
         if text is None:
             raise
         raise RuntimeError(text) from raised
+    finally:
+        context.clock.end()
 
 
 _LIVE = World()

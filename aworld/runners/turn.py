@@ -23,7 +23,7 @@ from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
 from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
-from aworld.core.tool.base import Question, ToolContext
+from aworld.core.tool.base import Clock, Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
@@ -271,6 +271,7 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         called = run.journal.add(ev.ToolCalled, **fields)
         await run.journal.commit()
     call = ToolCall(called.call_id, called.name, called.arguments)
+    run.journal.clocks[activation.id, called.call_id] = Clock()
     rewritten: dict[str, Any] = {}
     try:
         if run.task.hooks:
@@ -282,6 +283,7 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         await run.journal.commit()  # who can answer sees it, also while other tools are at work
         return
     close_call(run.journal, activation, called, result, **rewritten)
+    run.journal.clocks.pop((activation.id, called.call_id), None)
     run.journal.commit(wait=False)
 
 
@@ -332,6 +334,7 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         run.state.context_of(activation),
         run.answers_to(called),
         partial(_show_note, run, activation, called) if run.is_read else None,
+        clock=run.journal.clocks[activation.id, called.call_id],
     )
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:
@@ -366,7 +369,10 @@ def answer_call(
 
 def interrupt_call(journal: Journal, activation: Activation, called: ev.ToolCalled, why: str) -> None:
     """Close a call whose outcome nobody will know."""
-    text = f"The call was interrupted ({why}). It may or may not have taken effect."
+    clock = journal.clocks.pop((activation.id, called.call_id), None)
+    never = clock is not None and clock.began is None and clock.ended is not None
+    effect = "It had not begun, and did not run." if never else "It may or may not have taken effect."
+    text = f"The call was interrupted ({why}). {effect}"
     answer_call(journal, activation, called, text, INTERRUPTED)
 
 
