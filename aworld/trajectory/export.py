@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.core.extras import import_extra
+from aworld.core.rows import rows
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
-from aworld.trajectory.formats import Format, openai, row_lines, sharegpt, swift
-from aworld.trajectory.openenv_trace import training_trace
+from aworld.trajectory.formats import Format, openai, sharegpt, swift, training_trace
 from aworld.trajectory.query import EVERYTHING, Query
 from aworld.trajectory.sequences import TokenSequence, sequences
 from aworld.trajectory.store import TrajectoryStore
 from aworld.trajectory.summary import Summary
 
 LINES: dict[str, Format] = {
-    "rows": row_lines,
+    "rows": rows,
     "openai": openai,
     "sharegpt": sharegpt,
     "swift": swift,
@@ -63,11 +63,9 @@ def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], 
         if to_output:
             return _write_lines(store, LINES[format], sys.stdout.buffer, query)
         with _whole_file(Path(output)) as file:
-            return (
-                _write_parquet(store, file, query)
-                if format == "parquet"
-                else _write_lines(store, LINES[format], file, query)
-            )
+            if format == "parquet":
+                return _write_parquet(store, file, query)
+            return _write_lines(store, LINES[format], file, query)
     except BrokenPipeError:  # who reads standard output has seen enough: no failure
         raise
     except OSError as error:
@@ -152,24 +150,9 @@ def _row_groups(store: TrajectoryStore, query: Query) -> Iterator[list[dict[str,
 
 
 def _parquet_row(summary: Summary, row: TokenSequence, drift: int) -> dict[str, Any]:
-    return {
-        "trajectory_id": row.trajectory_id,
-        "task_id": summary.task_id,
-        "group_id": summary.group_id,
-        "labels": list(summary.labels.items()),
-        "agent": row.agent,
-        "activation": row.activation,
-        "status": summary.status,
-        "ids": row.ids,
-        "mask": row.mask,
-        "logprobs": row.logprobs,
-        "prompt_length": row.prompt_length,
-        "steps": row.steps,
-        "score": row.score,
-        "step_scores": row.step_scores,
-        "policy_versions": row.policy_versions,
-        "drift": drift,
-    }
+    facts = {"task_id": summary.task_id, "group_id": summary.group_id, "status": summary.status}
+    labels = list(summary.labels.items())
+    return {**asdict(row), **facts, "labels": labels, "prompt_length": row.prompt_length, "drift": drift}
 
 
 def _schema(pyarrow: Any) -> Any:

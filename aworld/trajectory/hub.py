@@ -24,7 +24,7 @@ from aworld.core.output import Output
 from aworld.trajectory.query import Query
 
 if TYPE_CHECKING:
-    from aworld.trajectory.store import TrajectoryReader
+    from aworld.trajectory.store import TrajectoryStore
 
 BACKLOG = 10_000
 """Entries that a slow listener may leave; what comes then is left out, and `Subscription.stale` says so."""
@@ -64,14 +64,6 @@ class Subscription:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def add(self, id: str) -> None:
-        """Listen to one more run."""
-        self._hub.add(id, self)
-
-    def pop(self) -> tuple[str, Any] | None:
-        """The next trajectory id and entry; None when there is none yet."""
-        return self.entries.popleft() if self.entries else None
 
     async def wait(self) -> None:
         """Return when there is something to take."""
@@ -137,10 +129,6 @@ class Hub:
         self.closed = False
         self._watch = watch
         self._lock = Lock()
-
-    def listened(self, id: str) -> bool:
-        """Whether anybody listens to a run."""
-        return id in self.topics
 
     def subscribe(self, *ids: str, begun: bool = False) -> Subscription:
         """Listen to some runs from now on, with `begun` also for others that begin (which come as `BEGUN`)."""
@@ -254,9 +242,9 @@ class _Cursor:
 
 
 async def follow(
-    store: TrajectoryReader, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
+    store: TrajectoryStore, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
 ) -> AsyncGenerator[tuple[str, Entry]]:
-    """See `TrajectoryReader.follow`. The store is read after the listening has begun, so nothing is missed."""
+    """See `TrajectoryStore.follow`. The store is read after the listening has begun, so nothing is missed."""
     query = ids if isinstance(ids, Query) else None
     names = [] if isinstance(ids, Query) else [ids] if isinstance(ids, str) else list(ids)
     cursors: dict[str, _Cursor] = {}
@@ -276,13 +264,13 @@ async def follow(
                 those, begun = begun, []
                 matching = [id for id in await _matching(store, query, those) if id not in cursors]
                 for id in matching:
-                    subscription.add(id)
+                    store.hub.add(id, subscription)
                 names += matching
             for id in names:
                 for pair in await missed(id):
                     yield pair
-            while (pair := subscription.pop()) is not None:
-                id, entry = pair
+            while subscription.entries:
+                id, entry = pair = subscription.entries.popleft()
                 if isinstance(entry, Output):
                     yield pair
                 elif entry is BEGUN:
@@ -300,7 +288,7 @@ async def follow(
                 await subscription.wait()
 
 
-async def _matching(store: TrajectoryReader, query: Query, begun: list[str] | None) -> list[str]:
+async def _matching(store: TrajectoryStore, query: Query, begun: list[str] | None) -> list[str]:
     """Ids that a query names: at the beginning all, later those among the runs that began."""
     if begun is not None:
         ids = tuple(id for id in begun if query.ids is None or id in query.ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,15 +11,15 @@ from msgspec.structs import replace
 
 from aworld.core.event import Commanded, Event, Note, Started
 from aworld.core.exceptions import StoreError, TaskError
-from aworld.trajectory.bodies import bodies_of, restored
 from aworld.trajectory.hub import Entry, Hub, NoteAdded, follow
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matches, select, tabulate
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matching, select, tabulate
 from aworld.trajectory.store import (
     DELETED,
     DONE,
     Lease,
     Ready,
     already_there,
+    bodies_of,
     lease_lost,
     occupied,
     unknown_trajectory,
@@ -82,11 +82,10 @@ class MemoryStore:
         self._logs: MutableMapping[str, Log] = {}
         self._leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
         self._number = 0
-        self._definitions: dict[str, Any] = {}
         self._blobs: dict[str, bytes] = {}
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
-        """See `TrajectoryWriter.append`."""
+        """See `TrajectoryStore.append`."""
         if not events:
             return DONE
         first = events[0]
@@ -133,10 +132,10 @@ class MemoryStore:
         return unknown_trajectory(id, self.url, list(self._logs))
 
     async def flush(self) -> None:
-        """See `TrajectoryWriter.flush`."""
+        """See `TrajectoryStore.flush`."""
 
     async def claim(self, id: str, *, new: bool = False, notes_after: int = -1) -> Lease:
-        """See `TrajectoryWriter.claim`."""
+        """See `TrajectoryStore.claim`."""
         log, holder = self._logs.get(id), self._leases.get(id)
         goes_on = log is None or log.tally.ended is None
         if new and (self._is_taken(id) or (log is None and holder is not None and holder.lost is None)):
@@ -152,12 +151,12 @@ class MemoryStore:
         return lease
 
     def release(self, lease: Lease) -> None:
-        """See `TrajectoryWriter.release`."""
+        """See `TrajectoryStore.release`."""
         if self._leases.get(lease.id) is lease:
             del self._leases[lease.id]
 
     def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
-        """See `TrajectoryWriter.note`."""
+        """See `TrajectoryStore.note`."""
         log = self._log(id)
         check_notes(id, notes, log.tally)
         numbered = log.add_notes(notes)
@@ -167,21 +166,17 @@ class MemoryStore:
         return Ready([note.seq for note in numbered])
 
     async def read(self, id: str, *, after: int = -1) -> list[Event]:
-        """See `TrajectoryReader.read`."""
-        return self._read(self._log(id), after)
-
-    def _read(self, log: Log, after: int = -1) -> list[Event]:
-        events = log.read(after)
-        return restored(events, self._definitions.get) if self._definitions else events
+        """See `TrajectoryStore.read`."""
+        return self._log(id).read(after)
 
     async def notes(self, id: str, *, after: int = -1) -> list[Note]:
-        """See `TrajectoryReader.notes`."""
+        """See `TrajectoryStore.notes`."""
         return self._log(id).notes[after + 1 :]
 
     def follow(
         self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
     ) -> AsyncGenerator[tuple[str, Entry]]:
-        """See `TrajectoryReader.follow`."""
+        """See `TrajectoryStore.follow`."""
         return follow(self, ids, after=after, notes_after=notes_after)
 
     def _summaries(self, query: Query) -> list[tuple[int, Summary]]:
@@ -195,34 +190,28 @@ class MemoryStore:
         return select(self._summaries(every), query, self._unknown)
 
     async def query(self, query: Query = EVERYTHING) -> Page:
-        """See `TrajectoryReader.query`."""
+        """See `TrajectoryStore.query`."""
         return self._select(query)
 
     async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
-        """See `TrajectoryReader.count`."""
-        matching = sum(matches(summary, query) for _, summary in self._summaries(query))
-        return matching if most is None else min(matching, most)
+        """See `TrajectoryStore.count`."""
+        count = len(matching(self._summaries(query), query))
+        return count if most is None else min(count, most)
 
     async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
-        """See `TrajectoryReader.facets`."""
-        return tabulate((summary for _, summary in self._summaries(query)), fields, query)
+        """See `TrajectoryStore.facets`."""
+        return tabulate(self._summaries(query), fields, query)
 
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
-        """See `TrajectoryReader.scan`."""
+        """See `TrajectoryStore.scan`."""
         for summary in self._select(query):
             if (log := self._logs.get(summary.id)) is not None:
-                record = Recorded(self._read(log))
+                record = Recorded(log.read())
                 record.notes = list(log.notes)
                 yield summary, record
 
-    async def define(self, definitions: Mapping[str, Any]) -> None:
-        """See `TrajectoryWriter.define`."""
-        self._definitions = {**definitions, **self._definitions}
-
     async def definition(self, digest: str) -> Any:
-        """See `TrajectoryReader.definition`. Events keep their bodies here, so the logs are searched."""
-        if digest in self._definitions:
-            return self._definitions[digest]
+        """See `TrajectoryStore.definition`. Events keep their bodies here, so the logs are searched."""
         for log in list(self._logs.values()):
             for event in log.events:
                 if digest in (bodies := bodies_of(event)):
@@ -230,19 +219,19 @@ class MemoryStore:
         raise unknown_digest("definition", digest, self.url)
 
     async def put_blob(self, data: bytes) -> str:
-        """See `TrajectoryWriter.put_blob`."""
+        """See `TrajectoryStore.put_blob`."""
         digest = hashlib.sha256(data).hexdigest()
         self._blobs.setdefault(digest, bytes(data))
         return digest
 
     async def blob(self, digest: str) -> bytes:
-        """See `TrajectoryReader.blob`."""
+        """See `TrajectoryStore.blob`."""
         if digest not in self._blobs:
             raise unknown_digest("blob", digest, self.url)
         return self._blobs[digest]
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
-        """See `TrajectoryAdmin.delete`."""
+        """See `TrajectoryStore.delete`."""
         log = self._log(id)
         children = [other.id for other in list(self._logs.values()) if other.parent is log]
         if children and not forks:
@@ -259,10 +248,10 @@ class MemoryStore:
             lease.lose(DELETED)
 
     async def vacuum(self) -> None:
-        """See `TrajectoryAdmin.vacuum`."""
+        """See `TrajectoryStore.vacuum`."""
 
     async def close(self) -> None:
-        """See `TrajectoryAdmin.close`."""
+        """See `TrajectoryStore.close`."""
         self._leases.clear()
         self.hub.close()
 
@@ -306,14 +295,14 @@ class WeakStore(MemoryStore):
         return error
 
     async def put_blob(self, data: bytes) -> str:
-        """See `TrajectoryWriter.put_blob`. The newest are kept, up to `BLOBS` bytes."""
+        """See `TrajectoryStore.put_blob`. The newest are kept, up to `BLOBS` bytes."""
         digest = await super().put_blob(data)
         while len(self._blobs) > 1 and sum(map(len, self._blobs.values())) > BLOBS:
             del self._blobs[next(iter(self._blobs))]
         return digest
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
-        """See `TrajectoryAdmin.delete`. Forks hold what they share, and stay."""
+        """See `TrajectoryStore.delete`. Forks hold what they share, and stay."""
         self._log(id)
         self._forget(id)
         return 1

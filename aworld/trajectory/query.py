@@ -249,20 +249,25 @@ def value_of(summary: Summary, field: str) -> Any:
     return summary.labels.get(field[len(LABEL) :]) if field.startswith(LABEL) else getattr(summary, field)
 
 
-def matches(summary: Summary, query: Query) -> bool:
-    """Whether a trajectory is among those that are meant; paging aside."""
-    return all(condition.holds(value_of(summary, condition.field)) for condition in query.conditions)
+Numbered: TypeAlias = "tuple[int, Summary]"
+"""A summary with its number in the order of writing."""
 
 
-def select(numbered: Iterable[tuple[int, Summary]], query: Query, unknown: Callable[[str], TaskError]) -> Page:
-    """The page that a query asks for; each summary comes with its number in the order of writing.
+def matching(summaries: Iterable[Numbered], query: Query) -> list[Numbered]:
+    """Those of the trajectories that are meant; paging aside."""
+    conditions = query.conditions
+    return [row for row in summaries if all(where.holds(value_of(row[1], where.field)) for where in conditions)]
+
+
+def select(every: Sequence[Numbered], query: Query, unknown: Callable[[str], TaskError]) -> Page:
+    """The page that a query asks for.
 
     Raises what `unknown` makes of the id to go on after, if it is not among them; `ConfigError` for a wrong cursor.
     """
     order = order_of(query)
     sign = -1 if order.descends else 1
 
-    def place(row: tuple[int, Summary]) -> Place:
+    def place(row: Numbered) -> Place:
         return value_of(row[1], order.column), row[0]
 
     def beyond(here: Place, last: Place) -> bool:
@@ -273,10 +278,7 @@ def select(numbered: Iterable[tuple[int, Summary]], query: Query, unknown: Calla
             return sign * number > sign * last[1]
         return (value > last[0]) != order.descends
 
-    every = list(numbered)
-    conditions = query.conditions
-    chosen = [row for row in every if all(where.holds(value_of(row[1], where.field)) for where in conditions)]
-    chosen.sort(key=operator.itemgetter(0), reverse=order.descends)
+    chosen = sorted(matching(every, query), key=operator.itemgetter(0), reverse=order.descends)
     valued = [row for row in chosen if place(row)[0] is not None]
     valued.sort(key=lambda row: place(row)[0], reverse=order.descends)  # stable: equals stay in the order of writing
     chosen = valued + [row for row in chosen if place(row)[0] is None]
@@ -317,11 +319,11 @@ def facets_of(counts: Iterable[tuple[str, int]], more: bool = False) -> list[Fac
     return [Facet(value, min(count, MOST), more or count > MOST) for value, count in ordered if count]
 
 
-def tabulate(summaries: Iterable[Summary], fields: Sequence[str], query: Query) -> Facets:
+def tabulate(summaries: Iterable[Numbered], fields: Sequence[str], query: Query) -> Facets:
     """The values that each of the fields has among the matching summaries. What has none is not counted."""
     check_facets(fields)
-    chosen = [summary for summary in summaries if matches(summary, query)]
-    counters = {field: Counter(value_of(summary, field) for summary in chosen) for field in fields}
+    chosen = matching(summaries, query)
+    counters = {field: Counter(value_of(summary, field) for _, summary in chosen) for field in fields}
     return {
         field: facets_of((value, count) for value, count in counter.items() if value is not None)
         for field, counter in counters.items()

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
@@ -21,7 +21,6 @@ import msgspec
 
 from aworld.core.event import Event, Note, encode_event
 from aworld.core.exceptions import ConfigError, StoreError
-from aworld.trajectory.bodies import NAMING, bodies_of, stripped
 from aworld.trajectory.hub import Entry, Hub, follow
 from aworld.trajectory.memory import unknown_digest
 from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
@@ -29,7 +28,7 @@ from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_
 from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, noted, scanned
 from aworld.trajectory.sqlite_tables import vacuum
 from aworld.trajectory.sqlite_writer import Append, Release, Remark, Waiter, Writer
-from aworld.trajectory.store import DONE, Lease, already_there, occupied
+from aworld.trajectory.store import DONE, NAMING, Lease, already_there, bodies_of, occupied, stripped
 from aworld.trajectory.summary import Summary
 
 LINGER = 0.003
@@ -85,7 +84,7 @@ class SQLiteStore:
         return self._writer.closed
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
-        """See `TrajectoryWriter.append`. Callable from any thread, with or without a running event loop."""
+        """See `TrajectoryStore.append`. Callable from any thread, with or without a running event loop."""
         writer = self._writer
         if writer.closed:
             raise writer.shut()
@@ -133,7 +132,7 @@ class SQLiteStore:
             self._writer.wake()
 
     async def flush(self) -> None:
-        """See `TrajectoryWriter.flush`."""
+        """See `TrajectoryStore.flush`."""
         await self._settle()
         if self._writer.unreported:
             failures = list(self._writer.unreported.values())
@@ -147,7 +146,7 @@ class SQLiteStore:
             await asyncio.wrap_future(self._writer.call(None))
 
     async def claim(self, id: str, *, new: bool = False, notes_after: int = -1) -> Lease:
-        """See `TrajectoryWriter.claim`."""
+        """See `TrajectoryStore.claim`."""
         writer = self._writer
         if writer.closed:
             raise writer.shut()
@@ -163,7 +162,7 @@ class SQLiteStore:
         return lease
 
     def release(self, lease: Lease) -> None:
-        """See `TrajectoryWriter.release`."""
+        """See `TrajectoryStore.release`."""
         writer = self._writer
         writer.claims.drop(lease)
         if not writer.closed and not lease.ended and (writer.queue or writer.busy or lease.id in writer.claims.keys):
@@ -171,7 +170,7 @@ class SQLiteStore:
             writer.wake()
 
     def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
-        """See `TrajectoryWriter.note`. Callable from any thread, with or without a running event loop."""
+        """See `TrajectoryStore.note`. Callable from any thread, with or without a running event loop."""
         writer = self._writer
         if writer.closed:
             raise writer.shut()
@@ -188,16 +187,8 @@ class SQLiteStore:
         writer.wake()
         return Pending(waiter) if isinstance(waiter, Future) else waiter
 
-    async def define(self, definitions: Mapping[str, Any]) -> None:
-        """See `TrajectoryWriter.define`."""
-        stored = self._writer.bodies
-        rows = [(digest, msgspec.json.encode(body)) for digest, body in definitions.items() if digest not in stored]
-        if rows:
-            await self._write(lambda c: c.executemany("INSERT OR IGNORE INTO definitions VALUES (?, ?)", rows) and None)
-            stored.update(digest for digest, _ in rows)
-
     async def put_blob(self, data: bytes) -> str:
-        """See `TrajectoryWriter.put_blob`."""
+        """See `TrajectoryStore.put_blob`."""
 
         def put(connection: sqlite3.Connection) -> str:
             digest = hashlib.sha256(data).hexdigest()
@@ -210,28 +201,28 @@ class SQLiteStore:
         return await asyncio.wrap_future(self._writer.call(do))
 
     async def read(self, id: str, *, after: int = -1) -> list[Event]:
-        """See `TrajectoryReader.read`."""
+        """See `TrajectoryStore.read`."""
         return await self._read(lambda connection: compose(connection, self.url, id, after=after))
 
     async def notes(self, id: str, *, after: int = -1) -> list[Note]:
-        """See `TrajectoryReader.notes`."""
+        """See `TrajectoryStore.notes`."""
         return await self._read(lambda connection: noted(connection, self.url, id, after=after))
 
     def follow(
         self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
     ) -> AsyncGenerator[tuple[str, Entry]]:
-        """See `TrajectoryReader.follow`."""
+        """See `TrajectoryStore.follow`."""
         return follow(self, ids, after=after, notes_after=notes_after)
 
     async def definition(self, digest: str) -> Any:
-        """See `TrajectoryReader.definition`."""
+        """See `TrajectoryStore.definition`."""
         body = await self._read(lambda connection: definition_of(connection, self.url, digest))
         if body is None:
             raise unknown_digest("definition", digest, self.url)
         return body
 
     async def blob(self, digest: str) -> bytes:
-        """See `TrajectoryReader.blob`."""
+        """See `TrajectoryStore.blob`."""
         ask = "SELECT data FROM blobs WHERE digest = ?"
         row = await self._read(lambda connection: connection.execute(ask, (digest,)).fetchone())
         if row is None:
@@ -239,15 +230,15 @@ class SQLiteStore:
         return row[0]
 
     async def query(self, query: Query = EVERYTHING) -> Page:
-        """See `TrajectoryReader.query`."""
+        """See `TrajectoryStore.query`."""
         return await self._read(lambda connection: listed(connection, self.url, query))
 
     async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
-        """See `TrajectoryReader.count`."""
+        """See `TrajectoryStore.count`."""
         return await self._read(lambda connection: counted(connection, query, most))
 
     async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
-        """See `TrajectoryReader.facets`."""
+        """See `TrajectoryStore.facets`."""
         return await self._read(lambda connection: faceted(connection, fields, query))
 
     async def _read(self, ask: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -259,7 +250,7 @@ class SQLiteStore:
             return ask(connection)
 
     def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
-        """See `TrajectoryReader.scan`."""
+        """See `TrajectoryStore.scan`."""
         if (self._writer.queue or self._writer.busy) and not self._writer.closed:
             self._writer.call(None).result()
         with self._connection() as connection:
@@ -296,15 +287,15 @@ class SQLiteStore:
         return connection
 
     async def delete(self, id: str, *, forks: bool = False) -> int:
-        """See `TrajectoryAdmin.delete`."""
+        """See `TrajectoryStore.delete`."""
         return await asyncio.wrap_future(self._writer.delete(id, forks))
 
     async def vacuum(self) -> None:
-        """See `TrajectoryAdmin.vacuum`. Needs as much free disk as the file has content."""
+        """See `TrajectoryStore.vacuum`. Needs as much free disk as the file has content."""
         await self._write(vacuum)
 
     async def close(self) -> None:
-        """See `TrajectoryAdmin.close`. Raises the first failure that nobody was told of."""
+        """See `TrajectoryStore.close`. Raises the first failure that nobody was told of."""
         try:
             await self.flush()
         finally:

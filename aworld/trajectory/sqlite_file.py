@@ -3,25 +3,26 @@
 An event's key is one integer, its trajectory's number times 2**24 plus its place in the log. As the row id of the
 table it makes a log lie in one piece, in order, and be unique in each place; a batch costs 6 µs an event, where a
 `PRIMARY KEY (trajectory, seq) WITHOUT ROWID` took 13 and half as much space again (events of 300 B to 2 KB).
-Changing a table means adding a step to `MIGRATIONS` in `sqlite_migrations`.
+Changing a table means adding a step to `MIGRATIONS`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import quote
 
-from aworld.core.exceptions import StoreError
-from aworld.trajectory.sqlite_migrations import MIGRATIONS, take
+from aworld.core.exceptions import AWorldError, StoreError
+from aworld.trajectory.sqlite_reader import compose
+from aworld.trajectory.summary import Tally
 
 APPLICATION_ID = 0x41576C64
 """`AWld`, the mark by which `file` and we tell this file from other databases."""
-
-SEQ_BITS = 24
-"""Bits of an event's key that are its place in the log: 16.7 million events a trajectory."""
 
 PAGE_SIZE = 4096
 """Bytes; SQLite's default."""
@@ -41,14 +42,10 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it, where nobody waits
         connection.execute("PRAGMA journal_size_limit = 67108864")
         migrate(connection, path)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, StoreError) as error:
         if connection is not None:
             connection.close()
         raise explain(path, error) from error
-    except StoreError:
-        if connection is not None:
-            connection.close()
-        raise
     return connection
 
 
@@ -109,7 +106,7 @@ def check_version(connection: sqlite3.Connection, path: str) -> int:
     if version > len(MIGRATIONS):
         raise StoreError(
             f"store={path} | written by a newer AWorld (schema version {version}, known here: {len(MIGRATIONS)}); "
-            "upgrade with pip install -U aworld, or use another file"
+            "open it with that version, or use another file"
         )
     return version
 
@@ -122,7 +119,10 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     try:
         version = check_version(connection, path)  # again, under the lock: another process may have been first
         for step in MIGRATIONS[version:]:
-            take(connection, step)
+            if isinstance(step, str):
+                _run_script(connection, step)
+            else:
+                step(connection)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
@@ -159,9 +159,165 @@ def family(error: BaseException) -> str:
     return "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
 
 
-def explain(path: str, error: Exception) -> StoreError:
-    """What a failure of the file means and what to do, as a `StoreError`."""
-    remedy = _REMEDIES.get(family(error))
+def explain(path: str, error: BaseException) -> AWorldError:
+    """What a failure of the file means and what to do; errors of ours are their own explanation."""
+    if isinstance(error, AWorldError):
+        return error
+    if isinstance(error, sqlite3.Error):
+        remedy = _REMEDIES.get(family(error))
+        return StoreError(f"store={path} | {error}" + (f": {remedy}" if remedy else ""))
     if isinstance(error, OSError):
-        remedy = "the folder cannot be made or used; look at the path and its permissions"
-    return StoreError(f"store={path} | {error}" + (f": {remedy}" if remedy else ""))
+        return StoreError(f"store={path} | {error}: the folder cannot be made or used; look at its permissions")
+    if isinstance(error, OverflowError):
+        return StoreError(f"store={path} | {error}: a number in it is larger than SQLite can hold")
+    return StoreError(f"store={path} | the writer failed: {error!r}; this is a bug, please report it")
+
+
+Step: TypeAlias = "str | Callable[[sqlite3.Connection], None]"
+
+_VERSION_1 = """
+    CREATE TABLE trajectories (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        task_id TEXT NOT NULL,
+        task_name TEXT,
+        group_id TEXT,
+        session_id TEXT,
+        user_id TEXT,
+        agent TEXT,
+        status TEXT NOT NULL,
+        score REAL,
+        started_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        finished_at REAL,
+        steps INTEGER NOT NULL,
+        events INTEGER NOT NULL,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        answer TEXT,
+        error TEXT,
+        forked_from TEXT,
+        parent INTEGER REFERENCES trajectories (key),
+        first INTEGER NOT NULL,
+        asked TEXT
+    );
+    CREATE INDEX trajectories_started ON trajectories (started_at);
+    CREATE INDEX trajectories_task ON trajectories (task_id);
+    CREATE INDEX trajectories_status ON trajectories (status, started_at);
+    CREATE INDEX trajectories_group ON trajectories (group_id) WHERE group_id IS NOT NULL;
+    CREATE INDEX trajectories_session ON trajectories (session_id) WHERE session_id IS NOT NULL;
+    CREATE INDEX trajectories_score ON trajectories (score) WHERE score IS NOT NULL;
+    CREATE INDEX trajectories_parent ON trajectories (parent) WHERE parent IS NOT NULL;
+    CREATE TABLE events (
+        key INTEGER PRIMARY KEY,
+        data BLOB NOT NULL
+    );
+    """
+"""`first` is the number of the first own event of a fork, 0 otherwise; `asked` is the JSON list of questions without a
+reply."""
+
+_VERSION_2 = """
+    ALTER TABLE trajectories ADD COLUMN environment TEXT;
+    ALTER TABLE trajectories ADD COLUMN model TEXT;
+    ALTER TABLE trajectories ADD COLUMN version TEXT;
+    ALTER TABLE trajectories ADD COLUMN cost REAL;
+    ALTER TABLE trajectories ADD COLUMN duration REAL;
+    ALTER TABLE trajectories ADD COLUMN notes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE trajectories ADD COLUMN owner TEXT;
+    ALTER TABLE trajectories ADD COLUMN lease_until REAL;
+    ALTER TABLE trajectories ADD COLUMN cohort INTEGER;
+    CREATE TABLE cohorts (
+        key INTEGER PRIMARY KEY,
+        status TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        environment TEXT NOT NULL,
+        model TEXT NOT NULL,
+        trajectories INTEGER NOT NULL,
+        UNIQUE (status, agent, environment, model)
+    );
+    CREATE TABLE notes (
+        key INTEGER PRIMARY KEY AUTOINCREMENT, trajectory INTEGER NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL
+    );
+    CREATE UNIQUE INDEX notes_of ON notes (trajectory, number);
+    CREATE TABLE labels (
+        trajectory INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (trajectory, name)
+    ) WITHOUT ROWID;
+    CREATE INDEX labels_of ON labels (name, value, trajectory);
+    CREATE TABLE definitions (digest TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE blobs (digest TEXT PRIMARY KEY, data BLOB NOT NULL)
+    """
+"""A cohort is the trajectories of one status, agent, environment and model (empty where there is none): its size is
+kept, and each index by which lists are ordered holds it. A trajectory is filed under its cohort some time after its
+end: one that filed itself would write a page of each index. `notes.key` orders the notes of all trajectories. `owner`
+works on the run until `lease_until`."""
+
+_INDEXES_2 = """
+    DROP INDEX trajectories_status;
+    DROP INDEX trajectories_score;
+    DROP INDEX trajectories_task;
+    DROP INDEX trajectories_started;
+    CREATE INDEX order_started_at ON trajectories (started_at, key, cohort, score);
+    CREATE INDEX order_score ON trajectories (score, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_cost ON trajectories (cost, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_duration ON trajectories (duration, key, cohort, started_at) WHERE cohort IS NOT NULL;
+    CREATE INDEX order_cohort ON trajectories (cohort) WHERE cohort IS NOT NULL;
+    CREATE INDEX trajectories_unfiled ON trajectories (started_at) WHERE cohort IS NULL;
+    CREATE INDEX trajectories_task ON trajectories (task_id) WHERE task_id <> id;
+    CREATE INDEX trajectories_user ON trajectories (user_id) WHERE user_id IS NOT NULL;
+    CREATE INDEX trajectories_version ON trajectories (version) WHERE version IS NOT NULL
+    """
+
+
+def _to_version_2(connection: sqlite3.Connection) -> None:
+    _run_script(connection, _VERSION_2)
+    for key, id, task_name, session in connection.execute(
+        "SELECT key, id, task_name, session_id FROM trajectories"
+    ).fetchall():
+        try:
+            tally = Tally.of(id, compose(connection, "", id))
+        except StoreError:  # a log that cannot be read is listed as it was
+            tally = Tally(id=id, task_id=id)
+        labels = _labels_of_episode(id, task_name or "", session, tally.environment)
+        connection.execute(
+            "UPDATE trajectories SET environment = ?, model = ?, cost = ?, session_id = ? WHERE key = ?",
+            (tally.environment, tally.model, tally.cost, None if labels else session, key),
+        )
+        connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", [(key, *label) for label in labels.items()])
+    connection.execute("UPDATE trajectories SET duration = finished_at - started_at")
+    cohort = "status, ifnull(agent, ''), ifnull(environment, ''), ifnull(model, '')"
+    connection.execute(
+        "INSERT INTO cohorts (status, agent, environment, model, trajectories) "
+        f"SELECT {cohort}, count(*) FROM trajectories GROUP BY {cohort}"
+    )
+    connection.execute(
+        "UPDATE trajectories SET cohort = "
+        f"(SELECT key FROM cohorts AS c WHERE (c.status, c.agent, c.environment, c.model) = ({_of_outer(cohort)}))"
+    )
+    _run_script(connection, _INDEXES_2)
+
+
+def _of_outer(columns: str) -> str:
+    return re.sub(r"(status|agent|environment|model)", r"trajectories.\1", columns)
+
+
+_EPISODE = re.compile(r"(.+)\.[0-9a-f]{8}\.(\d+)(?:~(\d+))?")
+
+
+def _labels_of_episode(id: str, task_name: str, session: str | None, environment: str | None) -> dict[str, str]:
+    """What the id and the name of an episode told in version 1, where the session was the run."""
+    episode = _EPISODE.fullmatch(id[len(session) + 1 :]) if session and id.startswith(f"{session}.") else None
+    if episode is None or session is None:
+        return {}
+    named = task_name.removeprefix(f"{environment}/")
+    problem = named if environment and named != task_name else episode[1]
+    return {"run": session, "problem": problem, "sample": episode[2], "attempt": episode[3] or "0"}
+
+
+def _run_script(connection: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";"):
+        connection.execute(statement)
+
+
+MIGRATIONS: tuple[Step, ...] = (_VERSION_1, _to_version_2)
+"""The steps by which the tables came to be as they are, one a version. A new file takes all of them. All that a file
+lacks are taken in one transaction, so one that is interrupted has changed nothing. What is here is never edited."""

@@ -13,10 +13,10 @@ from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
-from aworld.core.event import Event, Note, decode_event, decode_events
+from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_event, decode_events
 from aworld.core.exceptions import StoreError, TaskError
-from aworld.trajectory.bodies import restored
 from aworld.trajectory.query import (
     LABEL,
     MOST,
@@ -33,8 +33,7 @@ from aworld.trajectory.query import (
     page_of,
     place_after,
 )  # fmt: skip
-from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SQLITE, Values, all_of, selected, summary_of
-from aworld.trajectory.sqlite_file import SEQ_BITS
+from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SEQ_BITS, Values, all_of, fields_of, selected
 from aworld.trajectory.store import unknown_trajectory
 from aworld.trajectory.summary import COLUMNS, Summary
 
@@ -84,7 +83,17 @@ KEPT = 1000
 
 def with_bodies(connection: sqlite3.Connection, path: str, events: list[Event]) -> list[Event]:
     """The events with the definitions that they name by digest, in place."""
-    return restored(events, lambda digest: definition_of(connection, path, digest))
+    for place, event in enumerate(events):
+        if type(event) is Started and event.definitions and not event.definitions.keys() <= event.agents.keys():
+            agents = {
+                name: event.agents.get(name) or definition_of(connection, path, digest)
+                for name, digest in event.definitions.items()
+            }
+            agents = {name: agent for name, agent in agents.items() if agent is not None}
+            events[place] = replace(event, agents={**agents, **event.agents})
+        elif type(event) is ToolsetOffered and not event.tools:
+            events[place] = replace(event, tools=tuple(definition_of(connection, path, event.digest) or ()))
+    return events
 
 
 def definition_of(connection: sqlite3.Connection, path: str, digest: str) -> Any:
@@ -147,7 +156,7 @@ def notes_of(connection: sqlite3.Connection, path: str, key: int, first: int = 0
         "SELECT number, data FROM notes WHERE trajectory = ? AND number >= ? ORDER BY number", (key, first)
     )
     try:
-        return [msgspec.structs.replace(decode_event(data), seq=number) for number, data in rows]
+        return [replace(decode_event(data), seq=number) for number, data in rows]
     except (msgspec.DecodeError, TypeError) as error:
         raise StoreError(
             f"store={path} | the notes about trajectory {key} cannot be read: {error}; delete it, or restore it"
@@ -202,12 +211,10 @@ def _last(connection: sqlite3.Connection, path: str, query: Query) -> Place | No
 
 def _summaries(connection: sqlite3.Connection, keys: list[int]) -> Iterator[Summary]:
     for first in range(0, len(keys), PAGE):
-        some, values = keys[first : first + PAGE], Values(SQLITE)
-        rows = connection.execute(
-            f"{selected(SQLITE, 'key')} WHERE {values.among('t.key', some)}", values.values
-        ).fetchall()
+        some, values = keys[first : first + PAGE], Values()
+        rows = connection.execute(f"{selected('key')} WHERE {values.among('t.key', some)}", values.values).fetchall()
         by_key = {row[-2]: row for row in rows}
-        yield from (summary_of(by_key[key]) for key in some if key in by_key)
+        yield from (Summary(**fields_of(by_key[key])) for key in some if key in by_key)
 
 
 FEW = 50_000
@@ -241,7 +248,7 @@ class _Search:
         self._conditions = query.conditions
         self._of_cohorts = [where for where in self._conditions if where.field in COHORT]
         self._rest = [where for where in self._conditions if where.field not in COHORT]
-        values = Values(SQLITE)
+        values = Values()
         chosen = all_of(["trajectories > 0", *values.on_cohorts(self._of_cohorts)])
         rows = connection.execute(f"SELECT key, trajectories FROM cohorts{chosen}", values.values).fetchall()
         self._cohorts = [key for key, _ in rows]
@@ -250,17 +257,15 @@ class _Search:
     def _walked(self, column: str, conditions: Sequence[str], values: Values) -> str:
         """Trajectories named `t` by the index of an order: those of the chosen cohorts that are filed; in the order of
         starts and without a choice all."""
-        index = SQLITE.use_index.format(f"order_{column}")
         chosen = ["t.cohort IS NOT NULL"] if column != "started_at" else []
         if self._of_cohorts:
             chosen.append(values.among("t.cohort", self._cohorts))
-        return f" FROM trajectories AS t{index}{all_of([*conditions, *chosen])}"
+        return f" FROM trajectories AS t INDEXED BY order_{column}{all_of([*conditions, *chosen])}"
 
     def _unfiled(self, conditions: Sequence[str], values: Values) -> str:
         """The trajectories of the chosen cohorts that are not filed, named `t`."""
-        index = SQLITE.use_index.format("trajectories_unfiled")
         chosen = ["t.cohort IS NULL", *values.every(self._of_cohorts), *conditions]
-        return f" FROM trajectories AS t{index}{all_of(chosen)}"
+        return f" FROM trajectories AS t INDEXED BY trajectories_unfiled{all_of(chosen)}"
 
     def _drivers(self) -> list[_Driver]:
         drivers: list[_Driver] = [
@@ -285,10 +290,10 @@ class _Search:
             name = values.add(where.label)
             return f"SELECT trajectory AS key FROM labels WHERE name = {name} AND {values.on('value', where)}"
         if where.field in QUICK:
-            index, conditions = SQLITE.use_index.format(f"order_{where.field}"), values.every(driver)
+            rows, conditions = f"trajectories AS t INDEXED BY order_{where.field}", values.every(driver)
             if where.field == "started_at":
-                return f"SELECT t.key FROM trajectories AS t{index}{all_of(conditions)}"
-            filed = f"SELECT t.key FROM trajectories AS t{index}{all_of(['t.cohort IS NOT NULL', *conditions])}"
+                return f"SELECT t.key FROM {rows}{all_of(conditions)}"
+            filed = f"SELECT t.key FROM {rows}{all_of(['t.cohort IS NOT NULL', *conditions])}"
             return f"{filed} UNION ALL SELECT t.key{self._unfiled(conditions, values)}"
         if where.field == "task_id":  # the index has only those that differ from the id
             same = f"SELECT key FROM trajectories WHERE {values.on('id', where)} AND task_id = id"
@@ -301,7 +306,9 @@ class _Search:
         if driver is None and not self._of_cohorts:
             return self._walked("started_at", [*values.every(self._rest), *also], values)
         driver = driver or ()
-        source = self._source(driver, values) + (SQLITE.by_key if driver else "")
+        source = self._source(driver, values)
+        if driver:  # rows are then looked up as they lie in the file
+            source += " ORDER BY key LIMIT -1"
         left = [where for where in self._rest if where not in driver] + (self._of_cohorts if driver else [])
         conditions = all_of(["t.key = c.key", *values.every(left), *also])
         return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{conditions}"
@@ -310,10 +317,10 @@ class _Search:
         """The conditions that leave least; none for the cohorts, and None if all leave more than `most`."""
         lead, least = None, most + 1
         if self._of_cohorts and self._filed <= min(rare, most):
-            values = Values(SQLITE)
+            values = Values()
             lead, least = (), self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
         for driver in self._drivers():
-            values = Values(SQLITE)
+            values = Values()
             source = f"SELECT 1 FROM ({self._source(driver, values)}) LIMIT {least}"
             count: int = self._one(f"SELECT count(*) FROM ({source})", values)
             if count < least:
@@ -325,7 +332,7 @@ class _Search:
 
     def count(self, most: int | None) -> int:
         """How many match, at most `most`."""
-        values, drivers = Values(SQLITE), self._drivers()
+        values, drivers = Values(), self._drivers()
         limit = "" if most is None else f" LIMIT {most}"
         if not self._rest:
             count = self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
@@ -352,7 +359,7 @@ class _Search:
         """Where the trajectories of a page stand, in order."""
         lead, (column, descends) = self._lead(), self._order
         end = None if limit is None else offset + limit
-        values = Values(SQLITE)
+        values = Values()
         if column not in QUICK or not (lead is None or (lead and lead[0].field == column)):
             return self._ask(self._matching(lead, values, self._beyond(last, values)), values, limit, offset)
         whole = column == "started_at" and not self._of_cohorts
@@ -413,7 +420,7 @@ class _Search:
             left = None if limit is None else limit - len(places)
             if left == 0:
                 break
-            values = Values(SQLITE)
+            values = Values()
             conditions = values.every([where]) + ([] if key is None else [f"t.key {self._sign} {values.add(key)}"])
             conditions += values.every(self._rest)
             places += self._ask(self._walked(column, conditions, values), values, left, in_range=True)
@@ -423,7 +430,7 @@ class _Search:
         """How often each value occurs in a field."""
         if not self._conditions and field not in COHORT:
             return self._values(field)
-        values = Values(SQLITE)
+        values = Values()
         if field in COHORT and not self._rest:
             filed = all_of(values.on_cohorts(self._of_cohorts))
             rows = f"SELECT nullif({field}, '') AS value, trajectories AS count FROM cohorts{filed} UNION ALL "
@@ -444,7 +451,7 @@ class _Search:
 
     def _values(self, field: str) -> list[Facet]:
         """Of all trajectories: goes through an index from one value to the next."""
-        values = Values(SQLITE)
+        values = Values()
         if field.startswith(LABEL):
             table, column, name = "labels", "value", f"name = {values.add(field[len(LABEL) :])} AND "
         else:

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from itertools import compress
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from aworld.core.event import Started, decode_event
 from aworld.core.score import Score
 from aworld.trajectory.memory import check_fork, has_forks, out_of_order
-from aworld.trajectory.sql import COHORT, INSERT, SQLITE, STORED, WRITTEN, selected, summary_of, update
-from aworld.trajectory.sqlite_file import SEQ_BITS, roll_back
+from aworld.trajectory.sql import COHORT, FIGURES, INSERT, OTHERS, SEQ_BITS, STORED, fields_of, selected, update
+from aworld.trajectory.sqlite_file import roll_back
 from aworld.trajectory.sqlite_reader import compose, nearest
 from aworld.trajectory.store import unknown_trajectory
-from aworld.trajectory.summary import Summary, Tally
+from aworld.trajectory.summary import Tally
 
-_RECALL = selected(SQLITE, "key", "cohort", "asked") + " WHERE t.id = ?"
-
-FIGURES = ("updated_at", "steps", "events", "notes", "input_tokens", "output_tokens", "cost")
-"""The columns that change with nearly every batch."""
-
-_ALWAYS = tuple(name in FIGURES for name in WRITTEN)
+_RECALL = selected("key", "cohort", "asked") + " WHERE t.id = ?"
 _figures_of = attrgetter(*FIGURES)
-_rest_of = attrgetter(
-    "task", "agent", "version", "environment", "model", "ended", "scored.value", "started_at", "finished_at", "answer",
-    "error", "asked", "labels", "paused",
-)  # fmt: skip
+_others_of = attrgetter(*OTHERS, "labels")
 
 _REWARD = b'{"kind":"reward"'
 
@@ -40,11 +33,8 @@ class Known(Struct):
 
     key: int
     tally: Tally
-    row: tuple[Any, ...]
-    """The columns of `WRITTEN`."""
-    rest: tuple[Any, ...]
-    """What the columns but `FIGURES` were made of."""
-    labels: dict[str, str]
+    others: tuple[Any, ...]
+    """The columns of `OTHERS`, and the labels."""
     cohort: int | None = None
     """Where the trajectory is filed."""
 
@@ -54,17 +44,21 @@ def recall(connection: sqlite3.Connection, id: str) -> Known | None:
     row = connection.execute(_RECALL, (id,)).fetchone()
     if row is None:
         return None
-    summary = summary_of(row)
-    key, cohort, questions, _ = row[len(STORED) :]
-    score = summary.score
-    scored = Score(score) if score is not None else _scored(connection, id, key, summary.forked_from is not None)
-    open_questions = msgspec.json.decode(questions or b"[]", type=list[tuple[str, str | None]])
-    tally = Tally.taken_up(summary, key, open_questions, scored)
-    return Known(key, tally, _row(tally, summary), _rest_of(tally), summary.labels, cohort)
+    key, cohort, asked, _ = row[len(STORED) :]
+    tally = Tally(**fields_of(row), key=key)
+    if asked:
+        tally.asked = msgspec.json.decode(asked, type=list[tuple[str, str | None]])
+    tally.paused = tally.status == "waiting" and not asked
+    if tally.score is not None:
+        tally.scored = Score(tally.score)
+    else:
+        tally.scored = _scored(connection, id, key, tally.forked_from is not None)
+    return Known(key, tally, _others_of(tally), cohort)
 
 
-def _row(tally: Tally, summary: Summary) -> tuple[Any, ...]:
-    return *astuple(summary)[:-1], msgspec.json.encode(tally.asked) if tally.asked else None
+def _stored(others: tuple[Any, ...]) -> tuple[Any, ...]:
+    *columns, asked, _ = others
+    return *columns, msgspec.json.encode(asked) if asked else None
 
 
 def _scored(connection: sqlite3.Connection, id: str, key: int, forked: bool) -> Score:
@@ -92,14 +86,14 @@ def create(
     url: str,
     id: str,
     started: Started,
-    owner: str | None = None,
-    lease_until: float | None = None,
+    owner: str | None,
+    lease_until: float | None,
 ) -> Known:
     """Add a trajectory; a fork begins with the tally of what it shares.
 
     Raises `TaskError` if a fork's parent is unknown or shorter than it says, `StoreError` for a wrong number.
     """
-    fork, parent, tally = started.forked_from, None, Tally(id=id, task=started.task)
+    fork, parent, tally = started.forked_from, None, Tally(id=id, task_id=id)
     if fork is None and started.seq != 0:
         raise out_of_order(id, url, started.seq, 0)
     if fork is not None:
@@ -113,23 +107,20 @@ def create(
             tally = Tally.of(id, check_fork(id, started, compose(connection, url, fork.id, until=fork.seq)))
     begun = replace(tally, events=started.seq)
     begun.apply(started)  # so that it is written once as it is after this event; the caller applies it to the other
-    summary = begun.summary()
-    row = _row(begun, summary)
-    cursor = connection.execute(INSERT, (*row, parent, started.seq, owner, lease_until))
+    others = _others_of(begun)
+    row = (*_figures_of(begun), *_stored(others), parent, started.seq, owner, lease_until)
+    cursor = connection.execute(INSERT, row)
     assert cursor.lastrowid is not None  # an insert that succeeded has one
     tally.key = cursor.lastrowid
-    log = Known(tally.key, tally, row, (), {})
-    if summary.labels:
-        _write_labels(connection, log, summary.labels)
-    return log
+    _write_labels(connection, tally.key, {}, begun.labels)
+    return Known(tally.key, tally, others)
 
 
-def _write_labels(connection: sqlite3.Connection, log: Known, labels: dict[str, str]) -> None:
-    gone = [(log.key, name) for name in log.labels if labels.get(name) != log.labels[name]]
-    new = [(log.key, name, value) for name, value in labels.items() if log.labels.get(name) != value]
+def _write_labels(connection: sqlite3.Connection, key: int, before: dict[str, str], labels: dict[str, str]) -> None:
+    gone = [(key, name) for name in before if labels.get(name) != before[name]]
+    new = [(key, name, value) for name, value in labels.items() if before.get(name) != value]
     connection.executemany("DELETE FROM labels WHERE trajectory = ? AND name = ?", gone)
     connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", new)
-    log.labels = labels
 
 
 def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> None:
@@ -137,24 +128,21 @@ def write_tallies(connection: sqlite3.Connection, touched: dict[str, Known]) -> 
 
     Only the columns that changed are written, so that most batches leave those alone that have an index.
     """
-    running: list[tuple[Any, ...]] = []
-    statements: dict[tuple[str, ...], list[tuple[Any, ...]]] = {FIGURES: running}
+    statements: defaultdict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
     for log in touched.values():
-        rest = _rest_of(log.tally)
-        if rest == log.rest and log.cohort is None:  # most batches: a sixth of the time
-            running.append((*_figures_of(log.tally), log.key))
+        figures, others = _figures_of(log.tally), _others_of(log.tally)
+        if others == log.others:
+            statements[FIGURES].append((*figures, log.key))
             continue
-        summary = log.tally.summary()
-        row = _row(log.tally, summary)
-        changed = [new != old or always for new, old, always in zip(row, log.row, _ALWAYS)]
-        columns, values = tuple(compress(WRITTEN, changed)), list(compress(row, changed))
+        changed = [new != old for new, old in zip(others, log.others)]
+        columns, values = (*FIGURES, *compress(OTHERS, changed)), [*figures, *compress(_stored(others), changed)]
         if log.cohort is not None and not _COHORT.isdisjoint(columns):
             connection.execute(_LEAVE, (log.cohort,))
             columns, values, log.cohort = (*columns, "cohort"), [*values, None], None
-        statements.setdefault(columns, []).append((*values, log.key))
-        if summary.labels != log.labels:
-            _write_labels(connection, log, summary.labels)
-        log.row, log.rest = row, rest
+        statements[columns].append((*values, log.key))
+        if changed[-1]:
+            _write_labels(connection, log.key, log.others[-1], others[-1])
+        log.others = others
     for columns, rows in statements.items():
         connection.executemany(update(columns), rows)
 

@@ -19,7 +19,8 @@ import msgspec
 
 from aworld.core.event import Note, decode_events
 from aworld.trajectory.hub import Hub, NoteAdded, Topic
-from aworld.trajectory.sqlite_file import MIGRATIONS, SEQ_BITS, check_version, connect_to_read, roll_back
+from aworld.trajectory.sql import SEQ_BITS
+from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, roll_back
 from aworld.trajectory.sqlite_owner import RENEWAL, Owner, name_of
 from aworld.trajectory.sqlite_reader import notes_of, with_bodies
 from aworld.trajectory.sqlite_tables import Known
@@ -251,11 +252,11 @@ class Watch:
     def _tell(
         self, connection: sqlite3.Connection, topic: Topic, id: str, key: int, first: int, events: int, notes: int
     ) -> None:
-        if topic.events is None or topic.notes is None or topic.events > events or topic.notes > notes:
-            topic.events, topic.notes = events, notes  # nobody looked before, or it was deleted and begun anew
-            self._hub.outdate(id)
-            return
-        if topic.events < first or max(events - topic.events, notes - topic.notes) > AT_ONCE:
+        if (
+            topic.events is None or topic.notes is None  # nobody looked before
+            or topic.events > events or topic.notes > notes  # it was deleted and begun anew
+            or topic.events < first or max(events - topic.events, notes - topic.notes) > AT_ONCE
+        ):  # fmt: skip
             topic.events, topic.notes = events, notes
             self._hub.outdate(id)
             return

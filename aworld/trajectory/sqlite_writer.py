@@ -35,11 +35,11 @@ from aworld.core.event import Event, Finished, Note, Started, encode_event
 from aworld.core.exceptions import AWorldError, StoreError
 from aworld.trajectory.hub import Hub, NoteAdded
 from aworld.trajectory.memory import check_notes, out_of_order
+from aworld.trajectory.sql import SEQ_BITS
 from aworld.trajectory.sqlite_file import (
     APPLICATION_ID,
     PAGE_SIZE,
     PARTICULAR,
-    SEQ_BITS,
     connect,
     explain,
     family,
@@ -136,8 +136,6 @@ class Writer:
         self._watch = Watch(self.hub, self.claims, path, url)
         self._dozing = False
         """Whether the thread sleeps until it is woken, and does not watch."""
-        self._taken: Sequence[Job | Call] = ()
-        """What the thread has taken from the queue and not yet answered."""
         self.unreported: dict[str, AWorldError] = {}
         """Failures of appends for which nobody waited, by trajectory."""
         self._settings: dict[str, Any] = {"synchronous": synchronous, "timeout": timeout}
@@ -327,25 +325,20 @@ class Writer:
 
     def _work(self) -> None:
         """Do what comes next. A mistake of ours fails what it happened in, and the thread goes on."""
-        try:
-            self._take()
-        except BaseException as error:  # noqa: BLE001 - nobody else would tell who waits
-            self._fail(self._taken, error)
-        self._taken = ()
-
-    def _take(self) -> None:
         if self._pages >= LOG_PAGES:
             self._copy_back()
-        queue, size = self.queue, 0
-        self._taken = jobs = list[Job]()
+        queue, size, jobs = self.queue, 0, list[Job]()
         while queue and size < BATCH and type(job := queue[0]) is not Call:
             jobs.append(job)
             queue.popleft()
             size += len(job.data) if type(job) is Append else 1
         if jobs:
-            self._tell(self._write(jobs))
+            try:
+                self._tell(self._write(jobs))
+            except BaseException as error:  # noqa: BLE001 - nobody else would tell who waits
+                failure = explain(self.path, error)
+                self._tell([(job, failure) for job in jobs])
         elif queue and isinstance(job := queue.popleft(), Call):
-            self._taken = (job,)
             self._answer(job)
 
     def _copy_back(self) -> None:
@@ -368,24 +361,16 @@ class Writer:
     def _mistake(self, error: BaseException) -> StoreError:
         return StoreError(f"store={self.url} | the writer failed: {error!r}; this is a bug, please report it")
 
-    def _fail(self, jobs: Sequence[Job | Call], error: BaseException) -> None:
-        failure = self._mistake(error)
-        self._tell([(job, failure) for job in jobs if not isinstance(job, Call)])
-        for job in jobs:
-            if isinstance(job, Call) and not job.waiter.done():
-                job.waiter.set_exception(failure)
-
     def _answer(self, call: Call) -> None:
         if not call.waiter.set_running_or_notify_cancel():
             return  # its caller has gone; from here on nobody can cancel it
         try:
             call.waiter.set_result(call.do and call.do(self._connect()))
-        except (sqlite3.Error, AWorldError) as error:
+        except BaseException as error:  # noqa: BLE001 - as in `_work`
             self._known.clear()
-            call.waiter.set_exception(error if isinstance(error, AWorldError) else explain(self.path, error))
-        except Exception:
-            self._disconnect()  # whatever was half done is undone
-            raise
+            if not isinstance(error, sqlite3.Error | AWorldError):
+                self._disconnect()  # whatever was half done is undone
+            call.waiter.set_exception(explain(self.path, error))
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -410,14 +395,11 @@ class Writer:
     def _write(self, jobs: list[Job]) -> list[Outcome]:
         try:
             return self._commit(self._connect(), jobs)
-        except StoreError as error:
-            failure, again = error, False
         except Exception as error:  # noqa: BLE001 - a mistake of ours: the jobs in which it is not are done
-            mistaken = not isinstance(error, sqlite3.Error | OverflowError)
-            failure = self._mistake(error) if mistaken else explain(self.path, error)
-            again = mistaken or family(error) in PARTICULAR or isinstance(error, OverflowError)
             self._disconnect()
-        if again and len(jobs) > 1:
+            failure = explain(self.path, error)
+            general = isinstance(error, AWorldError | sqlite3.Error) and family(error) not in PARTICULAR
+        if len(jobs) > 1 and not general:
             return [outcome for job in jobs for outcome in self._write([job])]
         for job in jobs:
             self._lose(job, failure)

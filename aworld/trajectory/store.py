@@ -20,7 +20,6 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import suppress
@@ -28,7 +27,9 @@ from threading import get_ident
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 
-from aworld.core.event import Event, Note
+from msgspec.structs import replace
+
+from aworld.core.event import Event, Note, Started, ToolsetOffered
 from aworld.core.exceptions import ConfigError, LeaseError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
@@ -83,8 +84,8 @@ class Lease:
                 soon(alarm)
 
 
-class TrajectoryReader(Protocol):
-    """What is asked of a store by who looks at runs."""
+class TrajectoryStore(Protocol):
+    """Where logs are kept."""
 
     @property
     def hub(self) -> Hub:
@@ -148,10 +149,6 @@ class TrajectoryReader(Protocol):
         """The content that `put_blob` was given. Raises `TaskError` if unknown."""
         ...
 
-
-class TrajectoryWriter(Protocol):
-    """What is asked of a store by who runs, and by who has something to say about runs."""
-
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
         """Hand over the next events of a trajectory; returns at once.
 
@@ -160,7 +157,7 @@ class TrajectoryWriter(Protocol):
         raised by the next append to that trajectory or by `flush`.
 
         Bodies that an event names by digest (`Started.agents`, `ToolsetOffered.tools`) are stored once and put back
-        when it is read; an event may also come without them.
+        when it is read. A digest is trusted to be of its body.
 
         Raises `TaskError` when a `started` event names an id that the store has, or a trajectory is unknown;
         `LeaseError` when somebody else works on it, or this store's lease of it was lost; `StoreError` when the
@@ -199,17 +196,9 @@ class TrajectoryWriter(Protocol):
         """
         ...
 
-    async def define(self, definitions: Mapping[str, Any]) -> None:
-        """Store bodies of definitions by digest. What is there already stays."""
-        ...
-
     async def put_blob(self, data: bytes) -> str:
         """Store some bytes, once, and return their SHA-256 digest."""
         ...
-
-
-class TrajectoryAdmin(Protocol):
-    """What is asked of a store by who looks after it."""
 
     @property
     def url(self) -> str:
@@ -233,21 +222,10 @@ class TrajectoryAdmin(Protocol):
         ...
 
 
-class TrajectoryStore(TrajectoryReader, TrajectoryWriter, TrajectoryAdmin, Protocol):
-    """Where logs are kept."""
-
-
-class Done:
-    """An awaitable that is done."""
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return iter(())  # pyright: ignore[reportReturnType]  # an iterator is enough, and makes no generator object
-
-
 class Ready:
     """An awaitable that is done, with a result."""
 
-    def __init__(self, result: Any) -> None:
+    def __init__(self, result: Any = None) -> None:
         self._result = result
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -255,7 +233,7 @@ class Ready:
         yield  # makes it a generator
 
 
-DONE = Done()
+DONE = Ready()
 """What an append returns that nobody has to wait for."""
 
 
@@ -326,3 +304,23 @@ def already_there(id: str, url: str) -> TaskError:
     remedy = f"Runners.resume({id!r})"
     text = f"task id {id!r} is already in store {url}; pick another id, or continue it: {remedy}"
     return TaskError(text, setting="id", remedy=remedy)
+
+
+NAMING = (Started, ToolsetOffered)
+"""The kinds of events that name bodies."""
+
+
+def bodies_of(event: Event) -> dict[str, Any]:
+    """The bodies that an event holds, by digest."""
+    if type(event) is Started:
+        return {digest: event.agents[name] for name, digest in event.definitions.items() if name in event.agents}
+    if type(event) is ToolsetOffered and event.tools:
+        return {event.digest: event.tools}
+    return {}
+
+
+def stripped(event: Event) -> Event:
+    """The event without the bodies of which it has the digests."""
+    if type(event) is Started and event.definitions:
+        return replace(event, agents={n: body for n, body in event.agents.items() if n not in event.definitions})
+    return replace(event, tools=()) if type(event) is ToolsetOffered else event

@@ -8,6 +8,7 @@ it wrote.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -23,7 +24,7 @@ SHORT = 500
 """Characters of an answer or an error that a summary keeps."""
 
 
-class Summary(Struct, frozen=True, kw_only=True):
+class Summary(Struct, kw_only=True):
     """One run at a glance. Times are UNIX seconds; None means unknown or not yet.
 
     The fields are the columns of a list of runs: a query may ask for each and order by each, and stores make their
@@ -95,61 +96,31 @@ COLUMNS: dict[str, Column] = {
 """The columns of a list of runs, generated from `Summary`; labels have a table of their own."""
 
 
-class Tally(Struct, kw_only=True):
-    """A summary in the making: mutable, fed by `apply` and `apply_note`."""
+class Tally(Summary, kw_only=True):
+    """A summary in the making, fed by `apply` and `apply_note`."""
 
-    id: str
-    task: ev.TaskInfo
     key: int = 0
     """The number that its store gave it, in the order of writing."""
-    agent: str | None = None
     definitions: dict[str, str] = {}
-    version: str | None = None
-    environment: str | None = None
-    model: str | None = None
-    ended: ev.Status | None = None
     scored: Score = msgspec.field(default_factory=Score)
-    started_at: float = 0.0
-    updated_at: float = 0.0
-    finished_at: float | None = None
-    steps: int = 0
-    events: int = 0
-    notes: int = 0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost: float | None = None
-    answer: str | None = None
-    error: str | None = None
-    forked_from: str | None = None
     asked: list[tuple[str, str | None]] = []
     """Questions without a reply, with the tool calls that they belong to."""
-    labels: dict[str, str] = {}
     paused: bool = False
 
     @classmethod
     def of(cls, id: str, events: Iterable[ev.Event], notes: Iterable[ev.Note] = ()) -> Tally:
         """The tally of a log and the notes about it."""
-        tally = cls(id=id, task=ev.TaskInfo(id=id))
+        tally = cls(id=id, task_id=id)
         for event in events:
             tally.apply(event)
         for note in notes:
             tally.apply_note(note)
         return tally
 
-    @classmethod
-    def taken_up(cls, summary: Summary, key: int, questions: list[tuple[str, str | None]], scored: Score) -> Tally:
-        """The tally of which a store wrote the summary, and what a summary does not tell."""
-        same = {name: getattr(summary, name) for name in _SAME}
-        ids = (summary.task_id, summary.task_name, summary.session_id, summary.user_id, summary.group_id)
-        ended = None if summary.finished_at is None else summary.status
-        paused = summary.status == "waiting" and not questions
-        task = ev.TaskInfo(*ids, summary.labels)
-        return cls(task=task, key=key, ended=ended, scored=scored, asked=questions, paused=paused, **same)
-
     @property
-    def status(self) -> ev.Status:
-        """As `Trajectory.status`."""
-        return self.ended or ("waiting" if self.asked or self.paused else "running")
+    def ended(self) -> ev.Status | None:
+        """The status with which the run has ended; None while it goes on."""
+        return None if self.finished_at is None else self.status
 
     def apply(self, event: ev.Event) -> None:
         """Take one more event."""
@@ -167,52 +138,34 @@ class Tally(Struct, kw_only=True):
         if handler is not None:
             handler(self, note)
 
+    def wait(self, asked: list[tuple[str, str | None]], paused: bool) -> None:
+        """Wait for replies to these questions and for the end of a pause, or for nothing."""
+        self.asked, self.paused = asked, paused
+        if self.finished_at is None:
+            self.status = "waiting" if asked or paused else "running"
+
     def summary(self) -> Summary:
         """The record as it stands."""
-        task, finished = self.task, self.finished_at
-        return Summary(
-            id=self.id,
-            task_id=task.id,
-            task_name=task.name,
-            group_id=task.group_id,
-            session_id=task.session_id,
-            user_id=task.user_id,
-            agent=self.agent,
-            version=self.version,
-            environment=self.environment,
-            model=self.model,
-            status=self.status,
-            score=self.scored.value,
-            started_at=self.started_at,
-            updated_at=self.updated_at,
-            finished_at=finished,
-            duration=None if finished is None else finished - self.started_at,
-            steps=self.steps,
-            events=self.events,
-            notes=self.notes,
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            cost=self.cost,
-            answer=self.answer,
-            error=self.error,
-            forked_from=self.forked_from,
-            labels=self.labels,
-        )
+        return Summary(**dict(zip(_FIELDS, _values(self))))
 
 
-_SAME = tuple(name for name in Summary.__struct_fields__ if name in Tally.__struct_fields__)
+_FIELDS = Summary.__struct_fields__
+_values = attrgetter(*_FIELDS)
 
 
 def _started(tally: Tally, event: ev.Started) -> None:
     if event.after:  # the next turn of a conversation shares the messages of the one before, and no figures
         tally.scored, tally.asked, tally.steps, tally.model = Score(), [], 0, None
-        tally.input_tokens = tally.output_tokens = tally.cost = tally.agent = tally.version = None
-    tally.task, tally.started_at, tally.labels = event.task, event.at, event.task.labels
-    tally.ended = tally.finished_at = tally.answer = tally.error = None
+        tally.input_tokens = tally.output_tokens = tally.cost = tally.agent = tally.version = tally.score = None
+    task = event.task
+    tally.task_id, tally.task_name, tally.labels = task.id, task.name, task.labels
+    tally.group_id, tally.session_id, tally.user_id = task.group_id, task.session_id, task.user_id
+    tally.started_at, tally.finished_at, tally.duration, tally.answer, tally.error = event.at, None, None, None, None
     tally.environment, tally.definitions = event.environment, event.definitions
     tally.agent = tally.agent or next(iter(event.agents or event.definitions), None)
     tally.version = event.definitions.get(tally.agent or "", tally.version)
     tally.forked_from = event.forked_from.id if event.forked_from else None
+    tally.wait(tally.asked, tally.paused)
 
 
 def _agent_started(tally: Tally, event: ev.AgentStarted) -> None:
@@ -239,21 +192,22 @@ def _spent(tally: Tally, usage: Usage) -> None:
 
 def _reward(tally: Tally, event: ev.Rewarded) -> None:
     tally.scored.add(event)
+    tally.score = tally.scored.value
 
 
 def _asked(tally: Tally, event: ev.Asked) -> None:
-    tally.asked = [*tally.asked, (event.id, event.call_id)]
+    tally.wait([*tally.asked, (event.id, event.call_id)], tally.paused)
 
 
 def _tool_result(tally: Tally, event: ev.ToolReturned) -> None:
     if tally.asked:  # a question of a closed call is moot
-        tally.asked = [question for question in tally.asked if question[1] != event.call_id]
+        tally.wait([question for question in tally.asked if question[1] != event.call_id], tally.paused)
     if event.usage is not None:
         _spent(tally, event.usage)
 
 
 def _answered(tally: Tally, event: ev.Answered) -> None:
-    tally.asked = [question for question in tally.asked if question[0] != event.id]
+    tally.wait([question for question in tally.asked if question[0] != event.id], tally.paused)
 
 
 def _labelled(tally: Tally, note: ev.Labelled) -> None:
@@ -262,14 +216,14 @@ def _labelled(tally: Tally, note: ev.Labelled) -> None:
 
 
 def _finished(tally: Tally, event: ev.Finished) -> None:
-    tally.ended, tally.finished_at = event.status, event.at
+    tally.status, tally.finished_at, tally.duration = event.status, event.at, event.at - tally.started_at
     tally.answer = None if event.answer is None else shorten(answer_text(event.answer))
     tally.error = None if event.error is None else shorten(event.error)
 
 
 def _noted(tally: Tally, event: ev.Noted) -> None:
     if event.source == RUNTIME:
-        tally.paused = event.name == "pause"
+        tally.wait(tally.asked, event.name == "pause")
 
 
 _NOTES: dict[type, Any] = {ev.Rewarded: _reward, ev.Answered: _answered, ev.Labelled: _labelled}

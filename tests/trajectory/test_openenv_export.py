@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from aworld.core import event as ev
 from aworld.core.message import Tokens, ToolCall
-from aworld.trajectory.openenv_trace import training_trace
+from aworld.trajectory.formats import training_trace
 from aworld.trajectory.sequences import sequences
 from tests.strategies import LogBuilder, builders
 

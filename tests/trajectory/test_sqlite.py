@@ -333,7 +333,7 @@ async def test_a_newer_file_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     store = SQLiteStore(tmp_path / "runs.db")
     for attempt in (lambda: store.read("run"), lambda: store.append("new", run_of("new"))):
-        with pytest.raises(StoreError, match=r"runs.db .*newer AWorld \(schema version 99, known here: 2\); upgrade"):
+        with pytest.raises(StoreError, match=r"runs.db .*newer AWorld \(schema version 99, known here: 2\); open it"):
             await attempt()
     await store.close()
 
