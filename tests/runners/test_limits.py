@@ -399,6 +399,24 @@ async def test_a_wall_clock_that_is_set_back_changes_no_duration(
     assert 0 <= summary.duration < 10
 
 
+async def test_a_wall_clock_that_is_set_back_changes_no_latency_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking, back = time.time, 0.0
+
+    def clock() -> float:
+        nonlocal back
+        back += 60.0  # each look at it
+        return ticking() - back
+
+    monkeypatch.setattr(time, "time", clock)
+    async with ModelServer(FunctionModel(lambda _: "one two three")) as server:
+        agent = Agent("agent", conf=AgentConfig(llm_model_name="m", llm_api_key="k", llm_base_url=server.base_url))
+        outputs = [output async for output in Runners.streaming_run("x", agent)]
+    last = outputs[-1]
+    assert isinstance(last, RunFinished)
+    (row,) = last.response.trajectory
+    assert 0 < row["model"]["first_token_latency"] <= row["model"]["latency"] < 10
+
+
 async def test_a_run_goes_on_where_it_is_earlier(monkeypatch: pytest.MonkeyPatch, store: TrajectoryStore) -> None:
     task = Task("x", scripted(call("add", a=1, b=2), "done"), id="run")
     await Runners.step(task, RunConfig(store=store))
