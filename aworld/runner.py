@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,8 +12,9 @@ import msgspec
 
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
+from aworld.core.bounded import described
 from aworld.core.common import Observation
-from aworld.core.event import Answered, Asked, Commanded
+from aworld.core.event import Answered, Asked, Commanded, now
 from aworld.core.exceptions import AWorldError, LeaseError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.output import AnyOutput
@@ -132,7 +132,8 @@ class Runners:
                 record = await load(task.id, store)
                 if record.finished is not None:
                     raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
-            task.driver = Episode(task, store, record)
+            if task.driver is None:  # another step may have begun meanwhile
+                task.driver = Episode(task, store, record)
         content = None if observation is None else content_of(observation)
         results = {id: to_content(value) for id, value in (tool_results or {}).items()}
         return await task.driver.step(content, results)
@@ -170,7 +171,7 @@ class Runners:
             record = stored if len(stored.events) + len(stored.notes) > len(record.events) else record
         asked = _picked(record, question)
         refuse_empty(asked.id, text)
-        note = Answered(seq=-1, at=time.time(), id=asked.id, answer=text)
+        note = Answered(seq=-1, at=now(), id=asked.id, answer=text)
         await opened.note(record.id, [note])
         record.apply_note(note)
         return record
@@ -239,8 +240,8 @@ class Runners:
                 if name not in by_name or record.status == "waiting":
                     return None
                 return await Episode(_task_of(record, by_name[name], {}), opened, record).run()
-            except AWorldError as error:  # this one cannot go on; the others can
-                counts.errors[id] = str(error)
+            except Exception as error:  # noqa: BLE001 - this one cannot go on; the others can
+                counts.errors[id] = str(error) if isinstance(error, AWorldError) else described(error)
                 return None
 
         unfinished = await opened.query(Query(status=("running", "waiting")))
@@ -370,7 +371,7 @@ async def _command(
 ) -> None:
     if record.finished is not None:
         raise _has_ended(record)
-    await store.note(record.id, [Commanded(seq=-1, at=time.time(), action=action, text=text)])
+    await store.note(record.id, [Commanded(seq=-1, at=now(), action=action, text=text)])
 
 
 def _has_ended(record: Trajectory) -> TaskError:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aworld.core.bounded import failure_of
 from aworld.core.common import ActionResult
 from aworld.core.context.base import Context
 from aworld.core.message import ToolCall
@@ -85,11 +86,17 @@ async def around(
         else:
             answer = await act(question)
     except BaseException as raised:  # noqa: BLE001 - given back when every hook knows of it
-        error = raised
+        error = _failure(raised)
     failure = error
     for hook in reversed(entered):
         try:
             answer = await after(hook, question, answer, error) or answer
-        except Exception as raised:  # noqa: BLE001 - the same
-            failure = failure or raised
+        except BaseException as raised:  # noqa: BLE001 - the same
+            failure = failure or _failure(raised)
     return question, answer, failure
+
+
+def _failure(raised: BaseException) -> BaseException:
+    """What is raised in the place of an exception that would end more than this run."""
+    text = None if isinstance(raised, Exception) else failure_of(raised)
+    return raised if text is None else RuntimeError(text)

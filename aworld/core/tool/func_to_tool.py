@@ -129,8 +129,11 @@ class FunctionTool(Tool, Generic[P, R]):
             else:
                 from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
 
-                result = await THREADS.run(partial(self._function, *args, **values))
-            return await result if inspect.isawaitable(result) else result
+                result = await THREADS.run(partial(self._function, *args, **values), context.clock)
+            if inspect.isawaitable(result):
+                context.clock.ended = None
+                return await result
+            return result
         except SystemExit as error:
             raise ToolError(f"{self.name} tried to end the program (exit code {error.code}).") from error
 
