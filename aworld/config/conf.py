@@ -7,6 +7,7 @@ What is not given comes from the environment when an agent runs, never at import
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -215,7 +216,7 @@ class RunConfig(Settings):
     """Tasks in flight at once."""
     sequence_dependent: bool = False
     """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
-    on_progress: Any = None
+    on_progress: Callable[..., Any] | None = None
     """Called with a `RunProgress` (total, running, done) when a task of many begins and ends."""
     rare_collection: bool = True
     """Whether the garbage collector looks less often while more than one task runs (restored afterwards)."""

@@ -153,7 +153,7 @@ UNCHECKED = Kind("anything", _is_anything)
 _KINDS: dict[Any, Kind] = {
     str: Kind("text", is_text),
     int: Kind("a whole number", _is_whole, (int,)),
-    float: Kind("a number", _is_number),
+    float: Kind("a finite number", _is_number),
     type(None): Kind("None", _is_none, (type(None),)),
 }
 
@@ -170,7 +170,9 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
             places, kinds, several = _parameters(function)
             for name, value in (*zip(places, args), *kwargs.items()):
                 if name not in kinds and not several:
-                    known_keys(_owner(function, args, kwargs), [name], list(kinds)[1:], "argument", error)
+                    known_keys(
+                        _owner(function, args, kwargs), [name], [n for n in kinds if n != "self"], "argument", error
+                    )
                 if not _fits(value, options := kinds.get(name)):
                     refusal = _refusal(name, value, options or ())
                     raise error(f"{_owner(function, args, kwargs)}: {refusal}", setting=name)

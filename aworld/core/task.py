@@ -13,7 +13,7 @@ import msgspec
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
-from aworld.core.checks import UNCHECKED, Kind, as_text, nearest, typed
+from aworld.core.checks import UNCHECKED, Kind, Seconds, as_text, nearest, typed
 from aworld.core.context.base import Context
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import TaskError
@@ -95,7 +95,7 @@ class Task:
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         context: dict[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Seconds | None = None,
         hooks: Sequence[Hooks] = (),
         environment: Annotated[RunEnvironment, _ENVIRONMENT] | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class Task:
         self.agent: Unit = cast("Unit", agent if agent is not None else swarm)
         self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
         if timeout is not None:
-            self.conf = _with_timeout(self.conf, timeout)
+            self.conf = self.conf.model_copy(update={"timeout": timeout})
         self.id = as_text(id) or f"{_ids.getrandbits(128):032x}"
         self.named = id is not None
         """Whether the id is the caller's own."""
@@ -184,9 +184,16 @@ class TaskResponse:
         """The rows, JSON-able: all of them, or this step's when the task is stepped."""
         return rows(self.record) if self.step is None else step_row(self.record, self.step)
 
+    @typed(TaskError)
     def reward(
-        self, value: float, *, name: str = "reward", weight: float = 1.0, source: str | None = None, detail: Any = None
-    ) -> Awaitable[None]:
+        self,
+        value: float | bool,
+        *,
+        name: str = "reward",
+        weight: float = 1.0,
+        source: str | None = None,
+        detail: Any = None,
+    ) -> Awaitable[None]:  # fmt: skip
         """Reward this step, or the whole run when the response is of a whole run.
 
         The reward counts at once; await the result to know that it is durable. Raises ValueError for a value that is
@@ -195,11 +202,6 @@ class TaskResponse:
         if self.give_reward is None:
             raise TaskError("This response is not bound to a run; use Runners.reward(id, ..., store=...).")
         return self.give_reward(value, name=name, weight=weight, step=self.step, source=source, detail=detail)
-
-
-def _with_timeout(conf: TaskConfig, timeout: float) -> TaskConfig:
-    settings: dict[str, Any] = {**conf.model_dump(), "timeout": timeout}
-    return TaskConfig(**settings)
 
 
 def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:

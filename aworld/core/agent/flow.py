@@ -195,11 +195,12 @@ def handoff_name(target: str) -> str:
     return f"handoff_to_{checked_id(target)}"[:64]
 
 
-def refuse_strangers(what: str, *members: Any, error: type[AWorldError] = ConfigError) -> None:
-    """Raise `error` for a member that is neither an agent nor a team; `what` begins the sentence."""
+def refuse_strangers(what: str, *members: Any, error: type[AWorldError] = ConfigError) -> tuple[Unit, ...]:
+    """The members. Raises `error` for one that is neither an agent nor a team; `what` begins the sentence."""
     for member in members:
         if not isinstance(member, BaseAgent | Topology):
             raise error(f"{what} takes agents and swarms; got {member!r:.100}.")
+    return members
 
 
 def units_of(root: Unit) -> dict[str, Unit]:
