@@ -112,6 +112,8 @@ class Task:
         """Whether the id is the caller's own."""
         self.name, self.session_id = as_text(name), as_text(session_id)
         self.user_id, self.group_id = as_text(user_id), as_text(group_id)
+        if labels and "" in labels:
+            raise TaskError("labels: a label without a name cannot be found again; give each its name.")
         self.labels = {str.__str__(name): str.__str__(value) for name, value in (labels or {}).items()}
         self.after = after
         self.tools: list[Tool | Toolset] = as_tools(tools) if tools else []
