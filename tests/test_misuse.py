@@ -67,7 +67,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "agent tool_names": (door(Agent, "a", tool_names="search"), "tool_names='search'; give a list of text"),
     "agent sandbox": (door(Agent, "a", sandbox=5), "sandbox"),
     "agent model": (door(Agent, "a", model=5), "model=5"),
-    "agent conf": (door(Agent, "a", 5), "conf=5; give an AgentConfig or a ModelConfig or a dict"),
+    "agent conf": (door(Agent, "a", 5), "conf=5; give an AgentConfig, a ModelConfig, a dict or None"),
     "agent conf of a wrong value": (door(Agent, "a", {"llm_temperature": "hot"}), "ModelConfig: llm_temperature: "),
     "agent argument": (door(Agent, "a", temperature=1), "Agent 'a' has no argument 'temperature'"),
     "agent with_model": (door(ann.with_model, 5), "model=5"),
@@ -84,14 +84,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "swarm state": (door(Swarm, ann, ben, state={"n": 5}), r"state\['n'\]=5; give a function"),
     "swarm topology": (door(Swarm, topology=5), "topology=5; give a list"),
     "swarm build_type": (door(Swarm, ann, build_type=5), "build_type=5 is not known"),
-    "team root": (door(TeamSwarm, ann, ben, root_agent="ann"), "root_agent='ann'; give an agent or a swarm"),
+    "team root": (door(TeamSwarm, ann, ben, root_agent="ann"), "root_agent='ann'; give an agent"),
     "hand-off history": (door(HandoffSwarm, (ann, ben), history=1.5), "history=1.5"),
     "loop": (door(Loop, ann, until=print, max_rounds=2.5), "max_rounds=2.5"),
     "map": (door(Map, ann, times="3"), "times='3'"),
     "node name": (door(WorkflowNode, ann, name=5), "name=5; give text"),
     "debate": (door(debate, 5, ann), "debaters=5; give a list"),
     "best_of_n": (door(best_of_n, ann, "3", scorer=len), "n='3'"),
-    "majority_vote": (door(majority_vote, [ann, 5]), r"agents\[1\]=5; give an agent or a swarm"),
+    "majority_vote": (door(majority_vote, [ann, 5]), r"agents\[1\]=5; give an agent"),
     # Tasks
     **{
         f"task {name}": (door(new, **{name: 7}), f"{name}=7; give text")
@@ -101,10 +101,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         f"task {name}, half text": (door(new, **{name: HALF}), f"{name} has a lone surrogate")
         for name in ("id", "name", "session_id", "user_id", "group_id", "after")
     },
-    "task agent": (door(new, agent="ann"), "agent='ann'; give an agent or a swarm"),
-    "task swarm": (door(new, agent=None, swarm=5), "swarm=5; give an agent or a swarm"),
+    "task agent": (door(new, agent="ann"), "agent='ann'; give an agent"),
+    "task swarm": (door(new, agent=None, swarm=5), "swarm=5; give an agent"),
     "task input": (door(new, input=5), "Input must be text or message parts"),
-    "task conf": (door(new, conf=5), "conf=5; give a TaskConfig or a dict"),
+    "task conf": (door(new, conf=5), "conf=5; give a TaskConfig, a dict"),
     "task conf of a wrong value": (door(new, conf={"max_steps": "many"}), "TaskConfig: max_steps"),
     "task timeout": (door(new, timeout=-1), "timeout=-1"),
     "task timeout as text": (door(new, timeout="5"), "timeout='5'"),
@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "task argument": (door(new, scene=5), "Task has no argument 'scene'; did you mean"),
     # Runners
     "run argument": (door(run, foo=1), "Task has no argument 'foo'"),
-    "run run_conf": (door(run, run_conf=5), "Runners.run: run_conf=5; give a RunConfig or a dict"),
+    "run run_conf": (door(run, run_conf=5), "Runners.run: run_conf=5; give a RunConfig, a dict"),
     "run run_conf of a wrong value": (door(run, run_conf={"worker_num": 0}), "RunConfig: worker_num"),
     "run worker_num for nothing": (door(run, run_conf={"worker_num": 4}), "worker_num=4 needs engine_name='processes'"),
     "run store": (door(run, run_conf={"store": 5}), "store takes a store or an address"),
@@ -141,7 +141,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "step": (door(Runners.step, "x"), "task='x'; give a Task"),
     "step tool_results": (door(Runners.step, new(), tool_results=["x"]), "tool_results=list.*give a dict"),
     "step observation": (door(Runners.step, new(), observation=5), "Input must be text"),
-    "resume": (door(Runners.resume, 5), "id=5; give text or a Trajectory or a TaskResponse"),
+    "resume": (door(Runners.resume, 5), "id=5; give text, a Trajectory or a TaskResponse"),
     "resume nothing": (door(Runners.resume, None), "id=None"),
     "resume answers": (door(Runners.resume, "x", ann, answers=["yes"]), "answers=list.*give a dict"),
     "answer": (door(Runners.answer, "x", 5), "text=5; give text"),

@@ -211,12 +211,17 @@ def _refusal(name: str, value: Any, kinds: tuple[Kind, ...]) -> str:
     if inner is not None and (wrong := inner.wrong_item(value)) is not None:
         place, item, options = wrong
         return _refusal(place.format(name), item, options or ())
-    words = " or ".join(kind.words for kind in kinds)
+    words = _either(kinds)
     if isinstance(value, str) and not is_text(value):
         return f"{name} has a lone surrogate, which is no text: {value!r:.60}; give {words}."
     simple = isinstance(value, str | int | float | type | None)  # others may show what is nobody's business
     shown = repr(value) if simple else f"{type(value).__name__}(...)"
     return f"{name}={shown:.60}; give {words}."
+
+
+def _either(kinds: tuple[Kind, ...]) -> str:
+    *names, last = [kind.words for kind in kinds]
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 @functools.cache
@@ -245,7 +250,7 @@ def _kinds(annotation: Any) -> Kinds:
     if origin is Annotated:
         return tuple(mark for mark in args[1:] if isinstance(mark, Kind)) or _kinds(args[0])
     if origin is Literal:
-        return (Kind(", ".join(map(repr, args)), args.__contains__),)
+        return (Kind(f"one of {', '.join(map(repr, args))}", args.__contains__),)
     if origin in (Union, types.UnionType):
         options = [_kinds(option) for option in args]
         return None if None in options else tuple(kind for option in options for kind in option or ())
@@ -259,7 +264,7 @@ def _kinds(annotation: Any) -> Kinds:
         words = _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
         return (Kind(words, functools.partial(_is_a, origin), (origin,)),)
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
-    names = [" or ".join(kind.words for kind in item or (UNCHECKED,)) for item in items if any(items)]
+    names = [_either(item or ()) for item in items if None not in items]
     words = "a dict" if issubclass(origin, Mapping) else "a list"
     return (Kind(f"{words} of {' to '.join(names)}" if names else words, functools.partial(_is_a, origin), (), items),)
 

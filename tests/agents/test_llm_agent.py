@@ -59,7 +59,7 @@ def test_settings_may_be_given_in_any_form(conf: Any) -> None:
 
 def test_a_wrong_form_of_settings_is_refused() -> None:
     wrong: Any = "gpt-4o"
-    with pytest.raises(ConfigError, match="conf='gpt-4o'; give an AgentConfig or a ModelConfig or a dict"):
+    with pytest.raises(ConfigError, match="conf='gpt-4o'; give an AgentConfig, a ModelConfig, a dict or None"):
         Agent("a", wrong)
     with pytest.raises(ConfigError, match=r"no setting 'llm_modelname'; did you mean 'llm_model_name'\?.*params="):
         AgentConfig(llm_modelname="x")

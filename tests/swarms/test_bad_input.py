@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
     "strange option": (lambda: Swarm(a, zzz=1), "no option 'zzz'; known are: answer, on_error, state"),
     "unknown policy": (
         lambda: Swarm(a, on_error="ignore", name="flow"),
-        "WorkflowSwarm 'flow': on_error='ignore'; give 'fail', 'skip', 'tell'.",
+        "WorkflowSwarm 'flow': on_error='ignore'; give one of 'fail', 'skip', 'tell'.",
     ),
     "unknown kind": (
         lambda: Swarm(a, build_type="graph"),
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
     "answer": (lambda: Swarm(a, answer=7), "WorkflowSwarm: answer=7; give a function or None"),
     "node policy": (
         lambda: Swarm(WorkflowNode(a, on_error=other("text"))),
-        "WorkflowNode 'ann': on_error='ann'; give 'fail', 'skip', 'tell' or None",
+        "WorkflowNode 'ann': on_error='ann'; give one of 'fail', 'skip', 'tell' or None",
     ),
     "node retries": (
         lambda: Swarm(WorkflowNode(a, retries=-1)),
@@ -112,11 +112,11 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
     ),
     "root is text": (
         lambda: HandoffSwarm((a, b), root_agent=other("text")),
-        "root_agent='ann'; give an agent or a swarm or None",
+        "root_agent='ann'; give an agent, a swarm or None",
     ),
     "history": (
         lambda: HandoffSwarm((a, b), history="all"),
-        "history='all'; give 'full', 'summary', 'none' or a whole number from 0",
+        "history='all'; give one of 'full', 'summary', 'none' or a whole number from 0",
     ),
     "history below nothing": (lambda: HandoffSwarm((a, b), history=-1), "history=-1"),
     "max_handoffs": (
@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
     # Loops and maps
     "loop over text": (
         lambda: Loop(other("text"), until=never),
-        "Loop: body='ann'; give an agent or a swarm or a list",
+        "Loop: body='ann'; give an agent, a swarm or a list",
     ),
     "loop over nothing": (lambda: Loop((), until=never), "A swarm needs members"),
     "until": (lambda: Loop(a, until=other("none")), "Loop 'ann': until=None; give a function"),
@@ -142,18 +142,18 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
         "max_rounds='ann'; give",
     ),
     "map over a list": (lambda: Map(a, over=other("number")), "Map 'ann': over=7; give a function"),
-    "map of text": (lambda: Map(other("text")), "Map: unit='ann'; give an agent or a swarm"),
+    "map of text": (lambda: Map(other("text")), "Map: unit='ann'; give an agent"),
     "over and times": (lambda: Map(a, over=str.split, times=3), "Map 'ann-map': give over= or times=, not both"),
     "times": (lambda: Map(a, times=0), "Map 'ann': times=0; give a whole number from 1"),
     "max_parallel": (lambda: Map(a, max_parallel=0), "Map 'ann': max_parallel=0"),
-    "reduce": (lambda: Map(a, reduce=other("number")), "Map 'ann': reduce=7; give a function or an agent or a swarm"),
+    "reduce": (lambda: Map(a, reduce=other("number")), "Map 'ann': reduce=7; give a function, an agent, a swarm or None"),
     "map policy": (lambda: Map(a, on_error=other("text")), "Map 'ann': on_error='ann'"),
     "reduced by itself": (lambda: Map(a, reduce=same), "are named 'ann'"),
     # Patterns
     "verifies himself": (lambda: solver_verifier(a, a), "solver_verifier: 'ann' cannot verify itself"),
     "no verifier": (
         lambda: solver_verifier(a, other("none")),
-        "Guard 'ann': verifier=None; give an agent or a swarm",
+        "Guard 'ann': verifier=None; give an agent",
     ),
     "no rounds": (lambda: solver_verifier(a, b, max_rounds=0), "max_rounds=0; give a whole number from 1"),
     "accept": (lambda: solver_verifier(a, b, accept=other("number")), "accept=7; give a function"),
