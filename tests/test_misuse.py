@@ -40,11 +40,12 @@ ann, ben = agent(), agent("ben")
 
 
 def new(**fields: Any) -> Task:
-    return Task(**{"input": "x", "agent": ann, **fields})
+    arguments: dict[str, Any] = {"input": "x", "agent": ann, **fields}
+    return Task(**arguments)
 
 
 async def run(**fields: Any) -> Any:
-    return await Runners.run(**{"input": "x", "agent": ann, **fields})
+    return await Runners.run("x", ann, **fields)
 
 
 def door(function: Any, *args: Any, **options: Any) -> Callable[[], Any]:
