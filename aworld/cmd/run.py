@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
@@ -270,10 +269,9 @@ def limits_of(args: argparse.Namespace) -> TaskConfig:
     names = ("max_steps", "max_tokens", "max_cost", "timeout")
     try:
         return TaskConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        option = str(wrong["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{option}: {wrong['msg'].lower()}.") from error
+    except ConfigError as error:
+        option = str(error.setting).replace("_", "-")
+        raise ConfigError(f"--{option}: {str(error).partition(': ')[2].partition(': ')[2].lower()}") from error
 
 
 def _read_questions(path: str | None) -> list[str]:

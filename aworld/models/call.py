@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from aworld.core.event import Attempt
+from aworld.core.event import Attempt, now
 from aworld.core.exceptions import ModelError
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest
 
@@ -90,12 +89,12 @@ async def call_model(
     while True:
         if limiter is not None:
             queued += await limiter.acquire()
-        began = time.time()
+        began = now()
         first = first or began
         reply: ModelReply | None = None
         try:
             reply = await (model.generate(request) if on_delta is None else model.stream(request, on_delta))
-            return Outcome(attempts, queued, first, time.time(), reply)
+            return Outcome(attempts, queued, first, now(), reply)
         except ModelError as error:
             failure = error
         finally:
@@ -104,7 +103,7 @@ async def call_model(
         wait, failure = _next_try(getattr(model, "retry", NO_RETRY), failure, len(attempts))
         attempts += (Attempt(began, str(failure), failure.status, wait or 0.0),)
         if wait is None:
-            raise CallFailed(failure, Tries(attempts, queued, first, time.time())) from failure
+            raise CallFailed(failure, Tries(attempts, queued, first, now())) from failure
         if on_retry is not None:
             on_retry(failure, wait)
         await asyncio.sleep(wait)

@@ -86,7 +86,7 @@ def _to_json(value: Any) -> str:
         try:
             return _ENCODER.encode(value).decode()
         except UnicodeEncodeError:  # a lone surrogate somewhere in it
-            return _ENCODER.encode(_cleaned(msgspec.to_builtins(value, enc_hook=_plain, str_keys=True))).decode()
+            return _ENCODER.encode(_cleaned(msgspec.to_builtins(value, enc_hook=json_form, str_keys=True))).decode()
     except RecursionError:
         raise ToolError("The tool's result contains itself or is nested too deeply; JSON cannot show it.") from None
     except (TypeError, ValueError, OverflowError) as error:
@@ -105,7 +105,7 @@ def _cleaned(value: Any) -> Any:
     return [_cleaned(v) for v in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
+def json_form(value: Any) -> Any:
     """What JSON knows instead of a type that msgspec does not know. Raises `TypeError`."""
     kind = type(value).__qualname__
     if hasattr(value, "model_dump") and not isinstance(value, type):  # pydantic
@@ -129,7 +129,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"of type {kind}")
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+_ENCODER = msgspec.json.Encoder(enc_hook=json_form)
 
 
 def _culprit(value: Any, where: str, depth: int) -> tuple[str, str] | None:
