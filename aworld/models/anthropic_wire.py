@@ -8,7 +8,6 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -16,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import Raw, Struct
 
+from aworld.core.clock import now
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
@@ -266,7 +266,7 @@ class AnthropicReply(WireReply):
         text: str = getattr(delta, key)
         self._pieces.setdefault((index, key), []).append(text)
         if self._on_delta is not None:
-            self.first_token = self.first_token or time.time()
+            self.first_token = self.first_token or now()
             if key in ("text", "thinking"):
                 self._on_delta(TextDelta(text) if key == "text" else ReasoningDelta(text))
 

@@ -6,13 +6,13 @@ Servers differ. The shapes name only what is used, take `null` everywhere, and n
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
+from aworld.core.clock import now
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.wire_reply import WireReply
@@ -228,7 +228,7 @@ class ChatReply(WireReply):
         for detail in message.reasoning_details or ():
             self._add_detail(detail)
         if self.first_token is None and on_delta is not None and (self._content or self._reasoning or self._calls):
-            self.first_token = time.time()
+            self.first_token = now()
 
     def _add_call(self, piece: ChatCall, whole: bool) -> None:
         """Take in a call, or join the pieces of one: they go by index, without one by id, without both they belong to
