@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from msgspec import Struct
 
@@ -235,13 +235,26 @@ def _policy_folder(text: str) -> str | None:
 def _provider_of(folder: str) -> str:
     """What answers for a policy in this process: NumPy where it is small and of the one kind that is computed there,
     else `transformers`."""
+    path = os.path.join(folder, "config.json")
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config: dict[str, Any] = json.load(file)
+        with open(path, encoding="utf-8") as file:
+            config = json_object(file.read(), path)
     except (OSError, ValueError):
         return "embedded"  # which says what is wrong with it
     ours = config.get("architectures") == ["Qwen2ForCausalLM"] and config.get("tie_word_embeddings") is False
-    return "embedded" if ours and config.get("hidden_size", 0) <= _SMALL else "transformers"
+    small = isinstance(width := config.get("hidden_size", 0), int) and width <= _SMALL
+    return "embedded" if ours and small else "transformers"
+
+
+def json_object(text: str | bytes, source: object) -> dict[str, Any]:
+    """The object that a file holds, such as the `config.json` of a policy. Raises `ConfigError`."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source} must hold an object; it holds {value!r:.40}.")
+    return cast("dict[str, Any]", value)
 
 
 def _without_policy(text: str) -> str | None:
