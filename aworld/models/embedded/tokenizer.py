@@ -125,8 +125,7 @@ def _look_at_the_clock() -> None:
 def _environment() -> ImmutableSandboxedEnvironment:
     """The template language as `transformers` sets it up."""
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.filters["in_time"] = _in_time
+    cast("dict[str, Any]", environment.filters).update(tojson=_to_json, in_time=_in_time)
     cast("dict[str, Any]", environment.globals)["raise_exception"] = _refuse
     return environment
 
