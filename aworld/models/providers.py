@@ -105,8 +105,8 @@ class RecordedConfig(ModelConfig):
     """Settings of a model out of a record. Where a model is made of them, they are refused unless address and key are
     those that the settings of this machine bring together."""
 
-    provider_is_named: bool = Field(default=False, exclude=True)
-    """Whether the caller names the provider too."""
+    named_provider: str | None = Field(default=None, exclude=True)
+    """The provider that the caller names."""
 
 
 def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provider: str | None = None) -> ModelConfig:
@@ -129,11 +129,9 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
         if base_url:
             config["llm_base_url"] = base_url
             return ModelConfig(**config)
-        marked = RecordedConfig(**config)
+        return RecordedConfig(**config, named_provider=provider)
     except ValidationError as error:
         raise ConfigError(f"The record's settings of the model do not fit: {error.errors()[0]['msg']}.") from None
-    marked.provider_is_named = provider is not None and provider == marked.llm_provider
-    return marked
 
 
 def build_model(config: ModelConfig | str) -> Model:
@@ -221,7 +219,7 @@ def _refuse_strange(config: RecordedConfig, name: str, provider: Provider) -> No
             f"conversation goes to an address out of a record. If you trust it: --base-url, or {variable}.",
             setting="llm_base_url", remedy=f"name {address!r} with --base-url or in {variable}",
         )  # fmt: skip
-    meant = name == (os.environ.get("LLM_PROVIDER") or "openai") or config.provider_is_named
+    meant = name in (os.environ.get("LLM_PROVIDER") or "openai", config.named_provider)
     if own["llm_api_key"] and url is None and not meant and not os.environ.get(provider.key_variable):
         raise ConfigError(
             f"The record asks {name}, and the key in LLM_API_KEY may be another provider's: set "

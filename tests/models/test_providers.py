@@ -326,6 +326,9 @@ def test_a_record_does_not_choose_to_whom_a_key_goes(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="may be another provider's: set DEEPSEEK_API_KEY"):
         build_model(recorded(theirs))
     assert key_of(built(recorded(theirs, provider="deepseek"))) == "sk-of-openai"
+    changed = recorded(theirs, provider="openrouter")
+    changed.llm_provider = "openrouter"  # as --model does
+    assert key_of(built(changed)) == "sk-of-openai"
     monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-of-deepseek")
     assert key_of(built(recorded(theirs))) == "sk-of-deepseek"
     monkeypatch.delenv("DEEPSEEK_API_KEY")
