@@ -17,10 +17,11 @@ import msgspec
 
 from aworld.core.agent.base import BaseAgent, Turn
 from aworld.core.common import Observation
-from aworld.core.event import Rewarded
+from aworld.core.event import Rewarded, Status
 from aworld.core.exceptions import EnvironmentFailed, TaskError
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import ToolSchema
+from aworld.core.run_environment import Reward
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, Split, as_problem
@@ -79,7 +80,7 @@ class EpisodeEnv:
         await self.close()
         seed = self._chance.getrandbits(31) if seed is None else seed
         if problem is None:
-            source = self.environment.train if self.split == "train" else self.environment.test
+            source = self.environment.source(self.split)
             if not callable(source) and not source:
                 raise TaskError(f"Environment {self.environment.name!r} has no problems in {self.split!r}.")
             chosen = self.environment.problems(self.split, 1, seed)[0]
@@ -125,6 +126,12 @@ class EpisodeEnv:
             info["error"] = response.error
         truncated = response.status in ("limit_reached", "timeout")
         return observation, _sum(rewards), over and not truncated, truncated, info
+
+    async def score_now(self, status: Status, answer: Any, error: str | None) -> Sequence[Rewarded | Reward]:
+        """The rewards of an episode that somebody else ends in this way; it is over then."""
+        rewards = await self._running().score_now(status, answer, error)
+        await self.close()
+        return rewards
 
     async def close(self) -> None:
         """Cancel the episode that is running, if there is one."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from aworld.config.conf import EngineName, RunConfig
 from aworld.core.checks import unique
@@ -27,9 +27,6 @@ from aworld.trajectory.store import already_there
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-Executor: TypeAlias = Callable[[Sequence[Task]], AsyncGenerator[TaskResponse, None]]
-"""Runs tasks somewhere, as many at once as is allowed; responses in the order of finishing. Leaving early cancels."""
 
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Stores opened by URL, so that one process has one writer for each; they close when nothing uses them."""
@@ -79,6 +76,70 @@ class RunProgress:
     done: int = 0
 
 
+class Executor(ABC):
+    """Runs tasks somewhere. `store` has the logs."""
+
+    def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
+        self.store = store
+        self._conf = conf
+
+    @abstractmethod
+    def check(self, task: Task) -> None:
+        """Raise TaskError for a task that cannot be run there."""
+
+    @abstractmethod
+    async def run_one(self, task: Task) -> TaskResponse:
+        """Run a task to its end, within `each`."""
+
+    @abstractmethod
+    def _at_work(self, limit: int) -> AbstractAsyncContextManager[None]:
+        """What it takes to run so many tasks at once."""
+
+    async def each(self, items: Iterable[T], work: Callable[[T], Awaitable[R]], limit: int) -> AsyncGenerator[R]:
+        """`gather`, with work that runs tasks by `run_one`."""
+        async with self._at_work(limit), aclosing(gather(items, work, limit)) as results:
+            async for result in results:
+                yield result
+
+    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse]:
+        """Run them, as many at once as is allowed; responses in the order of finishing. Leaving early cancels.
+
+        Raises TaskError for a task that cannot be run there, before any begins.
+        """
+        for task in tasks:
+            self.check(task)
+        limit = max(min(self._conf.max_concurrency, len(tasks)), 1)
+        work = watched(self.run_one, len(tasks), self._conf.on_progress)
+        async with aclosing(self.each(tasks, work, limit)) as responses:
+            async for response in responses:
+                yield response
+
+
+class LocalExecutor(Executor):
+    """Runs tasks on this event loop."""
+
+    def check(self, task: Task) -> None:
+        """See `Executor.check`: every task can be run here."""
+
+    async def run_one(self, task: Task) -> TaskResponse:
+        """See `Executor.run_one`."""
+        return await run_to_end(task, self.store)
+
+    @asynccontextmanager
+    async def _at_work(self, limit: int) -> AsyncGenerator[None]:
+        with rare_collection(self._conf.rare_collection and limit > 1):
+            yield
+
+
+def executor_of(conf: RunConfig, store: TrajectoryStore) -> Executor:
+    """The executor that a configuration names."""
+    if conf.engine_name is not EngineName.PROCESSES:
+        return LocalExecutor(store, conf)
+    from aworld.runners.worker_processes import ProcessExecutor  # most programs start none
+
+    return ProcessExecutor(store, conf)
+
+
 async def run_many(
     tasks: Sequence[Task], conf: RunConfig, done: Callable[[TaskResponse], None] | None = None
 ) -> dict[str, TaskResponse]:
@@ -92,15 +153,11 @@ async def run_many(
     named = tuple(task.id for task in tasks if task.named)
     if taken := await store.query(Query(ids=named)) if named else ():
         raise already_there(taken[0].id, store.url)
-    executor: Executor = partial(_run_here, store, conf)
-    if conf.engine_name is EngineName.PROCESSES:
-        from aworld.runners.worker_processes import ProcessExecutor  # most programs start none
-
-        executor = ProcessExecutor(store, conf).run
+    executor = executor_of(conf, store)
     responses: dict[str, TaskResponse] = {}
     # One after the other is as many batches of one: the first that does not finish stops the rest.
     for batch in [[task] for task in tasks] if conf.sequence_dependent else [tasks]:
-        async with aclosing(executor(batch)) as finished:
+        async with aclosing(executor.run(batch)) as finished:
             async for response in finished:
                 responses[response.id] = response
                 if done is not None:
@@ -108,16 +165,6 @@ async def run_many(
         if conf.sequence_dependent and not all(response.success for response in responses.values()):
             break
     return {id: responses[id] for id in ids if id in responses}
-
-
-async def _run_here(store: TrajectoryStore, conf: RunConfig, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse]:
-    """Run tasks on this event loop."""
-    limit = min(conf.max_concurrency, len(tasks))
-    work = watched(partial(run_to_end, store=store), len(tasks), conf.on_progress)
-    with rare_collection(conf.rare_collection and limit > 1):
-        async with aclosing(gather(tasks, work, max(limit, 1))) as responses:
-            async for response in responses:
-                yield response
 
 
 def watched(

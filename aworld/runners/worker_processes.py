@@ -17,9 +17,9 @@ import signal
 import sys
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
-from functools import partial, reduce
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,16 +29,18 @@ from msgspec import Struct
 
 from aworld.agents.files import dump
 from aworld.agents.files import load as load_definition
-from aworld.config.conf import RunConfig
+from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.core.message import Content, Message
+from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.driver import Episode, run_to_end
-from aworld.runners.local import gather, load, rare_collection, store_of, watched
+from aworld.runners.driver import Episode, run_to_end, write_end
+from aworld.runners.journal import Journal
+from aworld.runners.local import Executor, load, rare_collection, store_of
 from aworld.trajectory.query import Query
 from aworld.trajectory.sqlite import SQLiteStore
 from aworld.trajectory.store import TrajectoryStore
@@ -50,7 +52,7 @@ LEAVING = 1.5
 """Seconds that workers have to cancel what they run and to end, before they are killed."""
 
 
-class ProcessExecutor:
+class ProcessExecutor(Executor):
     """Runs tasks in worker processes that share a SQLite store."""
 
     def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
@@ -63,23 +65,24 @@ class ProcessExecutor:
                 f"engine_name='processes' needs a store that processes share, as sqlite:///runs.db is; got {store.url}",
                 setting="store",
             )
-        self.store: TrajectoryStore = store
-        self._conf = conf
+        super().__init__(store, conf)
         self._workers: list[_Worker] = []
+        self._begins: dict[str, Begin] = {}
+        """Those that were checked and have not begun."""
         self._restarts = 0
+        """Workers that were replaced since the last run that ended."""
         self._starting = asyncio.Lock()
 
-    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse, None]:
-        """Run tasks in the workers. Raises TaskError for a task that cannot travel, before any begins."""
-        begins = {task.id: reference_to(task) for task in tasks}
-        number = min(self._conf.worker_num, len(tasks))
-        limit = min(self._conf.max_concurrency, len(tasks))
-        work = watched(partial(self._execute, begins), len(tasks), self._conf.on_progress)
+    def check(self, task: Task) -> None:
+        """Raise TaskError for a task that cannot travel."""
+        self._begins[task.id] = reference_to(task)
+
+    @asynccontextmanager
+    async def _at_work(self, limit: int) -> AsyncGenerator[None]:
+        number = min(self._conf.worker_num, limit)
         try:
             self._workers = list(await asyncio.gather(*(self._start() for _ in range(number))))
-            async with aclosing(gather(tasks, work, max(limit, 1))) as responses:
-                async for response in responses:
-                    yield response
+            yield
         finally:
             await asyncio.shield(self._leave())
 
@@ -91,8 +94,9 @@ class ProcessExecutor:
         )  # fmt: skip
         return _Worker(process)
 
-    async def _execute(self, begins: dict[str, Begin], task: Task) -> TaskResponse:
-        begin = begins[task.id]
+    async def run_one(self, task: Task) -> TaskResponse:
+        """See `Executor.run_one`. Raises TaskError for a task that cannot travel."""
+        begin = self._begins.pop(task.id, None) or reference_to(task)
         for attempt in range(ATTEMPTS):
             worker = await self._free()
             ended = await worker.execute(msgspec.structs.replace(begin, again=attempt > 0))
@@ -100,10 +104,18 @@ class ProcessExecutor:
                 continue
             if ended.misuse is not None:
                 raise TaskError(ended.misuse)
+            self._restarts = 0
             episode = Episode(task, self.store, await self._record(task.id))
             return episode.recorded_response(ended.status, ended.error, ended.seconds)
         record = await self._record(task.id)
         why = f"Task {task.id!r} was given up: {ATTEMPTS} worker processes died while they ran it."
+        if task.environment is not None and record.events:  # it cannot be resumed: a loss, and data like any other
+            journal = Journal(record, self.store)
+            await journal.claim()
+            write_end(journal, "failed", why, lost=True)
+            await journal.commit()
+            journal.release()
+            return Episode(task, self.store, record).recorded_response("failed", why, 0.0)
         return TaskResponse(record, "interrupted", error=why, store=self.store)
 
     async def _free(self) -> _Worker:
@@ -115,8 +127,8 @@ class ProcessExecutor:
                     if self._restarts > ATTEMPTS * self._conf.worker_num:
                         code = worker.process.returncode
                         raise TaskError(
-                            f"Worker processes died {self._restarts} times, the last with exit code {code}; standard "
-                            "error has their words. What was done is kept: go on with Runners.resume_all."
+                            f"Worker processes died {self._restarts} times in a row, the last with exit code {code}; "
+                            "standard error has their words. What was done is kept: go on with Runners.resume_all."
                         )
                     self._workers[place] = await self._start()
         return min(self._workers, key=lambda worker: len(worker.waiting))
@@ -204,6 +216,9 @@ class Begin(Struct, omit_defaults=True):
     tools: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     after: str | None = None
+    by: str | None = None
+    """The function that makes the task, where it has an environment; see `Remake`."""
+    arguments: dict[str, Any] = {}
     again: bool = False
     """Whether another worker may have begun it."""
 
@@ -221,9 +236,13 @@ class RunEnded(Struct, omit_defaults=True):
 
 def reference_to(task: Task) -> Begin:
     """A task as it travels. Raises TaskError that names what cannot."""
-    if task.environment is not None or task.prefix is not None:
-        what = "has an environment, which belongs to its process" if task.environment is not None else "is a fork"
+    environment = task.environment
+    stays = environment is not None and not isinstance(environment, Travelling)
+    if stays or task.prefix is not None:
+        what = "has an environment that only its own process has" if stays else "is a fork"
         raise TaskError(f"Task {task.id!r} {what}: run it with engine 'local'.")
+    remake = environment.remake() if isinstance(environment, Travelling) else None
+    bare = task if remake is None else remake
     after = task.after.trajectory_id if isinstance(task.after, TaskResponse) else task.after
     try:
         context = plain(task.context)
@@ -231,35 +250,44 @@ def reference_to(task: Task) -> Begin:
         raise TaskError(f"The context of task {task.id!r} cannot travel to another process: {error}.") from error
     return Begin(
         task.info,
-        task.input,
-        _unit_path(task.agent),
+        task.input if remake is None else "",
+        _unit_path(bare.agent),
         task.conf.model_dump(mode="json", exclude_defaults=True),
         task.history,
         context,
-        _paths(task.tools, "tool"),
-        _paths(task.hooks, "hooks"),
+        _paths(bare.tools, "tool"),
+        _paths(bare.hooks, "hooks"),
         after.id if isinstance(after, Trajectory) else after,
+        None if remake is None else remake.by,
+        {} if remake is None else remake.arguments,
     )
 
 
 def task_of(begin: Begin) -> Task:
     """The task of a reference. Raises TaskError when code is not where it should be."""
-    task = Task(
-        begin.input if isinstance(begin.input, str) else list(begin.input),
+    content = begin.input if isinstance(begin.input, str) else list(begin.input)
+    make: Callable[..., Task] = (
+        partial(Task, content) if begin.by is None else partial(object_at(begin.by), begin.arguments)
+    )
+    task = make(
         swarm=_unit_at(begin.unit),
-        conf=begin.conf,
+        conf=TaskConfig(**begin.conf),
         after=begin.after,
         tools=[object_at(path) for path in begin.tools],
         context=begin.context,
         hooks=[object_at(path) for path in begin.hooks],
         **msgspec.structs.asdict(begin.task),
     )
-    task.history = begin.history
+    task.history = task.history or begin.history
     return task
 
 
 DEFINED = "definition:"
 """How a reference begins that is the text of a definition."""
+
+
+_paths_found: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""Where objects were last time: to look through all modules for each of many tasks would take milliseconds."""
 
 
 def _unit_path(unit: Unit) -> str:
@@ -268,11 +296,13 @@ def _unit_path(unit: Unit) -> str:
         return path_of(unit, f"agent {unit.name!r}")
     except TaskError as nowhere:
         try:
-            return DEFINED + dump(unit)
+            path = _paths_found[unit] = DEFINED + dump(unit)
         except ConfigError as unnamed:
             raise TaskError(f"{nowhere} It cannot be written as a definition either: {unnamed}") from unnamed
+        return path
 
 
+@lru_cache(maxsize=64)
 def _unit_at(path: str) -> Any:
     return load_definition(path.removeprefix(DEFINED)) if path.startswith(DEFINED) else object_at(path)
 
@@ -283,8 +313,18 @@ def _paths(objects: Sequence[Any], what: str) -> tuple[str, ...]:
 
 def path_of(item: object, what: str) -> str:
     """Where an object is imported from. Raises TaskError when no module has it."""
+    with suppress(TypeError):  # some cannot be keys
+        if item in _paths_found:
+            return _paths_found[item]
+        _paths_found[item] = path = _looked_up(item, what)
+        return path
+    return _looked_up(item, what)
+
+
+def _looked_up(item: object, what: str) -> str:
     origin = getattr(item, "function", None)  # a tool made of a function may be named by the function
-    for module_name, module in list(sys.modules.items()):
+    modules = sorted(sys.modules.items(), key=lambda entry: entry[0] == "__main__")  # the program's own file last
+    for module_name, module in modules:
         for name, value in list(getattr(module, "__dict__", {}).items()):  # some put other objects there
             if value is item or (origin is not None and value is origin):
                 return f"{_importable(module_name, module, what)}:{name}"
@@ -314,7 +354,10 @@ def object_at(path: str) -> Any:
     except AWorldError:
         raise
     except Exception as error:
-        raise TaskError(f"A worker process could not import {path!r}: {type(error).__name__}: {error}.") from error
+        guard = ' What a program does belongs behind `if __name__ == "__main__":`.' if where.endswith(".py") else ""
+        raise TaskError(
+            f"A worker process could not import {path!r}: {type(error).__name__}: {error}.{guard}"
+        ) from error
 
 
 def _main(path: str) -> ModuleType:
@@ -359,6 +402,9 @@ async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
             record = await load(begin.task.id, store)
             if record.finished is not None:  # its worker died after the end, before it could say so
                 return RunEnded(begin.task.id, record.status, record.error)
+            if task.environment is not None:  # its state died with its worker: begun anew
+                await store.delete(begin.task.id, forks=True)
+                record = None
         response = await run_to_end(task, store, record)
     except AWorldError as error:
         return RunEnded(begin.task.id, misuse=str(error))
