@@ -13,6 +13,7 @@ an older reader cannot take raises `SCHEMA_VERSION`, gets a line here and a fixt
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -37,7 +38,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ki
     seq: int
     """Place in the log, from 0, without gaps."""
     at: float
-    """UNIX seconds."""
+    """UNIX seconds, by `now`: those of one log never go back."""
 
 
 class TaskInfo(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -328,6 +329,20 @@ class _Head(Struct):
     kind: str
     seq: int
     at: float
+
+
+_ahead = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """UNIX seconds as the log has them. They never go back: where the wall clock is set back, they go on as seconds
+    pass; where it is set forward, or the machine has slept, they follow."""
+    global _ahead
+    passed = time.monotonic()
+    ahead = time.time() - passed
+    if ahead > _ahead:
+        _ahead = ahead
+    return _ahead + passed
 
 
 _encoder = msgspec.json.Encoder()

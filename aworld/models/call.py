@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
 
-from aworld.core.clock import now
-from aworld.core.event import Attempt
+from aworld.core.event import Attempt, now
 from aworld.core.exceptions import ModelError
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest
 

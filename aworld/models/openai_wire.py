@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from aworld.core.clock import now
+from aworld.core.event import now
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.wire_reply import WireReply
@@ -148,11 +148,15 @@ class ChatReply(WireReply):
         if data == b"[DONE]":
             self.complete = True
             return True
-        self.add(self._decoded(data, _decode, Chunk))
+        self._take(self._decoded(data, _decode, Chunk))
         return False
 
     def add(self, chunk: Chunk) -> None:
-        """Take in a whole reply or a chunk."""
+        """Take in a whole reply or a chunk, and hand on what there is to show."""
+        self._take(chunk)
+        self._hand_on()
+
+    def _take(self, chunk: Chunk) -> None:
         if self.response_id is None and chunk.id is not None:
             self.response_id = str(chunk.id)
             self.model = chunk.model

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from aworld.core.clock import now
+from aworld.core.event import now
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Tokens, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta

@@ -22,7 +22,6 @@ from aworld.config.conf import TaskConfig, TaskRunMode
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import HandoffTool, UnitTool, readable
-from aworld.core.clock import now
 from aworld.core.common import Observation
 from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
@@ -344,7 +343,7 @@ class Episode:
         if run.is_read:
             run.journal.show(StepStarted(trajectory_id=run.record.id, agent=agent.name, step=step))
         turn = AgentTurn(run, activation, agent, offer, step, index)
-        started = now()
+        started = time.time()
         message = await agent.decide(turn)
         if not turn.called:
             message = turn.decided(message, started)

@@ -11,6 +11,7 @@ origin: what a model said stays what a model said, wherever it is shown, and a l
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from numbers import Real
@@ -22,7 +23,6 @@ import msgspec
 
 from aworld.core import event as ev
 from aworld.core.agent.base import plain
-from aworld.core.clock import now
 from aworld.core.event import Answered, Commanded, Event, Note, Rewarded
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, Origin, Tokens, ToolCall
@@ -60,7 +60,7 @@ class Journal:
     def add(self, kind: Callable[..., E], **fields: Any) -> E:
         """Append an event of this kind. Its number and time are set here."""
         with self.lock:
-            event: Any = kind(seq=len(self.record.events), at=now(), **fields)
+            event: Any = kind(seq=len(self.record.events), at=time.time(), **fields)
             self.record.apply(event)
             self._outbox.append(event)
         return event
@@ -134,7 +134,7 @@ def give_reward(journal: Journal, value: float, **fields: Any) -> Awaitable[None
     cannot hold.
     """
     reward = checked_reward(journal.record, Reward(value=value, **fields))
-    return journal.note(Rewarded(seq=-1, at=now(), **reward))
+    return journal.note(Rewarded(seq=-1, at=time.time(), **reward))
 
 
 def write_reward(journal: Journal, reward: Reward) -> None:
@@ -314,12 +314,12 @@ class Recorder:
         if isinstance(outcome, Message):
             message = valid(outcome)
             reply = self.add(at, message, at.leaf, "agent")
-            fields = {"reply": reply, "started": started, "ended": now()}
+            fields = {"reply": reply, "started": started, "ended": time.time()}
         elif isinstance(outcome, Outcome):
             message, fields = self._answered(at, outcome, used)
         else:  # no try brought an answer
-            at_once = now()
-            tries = outcome.outcome if isinstance(outcome, CallFailed) else Tries((), 0.0, at_once, at_once)
+            now = time.time()
+            tries = outcome.outcome if isinstance(outcome, CallFailed) else Tries((), 0.0, now, now)
             fields = {"error": str(outcome)} | {name: getattr(tries, name) for name in Tries.__struct_fields__}
         if model is not None and request is not None:
             fields.setdefault("model", model.name)
