@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from aworld.core.message import Message, Origin, Tokens, Usage
+from aworld.core.message import Content, Message, Origin, Tokens, Usage
 
 SCHEMA_VERSION = 3
 
@@ -171,6 +171,8 @@ class ToolReturned(Entry, frozen=True, tag="tool_result", kw_only=True, omit_def
     result: int
     arguments: str | None = None
     """What the tool was called with, where a hook rewrote it."""
+    original: tuple[Content, str | None] | None = None
+    """What the tool itself answered, and its error, where a hook rewrote that."""
     error: str | None = None
     duration: float | None = None
     """Seconds."""
@@ -297,32 +299,16 @@ class Unknown(Entry, frozen=True, tag="unknown", kw_only=True):
     """The JSON, as it was stored."""
 
 
-Event: TypeAlias = (
-    Started
-    | ToolsetOffered
-    | MessageAdded
-    | ModelCalled
-    | ToolCalled
-    | ToolReturned
-    | AgentStarted
-    | AgentFinished
-    | Rewarded
-    | StateSet
-    | Asked
-    | Answered
-    | Compacted
-    | Noted
-    | Finished
-    | Unknown
-)
+_OfRun: TypeAlias = (
+    Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
+    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished
+)  # fmt: skip
+Event: TypeAlias = _OfRun | Unknown
 
 Note: TypeAlias = Rewarded | Answered | Labelled | Commanded | Noted | Unknown
 """An entry about a run by anybody. Its `seq` is its place among the notes, set by the store: -1 before."""
 
-_Known: TypeAlias = (
-    Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
-    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished | Labelled | Commanded
-)  # fmt: skip
+_Known: TypeAlias = _OfRun | Labelled | Commanded
 
 
 class _Head(Struct):
@@ -339,9 +325,7 @@ def now() -> float:
     pass; where it is set forward, or the machine has slept, they follow."""
     global _ahead
     passed = time.monotonic()
-    ahead = time.time() - passed
-    if ahead > _ahead:
-        _ahead = ahead
+    _ahead = max(_ahead, time.time() - passed)
     return _ahead + passed
 
 

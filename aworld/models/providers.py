@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, TypeAlias, cast
 
 from msgspec import Struct
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
@@ -124,13 +124,10 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
         for address in _addresses(value) if name != "llm_base_url" else ():
             if address.rstrip("/") != (base_url or "").rstrip("/"):
                 raise _strange(address, "LLM_BASE_URL")
-    try:
-        if base_url:
-            config["llm_base_url"] = base_url
-            return ModelConfig(**config)
-        return RecordedConfig(**config, named_provider=provider)
-    except ValidationError as error:
-        raise ConfigError(f"The record's settings of the model do not fit: {error.errors()[0]['msg']}.") from None
+    if base_url:
+        config["llm_base_url"] = base_url
+        return ModelConfig(**config)
+    return RecordedConfig(**config, named_provider=provider)
 
 
 def build_model(config: ModelConfig | str) -> Model:

@@ -23,7 +23,7 @@ from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
 from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
-from aworld.core.tool.base import Question, ToolContext
+from aworld.core.tool.base import Clock, Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
@@ -271,24 +271,27 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         called = run.journal.add(ev.ToolCalled, **fields)
         await run.journal.commit()
     call = ToolCall(called.call_id, called.name, called.arguments)
-    used: str | None = None
+    run.journal.clocks[activation.id, called.call_id] = Clock()
+    rewritten: dict[str, Any] = {}
     try:
         if run.task.hooks:
-            result, used = await _with_hooks(run, activation, offer, called, call)
+            result, rewritten = await _with_hooks(run, activation, offer, called, call)
         else:
             result = await _act(run, activation, offer, called, call)
     except Question as question:
         _ask(run, called, question.text)
         await run.journal.commit()  # who can answer sees it, also while other tools are at work
         return
-    close_call(run.journal, activation, called, result, used)
+    close_call(run.journal, activation, called, result, **rewritten)
+    run.journal.clocks.pop((activation.id, called.call_id), None)
     run.journal.commit(wait=False)
 
 
 async def _with_hooks(
     run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall
-) -> tuple[ActionResult, str | None]:
-    """The result, and the arguments that were used where a hook rewrote them."""
+) -> tuple[ActionResult, dict[str, Any]]:
+    """The result; and the arguments that were used, and what the tool itself answered, where a hook rewrote them."""
+    original: ActionResult | None = None
     at = HookContext(run.record, run.context, activation.agent, called.step)
 
     def failed(error: BaseException) -> ActionResult:
@@ -301,7 +304,9 @@ async def _with_hooks(
             return ActionResult(called.call_id, called.name, f"Denied: {denied}", str(denied))
 
     async def act(asked: ToolCall) -> ActionResult:
-        return await _act(run, activation, offer, called, asked)
+        nonlocal original
+        original = await _act(run, activation, offer, called, asked)
+        return original
 
     async def after(
         hook: Hooks, asked: ToolCall, result: ActionResult | None, error: BaseException | None
@@ -312,8 +317,12 @@ async def _with_hooks(
     if error is not None:
         raise error
     assert result is not None  # there is a result or an error
-    used = None if asked.arguments == called.arguments else asked.arguments
-    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), used
+    rewritten: dict[str, Any] = {}
+    if asked.arguments != called.arguments:
+        rewritten["arguments"] = asked.arguments
+    if original is not None and (original.content, original.error) != (result.content, result.error):
+        rewritten["original"] = (original.content, original.error)
+    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), rewritten
 
 
 async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall) -> ActionResult:
@@ -325,6 +334,7 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         run.state.context_of(activation),
         run.answers_to(called),
         partial(_show_note, run, activation, called) if run.is_read else None,
+        clock=run.journal.clocks[activation.id, called.call_id],
     )
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:
@@ -341,13 +351,13 @@ def _show_note(run: Run, activation: Activation, called: ev.ToolCalled, kind: st
 
 
 def close_call(
-    journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, used: str | None = None
+    journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, **rewritten: Any
 ) -> None:
-    """Write the answer to a call, in the place that was kept for it."""
+    """Write the answer to a call, in the place that was kept for it; `rewritten` is what hooks did to it."""
     calls = activation.calls
     place = 0 if len(calls) == 1 else next(i for i, call in enumerate(calls) if call.call_id == called.call_id)
     parent = calls[place - 1].result if place else activation.leaf
-    _return(journal, activation, called, called.result, parent, result, used)
+    _return(journal, activation, called, called.result, parent, result, **rewritten)
 
 
 def answer_call(
@@ -359,7 +369,10 @@ def answer_call(
 
 def interrupt_call(journal: Journal, activation: Activation, called: ev.ToolCalled, why: str) -> None:
     """Close a call whose outcome nobody will know."""
-    text = f"The call was interrupted ({why}). It may or may not have taken effect."
+    clock = journal.clocks.pop((activation.id, called.call_id), None)
+    never = clock is not None and clock.began is None and clock.ended is not None
+    effect = "It had not begun, and did not run." if never else "It may or may not have taken effect."
+    text = f"The call was interrupted ({why}). {effect}"
     answer_call(journal, activation, called, text, INTERRUPTED)
 
 
@@ -396,8 +409,8 @@ def _return(
     id: int,
     parent: int | None,
     result: ActionResult,
-    used: str | None = None,
     origin: Any = "tool",
+    **rewritten: Any,
 ) -> None:
     message = Message(
         "tool", result.content, tool_call_id=result.tool_call_id, name=result.name, is_error=result.error is not None
@@ -418,10 +431,10 @@ def _return(
         call_id=called.call_id,
         name=called.name,
         result=id,
-        arguments=used,
         error=result.error,
         duration=result.duration,
         usage=result.usage,
+        **rewritten,
     )
 
 

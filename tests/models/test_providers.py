@@ -316,7 +316,7 @@ async def test_an_address_that_the_caller_names_too_is_called(monkeypatch: pytes
 def test_an_address_in_another_setting_of_a_record_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="which your settings do not name"):
         recorded({"llm_provider": "litellm", "llm_model_name": "m", **settings})
-    with pytest.raises(ConfigError, match="do not fit"):
+    with pytest.raises(ConfigError, match="llm_max_retries"):
         recorded({"llm_max_retries": "many"})
 
 

@@ -10,6 +10,7 @@ which returns the run's own copy of it (`aworld.core.context.scope`); all others
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +19,43 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 from aworld.core.context.base import Context
 from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
+
+QUEUE = 3600.0
+"""Seconds that a call may wait for its turn: 1,000 runs with a tool of a minute wait a quarter of an hour for 64
+threads."""
+
+
+class Clock:
+    """The time that a call itself takes. It stands until the call begins, which may have to wait for a thread."""
+
+    __slots__ = ("began", "ended", "queued")
+
+    def __init__(self) -> None:
+        self.queued = time.perf_counter()
+        self.began: float | None = None
+        self.ended: float | None = None
+
+    def wait(self) -> None:
+        """The call waits for its turn."""
+        self.began = self.ended = None
+
+    def begin(self) -> None:
+        """The call begins. From any thread."""
+        self.began = time.perf_counter()
+
+    def end(self) -> None:
+        """The call has ended. From any thread; the first one counts."""
+        self.ended = self.ended or time.perf_counter()
+
+    @property
+    def seconds(self) -> float | None:
+        """What the call has taken; None for one that never began."""
+        return None if self.began is None else (self.ended or time.perf_counter()) - self.began
+
+    def left(self, limit: float) -> float:
+        """Seconds of `limit` that the call has left, or that it may still wait."""
+        seconds = self.seconds
+        return max(limit, QUEUE) - (time.perf_counter() - self.queued) if seconds is None else limit - seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +75,8 @@ class ToolContext:
     are no readers."""
     spent: list[Usage] = field(default_factory=list[Usage])
     """A tool that asks a model adds here what that used; it counts towards the limits of the run."""
+    clock: Clock = field(default_factory=Clock)
+    """The time that the call takes; `THREADS.run(function, context.clock)` stops it while it waits for a thread."""
 
 
 calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)

@@ -94,7 +94,7 @@ def _to_json(value: Any) -> str:
         except UnicodeEncodeError:  # a lone surrogate somewhere in it
             text = ""
         try:
-            plain: Any = msgspec.to_builtins(value, enc_hook=_plain, str_keys=True)
+            plain: Any = msgspec.to_builtins(value, enc_hook=json_form, str_keys=True)
         except TypeError:  # a key that only an encoder takes
             plain = value
         cleaned = _cleaned(plain)
@@ -119,7 +119,7 @@ def _cleaned(value: Any) -> Any:
     return [_cleaned(v) for v in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
+def json_form(value: Any) -> Any:
     """What JSON knows instead of a type that msgspec does not know. Raises `TypeError`."""
     kind = type(value).__qualname__
     if hasattr(value, "model_dump") and not isinstance(value, type):  # pydantic
@@ -143,7 +143,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"of type {kind}")
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+_ENCODER = msgspec.json.Encoder(enc_hook=json_form)
 
 
 def _culprit(value: Any, where: str, depth: int) -> tuple[str, str] | None:
