@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,7 +20,10 @@ from aworld.trajectory.store import (
     Ready,
     already_there,
     bodies_of,
+    check_id,
+    encoded,
     lease_lost,
+    log_unreadable,
     occupied,
     unknown_trajectory,
 )  # fmt: skip
@@ -86,6 +89,7 @@ class MemoryStore:
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
         """See `TrajectoryStore.append`."""
+        check_id(trajectory_id)
         if not events:
             return DONE
         first = events[0]
@@ -136,6 +140,7 @@ class MemoryStore:
 
     async def claim(self, id: str, *, new: bool = False, notes_after: int = -1) -> Lease:
         """See `TrajectoryStore.claim`."""
+        check_id(id)
         log, holder = self._logs.get(id), self._leases.get(id)
         goes_on = log is None or log.tally.ended is None
         if new and (self._is_taken(id) or (log is None and holder is not None and holder.lost is None)):
@@ -157,7 +162,10 @@ class MemoryStore:
 
     def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
         """See `TrajectoryStore.note`."""
+        check_id(id)
         log = self._log(id)
+        for note in notes:
+            encoded(note, id, self.url)
         check_notes(id, notes, log.tally)
         numbered = log.add_notes(notes)
         if numbered and (lease := self._leases.get(id)) is not None:
@@ -202,7 +210,9 @@ class MemoryStore:
         """See `TrajectoryStore.facets`."""
         return tabulate(self._summaries(query), fields, query)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+    def scan(
+        self, query: Query = EVERYTHING, *, on_unreadable: Callable[[StoreError], None] = log_unreadable
+    ) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryStore.scan`."""
         for summary in self._select(query):
             if (log := self._logs.get(summary.id)) is not None:

@@ -7,7 +7,7 @@ export never keeps the writer's log from being taken back into the file.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
@@ -55,6 +55,8 @@ def compose(
     pieces: list[list[bytes]] = []
     while row is not None and end > after + 1:
         key, parent, first = row
+        if parent is not None and parent >= key:  # what begins later has the larger number
+            raise StoreError(f"store={path} | {id!r} shares its beginning with itself: the file was made up; delete it")
         base = key << SEQ_BITS
         cursor = connection.execute(
             "SELECT data FROM events WHERE key >= ? AND key < ? ORDER BY key",
@@ -67,11 +69,11 @@ def compose(
             row = connection.execute("SELECT key, parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
     try:
         events = decode_events([data for piece in reversed(pieces) for data in piece])
+        return with_bodies(connection, path, events)
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: somebody edited the file and left text, not bytes
         raise StoreError(
             f"store={path} | the log of {id!r} cannot be read: {error}; delete it, or restore it"
         ) from error
-    return with_bodies(connection, path, events)
 
 
 _bodies: dict[tuple[str, str], Any] = {}
@@ -163,7 +165,9 @@ def notes_of(connection: sqlite3.Connection, path: str, key: int, first: int = 0
         ) from error
 
 
-def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, Recorded]]:
+def scanned(
+    connection: sqlite3.Connection, path: str, query: Query, on_unreadable: Callable[[StoreError], None]
+) -> Iterator[tuple[Summary, Recorded]]:
     """Matching trajectories with their events and notes; in memory are one log and a page of summaries.
 
     What is deleted meanwhile is left out. A page begins at the place where the one before ended, not after an id: that
@@ -182,6 +186,9 @@ def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator
                 if summary.notes:
                     record.notes = noted(connection, path, summary.id)
             except TaskError:
+                continue
+            except StoreError as error:
+                on_unreadable(error)
                 continue
             yield summary, record
         if len(places) < size:

@@ -8,7 +8,6 @@ all listeners. All of it happens under the writer's pen.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -19,8 +18,9 @@ import msgspec
 
 from aworld.core.event import Note, decode_events
 from aworld.trajectory.hub import Hub, NoteAdded, Topic
+from aworld.trajectory.query import is_unicode
 from aworld.trajectory.sql import SEQ_BITS
-from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, roll_back
+from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, identity, roll_back
 from aworld.trajectory.sqlite_owner import RENEWAL, Owner, name_of
 from aworld.trajectory.sqlite_reader import notes_of, with_bodies
 from aworld.trajectory.sqlite_tables import Known
@@ -203,6 +203,8 @@ class Watch:
         self._newest: tuple[int, str] | None = None
         """Key and id of the newest trajectory that was seen, while somebody waits for new ones."""
         self._reading: sqlite3.Connection | None = None
+        self._file = identity("")
+        """Of which file it reads."""
 
     def pause(self) -> float | None:
         """Seconds until the next look is due; None while there is nothing to look for."""
@@ -238,7 +240,7 @@ class Watch:
         hub, claims = self._hub, self._claims
         rows = connection.execute(
             f"SELECT key, id, first, events, notes, owner FROM trajectories WHERE id {_AMONG}",
-            (_json({*list(hub.topics), *list(claims.keys)}),),
+            (_json(filter(is_unicode, {*list(hub.topics), *list(claims.keys)})),),
         ).fetchall()
         for key, id, first, events, notes, _ in rows:
             if (topic := hub.topics.get(id)) is not None:
@@ -297,7 +299,11 @@ class Watch:
                 self._seen = None  # some by another process come first: the next look brings all
 
     def _reader(self) -> sqlite3.Connection | None:
-        if self._reading is None and os.path.exists(self._path):
+        here = identity(self._path)
+        if self._reading is not None and here != self._file:  # another was put in its place
+            self.close()
+        if self._reading is None and here[0] is not None:
+            self._file = here
             connection = connect_to_read(self._path)
             if check_version(connection, self._path) < len(MIGRATIONS):
                 connection.close()

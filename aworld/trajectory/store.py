@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -29,12 +30,14 @@ from urllib.parse import parse_qsl, unquote
 
 from msgspec.structs import replace
 
-from aworld.core.event import Event, Note, Started, ToolsetOffered
-from aworld.core.exceptions import ConfigError, LeaseError, TaskError
+from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_event, encode_event
+from aworld.core.exceptions import ConfigError, LeaseError, StoreError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, is_unicode
 from aworld.trajectory.summary import Summary
+
+logger = logging.getLogger(__name__)
 
 
 class Lease:
@@ -82,6 +85,11 @@ class Lease:
             soon = self._loop.call_soon if get_ident() == self._thread else self._loop.call_soon_threadsafe
             with suppress(RuntimeError):  # the loop was closed: nobody is at work any more
                 soon(alarm)
+
+
+def log_unreadable(error: StoreError) -> None:
+    """Say in the log that a trajectory was left out."""
+    logger.warning("left out: %s", error)
 
 
 class TrajectoryStore(Protocol):
@@ -133,10 +141,13 @@ class TrajectoryStore(Protocol):
         """How often each value occurs in each field among what matches; see `query.FACETS`."""
         ...
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+    def scan(
+        self, query: Query = EVERYTHING, *, on_unreadable: Callable[[StoreError], None] = log_unreadable
+    ) -> Iterator[tuple[Summary, Recorded]]:
         """Matching trajectories one after the other, one in memory at a time.
 
-        What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.
+        What is deleted meanwhile is left out, and so is a log that cannot be read, of which `on_unreadable` is told; by
+        default a warning is logged. Blocks while it reads: from async code, run the loop over it in a thread.
         Raises `TaskError` if the id in `after` is unknown.
         """
         ...
@@ -220,6 +231,25 @@ class TrajectoryStore(Protocol):
     async def close(self) -> None:
         """Write what is queued, release all leases, and let go of files and threads."""
         ...
+
+
+def check_id(id: str) -> None:
+    """Raise `TaskError` for what no store can have as the id of a trajectory."""
+    if not isinstance(id, str) or not is_unicode(id):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TaskError(f"trajectory id {id!r}: give a text without lone surrogates", setting="id")
+
+
+def encoded(entry: Event | Note, id: str, url: str) -> bytes:
+    """An event or a note as it is stored. Raises `StoreError` for one that could not be read back as what it is."""
+    try:
+        data = encode_event(entry)
+        decode_event(data)
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise StoreError(
+            f"store={url} | {type(entry).__name__} of trajectory {id!r} could not be read back and was not written: "
+            f"{error}; give each field a value of its type, and texts without lone surrogates"
+        ) from error
+    return data
 
 
 class Ready:
