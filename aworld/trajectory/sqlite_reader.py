@@ -72,7 +72,7 @@ def compose(
         return with_bodies(connection, path, events)
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: somebody edited the file and left text, not bytes
         raise StoreError(
-            f"store={path} | the log of {id!r} cannot be read: {error}; delete it, or restore it"
+            f"store={path} | the log of {id!r} cannot be read: {error}; restore it, or remove it by `aworld trajectories delete`"
         ) from error
 
 
@@ -161,7 +161,7 @@ def notes_of(connection: sqlite3.Connection, path: str, key: int, first: int = 0
         return [replace(decode_event(data), seq=number) for number, data in rows]
     except (msgspec.DecodeError, TypeError) as error:
         raise StoreError(
-            f"store={path} | the notes about trajectory {key} cannot be read: {error}; delete it, or restore it"
+            f"store={path} | the notes about trajectory {key} cannot be read: {error}; restore it, or remove it by `aworld trajectories delete`"
         ) from error
 
 
@@ -372,16 +372,19 @@ class _Search:
         whole = column == "started_at" and not self._of_cohorts
         if whole and last is None:
             return self._ask(self._matching(None, values), values, limit, offset)
-        places = self._walk(last, end)
+        unfiled: list[Place] = []
         if not whole:
             conditions = [*values.every(self._rest), *self._beyond(last, values)]
-            places += self._ask(self._unfiled(conditions, values), values, end)
+            unfiled = self._ask(self._unfiled(conditions, values), values, end)
+        skipped = max(0, offset - len(unfiled))  # so many of the filed come before the page, wherever the others are
+        places = unfiled + self._walk(last, limit and limit + offset - skipped, skipped)
+        if unfiled:
             valued = [place for place in places if place[0] is not None]
             unknown = [place for place in places if place[0] is None]
             valued.sort(reverse=descends)
             unknown.sort(key=itemgetter(1), reverse=descends)
             places = valued + unknown
-        return places[offset:end]
+        return places[offset - skipped : None if end is None else end - skipped]
 
     def _ask(
         self, rows: str, values: Values, limit: int | None, offset: int = 0, in_range: bool = False
@@ -409,9 +412,9 @@ class _Search:
         beyond = f"({column}, t.key) {self._sign} ({values.add(last[0])}, {values.add(last[1])})"
         return [f"({column} IS NULL OR {beyond})" if optional else beyond]
 
-    def _walk(self, last: Place | None, limit: int | None) -> list[Place]:
-        """The first places beyond the last one, from one range of an index to the next: its equals, the others, the
-        unknown."""
+    def _walk(self, last: Place | None, limit: int | None, skipped: int) -> list[Place]:
+        """The first places beyond the last one, but for some, from one range of an index to the next: its equals, the
+        others, the unknown."""
         column = self._order.column
         ranges: list[tuple[Where, int | None]] = [(Where(column, "!=", None), None)]
         if last is not None:
@@ -430,7 +433,13 @@ class _Search:
             values = Values()
             conditions = values.every([where]) + ([] if key is None else [f"t.key {self._sign} {values.add(key)}"])
             conditions += values.every(self._rest)
-            places += self._ask(self._walked(column, conditions, values), values, left, in_range=True)
+            walked = self._walked(column, conditions, values)
+            rows = self._ask(walked, values, left, skipped, in_range=True)
+            if skipped and not rows:
+                skipped -= self._one(f"SELECT count(*){walked}", values)
+            else:
+                skipped = 0
+            places += rows
         return places
 
     def facet(self, field: str) -> list[Facet]:

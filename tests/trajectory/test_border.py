@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from aworld.cmd.main import main
+from aworld.cmd.trajectory_view import status_text
 from aworld.core.event import Commanded, Event, Labelled, Noted, Rewarded, Started, StateSet, TaskInfo
 from aworld.core.exceptions import ConfigError, StoreError, TaskError
 from aworld.trajectory import Query, TrajectoryStore, Where, open_store
 from aworld.trajectory.export import export
 from aworld.trajectory.sqlite import SQLiteStore
-from tests.strategies import run_of
+from tests.strategies import fork_of, run_of
 
 SURROGATE: Any = "a\ud800"
 
@@ -162,7 +164,10 @@ async def test_one_log_that_cannot_be_read_holds_up_nobody(tmp_path: Path, caplo
     for id in ("first", "old", "last"):
         await store.append(id, run_of(id))
     harm(path, "old")
-    with pytest.raises(StoreError, match=r"the log of 'old' cannot be read: .*; delete it, or restore it"):
+    with pytest.raises(
+        StoreError,
+        match=r"the log of 'old' cannot be read: .*; restore it, or remove it by `aworld trajectories delete`",
+    ):
         await store.read("old")
     assert sorted(summary.id for summary in await store.query()) == ["first", "last", "old"]
     assert await store.count() == 3
@@ -178,3 +183,85 @@ async def test_one_log_that_cannot_be_read_holds_up_nobody(tmp_path: Path, caplo
     assert export(store, "rows", tmp_path / "rows.jsonl", on_unreadable=errors.append) == count
     assert len(errors) == 1
     await store.close()
+
+
+async def test_a_log_that_shares_its_beginning_with_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    store = SQLiteStore(path)
+    log = run_of("run")
+    await store.append("run", log)
+    await store.append("fork", fork_of(log, "fork", 4, of="run"))
+    await store.close()
+    for parents in ({1: 1, 2: 2}, {1: 2, 2: 1}):
+        with sqlite3.connect(path) as connection:
+            connection.executemany(
+                "UPDATE trajectories SET parent = ?, first = 3 WHERE key = ?", [(v, k) for k, v in parents.items()]
+            )
+        connection.close()
+        store = SQLiteStore(path)
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreError, match="'run' shares its beginning with itself"):
+                await store.read("run")
+            assert len(await store.query()) == 2
+            assert list(store.scan(Query(ids=("run",)))) == []
+        await store.close()
+    store = SQLiteStore(path)
+    async with asyncio.timeout(5):
+        assert await store.delete("run", forks=True) >= 1
+    await store.close()
+
+
+@pytest.mark.parametrize("trick", [
+    "ALTER TABLE trajectories RENAME TO t; CREATE VIEW trajectories AS SELECT * FROM t",
+    "CREATE TRIGGER t AFTER INSERT ON events BEGIN DELETE FROM notes; END",
+    "CREATE VIRTUAL TABLE words USING fts5(text)",
+])  # fmt: skip
+async def test_a_file_that_does_more_than_hold_data_is_refused(tmp_path: Path, trick: str) -> None:
+    path = tmp_path / "runs.db"
+    store = SQLiteStore(path)
+    await store.append("run", run_of("run"))
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        connection.executescript(trick)
+    connection.close()
+    store = SQLiteStore(path)
+    for attempt in (lambda: store.read("run"), store.query, lambda: store.append("new", run_of("new"))):
+        with pytest.raises(StoreError, match="it has views, triggers or virtual tables, and no store has"):
+            await attempt()
+    await store.close()
+
+
+async def test_what_stands_in_a_file_may_call_nothing(store: SQLiteStore) -> None:
+    trusted = "PRAGMA trusted_schema"
+    assert await store._read(lambda connection: connection.execute(trusted).fetchone()) == (0,)
+    assert await asyncio.wrap_future(store._writer.call(lambda c: c.execute(trusted).fetchone())) == (0,)
+
+
+async def test_a_status_that_nobody_knows_is_shown_as_it_is(store: SQLiteStore) -> None:
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE trajectories SET status = 'dreaming'")
+    connection.close()
+    assert [summary.status for summary in await store.query()] == ["dreaming"]
+    assert status_text("dreaming").plain == "? dreaming"
+    assert main(["trajectories", "list", "--store", store.path]) == 0
+    assert main(["trajectories", "show", "good", "--store", store.path]) == 0
+
+
+async def test_the_command_exports_the_others_and_says_which_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "runs.db"
+    store = SQLiteStore(path)
+    for id in ("first", "old"):
+        await store.append(id, run_of(id))
+    await store.close()
+    harm(path, "old")
+    status = await asyncio.to_thread(
+        main, ["trajectories", "export", "--store", str(path), "--output", str(tmp_path / "x")]
+    )
+    assert status == 0
+    said = capsys.readouterr().err
+    assert "aworld: left out: store=" in said
+    assert "the log of 'old' cannot be read: " in said
+    assert "restore it, or remove it by `aworld trajectories delete`" in said
+    assert len((tmp_path / "x").read_text().splitlines()) > 0

@@ -114,7 +114,7 @@ queries = st.builds(
     where=st.lists(wheres(), max_size=3).map(tuple),
     order=st.sampled_from(("newest", "oldest", "best", "worst", *(s + c for c in COLUMNS for s in ("", "-")))),
     limit=st.none() | st.integers(0, 9),
-    offset=st.sampled_from((0, 0, 3)),
+    offset=st.sampled_from((0, 0, 3, 17, 40, 59, 99)),
 )
 
 
@@ -178,6 +178,8 @@ async def test_pages_by_cursor_add_up_to_the_whole(store: TrajectoryStore, order
         if after is None:
             break
     assert paged == whole
+    by_offset = [await store.query(Query(order=order, limit=4, offset=first, **more)) for first in range(0, COUNT, 4)]
+    assert [summary for page in by_offset for summary in page] == whole
 
 
 async def test_unknown_values_come_last_in_either_direction(store: TrajectoryStore) -> None:
