@@ -71,9 +71,12 @@ def compose(
         events = decode_events([data for piece in reversed(pieces) for data in piece])
         return with_bodies(connection, path, events)
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: somebody edited the file and left text, not bytes
-        raise StoreError(
-            f"store={path} | the log of {id!r} cannot be read: {error}; restore it, or remove it by `aworld trajectories delete`"
-        ) from error
+        raise _unreadable(path, f"the log of {id!r}", error) from error
+
+
+def _unreadable(path: str, what: str, error: Exception) -> StoreError:
+    remedy = "restore the file, or remove this run by `aworld trajectories delete`"
+    return StoreError(f"store={path} | {what} cannot be read: {error}; {remedy}")
 
 
 _bodies: dict[tuple[str, str], Any] = {}
@@ -160,9 +163,7 @@ def notes_of(connection: sqlite3.Connection, path: str, key: int, first: int = 0
     try:
         return [replace(decode_event(data), seq=number) for number, data in rows]
     except (msgspec.DecodeError, TypeError) as error:
-        raise StoreError(
-            f"store={path} | the notes about trajectory {key} cannot be read: {error}; restore it, or remove it by `aworld trajectories delete`"
-        ) from error
+        raise _unreadable(path, f"the notes about trajectory {key}", error) from error
 
 
 def scanned(

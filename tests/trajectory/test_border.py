@@ -166,7 +166,7 @@ async def test_one_log_that_cannot_be_read_holds_up_nobody(tmp_path: Path, caplo
     harm(path, "old")
     with pytest.raises(
         StoreError,
-        match=r"the log of 'old' cannot be read: .*; restore it, or remove it by `aworld trajectories delete`",
+        match=r"the log of 'old' cannot be read: .*; restore the file, or remove this run by `aworld traj",
     ):
         await store.read("old")
     assert sorted(summary.id for summary in await store.query()) == ["first", "last", "old"]
@@ -263,5 +263,5 @@ async def test_the_command_exports_the_others_and_says_which_it_left_out(
     said = capsys.readouterr().err
     assert "aworld: left out: store=" in said
     assert "the log of 'old' cannot be read: " in said
-    assert "restore it, or remove it by `aworld trajectories delete`" in said
+    assert "restore the file, or remove this run by `aworld trajectories delete`" in said
     assert len((tmp_path / "x").read_text().splitlines()) > 0
