@@ -61,8 +61,7 @@ class Log:
         """Brought up to date by who looks at it: most runs are never looked at."""
         tally = self._tally
         if tally.events < self.end:
-            for event in self.events[tally.events - self.first :]:
-                tally.apply(event)
+            tally.apply(*self.events[tally.events - self.first :])
         return tally
 
     def add_notes(self, notes: Iterable[Note]) -> list[Note]:
@@ -164,8 +163,7 @@ class MemoryStore:
         """See `TrajectoryStore.note`."""
         check_id(id)
         log = self._log(id)
-        for note in notes:
-            encoded(note, id, self.url)
+        encoded(notes, id, self.url)
         check_notes(id, notes, log.tally)
         numbered = log.add_notes(notes)
         if numbered and (lease := self._leases.get(id)) is not None:

@@ -108,11 +108,8 @@ class SQLiteStore:
         if not events:
             return DONE
         bodies: dict[str, bytes] = {}
-        id, url = trajectory_id, self.url
-        # Now: what an event holds may change later.
-        data = [
-            self._encode(event, bodies, id) if type(event) in NAMING else encoded(event, id, url) for event in events
-        ]
+        plain = [self._strip(event, bodies, trajectory_id) if type(event) in NAMING else event for event in events]
+        data = encoded(plain, trajectory_id, self.url)  # now: what an event holds may change later
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -133,13 +130,13 @@ class SQLiteStore:
             return DONE
         return Pending(waiter) if isinstance(waiter, Future) else waiter
 
-    def _encode(self, event: Event, bodies: dict[str, bytes], id: str) -> bytes:
+    def _strip(self, event: Event, bodies: dict[str, bytes], id: str) -> Event:
         """An event without the bodies that it names; those that the file may not have are put into `bodies`."""
         new = {digest: body for digest, body in bodies_of(event).items() if digest not in self._writer.bodies}
         if new:
-            encoded(event, id, self.url)
+            encoded([event], id, self.url)
             bodies.update((digest, msgspec.json.encode(body)) for digest, body in new.items())
-        return encoded(stripped(event), id, self.url)
+        return stripped(event)
 
     def end_linger(self) -> None:
         """Write what has gathered."""
@@ -192,8 +189,7 @@ class SQLiteStore:
         if writer.closed:
             raise writer.shut()
         check_id(id)
-        for note in notes:
-            encoded(note, id, self.url)
+        encoded(notes, id, self.url)
         try:
             waiter: Waiter = asyncio.get_running_loop().create_future()
         except RuntimeError:

@@ -30,7 +30,7 @@ from urllib.parse import parse_qsl, unquote
 
 from msgspec.structs import replace
 
-from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_event, encode_event
+from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_events, encode_event
 from aworld.core.exceptions import ConfigError, LeaseError, StoreError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
@@ -235,19 +235,22 @@ class TrajectoryStore(Protocol):
 
 def check_id(id: str) -> None:
     """Raise `TaskError` for what no store can have as the id of a trajectory."""
-    if not isinstance(id, str) or not is_unicode(id):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if type(id) is not str or not (id.isascii() or is_unicode(id)):
         raise TaskError(f"trajectory id {id!r}: give a text without lone surrogates", setting="id")
 
 
-def encoded(entry: Event | Note, id: str, url: str) -> bytes:
-    """An event or a note as it is stored. Raises `StoreError` for one that could not be read back as what it is."""
+def encoded(entries: Sequence[Event | Note], id: str, url: str) -> list[bytes]:
+    """Events or notes as they are stored. Raises `StoreError` for one that could not be read back as what it is."""
     try:
-        data = encode_event(entry)
-        decode_event(data)
+        data = [encode_event(entry) for entry in entries]
+        decode_events(data)
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        if len(entries) > 1:
+            for entry in entries:  # one of them, which is named
+                encoded([entry], id, url)
         raise StoreError(
-            f"store={url} | {type(entry).__name__} of trajectory {id!r} could not be read back and was not written: "
-            f"{error}; give each field a value of its type, and texts without lone surrogates"
+            f"store={url} | {type(entries[0]).__name__} of trajectory {id!r} could not be read back and was not "
+            f"written: {error}; give each field a value of its type, and texts without lone surrogates"
         ) from error
     return data
 

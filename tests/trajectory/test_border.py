@@ -33,11 +33,11 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
 
 
 def begun(**task: Any) -> Started:
-    return Started(seq=0, at=1.0, trajectory_id="run", task=TaskInfo(**{"id": "run", **task}))
+    return Started(seq=0, at=1.0, trajectory_id="run", task=replace(TaskInfo("run"), **task))
 
 
 def reward(**fields: Any) -> Rewarded:
-    return Rewarded(**{"seq": -1, "at": 1.0, "value": 1.0, **fields})
+    return replace(Rewarded(seq=-1, at=1.0, value=1.0), **fields)
 
 
 MISFITS: list[Event] = [
@@ -49,7 +49,7 @@ MISFITS: list[Event] = [
     begun(labels={"run": 7}),
     begun(name=SURROGATE),
     begun(labels={SURROGATE: "x"}),
-    replace(begun(), conf=5),  # pyright: ignore[reportArgumentType]
+    replace(begun(), conf=5),
     replace(begun(), agents={"a": {"prompt": SURROGATE}}, definitions={"a": "d1"}),
     replace(begun(), at=float("nan")),
 ]
