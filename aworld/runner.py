@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, overload
 
+import msgspec
+
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import Observation
@@ -21,13 +23,11 @@ from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
-from aworld.runners.driver import Episode, refuse_empty, write_end
+from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
-from aworld.runners.local import drive, fork_point, load, refuse_interactive, run_config, run_many, run_one, store_of
+from aworld.runners.local import fork_point, gather, load, run_config, run_many, store_of
 from aworld.runners.replay import ReplayReport, replay
-from aworld.runners.run import Driven
-from aworld.runners.schedule import gather
 from aworld.trajectory.query import Query
 
 Conf = RunConfig | dict[str, Any] | None
@@ -59,7 +59,7 @@ class Runners:
         TaskError for misuse, and CancelledError when the caller cancels.
         """
         asked = Task(input, agent, swarm, **task)
-        return await run_one(asked, store_of(run_config(run_conf).store, asked))
+        return await run_to_end(asked, store_of(run_config(run_conf).store, asked))
 
     @staticmethod
     def sync_run(
@@ -93,13 +93,7 @@ class Runners:
         Leaving the loop early cancels the run, unless somebody else reads it or `keep_running`.
         """
         _tasks(task)
-        store = store_of(run_config(run_conf).store, task)
-
-        def make() -> Driven:
-            refuse_interactive(task)
-            return drive(task, store)
-
-        return RunStream(task.id, store, make, keep_running=keep_running)
+        return RunStream(task, store_of(run_config(run_conf).store, task), keep_running=keep_running)
 
     @staticmethod
     def streaming_run_task(task: Task, run_conf: Conf = None) -> AsyncIterator[AnyOutput]:
@@ -138,7 +132,7 @@ class Runners:
                 record = await load(task.id, store)
                 if record.finished is not None:
                     raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
-            task.driver = drive(task, store, record)
+            task.driver = Episode(task, store, record)
         content = None if observation is None else content_of(observation)
         results = {id: to_content(value) for id, value in (tool_results or {}).items()}
         return await task.driver.step(content, results)
@@ -154,8 +148,7 @@ class Runners:
         it says that it is idempotent. A run that has ended comes back as it was recorded; `fork` it to go on.
         """
         record, opened = await _find(id, store)
-        actor = _actor(record, agent, swarm)
-        episode = Episode(_task_of(record, actor, task), opened, record)
+        episode = Episode(_task_of(record, _actor(record, agent, swarm), task), opened, record)
         if record.finished is not None:
             return episode.recorded_response()
         for question, answer in (answers or {}).items():
@@ -188,7 +181,7 @@ class Runners:
 
         Raises `TaskError` when it has ended.
         """
-        opened = await _store_for(id, store)
+        opened = _store_for(id, store)
         record = await load(_id_of(id), opened)
         journal = Journal(record, opened)
         try:
@@ -210,14 +203,14 @@ class Runners:
 
         One that waits or was left unfinished reads it when it is resumed. Raises `TaskError` when it has ended.
         """
-        opened = await _store_for(id, store)
+        opened = _store_for(id, store)
         content_of(text)
         await _command(await load(_id_of(id), opened), opened, "steer", text)
 
     @staticmethod
     async def pause(id: Run, *, store: Any = None) -> None:
         """Let a run stop after its turn, in any process: its status is `waiting` then, and `resume` goes on with it."""
-        opened = await _store_for(id, store)
+        opened = _store_for(id, store)
         await _command(await load(_id_of(id), opened), opened, "pause", None)
 
     @staticmethod
@@ -228,8 +221,7 @@ class Runners:
         begin later. `after` leaves out what events up to this number show (`output.seq`).
         """
         which: Any = id if isinstance(id, Query | list | tuple) else _id_of(cast("Run", id))
-        opened = id.store if store is None and isinstance(id, TaskResponse) and id.store else store_of(store)
-        return feed.follow(opened, which, after)
+        return feed.follow(_store_for(cast("Run", id), store), which, after)
 
     @staticmethod
     async def resume_all(store: Any, agents: Iterable[BaseAgent], run_conf: Conf = None) -> Resumed:
@@ -293,7 +285,7 @@ class Runners:
         if observation is not None:
             for forked_task in tasks:
                 forked_task.said = content_of(observation)
-        responses = await run_many(tasks, RunConfig(store=await _store_for(id, store)))
+        responses = await run_many(tasks, RunConfig(store=_store_for(id, store)))
         return list(responses.values()) if n is not None else responses[tasks[0].id]
 
     @staticmethod
@@ -363,16 +355,14 @@ def _id_of(run: Run) -> str:
 
 
 async def _find(run: Run, store: Any) -> tuple[Trajectory, Any]:
-    id, opened = _id_of(run), await _store_for(run, store)
+    id, opened = _id_of(run), _store_for(run, store)
     if isinstance(run, str):
         return await load(id, opened), opened
     return (run.record if isinstance(run, TaskResponse) else run), opened
 
 
-async def _store_for(run: Run, store: Any) -> Any:
-    if store is None and isinstance(run, TaskResponse) and run.store is not None:
-        return run.store
-    return store_of(store)
+def _store_for(run: Run, store: Any) -> Any:
+    return run.store if store is None and isinstance(run, TaskResponse) and run.store is not None else store_of(store)
 
 
 async def _command(
@@ -412,18 +402,9 @@ def _actor(record: Trajectory, agent: BaseAgent | None, swarm: Any) -> Any:
 
 def _task_of(record: Trajectory, actor: Any, changes: dict[str, Any], *, same: bool = True) -> Task:
     """A task for a recorded run; `changes` take the place of what was recorded."""
-    info = record.task
-    fields: dict[str, Any] = {
-        "name": info.name,
-        "session_id": info.session_id,
-        "user_id": info.user_id,
-        "group_id": info.group_id,
-        "labels": info.labels,
-        "conf": TaskConfig(**(record.started.conf if record.started else {})),
-        **changes,
-    }
-    if same:
-        fields["id"] = record.id
+    conf = TaskConfig(**(record.started.conf if record.started else {}))
+    recorded = msgspec.structs.asdict(record.task)
+    fields: dict[str, Any] = {**recorded, "conf": conf, **changes, "id": record.id if same else None}
     root = record.activations.get(0)
     input = record.messages[root.input].message.content if root is not None and root.input is not None else None
     return Task(input or "(the log has no input)", agent=actor, **fields)

@@ -34,7 +34,7 @@ from aworld.core.tool.toolkit import Toolkit
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
-from aworld.runners.world import World
+from aworld.runners.run import World
 from aworld.tools.mcp import mcp_tools
 from aworld.tools.mcp_session import close_sessions
 

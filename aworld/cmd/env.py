@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from aworld.cmd.wording import a
 from aworld.core.exceptions import ConfigError
@@ -15,8 +16,8 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
 
 _SERVE = (
     "Serve an environment to `RemoteEnvironment(url)` and to OpenEnv's clients: every client has an episode of its "
-    "own. On any address but this machine's own, a token is asked for: --token, or better AWORLD_TOKEN, which nobody "
-    "sees in a list of processes."
+    "own. On any address but this machine's own, a token is asked for: --token-file or AWORLD_TOKEN, which nobody sees "
+    "in a list of processes, or --token."
 )
 
 
@@ -30,6 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument("--port", type=int, default=8100, help="where it listens (8100); 0 takes any")
     add_shell(serve)
     serve.add_argument("--max-episodes", type=int, default=1024, metavar="N", help="episodes at once (1024)")
+    serve.add_argument("--per-client", type=int, metavar="N", help="of them for one address (three quarters)")
     serve.add_argument(
         "--idle", type=float, default=600.0, metavar="S", help="seconds until an unused one expires (600)"
     )
@@ -40,6 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def add_shell(serve: argparse.ArgumentParser) -> None:
     """Add what every server over HTTP takes, beside its --host and --port."""
     serve.add_argument("--token", metavar="SECRET", help="what clients must show (default: $AWORLD_TOKEN)")
+    serve.add_argument("--token-file", metavar="FILE", help="a file that holds it, which no list of processes shows")
     serve.add_argument(
         "--host-name", action="append", metavar="NAME", help="what clients call this machine, where --host does not say"
     )
@@ -48,6 +51,14 @@ def add_shell(serve: argparse.ArgumentParser) -> None:
 def shell_options(args: argparse.Namespace) -> dict[str, Any]:
     """Those as arguments of a server."""
     token = args.token or os.environ.get("AWORLD_TOKEN") or None
+    if args.token_file is not None:
+        try:
+            token = Path(args.token_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--token-file {args.token_file}: cannot be read: {error}.", setting="token") from error
+        if not token or args.token:
+            what = "--token names another one; give one of the two" if token else "the file is empty"
+            raise ConfigError(f"--token-file {args.token_file}: {what}.", setting="token")
     return {"token": token, "host_names": args.host_name or (), "command": True}
 
 
@@ -60,6 +71,7 @@ async def _serve(args: argparse.Namespace) -> int:
         args.host,
         args.port,
         max_episodes=args.max_episodes,
+        per_client=args.per_client,
         idle=args.idle,
         store=None if args.store is None else store_of(args.store),
         **shell_options(args),
@@ -71,11 +83,12 @@ async def _serve(args: argparse.Namespace) -> int:
 def environment_of(reference: str) -> Environment:
     """The environment that `MODULE:NAME` refers to, or that the function of that name makes. Raises ConfigError."""
     from aworld.agents.references import find
-    from aworld.environments.environment import Environment
+    from aworld.environments.environment import Environment, Origin, parts_of
 
-    environment = find(reference, "Environment")
-    if callable(environment) and not isinstance(environment, Environment):
-        environment = environment()
+    value: Any = find(reference, "Environment")
+    environment: Any = value() if callable(value) and not isinstance(value, Environment) else value
     if not isinstance(environment, Environment):
         raise ConfigError(f"{reference!r} is {a(type(environment).__name__)}; name an Environment.")
+    if environment is not value and environment.origin is None:
+        environment.origin = Origin(cast(Any, value), [], {}, parts_of(environment))
     return environment

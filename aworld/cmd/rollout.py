@@ -39,6 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="episodes of each problem (1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="chooses problems and seeds episodes (0)")
     parser.add_argument("--concurrency", type=int, default=128, metavar="N", help="episodes in flight at once (128)")
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: all in this process)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="for episodes whose surroundings fail (2)")
     parser.add_argument("--run", metavar="NAME", dest="name", help="name of the run, to go on with it later")
     from aworld.cmd.run import add_limits, add_store
@@ -50,17 +51,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 async def _rollout(args: argparse.Namespace) -> int:
+    from aworld.config.conf import EngineName, RunConfig
     from aworld.environments.report import Report
     from aworld.environments.rollout import rollouts
     from aworld.runners.local import store_of
 
-    require(args, 1, "tasks", "samples", "concurrency")
+    require(args, 1, "tasks", "samples", "concurrency", "workers")
     require(args, 0, "retries")
     environment = _environment(args)
     agent = policy_agent(args, "model", "base_url", "temperature")
     problems = _problems(environment, args)
     name = args.name or f"{environment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     store = store_of(args.store)
+    engine = EngineName.LOCAL if args.workers is None else EngineName.PROCESSES
+    conf = RunConfig(engine_name=engine, worker_num=args.workers or 1, store=store, max_concurrency=args.concurrency)
     report = Report(environment)
     began, ran = time.monotonic(), 0
     with TerminalWatch(len(problems) * args.samples, quiet=args.json) as watch:
@@ -68,8 +72,8 @@ async def _rollout(args: argparse.Namespace) -> int:
             f"run {name}: {counted(len(problems), 'problem')} × {args.samples} of {environment.name}, {args.split}"
         )
         episodes = rollouts(
-            environment, agent, problems, samples=args.samples, seed=args.seed, store=store, run=name,
-            max_concurrency=args.concurrency, retries=args.retries, labels={"split": args.split}, yield_finished=True,
+            environment, agent, problems, samples=args.samples, seed=args.seed, conf=conf, run=name,
+            retries=args.retries, labels={"split": args.split}, yield_finished=True,
             on_progress=lambda progress: watch.show(progress.done, _state(progress)),
         )  # fmt: skip
         try:
@@ -103,7 +107,7 @@ def _environment(args: argparse.Namespace) -> Environment:
 
 
 def _problems(environment: Environment, args: argparse.Namespace) -> list[Problem]:
-    source = environment.train if args.split == "train" else environment.test
+    source = environment.source(args.split)
     count = args.tasks or (100 if callable(source) else None)
     problems = environment.problems(args.split, count, args.seed, fewer=not args.tasks)
     if not problems:

@@ -8,7 +8,7 @@ the runtime itself knows nothing of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -27,6 +27,28 @@ class Reward(Struct, frozen=True, kw_only=True):
     source: str | None = None
     detail: Any = None
     error: str | None = None
+
+
+class Remake(Struct, frozen=True):
+    """How the task of an environment is made again in another process."""
+
+    by: str
+    """The function that makes it, `module:name`; called with the arguments and the fields of `Task`."""
+    arguments: dict[str, Any]
+    """JSON-able."""
+    agent: Any
+    """The agent or team, the tools and the hooks that the caller gave: the function adds the environment's own."""
+    tools: Sequence[Any]
+    hooks: Sequence[Any]
+
+
+@runtime_checkable
+class Travelling(Protocol):
+    """An environment of a run that can be made in another process."""
+
+    def remake(self) -> Remake:
+        """How the task is made there. Raises TaskError that says what cannot travel, and what would."""
+        ...
 
 
 class RunEnvironment(Protocol):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from aworld.core.exceptions import EnvironmentFailed as EnvironmentFailed
     from aworld.core.run_environment import Reward as Reward
     from aworld.environments.environment import Environment as Environment
+    from aworld.environments.environment import factory as factory
     from aworld.environments.episode import EpisodeEnv as EpisodeEnv
     from aworld.environments.problem import Problem as Problem
     from aworld.environments.problem import split_by_hash as split_by_hash

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, wraps
+from typing import Any, ParamSpec, cast
 
 import msgspec
 
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import BaseAgent
-from aworld.core.exceptions import ConfigError
+from aworld.core.checks import one_of, positive
+from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Text
 from aworld.core.model import ModelRequest
+from aworld.core.run_environment import Remake
 from aworld.core.task import Task
 from aworld.environments.problem import (
     SAMPLE,
+    SPLITS,
     Generator,
     HashSide,
     Key,
@@ -34,16 +38,18 @@ from aworld.environments.problem import (
     as_source,
     check_takes_one,
     content_key,
+    different,
     digest_of,
     ends,
     never_meet,
     taken,
 )
 from aworld.environments.rubric import Part, Rubric, Scorer, as_rubric
-from aworld.environments.session import ProblemEnvironment, Session
+from aworld.environments.session import Caller, ProblemEnvironment, Session
 
 __all__ = ["Environment", "Problem", "Session"]
 
+P = ParamSpec("P")
 Problems = Iterable[Problem | dict[str, Any]] | Generator
 
 
@@ -77,13 +83,9 @@ class Environment:
     ) -> None:
         if not name or not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"An environment needs a name; got {name!r}.")
-        if session is not None and not callable(session):
-            raise ConfigError(
-                f"Environment {name!r}: session takes a class or function of a problem, of which each episode makes a "
-                f"session of its own; got {session!r}."
-            )
         if session is not None:
             check_takes_one(session, f"Environment {name!r}, session", "the problem")
+        self.origin: Origin | None = None
         self.name = name
         self.train: Source = as_source(train, f"train of environment {name!r}")
         if not callable(self.train) and not self.train and train != ():
@@ -104,6 +106,10 @@ class Environment:
         if not callable(self.train) and not callable(self.test):  # of streams, when problems are drawn
             self.check_disjoint()
 
+    def source(self, split: Split) -> Source:
+        """Where the problems of a split come from. Raises ConfigError."""
+        return self.train if one_of("split", split, SPLITS) == "train" else self.test
+
     def problems(
         self, split: Split = "train", n: int | None = None, seed: int | None = None, *, fewer: bool = False
     ) -> list[Problem]:
@@ -112,20 +118,29 @@ class Environment:
         A list is given in its order, or shuffled by `seed`; `n` None means all of it. Raises ConfigError when there are
         not enough, unless `fewer` will do, or when a problem to learn from is also held out.
         """
-        if split not in ("train", "test"):
-            raise ConfigError(f"split={split!r}: an environment has 'train' and 'test'.")
-        if n is not None and n < 0:
-            raise ConfigError(f"problems(n={n}): not a number of problems.")
-        source = self.train if split == "train" else self.test
+        source = self.source(split)
+        if n is not None:
+            positive("n", n, zero=True, whole=True)
         problems = taken(source, n, seed, f"{split} of environment {self.name!r}", fewer=fewer)
-        if split == "train" and callable(source) and not never_meet(self.train, self.test):
+        if split == "train" and callable(source):
             self._refuse_held_out(problems)
         return problems
 
+    def stream(self, split: Split, seed: int | None) -> Iterator[Problem]:
+        """The problems of a split one by one, as `problems` gives them: for who wants them in pieces."""
+        source = self.source(split)
+        if not callable(source):
+            yield from self.problems(split, None, seed)
+            return
+        for problem in different(source(seed or 0)):
+            if split == "train":
+                self._refuse_held_out([problem])
+            yield problem
+
     def split_of(self, problem: Problem) -> Split | None:
         """The split that a problem is of, by its content; None for one of neither, and where a stream cannot tell."""
-        sources: dict[Split, Source] = {"test": self.test, "train": self.train}
-        for split, source in sources.items():
+        for split in SPLITS:
+            source = self.source(split)
             if isinstance(source, HashSide):
                 if problem in source:
                     return split
@@ -138,18 +153,19 @@ class Environment:
         """Whether nobody has seen the training problems come to an end: a function's first 1000 are looked at."""
         return not ends(self.train)
 
-    def check_disjoint(self, n: int = SAMPLE, seed: int = 0) -> None:
-        """Refuse a training set that has a problem of the held-out set. Of streams, at most `n` are looked at.
+    def check_disjoint(self) -> None:
+        """Refuse a training set that has a problem of the held-out set. Of streams, the first 1000 are looked at.
 
         Raises ConfigError that shows one.
         """
-        if self._checked or never_meet(self.train, self.test):
-            return
-        self._refuse_held_out(self._looked_at("train", n, seed), n, seed)
-        self._checked = True
+        if not self._checked:
+            self._refuse_held_out(self._looked_at("train"))
+            self._checked = True
 
-    def _refuse_held_out(self, problems: Sequence[Problem], n: int = SAMPLE, seed: int = 0) -> None:
-        held_out = self._digests_of("test", n, seed)
+    def _refuse_held_out(self, problems: Sequence[Problem]) -> None:
+        if never_meet(self.train, self.test):
+            return
+        held_out = self._digests_of("test")
         twice = [problem for problem in problems if digest_of(problem, self.key) in held_out]
         if twice:
             shown = msgspec.json.encode(twice[0].input, enc_hook=repr).decode()
@@ -158,16 +174,19 @@ class Environment:
                 f"as {twice[0].id!r}: {shown:.300}. Take them out of one of the two, or make both with split_by_hash."
             )
 
-    def _digests_of(self, split: Split, n: int = SAMPLE, seed: int = 0) -> set[bytes]:
+    def _digests_of(self, split: Split) -> set[bytes]:
         """The digests of a split: of a list of all problems, of a stream of those that are looked at first."""
         if split not in self._digests:
-            self._digests[split] = {digest_of(problem, self.key) for problem in self._looked_at(split, n, seed)}
+            self._digests[split] = {digest_of(problem, self.key) for problem in self._looked_at(split)}
         return self._digests[split]
 
-    def _looked_at(self, split: Split, n: int, seed: int) -> Sequence[Problem]:
-        source = self.train if split == "train" else self.test
-        where = f"{split} of environment {self.name!r}"
-        return taken(source, n, seed, where, fewer=True) if callable(source) else source
+    def _looked_at(self, split: Split) -> Sequence[Problem]:
+        source = self.source(split)
+        return (
+            taken(source, SAMPLE, 0, f"{split} of environment {self.name!r}", fewer=True)
+            if callable(source)
+            else source
+        )
 
     def task(
         self,
@@ -186,7 +205,8 @@ class Environment:
         the model. `fields` are further arguments of `Task`; `conf` takes the place of the environment's.
         """
         problem = as_problem(problem)
-        environment = ProblemEnvironment(self, problem, seed)
+        tools = tuple(fields.pop("tools", ()))
+        environment = ProblemEnvironment(self, problem, seed, Caller(agent, tools, tuple(hooks)))
         unit, content = self._prompt(agent, problem.input)
         return Task(
             content if isinstance(content, str) else list(content),
@@ -195,11 +215,43 @@ class Environment:
             id=id,
             name=fields.pop("name", None) or f"{self.name}/{problem.id}",
             group_id=group_id,
-            tools=[*self.tools, *fields.pop("tools", ()), *((environment,) if self.session is not None else ())],
+            tools=[*self.tools, *tools, *((environment,) if self.session is not None else ())],
             hooks=[*hooks, *((Seeds(seed),) if seed is not None else ())],
             environment=environment,
             **fields,
         )
+
+    def remake(self, problem: Problem, seed: int | None, caller: Caller) -> Remake:
+        """How another process makes the task of a problem. Raises TaskError that says what cannot travel."""
+        if not _is_data(problem):
+            raise TaskError(
+                f"Problem {problem.id!r} cannot travel to another process: its answer and data must be what JSON has "
+                "(text, numbers, lists, objects with text as keys). Write them so, or run on one event loop."
+            )
+        made = {**self._reference(), "problem": msgspec.to_builtins(problem), "seed": seed}
+        return Remake(f"{__name__}:task_again", made, *caller)
+
+    def _reference(self) -> dict[str, Any]:
+        """The import path of this environment, or of the function that makes it, and the arguments of that."""
+        from aworld.runners.worker_processes import path_of  # most programs start no other process
+
+        origin = self.origin
+        if origin is None or any(one is not other for one, other in zip(origin.parts, parts_of(self))):
+            try:
+                return {"path": path_of(self, f"environment {self.name!r}"), "args": [], "kwargs": {}}
+            except TaskError as nowhere:
+                raise TaskError(
+                    f"Environment {self.name!r} cannot travel to another process: no module has it under a name, and "
+                    "no function marked @factory made it as it is now. Put it at the top of a module, or mark the "
+                    "function that makes it (from aworld.environments import factory), or run on one event loop."
+                ) from nowhere
+        if not _is_data([origin.args, origin.kwargs]):
+            raise TaskError(
+                f"Environment {self.name!r} cannot travel to another process: the arguments of {origin.make.__name__} "
+                "are no plain data (text, numbers, lists, objects). Put the environment at the top of a module."
+            )
+        path = path_of(origin.make, f"function {origin.make.__name__!r}")
+        return {"path": path, "args": origin.args, "kwargs": origin.kwargs}
 
     def _prompt(self, agent: Any, input: Content) -> tuple[Any, Content]:
         """The agent with the system prompt of the environment; a team is told it before the input."""
@@ -217,6 +269,66 @@ class Environment:
 
     def __repr__(self) -> str:
         return f"<Environment {self.name!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What made an environment, so that another process can make it again."""
+
+    make: Callable[..., Environment]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    parts: tuple[Any, ...]
+    """What it was then: one that was changed afterwards is another."""
+
+
+def parts_of(environment: Environment) -> tuple[Any, ...]:
+    """All but the limits, which are the task's."""
+    of = environment
+    return (of.name, of.train, of.test, of.session, of.tools, of.rubric, of.system_prompt, of.key)
+
+
+def factory(make: Callable[P, Environment]) -> Callable[P, Environment]:
+    """Mark a function that makes environments: what it makes can travel to worker processes, by the function's name
+    and its arguments, which are plain data.
+
+        @factory
+        def shop(items: int = 8) -> Environment: ...
+    """
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Environment:
+        environment = make(*args, **kwargs)
+        environment.origin = Origin(made, list(args), kwargs, parts_of(environment))
+        return environment
+
+    return made
+
+
+def task_again(made: dict[str, Any], swarm: Any, **fields: Any) -> Task:
+    """In a worker process: the task of a problem, as its `Remake` says."""
+    arguments = msgspec.json.encode([made["args"], made["kwargs"]])
+    problem = msgspec.convert(made["problem"], Problem)
+    return _made_again(made["path"], arguments).task(problem, swarm, seed=made["seed"], **fields)
+
+
+@lru_cache(maxsize=16)
+def _made_again(path: str, arguments: bytes) -> Environment:
+    from aworld.runners.worker_processes import object_at
+
+    value = object_at(path)
+    if isinstance(value, Environment):
+        return value
+    args, kwargs = msgspec.json.decode(arguments)
+    return value(*args, **kwargs)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value comes back from JSON as it was."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value), type=cast("type[Any]", type(value))) == value
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        return False
 
 
 class Seeds(Hooks):

@@ -17,15 +17,16 @@ import msgspec
 
 from aworld.core.agent.base import BaseAgent, Turn
 from aworld.core.common import Observation
-from aworld.core.event import Rewarded
+from aworld.core.event import Rewarded, Status
 from aworld.core.exceptions import EnvironmentFailed, TaskError
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import ToolSchema
+from aworld.core.run_environment import Reward
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, Split, as_problem
-from aworld.runners.local import drive, store_of
-from aworld.runners.run import Driven
+from aworld.runners.driver import Episode
+from aworld.runners.local import store_of
 from aworld.runners.turn import observe
 
 Action: TypeAlias = str | ToolCall | Sequence[ToolCall] | Message | Mapping[str, Any]
@@ -47,7 +48,7 @@ class EpisodeEnv:
         self.store = store_of(store)
         self._chance = random.Random()
         self._agent = _Puppet("policy")
-        self._episode: Driven | None = None
+        self._episode: Episode | None = None
         self._offered: tuple[ToolSchema, ...] = ()
         self._seen = 0
         """Rewards that `step` has told of."""
@@ -79,14 +80,14 @@ class EpisodeEnv:
         await self.close()
         seed = self._chance.getrandbits(31) if seed is None else seed
         if problem is None:
-            source = self.environment.train if self.split == "train" else self.environment.test
+            source = self.environment.source(self.split)
             if not callable(source) and not source:
                 raise TaskError(f"Environment {self.environment.name!r} has no problems in {self.split!r}.")
             chosen = self.environment.problems(self.split, 1, seed)[0]
         else:
             chosen = as_problem(problem)
         task = self.environment.task(chosen, self._agent, seed=seed)
-        episode = self._episode = drive(task, self.store)
+        episode = self._episode = Episode(task, self.store)
         self._seen, self._offered = 0, ()
         self._agent.actions.clear()
         response = await episode.begin()
@@ -126,6 +127,12 @@ class EpisodeEnv:
         truncated = response.status in ("limit_reached", "timeout")
         return observation, _sum(rewards), over and not truncated, truncated, info
 
+    async def score_now(self, status: Status, answer: Any, error: str | None) -> Sequence[Rewarded | Reward]:
+        """The rewards of an episode that somebody else ends in this way; it is over then."""
+        rewards = await self._running().score_now(status, answer, error)
+        await self.close()
+        return rewards
+
     async def close(self) -> None:
         """Cancel the episode that is running, if there is one."""
         if self._episode is not None:
@@ -137,7 +144,7 @@ class EpisodeEnv:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _running(self) -> Driven:
+    def _running(self) -> Episode:
         if self._episode is None:
             raise TaskError("No episode has begun; call reset() first.")
         return self._episode

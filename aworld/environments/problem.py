@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias, cast, overload
 
 import msgspec
@@ -23,6 +24,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
 
 Split: TypeAlias = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("test", "train")
 Key: TypeAlias = Callable[["Problem"], Any]
 Generator: TypeAlias = Callable[[int], Iterable["Problem"]]
 """Makes problems from a seed, the same ones each time; endless or not."""
@@ -172,13 +174,13 @@ def ends(source: Source) -> bool:
 def taken(source: Source, n: int | None, seed: int | None, where: str, *, fewer: bool = False) -> list[Problem]:
     """`n` problems of a source. A list is given in its order, or shuffled by `seed`; `n` None means all of it.
 
-    A stream that comes upon a problem again, by its id, passes over it. Raises ConfigError when there are not enough;
-    with `fewer` what there is will do, but a function must make at least one.
+    Of a stream, `different` ones. Raises ConfigError when there are not enough; with `fewer` what there is will do, but
+    a function must make at least one.
     """
     if callable(source):
         if n is None:
             raise ConfigError(f"{where} makes problems without end; say how many with n=...")
-        problems = _different(source(seed or 0), n, where, fewer)
+        problems = list(islice(different(source(seed or 0)), n))
     elif seed is None:
         problems = list(source[:n])
     else:
@@ -186,26 +188,27 @@ def taken(source: Source, n: int | None, seed: int | None, where: str, *, fewer:
         random.Random(seed).shuffle(problems)
         problems = problems[:n]
     least = min(n or 0, int(callable(source))) if fewer else n or 0
-    if n is not None and len(problems) < least:
-        has = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    if len(problems) < least:
+        has = "1 problem" if len(problems) == 1 else f"{len(problems)} different problems"
         raise ConfigError(f"{where} has {has}; {n} were asked for.")
     return problems
 
 
-def _different(stream: Iterable[Problem | Mapping[str, Any]], n: int, where: str, fewer: bool) -> list[Problem]:
-    distinct: dict[str, Problem] = {}
-    repeated = 0
-    for number, fields in enumerate(stream if n else ()):
+def different(
+    stream: Iterable[Problem | Mapping[str, Any]], key: Key = attrgetter("id"), patience: int = PATIENCE
+) -> Iterator[Problem]:
+    """The problems of a stream, those left out that come again; ends when `patience` in a row have come before."""
+    seen: set[Any] = set()
+    again = 0
+    for number, fields in enumerate(stream):
         problem = as_problem(fields, number)
-        repeated = repeated + 1 if problem.id in distinct else 0
-        distinct.setdefault(problem.id, problem)
-        if len(distinct) == n:
-            break
-        if repeated >= PATIENCE:
-            if fewer:
-                break
-            raise ConfigError(f"{where} makes no more than {len(distinct)} different problems; {n} were asked for.")
-    return list(distinct.values())
+        name = key(problem)
+        if name not in seen:
+            seen.add(name)
+            again = 0
+            yield problem
+        elif (again := again + 1) >= patience:
+            return
 
 
 def as_source(value: Any, where: str) -> Source:
@@ -230,7 +233,9 @@ def as_source(value: Any, where: str) -> Source:
 
 
 def check_takes_one(function: Callable[..., Any], where: str, argument: str) -> None:
-    """Raise ConfigError when a function cannot be called with one positional argument, as far as that can be told."""
+    """Raise ConfigError for what cannot be called with one positional argument, as far as that can be told."""
+    if not callable(function):
+        raise ConfigError(f"{where}: a function of {argument} is wanted; got {function!r:.100}.")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some of those written in C have none

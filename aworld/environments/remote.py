@@ -26,14 +26,16 @@ from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ToolError
 from aworld.core.message import Content, Message
 from aworld.core.tool.base import Tool, ToolContext
-from aworld.environments.connection import PROTOCOL
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, Origin, parts_of
 from aworld.environments.problem import FetchedProblems, Problem, Source, Split
 from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 from aworld.environments.session import Session
 
 if TYPE_CHECKING:
     import aiohttp
+
+PROTOCOL = 1
+"""Of what is ours in it: raised when older clients would misunderstand."""
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of an answer of the server: observations may hold pictures."""
@@ -207,6 +209,7 @@ class RemoteEnvironment(Environment):
             system_prompt=described["system_prompt"],
             conf=described["conf"] if conf is None else conf,
         )
+        self.origin = Origin(RemoteEnvironment, [url], {"token": token, "timeout": timeout}, parts_of(self))
 
     def split_of(self, problem: Problem) -> Split | None:
         """The split in which the server has a problem."""

@@ -19,31 +19,31 @@ Z = 1.96
 """Standard normal quantile of a confidence of 95 %."""
 
 
+@dataclass(slots=True)
 class RolloutProgress:
     """Running figures of a rollout; the same object is told of every episode."""
 
-    def __init__(self, total: int | None = None) -> None:
-        self.total = total
-        """Episodes in all; None when the problems are a stream."""
-        self.done = 0
-        """Episodes that have ended, those of an earlier start included."""
-        self.skipped = 0
-        """Episodes that an earlier start had finished."""
-        self.retried = 0
-        """Attempts whose surroundings failed and that were begun again."""
-        self.lost = 0
-        """Episodes whose surroundings failed to the last attempt."""
-        self.lost_in_a_row = 0
-        """How many of the last episodes were lost, without one that was not."""
-        self.reason: str | None = None
-        """Why surroundings failed the last time that they did."""
-        self.statuses: Counter[str] = Counter()
-        """Endings of this start, by status."""
-        self.unscored = 0
-        """Episodes of this start that ended without a score."""
-        self._scored = 0
-        self._sum = 0.0
-        self._started = time.monotonic()
+    total: int | None = None
+    """Episodes in all; None when the problems are a stream."""
+    done: int = 0
+    """Episodes that have ended, those of an earlier start included."""
+    skipped: int = 0
+    """Episodes that an earlier start had finished."""
+    retried: int = 0
+    """Attempts whose surroundings failed and that were begun again."""
+    lost: int = 0
+    """Episodes whose surroundings failed to the last attempt."""
+    lost_in_a_row: int = 0
+    """How many of the last episodes were lost, without one that was not."""
+    reason: str | None = None
+    """Why surroundings failed the last time that they did."""
+    statuses: Counter[str] = field(default_factory=Counter[str])
+    """Endings of this start, by status."""
+    unscored: int = 0
+    """Episodes of this start that ended without a score."""
+    _scored: int = 0
+    _sum: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
 
     def skip(self, count: int) -> None:
         """Count episodes that an earlier start had finished."""

@@ -18,7 +18,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
+from aworld.config.conf import RunConfig
 from aworld.core.agent.flow import Unit
+from aworld.core.checks import positive
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError
 from aworld.core.hooks import Hooks
@@ -27,11 +29,13 @@ from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
 from aworld.environments.report import RolloutProgress
-from aworld.runners.local import load, run_one, store_of
+from aworld.runners.local import Executor, executor_of, load, run_config, store_of
 from aworld.runners.run import units_of_task
-from aworld.runners.schedule import gather, rare_collection
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
+
+MOST_AT_ONCE = 128
+"""Episodes in flight at once, where nobody says."""
 
 RETRY_WAIT = 0.25
 """Seconds before the first retry of an episode whose surroundings failed; doubled each time."""
@@ -41,6 +45,9 @@ LOST_IN_A_ROW = 20
 
 ENDED: tuple[Status, ...] = ("finished", "failed", "timeout", "limit_reached")
 """Statuses of an episode that is not run again, unless its surroundings failed."""
+
+_ANY = Problem("any", "Anything.")
+"""Stands for the problems of a run, where only the rest of its tasks is looked at."""
 
 _PLAIN = re.compile(r"[\w-]{1,48}")
 
@@ -131,7 +138,7 @@ async def rollouts(
     samples: int = 1,
     seed: int = 0,
     store: Any = None,
-    max_concurrency: int = 128,
+    max_concurrency: int | None = None,
     retries: int = 2,
     run: str | None = None,
     labels: Mapping[str, str] | None = None,
@@ -139,6 +146,7 @@ async def rollouts(
     on_progress: Callable[[RolloutProgress], None] | None = None,
     hooks: Sequence[Hooks] = (),
     session_id: str | None = None,
+    conf: RunConfig | dict[str, Any] | None = None,
 ) -> AsyncGenerator[Rollout, None]:
     """Run `samples` episodes of each problem; yields them in the order of finishing.
 
@@ -155,7 +163,7 @@ async def rollouts(
         samples: Episodes of each problem. They share a group.
         seed: Each episode has a seed derived from it, and each request to a model one derived from that.
         store: A store or its address; None keeps nothing but what is yielded.
-        max_concurrency: Episodes in flight at once.
+        max_concurrency: Episodes in flight at once; 128, or what `conf` says.
         retries: How often an episode whose surroundings failed is begun again.
         run: The name of this run, also a label of its trajectories. With the name of an earlier run in the same store,
             what has finished is not run again, and what had not finished is begun anew. One process a run.
@@ -165,46 +173,62 @@ async def rollouts(
         on_progress: Called after each episode.
         hooks: Called around every episode.
         session_id: Whose conversations the episodes belong to; says nothing else.
+        conf: Where the episodes run: `RunConfig(engine_name="processes", worker_num=4, store="sqlite:///runs.db")` for
+            worker processes. The episodes of one that dies are begun anew in another.
 
     Raises:
         ConfigError: The agent misses a setting, two problems have one id, `labels` takes a name that is not free, or
             `run` is the name of another run: of another environment, seed or agent.
         EnvironmentFailed: Twice as many episodes as run at once, and at least 20, were lost in a row.
         StoreError: The store can no longer be written; what was acknowledged is safe.
-        TaskError: A label is no text.
+        TaskError: A label is no text, or something cannot travel to the worker processes that `conf` asks for.
     """
-    if samples < 1 or max_concurrency < 1 or retries < 0:
-        raise ConfigError("rollouts: samples and max_concurrency must be at least 1, and retries at least 0.")
+    conf = _run_config(conf, store, max_concurrency)
+    positive("samples", samples, whole=True)
+    positive("retries", retries, zero=True, whole=True)
     more = checked_labels(labels or {})
     if taken := [name for name in _OWN_LABELS if name in more]:
         raise ConfigError(f"labels[{taken[0]!r}]: rollouts gives this label itself; take another name.")
     agent.check()  # misuse is told before anything begins
     listed = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else None
     progress = RolloutProgress(None if listed is None else len(listed) * samples)
-    fields = {"hooks": hooks, "session_id": session_id}
+    fields: dict[str, Any] = {"hooks": hooks, "session_id": session_id}
     name = run or uuid.uuid4().hex[:12]
-    work = _Work(
-        environment, agent, listed or (), samples, seed, store_of(store), retries, name, more, fields, progress
-    )
+    executor = executor_of(conf, store_of(conf.store))
+    executor.check(environment.task(_ANY, agent, seed=seed, **fields))
+    work = _Work(environment, agent, listed or (), samples, seed, executor, retries, name, more, fields, progress)
     if run is not None:
         await work.look_up()
     if yield_finished:
         async for rollout in work.finished_before():
             yield rollout
-    most_lost = max(LOST_IN_A_ROW, 2 * max_concurrency)
-    with rare_collection(max_concurrency > 1):
-        async with aclosing(gather(work.missing(problems), work.episode, max_concurrency)) as episodes:
-            async for rollout in episodes:
-                progress.count(rollout)
-                if on_progress is not None:
-                    on_progress(progress)
-                yield rollout
-                if progress.lost_in_a_row >= most_lost:
-                    raise EnvironmentFailed(
-                        f"run={work.run!r} | the last {progress.lost_in_a_row} episodes were all lost, retries "
-                        f"included. The last one: {progress.reason}\nWhat has ended is kept; start again with the same "
-                        "run and store to go on."
-                    )
+    most_lost = max(LOST_IN_A_ROW, 2 * conf.max_concurrency)
+    async with aclosing(executor.each(work.missing(problems), work.episode, conf.max_concurrency)) as episodes:
+        async for rollout in episodes:
+            progress.count(rollout)
+            if on_progress is not None:
+                on_progress(progress)
+            yield rollout
+            if progress.lost_in_a_row >= most_lost:
+                raise EnvironmentFailed(
+                    f"run={work.run!r} | the last {progress.lost_in_a_row} episodes were all lost, retries included. "
+                    f"The last one: {progress.reason}\nWhat has ended is kept; start again with the same run and store "
+                    "to go on."
+                )
+
+
+def _run_config(conf: RunConfig | dict[str, Any] | None, store: Any, limit: int | None) -> RunConfig:
+    """The configuration with the store and the limit that were named beside it. Raises ConfigError."""
+    conf = run_config(conf)
+    if limit is None:
+        limit = conf.max_concurrency if "max_concurrency" in conf.model_fields_set else MOST_AT_ONCE
+    positive("max_concurrency", limit, whole=True)
+    if store is not None and conf.store not in (None, store):
+        raise ConfigError("rollouts: store and conf.store name two stores; name one.", setting="store")
+    for name in ("on_progress", "sequence_dependent"):
+        if getattr(conf, name):
+            raise ConfigError(f"rollouts: conf.{name} is not for rollouts; they take on_progress themselves.")
+    return conf.model_copy(update={"max_concurrency": limit, "store": conf.store if store is None else store})
 
 
 async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncIterator[list[Rollout]]:
@@ -250,7 +274,7 @@ class _Work:
     """Those that a list has; none of a stream."""
     samples: int
     seed: int
-    store: TrajectoryStore
+    executor: Executor
     retries: int
     run: str
     labels: dict[str, str]
@@ -260,6 +284,11 @@ class _Work:
     progress: RolloutProgress
     earlier: dict[tuple[str, str], _Earlier] = field(default_factory=dict[tuple[str, str], _Earlier])
     """By group and sample."""
+
+    @property
+    def store(self) -> TrajectoryStore:
+        """Where the episodes are."""
+        return self.executor.store
 
     async def look_up(self) -> None:
         """Find out what the store has of this run; what had not finished is deleted, to be begun anew."""
@@ -280,7 +309,7 @@ class _Work:
         """Refuse to mix two runs under one name, and to take what one agent did for what another does."""
         record = await load(summary.id, self.store)
         _check_setting(self.run, summary, record, self.environment.name, self.seed)
-        task = self.environment.task(Problem("any", "Anything."), self.agent)
+        task = self.environment.task(_ANY, self.agent)
         _check_agent(self.run, record, units_of_task(task.agent, task.tools))
 
     async def _was_lost(self, summary: Summary) -> bool:
@@ -340,7 +369,7 @@ class _Work:
                 labels={**labels, "attempt": str(attempt)},
                 **self.fields,
             )
-            response = await run_one(task, self.store)
+            response = await self.executor.run_one(task)
             if response.status == "interrupted":
                 raise StoreError(response.msg)
             tries = attempt - earlier.attempts + 1

@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from aworld.core.bounded import bounded, described
+from aworld.core.checks import positive, unique
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError
 from aworld.core.run_environment import Reward
@@ -77,13 +78,10 @@ class Part:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"A part of a rubric needs a name; got {self.name!r}.")
-        if not callable(self.scorer):
-            raise ConfigError(f"Part {self.name!r}: the scorer must be a function of the episode; got {self.scorer!r}.")
         check_takes_one(self.scorer, f"Part {self.name!r}, its scorer", "the episode")
         if not isinstance(self.weight, Real) or not math.isfinite(self.weight):
             raise ConfigError(f"Part {self.name!r}: the weight must be a finite number; got {self.weight!r}.")
-        if not self.timeout > 0:
-            raise ConfigError(f"Part {self.name!r}: the timeout must be more than 0 seconds; got {self.timeout!r}.")
+        positive("timeout", self.timeout)
 
 
 class Rubric:
@@ -92,10 +90,8 @@ class Rubric:
     def __init__(self, *parts: Part | Scorer) -> None:
         if not parts:
             raise ConfigError("Rubric() has no part; give it at least one part or function of the episode.")
-        self.parts: tuple[Part, ...] = tuple(_part(part) for part in parts)
-        names = [part.name for part in self.parts]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"Two parts of the rubric are named {min(twice)!r}; give one another name.")
+        self.parts: tuple[Part, ...] = tuple(part if isinstance(part, Part) else _part(part) for part in parts)
+        unique("Two parts of the rubric are named", (part.name for part in self.parts))
 
     async def score(self, episode: ScoredEpisode) -> list[Reward]:
         """One reward for each part, in their order. Does not raise."""
@@ -111,33 +107,27 @@ def as_rubric(value: Rubric | Part | Scorer | Sequence[Part | Scorer] | None) ->
     """A rubric from what a caller gave: a rubric, a part, a function of the episode, or several of them."""
     if value is None or isinstance(value, Rubric):
         return value
-    if callable(value) or isinstance(value, Part):
-        return Rubric(value)
-    if not isinstance(value, Sequence) or isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(
-            f"A rubric is a Rubric, a Part, a function of the episode or a list of these; got {value!r:.100}."
-        )
-    return Rubric(*value)
+    return (
+        Rubric(*cast("list[Part | Scorer]", value))
+        if isinstance(value, list | tuple)
+        else Rubric(cast("Part | Scorer", value))
+    )
 
 
-def _part(value: Part | Scorer) -> Part:
-    if isinstance(value, Part):
-        return value
-    if not callable(value):
-        raise ConfigError(f"A rubric takes parts and functions of the episode; got {value!r:.100}.")
-    name = getattr(value, "__name__", "") or type(value).__name__
-    return Part("reward" if name == "<lambda>" else name, value)
+def _part(scorer: Scorer) -> Part:
+    name = getattr(scorer, "__name__", "") or type(scorer).__name__
+    return Part("reward" if name == "<lambda>" else name, scorer)
 
 
 async def _reward(part: Part, episode: ScoredEpisode) -> Reward:
     """The reward that a part gives. Whatever goes wrong in it becomes a reward without a value."""
-    value: Any = None
+    inline = part.inline and not inspect.iscoroutinefunction(part.scorer)
+    scoring = _outcome(part, episode, inline)
     try:
-        plain = part.inline and not inspect.iscoroutinefunction(part.scorer)
-        value = part.scorer(episode) if plain else _called(part.scorer, episode)
-        if inspect.isawaitable(value):
-            value = await _within(part.timeout, value)
-    except (Exception, SystemExit) as raised:  # noqa: BLE001 - a scorer that fails is data
+        value = await scoring if inline else await bounded(scoring, part.timeout)
+    except TimeoutError:  # of `bounded`: that of a scorer is an outcome
+        value = _Failure(f"No value within {part.timeout:g} s.")
+    except asyncio.InvalidStateError as raised:
         value = _Failure(described(raised))
     if isinstance(value, Real) and math.isfinite(value):
         return Reward(value=float(value), name=part.name, weight=part.weight, source=SOURCE)
@@ -149,24 +139,12 @@ class _Failure(str):
     """Why there is no value."""
 
 
-async def _called(scorer: Scorer, episode: ScoredEpisode) -> Any:
-    if inspect.iscoroutinefunction(scorer):
-        return await scorer(episode)
-    value: Any = await THREADS.run(partial(scorer, episode))
-    return await value if inspect.isawaitable(value) else value
-
-
-async def _within(limit: float, scoring: Awaitable[Any]) -> Any:
-    """What a scorer gives, or why it gave nothing, in a task of its own that cannot hold the run up."""
+async def _outcome(part: Part, episode: ScoredEpisode, inline: bool) -> Any:
+    """What a scorer gives, or why it gave nothing."""
     try:
-        return await bounded(_settled(scoring), limit)
-    except TimeoutError:  # of `bounded`: that of a scorer is settled already
-        return _Failure(f"No value within {limit:g} s.")
-
-
-async def _settled(scoring: Awaitable[Any]) -> Any:
-    try:
-        return await scoring
+        here = inline or inspect.iscoroutinefunction(part.scorer)
+        value: Any = part.scorer(episode) if here else await THREADS.run(partial(part.scorer, episode))
+        return await value if inspect.isawaitable(value) else value
     except SystemExit as raised:  # it would take the event loop with it
         return _Failure(f"RuntimeError: it tried to end the program (exit code {raised.code})")
     except Exception as raised:  # noqa: BLE001 - a scorer that fails is data

@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aworld.core.event import Status
 from aworld.core.exceptions import ConfigError, EnvironmentFailed
 from aworld.core.message import Content, Message
-from aworld.core.run_environment import Reward
+from aworld.core.run_environment import Remake, Reward
 from aworld.core.tool.base import Tool, calling
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.core.trajectory import Trajectory
@@ -77,7 +77,7 @@ class Session:
 
     def tools(self) -> Sequence[Tool]:
         """The tools of the episode: the methods marked `@tool`."""
-        return [getattr(self, name) for name in _tool_names(type(self))]
+        return [getattr(self, name) for name in tool_names(type(self))]
 
     def reward(self, value: float, name: str = "step", *, weight: float = 1.0, detail: Any = None) -> None:
         """Reward the step in which this is called. Raises ValueError for a value that is not a finite number."""
@@ -93,7 +93,7 @@ class Session:
 
 
 @lru_cache(maxsize=1024)
-def _tool_names(kind: type) -> tuple[str, ...]:
+def tool_names(kind: type) -> tuple[str, ...]:
     """The methods of a session class that are tools, those of base classes first."""
     names: dict[str, None] = {}
     for base in reversed(kind.__mro__):
@@ -101,13 +101,22 @@ def _tool_names(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(inspect.getattr_static(kind, name), FunctionTool))
 
 
+class Caller(NamedTuple):
+    """What the caller of `Environment.task` gave, to which it adds its own."""
+
+    agent: Any
+    tools: Sequence[Any]
+    hooks: Sequence[Any]
+
+
 class ProblemEnvironment:
     """A problem as the environment of one run, and the toolset of its session."""
 
-    def __init__(self, environment: Environment, problem: Problem, seed: int | None = None) -> None:
+    def __init__(self, environment: Environment, problem: Problem, seed: int | None, caller: Caller) -> None:
         self.environment = environment
         self.problem = problem
         self.seed = seed
+        self.caller = caller
         self.session: Session | None = None
         self._record: Trajectory | None = None
 
@@ -115,6 +124,10 @@ class ProblemEnvironment:
     def name(self) -> str:
         """The name of the environment."""
         return self.environment.name
+
+    def remake(self) -> Remake:
+        """The task as a call of `environment.task`. Raises TaskError."""
+        return self.environment.remake(self.problem, self.seed, self.caller)
 
     async def open(self, record: Trajectory, give: Callable[[Reward], None]) -> Content | None:
         """Make the session and start it."""

@@ -11,14 +11,19 @@ from collections.abc import Iterator
 
 from aworld.core.exceptions import ToolError
 from aworld.core.tool import tool
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, factory
 from aworld.environments.problem import Problem, split_by_hash, taken
 from aworld.environments.rubric import Part, Rubric
 from aworld.environments.session import Session
 from aworld.environments.sums import HELD_OUT, exact
 
-ITEMS = ("apple", "bean", "date", "fig", "lime", "nut", "pear", "plum")
+ITEMS = (
+    "apple", "bean", "bun", "cake", "date", "egg", "fig", "grape", "kiwi", "leek", "lemon", "lime", "mango", "melon",
+    "nut", "oat", "olive", "onion", "pea", "pear", "pie", "plum", "roll", "yam",
+)  # fmt: skip
 """What the shop has."""
+HELD_OUT_ITEMS = 0.25
+"""Share of them that only held-out problems are about."""
 
 
 def generate(seed: int) -> Iterator[Problem]:
@@ -61,9 +66,16 @@ class Shop(Session):
         return self.problem.data[what]
 
 
+def _item(problem: Problem) -> str:
+    return problem.data["item"]
+
+
+@factory
 def shop() -> Environment:
-    """The environment: endless training problems, 400 held-out ones that are never among them."""
-    train, test = split_by_hash(generate)
+    """The environment: endless training problems, and 400 held-out ones of items that are in none of those."""
+    shown, hidden = split_by_hash(generate)  # the demonstrations of the embedded policy are of the first side
+    train, _ = split_by_hash(shown, test=HELD_OUT_ITEMS, key=_item)
+    _, test = split_by_hash(hidden, test=HELD_OUT_ITEMS, key=_item)
     return Environment(
         "shop",
         train=train,

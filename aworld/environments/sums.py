@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 
 from aworld.core.tool import tool
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, factory
 from aworld.environments.problem import Problem, split_by_hash, taken
 from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 from aworld.environments.session import Session
@@ -55,6 +55,7 @@ def exact(episode: ScoredEpisode) -> bool:
     return called and episode.text == episode.problem.answer
 
 
+@factory
 def sums() -> Environment:
     """The environment: endless training problems, 400 held-out ones that are never among them."""
     train, test = split_by_hash(generate)

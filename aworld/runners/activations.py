@@ -1,16 +1,18 @@
-"""Activations: the agents and teams at work in a run begin, call each other, and end.
+"""Activations: the agents and teams at work in a run begin, call each other, end, and begin again.
 
 Every agent or team at work is an activation of the log. Agents take turns; a team's `Flow` is told what its members
-came to, in the order of the log, and moves. `ready` holds the agents whose turn is due, in the order of waiting.
+came to, in the order of the log, and moves. A run whose process ended, and a fork, are put back where the log says that
+they were: teams are told again what they were told, and the moves that the log does not have are carried out.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
+
+import msgspec
 
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
@@ -27,13 +29,13 @@ from aworld.core.agent.flow import (
     UnitTool,
     readable,
 )
-from aworld.core.common import ActionResult
-from aworld.core.exceptions import AWorldError
+from aworld.core.exceptions import AWorldError, TaskError
 from aworld.core.message import Content, Message, Origin
+from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation
-from aworld.runners.action import close_call, interrupt_call
 from aworld.runners.run import Run, unit_tools
+from aworld.runners.turn import answer_call, interrupt_call
 
 STOPPED = "stopped: "
 """How the error of an agent begins for which nobody waits any more."""
@@ -61,10 +63,14 @@ class Activations:
         """Called when nobody waits for an agent any more."""
         self.is_alone = len(self.units) == 1 or not unit_tools(self.units.values())
         """Whether no agent calls another: then one that is due needs no worker of its own."""
-        self._first = _first_agent(run.task.agent)
+        self._first: Unit = run.task.agent
+        """The agent that begins; it has the tools of the task, as the root has."""
+        while isinstance(self._first, Topology) and self._first.members():
+            self._first = self._first.members()[0]
         self.flows: dict[int, Flow] = {}
         self.children: dict[int, list[int]] = {}
-        self._busy: set[int] = set()
+        self.busy: set[int] = set()
+        """Those whose turn is not over."""
         self._offers: dict[tuple[str, str | None], Offer] = {}
 
     def leave(self) -> None:
@@ -105,13 +111,10 @@ class Activations:
             flow = self.flows[number] = unit.flow()
             self.move(activation, moves_of(unit, partial(flow.begin, input, run.record.state)), history)
             return
+        last = None
         if carry is not None:
-            leaf = self._carry(activation, unit, run.record.activations[carry.activation].leaf, carry.last)
-        elif history is not None:
-            leaf = self._carry(activation, unit, history, None)
-        else:
-            leaf = self._system(activation, unit)
-        run.recorder.add(activation, Message("user", input), leaf, origin)
+            history, last = run.record.activations[carry.activation].leaf, carry.last
+        run.recorder.add(activation, Message("user", input), self._carry(activation, unit, history, last), origin)
         self.make_due(activation)
 
     def begin(self, input: Content) -> None:
@@ -126,47 +129,33 @@ class Activations:
             history = run.recorder.add(at, message, history, "input", aside=True)
         self.start(unit, input, history=history)
 
-    def _system(self, activation: Activation, agent: BaseAgent) -> int | None:
-        """Begin a branch with the system prompt, if there is one."""
-        if not agent.system_prompt:
-            return None
-        return self.run.recorder.add(activation, Message("system", agent.system_prompt), None, "agent")
-
     def make_due(self, activation: Activation) -> None:
         """Line an agent up for its next turn; one whose turn is not over is lined up at its end."""
-        if activation.id not in self._busy and activation.id not in self.ready:
+        if activation.id not in self.busy and activation.id not in self.ready:
             self.ready.append(activation.id)
             self.on_due(activation.id)
 
-    def begin_turn(self, activation: Activation) -> None:
-        """The agent is at work."""
-        self._busy.add(activation.id)
-
     def end_turn(self, activation: Activation) -> None:
         """The agent's turn is over: it is due again, unless it has ended or waits for an answer."""
-        self._busy.discard(activation.id)
+        self.busy.discard(activation.id)
         if activation.finished is None:
-            still = activation.open_calls
-            if not still or any(self._is_answered(called) for called in still):
+            still, record = activation.open_calls, self.run.record
+            if not still or any(record.questions_of(call) and not self.run.unanswered(call) for call in still):
                 self.make_due(activation)
 
-    def _is_answered(self, called: ev.ToolCalled) -> bool:
-        """Whether a call that had to wait for a person can go on."""
-        return bool(self.run.record.questions_of(called)) and not self.run.unanswered(called)
-
     def _carry(self, activation: Activation, agent: BaseAgent, leaf: int | None, last: int | None) -> int | None:
-        """Let an agent see the messages of another branch behind its own system prompt. Returns the last of them."""
-        record = self.run.record
-        messages = [message for message in record.path(leaf) if message.role != "system"]
+        """Let an agent see its system prompt, and the (last) messages of another branch. Returns the last of them."""
+        recorder, system = self.run.recorder, agent.system_prompt
+        if leaf is None:
+            return recorder.add(activation, Message("system", system), None, "agent") if system else None
+        messages = [message for message in self.run.record.path(leaf) if message.role != "system"]
         if last is not None:
             messages = messages[max(0, len(messages) - last) :]
             while messages and messages[0].role == "tool":
                 messages.pop(0)  # an answer without its call is refused by providers
-        if agent.system_prompt:
-            messages.insert(0, Message("system", agent.system_prompt))
-        if not messages:
-            return None
-        return self.run.recorder.prompt(activation, leaf, messages, aside=False)
+        if system:
+            messages.insert(0, Message("system", system))
+        return recorder.prompt(activation, leaf, messages, aside=False) if messages else None
 
     def move(self, team: Activation, moves: Sequence[Move], history: int | None = None) -> None:
         """Carry out what a team decided; with `history`, as its first moves."""
@@ -215,13 +204,12 @@ class Activations:
 
     def finish(self, activation: Activation, answer: Any, error: str | None = None, handoff: str | None = None) -> None:
         """An agent or team has come to its end: write it, and tell whoever waits for it."""
+        name, unit = activation.agent, self.units[activation.agent]
+        form = answer
+        if not isinstance(answer, str):
+            form = unit.recorded(answer) if isinstance(unit, BaseAgent) else plain(answer)
         self.run.journal.add(
-            ev.AgentFinished,
-            activation=activation.id,
-            agent=activation.agent,
-            answer=self._recorded(activation, answer),
-            error=error,
-            handoff=handoff,
+            ev.AgentFinished, activation=activation.id, agent=name, answer=form, error=error, handoff=handoff
         )
         self.answers[activation.id] = answer
         if activation.caller is None:
@@ -240,16 +228,11 @@ class Activations:
         """Give a member's answer to the agent that called it as a tool."""
         called = next(call for call in caller.open_calls if call.call_id == activation.call_id)
         content = f"{activation.agent} failed: {error}" if error is not None else readable(answer)
-        close_call(self.run.journal, caller, called, ActionResult(called.call_id, called.name, content, error))
-        if not self._waits(caller):
+        answer_call(self.run.journal, caller, called, content, error)
+        below = (self.run.record.activations[child] for child in self.children.get(caller.id, ()))
+        waits = any(child.finished is None for child in below) or any(map(self.run.unanswered, caller.open_calls))
+        if not waits:
             self.make_due(caller)
-
-    def _waits(self, activation: Activation) -> bool:
-        """Whether an agent waits for members that it called, or for a person."""
-        below = (self.run.record.activations[child] for child in self.children.get(activation.id, ()))
-        if any(child.finished is None for child in below):
-            return True
-        return any(self.run.unanswered(called) for called in activation.open_calls)
 
     def drop_called(self, activation: Activation) -> None:
         """Stop the members whose calls have been answered by somebody else."""
@@ -282,37 +265,29 @@ class Activations:
             tool = offer.by_name.get(called.name)
             if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
                 continue
-            if isinstance(tool, HandoffTool):
-                if _argument(called, "message") is None:
-                    self._refuse(activation, called, '{"message": "what the other needs to know"}')
-                continue
-            text = _argument(called, "input")
+            is_handoff = isinstance(tool, HandoffTool)
+            text = _argument(called, "message" if is_handoff else "input")
             if text is None:
-                self._refuse(activation, called, '{"input": "what it shall do"}')
-            else:
+                wanted = (
+                    '{"message": "what the other needs to know"}' if is_handoff else '{"input": "what it shall do"}'
+                )
+                refusal = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
+                answer_call(self.run.journal, activation, called, refusal, refusal)
+            elif not is_handoff:
                 self.start(tool.unit, text, caller=activation.id, call_id=called.call_id)
 
-    def _refuse(self, activation: Activation, called: ev.ToolCalled, wanted: str) -> None:
-        """Tell an agent that it called another in words that cannot be read."""
-        text = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
-        close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, text))
-
-    def hand_over(self, activation: Activation, offer: Offer) -> bool:
+    def hand_over(self, activation: Activation, offer: Offer) -> None:
         """Carry out the hand-over that a turn asked for, if it did: the first one, once nothing else is open."""
-        asked = [c for c in activation.open_calls if isinstance(offer.by_name.get(c.name), HandoffTool)]
-        if not asked or len(asked) < len(activation.open_calls):
-            return False
-        first = asked[0]
-        tool = offer.by_name[first.name]
-        assert isinstance(tool, HandoffTool)
-        for called in asked:
-            text = (
-                f"Control passes to {tool.target}." if called is first else "Only one hand-over a turn; this is void."
-            )
-            error = None if called is first else text
-            close_call(self.run.journal, activation, called, ActionResult(called.call_id, called.name, text, error))
-        self.finish(activation, _argument(first, "message") or "", handoff=tool.target)
-        return True
+        calls = activation.open_calls
+        tools = [tool for call in calls if isinstance(tool := offer.by_name.get(call.name), HandoffTool)]
+        if not tools or len(tools) < len(calls):
+            return
+        first, target, journal = calls[0], tools[0].target, self.run.journal
+        answer_call(journal, activation, first, f"Control passes to {target}.")
+        for called in calls[1:]:
+            text = "Only one hand-over a turn; this is void."
+            answer_call(journal, activation, called, text, text)
+        self.finish(activation, _argument(first, "message") or "", handoff=target)
 
     async def offer(self, activation: Activation) -> Offer:
         """The tools that an agent is offered in its place: its own, its team's, and the task's for the root."""
@@ -330,10 +305,6 @@ class Activations:
             ready = agent.toolkit.ready(scope) if not extra else None
             offer = self._offers[key] = ready or await agent.toolkit.resolve(extra, scope)
         return offer
-
-    def _recorded(self, activation: Activation, answer: Any) -> Any:
-        unit = self.units[activation.agent]
-        return unit.recorded(answer) if isinstance(unit, BaseAgent) and not isinstance(answer, str) else plain(answer)
 
 
 def moves_of(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
@@ -358,14 +329,129 @@ def storable(team: Activation, end: End) -> End:
 def _argument(called: ev.ToolCalled, name: str) -> str | None:
     """A text argument of a call, None when it is missing or not text."""
     try:
-        value: Any = json.loads(called.arguments or "{}")
-    except json.JSONDecodeError:
+        text = msgspec.json.decode(called.arguments or "{}", type=dict[str, Any]).get(name)
+    except msgspec.DecodeError:
         return None
-    text: Any = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
     return text if isinstance(text, str) else None
 
 
-def _first_agent(unit: Unit) -> Unit:
-    while isinstance(unit, Topology) and unit.members():
-        unit = unit.members()[0]
-    return unit
+class Recovery:
+    """Puts activations back where the log says that they were."""
+
+    def __init__(self, activations: Activations) -> None:
+        self._at = activations
+        self._run = activations.run
+
+    def recover(self) -> None:
+        """Read off the log who is due. Teams are told again what they were told; calls of lost outcome are closed."""
+        record = self._run.record
+        if missing := {a.agent for a in record.activations.values()} - self._at.units.keys():
+            names = list(self._at.units)
+            raise TaskError(f"The log has members that were not given: {sorted(missing)}; given: {names}.")
+        for activation in record.activations.values():
+            if activation.caller is not None:
+                self._at.children.setdefault(activation.caller, []).append(activation.id)
+        for id, moves in self._tell_again().items():
+            if record.activations[id].finished is None:
+                self._at.move(record.activations[id], moves)
+        for activation in list(record.activations.values()):
+            is_agent = not isinstance(self._at.units[activation.agent], Topology)
+            if activation.finished is None and is_agent and activation.id not in self._at.ready:
+                self._recover_agent(activation)
+
+    def _recover_agent(self, activation: Activation) -> None:
+        run, record = self._run, self._run.record
+        below = [record.activations[child] for child in self._at.children.get(activation.id, ())]
+        working = {child.call_id for child in below if child.finished is None}
+        ours = self._runtime_names(activation)
+        for called in activation.open_calls:
+            goes_on = called.call_id in working or called.name in ours or called.idempotent or run.is_fork
+            if not goes_on and self._was_running(called):
+                interrupt_call(run.journal, activation, called, "the process that ran it ended")
+        still = activation.open_calls
+        blocked = [c for c in still if c.call_id in working or run.unanswered(c)]
+        if len(blocked) < len(still) or not still:
+            self._at.make_due(activation)
+
+    def _was_running(self, called: ev.ToolCalled) -> bool:
+        """Whether a call was at work when its process ended, and did not wait for a person."""
+        record = self._run.record
+        questions = record.questions_of(called)
+        return all(q.id in record.answers and record.answered_at[q.id] < called.seq for q in questions)
+
+    def _runtime_names(self, activation: Activation) -> set[str]:
+        """Names of the calls of an agent that start other agents or hand over."""
+        agent = self._at.agent(activation)
+        tools: list[Any] = [*agent.toolkit.items, *self._run.task.tools]
+        if activation.caller is not None:
+            team = self._at.units[self._run.record.activations[activation.caller].agent]
+            tools += team.tools_of.get(agent.name, ()) if isinstance(team, Topology) else ()
+        return {tool.name for tool in tools if isinstance(tool, Tool) and isinstance(tool, UnitTool | HandoffTool)}
+
+    def recall(self) -> Any:
+        """The answer of a run that has ended, as the object that it was."""
+        self._tell_again()
+        return self._at.answers.get(0)
+
+    def _tell_again(self) -> dict[int, list[Move]]:
+        """Rebuild the flows by telling them the log. Returns the moves that it does not have, by team."""
+        record = self._run.record
+        state: dict[str, Any] = {}
+        due: dict[int, list[Move]] = {}
+        begun: dict[int, set[str | None]] = {}
+        over: set[int] = set()
+        for event in list(record.own_events):
+            if isinstance(event, ev.StateSet):
+                state[event.key] = event.value
+            elif isinstance(event, ev.AgentStarted):
+                unit = self._at.units[event.agent]
+                if event.caller is not None and event.call_id is None:
+                    begun.setdefault(event.caller, set()).add(event.node)
+                if isinstance(unit, Topology):
+                    flow = self._at.flows[event.activation] = unit.flow()
+                    moves = moves_of(unit, partial(flow.begin, self._input(event.activation), dict(state)))
+                    due[event.activation] = moves
+                    self._note_end(event.activation, moves, over)
+            elif isinstance(event, ev.AgentFinished):
+                self._keep_answer(event)
+                caller = record.activations[event.activation].caller
+                if caller in due and caller not in over and record.activations[event.activation].call_id is None:
+                    moves = self._tell_result(caller, event, dict(state))
+                    due[caller] += moves
+                    self._note_end(caller, moves, over)
+        return {
+            id: [move for move in moves if not (isinstance(move, Start) and move.node in begun.get(id, ()))]
+            for id, moves in due.items()
+        }
+
+    def _keep_answer(self, event: ev.AgentFinished) -> None:
+        """The answer of a member as the object that it was, not its JSON form."""
+        if event.error is not None or event.handoff is not None:
+            self._at.answers[event.activation] = event.answer
+        elif event.activation not in self._at.answers:
+            revive = getattr(self._at.units[event.agent], "revive", None) if event.answer is not None else None
+            self._at.answers[event.activation] = event.answer if revive is None else revive(event.answer)
+
+    def _tell_result(self, team: int, event: ev.AgentFinished, state: dict[str, Any]) -> list[Move]:
+        """Tell a team again what a member came to."""
+        activation = self._run.record.activations[event.activation]
+        answer = self._at.answers[event.activation]
+        result = Result(activation.node or "", event.agent, activation.id, answer, event.error, event.handoff)
+        unit = self._at.units[self._run.record.activations[team].agent]
+        return moves_of(unit, partial(self._at.flows[team].done, result, state))
+
+    def _note_end(self, team: int, moves: list[Move], over: set[int]) -> None:
+        """Keep what the end of a team says beyond the log: the answer as an object, and what to call the run."""
+        move = next((move for move in moves if isinstance(move, End)), None)
+        if move is not None:
+            end = storable(self._run.record.activations[team], move)
+            self._at.answers[team] = end.answer
+            if team == 0 and end.error is not None:
+                self._at.status = end.status
+            over.add(team)
+
+    def _input(self, activation: int) -> Content:
+        """What a team was asked."""
+        record = self._run.record
+        input = record.activations[activation].input
+        return (record.messages[input].message.content if input is not None else None) or ""

@@ -27,15 +27,11 @@ def run_blocking(work: Coroutine[Any, Any, T]) -> T:
 
     Ctrl-C cancels the work, waits until it has written its end, and is raised as KeyboardInterrupt.
     """
-    return _run_in_thread(work) if _has_running_loop() else _run(work)
-
-
-def _has_running_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return _run(work)
+    return _run_in_thread(work)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -81,12 +77,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
     outcome: Future[T] = Future()
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
 
     async def main() -> T:
-        task = asyncio.current_task()
-        assert task is not None  # a runner runs tasks
-        running.append((asyncio.get_running_loop(), task))
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
         return await work
 
     def target() -> None:
@@ -97,7 +91,8 @@ def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:
 
     def interrupt() -> None:
         for loop, task in running:
-            loop.call_soon_threadsafe(task.cancel)
+            if task is not None:
+                loop.call_soon_threadsafe(task.cancel)
 
     thread = threading.Thread(target=target, name="aworld-sync-run", daemon=True)
     with _on_ctrl_c(interrupt):

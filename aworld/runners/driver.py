@@ -12,7 +12,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -21,24 +21,21 @@ from aworld import __version__
 from aworld.config.conf import TaskConfig, TaskRunMode
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import readable
+from aworld.core.agent.flow import HandoffTool, UnitTool, readable
 from aworld.core.common import Observation
 from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message
-from aworld.core.output import RunFinished, StepStarted
+from aworld.core.output import StepStarted
 from aworld.core.run_environment import Reward
 from aworld.core.task import Prefix, Task, TaskResponse
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
-from aworld.runners.action import interrupt_call, replace_results, run_tools
-from aworld.runners.activations import Activations
+from aworld.runners.activations import Activations, Recovery
 from aworld.runners.journal import Journal
-from aworld.runners.recovery import Recovery
-from aworld.runners.run import Run, check_agent_limits, check_limits
-from aworld.runners.turn import AgentTurn, observe
-from aworld.runners.world import World
+from aworld.runners.run import Run, World, recorded_seconds, run_finished
+from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
 from aworld.trajectory.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
@@ -57,8 +54,7 @@ class Episode:
     ) -> None:
         self._run = Run(task, store, record or Trajectory(task.id), world)
         self._activations = Activations(self._run)
-        self._activations.on_due = self._wake
-        self._activations.on_stop = self._stop_work
+        self._activations.on_due, self._activations.on_stop = self._wake, self._stop_work
         self.response: TaskResponse | None = None
         """How the run stood when it was left last."""
         self._begun = False
@@ -70,7 +66,7 @@ class Episode:
         self._due: asyncio.Event | None = None
         """Set when somebody is due, or has stopped: made when several are at work."""
         self._steps = 0
-        self._numbers = count()
+        self._numbers: Iterator[int] = count()
         self._turns: dict[str, int] = {}
         self._at_work: asyncio.Task[Any] | None = None
         """The task that drives the run right now."""
@@ -100,7 +96,7 @@ class Episode:
     ) -> tuple[bool, Observation, TaskResponse]:
         """Take one turn; first add an observation or replace pending results, if given."""
         if self.response is not None and self.record.finished is not None:
-            return True, Observation(self._final_content()), self.response
+            return True, self._final(), self.response
         misuse: TaskError | None = None
 
         async def one_turn() -> None:
@@ -112,7 +108,7 @@ class Episode:
                 return
             self._obey()
             if self._activations.ready and not self._paused:
-                await self._turn_of(self._next_due())
+                await self._turn_of(self._run.world.next_due(self._activations.ready, self.record))
 
         response = await self._guarded(one_turn)
         if response.status == "running":
@@ -123,24 +119,16 @@ class Episode:
         over = response.status != "running"
         call = self.record.calls.get(response.step)
         if self.record.finished is not None or call is None:
-            return over, Observation(self._final_content()), response
+            return over, self._final(), response
         if response.status == "waiting":
-            questions = self.record.open_questions()
-            return over, Observation("\n".join(question.question for question in questions)), response
-        return over, observe(self.record, self._seen_next(call)), response
-
-    def _seen_next(self, call: ev.ModelCalled) -> Activation:
-        """Whose view the caller of `step` gets: the one that took the step, or the next where that one is not due."""
-        ready = self._activations.ready
-        return self.record.activations[ready[0] if ready and call.activation not in ready else call.activation]
+            return over, Observation("\n".join(asked.question for asked in self.record.open_questions())), response
+        ready = self._activations.ready  # the view of who took the step, or of the next where that one is not due
+        seen = ready[0] if ready and call.activation not in ready else call.activation
+        return over, observe(self.record, self.record.activations[seen]), response
 
     async def begin(self) -> TaskResponse:
         """Begin without taking a turn, for who wants to see first what the agent is told."""
-
-        async def nothing() -> None:
-            return
-
-        return await self._guarded(nothing)
+        return await self._guarded(partial(asyncio.sleep, 0))
 
     async def abandon(self, why: str) -> None:
         """End a run between two steps, as cancelled. Does nothing when it has ended or never began."""
@@ -166,17 +154,17 @@ class Episode:
         refuse_empty(question, text)
         self._answers[question] = text
 
-    def recorded_response(self) -> TaskResponse:
-        """The response of a run that has ended, as it was recorded."""
+    def recorded_response(
+        self, status: ev.Status = "running", error: str | None = None, seconds: float = 0.0
+    ) -> TaskResponse:
+        """The response of a run that was taken elsewhere, its answer as the object that it was. One that has not ended
+        stands as whoever took it says."""
         run, record = self._run, self.record
+        if record.finished is None:
+            return run.response(status, None, error, seconds)
         complete = run.units.keys() >= {activation.agent for activation in record.activations.values()}
         answer = Recovery(self._activations).recall() if complete else record.answer
-        seconds = record.events[-1].at - record.own_events[0].at
-        return run.response(record.status, answer, record.error, seconds)
-
-    def _next_due(self) -> int:
-        """Whose turn the next step takes: the one that has waited longest."""
-        return self._run.world.next_due(self._activations.ready, self.record)
+        return run.response(record.status, answer, record.error, seconds or recorded_seconds(record))
 
     async def _drive(self) -> None:
         """Take all turns: one after the other while one agent is due, side by side when several are."""
@@ -231,8 +219,7 @@ class Episode:
 
     def _stop_work(self, activation: int) -> None:
         """Nobody waits for this agent any more: stop what it is doing."""
-        worker = self._workers.get(activation)
-        if worker is not None:
+        if (worker := self._workers.get(activation)) is not None:
             worker.cancel()
 
     # What others want
@@ -245,21 +232,19 @@ class Episode:
     def _alarm(self) -> None:
         """Something came into the inbox, or the lease was lost. What cannot wait for the end of a turn is done now."""
         lease = self._run.journal.lease
-        if lease is None or self._ended_by is not None:
-            return
-        if lease.lost is not None:
+        if lease is not None and lease.lost is not None:
             self._end_by("interrupted", lease.lost)
-            return
-        for note in lease.inbox:
+        for note in lease.inbox if lease is not None else ():
             if isinstance(note, ev.Commanded) and note.action == "cancel":
                 self._end_by("cancelled", _cancelled(note))
-                return
         self._wake(0)
 
     def _end_by(self, status: ev.Status, why: str) -> None:
-        self._ended_by = (status, why)
-        if self._at_work is not None:
-            self._at_work.cancel()
+        """End the run as soon as can be; the first who does counts."""
+        if self._ended_by is None:
+            self._ended_by = (status, why)
+            if self._at_work is not None:
+                self._at_work.cancel()
 
     def _obey(self) -> None:
         """Take in what others wrote since the last turn: answers of people, and what they want of the run."""
@@ -294,8 +279,9 @@ class Episode:
     def _tell(self, text: Content) -> None:
         """Say something to whoever is due. Raises TaskError when nobody is at work."""
         record, activations = self.record, self._activations
-        agents = [a for a in record.activations.values() if a.finished is None and a.agent in self._run.units]
-        agents = [a for a in agents if isinstance(self._run.units[a.agent], BaseAgent)]
+        units = self._run.units
+        active = (a for a in record.activations.values() if a.finished is None)
+        agents = [a for a in active if isinstance(units.get(a.agent), BaseAgent)]
         if not agents:
             raise TaskError("Nobody is at work who could be told; fork before the last step.")
         activation = record.activations[activations.ready[0]] if activations.ready else agents[0]
@@ -307,7 +293,7 @@ class Episode:
         """Let one agent decide once and let the world answer. What an agent cannot get over ends its work."""
         activation = self._run.record.activations[id]
         agent = self._activations.agent(activation)
-        self._activations.begin_turn(activation)
+        self._activations.busy.add(id)
         try:
             try:
                 await self._turn(activation, agent)
@@ -320,7 +306,7 @@ class Episode:
             except Exception as bug:
                 logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
                 self._activations.fail(activation, f"{type(bug).__name__}: {bug}")
-            if self._run.record.id in self._run.journal.topics and self.record.activations[0].finished is None:
+            if self._run.is_read and self.record.activations[0].finished is None:
                 await self._run.journal.commit()  # readers see a step before the next one begins
         finally:
             self._activations.end_turn(activation)  # last: from here on another worker may take the next turn
@@ -329,27 +315,32 @@ class Episode:
         run = self._run
         offer = await self._activations.offer(activation)
         # A process that died, or a person that was asked, left a turn half done: then there is nothing to decide.
-        if activation.last is None or not (activation.open_calls or self._has_answered(activation)):
+        if not (activation.open_calls or self._has_answered(activation)):
             await self._decide(activation, agent, offer)
         if not activation.calls:
             await self._conclude(activation, agent)
             return
-        self._activations.start_called(activation, offer)
-        await run_tools(run, activation, offer)
-        self._activations.hand_over(activation, offer)
+        # Members that were called, and hand-overs, are the runtime's to carry out, not a tool's own code.
+        by_name, of_runtime = offer.by_name, UnitTool | HandoffTool
+        ours = [call.call_id for call in activation.calls if isinstance(by_name.get(call.name), of_runtime)]
+        if ours:
+            self._activations.start_called(activation, offer)
+        await run_tools(run, activation, offer, ours)
+        if ours:
+            self._activations.hand_over(activation, offer)
         if run.environment is not None and run.environment.over:
             self._activations.end(run.environment.answer)
 
     async def _decide(self, activation: Activation, agent: BaseAgent, offer: Offer) -> None:
         run = self._run
-        check_limits(run, self._steps)
-        if agent.max_steps is not None:
-            check_agent_limits(agent, activation)
+        run.check_limits(self._steps)
+        if agent.max_steps is not None and activation.steps >= agent.max_steps:
+            raise AgentLimit(f"max_steps={agent.max_steps} of agent {agent.name!r} reached.")
         self._steps += 1
         step = next(self._numbers)
         index = max(self._turns.get(agent.name, 0), run.record.steps_by_agent.get(agent.name, 0))
         self._turns[agent.name] = index + 1
-        if run.record.id in run.journal.topics:
+        if run.is_read:
             run.journal.show(StepStarted(trajectory_id=run.record.id, agent=agent.name, step=step))
         turn = AgentTurn(run, activation, agent, offer, step, index)
         started = time.time()
@@ -394,44 +385,36 @@ class Episode:
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> TaskResponse:
         """The one place that says how a run ended. Whatever breaks in it becomes the run's status."""
-        run = self._run
-        began = time.perf_counter()
-        deadline = asyncio.timeout(None if run.conf.timeout is None else max(run.conf.timeout - run.spent, 0.0))
-        status: ev.Status | None = None
-        error: str | None = None
+        run, status, error = self._run, None, None
         cancelled: asyncio.CancelledError | None = None
         lost = False  # for a reason that is not the agent's
+        began, timer = time.perf_counter(), self._timer()
         self._at_work = asyncio.current_task()
         try:
-            async with deadline:
-                await self._begin()
-                await work()
-                status, error = self._verdict()
+            await self._begin()
+            await work()
+            status, error = self._verdict()
         except LimitReached as reached:
             status, error = "limit_reached", str(reached)
         except StoreError as broken:
             if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
-                self._at_work = None
                 raise
             status, error = "interrupted", str(broken)
         except asyncio.CancelledError as request:
             status, error = self._ended_by or ("cancelled", "The run was cancelled by its caller.")
             cancelled = self._heeded(request)
-        except TimeoutError as late:
-            if deadline.expired():
-                status, error = "timeout", f"timeout={run.conf.timeout:g} s passed; raise TaskConfig(timeout=...)."
-            else:
-                status, error = "failed", f"TimeoutError: {late}"
         except AWorldError as trouble:
             if not self._begun:  # misuse by the caller: there is no run to speak of
-                self._at_work = None
                 run.journal.release()
                 raise
             status, error, lost = "failed", str(trouble), isinstance(trouble, EnvironmentFailed)
         except Exception as bug:
             logger.exception("trajectory=%s | the run failed", run.record.id)
             status, error = "failed", f"{type(bug).__name__}: {bug}"
-        self._at_work = None
+        finally:
+            self._at_work = None
+            if timer is not None:
+                timer.cancel()
         run.spent += time.perf_counter() - began
         lost = lost or (status == "failed" and self._unreachable)
         lost = lost or (status == "timeout" and not run.record.activations)  # the environment never opened
@@ -440,16 +423,16 @@ class Episode:
                 await surroundings.judge(run, status, error)
             except asyncio.CancelledError as request:
                 cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
-        closing = asyncio.ensure_future(self._close(status, error, lost))
-        while not closing.done():  # what was opened is closed, however often the caller cancels
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError as request:
-                cancelled = request
-        response = closing.result()
-        if cancelled is not None:
-            raise cancelled
-        return response
+        return await self._close(status, error, lost, cancelled)
+
+    def _timer(self) -> asyncio.TimerHandle | None:
+        """What ends the run when its time is over."""
+        limit = self._run.conf.timeout
+        if limit is None:
+            return None
+        text = f"timeout={limit:g} s passed; raise TaskConfig(timeout=...)."
+        left = max(limit - self._run.spent, 0.0)
+        return asyncio.get_running_loop().call_later(left, self._end_by, "timeout", text)
 
     def _heeded(self, request: asyncio.CancelledError) -> asyncio.CancelledError | None:
         """The cancellation, where it is the caller's own and so goes on; None where the run was ended by others."""
@@ -477,76 +460,81 @@ class Episode:
             return "failed", "Nobody is due, and nobody has answered: a member waits for one that never began."
         if root.finished.error is not None:
             return self._activations.status or "failed", root.finished.error
-        for agent in run.agents():
-            unused = agent.unused_replies(run.record.steps_by_agent.get(agent.name, 0))
-            if unused is not None:
+        for agent in (unit for unit in run.units.values() if isinstance(unit, BaseAgent)):
+            if (unused := agent.unused_replies(run.record.steps_by_agent.get(agent.name, 0))) is not None:
                 return "failed", unused
         return "finished", None
 
-    async def _close(self, status: ev.Status | None, error: str | None, lost: bool) -> TaskResponse:
-        """Write the end, if this is it, and make the response."""
+    async def _close(
+        self, status: ev.Status | None, error: str | None, lost: bool, cancelled: asyncio.CancelledError | None = None
+    ) -> TaskResponse:
+        """Write the end, if this is it, let go of what was held, and make the response.
+
+        All of it is done, however often the caller cancels; then that is raised.
+        """
         run = self._run
-        ended = status not in (None, "waiting", "interrupted")
         run.journal.held = False
         try:
-            if ended and run.record.finished is None:
-                write_end(run.journal, status or "failed", error, lost)
+            if status not in (None, "waiting", "interrupted") and run.record.finished is None:
+                write_end(run.journal, status, error, lost)
             if status != "interrupted":
-                await run.journal.commit()
+                cancelled = await _uncut(run.journal.commit()) or cancelled
         except StoreError as broken:
             status, error = "interrupted", str(broken)
-        response = run.response(status or "running", self._activations.answers.get(0), error, run.spent)
-        self.response = response
+        answer = self._activations.answers.get(0)
+        response = self.response = run.response(status or "running", answer, error, run.spent)
         if status is not None:
-            await self._leave(response)
+            if run.environment is not None or self._entered or run.scope.copies():
+                cancelled = await _uncut(asyncio.ensure_future(self._leave(response))) or cancelled
+            if run.is_read:
+                run.journal.show(run_finished(response))
             if run.record.finished is not None:
                 self._activations.leave()
                 run.journal.stay()
             else:
                 run.journal.release()
+        if cancelled is not None:
+            raise cancelled
         return response
 
     async def _leave(self, response: TaskResponse) -> None:
         run = self._run
-        if run.environment is not None:
-            await surroundings.close(run.environment, run.record)
+        await surroundings.close(run)
         await (run.rest() if response.status == "waiting" else run.let_go())
         for hook in reversed(self._entered):
             try:
                 await hook.after_task(HookContext(run.record, run.context), response)
             except Exception:  # the run has ended: its outcome stands
                 logger.exception("trajectory=%s | after_task of %s failed", run.record.id, type(hook).__name__)
-        if run.record.id in run.journal.topics:
-            step = max(run.record.next_step - 1, 0)
-            end = RunFinished(trajectory_id=run.record.id, agent=run.task.agent.name, step=step, response=response)
-            run.journal.show(end)
 
-    def _final_content(self) -> Content:
+    def _final(self) -> Observation:
         finished = self.record.finished
-        if finished is None or finished.answer is None:
-            return ""
-        return readable(finished.answer)
+        return Observation(readable(finished.answer) if finished is not None and finished.answer is not None else "")
 
     # Beginning, and beginning again
 
     async def _begin(self) -> None:
         run, journal = self._run, self._run.journal
         if self._begun:
-            await self._claim()
+            await journal.claim(self._alarm)
             return
-        self.check()
+        if run.world.live:
+            run.task.agent.check()  # raises ConfigError when an agent misses a setting
         prefix = run.task.prefix or await self._turn_before()
         run.is_fork = prefix is not None and not prefix.after
         environment = run.environment
         if environment is None and (run.record.events or run.is_fork):
             surroundings.check_environment(run.record if prefix is None else prefix.trajectory)
-        await self._claim()
+        await journal.claim(self._alarm)
         if prefix is not None and not run.record.events:
             for event in prefix.trajectory.events[: prefix.seq]:
                 run.record.apply(event)
         if not run.record.events or prefix is not None:
             self._start(prefix)
-        self._count_on()
+        self._numbers, self._steps = count(run.record.next_step), run.record.next_step
+        if run.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
+            taken = run.record.calls
+            self._numbers, self._steps = (number for number in count() if number not in taken), len(taken)
         if run.record.paused:
             journal.add(ev.Noted, source=RUNTIME, name="resumed")
         self._take_in_missed()
@@ -560,19 +548,14 @@ class Episode:
         await journal.commit()
         self._begun = True
         if environment is not None:
-            await surroundings.open_environment(self._activations, environment)
+            opening = await surroundings.open_environment(run)
+            if not run.record.activations:
+                self._activations.begin(opening)
         if run.task.said is not None:
             self._tell(run.task.said)
         for hook in run.task.hooks:
             self._entered.append(hook)
             await hook.before_task(HookContext(run.record, run.context))
-
-    async def _claim(self) -> None:
-        journal = self._run.journal
-        if journal.lease is None:
-            await journal.claim()
-            assert journal.lease is not None  # it was claimed
-            journal.lease.alarm = self._alarm
 
     async def _turn_before(self) -> Prefix | None:
         """The turn of the conversation that this run goes on from."""
@@ -591,28 +574,17 @@ class Episode:
             )
         return Prefix(record, len(record.events), after=True)
 
-    def _count_on(self) -> None:
-        """Steps get their numbers from where the record stands."""
-        record = self._run.record
-        self._numbers, self._steps = count(record.next_step), record.next_step
-        if self._run.is_fork:  # parallel steps behind the fork are taken anew, also where a later one was shared
-            self._numbers = (number for number in count() if number not in record.calls)
-            self._steps = len(record.calls)
-
     def _take_in_missed(self) -> None:
         """Answers and commands that came while nobody worked on the run."""
         record = self._run.record
+        if not record.notes:
+            return
         inbox = self._run.journal.lease.inbox if self._run.journal.lease is not None else ()
         ahead = {(type(note), note.at) for note in inbox}
         for note in list(record.notes):
             missed = note.seq > record.obeyed and (type(note), note.at) not in ahead
             if missed and isinstance(note, ev.Commanded | ev.Answered):
                 self._take_in(note)
-
-    def check(self) -> None:
-        """Raise ConfigError when an agent misses a setting."""
-        if self._run.world.live:
-            self._run.task.agent.check()
 
     def _start(self, prefix: Prefix | None) -> None:
         run = self._run
@@ -667,24 +639,26 @@ def run_to_end(
     return Episode(task, store, record).run()
 
 
+async def _uncut(work: Awaitable[None]) -> asyncio.CancelledError | None:
+    """Wait for something however often the caller cancels; returns the last of those cancellations."""
+    if not isinstance(work, asyncio.Future):  # it is done already
+        await work
+        return None
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError as request:
+            cancelled = request
+    work.result()
+    return cancelled
+
+
 def refuse_interactive(task: Task) -> None:
     """Raises TaskError for a task that its caller wants to drive step by step."""
     if task.conf.run_mode is TaskRunMode.INTERACTIVE:
         remedy = "step it with Runners.step, or leave run_mode out"
-        text = f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}."
-        raise TaskError(text, setting="run_mode", remedy=remedy)
-
-
-def recorded(
-    task: Task, store: TrajectoryStore, record: Trajectory, status: ev.Status, error: str | None, seconds: float
-) -> TaskResponse:
-    """The response of a run that was taken elsewhere, with its answer as the object that it was."""
-    episode = Episode(task, store, record)
-    if record.finished is None:
-        return episode._run.response(status, None, error, seconds)
-    response = episode.recorded_response()
-    response.time_cost = seconds or response.time_cost
-    return response
+        raise TaskError(f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}.", setting="run_mode", remedy=remedy)
 
 
 def _cancelled(note: ev.Commanded) -> str:
@@ -705,10 +679,8 @@ def write_end(journal: Journal, status: ev.Status, error: str | None, lost: bool
 def refuse_empty(question: str, text: str) -> None:
     """Raise `TaskError` for an answer without a word: an answer is final, and this one was hardly meant."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TaskError(
-            f"The answer to question {question!r} must be text, as a person says it; got {text!r:.100}. Give "
-            f"{str(text)!r:.100} for that."
-        )
+        wrong = f"must be text, as a person says it; got {text!r:.100}"
+        raise TaskError(f"The answer to question {question!r} {wrong}. Give {str(text)!r:.100} for that.")
     if not text.strip():
         raise TaskError(
             f'The answer to question {question!r} is empty, and was not recorded: answers are final. If "nothing" is '

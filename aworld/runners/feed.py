@@ -7,15 +7,16 @@ of readers follow one run; what waits for a slow one waits in memory, so it slow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, cast
 
 from aworld.core.event import Finished
 from aworld.core.exceptions import TaskError
 from aworld.core.output import AnyOutput, Output, OutputFold, ReasoningOutput, RunFinished, TextOutput
-from aworld.core.task import TaskResponse
+from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.run import Driven
+from aworld.runners.driver import Episode, refuse_interactive
+from aworld.runners.run import recorded_seconds, run_finished
 from aworld.trajectory.hub import NoteAdded
 from aworld.trajectory.query import Query
 from aworld.trajectory.store import TrajectoryStore
@@ -24,17 +25,10 @@ from aworld.trajectory.store import TrajectoryStore
 class RunStream:
     """The outputs of one run, and its response. Made by `Runners.streamed_run_task`; the run starts when it is read."""
 
-    def __init__(
-        self,
-        id: str,
-        store: TrajectoryStore,
-        make: Callable[[], Driven],
-        *,
-        keep_running: bool = False,
-    ) -> None:
-        self._id, self._store, self._make = id, store, make
+    def __init__(self, task: Task, store: TrajectoryStore, *, keep_running: bool = False) -> None:
+        self._asked, self._id, self._store = task, task.id, store
         self._keep_running = keep_running
-        self._driven: Driven | None = None
+        self._episode: Episode | None = None
         self._task: asyncio.Task[TaskResponse] | None = None
         self._readers = 0
 
@@ -78,7 +72,7 @@ class RunStream:
                 if missing or subscription.stale:
                     missing = True
                 elif task.done():
-                    yield self._end(await self.response())
+                    yield run_finished(await self.response())
                     return
                 else:
                     await subscription.wait()
@@ -95,19 +89,13 @@ class RunStream:
         except TaskError:  # it has not begun
             return ()
 
-    def _end(self, response: TaskResponse) -> RunFinished:
-        record = response.record
-        agent = record.activations[0].agent if record.activations else ""
-        step = max(record.next_step - 1, 0)
-        return RunFinished(trajectory_id=self._id, agent=agent, step=step, response=response)
-
     async def response(self) -> TaskResponse:
         """Wait for the end, also that of a run that was cancelled."""
         task = self._run()
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            response = self._driven.response if self._driven is not None else None
+            response = self._episode.response if self._episode is not None else None
             if not task.done() or response is None:  # it is the caller who was cancelled
                 raise
             return response
@@ -120,8 +108,9 @@ class RunStream:
 
     def _run(self) -> asyncio.Task[TaskResponse]:
         if self._task is None:
-            self._driven = self._make()
-            self._task = asyncio.ensure_future(self._driven.run())
+            refuse_interactive(self._asked)
+            self._episode = Episode(self._asked, self._store)
+            self._task = asyncio.ensure_future(self._episode.run())
             self._task.add_done_callback(self._done)
         return self._task
 
@@ -159,17 +148,9 @@ async def follow(
             if record.events[-1].seq > entry.seq and not isinstance(record.events[-1], Finished):
                 continue  # it was cut off, and went on
             folds.pop(id, None)
-            yield _recorded_end(record, entry.seq)
+            response = TaskResponse(record, record.status, record.answer, record.error, recorded_seconds(record))
+            yield run_finished(response, entry.seq)
             if left is not None:
                 left.discard(id)
                 if not left:
                     return
-
-
-def _recorded_end(record: Trajectory, seq: int) -> RunFinished:
-    seconds = record.events[-1].at - record.own_events[0].at
-    response = TaskResponse(record, record.status, record.answer, record.error, seconds)
-    agent = record.activations[0].agent if record.activations else ""
-    return RunFinished(
-        trajectory_id=record.id, agent=agent, step=max(record.next_step - 1, 0), seq=seq, response=response
-    )

@@ -1,33 +1,47 @@
-"""A run: the state of one execution of a task.
+"""A run: the state of one execution of a task, and the two seams through which it is seen and acts.
 
-Turns, tools, activations and recovery work on a `Run`; who takes its turns, and when, is the driver's business alone.
+`SharedState` is what agents and tools of the task share; `World` is the outside, which answers for models and tools.
+Turns, tool calls and activations work on a `Run`; who takes its turns, and when, is the driver's business alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
-from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
-from aworld.core.common import Observation
+from aworld.core.bounded import bounded, described
+from aworld.core.common import ActionResult
+from aworld.core.context.base import Context
 from aworld.core.context.scope import RunScope
-from aworld.core.exceptions import AgentLimit, ConfigError, LimitReached
-from aworld.core.message import Content
-from aworld.core.run_environment import Reward
+from aworld.core.exceptions import (
+    AWorldError,
+    ConfigError,
+    EnvironmentFailed,
+    LimitReached,
+    ModelError,
+    TaskError,
+    ToolError,
+)
+from aworld.core.message import ToolCall, content_text
+from aworld.core.model import Delta, Model, ModelRequest
+from aworld.core.output import RunFinished
 from aworld.core.task import Task, TaskResponse
+from aworld.core.tool.base import Question, Tool, ToolContext, calling
+from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Trajectory
-from aworld.runners.journal import Journal, give_reward
-from aworld.runners.recorder import Recorder
-from aworld.runners.state import SharedState
-from aworld.runners.world import World
+from aworld.models.call import Outcome, call_model
+from aworld.runners.journal import Journal, Recorder, give_reward
 from aworld.trajectory.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
@@ -37,56 +51,8 @@ LET_GO = 10.0
 PUT_ASIDE = 60.0
 """Seconds that it has to be put aside while the run waits."""
 
-
-_LIVE = World()
-
 _resting: WeakKeyDictionary[Any, dict[str, RunScope]] = WeakKeyDictionary()
 """Scopes of runs that wait for people, by store and trajectory."""
-
-
-class Driven(Protocol):
-    """A run and who takes its turns: to the end, or step by step as its caller says."""
-
-    @property
-    def record(self) -> Trajectory:
-        """The trajectory so far."""
-        ...
-
-    @property
-    def conf(self) -> TaskConfig:
-        """The limits of the task."""
-        ...
-
-    @property
-    def response(self) -> TaskResponse | None:
-        """How the run stood when it was left last; None before."""
-        ...
-
-    def run(self) -> Coroutine[Any, Any, TaskResponse]:
-        """Take turns until the end. Raises only CancelledError, after the log says so."""
-        ...
-
-    async def begin(self) -> TaskResponse:
-        """Begin without taking a turn, for who wants to see first what the agent is told."""
-        ...
-
-    async def step(
-        self, observation: Content | None = None, tool_results: dict[str, Content] | None = None
-    ) -> tuple[bool, Observation, TaskResponse]:
-        """Take one turn; first add an observation or replace pending results, if given."""
-        ...
-
-    async def abandon(self, why: str) -> None:
-        """End the run between two steps, as cancelled. Does nothing when it has ended or never began."""
-        ...
-
-    async def offered(self) -> Offer:
-        """The tools that whoever is due will be offered."""
-        ...
-
-    async def score_now(self, status: ev.Status, answer: Any, error: str | None) -> list[Reward]:
-        """Let the environment judge a run that somebody else ends; the rewards are written and returned."""
-        ...
 
 
 class Run:
@@ -100,8 +66,10 @@ class Run:
         self.recorder = Recorder(self.journal)
         self.world = world or _LIVE
         self.environment = task.environment
-        self.units = {n: self.world.stand_in(u) for n, u in units_of_task(task.agent, task.tools).items()}
+        self.units = units_of_task(task.agent, task.tools)
         """The agents and teams by name."""
+        if world is not None:
+            self.units = {name: world.stand_in(unit) for name, unit in self.units.items()}
         self.state = SharedState(self.journal, self.units)
         self.context = self.state.context_of(None)
         self.scope = RunScope(record.id, task.info)
@@ -110,9 +78,10 @@ class Run:
         self.spent = 0.0
         """Seconds that it has taken in this process."""
 
-    def agents(self) -> list[BaseAgent]:
-        """All agents, of all teams."""
-        return [unit for unit in self.units.values() if isinstance(unit, BaseAgent)]
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody reads the run right now."""
+        return self.record.id in self.journal.topics
 
     def response(self, status: ev.Status, answer: Any, error: str | None, seconds: float) -> TaskResponse:
         """How the run stands, for its caller."""
@@ -154,23 +123,47 @@ class Run:
 
     async def let_go(self) -> None:
         """The run is over; nothing that it held may hold it up."""
-        await self._tell("end_run", LET_GO)
+        for copy in self.scope.copies():
+            await self._tell(copy, "end_run", LET_GO)
 
     async def rest(self) -> None:
         """The run waits for a person; it keeps in this process what it has, such as the variables of its sandbox."""
         _resting.setdefault(self.journal.store, {})[self.record.id] = self.scope
-        await self._tell("rest", PUT_ASIDE)
-
-    async def _tell(self, what: str, limit: float) -> None:
         for copy in self.scope.copies():
-            method: Callable[[], Coroutine[Any, Any, None]] | None = getattr(copy, what, None)
-            if method is None:
-                continue
-            try:
-                async with asyncio.timeout(limit):
-                    await method()
-            except Exception:  # the run's outcome stands
-                logger.exception("trajectory=%s | %s of %r failed", self.record.id, what, copy)
+            await self._tell(copy, "rest", PUT_ASIDE)
+
+    async def _tell(self, copy: Any, what: str, limit: float) -> None:
+        method: Callable[[], Coroutine[Any, Any, None]] | None = getattr(copy, what, None)
+        if method is None:
+            return
+        try:
+            async with asyncio.timeout(limit):
+                await method()
+        except Exception:  # the run's outcome stands
+            logger.exception("trajectory=%s | %s of %r failed", self.record.id, what, copy)
+
+    def check_limits(self, steps: int) -> None:
+        """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
+        conf, spending = self.conf, self.record.spending
+        if conf.max_steps is not None and steps >= conf.max_steps:
+            remedy = "fork the run with a higher one to go on"
+            raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
+        if conf.max_tokens is not None:
+            if spending.uncounted is not None:
+                who, number = spending.uncounted
+                raise LimitReached("max_tokens", f"max_tokens is set, but {who} reported no usage for step {number}.")
+            if spending.tokens >= conf.max_tokens:
+                text = f"max_tokens={conf.max_tokens} reached: {spending.tokens} tokens used."
+                raise LimitReached("max_tokens", text)
+        if conf.max_cost is not None:
+            if spending.unpriced is not None:
+                who, number = spending.unpriced
+                remedy = "set llm_input_price and llm_output_price (US dollars for a million tokens) for its model"
+                text = f"max_cost is set, but {who} reported no cost for step {number}: {remedy}."
+                raise LimitReached("max_cost", text, remedy=remedy)
+            if spending.cost >= conf.max_cost:
+                text = f"max_cost={conf.max_cost} reached: {spending.cost:.6f} US dollars spent."
+                raise LimitReached("max_cost", text)
 
 
 def units_of_task(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
@@ -178,16 +171,12 @@ def units_of_task(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
 
     Raises ConfigError when two different ones share a name.
     """
-    units = units_of(root) if _has_members(root) else {root.name: root}
+    units = units_of(root)
     for tool in tools:
         for name, unit in units_of(tool.unit).items() if isinstance(tool, UnitTool) else ():
             if units.setdefault(name, unit) is not unit:
                 raise ConfigError(f"A tool of the task and a member are both named {name!r}; give one another name=.")
     return units
-
-
-def _has_members(unit: Unit) -> bool:
-    return isinstance(unit, Topology) or any(isinstance(item, UnitTool) for item in unit.toolkit.items)
 
 
 def unit_tools(units: Iterable[Unit]) -> bool:
@@ -199,30 +188,174 @@ def unit_tools(units: Iterable[Unit]) -> bool:
     return False
 
 
-def check_limits(run: Run, steps: int) -> None:
-    """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
-    conf, spending = run.conf, run.record.spending
-    if conf.max_steps is not None and steps >= conf.max_steps:
-        remedy = "fork the run with a higher one to go on"
-        raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
-    if conf.max_tokens is not None:
-        if spending.uncounted is not None:
-            who, number = spending.uncounted
-            raise LimitReached("max_tokens", f"max_tokens is set, but {who} reported no usage for step {number}.")
-        if spending.tokens >= conf.max_tokens:
-            raise LimitReached("max_tokens", f"max_tokens={conf.max_tokens} reached: {spending.tokens} tokens used.")
-    if conf.max_cost is not None:
-        if spending.unpriced is not None:
-            who, number = spending.unpriced
-            remedy = "set llm_input_price and llm_output_price (US dollars for a million tokens) for its model"
-            text = f"max_cost is set, but {who} reported no cost for step {number}: {remedy}."
-            raise LimitReached("max_cost", text, remedy=remedy)
-        if spending.cost >= conf.max_cost:
-            text = f"max_cost={conf.max_cost} reached: {spending.cost:.6f} US dollars spent."
-            raise LimitReached("max_cost", text)
+def run_finished(response: TaskResponse, seq: int | None = None) -> RunFinished:
+    """The last output of a run, for its readers."""
+    record = response.record
+    agent = record.activations[0].agent if record.activations else ""
+    step = max(record.next_step - 1, 0)
+    return RunFinished(trajectory_id=record.id, agent=agent, step=step, seq=seq, response=response)
 
 
-def check_agent_limits(agent: BaseAgent, activation: Activation) -> None:
-    """Refuse one more decision of one agent in one piece of work. Raises `AgentLimit`."""
-    if agent.max_steps is not None and activation.steps >= agent.max_steps:
-        raise AgentLimit(f"max_steps={agent.max_steps} of agent {agent.name!r} reached.")
+def recorded_seconds(record: Trajectory) -> float:
+    """How long a run took, by its log."""
+    return record.events[-1].at - record.own_events[0].at
+
+
+class SharedState:
+    """Writes the state that agents and tools of a run share.
+
+    Whether two members may work at the same time, and so may not set one key both, is said by their team, not by the
+    clock: else a conflict would come and go by luck.
+    """
+
+    def __init__(self, journal: Journal, units: dict[str, Unit]) -> None:
+        self.conflict: str | None = None
+        """Two members have set one key, and nobody said how to join that: the run ends with these words."""
+        self._journal = journal
+        self._record = journal.record
+        self._units = units
+
+    def context_of(self, activation: Activation | None) -> Context:
+        """The task's context, as one agent writes it."""
+        return Context(self._record.id, self._record.task, self._record.state, partial(self._set, activation))
+
+    def _set(self, activation: Activation | None, key: str, value: Any) -> None:
+        with self._journal.lock:  # a tool may run in a thread
+            if self._record.finished is not None or (activation is not None and activation.finished is not None):
+                raise TaskError(f"{key!r} was not set: the work that it belongs to has ended.")
+            reducer = self._reducer(key)
+            other = self._beside(activation, key, every=reducer is not None) if activation is not None else None
+            if other is not None and activation is not None:
+                if reducer is None:
+                    raise self._conflict(other.agent, activation.agent, key)
+                value = reducer(self._record.state[key], value)
+            number = activation.id if activation is not None else None
+            self._journal.add(ev.StateSet, key=key, value=plain(value), activation=number)
+
+    def _conflict(self, one: str, other: str, key: str) -> TaskError:
+        """End the run: which of two values counts would be a matter of luck."""
+        text = (
+            f"{one!r} and {other!r} work side by side and both set {key!r}: give them different keys, or say how to "
+            f"join them: Swarm(..., state={{{key!r}: function}})."
+        )
+        self.conflict = self.conflict or text
+        self._journal.held = True
+        return TaskError(text)
+
+    def _side_by_side(self, one: Activation, other: Activation) -> bool:
+        """Whether two activations may work at the same time, neither for the other: their team says, not the clock."""
+        above, beside = self._callers(one), self._callers(other)
+        depth = 0
+        while depth < min(len(above), len(beside)) and above[depth] is beside[depth]:
+            depth += 1
+        if depth == min(len(above), len(beside)):
+            return False
+        first, second = above[depth], beside[depth]
+        common = self._units[above[depth - 1].agent]
+        if isinstance(common, Topology) and first.node is not None and second.node is not None:
+            return common.side_by_side(first.node, second.node)
+        if second.began < first.began:
+            first, second = second, first
+        return first.finished is None or first.finished.seq > second.began  # called in one turn of an agent
+
+    def _beside(self, activation: Activation, key: str, *, every: bool) -> Activation | None:
+        """Who set a key before and works side by side with `activation`.
+
+        The last one says it all, unless there is a function that joins such writes: then an earlier one may, whose
+        value is in what a later one joined.
+        """
+        activations = self._record.activations
+        writers = self._record.writers.get(key, ())
+        for number in reversed(writers) if every else writers[-1:]:
+            if number is not None and self._side_by_side(activation, activations[number]):
+                return activations[number]
+        return None
+
+    def _callers(self, activation: Activation) -> list[Activation]:
+        """The activations from the root down to this one."""
+        callers = [activation]
+        while callers[-1].caller is not None:
+            callers.append(self._record.activations[callers[-1].caller])
+        return callers[::-1]
+
+    def _reducer(self, key: str) -> Callable[[Any, Any], Any] | None:
+        """How writes of parallel members to a key are joined, None when no team says."""
+        teams = (unit for unit in self._units.values() if isinstance(unit, Topology))
+        return next((team.reducers[key] for team in teams if key in team.reducers), None)
+
+
+class World:
+    """The outside: a run asks models and calls tools through this, and through nothing else.
+
+    This is the live one; `aworld.runners.replay` has one that reads the answers out of a recorded trajectory.
+    """
+
+    live = True
+    """Whether models are asked, so that their settings must be complete."""
+
+    def stand_in(self, unit: Unit) -> Unit:
+        """Who acts in the place of an agent or a team: itself."""
+        return unit
+
+    def next_due(self, ready: deque[int], record: Trajectory) -> int:
+        """Whose turn the next step takes: the one that has waited longest. It is taken out of `ready`."""
+        return ready.popleft()
+
+    async def ask(
+        self,
+        model: Model,
+        request: ModelRequest,
+        on_delta: Callable[[Delta], None] | None = None,
+        on_retry: Callable[[ModelError, float], None] | None = None,
+    ) -> Outcome:
+        """Ask a model, with its retries and limits. Raises `CallFailed`, and `ModelError` for what a model of somebody
+        else's making raised."""
+        try:
+            return await call_model(model, request, on_delta=on_delta, on_retry=on_retry)
+        except AWorldError:
+            raise
+        except Exception as raised:
+            logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
+            raise ModelError(f"Model {model.name!r} raised {described(raised)}") from raised
+
+    async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
+        """Call a tool. Every failure is a result that tells the model what was wrong. Raises only
+        `Question`, and `EnvironmentFailed` where the world of the run has died."""
+        tool = offer.by_name.get(call.name)
+        if tool is None:
+            text = f"There is no tool named {call.name!r}. Tools: {', '.join(offer.by_name) or 'none'}."
+            return ActionResult(call.id, call.name, text, f"unknown tool {call.name!r}")
+        limit = tool.timeout or conf.tool_timeout
+        started = time.perf_counter()
+        error: str | None = None
+        try:
+            content = to_content(await bounded(_invoked(tool, call.arguments, context), limit), conf.max_tool_result)
+        except (Question, EnvironmentFailed):
+            raise
+        except TimeoutError as late:
+            error = str(late) or "TimeoutError"
+            content = f"Tool {call.name!r} failed. {error}"
+        except asyncio.InvalidStateError:
+            content = error = f"Tool {call.name!r} cancelled itself."
+        except ToolError as refused:
+            content = error = str(refused)
+        except Exception as raised:  # whatever a tool raises is the model's to read
+            logger.info("trajectory=%s tool=%s | raised", context.trajectory_id, call.name, exc_info=raised)
+            error = described(raised)
+            content = f"Tool {call.name!r} failed. {error}"
+        if error is not None:  # as text that can be stored, and no longer than a result may be
+            error = content_text(to_content(error, conf.max_tool_result))
+            content = to_content(content, conf.max_tool_result)
+        return ActionResult(call.id, call.name, content, error, time.perf_counter() - started)
+
+
+async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
+    """The tool's value. A task that ends with SystemExit would take the event loop with it."""
+    calling.set(context)  # in the task of this call alone
+    try:
+        return await tool.invoke(arguments, context)
+    except SystemExit as raised:
+        raise ToolError(f"Tool {tool.name!r} tried to end the program (exit code {raised.code}).") from raised
+
+
+_LIVE = World()

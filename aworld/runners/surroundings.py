@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aworld.core.bounded import described
 from aworld.core.event import Status
@@ -13,9 +14,10 @@ from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError, T
 from aworld.core.message import Content, Message
 from aworld.core.run_environment import Reward, RunEnvironment
 from aworld.core.trajectory import Trajectory
-from aworld.runners.activations import Activations
 from aworld.runners.journal import write_reward
 from aworld.runners.run import LET_GO, Run
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -38,28 +40,25 @@ def check_environment(record: Trajectory) -> None:
         )
 
 
-async def open_environment(activations: Activations, environment: RunEnvironment) -> None:
-    """Open the environment and let the agent begin. Raises EnvironmentFailed."""
-    run = activations.run
-    try:
-        opening = await environment.open(run.record, partial(write_reward, run.journal))
-    except EnvironmentFailed:
-        raise
-    except Exception as raised:
-        logger.info("trajectory=%s | the environment did not start", run.record.id, exc_info=raised)
-        raise EnvironmentFailed(f"The environment did not start: {described(raised)}") from raised
-    if not run.record.activations:
-        activations.begin(run.task.input if opening is None else opening)
+async def open_environment(run: Run) -> Content:
+    """Open the environment; returns what the agent is asked. Raises EnvironmentFailed."""
+    assert run.environment is not None  # else there is nothing to open
+    opening = await _asked(run.environment.open(run.record, partial(write_reward, run.journal)), "did not start")
+    return run.task.input if opening is None else opening
 
 
 async def respond(environment: RunEnvironment, message: Message) -> Content | None:
     """What the environment says to an agent that has spoken. Raises EnvironmentFailed."""
+    return await _asked(environment.respond(message), "failed to respond")
+
+
+async def _asked(question: Awaitable[T], failure: str) -> T:
     try:
-        return await environment.respond(message)
+        return await question
     except EnvironmentFailed:
         raise
     except Exception as raised:
-        raise EnvironmentFailed(f"The environment failed to respond: {described(raised)}") from raised
+        raise EnvironmentFailed(f"The environment {failure}: {described(raised)}") from raised
 
 
 async def judge(run: Run, status: Status | None, error: str | None) -> None:
@@ -81,10 +80,12 @@ async def score(run: Run, status: Status, answer: Any, error: str | None) -> lis
     return rewards
 
 
-async def close(environment: RunEnvironment, record: Trajectory) -> None:
-    """Close the environment; it may not hold the run up."""
+async def close(run: Run) -> None:
+    """Close the environment, if there is one; it may not hold the run up."""
+    if run.environment is None:
+        return
     try:
         async with asyncio.timeout(LET_GO):
-            await environment.close()
+            await run.environment.close()
     except Exception:  # the run has ended: its outcome stands
-        logger.exception("trajectory=%s | the environment did not close", record.id)
+        logger.exception("trajectory=%s | the environment did not close", run.record.id)

@@ -1,27 +1,33 @@
-"""One decision of one agent: what it is shown, what is asked of its model, and how that is recorded.
+"""One turn of one agent: what it is shown, what is asked of its model, the tool calls that it decides on.
 
 The prompt is assembled here: the agent's conversation, or what the agent (`turn.show`) or a hook (`before_model`) shows
 in its place for this one call. The call is captured here, where the bytes pass: the messages that are sent are nodes of
-the graph before they are sent.
+the graph before they are sent. Tools run side by side and are answered in order; what goes wrong the model is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Container, Sequence
+from functools import partial, reduce
 from typing import Any
+
+import msgspec
 
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
-from aworld.core.exceptions import ModelError, TaskError
+from aworld.core.exceptions import DeniedError, ModelError, TaskError
 from aworld.core.hooks import HookContext, Hooks, around
-from aworld.core.message import Message, Origin, ToolCall
+from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
-from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput
+from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
+from aworld.core.tool.base import Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
+from aworld.runners.journal import Journal
 from aworld.runners.run import Run
 
 
@@ -114,7 +120,7 @@ class AgentTurn:
         return self._record(model, request, outcome)
 
     async def _ask(self, model: Model, request: ModelRequest) -> Outcome:
-        if self.run.record.id not in self.run.journal.topics:
+        if not self.run.is_read:
             return await self.run.world.ask(model, request)
         return await self.run.world.ask(model, request, self._on_delta(), self._on_retry)
 
@@ -233,3 +239,198 @@ def result_of(record: Trajectory, returned: ev.ToolReturned) -> ActionResult:
     """A closed tool call as the agent sees it."""
     content = record.messages[returned.result].message.content
     return ActionResult(returned.call_id, returned.name, content or "", returned.error, returned.duration)
+
+
+INTERRUPTED = "interrupted"
+
+
+async def run_tools(run: Run, activation: Activation, offer: Offer, ours: Container[str] = ()) -> None:
+    """Run the open calls of an activation and close each with its result; `ours` are those of the runtime, by id."""
+    calls = [call for call in activation.open_calls if call.call_id not in ours]
+    if run.record.questions:
+        calls = [call for call in calls if not run.unanswered(call)]
+    if not calls:
+        return
+    if len(calls) == 1:
+        await _run_call(run, activation, offer, calls[0])
+        return
+    tasks = [asyncio.create_task(_run_call(run, activation, offer, call)) for call in calls]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled) -> None:
+    if run.answers_to(called):  # on record before it has an effect, as when it was first called
+        fields = msgspec.structs.asdict(called)
+        del fields["seq"], fields["at"]
+        called = run.journal.add(ev.ToolCalled, **fields)
+        await run.journal.commit()
+    call = ToolCall(called.call_id, called.name, called.arguments)
+    used: str | None = None
+    try:
+        if run.task.hooks:
+            result, used = await _with_hooks(run, activation, offer, called, call)
+        else:
+            result = await _act(run, activation, offer, called, call)
+    except Question as question:
+        _ask(run, called, question.text)
+        await run.journal.commit()  # who can answer sees it, also while other tools are at work
+        return
+    close_call(run.journal, activation, called, result, used)
+    run.journal.commit(wait=False)
+
+
+async def _with_hooks(
+    run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall
+) -> tuple[ActionResult, str | None]:
+    """The result, and the arguments that were used where a hook rewrote them."""
+    at = HookContext(run.record, run.context, activation.agent, called.step)
+
+    def failed(error: BaseException) -> ActionResult:
+        return ActionResult(called.call_id, called.name, "", f"{type(error).__name__}: {error}")
+
+    async def before(hook: Hooks, asked: ToolCall) -> ToolCall | ActionResult | None:
+        try:
+            return await hook.before_tool(at, asked)
+        except DeniedError as denied:
+            return ActionResult(called.call_id, called.name, f"Denied: {denied}", str(denied))
+
+    async def act(asked: ToolCall) -> ActionResult:
+        return await _act(run, activation, offer, called, asked)
+
+    async def after(
+        hook: Hooks, asked: ToolCall, result: ActionResult | None, error: BaseException | None
+    ) -> ActionResult | None:
+        return await hook.after_tool(at, asked, result or failed(error or RuntimeError("no result")))
+
+    asked, result, error = await around(run.task.hooks, call, before, act, after, ActionResult)
+    if error is not None:
+        raise error
+    assert result is not None  # there is a result or an error
+    used = None if asked.arguments == called.arguments else asked.arguments
+    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), used
+
+
+async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall) -> ActionResult:
+    context = ToolContext(
+        run.record.id,
+        activation.agent,
+        called.step,
+        called.call_id,
+        run.state.context_of(activation),
+        run.answers_to(called),
+        partial(_show_note, run, activation, called) if run.is_read else None,
+    )
+    result = await run.world.act(offer, call, context, run.conf)
+    if context.spent:
+        result = msgspec.structs.replace(result, usage=reduce(Usage.__add__, context.spent))
+    return result
+
+
+def _show_note(run: Run, activation: Activation, called: ev.ToolCalled, kind: str, data: Any) -> None:
+    """A tool tells readers of its progress."""
+    id, agent = run.record.id, activation.agent
+    run.journal.show(
+        ToolNoteOutput(trajectory_id=id, agent=agent, step=called.step, call_id=called.call_id, kind=kind, data=data)
+    )
+
+
+def close_call(
+    journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, used: str | None = None
+) -> None:
+    """Write the answer to a call, in the place that was kept for it."""
+    calls = activation.calls
+    place = 0 if len(calls) == 1 else next(i for i, call in enumerate(calls) if call.call_id == called.call_id)
+    parent = calls[place - 1].result if place else activation.leaf
+    _return(journal, activation, called, called.result, parent, result, used)
+
+
+def answer_call(
+    journal: Journal, activation: Activation, called: ev.ToolCalled, content: Content, error: str | None = None
+) -> None:
+    """Answer a call that no tool answers."""
+    close_call(journal, activation, called, ActionResult(called.call_id, called.name, content, error))
+
+
+def interrupt_call(journal: Journal, activation: Activation, called: ev.ToolCalled, why: str) -> None:
+    """Close a call whose outcome nobody will know."""
+    text = f"The call was interrupted ({why}). It may or may not have taken effect."
+    answer_call(journal, activation, called, text, INTERRUPTED)
+
+
+def replace_results(journal: Journal, activation: Activation, results: dict[str, Content]) -> None:
+    """Put other answers in the place of those of the last turn: a branch from the first that differs."""
+    record = journal.record
+    parent: int | None = None
+    for called in activation.calls:
+        before = activation.returned.get(called.call_id)
+        content = results.get(called.call_id)
+        if before is None:
+            if content is not None:
+                answer_call(journal, activation, called, content)
+            continue
+        if content is None and parent is None:
+            continue
+        if parent is None:
+            parent = record.messages[before.result].parent
+        id = record.next_message
+        if content is None:  # as it was, behind one that was replaced
+            message = record.messages[before.result].message
+            result = ActionResult(called.call_id, called.name, message.content or "", before.error, before.duration)
+            _return(journal, activation, called, id, parent, result, origin="tool")
+        else:
+            result = ActionResult(called.call_id, called.name, content, None, before.duration)
+            _return(journal, activation, called, id, parent, result, origin="human")
+        parent = id
+
+
+def _return(
+    journal: Journal,
+    activation: Activation,
+    called: ev.ToolCalled,
+    id: int,
+    parent: int | None,
+    result: ActionResult,
+    used: str | None = None,
+    origin: Any = "tool",
+) -> None:
+    message = Message(
+        "tool", result.content, tool_call_id=result.tool_call_id, name=result.name, is_error=result.error is not None
+    )
+    journal.add(
+        ev.MessageAdded,
+        id=id,
+        parent=parent,
+        agent=activation.agent,
+        activation=activation.id,
+        message=message,
+        origin=origin,
+    )
+    journal.add(
+        ev.ToolReturned,
+        step=called.step,
+        activation=activation.id,
+        call_id=called.call_id,
+        name=called.name,
+        result=id,
+        arguments=used,
+        error=result.error,
+        duration=result.duration,
+        usage=result.usage,
+    )
+
+
+def _ask(run: Run, called: ev.ToolCalled, question: str) -> None:
+    """Put a question of a tool to a person; the call stays open until the answer comes."""
+    id, number = called.call_id, 0
+    while id in run.record.questions:
+        number += 1
+        id = f"{called.call_id}-{number}"
+    run.journal.add(
+        ev.Asked, id=id, question=question, step=called.step, activation=called.activation, call_id=called.call_id
+    )

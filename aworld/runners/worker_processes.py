@@ -1,27 +1,47 @@
-"""Worker processes: they share a SQLite store with their parent, which hands them tasks and replaces those that die."""
+"""Worker processes: they share a SQLite store with their parent, which hands them tasks and replaces those that die.
+
+Tasks travel as references: code is named by where it is imported from, and found by its identity (whatever a module
+holds under a name can travel as `module:name`); everything else is data. A worker is this module, run: it takes a task
+a line from standard input, and says of each how it ended. Its parent owns it: when standard input closes, also because
+the parent was killed, what runs is cancelled and the process ends. What tools print goes to standard error.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache, partial, reduce
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from aworld.config.conf import RunConfig
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.agents.files import dump
+from aworld.agents.files import load as load_definition
+from aworld.config.conf import RunConfig, TaskConfig
+from aworld.core.agent.base import plain
+from aworld.core.agent.flow import Unit
+from aworld.core.event import Status, TaskInfo
+from aworld.core.exceptions import AWorldError, ConfigError, TaskError
+from aworld.core.message import Content, Message
+from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.driver import recorded
-from aworld.runners.executors import watched
-from aworld.runners.schedule import gather
-from aworld.runners.task_references import Begin, RunEnded, reference_to
+from aworld.runners.driver import Episode, run_to_end, write_end
+from aworld.runners.journal import Journal
+from aworld.runners.local import Executor, load, rare_collection, store_of
+from aworld.trajectory.query import Query
 from aworld.trajectory.sqlite import SQLiteStore
 from aworld.trajectory.store import TrajectoryStore
 
@@ -32,7 +52,7 @@ LEAVING = 1.5
 """Seconds that workers have to cancel what they run and to end, before they are killed."""
 
 
-class ProcessExecutor:
+class ProcessExecutor(Executor):
     """Runs tasks in worker processes that share a SQLite store."""
 
     def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
@@ -45,43 +65,57 @@ class ProcessExecutor:
                 f"engine_name='processes' needs a store that processes share, as sqlite:///runs.db is; got {store.url}",
                 setting="store",
             )
-        self.store: TrajectoryStore = store
-        self._conf = conf
+        super().__init__(store, conf)
         self._workers: list[_Worker] = []
+        self._begins: dict[str, Begin] = {}
+        """Those that were checked and have not begun."""
         self._restarts = 0
+        """Workers that were replaced since the last run that ended."""
         self._starting = asyncio.Lock()
 
-    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[TaskResponse, None]:
-        """See `Executor.run`. Raises TaskError for a task that cannot travel, before any begins."""
-        begins = {task.id: reference_to(task) for task in tasks}
-        number = min(self._conf.worker_num, len(tasks))
-        limit = min(self._conf.max_concurrency, len(tasks))
-        work = watched(partial(self._execute, begins), len(tasks), self._conf.on_progress)
+    def check(self, task: Task) -> None:
+        """Raise TaskError for a task that cannot travel."""
+        self._begins[task.id] = reference_to(task)
+
+    @asynccontextmanager
+    async def _at_work(self, limit: int) -> AsyncGenerator[None]:
+        number = min(self._conf.worker_num, limit)
         try:
             self._workers = list(await asyncio.gather(*(self._start() for _ in range(number))))
-            async with aclosing(gather(tasks, work, max(limit, 1))) as responses:
-                async for response in responses:
-                    yield response
+            yield
         finally:
             await asyncio.shield(self._leave())
 
     async def _start(self) -> _Worker:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "aworld.runners.task_worker", self.store.url, str(os.getpid()),
+            sys.executable, "-m", "aworld.runners.worker_processes", self.store.url, str(os.getpid()),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment, limit=1 << 24,
         )  # fmt: skip
         return _Worker(process)
 
-    async def _execute(self, begins: dict[str, Begin], task: Task) -> TaskResponse:
-        begin = begins[task.id]
+    async def run_one(self, task: Task) -> TaskResponse:
+        """See `Executor.run_one`. Raises TaskError for a task that cannot travel."""
+        begin = self._begins.pop(task.id, None) or reference_to(task)
         for attempt in range(ATTEMPTS):
             worker = await self._free()
             ended = await worker.execute(msgspec.structs.replace(begin, again=attempt > 0))
-            if ended is not None:
-                return await self._response(task, ended)
+            if ended is None:
+                continue
+            if ended.misuse is not None:
+                raise TaskError(ended.misuse)
+            self._restarts = 0
+            episode = Episode(task, self.store, await self._record(task.id))
+            return episode.recorded_response(ended.status, ended.error, ended.seconds)
         record = await self._record(task.id)
         why = f"Task {task.id!r} was given up: {ATTEMPTS} worker processes died while they ran it."
+        if task.environment is not None and record.events:  # it cannot be resumed: a loss, and data like any other
+            journal = Journal(record, self.store)
+            await journal.claim()
+            write_end(journal, "failed", why, lost=True)
+            await journal.commit()
+            journal.release()
+            return Episode(task, self.store, record).recorded_response("failed", why, 0.0)
         return TaskResponse(record, "interrupted", error=why, store=self.store)
 
     async def _free(self) -> _Worker:
@@ -91,23 +125,17 @@ class ProcessExecutor:
                 if worker.gone:
                     self._restarts += 1
                     if self._restarts > ATTEMPTS * self._conf.worker_num:
+                        code = worker.process.returncode
                         raise TaskError(
-                            f"Worker processes died {self._restarts} times, the last with exit code "
-                            f"{worker.exit_code}; standard error has their words. What was done is kept: go on with "
-                            "Runners.resume_all."
+                            f"Worker processes died {self._restarts} times in a row, the last with exit code {code}; "
+                            "standard error has their words. What was done is kept: go on with Runners.resume_all."
                         )
                     self._workers[place] = await self._start()
         return min(self._workers, key=lambda worker: len(worker.waiting))
 
-    async def _response(self, task: Task, ended: RunEnded) -> TaskResponse:
-        if ended.misuse is not None:
-            raise TaskError(ended.misuse)
-        record = await self._record(task.id)
-        return recorded(task, self.store, record, ended.status, ended.error, ended.seconds)
-
     async def _record(self, id: str) -> Trajectory:
         try:
-            return Trajectory.of(id, await self.store.read(id), await self.store.notes(id))
+            return await load(id, self.store)
         except TaskError:  # it never began
             return Trajectory(id)
 
@@ -122,39 +150,34 @@ class _Worker:
     """A process that runs tasks, and who waits for them."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+        self.process = process
         self.waiting: dict[str, asyncio.Future[RunEnded | None]] = {}
         self.gone = False
         self._reading = asyncio.create_task(self._read())
-
-    @property
-    def exit_code(self) -> int | None:
-        """How the process ended; None while it works."""
-        return self._process.returncode
 
     async def execute(self, begin: Begin) -> RunEnded | None:
         """Run a task there; None when the process died."""
         if self.gone:
             return None
-        waiter = self.waiting[begin.id] = asyncio.get_running_loop().create_future()
+        waiter = self.waiting[begin.task.id] = asyncio.get_running_loop().create_future()
         try:
-            assert self._process.stdin is not None  # it was started with a pipe
+            assert self.process.stdin is not None  # it was started with a pipe
             with suppress(BrokenPipeError, ConnectionResetError):
-                self._process.stdin.write(msgspec.json.encode(begin) + b"\n")
-                await self._process.stdin.drain()
+                self.process.stdin.write(msgspec.json.encode(begin) + b"\n")
+                await self.process.stdin.drain()
             return await waiter
         finally:
-            self.waiting.pop(begin.id, None)
+            self.waiting.pop(begin.task.id, None)
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None  # it was started with a pipe
+        assert self.process.stdout is not None  # it was started with a pipe
         decoder = msgspec.json.Decoder(RunEnded)
-        while line := await self._process.stdout.readline():
+        while line := await self.process.stdout.readline():
             ended = decoder.decode(line)
             waiter = self.waiting.get(ended.id)
             if waiter is not None and not waiter.done():
                 waiter.set_result(ended)
-        await self._process.wait()
+        await self.process.wait()
         self.gone = True
         for waiter in self.waiting.values():
             if not waiter.done():
@@ -162,15 +185,239 @@ class _Worker:
 
     def leave(self) -> None:
         """Let it cancel what it runs, and end."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     async def end(self) -> None:
         """Return when it has ended, at most after `LEAVING` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVING):
                 await asyncio.shield(self._reading)
-        if self._process.returncode is None:
+        if self.process.returncode is None:
             with suppress(ProcessLookupError):
-                self._process.kill()
+                self.process.kill()
         await self._reading
+
+
+MAIN = "__aworld_main__"
+"""The name under which a worker imports the program's own file: what stands behind `if __name__ == "__main__":` does
+not run there."""
+
+
+class Begin(Struct, omit_defaults=True):
+    """A task on its way to a worker. Code stands as `module:name` or `file.py:name`."""
+
+    task: TaskInfo
+    input: Content
+    unit: str
+    conf: dict[str, Any] = {}
+    history: tuple[Message, ...] = ()
+    context: dict[str, Any] = {}
+    tools: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+    after: str | None = None
+    by: str | None = None
+    """The function that makes the task, where it has an environment; see `Remake`."""
+    arguments: dict[str, Any] = {}
+    again: bool = False
+    """Whether another worker may have begun it."""
+
+
+class RunEnded(Struct, omit_defaults=True):
+    """How a run ended in a worker; its log is in the store."""
+
+    id: str
+    status: Status = "running"
+    error: str | None = None
+    seconds: float = 0.0
+    misuse: str | None = None
+    """Why it could not be begun."""
+
+
+def reference_to(task: Task) -> Begin:
+    """A task as it travels. Raises TaskError that names what cannot."""
+    environment = task.environment
+    stays = environment is not None and not isinstance(environment, Travelling)
+    if stays or task.prefix is not None:
+        what = "has an environment that only its own process has" if stays else "is a fork"
+        raise TaskError(f"Task {task.id!r} {what}: run it with engine 'local'.")
+    remake = environment.remake() if isinstance(environment, Travelling) else None
+    bare = task if remake is None else remake
+    after = task.after.trajectory_id if isinstance(task.after, TaskResponse) else task.after
+    try:
+        context = plain(task.context)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TaskError(f"The context of task {task.id!r} cannot travel to another process: {error}.") from error
+    return Begin(
+        task.info,
+        task.input if remake is None else "",
+        _unit_path(bare.agent),
+        task.conf.model_dump(mode="json", exclude_defaults=True),
+        task.history,
+        context,
+        _paths(bare.tools, "tool"),
+        _paths(bare.hooks, "hooks"),
+        after.id if isinstance(after, Trajectory) else after,
+        None if remake is None else remake.by,
+        {} if remake is None else remake.arguments,
+    )
+
+
+def task_of(begin: Begin) -> Task:
+    """The task of a reference. Raises TaskError when code is not where it should be."""
+    content = begin.input if isinstance(begin.input, str) else list(begin.input)
+    make: Callable[..., Task] = (
+        partial(Task, content) if begin.by is None else partial(object_at(begin.by), begin.arguments)
+    )
+    task = make(
+        swarm=_unit_at(begin.unit),
+        conf=TaskConfig(**begin.conf),
+        after=begin.after,
+        tools=[object_at(path) for path in begin.tools],
+        context=begin.context,
+        hooks=[object_at(path) for path in begin.hooks],
+        **msgspec.structs.asdict(begin.task),
+    )
+    task.history = task.history or begin.history
+    return task
+
+
+DEFINED = "definition:"
+"""How a reference begins that is the text of a definition."""
+
+
+_paths_found: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""Where objects were last time: to look through all modules for each of many tasks would take milliseconds."""
+
+
+def _unit_path(unit: Unit) -> str:
+    """Where an agent or a team is imported from; or its definition, where no module has it."""
+    try:
+        return path_of(unit, f"agent {unit.name!r}")
+    except TaskError as nowhere:
+        try:
+            path = _paths_found[unit] = DEFINED + dump(unit)
+        except ConfigError as unnamed:
+            raise TaskError(f"{nowhere} It cannot be written as a definition either: {unnamed}") from unnamed
+        return path
+
+
+@lru_cache(maxsize=64)
+def _unit_at(path: str) -> Any:
+    return load_definition(path.removeprefix(DEFINED)) if path.startswith(DEFINED) else object_at(path)
+
+
+def _paths(objects: Sequence[Any], what: str) -> tuple[str, ...]:
+    return tuple(path_of(item, f"{what} {getattr(item, 'name', item)!r}") for item in objects)
+
+
+def path_of(item: object, what: str) -> str:
+    """Where an object is imported from. Raises TaskError when no module has it."""
+    with suppress(TypeError):  # some cannot be keys
+        if item in _paths_found:
+            return _paths_found[item]
+        _paths_found[item] = path = _looked_up(item, what)
+        return path
+    return _looked_up(item, what)
+
+
+def _looked_up(item: object, what: str) -> str:
+    origin = getattr(item, "function", None)  # a tool made of a function may be named by the function
+    modules = sorted(sys.modules.items(), key=lambda entry: entry[0] == "__main__")  # the program's own file last
+    for module_name, module in modules:
+        for name, value in list(getattr(module, "__dict__", {}).items()):  # some put other objects there
+            if value is item or (origin is not None and value is origin):
+                return f"{_importable(module_name, module, what)}:{name}"
+    raise TaskError(
+        f"{what[:1].upper()}{what[1:]} cannot travel to another process: no module has it under a name. Put it at the "
+        "top of a module, so that it is module:name there, or run with engine 'local'."
+    )
+
+
+def _importable(name: str, module: ModuleType, what: str) -> str:
+    if name != "__main__":
+        return name
+    spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+    if spec is not None:  # python -m module
+        return spec.name
+    if file is None:
+        raise TaskError(f"{what} was made at a prompt; put it into a file for engine 'processes', or use 'local'.")
+    return str(Path(file).resolve())
+
+
+def object_at(path: str) -> Any:
+    """What an import path names. Raises TaskError when it is not there."""
+    where, _, name = path.rpartition(":")
+    try:
+        module = _main(where) if where.endswith(".py") else importlib.import_module(where)
+        return reduce(getattr, name.split("."), module)
+    except AWorldError:
+        raise
+    except Exception as error:
+        guard = ' What a program does belongs behind `if __name__ == "__main__":`.' if where.endswith(".py") else ""
+        raise TaskError(
+            f"A worker process could not import {path!r}: {type(error).__name__}: {error}.{guard}"
+        ) from error
+
+
+def _main(path: str) -> ModuleType:
+    """The program's own file, imported once."""
+    if MAIN not in sys.modules:
+        spec = importlib.util.spec_from_file_location(MAIN, path)
+        assert spec is not None  # a path that ends in .py has one
+        assert spec.loader is not None
+        module = sys.modules[MAIN] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[MAIN]
+
+
+async def serve(url: str, answers: int) -> None:
+    """Run what comes until nothing more can; `answers` is the descriptor of the pipe to the parent."""
+    loop, store = asyncio.get_running_loop(), store_of(url)
+    reader = asyncio.StreamReader(limit=1 << 26)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    decoder = msgspec.json.Decoder(Begin)
+    running: set[asyncio.Task[None]] = set()
+
+    async def execute(begin: Begin) -> None:
+        ended = await _execute(begin, store)
+        os.write(answers, msgspec.json.encode(ended) + b"\n")
+
+    with rare_collection():
+        while line := await reader.readline():
+            task = asyncio.create_task(execute(decoder.decode(line)))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    await store.close()
+
+
+async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
+    record: Trajectory | None = None
+    try:
+        task = task_of(begin)
+        if begin.again and await store.count(Query(ids=(begin.task.id,))):
+            record = await load(begin.task.id, store)
+            if record.finished is not None:  # its worker died after the end, before it could say so
+                return RunEnded(begin.task.id, record.status, record.error)
+            if task.environment is not None:  # its state died with its worker: begun anew
+                await store.delete(begin.task.id, forks=True)
+                record = None
+        response = await run_to_end(task, store, record)
+    except AWorldError as error:
+        return RunEnded(begin.task.id, misuse=str(error))
+    return RunEnded(begin.task.id, response.status, response.error, response.time_cost)
+
+
+def main(arguments: list[str]) -> Any:
+    """`python -m aworld.runners.worker_processes STORE PARENT`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    asyncio.run(serve(arguments[0], answers))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

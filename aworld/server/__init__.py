@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from aworld.core.lazy import exports
 
 if TYPE_CHECKING:
-    from aworld.server.answers import EventStream as EventStream
-    from aworld.server.answers import RequestProblem as RequestProblem
     from aworld.server.environment_server import EnvironmentServer as EnvironmentServer
     from aworld.server.mcp_server import MCPService as MCPService
     from aworld.server.model_server import ModelServer as ModelServer
+    from aworld.server.shell import EventStream as EventStream
+    from aworld.server.shell import RequestProblem as RequestProblem
     from aworld.server.shell import Serving as Serving
 
 __getattr__, __dir__ = exports(__name__)

@@ -22,8 +22,7 @@ from msgspec.structs import astuple
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Tokens, Usage, chat_format, message_of, tool_call_format
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
-from aworld.server.answers import EventStream, json_response
-from aworld.server.shell import Serving
+from aworld.server.shell import EventStream, Serving, json_response
 
 _MAX_BODY = 64 * 1024 * 1024
 _encode = msgspec.json.encode

@@ -39,6 +39,10 @@ tasks = shop(Part("correct", correct), Part("short", short, weight=0.5))
 endless = shop(train=stream)
 closed = shop(session=Closed)
 
+def made():
+    """The command line knows it by its name, so that it can travel."""
+    return shop(Part("correct", correct))
+
 def leaky():
     return shop(train=[*shop().train, shop().test[0]])
 
@@ -109,6 +113,17 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
 
 
+def test_worker_processes_give_the_figures_of_one_process(shell: Shell) -> None:
+    command = ("rollout", "my_tasks:made", "--agent", "my_tasks:agent", "--samples", "2", "--seed", "4", "--json")
+    figures = [json.loads(shell(*command, "--run", run, *more).stdout) for run, *more in (["a"], ["b", "--workers=2"])]
+    here, there = [{**each, "seconds": 0, "run": ""} for each in figures]
+    assert here == there
+    assert here["episodes"] == 20
+    none = shell(*command, "--run", "c", "--workers", "0")
+    assert (none.returncode, none.stdout) == (2, "")
+    assert "--workers" in none.stderr
+
+
 def test_another_agent_is_refused_and_a_complete_run_says_so(shell: Shell) -> None:
     command = ("rollout", "my_tasks:tasks", "--tasks", "3", "--samples", "2", "--run", "r", "--store", "shop.db")
     assert "nothing was run" not in shell(*command, "--agent", "my_tasks:agent").stderr
@@ -164,7 +179,10 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--retries", "-1"], "--retries must be at least 0; got -1."),
         (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "is an Environment; name"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "0"], "--tasks must be at least 1"),
-        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "99"], "has 10 problems; 99 were asked for"),
+        (
+            ["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "99"],
+            "has 10 different problems; 99 were asked for",
+        ),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
         (["my_tasks:leaky", "--agent", "my_tasks:agent"], "1 of 11 training problems are held out too"),
         (["my_tasks:tasks", "--model", "gpt-4o"], "OPENAI_API_KEY"),

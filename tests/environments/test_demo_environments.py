@@ -1,4 +1,4 @@
-"""The two environments of the demonstration, driven by a model that knows how."""
+"""The environments of the demonstration, driven by a model that knows how."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from itertools import islice
 from aworld.agents.llm_agent import Agent
 from aworld.core.model import ModelRequest
 from aworld.environments.environment import Environment
+from aworld.environments.parity import parity
 from aworld.environments.problem import content_key
-from aworld.environments.shop import shop
+from aworld.environments.shop import ITEMS, shop
 from aworld.environments.sums import WORDS, sums
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
+from aworld.training.embedded.demonstrations import Demonstrator
 
 
 def reckoner(request: ModelRequest) -> Said:
@@ -44,7 +46,16 @@ async def scores(environment: Environment, model: FunctionModel, count: int = 20
     return [responses[task.id].record.score for task in tasks]
 
 
-async def test_both_can_be_solved() -> None:
+def by_parity(request: ModelRequest) -> Said:
+    """Takes the tool that the first number asks for, and says its result."""
+    if request.turn == 1:
+        return request.messages[-1].text
+    a, _, b = request.messages[-1].text.removeprefix("What is ").rstrip("?").split()
+    return call("subtract" if int(a) % 2 else "add", a=int(a), b=int(b))
+
+
+async def test_all_can_be_solved() -> None:
+    assert await scores(parity(), FunctionModel(by_parity)) == [1.0] * 20
     assert await scores(sums(), FunctionModel(reckoner)) == [1.0] * 20
     assert await scores(shop(), FunctionModel(buyer)) == [1.0] * 20
 
@@ -52,6 +63,22 @@ async def test_both_can_be_solved() -> None:
 async def test_a_guess_earns_nothing() -> None:
     """Not even where it happens to be right: the answer must have been computed."""
     assert await scores(sums(), FunctionModel(guesser), 400) == [0.0] * 400
+
+
+async def test_who_is_blind_to_the_digits_gets_half_of_parity() -> None:
+    solved = await scores(parity(), FunctionModel(reckoner), 200)
+    assert 80 <= sum(score or 0.0 for score in solved) <= 120
+
+
+def test_items_of_held_out_purchases_are_in_no_training_problem() -> None:
+    environment = shop()
+    held_out = {problem.data["item"] for problem in environment.problems("test")}
+    learnt = {problem.data["item"] for problem in environment.problems("train", 4000, seed=1)}
+    assert held_out == {"bun", "fig", "kiwi", "pea", "roll", "yam"}
+    assert learnt == set(ITEMS) - held_out
+    demonstrated = {content_key(problem)[0]: problem for problem in islice(Demonstrator(5)._shop, 20_000)}
+    shown = {json.dumps(content_key(problem)) for problem in demonstrated.values()}
+    assert not shown & {json.dumps(content_key(problem)) for problem in environment.problems("test")}
 
 
 async def test_the_price_differs_from_episode_to_episode() -> None:
@@ -62,9 +89,9 @@ async def test_the_price_differs_from_episode_to_episode() -> None:
 
 
 def test_held_out_problems_are_never_trained_on() -> None:
-    for environment in (sums(), shop()):
+    for environment, size in ((sums(), 400), (shop(), 400), (parity(), 200)):
         test = environment.problems("test")
-        assert len({problem.id for problem in test}) == len(test) == 400
+        assert len({problem.id for problem in test}) == len(test) == size
         held = {json.dumps(content_key(problem)) for problem in test}
         assert callable(environment.train)
         trained = {json.dumps(content_key(problem)) for problem in islice(environment.train(7), 4000)}

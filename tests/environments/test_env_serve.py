@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from aworld.core.message import Content, ToolCall
 from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.environments import Environment, Problem
-from aworld.environments.connection import RequestRefused
 from aworld.environments.remote import RemoteEnvironment
 from aworld.environments.rollout import rollouts
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
 from aworld.server import EnvironmentServer
+from aworld.server.environment_server import RequestRefused
 from tests.environments.served import DIGITS, Vault, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
@@ -201,6 +202,74 @@ async def test_an_idle_episode_expires_and_is_begun_anew() -> None:
         assert "expired" in response.msg
 
 
+async def test_one_client_cannot_take_all_places() -> None:
+    with serving(max_episodes=4) as server:
+        async with aiohttp.ClientSession() as http:
+            sockets = [await http.ws_connect(f"{server.url}/ws") for _ in range(4)]
+            for number, socket in enumerate(sockets):
+                await socket.send_str('{"type": "state"}')
+                answer = json.loads(await socket.receive_str())
+                assert answer["type"] == ("state" if number < 3 else "error")
+            assert answer["data"]["code"] == "CAPACITY_REACHED"
+            assert "127.0.0.1 has 3 places, all it may have" in answer["data"]["message"]
+    with serving(max_episodes=4, per_client=4) as server:
+        async with aiohttp.ClientSession() as http:
+            for _ in range(4):
+                socket = await http.ws_connect(f"{server.url}/ws")
+                await socket.send_str('{"type": "state"}')
+                assert json.loads(await socket.receive_str())["type"] == "state"
+
+
+async def test_a_request_that_takes_long_stops_no_other() -> None:
+    """A stream whose maker waits holds up who asks for what it has not made, and nobody else."""
+    go_on = threading.Event()
+
+    def numbers(seed: int) -> Iterator[Problem]:
+        for number in count():
+            if seed == 1 and number == 3:
+                go_on.wait(20)
+            yield Problem(f"{seed}-{number}", f"{number}?")
+
+    with serving(Environment("slow", train=numbers, rubric=correct)) as server:
+        async with aiohttp.ClientSession() as http, asyncio.timeout(15):
+
+            async def ids(**wanted: Any) -> list[str]:
+                async with http.post(f"{server.url}/problems", json=wanted) as answer:
+                    return [problem["id"] for problem in (await answer.json())["problems"]]
+
+            assert await ids(order=1, n=3) == ["1-0", "1-1", "1-2"]
+            waiting = [asyncio.create_task(ids(order=1, n=10)) for _ in range(2)]
+            assert await ids(order=2, n=2000) == [f"2-{number}" for number in range(2000)]
+            assert await ids(order=1, n=2) == ["1-0", "1-1"]
+            socket = await http.ws_connect(f"{server.url}/ws")
+            await socket.send_str('{"type": "reset", "data": {"order": 1, "index": 2}}')
+            assert json.loads(await socket.receive_str())["data"]["metadata"]["problem_id"] == "1-2"
+            assert not any(task.done() for task in waiting)
+            go_on.set()
+            assert await asyncio.gather(*waiting) == [[f"1-{number}" for number in range(10)]] * 2
+
+
+async def test_what_lies_far_ahead_is_refused_and_what_is_kept_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = Environment(
+        "numbers", train=lambda seed: (Problem(f"{seed}-{n}", f"{n}?") for n in count()), rubric=correct
+    )
+    with serving(numbers) as server:
+        async with aiohttp.ClientSession() as http, asyncio.timeout(20):
+
+            async def asked(**wanted: Any) -> tuple[int, str]:
+                async with http.post(f"{server.url}/problems", json=wanted) as answer:
+                    return answer.status, await answer.text()
+
+            status, text = await asked(first=999_990, n=10)
+            assert status == 404
+            assert "Problem 999,999 of a stream was asked for, and 0 are made; at most 100,000 more" in text
+            monkeypatch.setattr("aworld.server.environment_server._KEPT", 25)
+            for order in range(4):
+                assert (await asked(order=order, n=10))[0] == 200
+            assert [order for _, order in server.book._streams] == [2, 3]
+            assert (await asked(order=0, n=10))[0] == 200, "made again"
+
+
 async def test_when_all_places_are_taken_the_next_one_is_refused_and_tried_again() -> None:
     with serving(max_episodes=2) as server:
         remote = RemoteEnvironment(server.url)
@@ -214,7 +283,7 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
     known = remote.problems("test", 1)[0]
     for wrong, why in (
         (Problem("other", "?", data=known.data), "no problem 'other' here"),
-        (Problem(known.id, "?", data={**known.data, "index": 10**9}), "Only the first"),
+        (Problem(known.id, "?", data={**known.data, "index": 10**9}), "at most 100,000 more"),
         (Problem(known.id, "?", data={}), "the number of a problem"),
     ):
         response = await play(remote, problem=wrong)
@@ -222,7 +291,7 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
         assert why in response.msg
     with pytest.raises(ConfigError, match="makes problems without end"):
         remote.problems("train")
-    with pytest.raises(ConfigError, match="has 'train' and 'test'"):
+    with pytest.raises(ConfigError, match="split='dev' is not known"):
         remote.problems("dev", 1)  # pyright: ignore[reportArgumentType]
     async with aiohttp.ClientSession() as http:
         for body, status in (({"split": "dev"}, 400), ({"n": 10_001}, 400), ({"n": 1, "first": 10**6}, 404)):
@@ -316,6 +385,9 @@ async def test_only_who_shows_the_token_is_let_in() -> None:
 
 
 async def test_a_web_page_may_not_use_a_server_without_token(server: EnvironmentServer) -> None:
+    async with aiohttp.ClientSession(headers={"Host": "evil.example"}) as http:
+        async with http.get(f"{server.url}/describe") as refused:
+            assert refused.status == 400, "a name that was bound anew to this machine"
     async with aiohttp.ClientSession(headers={"Origin": "https://example.org"}) as http:
         with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
             await http.ws_connect(f"{server.url}/ws")
@@ -328,6 +400,7 @@ async def test_messages_that_are_none_are_answered_and_the_place_stays(server: E
         for text, why in (
             ("not json", "INVALID_JSON"),
             ("[]", "INVALID_JSON"),
+            ('{"a":' * 50_000, "INVALID_JSON"),
             ('{"type": "dance"}', "UNKNOWN_TYPE"),
             ('{"type": "step", "data": {"type": "message", "content": "?"}}', "VALIDATION_ERROR"),
             ('{"type": "reset", "data": {"seed": "x"}}', "VALIDATION_ERROR"),
@@ -412,9 +485,21 @@ async def test_the_command_serves_until_it_is_asked_to_end() -> None:
         RemoteEnvironment(url)
 
 
+async def test_a_token_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("from-a-file\n")
+    with command("--token-file", str(path)) as (_, url):
+        assert (await play(RemoteEnvironment(url, token="from-a-file"))).success
+        with pytest.raises(ConfigError, match="HTTP 401"):
+            RemoteEnvironment(url)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
+        (["tests.environments.served:vault", "--token-file", "/nothing/there"], "cannot be read"),
+        (["tests.environments.served:vault", "--token-file", os.devnull], "the file is empty"),
+        (["tests.environments.served:vault", "--token-file", __file__, "--token", "x"], "give one of the two"),
         (["tests.environments.served:vault", "--host", "0.0.0.0"], "others can reach it there"),
         (["tests.environments.served:nothing"], "has no 'nothing'"),
         (["tests.environments.served:DIGITS"], "name an Environment"),

@@ -24,8 +24,7 @@ from aworld.core.model import ModelRequest
 from aworld.core.task import TaskResponse
 from aworld.environments import Environment
 from aworld.environments.adapters import gymnasium as adapter
-from aworld.environments.adapters.gymnasium import gymnasium_environment
-from aworld.environments.adapters.spaces import action_of, jsonable, schema, words
+from aworld.environments.adapters.gymnasium import action_of, gymnasium_environment, jsonable, schema, words
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
 

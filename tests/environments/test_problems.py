@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from itertools import count, islice
 
@@ -10,7 +11,7 @@ import pytest
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Text
 from aworld.environments import Environment, Problem, split_by_hash
-from aworld.environments.problem import FetchedProblems, content_key, digest_of
+from aworld.environments.problem import FetchedProblems, content_key, digest_of, taken
 from tests.environments.shop import Shop, problem, shop, stream
 
 
@@ -22,7 +23,7 @@ def test_a_list_is_given_in_its_order_or_shuffled_by_a_seed() -> None:
     shuffled = [p.id for p in environment.problems("train", seed=1)]
     assert sorted(shuffled) == ids != shuffled == [p.id for p in environment.problems("train", seed=1)]
     assert [p.id for p in environment.problems("train", 4, seed=1)] == shuffled[:4]
-    with pytest.raises(ConfigError, match="train of environment 'shop' has 10 problems; 11 were asked for"):
+    with pytest.raises(ConfigError, match="train of environment 'shop' has 10 different problems; 11 were asked for"):
         environment.problems("train", 11)
 
 
@@ -70,6 +71,17 @@ def test_a_split_by_hash_makes_streams_that_cannot_meet() -> None:
         split_by_hash(stream, test=1.0)
 
 
+def test_too_few_different_problems_end_in_an_error_that_says_how_many_there_are() -> None:
+    def few(seed: int) -> Iterator[Problem]:
+        draw = random.Random(seed)
+        while True:
+            yield problem(draw.randrange(500))
+
+    _, test = split_by_hash(few)
+    with pytest.raises(ConfigError, match=r"test of few has \d\d different problems; 400 were asked for"):
+        taken(test, 400, 0, "test of few")
+
+
 def test_a_stream_that_repeats_itself_gives_different_problems() -> None:
     def few(seed: int) -> Iterator[Problem]:
         while True:
@@ -77,7 +89,7 @@ def test_a_stream_that_repeats_itself_gives_different_problems() -> None:
 
     environment = Environment("few", train=few)
     assert [p.id for p in environment.problems("train", 3, seed=5)] == ["5", "1", "2"]
-    with pytest.raises(ConfigError, match="no more than 3 different problems; 4 were asked for"):
+    with pytest.raises(ConfigError, match="has 3 different problems; 4 were asked for"):
         environment.problems("train", 4, seed=5)
     train, test = split_by_hash(few, test=1e-9)
     assert len(Environment("few", train=train).problems("train", 3, seed=5)) == 3
@@ -95,7 +107,7 @@ def test_parts_of_text_are_the_same_as_the_text() -> None:
         ({"train": "problems.jsonl"}, "train of environment 'x' takes a list of problems"),
         ({"train": [{"question": "x"}]}, "Problem 0 needs at least an 'input'"),
         ({"train": [problem(1), problem(1)]}, "two problems with the id '1'"),
-        ({"session": 3}, "session takes a class"),
+        ({"session": 3}, "session: a function of the problem is wanted"),
         ({"session": lambda: None}, r"'x', session: it is called with one argument, the problem"),
         ({"train": lambda: iter(())}, r"train of environment 'x': it is called with one argument, a seed"),
         (
@@ -105,7 +117,7 @@ def test_parts_of_text_are_the_same_as_the_text() -> None:
         ({"test": map(problem, count())}, r"test of environment 'x' .* got the map that .* Give the function itself"),
         ({"train": []}, "train of environment 'x' is empty"),
         ({"rubric": ()}, "'x', rubric: Rubric"),
-        ({"rubric": 3}, "'x', rubric: A rubric is"),
+        ({"rubric": 3}, "'x', rubric: .* a function of the episode is wanted"),
         ({"rubric": lambda: 1.0}, "'x', rubric: Part 'reward', its scorer"),
         ({"train": [problem(1)], "test": [problem(1)]}, "1 of 1 training problems are held out too"),
     ],

@@ -67,7 +67,7 @@ def test_splits_are_endless_seeded_and_share_no_question() -> None:
 
 def test_a_generator_that_runs_out_says_how_many_there_are() -> None:
     environment = reasoning_gym_environment("chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=1)
-    with pytest.raises(ConfigError, match=r"has \d+ problems; 100000 were asked for"):
+    with pytest.raises(ConfigError, match=r"has \d+ different problems; 100000 were asked for"):
         environment.problems("train", 100_000)
 
 

@@ -346,7 +346,7 @@ async def test_memory_does_not_grow_with_the_number_of_episodes() -> None:
 
 
 async def test_misuse_is_told_before_anything_begins() -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="samples=0: a whole number, more than zero"):
         await all_of(shop(), agent_of(), [problem(1)], samples=0)
     with pytest.raises(ConfigError, match="Two problems have the id '1'"):
         await all_of(shop(), agent_of(), [problem(1), problem(1)])

@@ -236,16 +236,16 @@ def test_a_rubric_that_cannot_work_is_refused() -> None:
         Rubric(correct, Part("correct", correct))
     with pytest.raises(ConfigError, match=r"Rubric\(\) has no part"):
         Rubric()
-    with pytest.raises(ConfigError, match="takes parts and functions of the episode; got 3"):
+    with pytest.raises(ConfigError, match="a function of the episode is wanted; got 3"):
         Rubric(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=r"Part 'x', its scorer: .*one argument, the episode"):
         Part("x", pair)  # pyright: ignore[reportArgumentType]
     assert Part("x", scaled).name == "x"
-    with pytest.raises(ConfigError, match="scorer must be a function"):
+    with pytest.raises(ConfigError, match="Part 'x', its scorer: a function of the episode is wanted"):
         Part("x", 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="weight must be a finite number"):
         Part("x", correct, weight=math.nan)
-    with pytest.raises(ConfigError, match="timeout must be more than 0"):
+    with pytest.raises(ConfigError, match="timeout=0: a number, more than zero"):
         Part("x", correct, timeout=0)
 
 

@@ -21,8 +21,7 @@ from aworld.core.output import RunFinished
 from aworld.core.task import Task
 from aworld.models import FunctionModel
 from aworld.runner import Runners
-from aworld.runners.executors import RunProgress
-from aworld.runners.local import load, store_of
+from aworld.runners.local import RunProgress, load, store_of
 from aworld.server import ModelServer
 from aworld.trajectory import MemoryStore, Query
 from tests.runners.scenes import adder, assert_sound, facts

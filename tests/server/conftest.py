@@ -11,7 +11,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response, WebSocket
 
 from aworld.server import EventStream, RequestProblem, Serving
-from aworld.server.answers import json_response, read_json
+from aworld.server.shell import json_response, read_json
 
 
 class Reply(NamedTuple):

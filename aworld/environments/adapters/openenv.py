@@ -22,7 +22,7 @@ from aworld.core.message import Content, Message
 from aworld.core.tool.base import Tool
 from aworld.core.tool.results import to_content
 from aworld.environments.adapters.stepwise import ActTool, StepwiseSession, returns, seeded
-from aworld.environments.environment import Environment
+from aworld.environments.environment import Environment, factory
 from aworld.environments.problem import Problem
 from aworld.environments.remote import ServedSession, ServedTool, ServerAddress, ServerRefusal
 
@@ -34,6 +34,7 @@ INSTRUCTIONS = (
 )
 
 
+@factory
 def openenv_environment(
     url: str,
     *,

@@ -20,8 +20,8 @@ from typing import Any
 from aworld.config.conf import TaskConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.extras import import_extra
-from aworld.environments.environment import Environment
-from aworld.environments.problem import Problem, digest_of, split_by_hash
+from aworld.environments.environment import Environment, factory
+from aworld.environments.problem import Problem, different, digest_of, split_by_hash
 from aworld.environments.rubric import Part, Rubric, ScoredEpisode
 
 reasoning_gym: Any = import_extra("reasoning_gym", "reasoning_gym_environment", "reasoning-gym>=0.1.20")
@@ -40,6 +40,7 @@ SYSTEM_PROMPT = (
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
+@factory
 def reasoning_gym_environment(
     dataset: str,
     *,
@@ -67,7 +68,7 @@ def reasoning_gym_environment(
     if "size" in options:
         raise ConfigError("size is not for you to say: problems(n=…) makes as many tasks as are asked for.")
     tasks.of(0)  # refuses a wrong name or option now
-    train, held_out = split_by_hash(partial(_distinct, tasks), test=test, key=_question)
+    train, held_out = split_by_hash(tasks, test=test, key=_question)
     return Environment(
         name or f"reasoning-gym/{dataset}",
         train=train,
@@ -93,6 +94,10 @@ class _Tasks:
             raise ConfigError(f"reasoning_gym.create_dataset({self.dataset!r}) | {error}") from error
 
     def __call__(self, seed: int) -> Iterator[Problem]:
+        """Tasks with different questions, until the generators bring no new ones."""
+        return different(self._all(seed), partial(digest_of, key=_question), ENOUGH)
+
+    def _all(self, seed: int) -> Iterator[Problem]:
         for number in count():
             generator_seed = random.Random(f"{seed}/{number}").getrandbits(31)
             tasks = self.of(generator_seed)
@@ -118,16 +123,3 @@ def answer_in(text: str) -> str:
 def _question(problem: Problem) -> Any:
     content = problem.input
     return " ".join(content.split()) if isinstance(content, str) else content
-
-
-def _distinct(generate: Any, seed: int) -> Iterator[Problem]:
-    seen: set[bytes] = set()
-    again = 0
-    for problem in generate(seed):
-        digest = digest_of(problem, _question)
-        if digest not in seen:
-            seen.add(digest)
-            again = 0
-            yield problem
-        elif (again := again + 1) > ENOUGH:
-            return
