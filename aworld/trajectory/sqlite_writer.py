@@ -565,6 +565,8 @@ class Writer:
                 if error is not None:
                     self.unreported[job.id] = error
                 continue
+            if error is not None:  # who waits here hears it
+                self.unreported.pop(job.id, None)
             outcome = (waiter, error, [note.seq for note in job.notes] if type(job) is Remark else None)
             if isinstance(waiter, Future):
                 self._deliver(news, [outcome])

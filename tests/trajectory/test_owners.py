@@ -64,9 +64,12 @@ async def test_all_in_one_batch_and_nobody_waits(path: Path) -> None:
     pending = [one.append("run", log[9:10]), one.append("other", run_of("other")), one.append("run", log[10:12])]
     go_on.set()
     assert ["has event 5 already" in text for text in await outcomes(*pending)] == [True, False, True]
+    await one.flush()  # who waited was told: nothing is left to tell
+    one.append("run", log[12:13], wait=False)
+    await one.read("other")
     with pytest.raises(StoreError, match="has event 5 already"):
-        one.append("run", log[12:13])  # nobody waited for the first: it is told now, and this one is lost, too
-    assert "has event 5 already" in (await outcomes(one.append("run", log[13:])))[0]
+        one.append("run", log[13:14])  # nobody waited for the one before: it is told now, and this one is lost, too
+    assert "has event 5 already" in (await outcomes(one.append("run", log[14:])))[0]
     assert await two.read("run") == [*log[:5], *other(log, 5, 9)]
     await one.close()
     await two.close()
