@@ -22,9 +22,9 @@ from aworld.core.rows import rows
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
 from aworld.trajectory.formats import Format, openai, sharegpt, swift, training_trace
-from aworld.trajectory.query import EVERYTHING, Query
+from aworld.trajectory.query import EVERYTHING, Query, log_unreadable
 from aworld.trajectory.sequences import TokenSequence, sequences
-from aworld.trajectory.store import TrajectoryStore, log_unreadable
+from aworld.trajectory.store import TrajectoryStore
 from aworld.trajectory.summary import Summary
 
 LINES: dict[str, Format] = {

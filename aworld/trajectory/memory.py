@@ -12,7 +12,17 @@ from msgspec.structs import replace
 from aworld.core.event import Commanded, Event, Note, Started
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.hub import Entry, Hub, NoteAdded, follow
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matching, select, tabulate
+from aworld.trajectory.query import (
+    EVERYTHING,
+    Facets,
+    Page,
+    Query,
+    Recorded,
+    log_unreadable,
+    matching,
+    select,
+    tabulate,
+)
 from aworld.trajectory.store import (
     DELETED,
     DONE,
@@ -23,7 +33,6 @@ from aworld.trajectory.store import (
     check_id,
     encoded,
     lease_lost,
-    log_unreadable,
     occupied,
     unknown_trajectory,
 )  # fmt: skip

@@ -9,6 +9,7 @@ meanwhile.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import operator
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -23,8 +24,10 @@ from msgspec.structs import fields, replace
 
 from aworld.core.checks import hint, one_of
 from aworld.core.event import Event, Note, Status
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.exceptions import ConfigError, StoreError, TaskError
 from aworld.trajectory.summary import COLUMNS, Summary
+
+logger = logging.getLogger(__name__)
 
 Op: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">=", "in", "prefix", "contains"]
 
@@ -211,6 +214,15 @@ class Recorded(list[Event]):
     """The events of a trajectory, and the notes about it."""
 
     notes: Sequence[Note] = ()
+
+
+class UnreadableLog(StoreError):
+    """The log of one trajectory, or the notes about it, cannot be read; others can."""
+
+
+def log_unreadable(error: StoreError) -> None:
+    """Say in the log that a trajectory was left out."""
+    logger.warning("left out: %s", error)
 
 
 class Page(list[Summary]):

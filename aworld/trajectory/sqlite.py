@@ -23,7 +23,7 @@ from aworld.core.event import Event, Note
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.trajectory.hub import Entry, Hub, follow
 from aworld.trajectory.memory import unknown_digest
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, log_unreadable
 from aworld.trajectory.sqlite_file import MIGRATIONS, Identity, check_version, connect_to_read, empty, explain, identity
 from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, noted, scanned
 from aworld.trajectory.sqlite_tables import vacuum
@@ -36,7 +36,6 @@ from aworld.trajectory.store import (
     bodies_of,
     check_id,
     encoded,
-    log_unreadable,
     occupied,
     stripped,
 )

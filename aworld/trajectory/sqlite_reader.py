@@ -26,6 +26,7 @@ from aworld.trajectory.query import (
     Place,
     Query,
     Recorded,
+    UnreadableLog,
     Where,
     check_facets,
     facets_of,
@@ -56,7 +57,7 @@ def compose(
     while row is not None and end > after + 1:
         key, parent, first = row
         if parent is not None and parent >= key:  # what begins later has the larger number
-            raise StoreError(f"store={path} | {id!r} shares its beginning with itself: the file was made up; delete it")
+            raise _unreadable(path, f"the log of {id!r}", ValueError("it shares its beginning with itself"))
         base = key << SEQ_BITS
         cursor = connection.execute(
             "SELECT data FROM events WHERE key >= ? AND key < ? ORDER BY key",
@@ -74,9 +75,9 @@ def compose(
         raise _unreadable(path, f"the log of {id!r}", error) from error
 
 
-def _unreadable(path: str, what: str, error: Exception) -> StoreError:
+def _unreadable(path: str, what: str, error: Exception) -> UnreadableLog:
     remedy = "restore the file, or remove this run by `aworld trajectories delete`"
-    return StoreError(f"store={path} | {what} cannot be read: {error}; {remedy}")
+    return UnreadableLog(f"store={path} | {what} cannot be read: {error}; {remedy}")
 
 
 _bodies: dict[tuple[str, str], Any] = {}
@@ -188,7 +189,7 @@ def scanned(
                     record.notes = noted(connection, path, summary.id)
             except TaskError:
                 continue
-            except StoreError as error:
+            except UnreadableLog as error:
                 on_unreadable(error)
                 continue
             yield summary, record

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -18,9 +19,9 @@ import msgspec
 
 from aworld.core.event import Note, decode_events
 from aworld.trajectory.hub import Hub, NoteAdded, Topic
-from aworld.trajectory.query import is_unicode
+from aworld.trajectory.query import UnreadableLog, is_unicode
 from aworld.trajectory.sql import SEQ_BITS
-from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, identity, roll_back
+from aworld.trajectory.sqlite_file import MIGRATIONS, Identity, check_version, connect_to_read, identity, roll_back
 from aworld.trajectory.sqlite_owner import RENEWAL, Owner, name_of
 from aworld.trajectory.sqlite_reader import notes_of, with_bodies
 from aworld.trajectory.sqlite_tables import Known
@@ -178,7 +179,8 @@ class Claims:
             self._compare(id, key, owner)
             lease = self.leases.get(id)
             if id in self.keys and lease is not None and notes > lease.notes:
-                self._deliver(connection, key, lease)
+                with suppress(UnreadableLog):  # notes that cannot be read hold up nobody else
+                    self._deliver(connection, key, lease)
         for id in self.keys.keys() - there:
             self.lose(id, DELETED)
 
@@ -203,7 +205,7 @@ class Watch:
         self._newest: tuple[int, str] | None = None
         """Key and id of the newest trajectory that was seen, while somebody waits for new ones."""
         self._reading: sqlite3.Connection | None = None
-        self._file = identity("")
+        self._file: Identity = (None, None)
         """Of which file it reads."""
 
     def pause(self) -> float | None:
@@ -244,7 +246,10 @@ class Watch:
         ).fetchall()
         for key, id, first, events, notes, _ in rows:
             if (topic := hub.topics.get(id)) is not None:
-                self._tell(connection, topic, id, key, first, events, notes)
+                try:
+                    self._tell(connection, topic, id, key, first, events, notes)
+                except (msgspec.DecodeError, UnreadableLog):  # who listens is told when it reads
+                    self._leave_to_readers(topic, id, events, notes)
         claims.look(connection, [row for row in rows if row[1] in claims.keys])
         if hub.expectant:
             self._announce(connection)
@@ -259,8 +264,7 @@ class Watch:
             or topic.events > events or topic.notes > notes  # it was deleted and begun anew
             or topic.events < first or max(events - topic.events, notes - topic.notes) > AT_ONCE
         ):  # fmt: skip
-            topic.events, topic.notes = events, notes
-            self._hub.outdate(id)
+            self._leave_to_readers(topic, id, events, notes)
             return
         if events > topic.events:
             base = key << SEQ_BITS
@@ -271,6 +275,10 @@ class Watch:
             self._hub.publish(id, with_bodies(connection, self._path, news))
         if notes > topic.notes:
             self._hub.publish(id, [*map(NoteAdded, notes_of(connection, self._url, key, topic.notes))])
+
+    def _leave_to_readers(self, topic: Topic, id: str, events: int, notes: int) -> None:
+        topic.events, topic.notes = events, notes
+        self._hub.outdate(id)
 
     def _announce(self, connection: sqlite3.Connection) -> None:
         if self._newest is None:  # whoever waits may have asked before this look: what came between has no name

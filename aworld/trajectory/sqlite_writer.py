@@ -40,6 +40,7 @@ from aworld.trajectory.sqlite_file import (
     APPLICATION_ID,
     PAGE_SIZE,
     PARTICULAR,
+    Identity,
     connect,
     explain,
     family,
@@ -155,7 +156,7 @@ class Writer:
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
-        self._file = identity("")
+        self._file: Identity = (None, None)
         """Which file is open."""
         self._known: dict[str, Known] = {}
         self._lost: dict[str, tuple[int, int, AWorldError]] = {}
@@ -332,7 +333,7 @@ class Writer:
     def _look(self) -> None:
         """Look for what other processes wrote. What fails is tried again at the next look."""
         if self._watch.is_due():
-            with self._pen, suppress(sqlite3.Error, AWorldError):
+            with self._pen, suppress(Exception):
                 self._watch.look(self._connect() if self.claims.keys or self.connected else None)
 
     def _work(self) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import logging
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -34,10 +33,8 @@ from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_event
 from aworld.core.exceptions import ConfigError, LeaseError, StoreError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, is_unicode
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, is_unicode, log_unreadable
 from aworld.trajectory.summary import Summary
-
-logger = logging.getLogger(__name__)
 
 
 class Lease:
@@ -85,11 +82,6 @@ class Lease:
             soon = self._loop.call_soon if get_ident() == self._thread else self._loop.call_soon_threadsafe
             with suppress(RuntimeError):  # the loop was closed: nobody is at work any more
                 soon(alarm)
-
-
-def log_unreadable(error: StoreError) -> None:
-    """Say in the log that a trajectory was left out."""
-    logger.warning("left out: %s", error)
 
 
 class TrajectoryStore(Protocol):

@@ -200,7 +200,7 @@ async def test_a_log_that_shares_its_beginning_with_itself_is_refused(tmp_path: 
         connection.close()
         store = SQLiteStore(path)
         async with asyncio.timeout(5):
-            with pytest.raises(StoreError, match="'run' shares its beginning with itself"):
+            with pytest.raises(StoreError, match="log of 'run' cannot be read: it shares its beginning with itself"):
                 await store.read("run")
             assert len(await store.query()) == 2
             assert list(store.scan(Query(ids=("run",)))) == []
@@ -265,3 +265,39 @@ async def test_the_command_exports_the_others_and_says_which_it_left_out(
     assert "the log of 'old' cannot be read: " in said
     assert "restore the file, or remove this run by `aworld trajectories delete`" in said
     assert len((tmp_path / "x").read_text().splitlines()) > 0
+
+
+async def test_what_another_process_wrote_and_nobody_can_read_is_told_to_who_follows_it_alone(
+    store: SQLiteStore,
+) -> None:
+    await store.append("bad", run_of("bad")[:3])
+    lease = await store.claim("bad")
+    heard = store.follow("bad")
+    for _ in range(3):
+        await anext(heard)
+    with store.hub.subscribe("good") as subscription:
+        with sqlite3.connect(store.path) as connection:  # an earlier version, which looked at no type
+            (key,) = connection.execute("SELECT key FROM trajectories WHERE id = 'bad'").fetchone()
+            event = b'{"kind":"state","seq":3,"at":1.0,"key":5}'
+            connection.execute("INSERT INTO events VALUES (?, ?)", ((key << 24) + 3, event))
+            connection.execute(
+                "INSERT INTO notes (trajectory, number, data) VALUES (?, 0, ?)", (key, b'{"kind":"label"}')
+            )
+            connection.execute("UPDATE trajectories SET events = 4, notes = 1 WHERE key = ?", (key,))
+        connection.close()
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreError, match="the log of 'bad' cannot be read"):
+                await anext(heard)
+        other = SQLiteStore(store.path)
+        await other.note("good", [reward()])
+        async with asyncio.timeout(10):
+            while not subscription.entries and "good" not in subscription.stale:
+                await subscription.wait()
+        await other.close()
+    both = store.follow(["bad", "good"], after=-1)
+    async with asyncio.timeout(10):
+        assert (await anext(both))[0] == "good"
+    await both.aclose()
+    await store.append("new", run_of("new"))
+    assert lease.lost is None
+    assert await store.read("new") == run_of("new")
