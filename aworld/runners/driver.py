@@ -611,7 +611,7 @@ class Episode:
             task=run.task.info,
             agents={name: unit.settings() for name, unit in run.units.items()},
             definitions={name: unit.described().digest for name, unit in run.units.items()},
-            conf=run.conf.model_dump(mode="json", exclude_defaults=True),
+            conf=run.conf.model_dump(mode="json", exclude_defaults=True) if run.conf.model_fields_set else {},
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             after=prefix is not None and prefix.after,
             environment=run.environment.name if run.environment is not None else None,
