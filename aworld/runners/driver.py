@@ -608,7 +608,7 @@ class Episode:
         run.journal.add(
             ev.Started,
             trajectory_id=run.record.id,
-            task=run.task.info,
+            task=run.scope.task,
             agents={name: unit.settings() for name, unit in run.units.items()},
             definitions={name: unit.described().digest for name, unit in run.units.items()},
             conf=run.conf.model_dump(mode="json", exclude_defaults=True) if run.conf.model_fields_set else {},

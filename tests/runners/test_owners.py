@@ -18,7 +18,8 @@ from aworld.core.tool.func_to_tool import tool
 from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import call
 from aworld.runner import Runners
-from aworld.trajectory import TrajectoryStore, open_store
+from aworld.runners.local import store_of
+from aworld.trajectory import MemoryStore, TrajectoryStore, open_store
 from tests.runners.scenes import Gate, assert_sound, thinking
 from tests.runners.test_kill import assert_effects_on_record, lines_until, logs_of, process
 
@@ -119,7 +120,9 @@ async def test_two_resumers_at_once_after_a_kill_share_the_runs(tmp_path: Path) 
         assert_sound(record)
 
 
-async def test_a_live_run_cannot_be_resumed_beside_itself(store: TrajectoryStore) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "memory", "of the process"])
+async def test_a_live_run_cannot_be_resumed_beside_itself(kind: str, store: TrajectoryStore) -> None:
+    store = {"sqlite": store, "memory": MemoryStore()}.get(kind) or store_of(None)
     gate = Gate()
 
     async def think(_: ModelRequest) -> str:
