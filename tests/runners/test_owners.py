@@ -134,8 +134,9 @@ async def test_a_live_run_cannot_be_resumed_beside_itself(kind: str, store: Traj
     for _ in range(2):
         with pytest.raises(LeaseError, match="another run of this process is running trajectory 'run'"):
             await Runners.resume("run", thinking(think), store=store)
-    report = await Runners.resume_all(store, [thinking(think)])
-    assert (report.finished, report.left, list(report.errors)) == (0, 1, ["run"])
+    if kind != "of the process":  # which has runs of other tests
+        report = await Runners.resume_all(store, [thinking(think)])
+        assert (report.finished, report.left, list(report.errors)) == (0, 1, ["run"])
     gate.open.set()
     response = await running
     assert (response.status, response.answer) == ("finished", "by the owner")
