@@ -18,7 +18,7 @@ from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, units_of
 from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
-from aworld.core.checks import hint, one_of
+from aworld.core.checks import known_keys, one_of
 from aworld.core.definition import (
     SECRET,
     AgentDefinition,
@@ -224,10 +224,10 @@ class Maker:
             case list():
                 return [self._item(member, nodes) for member in cast("list[Any]", part)]
             case {"serial": [*members]}:
-                self._known(part, ("serial",), "A serial group")
+                known_keys("A serial group", part, ("serial",), "key")
                 return tuple(self._item(member, nodes) for member in members)
             case {"from": source, "to": target}:
-                self._known(part, ("from", "to", "when"), "An edge")
+                known_keys("An edge", part, ("from", "to", "when"), "key")
                 ends = self._item(source, nodes), self._item(target, nodes)
                 what = f"when= from {source!r} to {target!r} in {self.definition.name!r}"
                 return Edge(*ends, self._code(part["when"], what)) if part.get("when") else ends
@@ -239,14 +239,9 @@ class Maker:
             raise ConfigError(f"write {{member: NAME, ...}}, or {{serial: [...]}} for a group; got {part!r}")
         node = cast("dict[str, Any]", part)
         name = name or node.get("name")
-        self._known(node, ("member", "name", "input", "on_error", "retries"), "A member")
+        known_keys("A member", node, ("member", "name", "input", "on_error", "retries"), "key")
         make = self._code(node["input"], f"input= of {node['member']!r}") if node.get("input") else None
         return WorkflowNode(self._member(node["member"]), make, node.get("on_error"), node.get("retries", 0), name)
-
-    def _known(self, part: Mapping[str, Any], keys: tuple[str, ...], owner: str) -> None:
-        for key in part:
-            if key not in keys:
-                raise ConfigError(f"{owner} has no {key!r}; {hint(key, keys)}", setting=key)
 
     # Agents
 

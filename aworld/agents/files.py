@@ -30,7 +30,6 @@ import yaml
 from pydantic import ValidationError
 
 from aworld.agents.definitions import Maker, travels
-from aworld.agents.llm_agent import SECRET_SETTINGS
 from aworld.agents.patterns import Guard
 from aworld.agents.references import importable
 from aworld.agents.yaml_lines import YamlText
@@ -58,6 +57,12 @@ KINDS: dict[str, type[Topology]] = {
 """Teams by the word with which a file begins them."""
 SUBJECTS = {"loop": ["body"], "map": ["unit"], "solver_verifier": ["solver", "verifier"]}
 """Options that stand at the word itself."""
+_NOT_IN_CONF = {
+    "llm_api_key": "others can read the file: set LLM_API_KEY in the environment",
+    "llm_headers": "others can read the file: give headers in Python",
+    "system_prompt": "write it beside it",
+    "llm_config": "write its settings in its place",
+}
 OWN_TEAM = ("type", "desc", "members", "parts", "options")
 PAIRS = {
     "edges": "an edge is [FROM, TO] or {from: A, to: B, when: module:function}",
@@ -177,22 +182,13 @@ class _AgentsFile:
     def _conf(self, value: Any, owner: str, *path: str) -> dict[str, Any]:
         """The settings of the model, and what else stands beside them."""
         conf = self._mapping(value, f"conf of {owner}", *path)
-        for key in conf:
-            problem = ""
-            if key in SECRET_SETTINGS:
-                remedy = "set LLM_API_KEY in the environment" if key == "llm_api_key" else "give headers in Python"
-                problem = f"{owner} has {key} in the file, where others can read it; {remedy}"
-            elif key in ("system_prompt", "llm_config"):
-                problem = f"{owner}: {key} does not go into conf; write it beside it"
-            elif key not in AgentConfig.known():
-                problem = f"{owner} has no setting {key!r}; {hint(key, AgentConfig.known())}"
-            if problem:
-                raise self._error(problem, *path, key)
+        for key, remedy in _NOT_IN_CONF.items():
+            if key in conf:
+                raise self._error(f"{owner}: {key} does not go into conf; {remedy}", *path, key)
         try:
             AgentConfig(**conf)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise self._error(f"{owner}: {first['loc'][0]}: {first['msg']}", *path, *first["loc"]) from error
+        except ConfigError as error:
+            raise self._error(f"{owner}: {error}", *path, error.setting) from error
         retries = {"output_retries": conf.pop("output_retries")} if "output_retries" in conf else {}
         return {"llm_config": conf, **retries}
 

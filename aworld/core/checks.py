@@ -1,15 +1,30 @@
 """Checks that many rooms need: what they refuse, they refuse in the same words.
 
 Each takes the error that it raises, so that a front door raises its own kind. The text names the setting and the
-remedy.
+remedy. `typed` is the border of all front doors: what a caller gives must be of the annotated types.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from aworld.config.errors import hint as hint
 from aworld.config.errors import known_keys as known_keys
@@ -17,6 +32,7 @@ from aworld.config.errors import nearest as nearest
 from aworld.core.exceptions import AWorldError, ConfigError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def one_of(setting: str, value: T, names: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:
@@ -32,8 +48,7 @@ def positive(
 ) -> Any:
     """`value`, if it is a finite number above zero (`zero`: or zero), with `whole` a whole one. Raises `error`."""
     kind = int if whole else Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < 0 or (value == 0 and not zero):
+    if not isinstance(value, kind) or not _is_number(value) or value < 0 or (value == 0 and not zero):
         what = "a whole number" if whole else "a number"
         raise error(f"{setting}={value!r}: {what}, {'zero or more' if zero else 'more than zero'}.", setting=setting)
     return value
@@ -47,3 +62,217 @@ def unique(what: str, names: Iterable[T], error: type[AWorldError] = ConfigError
             raise error(f"{what} {name!r}; give each its own.")
         seen[name] = None
     return list(seen)
+
+
+def is_text(value: Any) -> bool:
+    """Whether something is text that can be written down: a lone surrogate cannot."""
+    try:
+        str.encode(value)
+    except (UnicodeEncodeError, TypeError):
+        return False
+    return True
+
+
+def as_text(value: str | None) -> str | None:
+    """Text as a plain `str`, which is what a log can hold: subclasses (NumPy's, enums) become their text."""
+    return None if value is None else str.__str__(value)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and type(value) is not bool
+
+
+def _from_one(value: Any) -> bool:
+    return _is_whole(value) and value > 0
+
+
+def _from_zero(value: Any) -> bool:
+    return _is_whole(value) and value >= 0
+
+
+def _above_zero(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+class Kind(NamedTuple):
+    """What an argument may be: in words, how to test it, and the types that need no test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+    types: tuple[type, ...] = ()
+    items: tuple[Kinds, ...] = ()
+    """Of a list what its items may be, of a dict its keys and values."""
+
+    def wrong_item(self, value: Any) -> tuple[str, Any, Kinds] | None:
+        """The first item that a list or dict may not hold: its place, itself, and what it may be."""
+        keyed = isinstance(value, Mapping)
+        pairs: Any = cast("Any", value).items() if keyed else enumerate(value)
+        for key, item in pairs if self.items else ():
+            if keyed and not _fits(key, self.items[0]):
+                return "a key of {}", key, self.items[0]
+            if not _fits(item, self.items[-1]):
+                return f"{{}}[{key!r:.60}]", item, self.items[-1]
+        return None
+
+
+Kinds: TypeAlias = tuple[Kind, ...] | None
+"""What an argument may be; None when its annotation does not say."""
+
+
+def _fits(value: Any, kinds: Kinds) -> bool:
+    if kinds is None:
+        return True
+    for kind in kinds:
+        if type(value) in kind.types:
+            return True
+        if kind.fits(value) and not (kind.items and kind.wrong_item(value)):
+            return True
+    return False
+
+
+Count: TypeAlias = Annotated[int, Kind("a whole number from 1", _from_one)]
+Number: TypeAlias = Annotated[int, Kind("a whole number from 0", _from_zero)]
+Seconds: TypeAlias = Annotated[float, Kind("a number of seconds above 0", _above_zero)]
+"""Types of arguments of a front door that count or measure something."""
+
+UNCHECKED = Kind("anything", _is_anything)
+"""Marks an argument that its function looks at itself: `Annotated[..., UNCHECKED]`."""
+
+_KINDS: dict[Any, Kind] = {
+    str: Kind("text", is_text),
+    int: Kind("a whole number", _is_whole, (int,)),
+    float: Kind("a finite number", _is_number),
+    type(None): Kind("None", _is_none, (type(None),)),
+}
+
+
+def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
+    """Make a function or constructor a front door: an argument that is not of its annotated type, text with a lone
+    surrogate, and a keyword that does not exist are refused by `error`, in words, before anything is done.
+
+    An annotation that says nothing (`Any`, a Protocol, a name known to type checkers alone) refuses nothing.
+    """
+
+    def decorate(function: F) -> F:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            places, kinds, several = _parameters(function)
+            for name, value in (*zip(places, args), *kwargs.items()):
+                if name not in kinds and not several:
+                    known_keys(
+                        _owner(function, args, kwargs), [name], [n for n in kinds if n != "self"], "argument", error
+                    )
+                if not _fits(value, options := kinds.get(name)):
+                    refusal = _refusal(name, value, options or ())
+                    raise error(f"{_owner(function, args, kwargs)}: {refusal}", setting=name)
+            return function(*args, **kwargs)
+
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return await checked(*args, **kwargs)
+
+        wrapper = awaited if inspect.iscoroutinefunction(function) else checked
+        return cast("F", functools.wraps(function)(wrapper))
+
+    return decorate
+
+
+def typed_class(kind: type[T]) -> type[T]:
+    """`typed` for a class whose constructor is made for it."""
+    kind.__init__ = typed()(kind.__init__)
+    return kind
+
+
+def _owner(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Whose argument it is, by the name that it was given or that of the first argument, as far as that is text."""
+    label = function.__qualname__
+    if label.endswith(("__init__", "_build")):
+        label = type(args[0]).__name__
+    places = _parameters(function)[0]
+    named = {**dict(zip(places, args)), **kwargs}
+    first = next((named[place] for place in places if place in named and place != "self"), None)
+    name = named.get("name") or getattr(first, "name", None)
+    return f"{label} {name!r}" if is_text(name) else label
+
+
+def _refusal(name: str, value: Any, kinds: tuple[Kind, ...]) -> str:
+    """What is wrong, down to the item that is."""
+    inner = next((kind for kind in kinds if kind.items and kind.fits(value)), None)
+    if inner is not None and (wrong := inner.wrong_item(value)) is not None:
+        place, item, options = wrong
+        return _refusal(place.format(name), item, options or ())
+    words = _either(kinds)
+    if isinstance(value, str) and not is_text(value):
+        return f"{name} has a lone surrogate, which is no text: {value!r:.60}; give {words}."
+    simple = isinstance(value, str | int | float | type | None)  # others may show what is nobody's business
+    shown = repr(value) if simple else f"{type(value).__name__}(...)"
+    return f"{name}={shown:.60}; give {words}."
+
+
+def _either(kinds: tuple[Kind, ...]) -> str:
+    *names, last = [kind.words for kind in kinds]
+    return f"{', '.join(names)} or {last}" if names else last
+
+
+@functools.cache
+def _parameters(function: Any) -> tuple[list[str], dict[str, Kinds], bool]:
+    """Names of what may be given by position, what each parameter may be, and whether any keyword is taken."""
+    parameters = inspect.signature(function).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    kinds = {p.name: _kinds(_type_of(function, p.annotation)) for p in parameters if p.kind not in several}
+    return places, kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _type_of(function: Any, annotation: Any) -> Any:
+    try:
+        hints = types.SimpleNamespace(__annotations__={"it": annotation})
+        return get_type_hints(hints, function.__globals__, include_extras=True)["it"]
+    except NameError:  # known to type checkers alone
+        return Any
+
+
+def _kinds(annotation: Any) -> Kinds:
+    """What a value of this type may be."""
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if annotation in _KINDS:
+        return (_KINDS[annotation],)
+    if origin is Annotated:
+        return tuple(mark for mark in args[1:] if isinstance(mark, Kind)) or _kinds(args[0])
+    if origin is Literal:
+        return (Kind(f"one of {', '.join(map(repr, args))}", args.__contains__),)
+    if origin in (Union, types.UnionType):
+        options = [_kinds(option) for option in args]
+        return None if None in options else tuple(kind for option in options for kind in option or ())
+    if origin is Callable:
+        return (Kind("a function", callable),)
+    protocol = getattr(origin, "_is_protocol", False) and not getattr(origin, "_is_runtime_protocol", False)
+    if not isinstance(origin, type) or protocol or origin in (Any, inspect.Parameter.empty):
+        return None
+    name = origin.__name__
+    if origin is not Iterable and not issubclass(origin, Mapping | Sequence):
+        words = _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
+        return (Kind(words, functools.partial(_is_a, origin), (origin,)),)
+    items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
+    names = [_either(item or ()) for item in items if None not in items]
+    words = "a dict" if issubclass(origin, Mapping) else "a list"
+    return (Kind(f"{words} of {' to '.join(names)}" if names else words, functools.partial(_is_a, origin), (), items),)
+
+
+_NAMES = {"bool": "True or False", "Path": "a path", "BaseAgent": "an agent", "Topology": "a swarm"}
+"""Classes in words."""
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether a value is of this class; text is no list of texts."""
+    return isinstance(value, kind) and not (isinstance(value, str | bytes) and kind not in (str, bytes, object))

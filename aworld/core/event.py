@@ -299,32 +299,16 @@ class Unknown(Entry, frozen=True, tag="unknown", kw_only=True):
     """The JSON, as it was stored."""
 
 
-Event: TypeAlias = (
-    Started
-    | ToolsetOffered
-    | MessageAdded
-    | ModelCalled
-    | ToolCalled
-    | ToolReturned
-    | AgentStarted
-    | AgentFinished
-    | Rewarded
-    | StateSet
-    | Asked
-    | Answered
-    | Compacted
-    | Noted
-    | Finished
-    | Unknown
-)
+_OfRun: TypeAlias = (
+    Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
+    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished
+)  # fmt: skip
+Event: TypeAlias = _OfRun | Unknown
 
 Note: TypeAlias = Rewarded | Answered | Labelled | Commanded | Noted | Unknown
 """An entry about a run by anybody. Its `seq` is its place among the notes, set by the store: -1 before."""
 
-_Known: TypeAlias = (
-    Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
-    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished | Labelled | Commanded
-)  # fmt: skip
+_Known: TypeAlias = _OfRun | Labelled | Commanded
 
 
 class _Head(Struct):

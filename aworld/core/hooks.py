@@ -78,7 +78,7 @@ async def around(
     try:
         for hook in hooks:
             entered.append(hook)
-            changed: Any = await before(hook, question)
+            changed: Any = _checked(hook, await before(hook, question), type(question), answers)
             if isinstance(changed, answers):
                 answer = changed
                 break
@@ -90,10 +90,18 @@ async def around(
     failure = error
     for hook in reversed(entered):
         try:
-            answer = await after(hook, question, answer, error) or answer
+            answer = _checked(hook, await after(hook, question, answer, error), answers) or answer
         except BaseException as raised:  # noqa: BLE001 - the same
             failure = failure or _failure(raised)
     return question, answer, failure
+
+
+def _checked(hook: Hooks, value: Any, *kinds: type) -> Any:
+    """What a hook returned, if it is of one of these kinds or None. Raises TypeError."""
+    if value is not None and not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{type(hook).__name__} returned {value!r:.60}, where a hook returns {names}, or None.")
+    return value
 
 
 def _failure(raised: BaseException) -> BaseException:

@@ -265,16 +265,7 @@ class Trajectory:
 
     def path(self, leaf: int | None) -> tuple[Message, ...]:
         """The messages from the root to `leaf`: the prompt of a call whose `prompt` is `leaf`."""
-        nodes: list[Message] = []
-        while leaf is not None:
-            node = self.messages[leaf]
-            if node.last is None:
-                nodes.append(node.message)
-            else:
-                nodes += [self.messages[id].message for id in self._piece(node)]
-            leaf = node.parent
-        nodes.reverse()
-        return tuple(nodes)
+        return tuple([self.messages[id].message for id in self.path_ids(leaf)])
 
     def path_ids(self, leaf: int | None) -> list[int]:
         """The ids of the messages from the root to `leaf`; those of a piece of another branch are that branch's."""

@@ -169,8 +169,9 @@ def checked_reward(record: Trajectory, reward: Reward) -> dict[str, Any]:
     fields["step"] = step
     try:
         fields["detail"] = plain(reward.detail)
+        msgspec.json.encode(fields)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"A reward's detail must be JSON-able: {error}") from error
+        raise ValueError(f"A reward's fields must be JSON-able: {error}") from error
     return fields
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
+import logging
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
@@ -25,6 +27,8 @@ from aworld.core.trajectory import Trajectory
 from aworld.runners.driver import refuse_interactive, run_to_end
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,6 +49,12 @@ def run_config(value: RunConfig | dict[str, Any] | None) -> RunConfig:
         raise ConfigError(
             f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",
             setting="engine_name",
+        )
+    if conf.worker_num > 1 and conf.engine_name is EngineName.LOCAL:
+        raise ConfigError(
+            f"worker_num={conf.worker_num} needs engine_name='processes'; on this event loop there are no workers, and "
+            "max_concurrency says how many tasks run at once.",
+            setting="worker_num",
         )
     return conf
 
@@ -144,7 +154,7 @@ def executor_of(conf: RunConfig, store: TrajectoryStore) -> Executor:
 
 
 async def run_many(
-    tasks: Sequence[Task], conf: RunConfig, done: Callable[[TaskResponse], None] | None = None
+    tasks: Sequence[Task], conf: RunConfig, done: Callable[[TaskResponse], Any] | None = None
 ) -> dict[str, TaskResponse]:
     """Run tasks, at most `conf.max_concurrency` at once; responses by task id, in the order of the tasks."""
     ids = unique("Two tasks have the id", (task.id for task in tasks), TaskError)
@@ -164,14 +174,24 @@ async def run_many(
             async for response in finished:
                 responses[response.id] = response
                 if done is not None:
-                    done(response)
+                    await _tell(done, response)
         if conf.sequence_dependent and not all(response.success for response in responses.values()):
             break
     return {id: responses[id] for id in ids if id in responses}
 
 
+async def _tell(listener: Callable[[Any], Any], news: Any) -> None:
+    """Call a function of the caller's that wants to know. What it raises is logged: it ends no run, and no batch."""
+    try:
+        pending = listener(news)
+        if inspect.isawaitable(pending):
+            await pending
+    except Exception:
+        logger.exception("listener=%r | it raised; the runs go on", listener)
+
+
 def watched(
-    work: Callable[[Task], Any], total: int, on_progress: Callable[[RunProgress], None] | None
+    work: Callable[[Task], Any], total: int, on_progress: Callable[[RunProgress], Any] | None
 ) -> Callable[[Task], Any]:
     """The work, with progress told before and after each piece."""
     if on_progress is None:
@@ -180,13 +200,13 @@ def watched(
 
     async def told(task: Task) -> TaskResponse:
         progress.running += 1
-        on_progress(progress)
+        await _tell(on_progress, progress)
         try:
             response = await work(task)
         finally:
             progress.running -= 1
         progress.done += 1
-        on_progress(progress)
+        await _tell(on_progress, progress)
         return response
 
     return told

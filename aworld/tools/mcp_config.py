@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from aworld.config.conf import Settings
 from aworld.config.errors import ConfigError
@@ -183,9 +183,6 @@ def _server(name: str, entry: Any) -> McpServerConfig:
         return conf
     except ConfigError as wrong:
         raise ConfigError(f"{owner}: {wrong}") from None
-    except ValidationError as wrong:
-        first = wrong.errors(include_input=False)[0]
-        raise ConfigError(f"{owner}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
 def _check_placeholders(conf: McpServerConfig) -> None:

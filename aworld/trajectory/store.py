@@ -29,6 +29,7 @@ from urllib.parse import parse_qsl, unquote
 
 from msgspec.structs import replace
 
+from aworld.core.checks import typed
 from aworld.core.event import Event, Note, Started, ToolsetOffered
 from aworld.core.exceptions import ConfigError, LeaseError, TaskError
 from aworld.core.output import Output
@@ -237,6 +238,7 @@ DONE = Ready()
 """What an append returns that nobody has to wait for."""
 
 
+@typed()
 def open_store(url: str) -> TrajectoryStore:
     """Open the store at an address; files and threads are made when they are first needed.
 

@@ -205,7 +205,7 @@ async def test_a_page_that_goes_on_while_it_is_read(
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"timeout": -1}, "timeout=-1 | give a number of seconds above 0"),
+        ({"timeout": -1}, "timeout=-1: a number, more than zero"),
         ({"size": 5}, "size=5 | give width and height in pixels, such as (1280, 900)"),
         ({"size": (0, 5)}, "size=(0, 5) | give width"),
     ],

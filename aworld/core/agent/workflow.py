@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, cast
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import (
@@ -26,8 +26,10 @@ from aworld.core.agent.flow import (
     Unit,
     joined,
     readable,
+    refuse_strangers,
     units_of,
 )
+from aworld.core.checks import Count, Number, typed, typed_class
 from aworld.core.definition import Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Part, content_text
@@ -38,13 +40,8 @@ Condition = Callable[[State, Any], bool]
 Aggregate = Callable[[dict[str, Any]], Any]
 """Makes a node's input from the outputs of those before, by name."""
 
-_FUNCTIONS_OF = {
-    "until": "the state and the output", "when": "the state and the output", "input": "the outputs before it",
-    "answer": "the outputs", "over": "the input; it gives the list of inputs", "accept": "the verifier's answer",
-    "key": "an answer",
-}  # fmt: skip
 
-
+@typed_class
 @dataclass(frozen=True, slots=True)
 class WorkflowNode:
     """A member with what is special about it in this workflow.
@@ -56,16 +53,8 @@ class WorkflowNode:
     unit: Any
     input: Aggregate | None = None
     on_error: OnError | None = None
-    retries: int = 0
+    retries: Number = 0
     name: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the member."""
-        what = f"WorkflowNode of {getattr(self.unit, 'name', self.unit)!r}"
-        refuse_on_error(self.on_error, what)
-        refuse_no_function(what, input=self.input)
-        if type(self.retries) is not int or self.retries < 0:
-            raise ConfigError(f"{what}: retries={self.retries!r}; give the number of further tries, from 0.")
 
     def part(self, description: Description, owner: str) -> Any:
         """The node in a definition: the member's name alone where nothing is special about it."""
@@ -76,6 +65,7 @@ class WorkflowNode:
         return {"member": self.unit.name, **part} if part else self.unit.name
 
 
+@typed_class
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One member after another, if `when` says so."""
@@ -83,11 +73,6 @@ class Edge:
     source: Any
     target: Any
     when: Condition | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a condition that is none."""
-        ends = " to ".join(repr(getattr(end, "name", end)) for end in (self.source, self.target))
-        refuse_no_function(f"Edge from {ends}", when=self.when)
 
 
 @dataclass(slots=True)
@@ -153,11 +138,7 @@ class Graph:
         if once and id(item) in self._ids:
             return self._ids[id(item)]
         node = item if isinstance(item, WorkflowNode) else WorkflowNode(item)
-        if not isinstance(node.unit, BaseAgent | Topology):
-            raise ConfigError(
-                f"A member of {self._owner!r} is {node.unit!r}; members are agents, swarms, WorkflowNode(...), lists "
-                "(side by side) and tuples (one after the other)."
-            )
+        refuse_strangers(f"Swarm {self._owner!r}", node.unit)
         base = name = node.name or node.unit.name
         while name in self.vertices:
             self._numbers[base] = self._numbers.get(base, 1) + 1
@@ -338,22 +319,24 @@ class Loop(Topology):
 
     _named: ClassVar[frozenset[str]] = frozenset({"body", "until", "input", "answer"})
 
+    @typed()
     def __init__(
         self,
         body: Unit | Sequence[Any],
         *,
         until: Condition,
-        max_rounds: int = 10,
+        max_rounds: Count = 10,
         input: Callable[[Content, Any], Any] | None = None,
         answer: Callable[[Any], Any] | None = None,
         must_hold: bool = False,
         name: str | None = None,
         desc: str | None = None,
     ) -> None:
-        self.body = as_unit(body)
-        what = f"Loop over {self.body.name!r}"
-        refuse_count(max_rounds, "max_rounds", what)
-        refuse_no_function(what, until=until, input=input, answer=answer)
+        if not isinstance(body, BaseAgent | Topology):
+            from aworld.core.agent.swarm import WorkflowSwarm  # a swarm is made of what stands here
+
+            body = WorkflowSwarm(*body)
+        self.body = body
         super().__init__(name or f"{self.body.name}-loop", desc)
         self.until, self.max_rounds, self.input, self.answer, self.must_hold = (
             until, max_rounds, input, answer, must_hold,
@@ -409,31 +392,22 @@ class Map(Topology):
 
     _named: ClassVar[frozenset[str]] = frozenset({"unit", "over", "reduce"})
 
+    @typed()
     def __init__(
         self,
         unit: Unit,
         *,
         over: Callable[[str], Sequence[Any]] | None = None,
-        times: int | None = None,
+        times: Count | None = None,
         reduce: Callable[[list[Any]], Any] | Unit | None = None,
-        max_parallel: int | None = None,
+        max_parallel: Count | None = None,
         on_error: OnError = "fail",
         name: str | None = None,
         desc: str | None = None,
     ) -> None:
-        if not isinstance(unit, BaseAgent | Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"Map repeats an agent or a swarm; got {unit!r}.")
         super().__init__(name or f"{unit.name}-map", desc)
-        what = f"Map {self.name!r}"
         if over is not None and times is not None:
-            raise ConfigError(f"{what}: give over= or times=, not both.")
-        refuse_no_function(what, over=over)
-        if reduce is not None and not callable(reduce) and not isinstance(reduce, BaseAgent | Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"{what}: reduce={reduce!r} is neither a function of the outputs nor an agent or swarm.")
-        for option, count in (("times", times), ("max_parallel", max_parallel)):
-            if count is not None:
-                refuse_count(count, option, what)
-        refuse_on_error(on_error, what)
+            raise ConfigError(f"Map {self.name!r}: give over= or times=, not both.")
         self.unit, self.over, self.times, self.reduce = unit, over, times, reduce
         self.max_parallel, self.on_error = max_parallel, on_error
         units_of(self)
@@ -512,36 +486,6 @@ class _MapFlow:
             named = [(f"{self._owner.unit.name} {i + 1}", output) for i, output in sorted(self._outputs.items())]
             return [Start("reduce", reduce, joined(named) if named else "[]")]
         return [End(reduce(outputs) if reduce is not None else outputs)]
-
-
-def as_unit(item: Any) -> Unit:
-    """An agent or team as it is; a sequence of them as a chain."""
-    if isinstance(item, BaseAgent | Topology):
-        return item
-    if not isinstance(item, Sequence) or isinstance(item, str):
-        raise ConfigError(f"A Loop repeats an agent, a swarm or a sequence of them; got {item!r}.")
-    from aworld.core.agent.swarm import WorkflowSwarm  # a swarm is made of what stands here
-
-    return WorkflowSwarm(*cast("Sequence[Any]", item))
-
-
-def refuse_count(count: Any, option: str, owner: str) -> None:
-    """Raise ConfigError unless `count` is a number from 1."""
-    if type(count) is not int or count < 1:
-        raise ConfigError(f"{owner}: {option} must be a number of at least 1; got {count!r}.")
-
-
-def refuse_no_function(owner: str, **functions: Any) -> None:
-    """Raise ConfigError for the first option that is neither a function nor None; `until` must be one."""
-    for option, function in functions.items():
-        if not callable(function) and (function is not None or option == "until"):
-            raise ConfigError(f"{owner}: {option}={function!r} is no function of {_FUNCTIONS_OF[option]}.")
-
-
-def refuse_on_error(on_error: Any, owner: str) -> None:
-    """Raise ConfigError for a policy that is none."""
-    if on_error is not None and on_error not in get_args(OnError):
-        raise ConfigError(f"{owner}: on_error={on_error!r}; use one of {', '.join(map(repr, get_args(OnError)))}.")
 
 
 def _content(value: Any) -> Content:

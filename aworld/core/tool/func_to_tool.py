@@ -15,11 +15,11 @@ from functools import cached_property, partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
-from aworld.core.checks import nearest
+from aworld.core.checks import hint
 from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
-from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature
+from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature, unpartial
 
 if TYPE_CHECKING:
     from aworld.core.tool.arguments import Arguments
@@ -258,7 +258,10 @@ def find_tools(tool_name: str) -> list[Tool]:
     """The tools registered under `tool_name`, in the order of definition. Raises `ConfigError` for an unknown name."""
     registered = _registry.get(tool_name)
     if registered is None:
-        raise ConfigError(f"No tool is registered as {tool_name!r}. {_nearest(tool_name, _registry)}")
+        raise ConfigError(
+            f"No tool is registered as {tool_name!r}; {hint(tool_name, sorted(_registry))} A tool is registered when "
+            "the module with its @tool(tool_name=…) is imported."
+        )
     return list(registered.values())
 
 
@@ -350,24 +353,14 @@ def _is_method(function: Any) -> bool:
 
 
 def _given_name(function: Any) -> str:
-    while isinstance(function, partial):
-        function = function.func
+    function = unpartial(function)
     return getattr(function, "__name__", None) or type(function).__name__
 
 
 def _label(function: Any) -> str:
-    while isinstance(function, partial):
-        function = function.func
+    function = unpartial(function)
     name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
     return name.rpartition("<locals>.")[2]
-
-
-def _nearest(name: str, registered: Iterable[str]) -> str:
-    near = nearest(name, registered)
-    if near:
-        return f"Did you mean {near!r}?"
-    names = ", ".join(sorted(registered)) or "none"
-    return f"Registered: {names}. A tool is registered when the module with its @tool(tool_name=…) is imported."
 
 
 def _suggested(name: str) -> str:

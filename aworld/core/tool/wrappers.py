@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from aworld.core.checks import nearest
+from aworld.core.checks import hint
 from aworld.core.context.scope import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Question, Tool, ToolContext, Toolset
@@ -223,6 +223,4 @@ def _check_offered(names: Collection[str], tools: Sequence[Tool], owner: str) ->
     there = [tool.name for tool in tools]
     for name in names:
         if name not in there:
-            near = nearest(name, there)
-            hint = f"Did you mean {near!r}?" if near else f"There are: {', '.join(there) or 'none'}."
-            raise ConfigError(f"{owner}: there is no tool {name!r}. {hint}")
+            raise ConfigError(f"{owner}: there is no tool {name!r}; {hint(name, there)}")
