@@ -17,6 +17,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import best_of_n, debate, majority_vote
 from aworld.config import AgentConfig, ModelConfig, RunConfig, TaskConfig
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowNode
+from aworld.core.event import ModelCalled, ToolReturned
 from aworld.core.exceptions import AWorldError, ConfigError, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import ToolCall
@@ -259,9 +260,8 @@ def add(a: int, b: int) -> int:
 async def test_a_hook_that_returns_what_it_may_not_is_named(point: str, value: Any) -> None:
     adder = agent("adder", [call("add", a=1, b=2)], "3", tools=[add])
     response = await Runners.run("1 + 2?", adder, hooks=[Returns(point, value)])
-    words = " ".join(
-        [response.msg, *(result.error or "" for result in response.record.events if hasattr(result, "error"))]
-    )
+    errors = [event.error for event in response.record if isinstance(event, ToolReturned | ModelCalled)]
+    words = " ".join([response.msg, *filter(None, errors)])
     assert f"Returns returned {value!r}, where a hook returns" in words
 
 
