@@ -35,7 +35,7 @@ from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.trajectory import Trajectory
-from aworld.models.providers import in_process, named_model
+from aworld.models.providers import in_process, named_model, strange_addresses
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
 
@@ -56,7 +56,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     run.add_argument("--samples", type=int, default=1, metavar="N", help="run each question N times, as a group")
     run.add_argument("--concurrency", type=int, default=100, metavar="N", help="runs in flight at once (100)")
     run.add_argument("--id", help="id of the run, for a single question")
-    _add_agent(run)
+    add_agent(run)
     _add_common(run)
     run.set_defaults(run=_run)
 
@@ -71,7 +71,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="TEXT",
         help="answer an open question, the oldest first; repeatable",
     )
-    _add_agent(resume)
+    add_agent(resume)
     _add_common(resume)
     resume.set_defaults(run=_resume)
 
@@ -82,7 +82,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     fork.add_argument("--at", type=int, metavar="STEP", help="first step to take anew, from 0 (after the last)")
     fork.add_argument("-n", type=int, default=1, metavar="N", help="independent continuations (1)")
     fork.add_argument("--say", metavar="TEXT", help="something for the agent to hear first")
-    _add_agent(fork)
+    add_agent(fork)
     _add_common(fork)
     fork.set_defaults(run=_fork)
 
@@ -116,7 +116,8 @@ _REPLAY = (
 WHICH = "id of the run, its beginning, or `last`"
 
 
-def _add_agent(parser: argparse.ArgumentParser) -> None:
+def add_agent(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name or describe an agent to the parser of a command."""
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
     parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help=MODEL)
     parser.add_argument("--base-url", metavar="URL", help="where the API lives")
@@ -159,7 +160,7 @@ async def _run(args: argparse.Namespace) -> int:
     require(args, 1, "samples", "concurrency")
     if args.id and (len(questions) > 1 or args.samples > 1):
         raise ConfigError("--id names one run; leave it out for several.")
-    agent = _agent(args)
+    agent = agent_of(args)
     tasks = [
         Task(
             question,
@@ -185,7 +186,7 @@ async def _resume(args: argparse.Namespace) -> int:
         answers, questions = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
         raise ConfigError(f"--answer: {answers} for {questions} of {record.id}.")
     answers = dict(zip(open_ids, args.answer))
-    response = await Runners.resume(record, swarm=_agent(args, record), store=args.store, answers=answers)
+    response = await Runners.resume(record, swarm=agent_of(args, record), store=args.store, answers=answers)
     return _report([response], args, show=True)
 
 
@@ -197,7 +198,7 @@ async def _fork(args: argparse.Namespace) -> int:
     require(args, 1, "n")
     count: int = args.n
     responses = await Runners.fork(
-        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **limits
+        record, swarm=agent_of(args, record), at=args.at, n=count, store=args.store, observation=args.say, **limits
     )
     return _report(responses, args, show=True)
 
@@ -217,7 +218,7 @@ async def _load(args: argparse.Namespace) -> Trajectory:
     return await load(await resolve(store, args.id), store)
 
 
-def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
+def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
     ready = ready_agent(args, "model", "base_url", "temperature", "system", "tool", "mcp")
     if ready is not None:
@@ -231,6 +232,12 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
         settings = record.agents.get(name, {})
         args.model = args.model or _own_policy(settings.get("model"))
     conf = put_options(args, AgentConfig(**settings.get("llm_config", {})))
+    for address in strange_addresses(conf.llm_config):
+        if record is not None and address != args.base_url:
+            raise ConfigError(
+                f"The record of {record.id} asks a model at {address}, which your settings do not name: nothing goes "
+                f"there. If you trust it, say --base-url {address}, or name another with --base-url or --agent."
+            )
     tools = [find(spec, "--tool") for spec in args.tool]
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)
