@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aworld.agents.definitions import diff, unit_of
+from aworld.agents.files import dump, load
 from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import best_of_n, debate, majority_vote
 from aworld.config import AgentConfig, ModelConfig, RunConfig, TaskConfig
@@ -23,6 +25,7 @@ from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import ToolCall
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task, TaskResponse
+from aworld.core.tool import approval_required, filtered, find_tools, prefixed, renamed, tool
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
@@ -47,6 +50,11 @@ def new(**fields: Any) -> Task:
 
 async def run(**fields: Any) -> Any:
     return await Runners.run("x", ann, **fields)
+
+
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
 
 
 def door(function: Any, *args: Any, **options: Any) -> Callable[[], Any]:
@@ -94,6 +102,22 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "debate": (door(debate, 5, ann), "debaters=5; give a list"),
     "best_of_n": (door(best_of_n, ann, "3", scorer=len), "n='3'"),
     "majority_vote": (door(majority_vote, [ann, 5]), r"agents\[1\]=5; give an agent"),
+    "draw": (door(Swarm(ann, ben).draw, style="svg"), "style='svg'; give one of 'mermaid', 'tree'"),
+    "load": (door(load, 5), "load: path_or_text=5; give text or a path"),
+    "dump": (door(dump, 5), "dump: unit=5; give an agent, a swarm, an AgentDefinition or a TeamDefinition"),
+    "unit_of": (door(unit_of, {"name": "a"}), "definition=dict"),
+    "diff": (door(diff, ann.definition, 5), "after=5"),
+    # Tools
+    "tool name": (door(tool, name=5), "tool: name=5; give text"),
+    "tool timeout": (door(tool, timeout="5"), "timeout='5'; give a number of seconds above 0"),
+    "tool timeout of nothing": (door(tool, timeout=0), "timeout=0; give a number of seconds above 0"),
+    "tool argument": (door(tool, timout=5), "tool has no argument 'timout'; did you mean 'timeout'"),
+    "find_tools": (door(find_tools, 5), "tool_name=5; give text"),
+    "filtered": (door(filtered, [add], 5), "keep=5; give a function or a list of text"),
+    "filtered of one": (door(filtered, [add], "add"), "keep='add'; give a function or a list of text"),
+    "prefixed": (door(prefixed, [add], 5), "prefix=5; give text"),
+    "renamed": (door(renamed, [add], ["b"]), "names=list.*give a dict of text to text"),
+    "approval_required": (door(approval_required, [add], approve="yes"), "approve='yes'; give a function"),
     # Tasks
     **{
         f"task {name}": (door(new, **{name: 7}), f"{name}=7; give text")
@@ -248,11 +272,6 @@ class Returns(Hooks):
 
     async def after_tool(self, at: HookContext, call: ToolCall, result: Any) -> Any:
         return self.value if self.point == "after_tool" else None
-
-
-def add(a: int, b: int) -> int:
-    """Add."""
-    return a + b
 
 
 @pytest.mark.parametrize("value", ["no", 0, False, {}], ids=repr)

@@ -37,7 +37,7 @@ from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, TeamSwarm, WorkflowSwarm
-from aworld.core.checks import hint, nearest
+from aworld.core.checks import hint, nearest, typed
 from aworld.core.definition import AgentDefinition, Definition, TeamDefinition, options_of
 from aworld.core.exceptions import ConfigError
 
@@ -70,6 +70,7 @@ PAIRS = {
 }
 
 
+@typed()
 def load(path_or_text: str | Path) -> Unit:
     """The agent or team that a YAML file or text describes. A text that ends in `.yaml` or `.yml` is a path.
 
@@ -299,6 +300,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 # Writing
 
 
+@typed()
 def dump(unit: Unit | Definition) -> str:
     """An agent or team, or its definition, as YAML; `load(dump(x))` has an equal definition. Keys are left out.
 

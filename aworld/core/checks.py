@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from numbers import Real
 from typing import (
     Annotated,
@@ -229,7 +229,7 @@ def _parameters(function: Any) -> tuple[list[str], dict[str, Kinds], bool]:
     """Names of what may be given by position, what each parameter may be, and whether any keyword is taken."""
     parameters = inspect.signature(function).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     kinds = {p.name: _kinds(_type_of(function, p.annotation)) for p in parameters if p.kind not in several}
     return places, kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -260,7 +260,7 @@ def _kinds(annotation: Any) -> Kinds:
     if not isinstance(origin, type) or protocol or origin in (Any, inspect.Parameter.empty):
         return None
     name = origin.__name__
-    if origin is not Iterable and not issubclass(origin, Mapping | Sequence):
+    if origin not in (Iterable, Collection) and not issubclass(origin, Mapping | Sequence | Set):
         words = _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
         return (Kind(words, functools.partial(_is_a, origin), (origin,)),)
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)

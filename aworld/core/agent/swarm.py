@@ -128,6 +128,7 @@ class Swarm(Topology):
         names = [member.name for member in self.members()]
         return "-".join(names)[:60] if len(names) > 1 else f"{names[0]}-alone"
 
+    @typed()
     def draw(self, *, style: Literal["mermaid", "tree"] = "mermaid") -> str:
         """A picture: Mermaid text, or a tree for a terminal."""
         return mermaid(self) if style == "mermaid" else tree(self)
