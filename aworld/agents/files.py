@@ -75,7 +75,7 @@ def load(path_or_text: str | Path) -> Unit:
     """The agent or team that a YAML file or text describes. A text that ends in `.yaml` or `.yml` is a path.
 
     Raises:
-        ConfigError: The file cannot be read, or (`FileError`) says what cannot be; names the line and the remedy.
+        ConfigError: The file cannot be read, or says what cannot be; names the line and the remedy.
     """
     if isinstance(path_or_text, Path) or path_or_text.endswith((".yaml", ".yml")):
         try:
@@ -85,10 +85,6 @@ def load(path_or_text: str | Path) -> Unit:
         with importable(Path(path_or_text).absolute().parent):
             return _AgentsFile(text, str(path_or_text)).root()
     return _AgentsFile(path_or_text, "the text").root()
-
-
-class FileError(ConfigError):
-    """A file of agents says what cannot be. The message begins with the file and the line."""
 
 
 class _AgentsFile:
@@ -263,7 +259,7 @@ class _AgentsFile:
 
     def _error(self, text: str, *path: Any, line: int | None = None) -> ConfigError:
         line = self._text.line(path) if line is None else line
-        return FileError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
+        return ConfigError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
 
     def _mapping(self, value: Any, what: str, *path: Any) -> dict[str, Any]:
         """A copy of a mapping; an empty one in place of nothing."""

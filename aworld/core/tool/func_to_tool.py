@@ -28,7 +28,7 @@ from typing import (
 )
 
 from aworld.core.checks import UNCHECKED, Seconds, hint, typed
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
 from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature, unpartial

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 
 from aworld.core.checks import hint, typed
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Question, Tool, ToolContext, Toolset
 from aworld.core.tool.func_to_tool import as_tools, checked_name
