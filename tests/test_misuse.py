@@ -152,7 +152,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "task argument": (door(new, scene=5), "Task has no argument 'scene'; did you mean"),
     # Runners
     "run argument": (door(run, foo=1), "Task has no argument 'foo'"),
-    "run run_conf": (door(run, run_conf=5), "Runners.run: run_conf=5; give a RunConfig, a dict"),
+    "run run_conf": (door(run, run_conf=5), "run_conf=5; give a RunConfig, a dict"),
     "run run_conf of a wrong value": (door(run, run_conf={"worker_num": 0}), "RunConfig: worker_num"),
     "run worker_num for nothing": (door(run, run_conf={"worker_num": 4}), "worker_num=4 needs engine_name='processes'"),
     "run store": (door(run, run_conf={"store": 5}), "store takes a store or an address"),

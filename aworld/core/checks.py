@@ -114,6 +114,8 @@ class Kind(NamedTuple):
     types: tuple[type, ...] = ()
     items: tuple[Kinds, ...] = ()
     """Of a list what its items may be, of a dict its keys and values."""
+    by_class: bool = False
+    """Whether the type of a value says it all; of text, whether all of it is ASCII."""
 
     def wrong_item(self, value: Any) -> tuple[str, Any, Kinds] | None:
         """The first item that a list or dict may not hold: its place, itself, and what it may be."""
@@ -147,11 +149,11 @@ Number: TypeAlias = Annotated[int, Kind("a whole number from 0", _from_zero)]
 Seconds: TypeAlias = Annotated[float, Kind("a number of seconds above 0", _above_zero)]
 """Types of arguments of a front door that count or measure something."""
 
-UNCHECKED = Kind("anything", _is_anything)
+UNCHECKED = Kind("anything", _is_anything, by_class=True)
 """Marks an argument that its function looks at itself: `Annotated[..., UNCHECKED]`."""
 
 _KINDS: dict[Any, Kind] = {
-    str: Kind("text", is_text),
+    str: Kind("text", is_text, by_class=True),
     int: Kind("a whole number", _is_whole, (int,)),
     float: Kind("a finite number", _is_number),
     type(None): Kind("None", _is_none, (type(None),)),
@@ -166,25 +168,43 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            places, kinds, several = _parameters(function)
+        code: Any = function.__code__
+        places = code.co_varnames[: code.co_argcount]
+        passed = set[tuple[str, type]]()
+        """Names with types that have been found to be right: what is tested once is not tested again."""
+
+        def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for name, value in (*zip(places, args), *kwargs.items()):
-                if name not in kinds and not several:
-                    known_keys(
-                        _owner(function, args, kwargs), [name], [n for n in kinds if n != "self"], "argument", error
-                    )
-                if not _fits(value, options := kinds.get(name)):
-                    refusal = _refusal(name, value, options or ())
-                    raise error(f"{_owner(function, args, kwargs)}: {refusal}", setting=name)
+                if (name, type(value)) in passed and (type(value) is not str or value.isascii()):
+                    continue
+                if trouble := _trouble(function, name, value, passed):
+                    raise error(f"{_owner(function, places, args, kwargs)}{trouble}", setting=name)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            check(args, kwargs)
             return function(*args, **kwargs)
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
-            return await checked(*args, **kwargs)
+            check(args, kwargs)
+            return await function(*args, **kwargs)
 
         wrapper = awaited if inspect.iscoroutinefunction(function) else checked
         return cast("F", functools.wraps(function)(wrapper))
 
     return decorate
+
+
+def _trouble(function: Any, name: str, value: Any, passed: set[tuple[str, type]]) -> str:
+    """What is wrong with an argument; empty when nothing is."""
+    kinds, several = _parameters(function)
+    if name not in kinds and not several:
+        return f" has no argument {name!r}; {hint(name, [place for place in kinds if place != 'self'])}"
+    options = kinds.get(name)
+    if not _fits(value, options):
+        return f": {_refusal(name, value, options or ())}"
+    if options is None or any(type(value) in kind.types or (kind.by_class and kind.fits(value)) for kind in options):
+        passed.add((name, type(value)))
+    return ""
 
 
 def typed_class(kind: type[T]) -> type[T]:
@@ -193,12 +213,11 @@ def typed_class(kind: type[T]) -> type[T]:
     return kind
 
 
-def _owner(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _owner(function: Any, places: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Whose argument it is, by the name that it was given or that of the first argument, as far as that is text."""
     label = function.__qualname__
     if label.endswith(("__init__", "_build")):
         label = type(args[0]).__name__
-    places = _parameters(function)[0]
     named = {**dict(zip(places, args)), **kwargs}
     first = next((named[place] for place in places if place in named and place != "self"), None)
     name = named.get("name") or getattr(first, "name", None)
@@ -225,13 +244,12 @@ def _either(kinds: tuple[Kind, ...]) -> str:
 
 
 @functools.cache
-def _parameters(function: Any) -> tuple[list[str], dict[str, Kinds], bool]:
-    """Names of what may be given by position, what each parameter may be, and whether any keyword is taken."""
+def _parameters(function: Any) -> tuple[dict[str, Kinds], bool]:
+    """What each parameter may be, and whether any keyword is taken."""
     parameters = inspect.signature(function).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     kinds = {p.name: _kinds(_type_of(function, p.annotation)) for p in parameters if p.kind not in several}
-    return places, kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _type_of(function: Any, annotation: Any) -> Any:
@@ -255,14 +273,14 @@ def _kinds(annotation: Any) -> Kinds:
         options = [_kinds(option) for option in args]
         return None if None in options else tuple(kind for option in options for kind in option or ())
     if origin is Callable:
-        return (Kind("a function", callable),)
+        return (Kind("a function", callable, by_class=True),)
     protocol = getattr(origin, "_is_protocol", False) and not getattr(origin, "_is_runtime_protocol", False)
     if not isinstance(origin, type) or protocol or origin in (Any, inspect.Parameter.empty):
         return None
     name = origin.__name__
     if origin not in (Iterable, Collection) and not issubclass(origin, Mapping | Sequence | Set):
         words = _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
-        return (Kind(words, functools.partial(_is_a, origin), (origin,)),)
+        return (Kind(words, functools.partial(_is_a, origin), (origin,), by_class=True),)
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
     names = [_either(item or ()) for item in items if None not in items]
     words = "a dict" if issubclass(origin, Mapping) else "a list"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aworld.config.conf import EngineName, RunConfig
-from aworld.core.checks import unique
+from aworld.core.checks import typed, unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
@@ -39,9 +39,10 @@ _memory = WeakStore()
 """Where logs are found when no store is named: they live as long as somebody holds their response."""
 
 
-def run_config(value: RunConfig | dict[str, Any] | None) -> RunConfig:
+@typed()
+def run_config(run_conf: RunConfig | dict[str, Any] | None) -> RunConfig:
     """A run configuration from what a caller gave. Raises ConfigError for an engine that is not here."""
-    conf = RunConfig(**value) if isinstance(value, dict) else (value or RunConfig())
+    conf = RunConfig(**run_conf) if isinstance(run_conf, dict) else (run_conf or RunConfig())
     if conf.engine_name is EngineName.RAY:
         raise ConfigError(
             f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",

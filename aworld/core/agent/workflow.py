@@ -358,22 +358,21 @@ class Loop(Topology):
         return InTurn(self._rounds)
 
     def _rounds(self, task: Content) -> Turns:
-        content = task
-        for number in range(1, self.max_rounds + 1):
+        content, number = task, 1
+        while True:
             result, state = yield Start(f"round-{number}", self.body, content)
             if result.error is not None:
                 return End(error=f"Round {number} of {self.name!r} failed: {result.error}")
-            if self.until(state, result.answer):
-                break
-            if number == self.max_rounds:
-                if self.must_hold:
-                    error = f"{self.name!r} ran out of max_rounds={self.max_rounds}."
-                    return End(error=error, status="limit_reached")
-                break
+            holds = self.until(state, result.answer)
+            if number == self.max_rounds and self.must_hold and not holds:
+                error = f"{self.name!r} ran out of max_rounds={self.max_rounds}."
+                return End(error=error, status="limit_reached")
+            if holds or number == self.max_rounds:
+                return End(self.answer(result.answer) if self.answer is not None else result.answer)
             content = joined([(f"round {number}", result.answer)], task)
             if self.input is not None:
                 content = _content(self.input(task, result.answer))
-        return End(self.answer(result.answer) if self.answer is not None else result.answer)
+            number += 1
 
 
 class Map(Topology):
