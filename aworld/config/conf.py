@@ -154,8 +154,9 @@ class AgentConfig(Settings):
         flat = {k: settings.pop(k) for k in list(settings) if k in ModelConfig.model_fields}
         if flat:
             nested: Any = settings.get("llm_config") or {}
+            kind = type(nested) if isinstance(nested, ModelConfig) else ModelConfig
             base: dict[str, Any] = nested.model_dump() if isinstance(nested, ModelConfig) else nested
-            settings["llm_config"] = ModelConfig(**{**base, **flat})
+            settings["llm_config"] = kind(**{**base, **flat})
         return settings
 
     def __getattr__(self, name: str) -> Any:

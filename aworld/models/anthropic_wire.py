@@ -268,7 +268,7 @@ class AnthropicReply(WireReply):
         if self._on_delta is not None:
             self.first_token = self.first_token or now()
             if key in ("text", "thinking"):
-                self._on_delta(TextDelta(text) if key == "text" else ReasoningDelta(text))
+                self._show(TextDelta if key == "text" else ReasoningDelta, text)
 
     def reply(self, request: ModelRequest) -> ModelReply:
         """The whole reply. Raises msgspec.DecodeError for a block that is none."""

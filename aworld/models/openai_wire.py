@@ -158,7 +158,7 @@ class ChatReply(WireReply):
             self.model = chunk.model
         if chunk.usage is not None:
             self.usage = chunk.usage.usage()
-        if not chunk.choices:
+        if chunk.error or not chunk.choices:
             # Some servers send the message of an error without an `error` around it.
             self.error = chunk.error or (None if self.usage else chunk.message or chunk.detail)
             self.status = _status(self.error)
@@ -204,7 +204,7 @@ class ChatReply(WireReply):
         )
 
     def _add(self, message: ChatMessage, *, whole: bool) -> None:
-        on_delta = self._on_delta
+        streamed = self._on_delta is not None
         reasoning: Any = message.reasoning_content or message.reasoning
         content = message.content if message.content is not None else message.refusal
         if isinstance(content, list):
@@ -212,22 +212,22 @@ class ChatReply(WireReply):
             reasoning = reasoning or thought
         if reasoning and isinstance(reasoning, str):
             self._reasoning.append(reasoning)
-            if on_delta is not None:
-                on_delta(ReasoningDelta(reasoning))
+            if streamed:
+                self._show(ReasoningDelta, reasoning)
         if content is not None:
             if self._content is None:
                 self._content = []
             if content:
                 self._content.append(content)
-                if on_delta is not None:
-                    on_delta(TextDelta(content))
+                if streamed:
+                    self._show(TextDelta, content)
         for call in message.tool_calls or ():
             self._add_call(call, whole)
         if message.function_call is not None:
             self._add_call(ChatCall(index=0, function=message.function_call), whole)
         for detail in message.reasoning_details or ():
             self._add_detail(detail)
-        if self.first_token is None and on_delta is not None and (self._content or self._reasoning or self._calls):
+        if self.first_token is None and streamed and (self._content or self._reasoning or self._calls):
             self.first_token = now()
 
     def _add_call(self, piece: ChatCall, whole: bool) -> None:

@@ -124,7 +124,7 @@ class Tally(Summary, kw_only=True):
     def apply(self, event: ev.Event) -> None:
         """Take one more event."""
         self.events += 1
-        self.updated_at = event.at
+        self.updated_at = max(self.updated_at, event.at)
         handler = _HANDLERS.get(type(event))
         if handler is not None:
             handler(self, event)
