@@ -165,7 +165,7 @@ def _trouble(function: Any, name: str, value: Any, passed: set[tuple[str, type]]
     if not _fits(value, options):
         return f": {_refusal(name, value, options or ())}"
     by_class = options is None or any(kind.by_class and kind.fits(value) for kind in options)
-    kind: type = type(value)
+    kind = value.__class__
     if by_class and (kind is str or not isinstance(value, str)) and len(passed) < 1000:  # classes may be made in a loop
         passed.add((name, kind))
     return ""
