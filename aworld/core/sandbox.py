@@ -17,7 +17,7 @@ from aworld.core.checks import Count, Seconds, positive, typed_class
 from aworld.core.exceptions import AWorldError
 
 if TYPE_CHECKING:
-    from aworld.core.context.scope import RunScope
+    from aworld.core.context.base import RunScope
 
 
 def check_amount(option: str, value: object, kind: str = "float") -> None:

@@ -20,8 +20,7 @@ from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
 from aworld.core.bounded import bounded, described, failure_of
 from aworld.core.common import ActionResult
-from aworld.core.context.base import Context
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import Context, RunScope
 from aworld.core.exceptions import (
     AWorldError,
     ConfigError,

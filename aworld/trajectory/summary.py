@@ -17,8 +17,7 @@ from msgspec import Struct
 
 from aworld.core import event as ev
 from aworld.core.message import Usage
-from aworld.core.score import Score
-from aworld.core.trajectory import RUNTIME
+from aworld.core.trajectory import RUNTIME, Score
 
 SHORT = 500
 """Characters of an answer or an error that a summary keeps."""

@@ -5,7 +5,7 @@ them. Time-outs, capture, the order of answers and the text of errors are the ru
 back to the model; `ToolError` says it in the tool's own words.
 
 A tool or toolset that holds something for the length of a run, such as a sandbox or a session, has `for_run(scope)`,
-which returns the run's own copy of it (`aworld.core.context.scope`); all others are shared by all runs.
+which returns the run's own copy of it (`aworld.core.context.base`); all others are shared by all runs.
 """
 
 from __future__ import annotations
