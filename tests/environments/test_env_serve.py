@@ -284,7 +284,7 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
     for wrong, why in (
         (Problem("other", "?", data=known.data), "no problem 'other' here"),
         (Problem(known.id, "?", data={**known.data, "index": 10**9}), "at most 100,000 more"),
-        (Problem(known.id, "?", data={}), "the number of a problem"),
+        (Problem(known.id, "?", data={}), "missing required field `index`"),
     ):
         response = await play(remote, problem=wrong)
         assert response.record.surroundings_failed
@@ -399,12 +399,12 @@ async def test_messages_that_are_none_are_answered_and_the_place_stays(server: E
     async with aiohttp.ClientSession() as http, http.ws_connect(f"{server.url}/ws") as ws:
         for text, why in (
             ("not json", "INVALID_JSON"),
-            ("[]", "INVALID_JSON"),
+            ("[]", "VALIDATION_ERROR"),
             ('{"a":' * 50_000, "INVALID_JSON"),
             ('{"type": "dance"}', "UNKNOWN_TYPE"),
             ('{"type": "step", "data": {"type": "message", "content": "?"}}', "VALIDATION_ERROR"),
             ('{"type": "reset", "data": {"seed": "x"}}', "VALIDATION_ERROR"),
-            ('{"type": "reset", "data": {"index": "x"}}', "UNKNOWN_PROBLEM"),
+            ('{"type": "reset", "data": {"index": "x"}}', "VALIDATION_ERROR"),
             ('{"type": "reset", "data": {"problem": 7}}', "VALIDATION_ERROR"),
             ('{"type": "reset", "data": 7}', "VALIDATION_ERROR"),
         ):
