@@ -121,7 +121,7 @@ class _Reset(_Split):
     """`client` where the client keeps the limits."""
 
 
-class _Message(Struct):
+class ClientMessage(Struct):
     """A message of the protocol."""
 
     type: str | None = None
@@ -258,7 +258,7 @@ class EnvironmentServer(Serving):
                 return {"tools": [{**tool, "inputSchema": tool["input_schema"]} for tool in tools]}
             case "tools/call":
                 action = {"type": "call_tool", "tool_name": params.get("name"), "arguments": params.get("arguments")}
-                reply = await self._place(params.get("session_id")).answer(_Message("step", action))
+                reply = await self._place(params.get("session_id")).answer(ClientMessage("step", action))
                 seen = cast("dict[str, Any]", reply)["data"]["observation"]
                 if seen.get("error"):
                     raise RequestRefused("EXECUTION_ERROR", str(seen["error"]["message"]))
@@ -277,7 +277,7 @@ async def _hang_up(socket: WebSocket, why: RequestRefused | None = None) -> None
 async def _answered(place: EnvironmentConnection, text: str) -> dict[str, Any] | None:
     """The answer to a message; None when it says good-bye."""
     try:
-        return await place.answer(msgspec.json.decode(text, type=_Message))
+        return await place.answer(msgspec.json.decode(text, type=ClientMessage))
     except RequestRefused as refused:
         return refused.reply
     except msgspec.ValidationError as error:
@@ -391,7 +391,7 @@ class EnvironmentConnection:
         """Whether it is answering."""
         return self._lock.locked()
 
-    async def answer(self, message: _Message) -> dict[str, Any] | None:
+    async def answer(self, message: ClientMessage) -> dict[str, Any] | None:
         """The answer to a message, None to `close`. Raises RequestRefused."""
         async with self._lock:
             if self._closed:  # who still has its WebSocket: nobody would ever end an episode that begins now

@@ -33,7 +33,7 @@ from aworld.environments.rollout import rollouts
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
 from aworld.server import EnvironmentServer
-from aworld.server.environment_server import RequestRefused
+from aworld.server.environment_server import ClientMessage, RequestRefused
 from tests.environments.served import DIGITS, Vault, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
@@ -206,12 +206,12 @@ async def test_one_client_cannot_take_all_places() -> None:
     with serving(max_episodes=4) as server:
         async with aiohttp.ClientSession() as http:
             sockets = [await http.ws_connect(f"{server.url}/ws") for _ in range(4)]
-            for number, socket in enumerate(sockets):
+            for socket in sockets:
                 await socket.send_str('{"type": "state"}')
-                answer = json.loads(await socket.receive_str())
-                assert answer["type"] == ("state" if number < 3 else "error")
-            assert answer["data"]["code"] == "CAPACITY_REACHED"
-            assert "127.0.0.1 has 3 places, all it may have" in answer["data"]["message"]
+            answers = [json.loads(await socket.receive_str()) for socket in sockets]
+            assert [answer["type"] for answer in answers] == ["state", "state", "state", "error"]
+            assert answers[3]["data"]["code"] == "CAPACITY_REACHED"
+            assert "127.0.0.1 has 3 places, all it may have" in answers[3]["data"]["message"]
     with serving(max_episodes=4, per_client=4) as server:
         async with aiohttp.ClientSession() as http:
             for _ in range(4):
@@ -361,7 +361,7 @@ async def test_a_place_that_json_rpc_has_closed_begins_no_other_episode() -> Non
             await ws.send_str('{"type": "reset"}')
             assert (await ws.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING)
         with pytest.raises(RequestRefused, match="has been closed") as refused:
-            await place.answer({"type": "reset"})
+            await place.answer(ClientMessage("reset"))
         assert refused.value.code == "SESSION_ERROR"
         assert not server.places
     assert [session.closed for session in sessions] == [True]
