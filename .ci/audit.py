@@ -1,12 +1,14 @@
-"""Ask whether a locked version has a known fault. Ends with 1 if one has; says so and ends with 0 where nobody can be asked."""
+"""Ask whether a locked version has a known fault. Ends with 1 if one has, and with 0 where nobody can be asked."""
 
 import json
 import subprocess
 import sys
 
-command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--requirement", "requirements.lock"]
+OPTIONS = (
+    "--disable-pip --require-hashes --requirement requirements.lock --format json --progress-spinner off --timeout 10"
+)
 audit = subprocess.run(
-    [*command, "--format", "json", "--progress-spinner", "off", "--timeout", "10"], capture_output=True, text=True, check=False
+    [sys.executable, "-m", "pip_audit", *OPTIONS.split()], capture_output=True, text=True, check=False
 )
 try:
     packages = json.loads(audit.stdout)["dependencies"]

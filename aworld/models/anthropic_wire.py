@@ -8,8 +8,9 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -17,11 +18,24 @@ from msgspec import Raw, Struct
 
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
+from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.wire_reply import WireReply
 
 Block = dict[str, Any]
 
+_STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
 _PLAIN = frozenset({"text", "tool_use"})
-_object = msgspec.json.Decoder(dict[str, Raw])
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def wire_messages(messages: Iterable[Message]) -> tuple[str, list[Block]]:
@@ -52,7 +66,10 @@ def _blocks(message: Message) -> tuple[str, list[Block]]:
     if kept is not None:
         return "assistant", kept["content"]
     blocks = _content(message.content)
-    blocks += [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c)} for c in message.tool_calls]
+    blocks += [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        for call in message.tool_calls
+    ]
     return "assistant", blocks
 
 
@@ -66,13 +83,13 @@ def _tool_result(message: Message) -> Block:
     return block
 
 
-def _input(call: ToolCall) -> Raw | Block:
-    """The arguments as an object. A model of another provider may have written something else; it is shown as it is."""
+def _object(arguments: str) -> Raw | Block:
+    """The arguments as an object. What is something else, of another provider's model or cut off, is shown as it is."""
     try:
-        _object.decode(call.arguments or "{}")
-    except (msgspec.DecodeError, UnicodeError):
-        return {"arguments": call.arguments}
-    return Raw((call.arguments or "{}").encode())
+        _decode_object(arguments or "{}")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {"arguments": arguments}
+    return Raw((arguments or "{}").encode())
 
 
 def _content(content: Content | None) -> list[Block]:
@@ -131,10 +148,10 @@ class AnthropicUsage(Struct, gc=False):
         return Usage(whole, self.output_tokens, total, cached_tokens=read, cache_write_tokens=written)
 
 
-class AnthropicReply(Struct):
-    """A whole answer."""
+class MessageShape(Struct):
+    """A whole answer, or as it stands when a stream of it begins."""
 
-    content: list[dict[str, Raw]]
+    content: list[dict[str, Raw]] | None = None
     id: str | None = None
     model: str | None = None
     stop_reason: str | None = None
@@ -142,7 +159,7 @@ class AnthropicReply(Struct):
 
 
 class BlockDelta(Struct):
-    """What an event adds to a block."""
+    """What an event adds to a block, or to the message."""
 
     type: str = ""
     text: str = ""
@@ -152,59 +169,147 @@ class BlockDelta(Struct):
     stop_reason: str | None = None
 
 
-class MessageStart(Struct):
-    """The answer as it stands when it begins."""
+class AnthropicEvent(MessageShape):
+    """Any event of a stream, or a whole answer."""
 
-    id: str | None = None
-    model: str | None = None
-    usage: AnthropicUsage | None = None
-
-
-class StreamEvent(Struct):
-    """Any event of a stream."""
-
-    type: str
+    type: str = "message"
     index: int = 0
-    message: MessageStart | None = None
-    content_block: dict[str, Any] | None = None
+    message: MessageShape | None = None
+    content_block: dict[str, Raw] | None = None
     delta: BlockDelta | None = None
-    usage: AnthropicUsage | None = None
     error: Any = None
 
 
-decode_answer = msgspec.json.Decoder(AnthropicReply, strict=False).decode
-decode_event = msgspec.json.Decoder(StreamEvent, strict=False).decode
+class _AnyEvent(Struct):
+    type: str = "message"
+
+
+class _BlockShape(Struct):
+    """What is read of a block. A tool call has an id and a name."""
+
+    type: str
+    text: str = ""
+    thinking: str = ""
+    id: str = ""
+    name: str = ""
+
+
+_decode = msgspec.json.Decoder(AnthropicEvent, strict=False).decode
+_decode_kind = msgspec.json.Decoder(_AnyEvent).decode
 _plain = msgspec.json.decode
+_EVENTS = frozenset(
+    {"content_block_delta", "content_block_start", "error", "message", "message_delta", "message_start", "message_stop"}
+)
+_GROWING = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
 
 
-def whole_blocks(content: list[dict[str, Raw]]) -> list[Block]:
-    """The blocks of a whole answer. The input of a tool stays as the model wrote it."""
-    return [
-        {key: Raw(bytes(raw)) if key == "input" else _plain(raw) for key, raw in block.items()} for block in content
-    ]
+class AnthropicReply(WireReply):
+    """A message as it comes in."""
 
+    def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
+        super().__init__(on_delta)
+        self._usage: AnthropicUsage | None = None
+        self._blocks: dict[int, dict[str, Raw]] = {}
+        self._pieces: dict[tuple[int, str], list[str]] = {}
 
-def assistant_message(blocks: list[Block]) -> Message:
-    """The message that blocks make. Each is kept when there is more than text and tool calls."""
-    texts = [block["text"] for block in blocks if block["type"] == "text"]
-    thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
-    calls = [
-        ToolCall(block["id"], block["name"], _text(block.get("input", {})))
-        for block in blocks
-        if block["type"] == "tool_use"
-    ]
-    opaque = None
-    if any(block["type"] not in _PLAIN for block in blocks):
-        # The log is read back as plain JSON, so what is kept is plain too.
-        opaque = {"anthropic": {"content": _plain(msgspec.json.encode(blocks))}}
-    return Message(
-        role="assistant",
-        content="".join(texts) if texts else None,
-        tool_calls=tuple(calls),
-        reasoning="".join(thoughts) if thoughts else None,
-        opaque=opaque,
-    )
+    def read(self, data: bytes) -> bool:
+        """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
+        try:
+            self._add(self._decoded(data, _decode, AnthropicEvent))
+        except msgspec.DecodeError:
+            if self._decoded(data, _decode_kind, _AnyEvent).type in _EVENTS:
+                raise
+        return self.complete
 
+    def _add(self, event: AnthropicEvent) -> None:
+        match event.type:
+            case "content_block_delta" if event.delta is not None:
+                self._grow(event.index, event.delta)
+            case "content_block_start":
+                if event.content_block is not None:
+                    self._blocks[event.index] = event.content_block
+            case "message_start" if event.message is not None:
+                self._begin(event.message)
+            case "message_delta":
+                if event.delta is not None and event.delta.stop_reason is not None:
+                    self.finish_reason = event.delta.stop_reason
+                if event.usage is not None:
+                    self._usage = event.usage if self._usage is None else self._usage.updated(event.usage)
+            case "message_stop":
+                self.complete = True
+            case "message" if event.content is not None:
+                self._begin(event)
+                self._blocks = dict(enumerate(event.content))
+                self.finish_reason = event.stop_reason
+                self.complete = bool(event.content) or event.stop_reason is not None
+            case _ if event.error or event.type == "error":
+                self.error = event.error or "an error"
+                kind = cast("dict[str, Any]", self.error).get("type") if isinstance(self.error, dict) else None
+                self.status = _STATUS.get(str(kind))
+            case _:
+                pass  # pings, ends of blocks, and kinds to come
 
-def _text(value: Any) -> str:
-    return bytes(value).decode() if isinstance(value, Raw) else msgspec.json.encode(value).decode()
+    def _begin(self, message: MessageShape) -> None:
+        self.model, self.response_id, self._usage = message.model, message.id, message.usage
+
+    def _grow(self, index: int, delta: BlockDelta) -> None:
+        key = _GROWING.get(delta.type)
+        if key is None:
+            return  # citations, and kinds to come
+        if index not in self._blocks:
+            raise msgspec.ValidationError("a piece of a block that has not begun")
+        text: str = getattr(delta, key)
+        self._pieces.setdefault((index, key), []).append(text)
+        if self._on_delta is not None:
+            self.first_token = self.first_token or time.time()
+            if key in ("text", "thinking"):
+                self._on_delta(TextDelta(text) if key == "text" else ReasoningDelta(text))
+
+    def reply(self, request: ModelRequest) -> ModelReply:
+        """The whole reply. Raises msgspec.DecodeError for a block that is none."""
+        if not self.complete:
+            raise msgspec.DecodeError("it has no content")
+        blocks: list[Block] = []
+        texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[ToolCall] = []
+        for index in sorted(self._blocks):
+            block, arguments = self._whole(index)
+            shape = msgspec.convert(block, _BlockShape)
+            blocks.append(block)
+            match shape.type:
+                case "text":
+                    texts.append(shape.text)
+                case "thinking":
+                    thoughts.append(shape.thinking)
+                case "tool_use":
+                    if not (shape.id and shape.name):
+                        raise msgspec.ValidationError("a tool call without an id or a name")
+                    calls.append(ToolCall(shape.id, shape.name, arguments))
+                case _:
+                    pass  # kept below
+        opaque = None
+        if any(block["type"] not in _PLAIN for block in blocks):
+            # The log is read back as plain JSON, so what is kept is plain too.
+            opaque = {"anthropic": {"content": _plain(msgspec.json.encode(blocks))}}
+        content, reasoning = "".join(texts) if texts else None, "".join(thoughts) if thoughts else None
+        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
+        usage = None if self._usage is None else self._usage.usage()
+        return ModelReply(message, self.finish_reason, usage, None, self.model, self.response_id, self.first_token)
+
+    def _whole(self, index: int) -> tuple[Block, str]:
+        """A block with all its pieces, and the text of its input as the model wrote it."""
+        start = self._blocks[index]
+        block: Block = {key: _plain(raw) for key, raw in start.items()}
+        for key in ("text", "thinking", "signature"):
+            if (index, key) in self._pieces:
+                block[key] = "".join((block.get(key) or "", *self._pieces[index, key]))
+        arguments = "".join(self._pieces.get((index, "partial_json"), ())) or bytes(start.get("input", b"{}")).decode()
+        if "input" in block:
+            block["input"] = _object(arguments)
+        return block, arguments

@@ -21,6 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+from msgspec import Raw, Struct
+
+from aworld.core.bounded import described
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, ToolCall, chat_format
 from aworld.core.model import ModelRequest, function_format
@@ -32,7 +36,6 @@ REMEMBERED = 64 * 2**20
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _EXACT = re.compile(r'\n<tool_call>\n\{"name": "([a-zA-Z0-9_-]{1,64})", "arguments": (\{[^\n]*\})\}\n</tool_call>')
-_ARGUMENTS = re.compile(r'"arguments"\s*:\s*')
 _ANYBODY = ("", "")
 
 
@@ -40,8 +43,6 @@ class Tokenizer(Protocol):
     """The part of a `transformers` tokenizer that is used here."""
 
     chat_template: Any
-    eos_token_id: int | None
-    pad_token_id: int | None
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], **settings: Any) -> Any:
         """The conversation as text (`tokenize=False`)."""
@@ -73,10 +74,8 @@ class ChatTokens:
         if not tokenizer.chat_template:
             raise ModelError("The tokenizer has no chat template; set tokenizer.chat_template, or take a chat model.")
         self.tokenizer = tokenizer
-        self._begin(_tokenizer_digest(tokenizer), _digest(str(tokenizer.chat_template)))
-
-    def _begin(self, tokenizer_digest: str, template_digest: str) -> None:
-        self.tokenizer_digest, self.template_digest = tokenizer_digest, template_digest
+        self.tokenizer_digest = _tokenizer_digest(tokenizer)
+        self.template_digest = _digest(str(tokenizer.chat_template))
         self._sampled: OrderedDict[tuple[tuple[str, str], str], tuple[int, ...]] = OrderedDict()
         self._characters = 0
 
@@ -110,6 +109,20 @@ class ChatTokens:
         """The message that a text spells."""
         return parse(text, bool(request.tools), request.turn)
 
+    def shape(self, message: Message) -> dict[str, Any]:
+        """A message as templates take it: arguments as objects, and what was sampled as it was written."""
+        written = (message.opaque or {}).get("written")
+        if message.role == "assistant" and written is not None:
+            return {"role": "assistant", "content": written["text"]}
+        shape = chat_format(message)
+        shape["content"] = shape["content"] or ""
+        for call in shape.get("tool_calls", ()):
+            with suppress(ValueError):  # what is not JSON stays a string
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        if message.role == "tool" and message.name is not None:
+            shape["name"] = message.name
+        return shape
+
     def text(self, ids: Sequence[int], ends: frozenset[int]) -> str:
         """The text of an answer, without the id that ends it."""
         return self._decode(ids[:-1] if ids and ids[-1] in ends else ids)
@@ -128,11 +141,13 @@ class ChatTokens:
 
     def _render(self, request: ModelRequest) -> str:
         """The text of a request, with the beginning of the answer."""
-        messages = [_rendered(message) for message in request.messages]
+        messages = [self.shape(message) for message in request.messages]
         tools = [function_format(tool) for tool in request.tools] or None
-        return str(
-            self.tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
+        except Exception as error:
+            raise ModelError(f"The chat template cannot render these messages: {described(error)}") from error
+        return str(text)
 
 
 def parse(written: str, with_tools: bool, turn: int = 0) -> Message:
@@ -173,6 +188,21 @@ def parse_exact(text: str, turn: int = 0) -> Message:
     )
 
 
+class _Written(Struct):
+    name: str
+    arguments: Raw = Raw(b"{}")
+
+
+def _call(text: str, id: str) -> ToolCall | None:
+    """The call of a JSON text, with its arguments as the model wrote them; None when it is none."""
+    try:
+        call = _decode_call(text)
+        arguments = bytes(call.arguments).decode()
+        return ToolCall(id, call.name, json.loads(arguments) if arguments.startswith('"') else arguments)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
@@ -180,37 +210,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _call(text: str, id: str) -> ToolCall | None:
-    try:
-        value: Any = json.loads(text)
-        name, arguments = value["name"], value.get("arguments", {})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    if not isinstance(name, str):
-        return None
-    place = _ARGUMENTS.search(text)
-    if place is not None and isinstance(arguments, dict):
-        try:  # as the model wrote them, not as json.dumps would
-            _, end = json.JSONDecoder().raw_decode(text, place.end())
-            return ToolCall(id, name, text[place.end() : end])
-        except ValueError:
-            pass
-    return ToolCall(id, name, arguments if isinstance(arguments, str) else json.dumps(arguments))
-
-
-def _rendered(message: Message) -> dict[str, Any]:
-    """A message as templates take it: arguments as objects, and what was sampled as it was written."""
-    written = (message.opaque or {}).get("written")
-    if message.role == "assistant" and written is not None:
-        return {"role": "assistant", "content": written["text"]}
-    shape = chat_format(message)
-    shape["content"] = shape["content"] or ""
-    for call in shape.get("tool_calls", ()):
-        with suppress(ValueError):  # what is not JSON stays a string
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    if message.role == "tool" and message.name is not None:
-        shape["name"] = message.name
-    return shape
+_decode_call = msgspec.json.Decoder(_Written).decode
 
 
 def _digest(text: str) -> str:

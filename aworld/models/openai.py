@@ -7,7 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,8 +15,8 @@ import msgspec
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, chat_format
-from aworld.core.model import Delta, ModelReply, ModelRequest, OutputSchema, function_format
-from aworld.models.openai_wire import ChatReply, Chunk, decode_chunk
+from aworld.core.model import Delta, ModelRequest, OutputSchema, function_format
+from aworld.models.openai_wire import ChatReply
 from aworld.models.remote_model import RemoteModel, is_strict
 
 BASE_URL = "https://api.openai.com/v1"
@@ -40,35 +40,7 @@ class OpenAIModel(RemoteModel):
         self.params = config.sampling("max_completion_tokens" if self._official else "max_tokens")
         self._fixed: dict[str, Any] = _CAPTURE if config.llm_capture_tokens else {}
 
-    async def generate(self, request: ModelRequest) -> ModelReply:
-        """ChatReply once. Raises `ModelError`."""
-        data, kind = await self.endpoint.post(self.encode(self.body(request)))
-        answer = ChatReply()
-        answer.add(self._decoded(data, kind))
-        return self._finished(answer, request, data)
-
-    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
-        """ChatReply once, and hand on each piece as it comes. Raises `ModelError`."""
-        body = self.body(request)
-        body["stream"] = True
-        body.setdefault("stream_options", {"include_usage": True})
-        answer = ChatReply(on_delta)
-
-        def take(events: list[bytes]) -> bool:
-            done = False
-            for data in events:
-                if data == b"[DONE]":
-                    answer.complete = done = True
-                else:
-                    answer.add(self._decoded(data))
-            return done
-
-        await self.endpoint.events(self.encode(body), take)
-        if not answer.complete:
-            raise self.endpoint.unreadable("only the beginning of a stream")
-        return self._finished(answer, request, b"")
-
-    def body(self, request: ModelRequest) -> dict[str, Any]:
+    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
         body: dict[str, Any] = {
             "model": self.name,
@@ -81,6 +53,9 @@ class OpenAIModel(RemoteModel):
             body["tools"] = [function_format(tool) for tool in request.tools]
         if request.output is not None:
             body.setdefault("response_format", wire_output(request.output))
+        if stream:
+            body["stream"] = True
+            body.setdefault("stream_options", {"include_usage": True})
         return body
 
     def _url(self, config: ModelConfig) -> str:
@@ -90,20 +65,8 @@ class OpenAIModel(RemoteModel):
     def _authorization(self, key: str | None) -> dict[str, str]:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    def _decoded(self, data: bytes, kind: str = "") -> Chunk:
-        try:
-            chunk = decode_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            what = f"{kind} that" if kind and "json" not in kind else "what"
-            raise self.endpoint.unreadable(f"{what} is not a chat completion ({error})", data) from None
-        if chunk.error:
-            raise self.endpoint.reported(chunk.error, _status(chunk.error))
-        return chunk
-
-    def _finished(self, answer: ChatReply, request: ModelRequest, data: bytes) -> ModelReply:
-        if not answer.seen:
-            raise self.endpoint.unreadable("a chat completion without choices", data)
-        return self.priced(answer.reply(request))
+    def _parts(self, on_delta: Callable[[Delta], None] | None) -> ChatReply:
+        return ChatReply(on_delta)
 
 
 class AzureModel(OpenAIModel):
@@ -149,15 +112,3 @@ def wire_output(output: OutputSchema) -> dict[str, Any]:
 def _is_official(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "api.openai.com" or host.endswith(".openai.azure.com")
-
-
-def _status(error: Any) -> int | None:
-    """The HTTP status that an error object names, if it does."""
-    if not isinstance(error, dict):
-        return None
-    named = cast("dict[str, Any]", error)
-    try:
-        status = int(named.get("code") or named.get("status") or 0)
-    except (TypeError, ValueError):
-        return None
-    return status if 400 <= status < 600 else None

@@ -1,13 +1,13 @@
 """What an OpenAI-compatible server answers: the shapes, and how they become a `ModelReply`.
 
 Servers differ. The shapes name only what is used, take `null` everywhere, and numbers in strings; what is known to vary
-(ids, arguments, contents) is taken in each of its forms. One `ChatReply` gathers a reply, whole or in pieces.
+(ids, arguments, contents) is taken in each of its forms, and for the rest see `aworld.models.wire_reply`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.wire_reply import WireReply
 
 
 class ChatFunction(Struct, gc=False):
@@ -119,25 +120,21 @@ class Chunk(Struct):
     choices: list[Choice] | None = None
     usage: ChatUsage | None = None
     error: Any = None
+    detail: Any = None
+    message: Any = None
     prompt_token_ids: list[int] | None = None
 
 
-decode_chunk = msgspec.json.Decoder(Chunk, strict=False).decode
+_decode = msgspec.json.Decoder(Chunk, strict=False).decode
+_TOKENS = frozenset({"logprobs", "prompt_token_ids", "token_ids"})
 
 
-class ChatReply:
-    """A reply as it comes in, whole or piece by piece; choice 0 only."""
+class ChatReply(WireReply):
+    """A chat completion as it comes in; choice 0 only."""
 
     def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
-        """With `on_delta` the reply is streamed: each piece of text and thinking is handed on."""
-        self._on_delta = on_delta
-        self.seen = False
-        """Whether there was any choice."""
-        self.complete = False
-        """Whether the server said that this was all."""
-        self.finish_reason: str | None = None
-        self.first_token: float | None = None
-        """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        super().__init__(on_delta)
+        self._seen = False
         self._content: list[str] | None = None
         self._reasoning: list[str] = []
         self._calls: list[_CallParts] = []
@@ -145,24 +142,32 @@ class ChatReply:
         self._prompt_ids: list[int] | None = None
         self._ids: list[int] | None = None
         self._logprobs: list[float] | None = None
-        self._usage: Usage | None = None
-        self._model: str | None = None
-        self._response_id: str | None = None
+
+    def read(self, data: bytes) -> bool:
+        """Take in a chunk, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
+        if data == b"[DONE]":
+            self.complete = True
+            return True
+        self.add(self._decoded(data, _decode, Chunk))
+        return False
 
     def add(self, chunk: Chunk) -> None:
         """Take in a whole reply or a chunk."""
-        if self._response_id is None and chunk.id is not None:
-            self._response_id = str(chunk.id)
-            self._model = chunk.model
+        if self.response_id is None and chunk.id is not None:
+            self.response_id = str(chunk.id)
+            self.model = chunk.model
         if chunk.usage is not None:
-            self._usage = chunk.usage.usage()
+            self.usage = chunk.usage.usage()
+        if not chunk.choices:
+            # Some servers send the message of an error without an `error` around it.
+            self.error = chunk.error or (None if self.usage else chunk.message or chunk.detail)
+            self.status = _status(self.error)
         if chunk.prompt_token_ids is not None:
             self._prompt_ids = chunk.prompt_token_ids
         for choice in chunk.choices or ():
             if choice.index:  # `n` above 1 is not asked for; what comes all the same is not the answer
                 continue
-            self.seen = True
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some servers send "" until the end
                 self.finish_reason = choice.finish_reason
                 self.complete = True
             if choice.prompt_token_ids is not None:
@@ -171,15 +176,18 @@ class ChatReply:
                 self._ids = (self._ids or []) + choice.token_ids
             if choice.logprobs is not None and choice.logprobs.content is not None:
                 self._logprobs = (self._logprobs or []) + [token.logprob for token in choice.logprobs.content]
-            message = choice.delta or choice.message
-            if message is not None:
-                self._add(message)
+            if (message := choice.delta or choice.message) is not None:
+                self._seen = True
+                self._add(message, whole=choice.delta is None)
                 return
 
     def reply(self, request: ModelRequest) -> ModelReply:
-        """The whole reply to `request`."""
+        """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
+        if not self._seen:
+            raise msgspec.DecodeError("it has no choices, or none with a message")
         tokens = None
-        if self._prompt_ids is not None or self._ids is not None or self._logprobs is not None:
+        broken = self._lenient is not None and self._lenient.lost & _TOKENS  # a part of them is worse than none
+        if not broken and (self._prompt_ids is not None or self._ids is not None or self._logprobs is not None):
             tokens = Tokens(_tuple(self._prompt_ids), _tuple(self._ids), _tuple(self._logprobs))
         calls = self._tool_calls(request) if self._calls else ()
         content = None if self._content is None else "".join(self._content)
@@ -192,10 +200,10 @@ class ChatReply:
             opaque=self._opaque(calls),
         )
         return ModelReply(
-            message, self.finish_reason, self._usage, tokens, self._model, self._response_id, self.first_token
+            message, self.finish_reason, self.usage, tokens, self.model, self.response_id, self.first_token
         )
 
-    def _add(self, message: ChatMessage) -> None:
+    def _add(self, message: ChatMessage, *, whole: bool) -> None:
         on_delta = self._on_delta
         reasoning: Any = message.reasoning_content or message.reasoning
         content = message.content if message.content is not None else message.refusal
@@ -214,35 +222,36 @@ class ChatReply:
                 if on_delta is not None:
                     on_delta(TextDelta(content))
         for call in message.tool_calls or ():
-            self._add_call(call)
+            self._add_call(call, whole)
         if message.function_call is not None:
-            self._add_call(ChatCall(index=0, function=message.function_call))
+            self._add_call(ChatCall(index=0, function=message.function_call), whole)
         for detail in message.reasoning_details or ():
             self._add_detail(detail)
         if self.first_token is None and on_delta is not None and (self._content or self._reasoning or self._calls):
             self.first_token = time.time()
 
-    def _add_call(self, piece: ChatCall) -> None:
-        """Join the pieces of a call. They go by index; servers that leave it out, or give parallel calls the same one,
-        begin a new call with an id and a name."""
+    def _add_call(self, piece: ChatCall, whole: bool) -> None:
+        """Take in a call, or join the pieces of one: they go by index, without one by id, without both they belong to
+        the last. Servers that give parallel calls the same index begin a new call with an id and a name."""
         function = piece.function or ChatFunction()
-        call = None
-        for parts in self._calls:
-            if parts.index == piece.index and piece.index is not None:
-                call = parts
-        if piece.index is None and piece.id is None and self._calls:  # more of the arguments of the last one
-            call = self._calls[-1]
+        call = None if whole else self._begun(piece)
         if call is None or (piece.id and call.id and piece.id != call.id and function.name):
             call = _CallParts(piece.index)
             self._calls.append(call)
         call.id = call.id or piece.id
-        if function.name and not call.name:
-            call.name = function.name
+        call.name = call.name or function.name or ""
         if piece.extra_content is not None:
             call.extra = piece.extra_content
         arguments = function.arguments
         if arguments is not None:
             call.arguments.append(arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
+
+    def _begun(self, piece: ChatCall) -> _CallParts | None:
+        if piece.index is not None:
+            return next((call for call in reversed(self._calls) if call.index == piece.index), None)
+        if piece.id:
+            return next((call for call in reversed(self._calls) if call.id == piece.id), None)
+        return self._calls[-1] if self._calls else None
 
     def _add_detail(self, detail: dict[str, Any]) -> None:
         """Join pieces of the same reasoning block: texts grow, the rest (signature, format) is what came last."""
@@ -273,13 +282,11 @@ class ChatReply:
         if self._details:
             extras["reasoning_details"] = self._details
         if any(parts.extra is not None for parts in self._calls):
-            extras["tool_calls"] = list(self._calls_with_extras(calls))
+            extras["tool_calls"] = [
+                {**tool_call_format(call), **({} if parts.extra is None else {"extra_content": parts.extra})}
+                for parts, call in zip(self._calls, calls, strict=True)
+            ]
         return {"chat": extras} if extras else None
-
-    def _calls_with_extras(self, calls: tuple[ToolCall, ...]) -> Iterator[dict[str, Any]]:
-        for parts, call in zip(self._calls, calls, strict=True):
-            extra = {} if parts.extra is None else {"extra_content": parts.extra}
-            yield {**tool_call_format(call), **extra}
 
 
 class _CallParts:
@@ -310,3 +317,15 @@ def _parts(content: list[Any]) -> tuple[str, str]:
 
 def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error object names, if it does."""
+    if not isinstance(error, dict):
+        return None
+    fields = cast("dict[str, Any]", error)
+    try:
+        status = int(fields.get("code") or fields.get("status") or 0)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return status if 400 <= status < 600 else None

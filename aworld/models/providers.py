@@ -8,7 +8,9 @@ to a stranger.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -19,7 +21,11 @@ from aworld.config.conf import ModelConfig
 from aworld.core.checks import hint, nearest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
-from aworld.models.policy_folders import if_a_folder_was_meant, policy_folder, provider_of, without_policy, written
+
+_WEIGHTS = "model.safetensors"
+_SMALL = 256
+"""Width of the widest policy that is answered for by NumPy unless `transformers:` is said."""
+_REMEDY = "Give the run_path of a finished training run, a checkpoint's folder, or 'provider:name'."
 
 Factory: TypeAlias = Callable[[ModelConfig], Model]
 
@@ -28,11 +34,11 @@ _CACHED = 256
 
 
 class Provider(Struct, frozen=True):
-    """How a provider is reached. `variables` is the prefix of its environment variables."""
+    """How a provider is reached."""
 
     factory: Factory
-    key_variables: tuple[str, ...] = ()
-    url_variables: tuple[str, ...] = ()
+    key_variable: str = ""
+    url_variable: str = ""
     base_url: str | None = None
     needs_key: bool = False
     """Whether `base_url`, the provider's own address, asks for a key. Other addresses are never refused for one."""
@@ -48,25 +54,35 @@ def _lazy(module: str, name: str, **more: Any) -> Factory:
     return lambda config: getattr(import_module(f"aworld.models.{module}"), name)(config, **more)
 
 
-def _preset(
-    name: str, prefix: str, base_url: str, factory: Factory | None = None, *, needs_key: bool = True
-) -> Provider:  # fmt: skip
-    factory = factory or _lazy("openai", "OpenAIModel", provider=name)
-    return Provider(factory, (f"{prefix}_API_KEY",), (f"{prefix}_BASE_URL",), base_url, needs_key)
+def _remote(factory: Factory, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
+    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key)
+
+
+def _chat(name: str, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
+    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key)
+
+
+def _written(folder: str) -> object:
+    """When the weights of a checkpoint were written; None for the packaged policy."""
+    try:
+        file = os.stat(os.path.join(folder, _WEIGHTS))
+    except OSError:
+        return None
+    return file.st_mtime_ns, file.st_size, file.st_ino
 
 
 _providers: dict[str, Provider] = {
-    "openai": _preset("openai", "OPENAI", "https://api.openai.com/v1"),
-    "azure": Provider(_lazy("openai", "AzureModel"), ("AZURE_OPENAI_API_KEY",), ("AZURE_OPENAI_ENDPOINT",)),
-    "anthropic": _preset("anthropic", "ANTHROPIC", "https://api.anthropic.com", _lazy("anthropic", "AnthropicModel")),
-    "openrouter": _preset("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
-    "deepseek": _preset("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
-    "qwen": _preset("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
-    "ollama": _preset("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
-    "vllm": _preset("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
+    "openai": _chat("openai", "OPENAI", "https://api.openai.com/v1"),
+    "openrouter": _chat("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
+    "deepseek": _chat("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
+    "qwen": _chat("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
+    "ollama": _chat("ollama", "OLLAMA", "http://localhost:11434/v1", needs_key=False),
+    "vllm": _chat("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
+    "azure": Provider(_lazy("openai", "AzureModel"), "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+    "anthropic": _remote(_lazy("anthropic", "AnthropicModel"), "ANTHROPIC", "https://api.anthropic.com"),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
-    "transformers": Provider(_lazy("torch_model", "torch_model"), state=written),
-    "embedded": Provider(_lazy("embedded.embedded_model", "embedded_model"), local_name="packaged", state=written),
+    "transformers": Provider(_lazy("torch_model", "torch_model"), state=_written),
+    "embedded": Provider(_lazy("embedded.embedded_model", "embedded_model"), local_name="packaged", state=_written),
 }
 
 _models: dict[tuple[Any, ...], Model] = {}
@@ -118,13 +134,15 @@ def named_model(text: str) -> ModelConfig:
     a folder without a policy."""
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
-        return ModelConfig(llm_provider=provider, llm_model_name=(in_process(provider) and policy_folder(name)) or name)
+        return ModelConfig(
+            llm_provider=provider, llm_model_name=(in_process(provider) and _policy_folder(name)) or name
+        )
     if text in _providers and _providers[text].local_name:
         return ModelConfig(llm_provider=text, llm_model_name=_providers[text].local_name)
-    folder = policy_folder(text)
+    folder = _policy_folder(text)
     if folder is not None:
-        return ModelConfig(llm_provider=provider_of(folder), llm_model_name=folder)
-    if wrong := without_policy(text):
+        return ModelConfig(llm_provider=_provider_of(folder), llm_model_name=folder)
+    if wrong := _without_policy(text):
         raise ConfigError(wrong)
     return ModelConfig(llm_model_name=text)
 
@@ -136,7 +154,8 @@ def in_process(provider: str) -> bool:
 
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
     """What the environment gives for the settings that are open."""
-    own_key, own_url, local = _first(provider.key_variables), _first(provider.url_variables), provider.local_name
+    local, own_url = provider.local_name, os.environ.get(provider.url_variable)
+    own_key = os.environ.get(provider.key_variable) or None
     chosen = os.environ.get("LLM_PROVIDER")
     # `LLM_*` speak of the provider that the environment names; if it names none, of whichever has no key of its own.
     # One inside this process is meant only where it is named.
@@ -159,7 +178,7 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str
     url = (url or provider.base_url or "").strip() or None
     key = (key or "").strip() or None
     if provider.needs_key and not key and url is not None and url.rstrip("/") == provider.base_url:
-        remedy = f"set LLM_API_KEY or {provider.key_variables[0]}, or AgentConfig(llm_api_key=...)"
+        remedy = f"set LLM_API_KEY or {provider.key_variable}, or AgentConfig(llm_api_key=...)"
         meant = "" if config.llm_provider else _if_another_was_meant(model)
         text = f"No API key for {name}: {remedy}" + (f". {meant}" if meant else "")
         raise ConfigError(text, setting="llm_api_key", remedy=remedy)
@@ -196,7 +215,7 @@ def _if_another_was_meant(model: str) -> str:
     if colon and "/" not in provider:
         meant = hint(provider.lower(), known_providers())
         return f"If {provider!r} was meant as a provider: there is none of that name; {meant}"
-    return if_a_folder_was_meant(model)
+    return _if_a_folder_was_meant(model)
 
 
 def _unknown(name: str) -> str:
@@ -207,5 +226,54 @@ def _unknown(name: str) -> str:
     )
 
 
-def _first(variables: tuple[str, ...]) -> str | None:
-    return next((value for variable in variables if (value := os.environ.get(variable))), None)
+def _policy_folder(text: str) -> str | None:
+    """The folder of a policy: the one that is named, or `policy/` in that of a training run; None for neither."""
+    path = os.path.expanduser(text)
+    return next((folder for folder in (path, os.path.join(path, "policy")) if _has_weights(folder)), None)
+
+
+def _provider_of(folder: str) -> str:
+    """What answers for a policy in this process: NumPy where it is small and of the one kind that is computed there,
+    else `transformers`."""
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config: dict[str, Any] = json.load(file)
+    except (OSError, ValueError):
+        return "embedded"  # which says what is wrong with it
+    ours = config.get("architectures") == ["Qwen2ForCausalLM"] and config.get("tie_word_embeddings") is False
+    return "embedded" if ours and config.get("hidden_size", 0) <= _SMALL else "transformers"
+
+
+def _without_policy(text: str) -> str | None:
+    """What is wrong with a text that can only be a folder: a path, or a training run that has no policy yet. None for
+    a text that may be the name of a model."""
+    path = os.path.expanduser(text)
+    checkpoints = os.path.join(path, "checkpoints")
+    if os.path.isfile(os.path.join(path, "run.json")) or os.path.isdir(checkpoints):
+        newest = _newest(checkpoints)
+        remedy = f"its newest checkpoint is {newest!r}" if newest else "it has no checkpoint yet either"
+        return f"model={text!r}: no policy there yet, as the training run has not ended; {remedy}."
+    if not text.startswith(("/", "./", "../", "~")):
+        return None
+    why = f"neither it nor its policy/ has a {_WEIGHTS}" if os.path.isdir(path) else "there is no such folder"
+    return f"model={text!r} is no folder of a policy: {why}. {_REMEDY}"
+
+
+def _if_a_folder_was_meant(text: str) -> str:
+    """A sentence for the error about a model of this name; empty where it cannot be meant."""
+    if os.path.isdir(os.path.expanduser(text)):
+        return f"If the folder {text!r} was meant: neither it nor its policy/ has a {_WEIGHTS}."
+    return f"If {text!r} was meant as a folder: there is none." if "/" in text else ""
+
+
+def _has_weights(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, _WEIGHTS))
+
+
+def _newest(checkpoints: str) -> str | None:
+    """The checkpoint of the latest step, by the number in its name; None when there is none that is whole."""
+    if not os.path.isdir(checkpoints):
+        return None
+    numbered = [(int(step[1]), name) for name in os.listdir(checkpoints) if (step := re.fullmatch(r"\w+-(\d+)", name))]
+    whole = [(step, folder) for step, name in numbered if _has_weights(folder := os.path.join(checkpoints, name))]
+    return max(whole)[1] if whole else None

@@ -4,6 +4,7 @@ schemas as providers want them for structured output."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -11,13 +12,14 @@ import msgspec
 
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
-from aworld.core.model import ModelReply
+from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.call import Retry
 from aworld.models.providers import without_name
 
 if TYPE_CHECKING:
     from aworld.models.http import Endpoint
     from aworld.models.limiter import Limits
+    from aworld.models.wire_reply import WireReply
 
 _encoder = msgspec.json.Encoder()
 
@@ -64,6 +66,49 @@ class RemoteModel:
                 stall_timeout=config.llm_stall_timeout,
             )
         return self._endpoint
+
+    async def generate(self, request: ModelRequest) -> ModelReply:
+        """Answer once. Raises `ModelError`."""
+        parts = self._parts(None)
+        data, kind = await self.endpoint.post(self.encode(self.body(request)))
+        self._read(parts, data, kind)
+        return self.finished(parts, request, data)
+
+    async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
+        """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
+        parts = self._parts(on_delta)
+        # What comes behind the last event is not of the answer.
+        await self.endpoint.post(
+            self.encode(self.body(request, stream=True)), lambda events: any(self._read(parts, data) for data in events)
+        )
+        if not parts.complete:
+            raise self.endpoint.unreadable("only the beginning of a stream")
+        return self.finished(parts, request)
+
+    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
+        """The request as it is sent, before encoding."""
+        raise NotImplementedError
+
+    def _parts(self, on_delta: Callable[[Delta], None] | None) -> WireReply:
+        """What gathers a reply in the protocol of this model."""
+        raise NotImplementedError
+
+    def _read(self, parts: WireReply, data: bytes, kind: str = "") -> bool:
+        try:
+            last = parts.read(data)
+        except msgspec.DecodeError as error:
+            what = f"{kind} that" if kind and "json" not in kind else "what"
+            raise self.endpoint.unreadable(f"{what} is not a reply ({error})", data) from None
+        if parts.error:
+            raise self.endpoint.reported(parts.error, parts.status)
+        return last
+
+    def finished(self, parts: WireReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
+        """The whole reply, with its price. Raises `ModelError` when it is none."""
+        try:
+            return self.priced(parts.reply(request))
+        except msgspec.DecodeError as error:
+            raise self.endpoint.unreadable(f"what is not a whole reply ({error})", data) from None
 
     def encode(self, body: dict[str, Any]) -> bytes:
         """The bytes of a request. Raises `ModelError` for what JSON cannot say."""

@@ -1,7 +1,7 @@
 """The `Model` contract on top of something that continues token ids: the ground of every in-process model.
 
-A subclass says how ids are continued (`complete`; or `decode`, if it can tell of tokens as they come); what is here
-renders requests, reads replies, and reports exact ids and log-probabilities with the policy's version.
+A subclass says how ids are continued (`complete`); what is here renders requests, reads replies, and reports exact ids
+and log-probabilities with the policy's version.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -81,14 +82,12 @@ class TokenModel:
         """Most ids of prompt and reply together; None for no limit."""
         self.params: dict[str, Any] = dict(params or {})
 
-    async def complete(self, prompt: tuple[int, ...], sampling: Sampling, request: ModelRequest) -> Completion:
-        """Continue `prompt`. Raises `ModelError`."""
-        raise NotImplementedError(f"{type(self).__name__} says neither how ids are completed nor decoded.")
-
-    async def decode(self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText) -> Completion:
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText
+    ) -> Completion:
         """Continue a rendered request. Who samples in this process tells `text` of the ids so far, token by token, if
         `text.watched`, and ends the answer when told to. Raises `ModelError`."""
-        return await self.complete(prompt.ids, sampling, request)
+        raise NotImplementedError(f"{type(self).__name__} does not say how ids are continued.")
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`, also for a conversation that is longer than the context."""
@@ -102,7 +101,7 @@ class TokenModel:
         prompt = self.chat.prompt(request, self.ends)
         sampling = self._sampling(request, len(prompt.ids))
         text = GrowingText(self.chat, self.ends, sampling.stop, on_delta)
-        completion = await self.decode(prompt, sampling, request, text)
+        completion = await self.complete(prompt, sampling, request, text)
         ids, whole = completion.ids, bool(completion.ids) and completion.ids[-1] in self.ends
         content, stopped = text.end(ids)
         if not stopped:  # a text that was cut is not the text of these ids
@@ -129,19 +128,15 @@ class TokenModel:
 
     def _sampling(self, request: ModelRequest, read: int) -> Sampling:
         """How a prompt of `read` ids is continued; parameters of other providers are passed over."""
-        params = {**self.params, **request.params} if request.params else self.params
-        stop: Any = params.get("stop") or ()
+        params = {name: value for name, value in {**self.params, **request.params}.items() if value is not None}
+        params["max_tokens"] = params.get("max_completion_tokens") or params.get("max_tokens", self.max_tokens)
+        if isinstance(params.get("stop"), str):
+            params["stop"] = (params["stop"],)
         try:
-            sampling = Sampling(
-                temperature=float(_first_of(params, 1.0, "temperature")),
-                top_p=float(_first_of(params, 1.0, "top_p")),
-                top_k=max(0, int(_first_of(params, 0, "top_k"))),
-                max_tokens=int(_first_of(params, self.max_tokens, "max_completion_tokens", "max_tokens")),
-                seed=None if params.get("seed") is None else int(params["seed"]),
-                stop=(stop,) if isinstance(stop, str) else tuple(map(str, stop)),
-            )
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"A sampling setting is no number: {error}.") from None
+            sampling = msgspec.convert(params, Sampling, strict=False)
+        except msgspec.ValidationError as error:
+            raise ModelError(f"A sampling setting does not fit: {error}.") from None
+        sampling = replace(sampling, top_k=max(0, sampling.top_k))  # some say -1 for all
         if not (0.0 <= sampling.temperature < float("inf") and 0.0 < sampling.top_p <= 1.0 <= sampling.max_tokens):
             raise ModelError("temperature must be 0 or more, top_p above 0 and at most 1, and max_tokens at least 1.")
         if self.context is None:
@@ -194,7 +189,3 @@ def ends_of(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
     ends: Sequence[int] = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     last = tokenizer.eos_token_id
     return frozenset([*ends, last] if last is not None else ends)
-
-
-def _first_of(params: dict[str, Any], default: float, *names: str) -> Any:
-    return next((value for name in names if (value := params.get(name)) is not None), default)

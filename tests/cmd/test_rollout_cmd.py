@@ -179,7 +179,10 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--retries", "-1"], "--retries must be at least 0; got -1."),
         (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "is an Environment; name"),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "0"], "--tasks must be at least 1"),
-        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "99"], "has 10 different problems; 99 were asked for"),
+        (
+            ["my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "99"],
+            "has 10 different problems; 99 were asked for",
+        ),
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
         (["my_tasks:leaky", "--agent", "my_tasks:agent"], "1 of 11 training problems are held out too"),
         (["my_tasks:tasks", "--model", "gpt-4o"], "OPENAI_API_KEY"),

@@ -31,8 +31,8 @@ def test_saved_and_opened(packaged: Policy, tmp_path: Path) -> None:
     moved = packaged.with_weights({k: v + 1 for k, v in packaged.weights.items()}, "17")
     again = Policy.open(moved.save(tmp_path / "new" / "folder"))
     assert (again.config, again.version) == (packaged.config, "17")
-    assert again.tokenizer.digest == packaged.tokenizer.digest
-    assert again.tokenizer.template_digest == packaged.tokenizer.template_digest
+    assert again.tokenizer.data == packaged.tokenizer.data
+    assert again.tokenizer.chat_template == packaged.tokenizer.chat_template
     assert all(np.array_equal(again.weights[name], moved.weights[name]) for name in moved.weights)
     assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == [
         "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -51,7 +51,7 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
         ({"tie_word_embeddings": True}, "tie_word_embeddings must be False"),
         ({"use_sliding_window": True}, "use_sliding_window must be False"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "scaled rotary positions"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be 'default'"),
         ({"num_attention_heads": 3}, "heads must divide"),
         ({"hidden_size": "wide"}, "does not describe a policy"),
         ({"vocab_size": 512}, "not of one checkpoint"),

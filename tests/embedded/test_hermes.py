@@ -19,7 +19,7 @@ TOKENIZER = Policy.open().tokenizer
 def rendered(message: Message) -> str:
     """What the template makes of an answer."""
     plain: dict[str, Any] = chat_format(message)
-    whole = TOKENIZER.render([plain], ask=False)
+    whole = TOKENIZER.apply_chat_template([plain], add_generation_prompt=False)
     assert whole.startswith("<|im_start|>assistant\n")
     assert whole.endswith("<|im_end|>\n")
     return whole.removeprefix("<|im_start|>assistant\n").removesuffix("<|im_end|>\n")

@@ -12,33 +12,11 @@ from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import Delta, ModelRequest, TextDelta, ToolSchema
 from aworld.models import build_model, chat_tokens
-from aworld.models.chat_tokens import ChatTokens, parse
+from aworld.models.chat_tokens import ChatTokens, Prompt, parse
 from aworld.models.embedded.checkpoint import Policy
-from aworld.models.token_model import Completion, Sampling, TokenModel
+from aworld.models.token_model import Completion, GrowingText, Sampling, TokenModel
 
 ADD = ToolSchema("add", "Adds.", {"type": "object", "properties": {"a": {}, "b": {}}})
-
-
-class Packaged:
-    """The packaged policy's tokenizer, with the methods of a `transformers` tokenizer."""
-
-    def __init__(self) -> None:
-        self.inner = Policy.open().tokenizer
-        self.chat_template: Any = self.inner.template
-        self.eos_token_id: int | None = self.inner.end_id
-        self.pad_token_id: int | None = 0
-
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **settings: Any) -> Any:
-        return self.inner.render(conversation, settings["tools"] or (), ask=settings["add_generation_prompt"])
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return list(self.inner.encode(text))
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> Any:
-        return self.inner.decode(token_ids)
-
-    def get_vocab(self) -> dict[str, int]:
-        return {"": self.inner.size}
 
 
 class Recital(TokenModel):
@@ -47,16 +25,16 @@ class Recital(TokenModel):
     provider = "recital"
 
     def __init__(self, said: Sequence[Sequence[int]], **settings: Any) -> None:
-        tokenizer = Packaged()
-        super().__init__(
-            ChatTokens(tokenizer), name="recital", ends=frozenset([tokenizer.eos_token_id or 0]), **settings
-        )
+        tokenizer = Policy.open().tokenizer
+        super().__init__(ChatTokens(tokenizer), name="recital", ends=frozenset([tokenizer.eos_token_id]), **settings)
         self.said = list(said)
         self.prompts: list[tuple[int, ...]] = []
         self.asked: list[Sampling] = []
 
-    async def complete(self, prompt: tuple[int, ...], sampling: Sampling, request: ModelRequest) -> Completion:
-        self.prompts.append(prompt)
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText
+    ) -> Completion:
+        self.prompts.append(prompt.ids)
         self.asked.append(sampling)
         ids = tuple(self.said.pop(0))
         return Completion(ids, (-0.5,) * len(ids), "7")
@@ -66,7 +44,7 @@ def letters(text: str, *, end: bool = True) -> list[int]:
     """A text as no tokenizer would write it: a token a letter."""
     tokenizer = Policy.open().tokenizer
     ids = [id for letter in text for id in tokenizer.encode(letter)]
-    return [*ids, tokenizer.end_id] if end else ids
+    return [*ids, tokenizer.eos_token_id] if end else ids
 
 
 async def test_what_was_sampled_is_never_tokenised_again() -> None:
@@ -89,7 +67,7 @@ async def test_what_was_sampled_is_never_tokenised_again() -> None:
 
 
 async def test_another_run_with_the_same_text_has_tokens_of_its_own() -> None:
-    model = Recital([letters("one two"), list(Packaged().encode("one two", add_special_tokens=False)), letters("x")])
+    model = Recital([letters("one two"), Policy.open().tokenizer.encode("one two"), letters("x")])
     start = (Message("user", "Say it."),)
     one = await model.generate(ModelRequest(start, trajectory_id="one", agent="a"))
     two = await model.generate(ModelRequest(start, trajectory_id="two", agent="a"))
@@ -167,7 +145,7 @@ async def test_sampling_settings_reach_the_policy() -> None:
     assert model.asked[2].max_tokens == 64 - len(model.prompts[2])
     with pytest.raises(ModelError, match="takes 64"):
         await model.generate(ModelRequest((Message("user", "word " * 80),)))
-    with pytest.raises(ModelError, match="no number"):
+    with pytest.raises(ModelError, match="setting does not fit"):
         await model.generate(ModelRequest(start, params={"temperature": "hot"}))
 
 

@@ -57,13 +57,13 @@ PASSING: dict[str, tuple[Step, int | None, str]] = {
     "closed at once": (broken(b""), None, "closed the connection without an answer|could not be reached"),
     "cut in mid-reply": (broken(HALF), None, "cut the connection in mid-reply|could not be reached"),
     "not HTTP": (broken(b"SSH-2.0-OpenSSH\r\n\r\n"), None, "broken HTTP reply|closed|could not"),
-    "invalid JSON": (raw(b'{"choices": [{'), None, "is not a chat completion"),
-    "not UTF-8": (raw(b'{"choices": [{"message": {"content": "\xff"}}]}'), None, "is not a chat completion"),
+    "invalid JSON": (raw(b'{"choices": [{'), None, "is not a reply"),
+    "not UTF-8": (raw(b'{"choices": [{"message": {"content": "\xff"}}]}'), None, "is not a reply"),
     "HTML instead": (raw(b"<html>Login</html>", 200, "text/html"), None, "text/html that is not.*<html>Login"),
-    "empty": (raw(b""), None, "is not a chat completion"),
-    "another shape": (raw(b'{"choices": "many"}'), None, "is not a chat completion"),
-    "empty choices": (answer({"id": "c1", "choices": []}), None, "without choices"),
-    "no choices": (answer({"id": "c1"}), None, "without choices"),
+    "empty": (raw(b""), None, "is not a reply"),
+    "another shape": (raw(b'{"choices": "many"}'), None, "is not a reply"),
+    "empty choices": (answer({"id": "c1", "choices": []}), None, "no choices"),
+    "no choices": (answer({"id": "c1"}), None, "no choices"),
     "an error with status 200": (answer({"error": {"message": "upstream", "code": 502}}), 502, "upstream"),
 }
 
@@ -89,9 +89,9 @@ STREAMS: dict[str, tuple[Step, str]] = {
         stream([piece(content="Hel"), event({"error": {"message": "engine died", "code": 500}})]),
         "engine died",
     ),
-    "invalid JSON in mid-stream": (stream([piece(content="Hel"), event(b'{"choices": [')]), "is not a chat completion"),
+    "invalid JSON in mid-stream": (stream([piece(content="Hel"), event(b'{"choices": [')]), "is not a reply"),
     "HTML instead": (raw(b"<html>Login</html>", 200, "text/html"), "text/html instead of an event stream"),
-    "no choices": (stream([event({"choices": []}), DONE]), "without choices"),
+    "no choices": (stream([event({"choices": []}), DONE]), "no choices"),
     "500": (status(500, {"error": {"message": "boom"}}), "boom"),
 }
 

@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aworld.models.sse import EventParser
+from aworld.models.http import EventParser
 
 LINES = st.one_of(
     st.sampled_from([b"", b"", b": comment", b"event: message", b"id: 1", b"data", b"data:", b"retry: 5", b"other: x"]),
@@ -72,5 +72,6 @@ def test_an_event_comes_out_as_soon_as_it_is_whole() -> None:
     parser = EventParser()
     assert parser.feed(b"data: 1\n") == []
     assert parser.feed(b"\n") == [b"1"]
-    assert parser.feed(b"data: 2\r\n\r") == [b"2"]
-    assert parser.feed(b"\ndata: 3\n\n") == [b"3"]
+    assert parser.feed(b"data: 2\r\n\r\n") == [b"2"]
+    assert parser.feed(b"data: 3\r\n\r") == []
+    assert parser.feed(b"\ndata: 4\n\n") == [b"3", b"4"]

@@ -18,8 +18,9 @@ from aworld.core.model import ModelRequest  # noqa: E402
 from aworld.core.trajectory import Trajectory  # noqa: E402
 from aworld.environments.rollout import rollouts  # noqa: E402
 from aworld.environments.sums import sums  # noqa: E402
+from aworld.models.chat_tokens import Prompt  # noqa: E402
 from aworld.models.embedded.checkpoint import Policy  # noqa: E402
-from aworld.models.token_model import Sampling  # noqa: E402
+from aworld.models.token_model import GrowingText, Sampling  # noqa: E402
 from aworld.models.torch_model import TorchModel  # noqa: E402
 from aworld.runner import Runners  # noqa: E402
 from aworld.training.evaluation import SamplingParams, evaluate, held_out_problems  # noqa: E402
@@ -154,7 +155,8 @@ async def test_log_probabilities_are_of_the_distribution_sampled_from(policy: Pa
         whole = share[allowed].sum()
         for seed in range(20):
             asked = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, 1, seed)
-            drawn = await model.complete(prompt, asked, ModelRequest(()))
+            text = GrowingText(model.chat, model.ends, (), None)
+            drawn = await model.complete(Prompt("say the letter", prompt), asked, ModelRequest(()), text)
             assert drawn.ids[0] in allowed.tolist()
             assert drawn.logprobs is not None
             assert abs(drawn.logprobs[0] - float((share[drawn.ids[0]] / whole).log())) < 1e-4

@@ -16,8 +16,8 @@ verl: Any = pytest.importorskip("verl")
 
 from aworld.core.exceptions import ConfigError  # noqa: E402 - where verl is missing, nothing below can be imported
 from aworld.environments import ScoredEpisode  # noqa: E402
-from aworld.models.token_model import Sampling  # noqa: E402
-from aworld.models.torch_decoding import Draft, complete  # noqa: E402
+from aworld.models.token_model import Draft, Sampling  # noqa: E402
+from aworld.models.torch_model import complete  # noqa: E402
 from aworld.training import TrainingConfig, TrainingJob  # noqa: E402
 from aworld.training.registry import engine_of  # noqa: E402
 from aworld.training.steps import problems_of  # noqa: E402

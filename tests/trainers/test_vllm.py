@@ -76,8 +76,9 @@ async def test_ids_and_log_probabilities_are_ours(server: VllmServer, policies: 
     tokenizer = policies[0].tokenizer
     for number, reply in zip(range(10, 18), replies):
         assert reply.tokens is not None
-        text = tokenizer.render([{"role": "user", "content": f"What is {number} plus 25?"}], ask=True)
-        assert reply.tokens.prompt_ids == tokenizer.encode(text)
+        question = {"role": "user", "content": f"What is {number} plus 25?"}
+        text = tokenizer.apply_chat_template([question], add_generation_prompt=True)
+        assert reply.tokens.prompt_ids == tuple(tokenizer.encode(text))
         assert reply.tokens.policy_version == policies[0].version
         assert difference(policies[0], reply) < CLOSE
 

@@ -15,8 +15,8 @@ from aworld.environments import Environment, Part, Problem, Rubric, ScoredEpisod
 from aworld.environments.rubric import Scorer
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
-from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
+from aworld.models.embedded.transformer import PolicyConfig
 from aworld.training.embedded.make_policy import initial_weights
 
 QUICK: dict[str, Any] = {
@@ -43,7 +43,7 @@ def small_policy(seed: int = 0) -> Policy:
     tokenizer = PolicyTokenizer(bpe.to_str(), template)
     config = PolicyConfig(
         vocab_size=tokenizer.size, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=1, eos_token_id=tokenizer.end_id,
+        num_attention_heads=1, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return Policy(config, initial_weights(config, seed), tokenizer)
 

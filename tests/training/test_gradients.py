@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aworld.models.embedded.policy_config import PolicyConfig
-from aworld.models.embedded.transformer import Cache, Transformer
+from aworld.models.embedded.transformer import Cache, PolicyConfig, Transformer
 from aworld.training.embedded.adam import Adam
 from aworld.training.embedded.gradients import (
     Batch,

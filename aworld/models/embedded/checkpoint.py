@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from aworld.core.exceptions import ConfigError
-from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
-from aworld.models.embedded.transformer import Weights
+from aworld.models.embedded.transformer import PolicyConfig, Weights
 
 PACKAGED = Path(__file__).parent
 """The folder of the policy that comes with the package."""
@@ -46,8 +45,10 @@ class Policy:
                 f"{folder}: the tokenizer has {tokenizer.size} tokens and the model {config.vocab_size}; "
                 "they are not of one checkpoint."
             )
-        if tokenizer.end_id != config.eos_token_id:
-            raise ConfigError(f"{folder}: eos_token_id is {config.eos_token_id}, but {END} is {tokenizer.end_id}.")
+        if tokenizer.eos_token_id != config.eos_token_id:
+            raise ConfigError(
+                f"{folder}: eos_token_id is {config.eos_token_id}, but {END} is {tokenizer.eos_token_id}."
+            )
         return cls(config, _checked(config, _weights(folder), folder), tokenizer, str(data.get("policy_version", "0")))
 
     def save(self, path: str | Path) -> Path:
@@ -58,7 +59,7 @@ class Policy:
         _replace(folder / "config.json", json.dumps(config, indent=2) + "\n")
         _replace(folder / "tokenizer.json", self.tokenizer.data)
         _replace(folder / "tokenizer_config.json", json.dumps(_tokenizer_config(self.config), indent=2) + "\n")
-        _replace(folder / _TEMPLATE, self.tokenizer.template)
+        _replace(folder / _TEMPLATE, self.tokenizer.chat_template)
         arrays = {name: np.ascontiguousarray(weight) for name, weight in self.weights.items()}
         _replace(folder / _WEIGHTS, save(arrays, {"format": "pt"}))
         return folder

@@ -23,7 +23,6 @@ from aworld.models.embedded.transformer import (
     Past,
     Prefix,
     PromptCache,
-    ReadPrompt,
     Transformer,
     padded,
 )
@@ -127,7 +126,7 @@ class DecodingEngine:
     def _admit(self) -> None:
         """Read the prompts of waiting requests, each distinct one once, and sample their first tokens."""
         came = self._next()
-        read: dict[Prefix, ReadPrompt] = {}
+        read: dict[Prefix, Past] = {}
         for heads in (True, False):  # first what several prompts begin with
             wanted = {r.prompt[: r.head] if heads else r.prompt: r for r in came if r.head or not heads}
             self._read(wanted, read, heads)
@@ -135,10 +134,10 @@ class DecodingEngine:
         self._make_room(first + len(came), max(len(r.prompt) for r in came) + 1)
         hidden = np.empty((len(came), self._config.hidden_size), np.float32)
         for row, request in enumerate(came):
-            prompt = read[request.prompt]
-            assert prompt.hidden is not None  # `_read` leaves no prompt without
-            self._cache.write(first + row, prompt.past)
-            hidden[row] = prompt.hidden
+            past = read[request.prompt]
+            assert past.hidden is not None  # `_read` leaves no prompt without
+            self._cache.write(first + row, past)
+            hidden[row] = past.hidden
         self._active += came
         self._sample(came, hidden)
 
@@ -157,14 +156,13 @@ class DecodingEngine:
         came, self._waiting = self._waiting[:count], self._waiting[count:]
         return came
 
-    def _read(self, wanted: dict[Prefix, DecodeRequest], read: dict[Prefix, ReadPrompt], heads: bool) -> None:
+    def _read(self, wanted: dict[Prefix, DecodeRequest], read: dict[Prefix, Past], heads: bool) -> None:
         """Compute what the cache lacks of these beginnings; `read` gets every one of them."""
         work: list[tuple[Prefix, Past | None]] = []
         for prompt, request in wanted.items():
             cached = self.memory.find(prompt)
             if cached is not None and cached.hidden is not None:
-                past = cached.past
-                read[prompt] = cached
+                past = read[prompt] = cached
             else:
                 past = None if heads else self._longest(request)
                 work.append((prompt, past))
@@ -184,11 +182,11 @@ class DecodingEngine:
         for length in (request.turn, request.head):
             cached = self.memory.find(request.prompt[:length]) if length else None
             # The last token has to be read in any case: its hidden state is where the answer begins.
-            if cached is not None and cached.past.length < len(request.prompt):
-                return cached.past
+            if cached is not None and cached.length < len(request.prompt):
+                return cached
         return None
 
-    def _computed(self, work: list[tuple[Prefix, Past | None]]) -> list[ReadPrompt]:
+    def _computed(self, work: list[tuple[Prefix, Past | None]]) -> list[Past]:
         """Read these beginnings behind what is cached of them, padded to the longest."""
         starts = [past.length if past is not None else 0 for _, past in work]
         span = max(map(_unread, work))
@@ -203,10 +201,10 @@ class DecodingEngine:
             for begin in range(0, span, _PIECE)
         ]
         hidden = np.concatenate(pieces, axis=1)
-        return [
-            ReadPrompt(cache.read(row, len(item[0])), hidden[row, _unread(item) - 1].copy())
-            for row, item in enumerate(work)
-        ]
+        read = [cache.read(row, len(prompt)) for row, (prompt, _) in enumerate(work)]
+        for row, (item, past) in enumerate(zip(work, read, strict=True)):
+            past.hidden = hidden[row, _unread(item) - 1].copy()
+        return read
 
     def _sample(self, requests: list[DecodeRequest], hidden: Array) -> None:
         chosen, logprobs = choose(self._transformer.logits(hidden), requests)
@@ -225,7 +223,7 @@ class DecodingEngine:
                 continue
             if self._goes_on in request.ids:
                 computed = len(request.prompt) + len(request.ids) - 1  # the last token was drawn, and not yet read
-                self.memory.keep((*request.prompt, *request.ids), ReadPrompt(self._cache.read(row, computed)))
+                self.memory.keep((*request.prompt, *request.ids), self._cache.read(row, computed))
             self._free(row)
             if not request.done.done():
                 request.done.set_result(request)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, chat_format
-from aworld.core.model import ModelRequest, function_format
+from aworld.core.model import ModelRequest
 from aworld.models.chat_tokens import OPENING, ChatTokens, Prompt, parse_exact
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.decoding import DecodeRequest, DecodingEngine
-from aworld.models.embedded.tokenizer import PolicyTokenizer
 from aworld.models.embedded.transformer import Transformer, Weights
 from aworld.models.token_model import Completion, GrowingText, Sampling, TokenModel
 
@@ -25,41 +23,20 @@ _SYSTEM = "<|im_start|>system"
 
 
 class PolicyChat(ChatTokens):
-    """Requests and replies by the tokenizer of a policy, whose template writes calls back as they stand."""
-
-    def __init__(self, tokenizer: PolicyTokenizer, name: str) -> None:
-        self._policy_tokenizer, self._name = tokenizer, name
-        self._begin(tokenizer.digest, tokenizer.template_digest)
+    """Requests and replies of a policy whose template writes calls back as they stand: nothing is kept beside them."""
 
     def message(self, text: str, request: ModelRequest) -> Message:
-        """The message that a text spells: rendered again, it is that text, and so nothing is kept beside it."""
+        """The message that a text spells: rendered again, it is that text."""
         return parse_exact(text, request.turn)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return self._policy_tokenizer.encode(text)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._policy_tokenizer.decode(ids)
-
-    def _render(self, request: ModelRequest) -> str:
-        if request.output is not None:
-            raise ModelError(
-                f"Policy {self._name!r} cannot be held to a schema; leave output_type out, or ask another model."
-            )
-        tools = [function_format(tool) for tool in request.tools]
-        try:
-            return self._policy_tokenizer.render([self._plain(m) for m in request.messages], tools, ask=True)
-        except ValueError as error:
-            raise ModelError(f"Policy {self._name!r}: {error}") from error
-
-    def _plain(self, message: Message) -> dict[str, Any]:
-        """The chat-completions shape, with the content as text: what the template reads."""
-        plain = chat_format(message)
-        if not isinstance(plain["content"], str):
+    def shape(self, message: Message) -> dict[str, Any]:
+        """The chat-completions shape, with the content as text: what the template reads. Raises `ModelError`."""
+        shape = chat_format(message)
+        if not isinstance(shape["content"], str):
             if message.content is not None and message.text == "":
-                raise ModelError(f"Policy {self._name!r} reads text only; a {message.role} message has none.")
-            plain["content"] = message.text
-        return plain
+                raise ModelError(f"The embedded policy reads text only; a {message.role} message has none.")
+            shape["content"] = message.text
+        return shape
 
 
 class EmbeddedModel(TokenModel):
@@ -80,10 +57,8 @@ class EmbeddedModel(TokenModel):
     """Ten times the longest answer that the packaged policy needs."""
 
     def __init__(self, policy: Policy, name: str = "embedded", params: dict[str, Any] | None = None) -> None:
-        tokenizer, context = policy.tokenizer, policy.config.max_position_embeddings
-        super().__init__(
-            PolicyChat(tokenizer, name), name=name, ends=frozenset([tokenizer.end_id]), context=context, params=params
-        )
+        ends, context = frozenset([policy.tokenizer.eos_token_id]), policy.config.max_position_embeddings
+        super().__init__(PolicyChat(policy.tokenizer), name=name, ends=ends, context=context, params=params)
         self._use(policy)
 
     @property
@@ -95,10 +70,16 @@ class EmbeddedModel(TokenModel):
         """Swap the weights; calls under way end with the old ones. Raises `ConfigError` for other shapes."""
         self._use(self._policy.with_weights(weights, version))
 
-    async def decode(self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText) -> Completion:
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText
+    ) -> Completion:
         """Continue a prompt, together with what else is asked for in this loop. Raises `ModelError`."""
+        if request.output is not None:
+            raise ModelError(
+                f"Policy {self.name!r} cannot be held to a schema; leave output_type out, or ask another model."
+            )
         version, loop = self._policy.version, asyncio.get_running_loop()
-        end = self._policy.tokenizer.end_id
+        end = self._policy.tokenizer.eos_token_id
         # What the system says is shared by all conversations with the same prompt and tools.
         shared = not prompt.kept and prompt.text.startswith(_SYSTEM) and end in prompt.ids
         draft = await self._engine(loop).complete(
@@ -122,7 +103,7 @@ class EmbeddedModel(TokenModel):
     def _engine(self, loop: asyncio.AbstractEventLoop) -> DecodingEngine:
         engine = self._engines.get(loop)
         if engine is None:
-            opening = self._policy.tokenizer.id_of(OPENING)
+            opening = self._policy.tokenizer.backend_tokenizer.token_to_id(OPENING)
             engine = self._engines[loop] = DecodingEngine(self._transformer, goes_on=opening)
         return engine
 

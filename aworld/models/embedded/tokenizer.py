@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,7 +21,7 @@ _SEGMENTS = 4096  # messages whose ids are remembered: the system prompt and eac
 
 
 class PolicyTokenizer:
-    """A tokenizer and its chat template.
+    """A tokenizer and its chat template, with the methods of a `transformers` tokenizer that `ChatTokens` uses.
 
     Args:
         data: Content of `tokenizer.json`.
@@ -33,57 +32,46 @@ class PolicyTokenizer:
     """
 
     def __init__(self, data: str, template: str) -> None:
-        self.data, self.template = data, template
+        self.data, self.chat_template = data, template
         try:
-            self._tokenizer: Any = Tokenizer.from_str(data)
+            self.backend_tokenizer: Any = Tokenizer.from_str(data)
         except Exception as error:  # noqa: BLE001 - the package raises nothing narrower
             raise ConfigError(f"tokenizer.json cannot be read: {error}") from None
         try:
             self._template = _environment().from_string(template)
         except TemplateError as error:
             raise ConfigError(f"chat_template.jinja cannot be read: {error}") from None
-        self.size: int = self._tokenizer.get_vocab_size()
-        self.digest: str = hashlib.sha256(data.encode()).hexdigest()[:16]
-        self.template_digest: str = hashlib.sha256(template.encode()).hexdigest()[:16]
-        end = self._tokenizer.token_to_id(END)
+        self.size: int = self.backend_tokenizer.get_vocab_size()
+        end = self.backend_tokenizer.token_to_id(END)
         if end is None:
             raise ConfigError(f"tokenizer.json has no token {END!r}, with which the embedded policy ends a message.")
-        self.end_id: int = end
+        self.eos_token_id: int = end
         self._segment = lru_cache(maxsize=_SEGMENTS)(self._encode_segment)
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """The ids of a text. Message by message, because a message that was seen before costs nothing."""
         ids: list[int] = []
         *ended, rest = text.split(END)
         for segment in ended:
             ids += self._segment(segment)
-            ids.append(self.end_id)
-        return (*ids, *self._segment(rest))
+            ids.append(self.eos_token_id)
+        return [*ids, *self._segment(rest)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return self.backend_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def id_of(self, token: str) -> int | None:
-        """The id of a token, None when there is none."""
-        return self._tokenizer.token_to_id(token)
-
-    def token(self, id: int) -> str:
-        """The token of an id, as the vocabulary spells it."""
-        return self._tokenizer.id_to_token(id)
-
-    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, ask: bool) -> str:
-        """The text of a conversation, in the chat-completions shape; with `ask` the beginning of the next answer.
-
-        Raises ValueError when the template refuses the conversation.
-        """
-        try:
-            return self._template.render(messages=messages, tools=list(tools) or None, add_generation_prompt=ask)
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template cannot render these messages: {error}") from error
+    def apply_chat_template(
+        self, conversation: Sequence[dict[str, Any]], *, add_generation_prompt: bool, tools: Any = None, **_: Any
+    ) -> str:
+        """The text of a conversation, in the chat-completions shape; with `add_generation_prompt` the beginning of the
+        next answer."""
+        return self._template.render(
+            messages=conversation, tools=tools or None, add_generation_prompt=add_generation_prompt
+        )
 
     def _encode_segment(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(self.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @lru_cache(maxsize=1)

@@ -14,23 +14,112 @@ behind them, query, key and value fused, gate and up fused.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from aworld.models.embedded.policy_config import PolicyConfig
+from aworld.core.exceptions import ConfigError
 
 Array: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.int64]
 Weights: TypeAlias = dict[str, Array]
 Prefix: TypeAlias = tuple[int, ...]
 
+ARCHITECTURE = "Qwen2ForCausalLM"
+_COMPUTED = {"hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False, "rope_type": "default"}
 ROWS = 8
 """Rows of a block of a matrix product."""
 WIDTH = 32
 """Positions of a block of the softmax; caches hold a multiple of it."""
+
+
+class PolicyConfig(Struct, frozen=True, kw_only=True):
+    """Sizes and constants, under the names of the `transformers` configuration of Qwen2."""
+
+    vocab_size: int
+    hidden_size: int = 64
+    intermediate_size: int = 160
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 2
+    num_key_value_heads: int = 1
+    max_position_embeddings: int = 1024
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    eos_token_id: int
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight, in the layout of `transformers` (output features first)."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        keys = self.num_key_value_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for layer in range(self.num_hidden_layers):
+            at = f"model.layers.{layer}."
+            shapes |= {
+                f"{at}input_layernorm.weight": (hidden,),
+                f"{at}self_attn.q_proj.weight": (hidden, hidden),
+                f"{at}self_attn.q_proj.bias": (hidden,),
+                f"{at}self_attn.k_proj.weight": (keys, hidden),
+                f"{at}self_attn.k_proj.bias": (keys,),
+                f"{at}self_attn.v_proj.weight": (keys, hidden),
+                f"{at}self_attn.v_proj.bias": (keys,),
+                f"{at}self_attn.o_proj.weight": (hidden, hidden),
+                f"{at}post_attention_layernorm.weight": (hidden,),
+                f"{at}mlp.gate_proj.weight": (inner, hidden),
+                f"{at}mlp.up_proj.weight": (inner, hidden),
+                f"{at}mlp.down_proj.weight": (hidden, inner),
+            }
+        shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (self.vocab_size, hidden)}
+        return shapes
+
+    def to_json(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return {
+            "architectures": [ARCHITECTURE],
+            "model_type": "qwen2",
+            **msgspec.structs.asdict(self),
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "hidden_act": "silu",
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": False,
+            "use_sliding_window": False,
+            "torch_dtype": "float32",
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], source: Path | str = "config.json") -> PolicyConfig:
+        """Read what `config.json` holds. Raises `ConfigError` for anything that is computed differently here."""
+        architectures = data.get("architectures") or [data.get("model_type")]
+        if architectures != [ARCHITECTURE]:
+            raise ConfigError(
+                f"{source}: the embedded policy computes {ARCHITECTURE} only; this is {architectures[0]}."
+            )
+        rope: dict[str, Any] = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        said = {**data, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
+        for name, value in _COMPUTED.items():
+            if said.get(name, value) != value:
+                raise ConfigError(f"{source}: {name} must be {value!r} for the embedded policy; it is {said[name]!r}.")
+        data = {"rope_theta": rope.get("rope_theta", 10000.0), **data}
+        if isinstance(data.get("eos_token_id"), list):
+            data["eos_token_id"] = data["eos_token_id"][0]
+        try:
+            config = msgspec.convert(data, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{source} does not describe a policy: {error}") from None
+        if config.hidden_size % config.num_attention_heads or config.num_attention_heads % config.num_key_value_heads:
+            raise ConfigError(f"{source}: heads must divide hidden_size, and num_key_value_heads the heads.")
+        if data.get("head_dim", config.head_dim) != config.head_dim:
+            raise ConfigError(f"{source}: head_dim must be hidden_size / num_attention_heads, {config.head_dim}.")
+        return config
 
 
 class Cache:
@@ -67,23 +156,16 @@ class Cache:
 
 
 class Past:
-    """Keys and values of the beginning of a sequence."""
+    """Keys and values of the beginning of a sequence: of all of it, or of all but its last token."""
 
-    __slots__ = ("keys", "length", "nbytes", "values")
+    __slots__ = ("hidden", "keys", "length", "nbytes", "values")
 
     def __init__(self, keys: Array, values: Array) -> None:
         self.keys, self.values = keys, values
         self.length = keys.shape[-1]
         self.nbytes = keys.nbytes + values.nbytes
-
-
-class ReadPrompt(Struct, frozen=True):
-    """What was computed of the beginning of a sequence."""
-
-    past: Past
-    """Of as many positions as it says: all of the beginning, or all but its last token."""
-    hidden: Array | None = None
-    """The hidden state of its last token, from which the next one is sampled; None when it was not computed."""
+        self.hidden: Array | None = None
+        """The hidden state of the last token, from which the next one is sampled; None when it was not computed."""
 
 
 class PromptCache:
@@ -93,24 +175,24 @@ class PromptCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.nbytes = 0
-        self._prompts: OrderedDict[Prefix, ReadPrompt] = OrderedDict()
+        self._prompts: OrderedDict[Prefix, Past] = OrderedDict()
 
-    def find(self, ids: Prefix) -> ReadPrompt | None:
+    def find(self, ids: Prefix) -> Past | None:
         """What was computed of exactly this beginning."""
-        prompt = self._prompts.get(ids)
-        if prompt is not None:
+        past = self._prompts.get(ids)
+        if past is not None:
             self._prompts.move_to_end(ids)
-        return prompt
+        return past
 
-    def keep(self, ids: Prefix, prompt: ReadPrompt) -> None:
+    def keep(self, ids: Prefix, past: Past) -> None:
         """Remember a beginning."""
         earlier = self._prompts.pop(ids, None)
         if earlier is not None:
-            self.nbytes -= earlier.past.nbytes
-        self._prompts[ids] = prompt
-        self.nbytes += prompt.past.nbytes
+            self.nbytes -= earlier.nbytes
+        self._prompts[ids] = past
+        self.nbytes += past.nbytes
         while self.nbytes > self.limit and len(self._prompts) > 1:  # the newest is about to be used, however large
-            self.nbytes -= self._prompts.popitem(last=False)[1].past.nbytes
+            self.nbytes -= self._prompts.popitem(last=False)[1].nbytes
 
     def __len__(self) -> int:
         return len(self._prompts)

@@ -55,7 +55,7 @@ class Actor:
 
 def _what(policy: Policy) -> tuple[str, str, str]:
     """What makes two policies the same one, wherever they were read from."""
-    return version_of(policy.weights, 0), policy.tokenizer.digest, policy.tokenizer.template_digest
+    return version_of(policy.weights, 0), policy.tokenizer.data, policy.tokenizer.chat_template
 
 
 def _embedded(unit: Unit) -> EmbeddedModel | None:

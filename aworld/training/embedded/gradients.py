@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from aworld.models.embedded.policy_config import PolicyConfig
-from aworld.models.embedded.transformer import Matrices, head_of, product, rotations, row_sums
+from aworld.models.embedded.transformer import Matrices, PolicyConfig, head_of, product, rotations, row_sums
 
 Floats: TypeAlias = NDArray[Any]
 Parameters: TypeAlias = dict[str, Floats]

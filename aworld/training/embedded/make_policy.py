@@ -26,9 +26,8 @@ from tokenizers.pre_tokenizers import Sequence as Sequenced
 from tokenizers.trainers import BpeTrainer
 
 from aworld.models.embedded.checkpoint import PACKAGED, Policy
-from aworld.models.embedded.policy_config import PolicyConfig
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
-from aworld.models.embedded.transformer import Weights
+from aworld.models.embedded.transformer import PolicyConfig, Weights
 from aworld.training.embedded.adam import Adam
 from aworld.training.embedded.demonstrations import Demonstration, Demonstrator
 from aworld.training.embedded.gradients import Batch, imitation, loss_and_gradients
@@ -68,7 +67,7 @@ def make_policy(seed: int = SEED, steps: int = STEPS, progress: Callable[[int, f
     """The policy; the same weights for the same seed on the same machine."""
     template = (PACKAGED / "chat_template.jinja").read_text(encoding="utf-8")
     tokenizer = PolicyTokenizer(_trained_bpe(seed, template), template)
-    config = PolicyConfig(vocab_size=tokenizer.size, eos_token_id=tokenizer.end_id)
+    config = PolicyConfig(vocab_size=tokenizer.size, eos_token_id=tokenizer.eos_token_id)
     weights = initial_weights(config, seed)
     optimiser, demonstrations = Adam(RATE, warm_up=50, decay=DECAY), iter(Demonstrator(seed))
     for step in range(steps):
@@ -103,8 +102,10 @@ def tokenised(tokenizer: PolicyTokenizer, shown: Demonstration) -> tuple[list[in
     for place, message in enumerate(shown.messages):
         if message["role"] != "assistant":
             continue
-        before = tokenizer.render(shown.messages[:place], shown.tools, ask=True)
-        until = tokenizer.render(shown.messages[: place + 1], shown.tools, ask=False).rstrip("\n")
+        before = tokenizer.apply_chat_template(shown.messages[:place], tools=shown.tools, add_generation_prompt=True)
+        until = tokenizer.apply_chat_template(
+            shown.messages[: place + 1], tools=shown.tools, add_generation_prompt=False
+        ).rstrip("\n")
         for piece, sampled in ((before[len(text) :], 0), (until[len(before) :], 1)):
             encoded = tokenizer.encode(piece)
             ids += encoded
@@ -136,7 +137,8 @@ def _pieces(seed: int, template: str) -> Iterator[str]:
     rendered = PolicyTokenizer(_bytes_only(), template)
     cut = re.compile("|".join(map(re.escape, sorted((*SPECIAL, *MARKS), key=len, reverse=True))))  # longest first
     for shown in islice(Demonstrator(seed), BEFORE_TOKENS):
-        yield from filter(None, cut.split(rendered.render(shown.messages, shown.tools, ask=False)))
+        text = rendered.apply_chat_template(shown.messages, tools=shown.tools, add_generation_prompt=False)
+        yield from filter(None, cut.split(text))
 
 
 def _bytes_only() -> str:

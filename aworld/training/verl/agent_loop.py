@@ -25,8 +25,8 @@ from aworld.core.extras import import_extra
 from aworld.core.model import ModelRequest
 from aworld.environments import Environment
 from aworld.environments.rollout import Rollout, rollouts
-from aworld.models.chat_tokens import ChatTokens
-from aworld.models.token_model import Completion, Sampling, TokenModel, ends_of
+from aworld.models.chat_tokens import ChatTokens, Prompt
+from aworld.models.token_model import Completion, GrowingText, Sampling, TokenModel, ends_of
 from aworld.training.completions import CompletionRow, row_of
 from aworld.training.filters import without_logprobs
 from aworld.training.samples import samples_of
@@ -71,15 +71,19 @@ class VerlModel(TokenModel):
         self._request = uuid.uuid4().hex  # one a conversation: verl sends it to the server that has its prefix
         self._first: int | None = None
 
-    async def complete(self, prompt: tuple[int, ...], sampling: Sampling, request: ModelRequest) -> Completion:
+    async def complete(
+        self, prompt: Prompt, sampling: Sampling, request: ModelRequest, text: GrowingText
+    ) -> Completion:
         """Ask verl's servers. Raises `ModelError` when the response is full."""
-        self._first = len(prompt) if self._first is None else self._first
-        left = self._room - (len(prompt) - self._first)
+        self._first = len(prompt.ids) if self._first is None else self._first
+        left = self._room - (len(prompt.ids) - self._first)
         if left < 1:
             raise ModelError(f"The response is full: rollout.response_length={self._room} tokens.")
         left = min(left, self._most or left)
         output: Any = await self._server.generate(
-            request_id=self._request, prompt_ids=list(prompt), sampling_params={**self._settings, "max_tokens": left}
+            request_id=self._request,
+            prompt_ids=list(prompt.ids),
+            sampling_params={**self._settings, "max_tokens": left},
         )
         version = output.extra_fields.get("global_steps")
         return Completion(

@@ -1,0 +1,141 @@
+"""A reply as it comes in from a provider, whole or piece by piece: the base of one class for each protocol.
+
+What the strict decoder of a protocol refuses is read as far as its sense is clear. Figures about an answer (usage, a
+name, log-probabilities) that have a wrong type are left out, `null` stands for nothing everywhere, and a character
+that was cut into its two surrogates is joined. What carries the answer itself is never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
+
+import msgspec
+from msgspec import Raw, Struct
+
+from aworld.core.message import Usage
+from aworld.core.model import Delta, ModelReply, ModelRequest
+
+T = TypeVar("T", bound=Struct)
+
+_ANSWER = frozenset(
+    {
+        "arguments", "choices", "content", "content_block", "delta", "function", "function_call", "index", "message",
+        "name", "partial_json", "text", "thinking", "tool_calls", "type",
+    }
+)  # fmt: skip
+
+
+class WireReply:
+    """A reply as it comes in. With `on_delta` it is streamed: each piece of text and thinking is handed on."""
+
+    def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
+        self._on_delta = on_delta
+        self.complete = False
+        """Whether the server said that this was all."""
+        self.error: Any = None
+        """What the server says went wrong, in its own shape."""
+        self.status: int | None = None
+        """The HTTP status that belongs to the error."""
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.model: str | None = None
+        self.response_id: str | None = None
+        self.first_token: float | None = None
+        """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        self._lenient: LenientDecoder | None = None
+
+    def read(self, data: bytes) -> bool:
+        """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
+        raise NotImplementedError
+
+    def reply(self, request: ModelRequest) -> ModelReply:
+        """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
+        raise NotImplementedError
+
+    def _decoded(self, data: bytes, strict: Callable[[bytes], T], kind: type[T]) -> T:
+        try:
+            return strict(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._lenient = self._lenient or LenientDecoder()
+            return self._lenient.decode(data, kind)
+
+
+class LenientDecoder:
+    """Reads the pieces of one reply that the strict decoder refused."""
+
+    def __init__(self) -> None:
+        self.lost: set[str] = set()
+        """Names of the fields that were left out."""
+        self._halves: dict[tuple[str | int, ...], str] = {}
+        """First halves of characters whose second half has not come, by where they stood."""
+
+    def decode(self, data: bytes, kind: type[T]) -> T:
+        """`data` as `kind`. Raises msgspec.DecodeError."""
+        try:
+            value = self._joined(json.loads(data), ())
+            return self._fitting(value, kind)
+        except (ValueError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from None
+
+    def _joined(self, value: Any, at: tuple[str | int, ...]) -> Any:
+        """The value with surrogates made characters, also over the border between two pieces."""
+        if isinstance(value, dict):
+            fields = cast("dict[str, Any]", value)
+            return {_characters(key): self._joined(part, (*at, key)) for key, part in fields.items()}
+        if isinstance(value, list):
+            return [self._joined(part, (*at, place)) for place, part in enumerate(cast("list[Any]", value))]
+        if not isinstance(value, str):
+            return value
+        text = self._halves.pop(at, "") + value
+        if "\ud800" <= text[-1:] <= "\udbff":
+            self._halves[at], text = text[-1], text[:-1]
+        return _characters(text)
+
+    def _fitting(self, value: Any, kind: Any) -> Any:
+        """`value` as `kind`, without the fields that do not fit. Raises msgspec.ValidationError."""
+        if kind is Raw:
+            return Raw(msgspec.json.encode(value))
+        if get_origin(kind) in (Union, UnionType):  # it is the one for objects or for lists, if there is one
+            kind = next((part for part in get_args(kind) if _holds(part, value)), kind)
+        if isinstance(value, dict) and _holds(kind, value):
+            fields = cast("dict[str, Any]", value)
+            if isinstance(kind, type) and issubclass(kind, Struct):
+                return self._struct(fields, kind)
+            return {key: self._fitting(part, (*get_args(kind), Any, Any)[1]) for key, part in fields.items()}
+        if isinstance(value, list) and _holds(kind, value):
+            return [self._fitting(part, (*get_args(kind), Any)[0]) for part in cast("list[Any]", value)]
+        return msgspec.convert(value, kind, strict=False)
+
+    def _struct(self, fields: dict[str, Any], kind: type[Struct]) -> Struct:
+        values: dict[str, Any] = {}
+        for field in msgspec.structs.fields(kind):
+            value = fields.get(field.encode_name)
+            if isinstance(value, list) and field.name in _ANSWER:
+                value = [part for part in cast("list[Any]", value) if part is not None]
+            if value is None:
+                continue
+            try:
+                values[field.name] = self._fitting(value, field.type)
+            except msgspec.ValidationError:
+                if field.name in _ANSWER:
+                    raise
+                self.lost.add(field.name)
+        try:
+            return kind(**values)
+        except TypeError as error:  # a field without which there is no sense
+            raise msgspec.ValidationError(str(error)) from None
+
+
+def _holds(kind: Any, value: Any) -> bool:
+    """Whether a type is that of an object, for an object, or of a list, for a list."""
+    origin: Any = get_origin(kind) or kind
+    if isinstance(origin, type) and issubclass(origin, Struct):
+        return isinstance(value, dict)
+    return origin in (dict, list) and isinstance(value, origin)
+
+
+def _characters(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
