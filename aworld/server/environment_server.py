@@ -153,7 +153,8 @@ class EnvironmentServer(Serving):
         super().__init__(router, host=host, port=port, **options)
         self.environment = environment
         self.max_episodes = positive("max_episodes", max_episodes, whole=True)
-        self.per_client = positive("per_client", per_client or math.ceil(0.75 * max_episodes), whole=True)
+        most = math.ceil(0.75 * max_episodes) if per_client is None else per_client
+        self.per_client = positive("per_client", most, whole=True)
         self.idle = positive("idle", idle)
         self.store = store
         self.book = ProblemIndex(environment)
