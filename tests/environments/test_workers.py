@@ -17,6 +17,7 @@ from aworld.core.exceptions import ConfigError, TaskError
 from aworld.environments import Environment, Problem, Report, Rollout, RolloutProgress, rollouts
 from aworld.environments.adapters.gymnasium import gymnasium_environment
 from aworld.environments.remote import RemoteEnvironment
+from aworld.environments.sums import sums
 from aworld.models import FunctionModel
 from aworld.server import EnvironmentServer
 from aworld.trajectory import Query, open_store
@@ -124,6 +125,21 @@ async def test_environments_of_others_travel_by_the_function_that_makes_them(tmp
     lake = gymnasium_environment("FrozenLake-v1", make={"is_slippery": False}, actions=("left", "down", "right", "up"))
     done = await collected(lake, walker, lake.problems("train", 4), conf=conf(tmp_path))
     assert [(r.status, r.score) for r in done.values()] == [("finished", 1.0)] * 4
+
+
+async def test_the_embedded_policy_samples_the_same_tokens_there(tmp_path: Path) -> None:
+    environment, policy = sums(), Agent("policy", model="embedded")
+    problems = environment.problems("train", 3)
+    here = await collected(environment, policy, problems, run="tokens")
+    there = await collected(environment, policy, problems, run="tokens", conf=conf(tmp_path))
+
+    def sampled(rollout: Rollout) -> list[Any]:
+        return [call.tokens and call.tokens.completion_ids for call in rollout.record.calls.values()]
+
+    assert {id: sampled(rollout) for id, rollout in here.items()} == {
+        id: sampled(rollout) for id, rollout in there.items()
+    }
+    assert all(all(sampled(rollout)) for rollout in there.values())
 
 
 async def test_what_cannot_travel_is_refused_before_anything_runs(tmp_path: Path) -> None:
