@@ -36,7 +36,7 @@ from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.trajectory import Trajectory
-from aworld.models.providers import in_process, named_model
+from aworld.models.providers import in_process, named_model, strange_addresses
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
 
@@ -232,6 +232,12 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
         settings = record.agents.get(name, {})
         args.model = args.model or _own_policy(settings.get("model"))
     conf = put_options(args, AgentConfig(**settings.get("llm_config", {})))
+    for address in strange_addresses(conf.llm_config) if record is not None else ():
+        if address != args.base_url:
+            raise ConfigError(
+                f"The record of {record.id} asks a model at {address}, which your settings do not name: nothing goes "
+                f"there. If you trust it, say --base-url {address}, or name another with --base-url or --agent."
+            )
     tools = [find(spec, "--tool") for spec in args.tool]
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)

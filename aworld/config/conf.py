@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aworld.config.errors import known_keys
+
+ToolMode: TypeAlias = Literal["auto", "native", "structured", "prompt"]
 
 
 class Settings(BaseModel):
@@ -80,6 +82,10 @@ class ModelConfig(Settings):
     """US dollars for a million input tokens, where the provider reports no cost."""
     llm_output_price: float | None = None
     """US dollars for a million output tokens."""
+    llm_tool_mode: ToolMode = "auto"
+    """How tools are offered: `native` calls of the API; `structured`, a JSON schema of calls and answers, to which the
+    server holds the model; `prompt`, in words, and the first JSON object of its text is read. `auto`: native, where a
+    model has them."""
     llm_capture_tokens: bool = False
     """Ask the server for token ids and log-probabilities (vLLM's `return_token_ids` and `logprobs`)."""
     params: dict[str, Any] = Field(default_factory=dict)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from aworld.config.conf import ModelConfig
+from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
@@ -82,6 +82,7 @@ _providers: dict[str, Provider] = {
     "anthropic": _remote(_lazy("anthropic", "AnthropicModel"), "ANTHROPIC", "https://api.anthropic.com"),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
     "transformers": Provider(_lazy("torch_model", "torch_model"), state=_written),
+    "local": Provider(_lazy("local_model", "LocalModel"), local_name="smollm2-135m-instruct", state=lambda name: name),
     "embedded": Provider(_lazy("embedded.embedded_model", "embedded_model"), local_name="packaged", state=_written),
 }
 
@@ -122,11 +123,22 @@ def build_model(config: ModelConfig | str) -> Model:
     key = (name, state, *open_settings.values(), *settings)
     model = _models.get(key)
     if model is None:
-        model = provider.factory(_resolved(config, name, provider, open_settings))
+        model = _with_tools(provider.factory(_resolved(config, name, provider, open_settings)), config.llm_tool_mode)
         if len(_models) >= _CACHED:
             _models.pop(next(iter(_models)))
         _models[key] = model
     return model
+
+
+def _with_tools(model: Model, mode: ToolMode) -> Model:
+    """The model with tools offered as the settings say; by itself, in words where it has no native calls."""
+    if mode == "auto":
+        mode = "structured" if model.provider == "local" else "native"
+    if mode == "native":
+        return model
+    from aworld.models.tool_mode import ToolsByText
+
+    return ToolsByText(model, mode)
 
 
 def named_model(text: str) -> ModelConfig:
@@ -150,6 +162,21 @@ def named_model(text: str) -> ModelConfig:
 def in_process(provider: str) -> bool:
     """Whether a provider answers inside this process: it has no address."""
     return provider in _providers and _providers[provider].state is not None
+
+
+def strange_addresses(config: ModelConfig) -> list[str]:
+    """The addresses in settings that neither the environment nor the provider itself names. Settings out of a record
+    are a stranger's: what is sent, the key of this machine too, would go there."""
+    provider = _providers.get(config.provider)
+    own = {os.environ.get("LLM_BASE_URL")}
+    if provider is not None:
+        own |= {provider.base_url, os.environ.get(provider.url_variable)}
+    addresses = [config.llm_base_url, *config.params.values()]
+    return [
+        a
+        for a in addresses
+        if isinstance(a, str) and "://" in a and a.rstrip("/") not in {u.rstrip("/") for u in own if u}
+    ]
 
 
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
