@@ -32,11 +32,13 @@ FRESH_SECONDS = 60.0
 """An empty group that is younger may just be about to be entered."""
 PREFIX = "aworld-"
 
+KINDS_V1 = ("memory", "pids", "cpuacct")
 FIGURES_V1 = {
     "usage": "memory.usage_in_bytes",
     "stat": "memory.stat",
     "oom": "memory.oom_control",
     "cpu": "cpuacct.usage",
+    "tcp": "memory.kmem.tcp.usage_in_bytes",
 }
 FIGURES_V2 = {"usage": "memory.current", "stat": "memory.stat", "oom": "memory.events", "cpu": "cpu.stat"}
 
@@ -84,11 +86,15 @@ def make_group(name: str, limits: SandboxLimits, scratch_mb: int) -> ControlGrou
                 group = _made((parent / name,), wanted, FIGURES_V2)
                 if group is not None:
                     return group
-    kinds = ("memory", "pids", "cpuacct")
-    if not places.keys() >= set(kinds):
+    if not places.keys() >= set(KINDS_V1):
         return None
-    wanted = {"memory.limit_in_bytes": memory, "memory.memsw.limit_in_bytes": memory, "pids.max": processes}
-    return _made(tuple(dict.fromkeys(places[kind][0] / name for kind in kinds)), wanted, FIGURES_V1)
+    wanted = {
+        "memory.limit_in_bytes": memory,
+        "memory.memsw.limit_in_bytes": memory,
+        "memory.kmem.tcp.limit_in_bytes": memory,  # else it is not counted
+        "pids.max": processes,
+    }
+    return _made(tuple(dict.fromkeys(places[kind][0] / name for kind in KINDS_V1)), wanted, FIGURES_V1)
 
 
 def sweep() -> None:

@@ -16,9 +16,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from aworld.config.errors import ConfigError
+from aworld.core.checks import one_of
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile, reaper, worker
 from aworld.sandbox.base_sandbox import BaseSandbox, new_id, replace
@@ -92,6 +93,8 @@ class LocalSandbox(BaseSandbox):
         """
         if isolation == "none":
             return await UnisolatedSandbox.open(limits, python=python, readonly=readonly, env=env)
+        if limits_by is not None:
+            one_of("limits_by", limits_by, get_args(LimitsBy))
         limits, id = limits or SandboxLimits(), new_id()
         user = profile.new_user()
         interpreter = profile.find_python(python, everyone=user is not None)

@@ -45,7 +45,6 @@ if TYPE_CHECKING or __package__:
         GroupFigures,
         Memory,
         Process,
-        connection_bytes,
         last_number,
         processes,
         shared_mappings,
@@ -63,7 +62,6 @@ else:  # a program of its own, which finds nothing but what stands beside it
         GroupFigures,
         Memory,
         Process,
-        connection_bytes,
         last_number,
         processes,
         shared_mappings,
@@ -115,10 +113,12 @@ class WorkerSettings:
 class Command:
     """A command that runs."""
 
-    def __init__(self, id: bytes, pid: int, kept: bool) -> None:
+    def __init__(self, id: bytes, pid: int, word: bytes) -> None:
         self.id = id
         self.pid = pid
-        self.kept = kept
+        self.ours = word == b"do"
+        """Whether it is our own work on files, which hides itself as the worker does."""
+        self.kept = word == b"keep"
         """Whether it goes on running: its processor time has no limit, and what it started ends with it."""
         self.limit = b""
 
@@ -225,7 +225,7 @@ class Worker:
             os.waitpid(pid, 0)
             self.tell(id, 0, b"", failure)
         else:
-            self.commands[pid] = Command(id, pid, word == b"keep")
+            self.commands[pid] = Command(id, pid, word)
             if word == b"keep":
                 self.channel.send(b"begun\0" + id)
 
@@ -384,11 +384,12 @@ class Worker:
 
     def buffers(self, running: dict[int, Process], exact: bool) -> int:
         """Bytes that sockets and pipes may hold, which belong to no process."""
-        total = 0
+        ours = {command.pid for command in self.commands.values() if command.ours}
+        total = PIPE_BYTES * used_pipes(running.keys() - ours, exact)
         if self.settings.sockets:
-            count, full = used_sockets()
-            total += SOCKET_BYTES * count + connection_bytes() * full
-        return total + PIPE_BYTES * used_pipes(running, exact)
+            count, held = used_sockets()
+            total += SOCKET_BYTES * count + held
+        return total
 
     def end_largest(self, trees: dict[int, list[int]], sizes: dict[int, Memory]) -> None:
         """End the command, or the processes without one, that has most memory."""

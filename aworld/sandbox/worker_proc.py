@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CLOCK = os.sysconf("SC_CLK_TCK")
+BYTE_BYTES = 4096
+"""What the kernel may hold for one byte on its way, if it was sent alone."""
 MOST_DESCRIPTORS = 1024
 """That a process may have."""
 ENTRY_BYTES = 1024
@@ -119,33 +121,37 @@ def used_pipes(pids: Iterable[int], exact: bool) -> int:
             else:
                 others += len(names)
         except PermissionError:
-            others += MOST_DESCRIPTORS
+            others += MOST_DESCRIPTORS if _lives(pid) else 0
         except OSError:
             pass
     return len(pipes) + others
 
 
+def _lives(pid: int) -> bool:
+    """What a zombie had seems hidden, and is gone."""
+    try:
+        return not Process(pid).zombie
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def used_sockets() -> tuple[int, int]:
-    """How many sockets there are, and how many connections hold something that was not sent or not received."""
+    """How many sockets there are, and bytes that connections may hold for what was not sent or not received yet."""
     with open("/proc/net/sockstat", "rb") as file:
         count = int(file.readline().split()[2])
-    full = 0
-    for name in ("tcp", "tcp6"):
-        try:
-            with open(f"/proc/net/{name}", "rb") as file:
-                full += sum(line.split()[4] != b"00000000:00000000" for line in file) - 1
-        except OSError:
-            pass
-    return count, full
-
-
-def connection_bytes() -> int:
-    """What a connection holds at most: the kernel lets its buffers grow so far."""
-    total = 0
-    for name in ("tcp_rmem", "tcp_wmem"):
+    most = 0
+    for name in ("tcp_rmem", "tcp_wmem"):  # how far the kernel lets the buffers of one grow
         with open(f"/proc/sys/net/ipv4/{name}", "rb") as file:
-            total += int(file.read().split()[2])
-    return total
+            most += int(file.read().split()[2])
+    held = 0
+    for name in ("tcp", "tcp6"):
+        if os.path.exists(f"/proc/net/{name}"):
+            with open(f"/proc/net/{name}", "rb") as file:
+                next(file)
+                for line in file:
+                    queued = sum(int(part, 16) for part in line.split()[4].split(b":"))
+                    held += min(most, queued * BYTE_BYTES)
+    return count, held
 
 
 def last_number() -> int:
@@ -168,6 +174,8 @@ class GroupFigures:
     def memory(self) -> int:
         """Bytes that processes and the kernel hold for the box: neither files in memory nor copies of files on disk."""
         usage = int(self._read("usage"))
+        if os.path.exists(f"{self._folder}/tcp"):  # version 1 counts these apart
+            usage += int(self._read("tcp"))
         stat = dict(line.split()[:2] for line in self._read("stat").splitlines())
         shared = int(stat[b"shmem"])
         copies = int(stat.get(b"file", stat.get(b"cache", 0))) - shared + int(stat.get(b"slab_reclaimable", 0))
