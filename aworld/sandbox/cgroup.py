@@ -28,7 +28,7 @@ OWN_PROCESSES = 4
 """Worker, launcher, and what they are in between."""
 EMPTY_SECONDS = 5.0
 """Until a group whose processes were killed is empty."""
-FRESH_SECONDS = 60.0
+FRESH_SECONDS = 10.0
 """An empty group that is younger may just be about to be entered."""
 PREFIX = "aworld-"
 

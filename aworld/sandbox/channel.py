@@ -153,7 +153,12 @@ class Channel:
         self._post(message, self._give([in_theirs, out_theirs]))
         begun = self._loop.create_task(running.begun.wait())
         try:
-            await asyncio.wait((begun, running.done), return_when=asyncio.FIRST_COMPLETED)
+            answered, _ = await asyncio.wait(
+                (begun, running.done), timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not answered:
+                end()
+                return None, f"its worker did not start it in {READY_SECONDS:g} s"
         except asyncio.CancelledError:
             end()
             raise
@@ -325,14 +330,18 @@ class Channel:
             self._process.stderr.close()
 
     async def close(self) -> None:
-        """End everything in the sandbox and wait until it is gone."""
+        """End everything in the sandbox and wait until it is gone. Raises `SandboxError` if it does not go."""
         self._hang_up()
-        try:
-            async with asyncio.timeout(OBEY_SECONDS):
-                await self._ended.wait()
-        except TimeoutError:
+        if not await self._has_ended():
             self._kill()
-            await self._ended.wait()
+            if not await self._has_ended():
+                raise SandboxError(f"process {self.pid}, which holds the sandbox, was killed and has not ended")
+
+    async def _has_ended(self) -> bool:
+        """Whether it ends within `OBEY_SECONDS`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), OBEY_SECONDS)
+        return self._ended.is_set()
 
 
 def _pipes(number: int) -> list[tuple[int, int]]:

@@ -64,8 +64,7 @@ class LocalSandbox(BaseSandbox):
         group: ControlGroup | None = None,
     ) -> None:
         super().__init__(limits, id)
-        self.limits_by: LimitsBy = "cgroup" if group else "counting"
-        """Whether the kernel bounds what all processes hold together, or the worker inside counts what it can see."""
+        self.limits_by = "cgroup" if group else "counting"
         self._group = group
         self._root = root
         self._env = dict(env)
@@ -301,7 +300,10 @@ def launch(
             extra_groups=None if user is None else [],
         )
         if group is not None:
-            group.enter(process.pid)
+            try:
+                group.enter(process.pid)
+            except OSError as error:
+                raise SandboxError(f'the control group cannot be entered: {error}; say limits_by="counting"') from None
             ours.send(b"\n")
         return Channel(process, ours, user, group.reclaim if group else None)
     except BaseException:

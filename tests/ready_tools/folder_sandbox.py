@@ -56,6 +56,8 @@ def _kill(process: Process) -> None:
 class FolderSandbox:
     """Work in `folder`."""
 
+    limits_by = "counting"
+
     def __init__(self, folder: Path, id: str = "box", limits: SandboxLimits | None = None) -> None:
         self.id = id
         self.limits = limits or SandboxLimits()
