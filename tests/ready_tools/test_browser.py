@@ -276,7 +276,7 @@ async def packets_of_a_call(surfer: Surfer, shop: Shop) -> int:
     tab = surfer.of("run")._tab_of_run
     assert tab is not None
     async with asyncio.timeout(60):
-        await tab.freeze(False)
+        await tab.go_on()
         await tab.page.wait_for_function("document.getElementById('out').textContent != 'waiting'")
     assert await tab.page.text_content("#out") == "tried"
     transport.close()
@@ -359,8 +359,8 @@ async def test_a_page_that_never_rests_is_closed(surfer: Surfer, shop: Shop) -> 
     await surfer("open", url=shop.url("/stuck"))
     tab = surfer.of("run")._tab_of_run
     assert tab is not None
-    await tab.freeze(False)
-    await asyncio.wait_for(tab.freeze(True), 60)
+    await tab.go_on()
+    await asyncio.wait_for(tab.pause(), 60)
     assert "# Fruit" in await surfer("open", url=shop.url())
 
 
