@@ -203,8 +203,13 @@ class Browser:
                 await tab.go_on()
                 try:
                     yield tab
-                finally:
+                except asyncio.CancelledError:  # nobody waits for a page that may not even answer
+                    tab.pausing = asyncio.create_task(tab.pause())
+                    raise
+                except BaseException:
                     await tab.pause()
+                    raise
+                await tab.pause()
             except Error as error:
                 refused = tab.gate.take_refused()
                 if refused:
@@ -225,6 +230,8 @@ class _Tab:
         self._context: BrowserContext | None = None
         self._paused: list[CDPSession] = []
         """That hold pages still."""
+        self.pausing: asyncio.Task[None] | None = None
+        """Of a call that was cancelled."""
         self._process: _BrowserProcess | None = None
 
     async def start(self) -> None:
@@ -261,6 +268,9 @@ class _Tab:
 
     async def go_on(self) -> None:
         """Let them go on."""
+        if self.pausing is not None:
+            await asyncio.wait((self.pausing,))
+            self.pausing = None
         paused, self._paused = self._paused, []
         await asyncio.gather(*(session.detach() for session in paused), return_exceptions=True)
 
@@ -272,8 +282,9 @@ class _Tab:
                 await asyncio.gather(*(worker.evaluate("0") for worker in page.workers), page.evaluate("0"))
                 session = await context.new_cdp_session(page)
                 self._paused.append(session)
-                await session.send("Debugger.enable")
-                await session.send("Debugger.pause")
+                send: Any = session.send  # pyright: ignore[reportUnknownMemberType] - Playwright says no more of it
+                await send("Debugger.enable")
+                await send("Debugger.pause")
         except TimeoutError:
             await page.close()
         except Error as error:  # it has just been closed, or goes on to another page
@@ -283,6 +294,9 @@ class _Tab:
         """Close the window."""
         (context, process), self._context, self._process = (self._context, self._process), None, None
         self._paused.clear()
+        if self.pausing is not None:
+            self.pausing.cancel()
+            self.pausing = None
         try:
             if context is not None and process is not None and process.is_alive():
                 await context.close()
