@@ -232,8 +232,8 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
         settings = record.agents.get(name, {})
         args.model = args.model or _own_policy(settings.get("model"))
     named = named_model(args.model).llm_provider if args.model else None
-    config = recorded(settings.get("llm_config", {}), base_url=args.base_url, provider=named)
-    conf = put_options(args, AgentConfig(llm_config=config))
+    llm_config = recorded(settings.get("llm_config") or {}, base_url=args.base_url, provider=named)
+    conf = put_options(args, AgentConfig(llm_config=llm_config))
     tools = [find(spec, "--tool") for spec in args.tool]
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)

