@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from aworld import __version__
-from aworld.cmd import answer, env, mcp, rollout, run, swarm, train, trajectories
+from aworld.cmd import answer, chat, env, mcp, rollout, run, swarm, train, trajectories
 from aworld.cmd.terminal import clean_terminals
 from aworld.cmd.wording import worded
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
@@ -32,6 +32,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"aworld {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
+    chat.add_parser(commands)
     answer.add_parser(commands)
     rollout.add_parser(commands)
     train.add_parser(commands)

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
+from aworld.core.checks import typed
 from aworld.core.event import Commanded, Event, Note, Started
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.hub import Entry, Hub, NoteAdded, follow
@@ -204,15 +205,18 @@ class MemoryStore:
         every = query if query.after is None else replace(query, ids=None)
         return select(self._summaries(every), query, self._unknown)
 
+    @typed()
     async def query(self, query: Query = EVERYTHING) -> Page:
         """See `TrajectoryStore.query`."""
         return self._select(query)
 
+    @typed()
     async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
         count = len(matching(self._summaries(query), query))
         return count if most is None else min(count, most)
 
+    @typed()
     async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
         """See `TrajectoryStore.facets`."""
         return tabulate(self._summaries(query), fields, query)

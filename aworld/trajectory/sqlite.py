@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from aworld.core.checks import typed
 from aworld.core.event import Event, Note
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.trajectory.hub import Entry, Hub, follow
@@ -239,14 +240,17 @@ class SQLiteStore:
             raise unknown_digest("blob", digest, self.url)
         return row[0]
 
+    @typed()
     async def query(self, query: Query = EVERYTHING) -> Page:
         """See `TrajectoryStore.query`."""
         return await self._read(lambda connection: listed(connection, self.url, query))
 
+    @typed()
     async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
         return await self._read(lambda connection: counted(connection, query, most))
 
+    @typed()
     async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
         """See `TrajectoryStore.facets`."""
         return await self._read(lambda connection: faceted(connection, fields, query))

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from aworld.core.event import Started, decode_event
-from aworld.core.score import Score
+from aworld.core.trajectory import Score
 from aworld.trajectory.memory import check_fork, has_forks, out_of_order
 from aworld.trajectory.sql import COHORT, FIGURES, INSERT, OTHERS, SEQ_BITS, STORED, fields_of, selected, update
 from aworld.trajectory.sqlite_file import roll_back

@@ -29,6 +29,7 @@ from urllib.parse import parse_qsl, unquote
 
 from msgspec.structs import replace
 
+from aworld.core.checks import typed
 from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_events, encode_event
 from aworld.core.exceptions import ConfigError, LeaseError, StoreError, TaskError
 from aworld.core.output import Output
@@ -262,6 +263,7 @@ DONE = Ready()
 """What an append returns that nobody has to wait for."""
 
 
+@typed()
 def open_store(url: str) -> TrajectoryStore:
     """Open the store at an address; files and threads are made when they are first needed.
 

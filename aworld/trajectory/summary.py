@@ -17,8 +17,7 @@ from msgspec import Struct
 
 from aworld.core import event as ev
 from aworld.core.message import Usage
-from aworld.core.score import Score
-from aworld.core.trajectory import RUNTIME
+from aworld.core.trajectory import RUNTIME, Score
 
 SHORT = 500
 """Characters of an answer or an error that a summary keeps."""
@@ -129,7 +128,7 @@ class Tally(Summary, kw_only=True):
                 handler(self, event)
         if events:
             self.events += len(events)
-            self.updated_at = events[-1].at
+            self.updated_at = max(self.updated_at, events[-1].at)
 
     def apply_note(self, note: ev.Note) -> None:
         """Take one more note."""

@@ -225,7 +225,7 @@ def test_what_a_definition_names_and_nobody_has_is_told_with_the_nearest() -> No
         ({"type": "Agnet"}, "type='Agnet' is not known; did you mean 'Agent'"),
         ({"tools": ["tests.agents.code:lokup"]}, "Tool of Agent 'a' .*did you mean 'lookup'"),
         ({"tools": ["nowhere.at:all"]}, "cannot import 'nowhere.at'"),
-        ({"options": {"temper": 1}}, "'a' cannot be made: .*temper"),
+        ({"options": {"temper": 1}}, "Agent 'a' has no argument 'temper'"),
         ({"type": "tests.agents.code:Report"}, "is no class of BaseAgent"),
         (
             {"type": "tests.agents.code:Stubborn"},
