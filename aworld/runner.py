@@ -55,7 +55,6 @@ class Runners:
     """Runs agents and swarms. Nothing is written to disk unless a store is named in `RunConfig(store=...)`."""
 
     @staticmethod
-    @typed(TaskError)
     async def run(
         input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
     ) -> TaskResponse:
@@ -68,7 +67,6 @@ class Runners:
         return await run_to_end(asked, store_of(run_config(run_conf).store, asked))
 
     @staticmethod
-    @typed(TaskError)
     def sync_run(
         input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
     ) -> TaskResponse:
@@ -113,7 +111,6 @@ class Runners:
         return Runners.streamed_run_task(task, run_conf).stream_events()
 
     @staticmethod
-    @typed(TaskError)
     def streaming_run(
         input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
     ) -> AsyncIterator[AnyOutput]:

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aworld.agents.definitions import diff, unit_of
+from aworld.agents.files import dump, load
 from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import best_of_n, debate, majority_vote
 from aworld.config import AgentConfig, ModelConfig, RunConfig, TaskConfig
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowNode
+from aworld.core.event import ModelCalled, ToolReturned
 from aworld.core.exceptions import AWorldError, ConfigError, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import ToolCall
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task, TaskResponse
+from aworld.core.tool import approval_required, filtered, find_tools, prefixed, renamed, tool
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
@@ -46,6 +50,11 @@ def new(**fields: Any) -> Task:
 
 async def run(**fields: Any) -> Any:
     return await Runners.run("x", ann, **fields)
+
+
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
 
 
 def door(function: Any, *args: Any, **options: Any) -> Callable[[], Any]:
@@ -93,6 +102,22 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "debate": (door(debate, 5, ann), "debaters=5; give a list"),
     "best_of_n": (door(best_of_n, ann, "3", scorer=len), "n='3'"),
     "majority_vote": (door(majority_vote, [ann, 5]), r"agents\[1\]=5; give an agent"),
+    "draw": (door(Swarm(ann, ben).draw, style="svg"), "style='svg'; give one of 'mermaid', 'tree'"),
+    "load": (door(load, 5), "load: path_or_text=5; give text or a path"),
+    "dump": (door(dump, 5), "dump: unit=5; give an agent, a swarm, an AgentDefinition or a TeamDefinition"),
+    "unit_of": (door(unit_of, {"name": "a"}), "definition=dict"),
+    "diff": (door(diff, ann.definition, 5), "after=5"),
+    # Tools
+    "tool name": (door(tool, name=5), "tool: name=5; give text"),
+    "tool timeout": (door(tool, timeout="5"), "timeout='5'; give a number of seconds above 0"),
+    "tool timeout of nothing": (door(tool, timeout=0), "timeout=0; give a number of seconds above 0"),
+    "tool argument": (door(tool, timout=5), "tool has no argument 'timout'; did you mean 'timeout'"),
+    "find_tools": (door(find_tools, 5), "tool_name=5; give text"),
+    "filtered": (door(filtered, [add], 5), "keep=5; give a function or a list of text"),
+    "filtered of one": (door(filtered, [add], "add"), "keep='add'; give a function or a list of text"),
+    "prefixed": (door(prefixed, [add], 5), "prefix=5; give text"),
+    "renamed": (door(renamed, [add], ["b"]), "names=list.*give a dict of text to text"),
+    "approval_required": (door(approval_required, [add], approve="yes"), "approve='yes'; give a function"),
     # Tasks
     **{
         f"task {name}": (door(new, **{name: 7}), f"{name}=7; give text")
@@ -127,7 +152,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "task argument": (door(new, scene=5), "Task has no argument 'scene'; did you mean"),
     # Runners
     "run argument": (door(run, foo=1), "Task has no argument 'foo'"),
-    "run run_conf": (door(run, run_conf=5), "Runners.run: run_conf=5; give a RunConfig, a dict"),
+    "run run_conf": (door(run, run_conf=5), "run_conf=5; give a RunConfig, a dict"),
     "run run_conf of a wrong value": (door(run, run_conf={"worker_num": 0}), "RunConfig: worker_num"),
     "run worker_num for nothing": (door(run, run_conf={"worker_num": 4}), "worker_num=4 needs engine_name='processes'"),
     "run store": (door(run, run_conf={"store": 5}), "store takes a store or an address"),
@@ -249,19 +274,13 @@ class Returns(Hooks):
         return self.value if self.point == "after_tool" else None
 
 
-def add(a: int, b: int) -> int:
-    """Add."""
-    return a + b
-
-
 @pytest.mark.parametrize("value", ["no", 0, False, {}], ids=repr)
 @pytest.mark.parametrize("point", ["before_model", "after_model", "before_tool", "after_tool"])
 async def test_a_hook_that_returns_what_it_may_not_is_named(point: str, value: Any) -> None:
     adder = agent("adder", [call("add", a=1, b=2)], "3", tools=[add])
     response = await Runners.run("1 + 2?", adder, hooks=[Returns(point, value)])
-    words = " ".join(
-        [response.msg, *(result.error or "" for result in response.record.events if hasattr(result, "error"))]
-    )
+    errors = [event.error for event in response.record if isinstance(event, ToolReturned | ModelCalled)]
+    words = " ".join([response.msg, *filter(None, errors)])
     assert f"Returns returned {value!r}, where a hook returns" in words
 
 

@@ -18,7 +18,7 @@ from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, units_of
 from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
-from aworld.core.checks import known_keys, one_of
+from aworld.core.checks import known_keys, one_of, typed
 from aworld.core.definition import (
     SECRET,
     AgentDefinition,
@@ -36,6 +36,7 @@ READY: dict[str, type[Any]] = {
 """The classes that a definition has by their short names."""
 
 
+@typed()
 def travels(unit: Unit) -> Definition:
     """The definition, if another process can make the unit again from it and from `secrets_of(unit)`.
 
@@ -57,6 +58,7 @@ def secrets_of(unit: Unit) -> dict[str, dict[str, Any]]:
     return {name: dict(secrets) for name, member in units_of(unit).items() if (secrets := member.described().secrets)}
 
 
+@typed()
 def unit_of(
     definition: Definition,
     like: Unit | None = None,
@@ -109,6 +111,7 @@ class Change(NamedTuple):
         return f"{self.path}: {self.before!r} → {self.after!r}"
 
 
+@typed()
 def diff(before: Definition, after: Definition) -> list[Change]:
     """What changed from one definition to another, members included, in the order of the fields."""
     old, new = (dict(_leaves(one.model_dump(mode="json", exclude_defaults=True))) for one in (before, after))

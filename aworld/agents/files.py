@@ -37,7 +37,7 @@ from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, TeamSwarm, WorkflowSwarm
-from aworld.core.checks import hint, nearest
+from aworld.core.checks import hint, nearest, typed
 from aworld.core.definition import AgentDefinition, Definition, TeamDefinition, options_of
 from aworld.core.exceptions import ConfigError
 
@@ -70,11 +70,12 @@ PAIRS = {
 }
 
 
+@typed()
 def load(path_or_text: str | Path) -> Unit:
     """The agent or team that a YAML file or text describes. A text that ends in `.yaml` or `.yml` is a path.
 
     Raises:
-        ConfigError: The file cannot be read, or (`FileError`) says what cannot be; names the line and the remedy.
+        ConfigError: The file cannot be read, or says what cannot be; names the line and the remedy.
     """
     if isinstance(path_or_text, Path) or path_or_text.endswith((".yaml", ".yml")):
         try:
@@ -84,10 +85,6 @@ def load(path_or_text: str | Path) -> Unit:
         with importable(Path(path_or_text).absolute().parent):
             return _AgentsFile(text, str(path_or_text)).root()
     return _AgentsFile(path_or_text, "the text").root()
-
-
-class FileError(ConfigError):
-    """A file of agents says what cannot be. The message begins with the file and the line."""
 
 
 class _AgentsFile:
@@ -262,7 +259,7 @@ class _AgentsFile:
 
     def _error(self, text: str, *path: Any, line: int | None = None) -> ConfigError:
         line = self._text.line(path) if line is None else line
-        return FileError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
+        return ConfigError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
 
     def _mapping(self, value: Any, what: str, *path: Any) -> dict[str, Any]:
         """A copy of a mapping; an empty one in place of nothing."""
@@ -299,6 +296,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 # Writing
 
 
+@typed()
 def dump(unit: Unit | Definition) -> str:
     """An agent or team, or its definition, as YAML; `load(dump(x))` has an equal definition. Keys are left out.
 

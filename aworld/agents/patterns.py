@@ -14,20 +14,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, Turn, plain
-from aworld.core.agent.flow import (
-    Arrow,
-    End,
-    Flow,
-    Move,
-    Result,
-    Start,
-    State,
-    Topology,
-    Unit,
-    joined,
-    readable,
-    units_of,
-)
+from aworld.core.agent.flow import Arrow, End, Flow, InTurn, Start, Topology, Turns, Unit, joined, readable, units_of
 from aworld.core.agent.swarm import WorkflowSwarm
 from aworld.core.agent.workflow import Map, WorkflowNode
 from aworld.core.checks import Count, typed
@@ -143,36 +130,24 @@ class Guard(Topology):
 
     def flow(self) -> Flow:
         """A new run of the loop."""
-        return _GuardFlow(self)
+        return InTurn(self._rounds)
 
-
-class _GuardFlow:
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._task: Content = ""
-        self._round = 1
-        self._solution: Any = None
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        self._task = input
-        return [Start("solution-1", self._guard.solver, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
-        guard = self._guard
-        if result.error is not None:
-            return [End(error=f"{result.agent!r} failed in round {self._round} of {guard.name!r}: {result.error}")]
-        if result.node.startswith("solution"):
-            self._solution = result.answer
-            shown = _prompt([(guard.solver.name, self._solution)], self._task, _VERIFY)
-            return [Start(f"remarks-{self._round}", guard.verifier, shown)]
-        if guard.accept(result.answer):
-            return [End(self._solution)]
-        if self._round >= guard.max_rounds:
-            error = f"No solution of {guard.name!r} was accepted in max_rounds={guard.max_rounds} rounds."
-            return [End(self._solution, error if guard.must_hold else None, "limit_reached")]
-        self._round += 1
-        tried = [("your last solution", self._solution), (f"remarks of {guard.verifier.name}", result.answer)]
-        return [Start(f"solution-{self._round}", guard.solver, _prompt(tried, self._task, _IMPROVE))]
+    def _rounds(self, task: Content) -> Turns:
+        content, solution = task, None
+        for number in range(1, self.max_rounds + 1):
+            result, _ = yield Start(f"solution-{number}", self.solver, content)
+            if result.error is None:
+                solution = result.answer
+                shown = _prompt([(self.solver.name, solution)], task, _VERIFY)
+                result, _ = yield Start(f"remarks-{number}", self.verifier, shown)
+            if result.error is not None:
+                return End(error=f"{result.agent!r} failed in round {number} of {self.name!r}: {result.error}")
+            if self.accept(result.answer):
+                return End(solution)
+            tried = [("your last solution", solution), (f"remarks of {self.verifier.name}", result.answer)]
+            content = _prompt(tried, task, _IMPROVE)
+        error = f"No solution of {self.name!r} was accepted in max_rounds={self.max_rounds} rounds."
+        return End(solution, error if self.must_hold else None, "limit_reached")
 
 
 solver_verifier = Guard

@@ -6,25 +6,14 @@ remedy. `typed` is the border of all front doors: what a caller gives must be of
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from functools import cache, partial, wraps
 from numbers import Real
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeAlias,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
 
 from aworld.config.errors import hint as hint
 from aworld.config.errors import known_keys as known_keys
@@ -47,8 +36,7 @@ def positive(
     setting: str, value: Any, *, zero: bool = False, whole: bool = False, error: type[AWorldError] = ConfigError
 ) -> Any:
     """`value`, if it is a finite number above zero (`zero`: or zero), with `whole` a whole one. Raises `error`."""
-    kind = int if whole else Real
-    if not isinstance(value, kind) or not _is_number(value) or value < 0 or (value == 0 and not zero):
+    if not _is_number(value, whole) or value < 0 or (value == 0 and not zero):
         what = "a whole number" if whole else "a number"
         raise error(f"{setting}={value!r}: {what}, {'zero or more' if zero else 'more than zero'}.", setting=setting)
     return value
@@ -78,42 +66,25 @@ def as_text(value: str | None) -> str | None:
     return None if value is None else str.__str__(value)
 
 
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+def _is_number(value: Any, whole: bool = False, above: float = -math.inf) -> bool:
+    kind = int if whole else Real
+    return isinstance(value, kind) and not isinstance(value, bool) and above < cast("float", value) < math.inf
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and type(value) is not bool
-
-
-def _from_one(value: Any) -> bool:
-    return _is_whole(value) and value > 0
-
-
-def _from_zero(value: Any) -> bool:
-    return _is_whole(value) and value >= 0
-
-
-def _above_zero(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_none(value: Any) -> bool:
-    return value is None
-
-
-def _is_anything(value: Any) -> bool:
-    return True
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether a value is of this class; text is no list of texts."""
+    return isinstance(value, kind) and not (isinstance(value, str | bytes) and kind not in (str, bytes, object))
 
 
 class Kind(NamedTuple):
-    """What an argument may be: in words, how to test it, and the types that need no test."""
+    """What an argument may be, in words, and how to test it."""
 
     words: str
     fits: Callable[[Any], bool]
-    types: tuple[type, ...] = ()
     items: tuple[Kinds, ...] = ()
     """Of a list what its items may be, of a dict its keys and values."""
+    by_class: bool = False
+    """Whether the type of a value says it all; of text, whether all of it is ASCII."""
 
     def wrong_item(self, value: Any) -> tuple[str, Any, Kinds] | None:
         """The first item that a list or dict may not hold: its place, itself, and what it may be."""
@@ -132,29 +103,22 @@ Kinds: TypeAlias = tuple[Kind, ...] | None
 
 
 def _fits(value: Any, kinds: Kinds) -> bool:
-    if kinds is None:
-        return True
-    for kind in kinds:
-        if type(value) in kind.types:
-            return True
-        if kind.fits(value) and not (kind.items and kind.wrong_item(value)):
-            return True
-    return False
+    return kinds is None or any(kind.fits(value) and not (kind.items and kind.wrong_item(value)) for kind in kinds)
 
 
-Count: TypeAlias = Annotated[int, Kind("a whole number from 1", _from_one)]
-Number: TypeAlias = Annotated[int, Kind("a whole number from 0", _from_zero)]
-Seconds: TypeAlias = Annotated[float, Kind("a number of seconds above 0", _above_zero)]
+Count: TypeAlias = Annotated[int, Kind("a whole number from 1", partial(_is_number, whole=True, above=0))]
+Number: TypeAlias = Annotated[int, Kind("a whole number from 0", partial(_is_number, whole=True, above=-1))]
+Seconds: TypeAlias = Annotated[float, Kind("a number of seconds above 0", partial(_is_number, above=0))]
 """Types of arguments of a front door that count or measure something."""
 
-UNCHECKED = Kind("anything", _is_anything)
+UNCHECKED = Kind("anything", partial(_is_a, object), by_class=True)
 """Marks an argument that its function looks at itself: `Annotated[..., UNCHECKED]`."""
 
 _KINDS: dict[Any, Kind] = {
-    str: Kind("text", is_text),
-    int: Kind("a whole number", _is_whole, (int,)),
+    str: Kind("text", is_text, by_class=True),
+    int: Kind("a whole number", partial(_is_number, whole=True)),
     float: Kind("a finite number", _is_number),
-    type(None): Kind("None", _is_none, (type(None),)),
+    type(None): Kind("None", partial(_is_a, type(None)), by_class=True),
 }
 
 
@@ -166,25 +130,45 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            places, kinds, several = _parameters(function)
+        code: Any = function.__code__
+        places = code.co_varnames[: code.co_argcount]
+        passed = set[tuple[str, type]]()
+        """Names with types that have been found to be right: what is tested once is not tested again."""
+
+        def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for name, value in (*zip(places, args), *kwargs.items()):
-                if name not in kinds and not several:
-                    known_keys(
-                        _owner(function, args, kwargs), [name], [n for n in kinds if n != "self"], "argument", error
-                    )
-                if not _fits(value, options := kinds.get(name)):
-                    refusal = _refusal(name, value, options or ())
-                    raise error(f"{_owner(function, args, kwargs)}: {refusal}", setting=name)
+                if (name, type(value)) in passed and (type(value) is not str or value.isascii()):
+                    continue
+                if trouble := _trouble(function, name, value, passed):
+                    raise error(f"{_owner(function, places, args, kwargs)}{trouble}", setting=name)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            check(args, kwargs)
             return function(*args, **kwargs)
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
-            return await checked(*args, **kwargs)
+            check(args, kwargs)
+            return await function(*args, **kwargs)
 
         wrapper = awaited if inspect.iscoroutinefunction(function) else checked
-        return cast("F", functools.wraps(function)(wrapper))
+        return cast("F", wraps(function)(wrapper))
 
     return decorate
+
+
+def _trouble(function: Any, name: str, value: Any, passed: set[tuple[str, type]]) -> str:
+    """What is wrong with an argument; empty when nothing is."""
+    kinds, several = _parameters(function)
+    if name not in kinds and not several:
+        return f" has no argument {name!r}; {hint(name, [place for place in kinds if place != 'self'])}"
+    options = kinds.get(name)
+    if not _fits(value, options):
+        return f": {_refusal(name, value, options or ())}"
+    by_class = options is None or any(kind.by_class and kind.fits(value) for kind in options)
+    kind = value.__class__
+    if by_class and (kind is str or not isinstance(value, str)) and len(passed) < 1000:  # classes may be made in a loop
+        passed.add((name, kind))
+    return ""
 
 
 def typed_class(kind: type[T]) -> type[T]:
@@ -193,12 +177,11 @@ def typed_class(kind: type[T]) -> type[T]:
     return kind
 
 
-def _owner(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _owner(function: Any, places: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Whose argument it is, by the name that it was given or that of the first argument, as far as that is text."""
     label = function.__qualname__
     if label.endswith(("__init__", "_build")):
         label = type(args[0]).__name__
-    places = _parameters(function)[0]
     named = {**dict(zip(places, args)), **kwargs}
     first = next((named[place] for place in places if place in named and place != "self"), None)
     name = named.get("name") or getattr(first, "name", None)
@@ -224,27 +207,26 @@ def _either(kinds: tuple[Kind, ...]) -> str:
     return f"{', '.join(names)} or {last}" if names else last
 
 
-@functools.cache
-def _parameters(function: Any) -> tuple[list[str], dict[str, Kinds], bool]:
-    """Names of what may be given by position, what each parameter may be, and whether any keyword is taken."""
+@cache
+def _parameters(function: Any) -> tuple[dict[str, Kinds], bool]:
+    """What each parameter may be, and whether any keyword is taken."""
     parameters = inspect.signature(function).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     kinds = {p.name: _kinds(_type_of(function, p.annotation)) for p in parameters if p.kind not in several}
-    return places, kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _type_of(function: Any, annotation: Any) -> Any:
     try:
         hints = types.SimpleNamespace(__annotations__={"it": annotation})
-        return get_type_hints(hints, function.__globals__, include_extras=True)["it"]
+        return typing.get_type_hints(hints, function.__globals__, include_extras=True)["it"]
     except NameError:  # known to type checkers alone
         return Any
 
 
 def _kinds(annotation: Any) -> Kinds:
     """What a value of this type may be."""
-    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    origin, args = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if annotation in _KINDS:
         return (_KINDS[annotation],)
     if origin is Annotated:
@@ -255,24 +237,19 @@ def _kinds(annotation: Any) -> Kinds:
         options = [_kinds(option) for option in args]
         return None if None in options else tuple(kind for option in options for kind in option or ())
     if origin is Callable:
-        return (Kind("a function", callable),)
+        return (Kind("a function", callable, by_class=True),)
     protocol = getattr(origin, "_is_protocol", False) and not getattr(origin, "_is_runtime_protocol", False)
     if not isinstance(origin, type) or protocol or origin in (Any, inspect.Parameter.empty):
         return None
     name = origin.__name__
-    if origin is not Iterable and not issubclass(origin, Mapping | Sequence):
+    if origin not in (Iterable, Collection) and not issubclass(origin, Mapping | Sequence | Set):
         words = _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
-        return (Kind(words, functools.partial(_is_a, origin), (origin,)),)
+        return (Kind(words, partial(_is_a, origin), by_class=True),)
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
     names = [_either(item or ()) for item in items if None not in items]
     words = "a dict" if issubclass(origin, Mapping) else "a list"
-    return (Kind(f"{words} of {' to '.join(names)}" if names else words, functools.partial(_is_a, origin), (), items),)
+    return (Kind(f"{words} of {' to '.join(names)}" if names else words, partial(_is_a, origin), items),)
 
 
 _NAMES = {"bool": "True or False", "Path": "a path", "BaseAgent": "an agent", "Topology": "a swarm"}
 """Classes in words."""
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    """Whether a value is of this class; text is no list of texts."""
-    return isinstance(value, kind) and not (isinstance(value, str | bytes) and kind not in (str, bytes, object))

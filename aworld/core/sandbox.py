@@ -17,7 +17,7 @@ from aworld.core.checks import Count, Seconds, positive, typed_class
 from aworld.core.exceptions import AWorldError
 
 if TYPE_CHECKING:
-    from aworld.core.context.scope import RunScope
+    from aworld.core.context.base import RunScope
 
 
 def check_amount(option: str, value: object, kind: str = "float") -> None:
@@ -103,6 +103,15 @@ class Sandbox(Protocol):
     @property
     def limits(self) -> SandboxLimits:
         """What it may use. Ready tools give no call more time than its `wall_seconds`."""
+        ...
+
+    @property
+    def limits_by(self) -> str:
+        """What keeps the limits that all its processes share.
+
+        `cgroup`: the kernel. `counting`: looks at what it holds, which miss some of what the kernel holds for it.
+        `machine`: it has one of its own.
+        """
         ...
 
     @property

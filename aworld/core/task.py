@@ -208,6 +208,8 @@ class TaskResponse:
 
 def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
     """The hooks of a task. One whose method is misspelt would never be called, so that is an error."""
+    if not hooks:
+        return ()
     points = {name for name in vars(Hooks) if not name.startswith("_")}
     for hook in hooks:
         for name in vars(type(hook)):

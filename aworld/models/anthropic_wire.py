@@ -308,7 +308,7 @@ class AnthropicReply(WireReply):
         block: Block = {key: _plain(raw) for key, raw in start.items()}
         for key in ("text", "thinking", "signature"):
             if (index, key) in self._pieces:
-                block[key] = "".join((block.get(key) or "", *self._pieces[index, key]))
+                block[key] = "".join((msgspec.convert(block.get(key) or "", str), *self._pieces[index, key]))
         arguments = "".join(self._pieces.get((index, "partial_json"), ())) or bytes(start.get("input", b"{}")).decode()
         if "input" in block:
             block["input"] = _object(arguments)

@@ -47,7 +47,6 @@ class LiteLLMModel(OpenAIModel):
         try:
             async for piece in await self._ask(request, stream=True, stream_options={"include_usage": True}):
                 answer.add(_chunk(piece))
-                answer.hand_on()
         except self._errors as error:
             raise self._failure(error) from None
         return self.finished(answer, request)

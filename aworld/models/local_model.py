@@ -78,7 +78,10 @@ class LocalModel:
             self._engine = await asyncio.to_thread(_engine, self.path)
         answer = ChatReply(on_delta)
         await self._engine.chat(body, answer.add)
-        return msgspec.structs.replace(answer.reply(request), model=self.name)
+        try:
+            return msgspec.structs.replace(answer.reply(request), model=self.name)
+        except msgspec.DecodeError as error:
+            raise ModelError(f"The local model gave no reply: {error}", retryable=True) from None
 
 
 def model_file(name: str) -> Path:

@@ -25,7 +25,7 @@ class ChatFunction(Struct, gc=False):
     arguments: str | dict[str, Any] | list[Any] | None = None
 
 
-class ChatCall(Struct):
+class ChatCall(Struct, gc=False):
     """A tool call or a piece of one."""
 
     index: int | None = None
@@ -35,7 +35,7 @@ class ChatCall(Struct):
     """What Gemini wants back with the call (thought signatures)."""
 
 
-class ChatMessage(Struct):
+class ChatMessage(Struct, gc=False):
     """A message, or what a chunk adds to it."""
 
     content: str | list[Any] | None = None
@@ -53,13 +53,13 @@ class Logprob(Struct, gc=False):
     logprob: float
 
 
-class Logprobs(Struct):
+class Logprobs(Struct, gc=False):
     """The sampled tokens of a choice."""
 
     content: list[Logprob] | None = None
 
 
-class Choice(Struct):
+class Choice(Struct, gc=False):
     """One answer, or a piece of it."""
 
     index: int | None = 0
@@ -112,7 +112,7 @@ class ChatUsage(Struct, gc=False):
         )
 
 
-class Chunk(Struct):
+class Chunk(Struct, gc=False):
     """A whole reply, or one chunk of a streamed one."""
 
     id: Any = None
@@ -148,11 +148,15 @@ class ChatReply(WireReply):
         if data == b"[DONE]":
             self.complete = True
             return True
-        self.add(self._decoded(data, _decode, Chunk))
+        self._take(self._decoded(data, _decode, Chunk))
         return False
 
     def add(self, chunk: Chunk) -> None:
-        """Take in a whole reply or a chunk."""
+        """Take in a whole reply or a chunk, and hand on what there is to show."""
+        self._take(chunk)
+        self._hand_on()
+
+    def _take(self, chunk: Chunk) -> None:
         if self.response_id is None and chunk.id is not None:
             self.response_id = str(chunk.id)
             self.model = chunk.model

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, TypeAlias, cast
 
 from msgspec import Struct
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
@@ -121,18 +121,13 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
     names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers"}
     config: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
     for name, value in config.items():
-        if name != "llm_base_url" and "://" in repr(value):
-            raise ConfigError(
-                f"The record's {name} holds an address, {value!r:.200}, and no key goes to an address out of a record: "
-                "say the settings of the model yourself.", setting=name,
-            )  # fmt: skip
-    try:
-        if base_url:
-            config["llm_base_url"] = base_url
-            return ModelConfig(**config)
-        return RecordedConfig(**config, named_provider=provider)
-    except ValidationError as error:
-        raise ConfigError(f"The record's settings of the model do not fit: {error.errors()[0]['msg']}.") from None
+        for address in _addresses(value) if name != "llm_base_url" else ():
+            if address.rstrip("/") != (base_url or "").rstrip("/"):
+                raise _strange(address, "LLM_BASE_URL")
+    if base_url:
+        config["llm_base_url"] = base_url
+        return ModelConfig(**config)
+    return RecordedConfig(**config, named_provider=provider)
 
 
 def build_model(config: ModelConfig | str) -> Model:
@@ -226,11 +221,7 @@ def _refuse_strange(config: RecordedConfig, name: str, provider: Provider) -> No
     url = own["llm_base_url"]
     trusted = {(one or "").rstrip("/") for one in (url, provider.base_url)}
     if address is not None and address.rstrip("/") not in trusted:
-        raise ConfigError(
-            f"The record asks {name} at {address!r}, and no setting of this machine leads there: neither key nor "
-            f"conversation goes to an address out of a record. If you trust it: --base-url, or {variable}.",
-            setting="llm_base_url", remedy=f"name {address!r} with --base-url or in {variable}",
-        )  # fmt: skip
+        raise _strange(address, variable)
     meant = name in (os.environ.get("LLM_PROVIDER") or "openai", config.named_provider)
     if own["llm_api_key"] and url is None and not meant and not os.environ.get(provider.key_variable):
         raise ConfigError(
@@ -238,6 +229,23 @@ def _refuse_strange(config: RecordedConfig, name: str, provider: Provider) -> No
             f"{provider.key_variable or 'LLM_PROVIDER'}, or say --model {name}:NAME.",
             setting="llm_provider", remedy=f"set {provider.key_variable or 'LLM_PROVIDER'}",
         )  # fmt: skip
+
+
+def _addresses(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        fields = cast("dict[str, Any] | list[Any]", value)
+        for part in fields.values() if isinstance(fields, dict) else fields:
+            yield from _addresses(part)
+    elif isinstance(value, str) and "://" in value:
+        yield value
+
+
+def _strange(address: str, variable: str) -> ConfigError:
+    remedy = f"say --base-url {address}, or set {variable}"
+    return ConfigError(
+        f"The record asks a model at {address}, which your settings do not name: nothing goes there. If you trust it, "
+        f"{remedy}.", setting="llm_base_url", remedy=remedy,
+    )  # fmt: skip
 
 
 def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str, str | None]) -> ModelConfig:

@@ -61,7 +61,7 @@ class WireReply:
                     return True
             return False
         finally:
-            self.hand_on()
+            self._hand_on()
 
     def read(self, data: bytes) -> bool:
         """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
@@ -71,8 +71,7 @@ class WireReply:
         """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
         raise NotImplementedError
 
-    def hand_on(self) -> None:
-        """Hand on what is ready to be shown."""
+    def _hand_on(self) -> None:
         if self._pieces_to_show and self._on_delta is not None:
             text = "".join(self._pieces_to_show)
             self._pieces_to_show.clear()
@@ -80,7 +79,7 @@ class WireReply:
 
     def _show(self, kind: type[Delta], text: str) -> None:
         if kind is not self._kind:
-            self.hand_on()
+            self._hand_on()
             self._kind = kind
         self._pieces_to_show.append(text)
 

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from aworld.config.conf import EngineName, RunConfig
-from aworld.core.checks import unique
+from aworld.core.checks import typed, unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
@@ -42,9 +42,10 @@ _memory = WeakStore()
 """Where logs are found when no store is named: they live as long as somebody holds their response."""
 
 
-def run_config(value: RunConfig | dict[str, Any] | None) -> RunConfig:
+@typed()
+def run_config(run_conf: RunConfig | dict[str, Any] | None) -> RunConfig:
     """A run configuration from what a caller gave. Raises ConfigError for an engine that is not here."""
-    conf = RunConfig(**value) if isinstance(value, dict) else (value or _no_config())
+    conf = RunConfig(**run_conf) if isinstance(run_conf, dict) else (run_conf or _no_config())
     if conf.engine_name is EngineName.RAY:
         raise ConfigError(
             f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",

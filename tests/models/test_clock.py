@@ -1,4 +1,4 @@
-"""Times of a log while the clock of the machine is set."""
+"""Times of a model call while the clock of the machine is set."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from itertools import count
 
 import pytest
 
-from aworld.agents.llm_agent import Agent
-from aworld.core.event import ToolReturned
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
-from aworld.models import ScriptedModel, call_model
-from aworld.models.doubles import call
+from aworld.models import call_model
 from aworld.models.openai import OpenAIModel
-from aworld.runner import Runners
 
 from .provider import DONE, Provider, piece, status, stream
 
@@ -41,20 +37,3 @@ async def test_the_latency_of_a_call_is_the_monotonic_clocks() -> None:
     assert first is not None
     assert outcome.started <= outcome.attempts[0].at <= first <= outcome.ended
     assert outcome.ended - outcome.started <= took
-
-
-@pytest.mark.usefixtures("_clock_is_set")
-async def test_the_times_of_a_run_never_go_back() -> None:
-    def add(a: int) -> int:
-        """Adds."""
-        return a
-
-    agent = Agent("a", model=ScriptedModel([[call("add", a=1)], "done"]), tools=[add])
-    response = await Runners.run("x", agent=agent)
-    assert response.success
-    times = [event.at for event in response.record.events]
-    assert times == sorted(times)
-    assert all(0 <= taken.ended - taken.started < HOUR for taken in response.record.calls.values())
-    durations = [event.duration for event in response.record.events if isinstance(event, ToolReturned)]
-    assert durations
-    assert all(duration is not None and 0 <= duration < HOUR for duration in durations)

@@ -195,6 +195,16 @@ def test_retry_after_in_each_of_its_forms() -> None:
     assert retry_after({"Retry-After": "-3"}) == 0.0
     assert retry_after({"Retry-After": "soon"}) is None
     assert retry_after({"retry-after-ms": "1500", "Retry-After": "9"}) == 1.5
+    for odd in (
+        "nan",
+        "1e999",
+        "-inf",
+        "",
+        "Fri, 31 Dec 0001 23:59:59 -0000",
+        "Fri, 99 Foo 99999 99:99:99 +9999",
+        "\x00",
+    ):
+        assert retry_after({"Retry-After": odd, "retry-after-ms": odd}) in (None, 0.0, float("inf"))
     date = retry_after({"Retry-After": formatdate(time.time() + 30, usegmt=True)})
     assert date is not None
     assert 27 < date <= 30

@@ -295,7 +295,7 @@ async def test_an_address_that_the_caller_names_too_is_called(monkeypatch: pytes
     async with Provider(answer(chat()), answer(chat())) as provider:
         settings = {"llm_model_name": "m", "llm_base_url": provider.base_url, "llm_headers": {"X-Mark": "theirs"}}
         await built(recorded(settings, base_url=provider.base_url)).generate(ModelRequest((Message("user", "hi"),)))
-        with pytest.raises(ConfigError, match="no setting of this machine leads there"):
+        with pytest.raises(ConfigError, match="which your settings do not name"):
             build_model(recorded(settings))
         monkeypatch.setenv("LLM_BASE_URL", f"{provider.base_url}/")
         await built(recorded(settings)).generate(ModelRequest((Message("user", "hi"),)))
@@ -314,9 +314,9 @@ async def test_an_address_that_the_caller_names_too_is_called(monkeypatch: pytes
     ],
 )
 def test_an_address_in_another_setting_of_a_record_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="holds an address"):
+    with pytest.raises(ConfigError, match="which your settings do not name"):
         recorded({"llm_provider": "litellm", "llm_model_name": "m", **settings})
-    with pytest.raises(ConfigError, match="do not fit"):
+    with pytest.raises(ConfigError, match="llm_max_retries"):
         recorded({"llm_max_retries": "many"})
 
 

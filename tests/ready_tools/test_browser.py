@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from aworld.agents.llm_agent import Agent
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.message import Image, Text

@@ -14,7 +14,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig, RunConfig, TaskConfig
 from aworld.core import event as ev
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.output import RunFinished, ToolResultOutput

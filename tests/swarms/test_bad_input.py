@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Callable[[], Unit], str]] = {
     "over and times": (lambda: Map(a, over=str.split, times=3), "Map 'ann-map': give over= or times=, not both"),
     "times": (lambda: Map(a, times=0), "Map 'ann': times=0; give a whole number from 1"),
     "max_parallel": (lambda: Map(a, max_parallel=0), "Map 'ann': max_parallel=0"),
-    "reduce": (lambda: Map(a, reduce=other("number")), "Map 'ann': reduce=7; give a function, an agent, a swarm or None"),
+    "reduce": (lambda: Map(a, reduce=other("number")), "reduce=7; give a function, an agent, a swarm"),
     "map policy": (lambda: Map(a, on_error=other("text")), "Map 'ann': on_error='ann'"),
     "reduced by itself": (lambda: Map(a, reduce=same), "are named 'ann'"),
     # Patterns

@@ -121,8 +121,8 @@ WRONG: list[tuple[Callable[[Any], list[Tool | Toolset]], str]] = [
     (lambda t: renamed(t, {"read": "delete"}), "two tools would be named 'delete'"),
     (lambda t: renamed(t, {"read": "a b"}), "'a b' cannot be the name of a tool"),
     (lambda t: prefixed(t, "a."), "'a.read' cannot be the name of a tool"),
-    (lambda t: filtered(t, "read"), r"'read' is one name; give a collection"),
-    (lambda t: approval_required(t, "read"), r"'read' is one name; give a collection"),
+    (lambda t: filtered(t, "read"), "='read'; give a function"),
+    (lambda t: approval_required(t, "read"), "='read'; give a function"),
 ]
 
 

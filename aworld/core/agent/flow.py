@@ -8,7 +8,7 @@ anywhere; all that they need is that a flow, told the same, moves the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -82,6 +82,31 @@ class Flow(Protocol):
     def done(self, result: Result, state: State) -> Sequence[Move]:
         """The moves after a member's result; told in the order of the log."""
         ...
+
+
+Turns: TypeAlias = Generator[Start, tuple[Result, State], End]
+"""A team of which one member at a time is at work: yields who is next, is sent what came of it, and returns the end."""
+
+
+class InTurn:
+    """A flow written as a generator."""
+
+    def __init__(self, turns: Callable[[Content], Turns]) -> None:
+        self._begin = turns
+        self._turns: Turns | None = None
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        """See `Flow`."""
+        self._turns = self._begin(input)
+        return [next(self._turns)]
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        """See `Flow`."""
+        assert self._turns is not None  # a flow is told its input first
+        try:
+            return [self._turns.send((result, state))]
+        except StopIteration as end:
+            return [end.value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ HandoffSwarm((a, b), (b, a))     control moves along the edges
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self, cast
@@ -20,12 +21,11 @@ from aworld.core.agent.flow import (
     End,
     Flow,
     HandoffTool,
-    Move,
+    InTurn,
     OnError,
-    Result,
     Start,
-    State,
     Topology,
+    Turns,
     Unit,
     refuse_strangers,
 )
@@ -128,6 +128,7 @@ class Swarm(Topology):
         names = [member.name for member in self.members()]
         return "-".join(names)[:60] if len(names) > 1 else f"{names[0]}-alone"
 
+    @typed()
     def draw(self, *, style: Literal["mermaid", "tree"] = "mermaid") -> str:
         """A picture: Mermaid text, or a tree for a terminal."""
         return mermaid(self) if style == "mermaid" else tree(self)
@@ -225,21 +226,13 @@ class TeamSwarm(Swarm):
 
     def flow(self) -> Flow:
         """The leader's work is the team's."""
-        return _LeaderFlow(self.leader, self.name)
+        return InTurn(self._lead)
 
-
-class _LeaderFlow:
-    def __init__(self, leader: BaseAgent, owner: str) -> None:
-        self._leader = leader
-        self._owner = owner
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        return [Start("leader", self._leader, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
+    def _lead(self, task: Content) -> Turns:
+        result, _ = yield Start("leader", self.leader, task)
         if result.error is not None:
-            return [End(error=f"Leader {result.agent!r} of {self._owner!r} failed: {result.error}")]
-        return [End(result.answer)]
+            return End(error=f"Leader {result.agent!r} of {self.name!r} failed: {result.error}")
+        return End(result.answer)
 
 
 class HandoffSwarm(Swarm):
@@ -301,50 +294,31 @@ class HandoffSwarm(Swarm):
 
     def flow(self) -> Flow:
         """A new passing of control."""
-        return _HandoffFlow(self)
+        return InTurn(self._pass_on)
 
-
-class _HandoffFlow:
-    def __init__(self, swarm: HandoffSwarm) -> None:
-        self._swarm = swarm
-        self._units = {unit.name: unit for unit in swarm.members()}
-        self._handoffs = 0
-        self._words: dict[tuple[str, str, str], int] = {}
-        self._task: Content = ""
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        self._task = input
-        return [Start("0", self._swarm.root, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
-        swarm = self._swarm
+    def _pass_on(self, task: Content) -> Turns:
+        units = {unit.name: unit for unit in self.members()}
+        repeats = Counter[tuple[str, str, str]]()
+        result, _ = yield Start("0", self.root, task)
+        while result.error is None and result.handoff is not None:
+            words, handoffs = str(result.answer), repeats.total() + 1
+            repeats[key := (result.agent, result.handoff, words)] += 1
+            if repeats[key] >= self.max_repeats:
+                again = f"{repeats[key]} times in the same words"
+                text = f"No progress: {result.agent!r} handed over to {result.handoff!r} {again}."
+                return End(error=text, status="limit_reached")
+            if handoffs > self.max_handoffs:
+                return End(error=f"max_handoffs={self.max_handoffs} of {self.name!r} reached.", status="limit_reached")
+            target, carry = units[result.handoff], None
+            content: Content = f"{result.agent} hands over to you and says:\n{words}"
+            if not isinstance(target, Topology) and self.history not in ("summary", "none"):
+                carry = Carry(result.activation, self.history if isinstance(self.history, int) else None)
+            elif self.history != "none":
+                content = f"<task>\n{task}\n</task>\n\n{content}" if isinstance(task, str) else (*task, Text(content))
+            result, _ = yield Start(str(handoffs), target, content, carry)
         if result.error is not None:
-            return [End(error=f"Member {result.agent!r} of {swarm.name!r} failed: {result.error}")]
-        if result.handoff is None:
-            return [End(result.answer)]
-        words = str(result.answer)
-        self._handoffs += 1
-        key = (result.agent, result.handoff, words)
-        self._words[key] = self._words.get(key, 0) + 1
-        if self._words[key] >= swarm.max_repeats:
-            again = f"{self._words[key]} times in the same words"
-            text = f"No progress: {result.agent!r} handed over to {result.handoff!r} {again}."
-            return [End(error=text, status="limit_reached")]
-        if self._handoffs > swarm.max_handoffs:
-            return [End(error=f"max_handoffs={swarm.max_handoffs} of {swarm.name!r} reached.", status="limit_reached")]
-        target = self._units[result.handoff]
-        handover = f"{result.agent} hands over to you and says:\n{words}"
-        if isinstance(target, Topology) or swarm.history in ("summary", "none"):
-            return [
-                Start(str(self._handoffs), target, handover if swarm.history == "none" else self._after_task(handover))
-            ]
-        last = swarm.history if isinstance(swarm.history, int) else None
-        return [Start(str(self._handoffs), target, handover, Carry(result.activation, last))]
-
-    def _after_task(self, handover: str) -> Content:
-        if isinstance(self._task, str):
-            return f"<task>\n{self._task}\n</task>\n\n{handover}"
-        return (*self._task, Text(handover))
+            return End(error=f"Member {result.agent!r} of {self.name!r} failed: {result.error}")
+        return End(result.answer)
 
 
 _KINDS: dict[GraphBuildType, type[Swarm]] = {

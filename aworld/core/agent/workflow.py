@@ -17,12 +17,14 @@ from aworld.core.agent.flow import (
     Arrow,
     End,
     Flow,
+    InTurn,
     Move,
     OnError,
     Result,
     Start,
     State,
     Topology,
+    Turns,
     Unit,
     joined,
     readable,
@@ -353,33 +355,24 @@ class Loop(Topology):
 
     def flow(self) -> Flow:
         """A new loop."""
-        return _LoopFlow(self)
+        return InTurn(self._rounds)
 
-
-class _LoopFlow:
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._round = 1
-        self._task: Content = ""
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        self._task = input
-        return [Start("round-1", self._loop.body, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
-        loop = self._loop
-        if result.error is not None:
-            return [End(error=f"Round {self._round} of {loop.name!r} failed: {result.error}")]
-        holds = loop.until(state, result.answer)
-        if self._round >= loop.max_rounds and loop.must_hold and not holds:
-            return [End(error=f"{loop.name!r} ran out of max_rounds={loop.max_rounds}.", status="limit_reached")]
-        if holds or self._round >= loop.max_rounds:
-            return [End(loop.answer(result.answer) if loop.answer is not None else result.answer)]
-        self._round += 1
-        if loop.input is not None:
-            return [Start(f"round-{self._round}", loop.body, _content(loop.input(self._task, result.answer)))]
-        words = joined([(f"round {self._round - 1}", result.answer)], self._task)
-        return [Start(f"round-{self._round}", loop.body, words)]
+    def _rounds(self, task: Content) -> Turns:
+        content, number = task, 1
+        while True:
+            result, state = yield Start(f"round-{number}", self.body, content)
+            if result.error is not None:
+                return End(error=f"Round {number} of {self.name!r} failed: {result.error}")
+            holds = self.until(state, result.answer)
+            if number == self.max_rounds and self.must_hold and not holds:
+                error = f"{self.name!r} ran out of max_rounds={self.max_rounds}."
+                return End(error=error, status="limit_reached")
+            if holds or number == self.max_rounds:
+                return End(self.answer(result.answer) if self.answer is not None else result.answer)
+            content = joined([(f"round {number}", result.answer)], task)
+            if self.input is not None:
+                content = _content(self.input(task, result.answer))
+            number += 1
 
 
 class Map(Topology):

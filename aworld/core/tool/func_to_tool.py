@@ -13,10 +13,22 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from functools import cached_property, partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
 
-from aworld.core.checks import hint
-from aworld.core.context.scope import RunScope
+from aworld.core.checks import UNCHECKED, Seconds, hint, typed
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
 from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature, unpartial
@@ -217,13 +229,14 @@ def tool(
     tool_name: str | None = None,
     tool_desc: str | None = None,
 ) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
+@typed()
 def tool(
-    function: Callable[..., Any] | None = None,
+    function: Annotated[Callable[..., Any], UNCHECKED] | None = None,
     /,
     *,
     name: str | None = None,
     desc: str | None = None,
-    timeout: float | None = None,
+    timeout: Seconds | None = None,
     idempotent: bool = False,
     inline: bool = False,
     tool_name: str | None = None,
@@ -254,6 +267,7 @@ def tool(
 be_tool = tool
 
 
+@typed()
 def find_tools(tool_name: str) -> list[Tool]:
     """The tools registered under `tool_name`, in the order of definition. Raises `ConfigError` for an unknown name."""
     registered = _registry.get(tool_name)
