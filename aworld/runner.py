@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, overload
+from weakref import WeakSet
 
 import msgspec
 
@@ -33,6 +34,9 @@ from aworld.trajectory.query import Query
 
 Conf = RunConfig | dict[str, Any] | None
 Run = str | Trajectory | TaskResponse
+
+_stepping: WeakSet[Task] = WeakSet()
+"""Tasks that take a step right now."""
 
 
 @dataclass(slots=True)
@@ -132,18 +136,23 @@ class Runners:
         whose `trajectory` is the row of this step.
         """
         _tasks(task)
-        if task.driver is None:
-            store = store_of(run_config(run_conf).store, task)
-            record = None
-            if task.prefix is None and await store.count(Query(ids=(task.id,))):
-                record = await load(task.id, store)
-                if record.finished is not None:
-                    raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
-            if task.driver is None:  # another step may have begun meanwhile
+        if task in _stepping:
+            raise TaskError(f"Task {task.id!r} is in the middle of a step; await it before the next.")
+        _stepping.add(task)
+        try:
+            if task.driver is None:
+                store = store_of(run_config(run_conf).store, task)
+                record = None
+                if task.prefix is None and await store.count(Query(ids=(task.id,))):
+                    record = await load(task.id, store)
+                    if record.finished is not None:
+                        raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
                 task.driver = Episode(task, store, record)
-        content = None if observation is None else content_of(observation)
-        results = {id: to_content(value) for id, value in (tool_results or {}).items()}
-        return await task.driver.step(content, results)
+            content = None if observation is None else content_of(observation)
+            results = {id: to_content(value) for id, value in (tool_results or {}).items()}
+            return await task.driver.step(content, results)
+        finally:
+            _stepping.discard(task)
 
     @staticmethod
     @typed(TaskError)

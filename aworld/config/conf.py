@@ -194,7 +194,7 @@ class TaskConfig(Settings):
     timeout: float | None = Field(default=None, gt=0)
     """Seconds that the run may take, waiting included."""
     tool_timeout: float = Field(default=300.0, gt=0)
-    """Seconds that one tool call may take, unless the tool sets its own."""
+    """Seconds that one tool call may take from when it begins, unless the tool sets its own."""
     max_tool_result: int = Field(default=200_000, ge=100)
     """Characters of a tool's answer that go to the model; the rest is cut, and the text says so."""
     run_mode: TaskRunMode = TaskRunMode.ONE_WAY

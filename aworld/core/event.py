@@ -325,7 +325,9 @@ def now() -> float:
     pass; where it is set forward, or the machine has slept, they follow."""
     global _ahead
     passed = time.monotonic()
-    _ahead = max(_ahead, time.time() - passed)
+    ahead = time.time() - passed
+    if ahead > _ahead:
+        _ahead = ahead
     return _ahead + passed
 
 

@@ -59,8 +59,6 @@ class Episode:
         self.response: TaskResponse | None = None
         """How the run stood when it was left last."""
         self._begun = False
-        self._is_driven = False
-        """Whether a step is being taken."""
         self._unreachable = False
         """Whether a model could not be reached."""
         self._entered: list[Hooks] = []
@@ -100,8 +98,6 @@ class Episode:
         """Take one turn; first add an observation or replace pending results, if given."""
         if self.response is not None and self.record.finished is not None:
             return True, self._final(), self.response
-        if self._is_driven:
-            raise TaskError(f"Task {self.record.task.id!r} is in the middle of a step; await it before the next.")
         misuse: TaskError | None = None
 
         async def one_turn() -> None:
@@ -115,11 +111,7 @@ class Episode:
             if self._activations.ready and not self._paused:
                 await self._turn_of(self._run.world.next_due(self._activations.ready, self.record))
 
-        self._is_driven = True
-        try:
-            response = await self._guarded(one_turn)
-        finally:
-            self._is_driven = False
+        response = await self._guarded(one_turn)
         if response.status == "running":
             self._run.journal.release()  # another process may take the next step
         if misuse is not None:
@@ -608,10 +600,10 @@ class Episode:
         run.journal.add(
             ev.Started,
             trajectory_id=run.record.id,
-            task=run.task.info,
+            task=run.scope.task,
             agents={name: unit.settings() for name, unit in run.units.items()},
             definitions={name: unit.described().digest for name, unit in run.units.items()},
-            conf=run.conf.model_dump(mode="json", exclude_defaults=True),
+            conf=run.conf.model_dump(mode="json", exclude_defaults=True) if run.conf.model_fields_set else {},
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             after=prefix is not None and prefix.after,
             environment=run.environment.name if run.environment is not None else None,

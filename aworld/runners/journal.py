@@ -67,7 +67,8 @@ class Journal:
     def add(self, kind: Callable[..., E], **fields: Any) -> E:
         """Append an event of this kind. Its number and time are set here."""
         with self.lock:
-            event: Any = kind(seq=len(self.record.events), at=max(now(), self._least), **fields)
+            at = now()
+            event: Any = kind(seq=len(self.record.events), at=at if at > self._least else self._least, **fields)
             self.record.apply(event)
             self._outbox.append(event)
         return event

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from aworld.config.conf import EngineName, RunConfig
@@ -35,6 +36,8 @@ R = TypeVar("R")
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Stores opened by URL, so that one process has one writer for each; they close when nothing uses them."""
 
+_no_config = cache(RunConfig)  # made when first needed: importing this builds no schema
+
 _memory = WeakStore()
 """Where logs are found when no store is named: they live as long as somebody holds their response."""
 
@@ -42,7 +45,7 @@ _memory = WeakStore()
 @typed()
 def run_config(run_conf: RunConfig | dict[str, Any] | None) -> RunConfig:
     """A run configuration from what a caller gave. Raises ConfigError for an engine that is not here."""
-    conf = RunConfig(**run_conf) if isinstance(run_conf, dict) else (run_conf or RunConfig())
+    conf = RunConfig(**run_conf) if isinstance(run_conf, dict) else (run_conf or _no_config())
     if conf.engine_name is EngineName.RAY:
         raise ConfigError(
             f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",

@@ -251,16 +251,21 @@ async def run_tools(run: Run, activation: Activation, offer: Offer, ours: Contai
         calls = [call for call in calls if not run.unanswered(call)]
     if not calls:
         return
-    if len(calls) == 1:
-        await _run_call(run, activation, offer, calls[0])
-        return
-    tasks = [asyncio.create_task(_run_call(run, activation, offer, call)) for call in calls]
+    clocks = [Clock() for _ in calls]
+    run.journal.clocks.update(((activation.id, call.call_id), clock) for call, clock in zip(calls, clocks))
+    tasks: list[asyncio.Task[None]] = []
     try:
-        await asyncio.gather(*tasks)
+        if len(calls) == 1:
+            await _run_call(run, activation, offer, calls[0])
+        else:
+            tasks += [asyncio.create_task(_run_call(run, activation, offer, call)) for call in calls]
+            await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for clock in clocks:  # whatever had not begun by now never will
+            clock.end()
         raise
 
 
@@ -271,7 +276,6 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         called = run.journal.add(ev.ToolCalled, **fields)
         await run.journal.commit()
     call = ToolCall(called.call_id, called.name, called.arguments)
-    run.journal.clocks[activation.id, called.call_id] = Clock()
     rewritten: dict[str, Any] = {}
     try:
         if run.task.hooks:

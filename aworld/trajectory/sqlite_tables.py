@@ -188,7 +188,8 @@ def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> li
     try:
         rows = connection.execute(
             "WITH RECURSIVE doomed(key, id, depth) AS (SELECT key, id, 0 FROM trajectories WHERE id = ? UNION ALL"
-            " SELECT t.key, t.id, depth + 1 FROM trajectories t JOIN doomed ON t.parent = doomed.key)"
+            " SELECT t.key, t.id, depth + 1 FROM trajectories t JOIN doomed ON t.parent = doomed.key"
+            " WHERE t.key > doomed.key)"
             " SELECT key, id, depth FROM doomed",
             (id,),
         ).fetchall()

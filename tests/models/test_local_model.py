@@ -19,7 +19,7 @@ from aworld.config import AgentConfig
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta, ToolSchema
-from aworld.core.output import TextOutput
+from aworld.core.output import RunFinished, TextOutput
 from aworld.models.doubles import FunctionModel
 from aworld.models.local_model import CONTEXT
 from aworld.models.providers import build_model
@@ -54,9 +54,13 @@ async def test_it_answers_streams_and_reports_what_it_read() -> None:
     assert response.usage.input_tokens
     call = response.record.calls[0]
     assert (call.provider, call.model) == ("local", "smollm2-135m-instruct")
-    texts = [o.text async for o in Runners.streaming_run("Say hello.", agent=agent) if isinstance(o, TextOutput)]
+    outputs = [output async for output in Runners.streaming_run("Say hello.", agent=agent)]
+    end = outputs[-1]
+    assert isinstance(end, RunFinished)
+    assert end.response.success, end.response.msg
+    texts = [output.text for output in outputs if isinstance(output, TextOutput)]
     assert len(texts) > 1
-    assert "".join(texts) == response.answer
+    assert "".join(texts) == end.response.answer
 
 
 @local

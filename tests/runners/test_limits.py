@@ -469,14 +469,15 @@ async def test_a_call_that_never_began_says_so(monkeypatch: pytest.MonkeyPatch) 
         return "done"
 
     agent = thinking(think, tools=[hold, work])
-    stream = Runners.streamed_run_task(Task("x", agent)).stream_events()
-    async for output in stream:
+    outputs: list[Any] = []
+    async for output in Runners.streamed_run_task(Task("x", agent)).stream_events():
+        outputs.append(output)
         if isinstance(output, ToolResultOutput) and output.result.name == "work":
             assert output.result.error == "It did not run: no thread was free within 0 s."
             assert output.result.duration is None
             release.set()
-    assert isinstance(output, RunFinished)
-    assert output.response.success
+    assert isinstance(outputs[-1], RunFinished)
+    assert outputs[-1].response.success
     assert ran == []
 
 

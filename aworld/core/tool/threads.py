@@ -121,7 +121,12 @@ class DaemonThreads:
             call.abandoned = True
             if call.running:
                 self._stuck += 1
-                self._grow(self._unfinished)
+                # In the loop's next turn: what is cancelled together with this call must not begin because of that.
+                call.loop.call_soon(self._stand_in)
+
+    def _stand_in(self) -> None:
+        with self._lock:
+            self._grow(self._unfinished)
 
     def _work(self, calls: SimpleQueue[_ThreadCall]) -> None:
         while self._serve(calls.get()):
