@@ -69,6 +69,8 @@ class BaseSandbox:
 
     shell: ClassVar[str] = "/bin/sh"
     """Runs commands that are text."""
+    limits_by: str = "counting"
+    """`cgroup`, `counting` or `machine`; see `aworld.core.sandbox.Sandbox`."""
 
     def __init__(self, limits: SandboxLimits, id: str | None = None) -> None:
         self.id = id or new_id()

@@ -88,6 +88,7 @@ class ContainerSandbox(RemoteSandbox):
     """A container. Made by `open`. Exit codes above 128 are those of the engine."""
 
     work = WORK
+    limits_by = "cgroup"
 
     def __init__(self, limits: SandboxLimits, engine: ContainerEngine, id: str) -> None:
         super().__init__(limits, id)

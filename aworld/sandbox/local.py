@@ -16,22 +16,31 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from aworld.config.errors import ConfigError
+from aworld.core.checks import one_of
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile, reaper, worker
 from aworld.sandbox.base_sandbox import BaseSandbox, new_id, replace
+from aworld.sandbox.cgroup import ControlGroup, make_group
 from aworld.sandbox.channel import Channel, CommandEnd
 from aworld.sandbox.worker_files import FILE_ERROR, FULL
 
 logger = logging.getLogger(__name__)
 
 Isolation = Literal["bubblewrap", "none"]
+LimitsBy = Literal["cgroup", "counting"]
+WAIT = 'read -r go && exec "$@"'
+"""What the launcher is started by: until it is in its group, it must not start anything."""
 
 READ_BYTES = 64 << 20
 """Most that `read` gives: it is held in the memory of the runtime."""
 ERROR_BYTES = 1000
+NO_GROUP = (
+    "no control group can be made here: run as root, or in a part of the tree that is yours, such as that of "
+    "`systemd-run --user --scope`; in a container, with /sys/fs/cgroup writable"
+)
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 FILE_ERRORS: dict[str, type[OSError]] = {
     error.__name__: error for error in (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -45,9 +54,18 @@ class LocalSandbox(BaseSandbox):
     shell = shutil.which("bash", path="/usr/bin:/bin") or "/bin/sh"
 
     def __init__(
-        self, limits: SandboxLimits, root: Path, env: Mapping[str, str], channel: Channel, *, id: str | None = None
+        self,
+        limits: SandboxLimits,
+        root: Path,
+        env: Mapping[str, str],
+        channel: Channel,
+        *,
+        id: str,
+        group: ControlGroup | None = None,
     ) -> None:
         super().__init__(limits, id)
+        self.limits_by = "cgroup" if group else "counting"
+        self._group = group
         self._root = root
         self._env = dict(env)
         self._channel = channel
@@ -58,6 +76,7 @@ class LocalSandbox(BaseSandbox):
         limits: SandboxLimits | None = None,
         *,
         isolation: Isolation = "bubblewrap",
+        limits_by: LimitsBy | None = None,
         python: str | None = None,
         readonly: Mapping[str, Path] | None = None,
         env: Mapping[str, str] | None = None,
@@ -65,26 +84,36 @@ class LocalSandbox(BaseSandbox):
         """Make a sandbox.
 
         `isolation="none"` makes a mere folder: commands run with the rights of this process, and only time, output and
-        the size of single processes are limited. `python` is the interpreter inside, by default the system's.
-        `readonly` shows files or folders of this machine, by their path inside. `env` is what commands find in their
-        environment besides PATH, HOME, LANG and TMPDIR. Raises `SandboxError`, with the remedy, where isolation cannot
-        be had.
+        the size of single processes are limited. `limits_by="cgroup"` refuses where no control group can be made,
+        "counting" makes none; by default there is one where it can be. `python` is the interpreter inside, by default
+        the system's. `readonly` shows files or folders of this machine, by their path inside. `env` is what commands
+        find in their environment besides PATH, HOME, LANG and TMPDIR. Raises `SandboxError`, with the remedy, where
+        isolation cannot be had.
         """
         if isolation == "none":
             return await UnisolatedSandbox.open(limits, python=python, readonly=readonly, env=env)
-        limits = limits or SandboxLimits()
+        if limits_by is not None:
+            one_of("limits_by", limits_by, get_args(LimitsBy))
+        limits, id = limits or SandboxLimits(), new_id()
         user = profile.new_user()
         interpreter = profile.find_python(python, everyone=user is not None)
+        group = None if limits_by == "counting" else make_group(id, limits, 2 * profile.SCRATCH_MB)
+        if group is None and limits_by == "cgroup":
+            raise SandboxError(f'limits_by="cgroup" | {NO_GROUP}')
         descriptors: list[int] = []
         try:
-            command = profile.box_command(limits, interpreter, readonly or {}, descriptors)
-            channel = launch(command, user, descriptors)
+            command = profile.box_command(limits, interpreter, readonly or {}, group, descriptors)
+            channel = launch(command, user, descriptors, group)
+        except BaseException:
+            if group is not None:
+                await group.remove()
+            raise
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         path = f"/sandbox/bin:{os.path.dirname(interpreter.path)}:{SYSTEM_PATH}"
         base = {"PATH": path, "HOME": profile.WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
-        return await cls(limits, Path(profile.WORK), base | dict(env or {}), channel)._begin()
+        return await cls(limits, Path(profile.WORK), base | dict(env or {}), channel, id=id, group=group)._begin()
 
     async def _begin(self) -> Self:
         """Wait until commands can be run."""
@@ -160,6 +189,8 @@ class LocalSandbox(BaseSandbox):
     async def close(self) -> None:
         """Destroy the sandbox: no process and no file is left."""
         await self._channel.close()
+        if self._group is not None:
+            await self._group.remove()
 
     def _command(self, word: str, argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> list[str]:
         """A program as the worker is told of it."""
@@ -248,13 +279,15 @@ def _encoded(words: Sequence[str]) -> list[bytes]:
     return [word.encode(errors="surrogateescape") for word in words]
 
 
-def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int]) -> Channel:
-    """Start a worker, as another user if one is given, with nothing of this process but these descriptors."""
+def launch(
+    command: Sequence[str], user: int | None, descriptors: Sequence[int], group: ControlGroup | None = None
+) -> Channel:
+    """Start a worker with nothing of this process but these descriptors: as another user, in a group, if given."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = None
     try:
         process = subprocess.Popen(
-            command,
+            ["/bin/sh", "-c", WAIT, "sh", *command] if group else command,
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -266,7 +299,13 @@ def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int])
             group=user,
             extra_groups=None if user is None else [],
         )
-        return Channel(process, ours, user)
+        if group is not None:
+            try:
+                group.enter(process.pid)
+            except OSError as error:
+                raise SandboxError(f'the control group cannot be entered: {error}; say limits_by="counting"') from None
+            ours.send(b"\n")
+        return Channel(process, ours, user, group.reclaim if group else None)
     except BaseException:
         ours.close()
         if process is not None:

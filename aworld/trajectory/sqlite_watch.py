@@ -160,7 +160,9 @@ class Claims:
             )
 
     def end(self, connection: sqlite3.Connection) -> None:
-        """Let go of all."""
+        """Let go of all, for good."""
+        if self._owner is not None:
+            self._owner.leave()
         if self.keys:
             self._give_back(connection, self.keys.values())
             self.keys.clear()
