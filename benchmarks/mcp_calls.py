@@ -25,8 +25,7 @@ from mcp.client.sse import sse_client
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import TaskConfig
-from aworld.core.context.base import Context
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import Context, RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.message import ToolCall
 from aworld.core.tool.base import ToolContext

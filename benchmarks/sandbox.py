@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.sandbox import Sandbox, SandboxLimits
 from aworld.sandbox import SandboxPool, open_sandbox, profile

@@ -18,7 +18,7 @@ from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, units_of
 from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
-from aworld.core.checks import hint, one_of
+from aworld.core.checks import known_keys, one_of, typed
 from aworld.core.definition import (
     SECRET,
     AgentDefinition,
@@ -36,6 +36,7 @@ READY: dict[str, type[Any]] = {
 """The classes that a definition has by their short names."""
 
 
+@typed()
 def travels(unit: Unit) -> Definition:
     """The definition, if another process can make the unit again from it and from `secrets_of(unit)`.
 
@@ -57,6 +58,7 @@ def secrets_of(unit: Unit) -> dict[str, dict[str, Any]]:
     return {name: dict(secrets) for name, member in units_of(unit).items() if (secrets := member.described().secrets)}
 
 
+@typed()
 def unit_of(
     definition: Definition,
     like: Unit | None = None,
@@ -109,6 +111,7 @@ class Change(NamedTuple):
         return f"{self.path}: {self.before!r} → {self.after!r}"
 
 
+@typed()
 def diff(before: Definition, after: Definition) -> list[Change]:
     """What changed from one definition to another, members included, in the order of the fields."""
     old, new = (dict(_leaves(one.model_dump(mode="json", exclude_defaults=True))) for one in (before, after))
@@ -224,10 +227,10 @@ class Maker:
             case list():
                 return [self._item(member, nodes) for member in cast("list[Any]", part)]
             case {"serial": [*members]}:
-                self._known(part, ("serial",), "A serial group")
+                known_keys("A serial group", part, ("serial",), "key")
                 return tuple(self._item(member, nodes) for member in members)
             case {"from": source, "to": target}:
-                self._known(part, ("from", "to", "when"), "An edge")
+                known_keys("An edge", part, ("from", "to", "when"), "key")
                 ends = self._item(source, nodes), self._item(target, nodes)
                 what = f"when= from {source!r} to {target!r} in {self.definition.name!r}"
                 return Edge(*ends, self._code(part["when"], what)) if part.get("when") else ends
@@ -239,14 +242,9 @@ class Maker:
             raise ConfigError(f"write {{member: NAME, ...}}, or {{serial: [...]}} for a group; got {part!r}")
         node = cast("dict[str, Any]", part)
         name = name or node.get("name")
-        self._known(node, ("member", "name", "input", "on_error", "retries"), "A member")
+        known_keys("A member", node, ("member", "name", "input", "on_error", "retries"), "key")
         make = self._code(node["input"], f"input= of {node['member']!r}") if node.get("input") else None
         return WorkflowNode(self._member(node["member"]), make, node.get("on_error"), node.get("retries", 0), name)
-
-    def _known(self, part: Mapping[str, Any], keys: tuple[str, ...], owner: str) -> None:
-        for key in part:
-            if key not in keys:
-                raise ConfigError(f"{owner} has no {key!r}; {hint(key, keys)}", setting=key)
 
     # Agents
 

@@ -30,7 +30,6 @@ import yaml
 from pydantic import ValidationError
 
 from aworld.agents.definitions import Maker, travels
-from aworld.agents.llm_agent import SECRET_SETTINGS
 from aworld.agents.patterns import Guard
 from aworld.agents.references import importable
 from aworld.agents.yaml_lines import YamlText
@@ -38,7 +37,7 @@ from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, TeamSwarm, WorkflowSwarm
-from aworld.core.checks import hint, nearest
+from aworld.core.checks import hint, nearest, typed
 from aworld.core.definition import AgentDefinition, Definition, TeamDefinition, options_of
 from aworld.core.exceptions import ConfigError
 
@@ -58,6 +57,12 @@ KINDS: dict[str, type[Topology]] = {
 """Teams by the word with which a file begins them."""
 SUBJECTS = {"loop": ["body"], "map": ["unit"], "solver_verifier": ["solver", "verifier"]}
 """Options that stand at the word itself."""
+_NOT_IN_CONF = {
+    "llm_api_key": "others can read the file: set LLM_API_KEY in the environment",
+    "llm_headers": "others can read the file: give headers in Python",
+    "system_prompt": "write it beside it",
+    "llm_config": "write its settings in its place",
+}
 OWN_TEAM = ("type", "desc", "members", "parts", "options")
 PAIRS = {
     "edges": "an edge is [FROM, TO] or {from: A, to: B, when: module:function}",
@@ -65,11 +70,12 @@ PAIRS = {
 }
 
 
+@typed()
 def load(path_or_text: str | Path) -> Unit:
     """The agent or team that a YAML file or text describes. A text that ends in `.yaml` or `.yml` is a path.
 
     Raises:
-        ConfigError: The file cannot be read, or (`FileError`) says what cannot be; names the line and the remedy.
+        ConfigError: The file cannot be read, or says what cannot be; names the line and the remedy.
     """
     if isinstance(path_or_text, Path) or path_or_text.endswith((".yaml", ".yml")):
         try:
@@ -79,10 +85,6 @@ def load(path_or_text: str | Path) -> Unit:
         with importable(Path(path_or_text).absolute().parent):
             return _AgentsFile(text, str(path_or_text)).root()
     return _AgentsFile(path_or_text, "the text").root()
-
-
-class FileError(ConfigError):
-    """A file of agents says what cannot be. The message begins with the file and the line."""
 
 
 class _AgentsFile:
@@ -177,22 +179,13 @@ class _AgentsFile:
     def _conf(self, value: Any, owner: str, *path: str) -> dict[str, Any]:
         """The settings of the model, and what else stands beside them."""
         conf = self._mapping(value, f"conf of {owner}", *path)
-        for key in conf:
-            problem = ""
-            if key in SECRET_SETTINGS:
-                remedy = "set LLM_API_KEY in the environment" if key == "llm_api_key" else "give headers in Python"
-                problem = f"{owner} has {key} in the file, where others can read it; {remedy}"
-            elif key in ("system_prompt", "llm_config"):
-                problem = f"{owner}: {key} does not go into conf; write it beside it"
-            elif key not in AgentConfig.known():
-                problem = f"{owner} has no setting {key!r}; {hint(key, AgentConfig.known())}"
-            if problem:
-                raise self._error(problem, *path, key)
+        for key, remedy in _NOT_IN_CONF.items():
+            if key in conf:
+                raise self._error(f"{owner}: {key} does not go into conf; {remedy}", *path, key)
         try:
             AgentConfig(**conf)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise self._error(f"{owner}: {first['loc'][0]}: {first['msg']}", *path, *first["loc"]) from error
+        except ConfigError as error:
+            raise self._error(f"{owner}: {error}", *path, error.setting) from error
         retries = {"output_retries": conf.pop("output_retries")} if "output_retries" in conf else {}
         return {"llm_config": conf, **retries}
 
@@ -251,9 +244,11 @@ class _AgentsFile:
     def _defined(self, kind: type[D], fields: dict[str, Any], owner: str, path: tuple[str, ...], word: str = "") -> D:
         """The definition of these fields. What pydantic says against it is put into the words of the file."""
         try:
-            return kind.model_validate(_without_none(fields))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
+            return kind(**_without_none(fields))
+        except ConfigError as error:
+            if not isinstance(error.__cause__, ValidationError):
+                raise self._error(f"{owner}: {error}", *path, error.setting) from error
+            first = error.__cause__.errors(include_url=False)[0]
         steps = [word if step == "parts" else step for step in first["loc"]]
         value, key = _shown(first["input"]), str(steps[-1])
         problem = {
@@ -266,7 +261,7 @@ class _AgentsFile:
 
     def _error(self, text: str, *path: Any, line: int | None = None) -> ConfigError:
         line = self._text.line(path) if line is None else line
-        return FileError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
+        return ConfigError(f"{self._source}, line {line}: {text.rstrip('.')}{'' if text.endswith('?') else '.'}")
 
     def _mapping(self, value: Any, what: str, *path: Any) -> dict[str, Any]:
         """A copy of a mapping; an empty one in place of nothing."""
@@ -303,6 +298,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 # Writing
 
 
+@typed()
 def dump(unit: Unit | Definition) -> str:
     """An agent or team, or its definition, as YAML; `load(dump(x))` has an equal definition. Keys are left out.
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
+from aworld.core.checks import UNCHECKED, Count, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
@@ -61,6 +62,7 @@ class Agent(BaseAgent):
         "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "max_steps", "model",
     }  # fmt: skip
 
+    @typed()
     def __init__(
         self,
         name: str = "agent",
@@ -68,13 +70,13 @@ class Agent(BaseAgent):
         desc: str | None = None,
         *,
         system_prompt: str | None = None,
-        tools: Sequence[Any] = (),
+        tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
-        mcp_servers: Iterable[str] | None = None,
+        mcp_servers: str | Iterable[str] | None = None,
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
-        max_steps: int | None = None,
+        max_steps: Count | None = None,
         model: Model | str | Path | None = None,
     ) -> None:
         self.sandbox = sandbox
@@ -87,15 +89,11 @@ class Agent(BaseAgent):
         supplied = self._supplied()
         super().__init__(name, desc, tools=[*tools, *supplied] if supplied else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
-        if max_steps is not None and max_steps < 1:
-            raise ConfigError(f"Agent {name!r}: max_steps must be at least 1; got {max_steps}.")
         self.max_steps = max_steps
         self.system_prompt = system_prompt if system_prompt is not None else self.conf.system_prompt
-        if self.system_prompt is not None and not isinstance(self.system_prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"system_prompt of agent {name!r} must be text; got {type(self.system_prompt).__name__}.")
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
-        self._model = _checked_model(name, model)
+        self._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
         self._found: Model | None = None
         self._output: OutputSchema | None = None
         self._wrapped = False
@@ -110,10 +108,12 @@ class Agent(BaseAgent):
             return build_model(self.conf.llm_config)
         return build_model(self._model) if isinstance(self._model, str) else self._model
 
+    @typed()
     def with_model(self, model: Model | str | Path) -> Agent:
         """The same agent asking another model."""
         other = copy.copy(self)
-        other._model, other._found, other._description = _checked_model(self.name, model), None, None
+        other._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
+        other._found = other._description = None
         if self._servers:  # they may ask the agent's model
             others = [item for item in self.toolkit.given if item not in self._servers]
             other._servers = [server.sampled_by(other._sample) for server in self._servers]
@@ -138,7 +138,7 @@ class Agent(BaseAgent):
         """The tools of the sandbox and of the servers."""
         return [*self._sandboxed, *self._servers]
 
-    def _mcp_tools(self, name: str, servers: Iterable[str] | None, config: Any) -> list[McpToolset]:
+    def _mcp_tools(self, name: str, servers: str | Iterable[str] | None, config: Any) -> list[McpToolset]:
         names = None if servers is None else [servers] if isinstance(servers, str) else list(servers)
         if config is None:
             if names:
@@ -151,7 +151,7 @@ class Agent(BaseAgent):
         except ConfigError as error:
             raise ConfigError(f"Agent {name!r}: {error}") from None
 
-    async def _sample(self, request: ModelRequest, context: ToolContext | None) -> ModelReply:
+    async def _sample(self, request: ModelRequest, context: ToolContext) -> ModelReply:
         """Ask this agent's model for an MCP server that may. Raises ModelError."""
         limit = request.params.get("max_tokens")
         if limit is not None and self._model is None:  # each provider has its own word for it
@@ -160,8 +160,8 @@ class Agent(BaseAgent):
             request = msgspec.structs.replace(request, params=params)
         else:
             model = self._found or self.model
-        run = context.trajectory_id if context is not None else ""
-        return (await call_model(model, msgspec.structs.replace(request, agent=self.name, trajectory_id=run))).reply
+        request = msgspec.structs.replace(request, agent=self.name, trajectory_id=context.trajectory_id)
+        return (await call_model(model, request)).reply
 
     def check(self) -> None:
         """Find the model, as the environment stands when a run begins. Raises ConfigError that names a variable."""
@@ -275,18 +275,6 @@ def _hidden_argument(before: str, argument: str) -> str:
     return SECRET if is_value and _KEY_NAME.search(before) else argument
 
 
-def _checked_model(name: str, model: object) -> Model | str | None:
-    """The model that was given; a path as text that cannot be taken for a name."""
-    if isinstance(model, Path):
-        return str(model.expanduser().absolute())
-    if model is None or isinstance(model, str | Model):
-        return model
-    raise ConfigError(
-        f"Agent {name!r}: model takes a model object, a short form such as 'openai:gpt-4o', or the folder of a trained "
-        f"policy; got {model!r:.100}."
-    )
-
-
 def _without_secrets(url: str) -> str:
     """The address without user, password and query, which may hold a key."""
     parts = urlsplit(url)
@@ -300,9 +288,7 @@ def _agent_config(conf: AgentConfig | ModelConfig | dict[str, Any] | None) -> Ag
         return AgentConfig(**conf)
     if isinstance(conf, ModelConfig):
         return AgentConfig(llm_config=conf.model_copy(deep=True))
-    if isinstance(conf, AgentConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return conf.model_copy(deep=True)
-    raise ConfigError(f"conf must be an AgentConfig, a ModelConfig or a dict; got {type(conf).__name__}.")
+    return conf.model_copy(deep=True)
 
 
 def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:

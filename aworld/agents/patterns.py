@@ -14,22 +14,10 @@ from typing import Any, ClassVar
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, Turn, plain
-from aworld.core.agent.flow import (
-    Arrow,
-    End,
-    Flow,
-    Move,
-    Result,
-    Start,
-    State,
-    Topology,
-    Unit,
-    joined,
-    readable,
-    units_of,
-)
+from aworld.core.agent.flow import Arrow, End, Flow, InTurn, Start, Topology, Turns, Unit, joined, readable, units_of
 from aworld.core.agent.swarm import WorkflowSwarm
-from aworld.core.agent.workflow import Map, WorkflowNode, refuse_count, refuse_no_function
+from aworld.core.agent.workflow import Map, WorkflowNode
+from aworld.core.checks import Count, typed
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Text, content_text
 
@@ -57,9 +45,8 @@ class FunctionAgent(BaseAgent):
 
     _named: ClassVar[frozenset[str]] = frozenset({"function"})
 
+    @typed()
     def __init__(self, function: Callable[..., Any], name: str | None = None, desc: str | None = None) -> None:
-        if not callable(function):
-            raise ConfigError(f"function_agent takes a function of the input; got {function!r}.")
         own_name: str = getattr(function, "__name__", type(function).__name__)
         super().__init__(name or ("function" if own_name == "<lambda>" else own_name), desc)
         self.function = function
@@ -110,25 +97,23 @@ class Guard(Topology):
 
     _named: ClassVar[frozenset[str]] = frozenset({"solver", "verifier", "accept"})
 
+    @typed()
     def __init__(
         self,
         solver: Unit,
         verifier: Unit,
         *,
         accept: Callable[[Any], bool] = accepted,
-        max_rounds: int = 5,
+        max_rounds: Count = 5,
         must_hold: bool = True,
         name: str | None = None,
         desc: str | None = None,
     ) -> None:
-        _refuse_strangers("solver_verifier", solver, verifier)
-        what = f"solver_verifier({solver.name!r}, {verifier.name!r})"
         if solver is verifier:
             raise ConfigError(
-                f"{what}: nobody verifies himself here; give a second agent, of the same model if need be."
+                f"solver_verifier: {solver.name!r} cannot verify itself; give a second agent, of the same model if "
+                "need be."
             )
-        refuse_no_function(what, accept=accept)
-        refuse_count(max_rounds, "max_rounds", what)
         super().__init__(name or f"{solver.name}-verified", desc)
         self.solver, self.verifier, self.accept = solver, verifier, accept
         self.max_rounds, self.must_hold = max_rounds, must_hold
@@ -145,47 +130,34 @@ class Guard(Topology):
 
     def flow(self) -> Flow:
         """A new run of the loop."""
-        return _GuardFlow(self)
+        return InTurn(self._rounds)
 
-
-class _GuardFlow:
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._task: Content = ""
-        self._round = 1
-        self._solution: Any = None
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        self._task = input
-        return [Start("solution-1", self._guard.solver, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
-        guard = self._guard
-        if result.error is not None:
-            return [End(error=f"{result.agent!r} failed in round {self._round} of {guard.name!r}: {result.error}")]
-        if result.node.startswith("solution"):
-            self._solution = result.answer
-            shown = _prompt([(guard.solver.name, self._solution)], self._task, _VERIFY)
-            return [Start(f"remarks-{self._round}", guard.verifier, shown)]
-        if guard.accept(result.answer):
-            return [End(self._solution)]
-        if self._round >= guard.max_rounds:
-            error = f"No solution of {guard.name!r} was accepted in max_rounds={guard.max_rounds} rounds."
-            return [End(self._solution, error if guard.must_hold else None, "limit_reached")]
-        self._round += 1
-        tried = [("your last solution", self._solution), (f"remarks of {guard.verifier.name}", result.answer)]
-        return [Start(f"solution-{self._round}", guard.solver, _prompt(tried, self._task, _IMPROVE))]
+    def _rounds(self, task: Content) -> Turns:
+        content, solution = task, None
+        for number in range(1, self.max_rounds + 1):
+            result, _ = yield Start(f"solution-{number}", self.solver, content)
+            if result.error is None:
+                solution = result.answer
+                shown = _prompt([(self.solver.name, solution)], task, _VERIFY)
+                result, _ = yield Start(f"remarks-{number}", self.verifier, shown)
+            if result.error is not None:
+                return End(error=f"{result.agent!r} failed in round {number} of {self.name!r}: {result.error}")
+            if self.accept(result.answer):
+                return End(solution)
+            tried = [("your last solution", solution), (f"remarks of {self.verifier.name}", result.answer)]
+            content = _prompt(tried, task, _IMPROVE)
+        error = f"No solution of {self.name!r} was accepted in max_rounds={self.max_rounds} rounds."
+        return End(solution, error if self.must_hold else None, "limit_reached")
 
 
 solver_verifier = Guard
 
 
-def debate(debaters: Sequence[Unit], judge: Unit, rounds: int = 2, *, name: str | None = None) -> Topology:
+@typed()
+def debate(debaters: Sequence[Unit], judge: Unit, rounds: Count = 2, *, name: str | None = None) -> Topology:
     """Let several state their answers, hear each other, and state them anew; a judge decides after the last round."""
-    _refuse_strangers("debate", *debaters, judge)
     if len(debaters) < 2:
         raise ConfigError(f"debate needs two debaters or more; got {[d.name for d in debaters]}.")
-    refuse_count(rounds, "rounds", "debate")
 
     def statements(last: int, ask: str) -> Callable[[dict[str, Any]], Content]:
         """The statements of a round, by the names of those who made them."""
@@ -202,9 +174,10 @@ def debate(debaters: Sequence[Unit], judge: Unit, rounds: int = 2, *, name: str 
     return WorkflowSwarm(*groups, decide, name=name or f"debate-{judge.name}")
 
 
+@typed()
 def majority_vote(
     agents: Unit | Sequence[Unit],
-    n: int | None = None,
+    n: Count | None = None,
     *,
     key: Callable[[Any], Any] | None = None,
     name: str | None = None,
@@ -214,15 +187,14 @@ def majority_vote(
     Answers count as equal when `key(answer)` is; without it, texts are compared without case, spaces around and the
     full stop. The first of the equal ones is the answer; between equal counts, the earlier. Who fails does not vote.
     """
-    refuse_no_function("majority_vote", key=key)
 
     def count(answers: Sequence[Any]) -> Any:
         return _most_common(answers, key or _normal)
 
     if isinstance(agents, BaseAgent | Topology):
-        refuse_count(n, "n", f"majority_vote of {agents.name!r}")
+        if n is None:
+            raise ConfigError(f"majority_vote of {agents.name!r}: n, the number of its votes, is missing.")
         return Map(agents, times=n, reduce=count, on_error="skip", name=name or f"{agents.name}-vote")
-    _refuse_strangers("majority_vote", *agents)
     if n is not None or len(agents) < 2:
         raise ConfigError("majority_vote takes several agents, or one agent and n=, the number of its votes.")
 
@@ -232,19 +204,15 @@ def majority_vote(
     return WorkflowSwarm(list(agents), answer=elect, on_error="skip", name=name or "vote")
 
 
-def best_of_n(agent: Unit, n: int, *, scorer: Callable[[Any], float] | Unit, name: str | None = None) -> Topology:
+@typed()
+def best_of_n(agent: Unit, n: Count, *, scorer: Callable[[Any], float] | Unit, name: str | None = None) -> Topology:
     """Let an agent try `n` times, side by side: the answer with the highest score, between equals the earliest.
 
     `scorer` is a function of an answer, or an agent that reads task and answer and replies with a number (or with text
     that has one). A try that fails is left out.
     """
-    _refuse_strangers("best_of_n", agent)
-    what = f"best_of_n of {agent.name!r}"
-    refuse_count(n, "n", what)
     name = name or f"{agent.name}-best"
     if not isinstance(scorer, BaseAgent | Topology):
-        if not callable(scorer):
-            raise ConfigError(f"{what}: scorer={scorer!r} is neither a function of an answer nor an agent.")
         return Map(agent, times=n, reduce=lambda tries: max(_some(tries), key=scorer), on_error="skip", name=name)
 
     def shown(outputs: dict[str, Any]) -> Content:
@@ -333,9 +301,3 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _refuse_strangers(pattern: str, *units: Any) -> None:
-    for unit in units:
-        if not isinstance(unit, BaseAgent | Topology):
-            raise ConfigError(f"{pattern} is made of agents and swarms; got {unit!r}.")

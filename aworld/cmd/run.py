@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
@@ -36,7 +35,7 @@ from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
 from aworld.core.trajectory import Trajectory
-from aworld.models.providers import in_process, named_model
+from aworld.models.providers import in_process, named_model, recorded
 from aworld.runner import Runners
 from aworld.runners.local import load, store_of
 
@@ -57,7 +56,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     run.add_argument("--samples", type=int, default=1, metavar="N", help="run each question N times, as a group")
     run.add_argument("--concurrency", type=int, default=100, metavar="N", help="runs in flight at once (100)")
     run.add_argument("--id", help="id of the run, for a single question")
-    _add_agent(run)
+    add_agent(run)
     _add_common(run)
     run.set_defaults(run=_run)
 
@@ -72,7 +71,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="TEXT",
         help="answer an open question, the oldest first; repeatable",
     )
-    _add_agent(resume)
+    add_agent(resume)
     _add_common(resume)
     resume.set_defaults(run=_resume)
 
@@ -83,7 +82,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     fork.add_argument("--at", type=int, metavar="STEP", help="first step to take anew, from 0 (after the last)")
     fork.add_argument("-n", type=int, default=1, metavar="N", help="independent continuations (1)")
     fork.add_argument("--say", metavar="TEXT", help="something for the agent to hear first")
-    _add_agent(fork)
+    add_agent(fork)
     _add_common(fork)
     fork.set_defaults(run=_fork)
 
@@ -117,7 +116,8 @@ _REPLAY = (
 WHICH = "id of the run, its beginning, or `last`"
 
 
-def _add_agent(parser: argparse.ArgumentParser) -> None:
+def add_agent(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name or describe an agent to the parser of a command."""
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
     parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help=MODEL)
     parser.add_argument("--base-url", metavar="URL", help="where the API lives")
@@ -160,7 +160,7 @@ async def _run(args: argparse.Namespace) -> int:
     require(args, 1, "samples", "concurrency")
     if args.id and (len(questions) > 1 or args.samples > 1):
         raise ConfigError("--id names one run; leave it out for several.")
-    agent = _agent(args)
+    agent = agent_of(args)
     tasks = [
         Task(
             question,
@@ -186,7 +186,7 @@ async def _resume(args: argparse.Namespace) -> int:
         answers, questions = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
         raise ConfigError(f"--answer: {answers} for {questions} of {record.id}.")
     answers = dict(zip(open_ids, args.answer))
-    response = await Runners.resume(record, swarm=_agent(args, record), store=args.store, answers=answers)
+    response = await Runners.resume(record, swarm=agent_of(args, record), store=args.store, answers=answers)
     return _report([response], args, show=True)
 
 
@@ -198,7 +198,7 @@ async def _fork(args: argparse.Namespace) -> int:
     require(args, 1, "n")
     count: int = args.n
     responses = await Runners.fork(
-        record, swarm=_agent(args, record), at=args.at, n=count, store=args.store, observation=args.say, **limits
+        record, swarm=agent_of(args, record), at=args.at, n=count, store=args.store, observation=args.say, **limits
     )
     return _report(responses, args, show=True)
 
@@ -218,7 +218,7 @@ async def _load(args: argparse.Namespace) -> Trajectory:
     return await load(await resolve(store, args.id), store)
 
 
-def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
+def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
     ready = ready_agent(args, "model", "base_url", "temperature", "system", "tool", "mcp")
     if ready is not None:
@@ -231,7 +231,9 @@ def _agent(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
         name = record.activations[0].agent
         settings = record.agents.get(name, {})
         args.model = args.model or _own_policy(settings.get("model"))
-    conf = put_options(args, AgentConfig(**settings.get("llm_config", {})))
+    named = named_model(args.model).llm_provider if args.model else None
+    llm_config = recorded(settings.get("llm_config") or {}, base_url=args.base_url, provider=named)
+    conf = put_options(args, AgentConfig(llm_config=llm_config))
     tools = [find(spec, "--tool") for spec in args.tool]
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)
@@ -263,10 +265,9 @@ def limits_of(args: argparse.Namespace) -> TaskConfig:
     names = ("max_steps", "max_tokens", "max_cost", "timeout")
     try:
         return TaskConfig(**{n: getattr(args, n) for n in names if getattr(args, n) is not None})
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        option = str(wrong["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{option}: {wrong['msg'].lower()}.") from error
+    except ConfigError as error:
+        option = str(error.setting).replace("_", "-")
+        raise ConfigError(f"--{option}: {str(error).partition(': ')[2].partition(': ')[2].lower()}") from error
 
 
 def _read_questions(path: str | None) -> list[str]:

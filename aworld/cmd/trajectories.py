@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.exceptions import ConfigError, StoreError, TaskError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.trajectory.query import Query
@@ -233,7 +233,11 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
         why = f"no run matches {chosen}" if chosen else "there is no run"
         print(f"aworld: {why} in {store.url}; nothing was written.", file=sys.stderr)
         return 1
-    count = await asyncio.to_thread(export, store, args.format, args.output, query)
+
+    def left_out(error: StoreError) -> None:
+        print(f"aworld: left out: {error}", file=sys.stderr)
+
+    count = await asyncio.to_thread(export, store, args.format, args.output, query, on_unreadable=left_out)
     if args.output != "-" and args.json:
         _print_json({"samples": count, "format": args.format, "output": args.output})
     elif args.output != "-":

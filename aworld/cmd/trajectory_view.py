@@ -37,6 +37,8 @@ LOOKS = {
     "running": ("…", "blue"),
 }
 """Sign and colour of a status."""
+UNKNOWN = ("?", "dim")
+"""Of one that a later version, or somebody else, wrote into the file."""
 
 CUT = 800
 """Characters of one message that are shown without `--full`."""
@@ -166,7 +168,7 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
 
 
 def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
-    sign, colour = LOOKS[summary.status]
+    sign, colour = LOOKS.get(summary.status, UNKNOWN)
     facts = [f"{summary.steps} step{'' if summary.steps == 1 else 's'}", _lasted(summary) or "no time known"]
     if _total(summary) is not None:
         facts.append(f"{_number(summary.input_tokens)} tokens in, {_number(summary.output_tokens)} out")
@@ -318,7 +320,7 @@ def _reward(reward: Rewarded) -> Text:
 
 def status_text(status: str) -> Text:
     """A status with its sign and colour."""
-    sign, colour = LOOKS[status]
+    sign, colour = LOOKS.get(status, UNKNOWN)
     return Text(f"{sign} {status}", style=colour)
 
 

@@ -7,16 +7,19 @@ What is not given comes from the environment when an agent runs, never at import
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aworld.config.errors import known_keys
+from aworld.config.errors import ConfigError, known_keys
+
+ToolMode: TypeAlias = Literal["auto", "native", "structured", "prompt"]
 
 
 class Settings(BaseModel):
-    """Base of all settings: an unknown keyword is an error that names the nearest known one."""
+    """Base of all settings. What cannot be is a ConfigError, which names the setting, or the nearest known one."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -29,7 +32,25 @@ class Settings(BaseModel):
     def __init__(self, **data: Any) -> None:
         if data:
             self._refuse_unknown(data)
-        super().__init__(**data)
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise self._worded(error) from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise self._worded(error) from error
+
+    @classmethod
+    def _worded(cls, error: ValidationError) -> ConfigError:
+        problems = error.errors(include_input=False, include_url=False)
+        first = problems[0].get("ctx", {}).get("error")
+        if isinstance(first, ConfigError):
+            return first
+        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems]
+        return ConfigError(f"{cls.__name__}: {'; '.join(lines)}.", setting=str(problems[0]["loc"][-1]))
 
     @classmethod
     def known(cls) -> list[str]:
@@ -80,6 +101,10 @@ class ModelConfig(Settings):
     """US dollars for a million input tokens, where the provider reports no cost."""
     llm_output_price: float | None = None
     """US dollars for a million output tokens."""
+    llm_tool_mode: ToolMode = "auto"
+    """How tools are offered: `native` calls of the API; `structured`, a JSON schema of calls and answers, to which the
+    server holds the model; `prompt`, in words, and the first JSON object of its text is read. `auto`: native, where a
+    model has them."""
     llm_capture_tokens: bool = False
     """Ask the server for token ids and log-probabilities (vLLM's `return_token_ids` and `logprobs`)."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -129,8 +154,9 @@ class AgentConfig(Settings):
         flat = {k: settings.pop(k) for k in list(settings) if k in ModelConfig.model_fields}
         if flat:
             nested: Any = settings.get("llm_config") or {}
+            kind = type(nested) if isinstance(nested, ModelConfig) else ModelConfig
             base: dict[str, Any] = nested.model_dump() if isinstance(nested, ModelConfig) else nested
-            settings["llm_config"] = ModelConfig(**{**base, **flat})
+            settings["llm_config"] = kind(**{**base, **flat})
         return settings
 
     def __getattr__(self, name: str) -> Any:
@@ -168,7 +194,7 @@ class TaskConfig(Settings):
     timeout: float | None = Field(default=None, gt=0)
     """Seconds that the run may take, waiting included."""
     tool_timeout: float = Field(default=300.0, gt=0)
-    """Seconds that one tool call may take, unless the tool sets its own."""
+    """Seconds that one tool call may take from when it begins, unless the tool sets its own."""
     max_tool_result: int = Field(default=200_000, ge=100)
     """Characters of a tool's answer that go to the model; the rest is cut, and the text says so."""
     run_mode: TaskRunMode = TaskRunMode.ONE_WAY
@@ -197,7 +223,7 @@ class RunConfig(Settings):
     """Tasks in flight at once."""
     sequence_dependent: bool = False
     """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
-    on_progress: Any = None
+    on_progress: Callable[..., Any] | None = None
     """Called with a `RunProgress` (total, running, done) when a task of many begins and ends."""
     rare_collection: bool = True
     """Whether the garbage collector looks less often while more than one task runs (restored afterwards)."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from aworld.core.tool.base import Clock
 
 T = TypeVar("T")
 
@@ -12,9 +16,9 @@ GRACE = 0.5
 """Seconds that a cancelled call has to clean up before it is left to itself: a cancelled run ends within a second."""
 
 
-async def bounded(call: Coroutine[Any, Any, T], limit: float) -> T:
-    """What `call` returns, run in a task of its own. Raises TimeoutError after `limit` seconds, and what it raises;
-    asyncio.InvalidStateError when it cancelled itself.
+async def bounded(call: Coroutine[Any, Any, T], limit: float, clock: Clock | None = None) -> T:
+    """What `call` returns, run in a task of its own. Raises TimeoutError after `limit` seconds (by `clock`, where the
+    call may have to wait before it begins), and what it raises; asyncio.InvalidStateError when it cancelled itself.
 
     A call that ignores its cancellation cannot hold up the caller.
     """
@@ -22,7 +26,15 @@ async def bounded(call: Coroutine[Any, Any, T], limit: float) -> T:
     task = loop.create_task(call)
     over = loop.create_future()  # what asyncio.wait does with a timeout, at two thirds of its cost
     task.add_done_callback(lambda _: over.done() or over.set_result(None))
-    timer = loop.call_later(limit, lambda: over.done() or over.set_result(None))
+
+    def ring() -> None:
+        nonlocal timer
+        if clock is not None and (left := clock.left(limit)) > 0:
+            timer = loop.call_later(left, ring)
+        elif not over.done():
+            over.set_result(None)
+
+    timer = loop.call_later(limit, ring)
     try:
         await over
     except asyncio.CancelledError:
@@ -32,6 +44,9 @@ async def bounded(call: Coroutine[Any, Any, T], limit: float) -> T:
         timer.cancel()
     if not task.done():
         await abandon(task)
+        if clock is not None and clock.began is None:
+            waited = time.perf_counter() - clock.queued
+            raise TimeoutError(f"It did not run: no thread was free within {waited:.0f} s.")
         raise TimeoutError(f"No answer within {limit:g} s; it was stopped.")
     if task.cancelled():  # by itself, not by us
         raise asyncio.InvalidStateError("it cancelled itself")
@@ -51,3 +66,17 @@ async def abandon(task: asyncio.Future[Any]) -> None:
     task.add_done_callback(lambda t: t.cancelled() or t.exception())
     task.cancel()
     await asyncio.wait((task,), timeout=GRACE)
+
+
+def failure_of(raised: BaseException) -> str | None:
+    """What an exception of somebody else's code is to a run: its own failure, in words, whatever it was.
+
+    A Rust panic, `SystemExit`, a `CancelledError` that nobody asked for: raised on, each would take all other runs of
+    the event loop with it. None for Ctrl-C and for a cancellation of the task at work, which are to be raised.
+    """
+    if isinstance(raised, KeyboardInterrupt | GeneratorExit):
+        return None
+    if isinstance(raised, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return None if task is not None and task.cancelling() else "CancelledError, which nobody asked for"
+    return described(raised)

@@ -13,12 +13,13 @@ an older reader cannot take raises `SCHEMA_VERSION`, gets a line here and a fixt
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from aworld.core.message import Message, Origin, Tokens, Usage
+from aworld.core.message import Content, Message, Origin, Tokens, Usage
 
 SCHEMA_VERSION = 3
 
@@ -37,7 +38,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ki
     seq: int
     """Place in the log, from 0, without gaps."""
     at: float
-    """UNIX seconds."""
+    """UNIX seconds, by `now`: those of one log never go back."""
 
 
 class TaskInfo(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -170,6 +171,8 @@ class ToolReturned(Entry, frozen=True, tag="tool_result", kw_only=True, omit_def
     result: int
     arguments: str | None = None
     """What the tool was called with, where a hook rewrote it."""
+    original: tuple[Content, str | None] | None = None
+    """What the tool itself answered, and its error, where a hook rewrote that."""
     error: str | None = None
     duration: float | None = None
     """Seconds."""
@@ -296,38 +299,36 @@ class Unknown(Entry, frozen=True, tag="unknown", kw_only=True):
     """The JSON, as it was stored."""
 
 
-Event: TypeAlias = (
-    Started
-    | ToolsetOffered
-    | MessageAdded
-    | ModelCalled
-    | ToolCalled
-    | ToolReturned
-    | AgentStarted
-    | AgentFinished
-    | Rewarded
-    | StateSet
-    | Asked
-    | Answered
-    | Compacted
-    | Noted
-    | Finished
-    | Unknown
-)
+_OfRun: TypeAlias = (
+    Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
+    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished
+)  # fmt: skip
+Event: TypeAlias = _OfRun | Unknown
 
 Note: TypeAlias = Rewarded | Answered | Labelled | Commanded | Noted | Unknown
 """An entry about a run by anybody. Its `seq` is its place among the notes, set by the store: -1 before."""
 
-_Known: TypeAlias = (
-    Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
-    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished | Labelled | Commanded
-)  # fmt: skip
+_Known: TypeAlias = _OfRun | Labelled | Commanded
 
 
 class _Head(Struct):
     kind: str
     seq: int
     at: float
+
+
+_ahead = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """UNIX seconds as the log has them. They never go back: where the wall clock is set back, they go on as seconds
+    pass; where it is set forward, or the machine has slept, they follow."""
+    global _ahead
+    passed = time.monotonic()
+    ahead = time.time() - passed
+    if ahead > _ahead:
+        _ahead = ahead
+    return _ahead + passed
 
 
 _encoder = msgspec.json.Encoder()

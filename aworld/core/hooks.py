@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aworld.core.bounded import failure_of
 from aworld.core.common import ActionResult
 from aworld.core.context.base import Context
 from aworld.core.message import ToolCall
@@ -77,7 +78,7 @@ async def around(
     try:
         for hook in hooks:
             entered.append(hook)
-            changed: Any = await before(hook, question)
+            changed: Any = _checked(hook, await before(hook, question), type(question), answers)
             if isinstance(changed, answers):
                 answer = changed
                 break
@@ -85,11 +86,25 @@ async def around(
         else:
             answer = await act(question)
     except BaseException as raised:  # noqa: BLE001 - given back when every hook knows of it
-        error = raised
+        error = _failure(raised)
     failure = error
     for hook in reversed(entered):
         try:
-            answer = await after(hook, question, answer, error) or answer
-        except Exception as raised:  # noqa: BLE001 - the same
-            failure = failure or raised
+            answer = _checked(hook, await after(hook, question, answer, error), answers) or answer
+        except BaseException as raised:  # noqa: BLE001 - the same
+            failure = failure or _failure(raised)
     return question, answer, failure
+
+
+def _checked(hook: Hooks, value: Any, *kinds: type) -> Any:
+    """What a hook returned, if it is of one of these kinds or None. Raises TypeError."""
+    if value is not None and not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{type(hook).__name__} returned {value!r:.60}, where a hook returns {names}, or None.")
+    return value
+
+
+def _failure(raised: BaseException) -> BaseException:
+    """What is raised in the place of an exception that would end more than this run."""
+    text = None if isinstance(raised, Exception) else failure_of(raised)
+    return raised if text is None else RuntimeError(text)

@@ -104,19 +104,9 @@ class RunFinished(Output, frozen=True, tag="finished", kw_only=True):
 
 
 AnyOutput: TypeAlias = (
-    StepStarted
-    | TextOutput
-    | ReasoningOutput
-    | RetryOutput
-    | ToolCallOutput
-    | ToolNoteOutput
-    | ToolResultOutput
-    | HandoffOutput
-    | MessageOutput
-    | StepFinished
-    | QuestionOutput
-    | RunFinished
-)
+    StepStarted | TextOutput | ReasoningOutput | RetryOutput | ToolCallOutput | ToolNoteOutput | ToolResultOutput
+    | HandoffOutput | MessageOutput | StepFinished | QuestionOutput | RunFinished
+)  # fmt: skip
 
 
 class _Turn:

@@ -12,8 +12,7 @@ import msgspec
 
 from aworld.core.event import Rewarded
 from aworld.core.message import chat_format, content_text, tool_call_format
-from aworld.core.score import score_of
-from aworld.core.trajectory import Step, Trajectory
+from aworld.core.trajectory import Step, Trajectory, score_of
 
 
 def rows(trajectory: Trajectory) -> list[dict[str, Any]]:

@@ -6,63 +6,47 @@ fall-back to a plain process. Paths are inside the sandbox's work folder; `..` a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from aworld.core.exceptions import AWorldError, ConfigError
+from aworld.core.checks import Count, Seconds, positive, typed_class
+from aworld.core.exceptions import AWorldError
 
 if TYPE_CHECKING:
-    from aworld.core.context.scope import RunScope
-
-_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "float": ("a number of seconds above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
-    "int": ("a whole number above 0", lambda value: type(value) is int and value > 0),
-    "bool": ("True or False", lambda value: type(value) is bool),
-}
-"""What a limit may be, by its annotation. Exact types, as True is an `int` too."""
+    from aworld.core.context.base import RunScope
 
 
 def check_amount(option: str, value: object, kind: str = "float") -> None:
     """Raise `ConfigError` for what is no number of seconds ("float") or no whole number ("int") above 0."""
-    wanted, fits = _ALLOWED[kind]
-    if not fits(value):
-        raise ConfigError(f"{option}={value!r} | give {wanted}")
+    positive(option, value, whole=kind == "int")
 
 
 class SandboxError(AWorldError):
     """A sandbox cannot be opened or used; the text says why and what to do."""
 
 
+@typed_class
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
     """What a sandbox may use."""
 
-    cpu_seconds: float = 60.0
+    cpu_seconds: Seconds = 60.0
     """Processor time of one command with all its processes. What commands leave behind has together as much again."""
-    wall_seconds: float = 120.0
+    wall_seconds: Seconds = 120.0
     """Time of one command, unless the call gives its own."""
-    memory_mb: int = 1024
+    memory_mb: Count = 1024
     """Of all processes together."""
-    processes: int = 64
+    processes: Count = 64
     """And threads, at the same time."""
-    disk_mb: int = 512
+    disk_mb: Count = 512
     """Of the work folder."""
-    output_bytes: int = 1_000_000
+    output_bytes: Count = 1_000_000
     """Of standard output and of standard error of one command; the rest is dropped, and the result says so."""
     network: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a value that cannot be a limit."""
-        for limit in fields(self):
-            value = getattr(self, limit.name)
-            wanted, fits = _ALLOWED[str(limit.type)]
-            if not fits(value):
-                raise ConfigError(f"SandboxLimits: {limit.name}={value!r} is no limit; give {wanted}.")
 
 
 class ExecResult(Struct, frozen=True):

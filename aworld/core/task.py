@@ -6,14 +6,11 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
-
-import msgspec
+from typing import Annotated, Any, TypeVar, cast
 
 from aworld.config.conf import TaskConfig
-from aworld.core.agent.base import BaseAgent, plain
-from aworld.core.agent.flow import Topology, Unit
-from aworld.core.checks import nearest
+from aworld.core.agent.flow import Unit
+from aworld.core.checks import UNCHECKED, Kind, Seconds, as_text, nearest, typed
 from aworld.core.context.base import Context
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import TaskError
@@ -23,9 +20,19 @@ from aworld.core.rows import rows, step_row
 from aworld.core.run_environment import RunEnvironment
 from aworld.core.tool.base import Tool, Toolset
 from aworld.core.tool.func_to_tool import as_tools, find_tools
+from aworld.core.tool.results import ENCODER
 from aworld.core.trajectory import Trajectory
 
 TaskStatus = Status
+
+T = TypeVar("T")
+
+
+def _opens(value: Any) -> bool:
+    return callable(getattr(value, "open", None))
+
+
+_ENVIRONMENT = Kind("the environment of a run", _opens)
 
 _ids = random.Random()
 """Source of ids: seeded by the system, apart from the program's own seed; 15 µs cheaper than a system call a task."""
@@ -70,11 +77,12 @@ class Task:
         TaskError: When there is no agent or swarm, or both, or the input is empty of meaning.
     """
 
+    @typed(TaskError)
     def __init__(
         self,
-        input: str | Part | Sequence[str | Part] | Sequence[Message | Mapping[str, Any]],
-        agent: BaseAgent | None = None,
-        swarm: Any = None,
+        input: Annotated[str | Part | Sequence[str | Part] | Sequence[Message | Mapping[str, Any]], UNCHECKED],
+        agent: Unit | None = None,
+        swarm: Unit | None = None,
         conf: TaskConfig | dict[str, Any] | None = None,
         *,
         id: str | None = None,
@@ -84,36 +92,34 @@ class Task:
         group_id: str | None = None,
         labels: Mapping[str, str] | None = None,
         after: TaskResponse | Trajectory | str | None = None,
-        tools: Sequence[Any] = (),
+        tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         context: dict[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Seconds | None = None,
         hooks: Sequence[Hooks] = (),
-        environment: RunEnvironment | None = None,
+        environment: Annotated[RunEnvironment, _ENVIRONMENT] | None = None,
     ) -> None:
         if (agent is None) == (swarm is None):
             raise TaskError("A task needs either agent=... or swarm=..., and not both.")
         self.history, self.input = messages_of(input)
         """The messages before the input, and the input."""
-        self.agent: Unit = _unit(agent if agent is not None else swarm)
+        self.agent: Unit = cast("Unit", agent if agent is not None else swarm)
         self.conf = TaskConfig(**conf) if isinstance(conf, dict) else (conf or TaskConfig())
         if timeout is not None:
-            self.conf = _with_timeout(self.conf, timeout)
-        self.id = id or f"{_ids.getrandbits(128):032x}"
+            self.conf = self.conf.model_copy(update={"timeout": timeout})
+        self.id = as_text(id) or f"{_ids.getrandbits(128):032x}"
         self.named = id is not None
         """Whether the id is the caller's own."""
-        self.name = name
-        self.session_id = session_id
-        self.user_id = user_id
-        self.group_id = group_id
-        self.labels = checked_labels(labels or {})
-        if not isinstance(after, TaskResponse | Trajectory | str | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TaskError(f"after takes a response, a trajectory or its id; got {after!r:.100}.")
+        self.name, self.session_id = as_text(name), as_text(session_id)
+        self.user_id, self.group_id = as_text(user_id), as_text(group_id)
+        if labels and "" in labels:
+            raise TaskError("labels: a label without a name cannot be found again; give each its name.")
+        self.labels = {str.__str__(name): str.__str__(value) for name, value in (labels or {}).items()}
         self.after = after
         self.tools: list[Tool | Toolset] = as_tools(tools) if tools else []
         for tool_name in tool_names:
             self.tools += find_tools(tool_name)
-        self.context = _checked_state(context or {})
+        self.context = {key: _writable(value, f"context[{key!r}]") for key, value in (context or {}).items()}
         self.hooks = _checked_hooks(hooks)
         self.environment = environment
         self.prefix: Prefix | None = None
@@ -180,9 +186,16 @@ class TaskResponse:
         """The rows, JSON-able: all of them, or this step's when the task is stepped."""
         return rows(self.record) if self.step is None else step_row(self.record, self.step)
 
+    @typed(TaskError)
     def reward(
-        self, value: float, *, name: str = "reward", weight: float = 1.0, source: str | None = None, detail: Any = None
-    ) -> Awaitable[None]:
+        self,
+        value: float | bool,
+        *,
+        name: str = "reward",
+        weight: float = 1.0,
+        source: str | None = None,
+        detail: Any = None,
+    ) -> Awaitable[None]:  # fmt: skip
         """Reward this step, or the whole run when the response is of a whole run.
 
         The reward counts at once; await the result to know that it is durable. Raises ValueError for a value that is
@@ -193,60 +206,29 @@ class TaskResponse:
         return self.give_reward(value, name=name, weight=weight, step=self.step, source=source, detail=detail)
 
 
-def _unit(value: object) -> Unit:
-    if isinstance(value, BaseAgent | Topology):
-        return value
-    raise TaskError(f"A task is done by an agent or a swarm; got {value!r}.")
-
-
-def _with_timeout(conf: TaskConfig, timeout: float) -> TaskConfig:
-    settings: dict[str, Any] = {**conf.model_dump(), "timeout": timeout}
-    return TaskConfig(**settings)
-
-
-def _checked_hooks(hooks: object) -> tuple[Hooks, ...]:
+def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
     """The hooks of a task. One whose method is misspelt would never be called, so that is an error."""
-    if not isinstance(hooks, list | tuple):
-        raise TaskError(f"hooks takes a list of Hooks; got {hooks!r}.")
+    if not hooks:
+        return ()
     points = {name for name in vars(Hooks) if not name.startswith("_")}
-    for hook in cast("Sequence[object]", hooks):
-        if not isinstance(hook, Hooks):
-            raise TaskError(f"hooks takes instances of subclasses of Hooks; got {hook!r}.")
+    for hook in hooks:
         for name in vars(type(hook)):
             if name.startswith(("before_", "after_")) and name not in points:
                 near = nearest(name, points, cutoff=0.0)
                 raise TaskError(f"{type(hook).__name__} has {name!r}, which nobody calls; did you mean {near!r}?")
-    return tuple(cast("Sequence[Hooks]", hooks))
+    return tuple(hooks)
 
 
-def _checked_state(state: dict[str, Any]) -> dict[str, Any]:
-    for key, value in state.items():
-        try:
-            msgspec.json.encode(plain(value))
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise TaskError(f"context[{key!r}] cannot be written to the log: {error}.") from error
-    return dict(state)
-
-
-def _refuse_surrogates(text: str, what: str = "Input") -> None:
+def _writable(value: T, what: str) -> T:
+    """The value, if a log can hold it. Raises TaskError."""
     try:
-        text.encode()
+        ENCODER.encode(value)
     except UnicodeEncodeError as error:
-        raise TaskError(
-            f"{what} has a lone surrogate at {error.start}, which is no text: {error.object[error.start]!r}."
-        ) from None
-
-
-def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Labels as they are stored. Raises TaskError for a name or a value that is no text."""
-    if not isinstance(labels, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers give anything
-        raise TaskError(f"labels takes a dict of texts; got {labels!r:.100}.")
-    for name, value in labels.items():
-        for text in (name, value):
-            if not isinstance(text, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TaskError(f"labels[{name!r}]={value!r:.100}: both are text, such as labels={{'problem': '7'}}.")
-            _refuse_surrogates(text, f"labels[{name!r}]")
-    return dict(labels)
+        half = error.object[error.start]
+        raise TaskError(f"{what} has a lone surrogate at {error.start}, which is no text: {half!r}.") from None
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"{what} cannot be written to the log: {error}.") from error
+    return value
 
 
 def messages_of(value: Any) -> tuple[tuple[Message, ...], Content]:
@@ -260,13 +242,8 @@ def messages_of(value: Any) -> tuple[tuple[Message, ...], Content]:
         raise TaskError(f"Input is no list of messages: {error}.") from error
     if messages[-1].role != "user":
         raise TaskError(f"The last message of an input is the user's; got one of role {messages[-1].role!r}.")
-    for message in messages:
-        try:
-            msgspec.json.encode(message)
-        except UnicodeEncodeError:
-            _refuse_surrogates(message.text)
-            raise TaskError("A message of the input has a lone surrogate, which is no text.") from None
-    return tuple(messages[:-1]), content_of(messages[-1].content)
+    history = tuple(_writable(message, "A message of the input") for message in messages[:-1])
+    return history, content_of(messages[-1].content)
 
 
 def content_of(value: Any) -> Content:
@@ -274,14 +251,10 @@ def content_of(value: Any) -> Content:
     if isinstance(value, str):
         if not value.strip():
             raise TaskError("The input is empty; say what is to be done.")
-        _refuse_surrogates(value)
-        return value
-    if isinstance(value, Text | Image | Audio | File):
-        return (value,)
-    given: object = value
-    parts: tuple[Any, ...] = tuple(cast("list[Any]", given)) if isinstance(given, list | tuple) else ()
-    parts = tuple(Text(p) if isinstance(p, str) else p for p in parts)
-    if parts and all(isinstance(p, Text | Image | Audio | File) for p in parts):
-        return parts
-    kind = type(cast("object", given)).__name__
+        return _writable(value, "Input")
+    kind = type(value).__name__
+    items: list[Any] = list(cast("Any", value)) if isinstance(value, list | tuple) else [value]
+    parts = tuple(Text(item) if isinstance(item, str) else item for item in items)
+    if parts and all(isinstance(part, Text | Image | Audio | File) for part in parts):
+        return _writable(parts, "Input")
     raise TaskError(f"Input must be text or message parts (Text, Image, Audio, File); got {kind}.")

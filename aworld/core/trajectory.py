@@ -21,7 +21,6 @@ from msgspec import Struct
 
 from aworld.core import event as ev
 from aworld.core.message import Message, Origin, Tokens, Usage
-from aworld.core.score import score_of
 
 
 @dataclass(slots=True)
@@ -117,41 +116,52 @@ class Step:
         return self.call.step
 
 
+class Score:
+    """Sum of weight times value of the rewards so far.
+
+    A reward that could not be computed makes the score unknown, not smaller: it is None until a reward of the same name
+    and step has a value. One of weight 0 is a mere figure, and changes nothing.
+    """
+
+    __slots__ = ("failed", "total")
+
+    def __init__(self, total: float | None = None) -> None:
+        self.total = total
+        self.failed: set[tuple[str, int | None]] = set()
+        """Name and step of each reward that has no value yet."""
+
+    def add(self, reward: ev.Rewarded) -> None:
+        """Take one more reward."""
+        if reward.value is not None:
+            self.total = (self.total or 0) + reward.weight * reward.value
+            if self.failed:
+                self.failed.discard((reward.name, reward.step))
+        elif reward.weight:
+            self.failed.add((reward.name, reward.step))
+
+    @property
+    def value(self) -> float | None:
+        """The score; None when there is no reward, or one that counts has no value."""
+        return None if self.failed else self.total
+
+
+def score_of(rewards: Iterable[ev.Rewarded]) -> float | None:
+    """The score of some rewards, in the order in which they were given."""
+    score = Score()
+    for reward in rewards:
+        score.add(reward)
+    return score.value
+
+
 class Trajectory:
     """Everything that is known of one run. Build one from events with `Trajectory.of`; read, never write."""
 
     __slots__ = (
-        "__weakref__",
-        "_rewards",
-        "activations",
-        "agents",
-        "answer_before",
-        "answered_at",
-        "answers",
-        "calls",
-        "events",
-        "finished",
-        "first_message",
-        "first_seq",
-        "history",
-        "id",
-        "labels",
-        "messages",
-        "next_message",
-        "next_step",
-        "notes",
-        "obeyed",
-        "paused",
-        "questions",
-        "spending",
-        "started",
-        "state",
-        "steps_by_agent",
-        "task",
-        "toolsets",
-        "usage",
-        "writers",
-    )
+        "__weakref__", "_rewards", "activations", "agents", "answer_before", "answered_at", "answers", "calls",
+        "events", "finished", "first_message", "first_seq", "history", "id", "labels", "messages",
+        "next_message", "next_step", "notes", "obeyed", "paused", "questions", "spending", "started", "state",
+        "steps_by_agent", "task", "toolsets", "usage", "writers",
+    )  # fmt: skip
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -265,16 +275,7 @@ class Trajectory:
 
     def path(self, leaf: int | None) -> tuple[Message, ...]:
         """The messages from the root to `leaf`: the prompt of a call whose `prompt` is `leaf`."""
-        nodes: list[Message] = []
-        while leaf is not None:
-            node = self.messages[leaf]
-            if node.last is None:
-                nodes.append(node.message)
-            else:
-                nodes += [self.messages[id].message for id in self._piece(node)]
-            leaf = node.parent
-        nodes.reverse()
-        return tuple(nodes)
+        return tuple([self.messages[id].message for id in self.path_ids(leaf)])
 
     def path_ids(self, leaf: int | None) -> list[int]:
         """The ids of the messages from the root to `leaf`; those of a piece of another branch are that branch's."""

@@ -245,13 +245,13 @@ class Environment:
                     "no function marked @factory made it as it is now. Put it at the top of a module, or mark the "
                     "function that makes it (from aworld.environments import factory), or run on one event loop."
                 ) from nowhere
-        if not _is_data([origin.args, origin.kwargs]):
+        maker, args, kwargs = getattr(origin.make, "__name__", "it"), _listed(origin.args), _listed(origin.kwargs)
+        if not _is_data([args, kwargs]):
             raise TaskError(
-                f"Environment {self.name!r} cannot travel to another process: the arguments of {origin.make.__name__} "
-                "are no plain data (text, numbers, lists, objects). Put the environment at the top of a module."
+                f"Environment {self.name!r} cannot travel to another process: the arguments of {maker} are no plain "
+                "data (text, numbers, lists, objects). Put the environment at the top of a module."
             )
-        path = path_of(origin.make, f"function {origin.make.__name__!r}")
-        return {"path": path, "args": origin.args, "kwargs": origin.kwargs}
+        return {"path": path_of(origin.make, f"function {maker!r}"), "args": args, "kwargs": kwargs}
 
     def _prompt(self, agent: Any, input: Content) -> tuple[Any, Content]:
         """The agent with the system prompt of the environment; a team is told it before the input."""
@@ -329,6 +329,17 @@ def _is_data(value: Any) -> bool:
         return msgspec.json.decode(msgspec.json.encode(value), type=cast("type[Any]", type(value))) == value
     except (TypeError, ValueError, msgspec.MsgspecError):
         return False
+
+
+def _listed(value: Any) -> Any:
+    """Arguments with lists in place of tuples, which JSON does not have."""
+    if isinstance(value, list | tuple):
+        return [_listed(item) for item in cast("Sequence[Any]", value)]
+    return (
+        {key: _listed(item) for key, item in cast("dict[Any, Any]", value).items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 class Seeds(Hooks):

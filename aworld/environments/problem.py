@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from aworld.core.checks import unique
 from aworld.core.exceptions import ConfigError
-from aworld.core.message import Content, Text
+from aworld.core.message import Content, Text, content_text
 
 Split: TypeAlias = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("test", "train")
@@ -68,7 +68,7 @@ def content_key(problem: Problem) -> Any:
     """
     content = problem.input
     if not isinstance(content, str) and all(isinstance(part, Text) for part in content):
-        content = "".join(part.text for part in content if isinstance(part, Text))
+        content = content_text(content)
     if isinstance(content, str):
         content = " ".join(content.casefold().split())
     return content, problem.data

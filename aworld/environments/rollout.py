@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, cast
 
 from aworld.config.conf import RunConfig
 from aworld.core.agent.flow import Unit
-from aworld.core.checks import positive
+from aworld.core.checks import positive, typed
 from aworld.core.event import Status
-from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError
+from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError, TaskError
 from aworld.core.hooks import Hooks
-from aworld.core.task import TaskResponse, checked_labels
+from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
@@ -130,6 +130,7 @@ class Rollout:
         return next((r.value for r in reversed(self.record.rewards) if r.name == name), None)
 
 
+@typed(TaskError)
 async def rollouts(
     environment: Environment,
     agent: Any,
@@ -186,7 +187,7 @@ async def rollouts(
     conf = _run_config(conf, store, max_concurrency)
     positive("samples", samples, whole=True)
     positive("retries", retries, zero=True, whole=True)
-    more = checked_labels(labels or {})
+    more = dict(labels or {})
     if taken := [name for name in _OWN_LABELS if name in more]:
         raise ConfigError(f"labels[{taken[0]!r}]: rollouts gives this label itself; take another name.")
     agent.check()  # misuse is told before anything begins

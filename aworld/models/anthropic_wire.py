@@ -8,7 +8,6 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -16,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import Raw, Struct
 
+from aworld.core.event import now
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
@@ -266,9 +266,9 @@ class AnthropicReply(WireReply):
         text: str = getattr(delta, key)
         self._pieces.setdefault((index, key), []).append(text)
         if self._on_delta is not None:
-            self.first_token = self.first_token or time.time()
+            self.first_token = self.first_token or now()
             if key in ("text", "thinking"):
-                self._on_delta(TextDelta(text) if key == "text" else ReasoningDelta(text))
+                self._show(TextDelta if key == "text" else ReasoningDelta, text)
 
     def reply(self, request: ModelRequest) -> ModelReply:
         """The whole reply. Raises msgspec.DecodeError for a block that is none."""
@@ -308,7 +308,7 @@ class AnthropicReply(WireReply):
         block: Block = {key: _plain(raw) for key, raw in start.items()}
         for key in ("text", "thinking", "signature"):
             if (index, key) in self._pieces:
-                block[key] = "".join((block.get(key) or "", *self._pieces[index, key]))
+                block[key] = "".join((msgspec.convert(block.get(key) or "", str), *self._pieces[index, key]))
         arguments = "".join(self._pieces.get((index, "partial_json"), ())) or bytes(start.get("input", b"{}")).decode()
         if "input" in block:
             block["input"] = _object(arguments)

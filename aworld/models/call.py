@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from aworld.core.event import Attempt
+from aworld.core.event import Attempt, now
 from aworld.core.exceptions import ModelError
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest
 
@@ -85,17 +85,20 @@ async def call_model(
 
         limiter = limiter_for(limits)
     attempts: tuple[Attempt, ...] = ()
-    queued = 0.0
-    first = 0.0
+    queued = started = since = 0.0
     while True:
         if limiter is not None:
             queued += await limiter.acquire()
-        began = time.time()
-        first = first or began
+        if not started:
+            started, since = now(), time.monotonic()
+        began = started + time.monotonic() - since  # no clock that is set changes what is between two of these
         reply: ModelReply | None = None
         try:
             reply = await (model.generate(request) if on_delta is None else model.stream(request, on_delta))
-            return Outcome(attempts, queued, first, time.time(), reply)
+            ended = started + time.monotonic() - since
+            if reply.first_token is not None and not began <= reply.first_token <= ended:
+                reply = structs.replace(reply, first_token=min(max(began, reply.first_token), ended))
+            return Outcome(attempts, queued, started, ended, reply)
         except ModelError as error:
             failure = error
         finally:
@@ -104,7 +107,7 @@ async def call_model(
         wait, failure = _next_try(getattr(model, "retry", NO_RETRY), failure, len(attempts))
         attempts += (Attempt(began, str(failure), failure.status, wait or 0.0),)
         if wait is None:
-            raise CallFailed(failure, Tries(attempts, queued, first, time.time())) from failure
+            raise CallFailed(failure, Tries(attempts, queued, started, started + time.monotonic() - since)) from failure
         if on_retry is not None:
             on_retry(failure, wait)
         await asyncio.sleep(wait)

@@ -6,13 +6,13 @@ Servers differ. The shapes name only what is used, take `null` everywhere, and n
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
+from aworld.core.event import now
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.wire_reply import WireReply
@@ -25,7 +25,7 @@ class ChatFunction(Struct, gc=False):
     arguments: str | dict[str, Any] | list[Any] | None = None
 
 
-class ChatCall(Struct):
+class ChatCall(Struct, gc=False):
     """A tool call or a piece of one."""
 
     index: int | None = None
@@ -35,7 +35,7 @@ class ChatCall(Struct):
     """What Gemini wants back with the call (thought signatures)."""
 
 
-class ChatMessage(Struct):
+class ChatMessage(Struct, gc=False):
     """A message, or what a chunk adds to it."""
 
     content: str | list[Any] | None = None
@@ -53,13 +53,13 @@ class Logprob(Struct, gc=False):
     logprob: float
 
 
-class Logprobs(Struct):
+class Logprobs(Struct, gc=False):
     """The sampled tokens of a choice."""
 
     content: list[Logprob] | None = None
 
 
-class Choice(Struct):
+class Choice(Struct, gc=False):
     """One answer, or a piece of it."""
 
     index: int | None = 0
@@ -112,7 +112,7 @@ class ChatUsage(Struct, gc=False):
         )
 
 
-class Chunk(Struct):
+class Chunk(Struct, gc=False):
     """A whole reply, or one chunk of a streamed one."""
 
     id: Any = None
@@ -148,17 +148,21 @@ class ChatReply(WireReply):
         if data == b"[DONE]":
             self.complete = True
             return True
-        self.add(self._decoded(data, _decode, Chunk))
+        self._take(self._decoded(data, _decode, Chunk))
         return False
 
     def add(self, chunk: Chunk) -> None:
-        """Take in a whole reply or a chunk."""
+        """Take in a whole reply or a chunk, and hand on what there is to show."""
+        self._take(chunk)
+        self._hand_on()
+
+    def _take(self, chunk: Chunk) -> None:
         if self.response_id is None and chunk.id is not None:
             self.response_id = str(chunk.id)
             self.model = chunk.model
         if chunk.usage is not None:
             self.usage = chunk.usage.usage()
-        if not chunk.choices:
+        if chunk.error or not chunk.choices:
             # Some servers send the message of an error without an `error` around it.
             self.error = chunk.error or (None if self.usage else chunk.message or chunk.detail)
             self.status = _status(self.error)
@@ -204,7 +208,7 @@ class ChatReply(WireReply):
         )
 
     def _add(self, message: ChatMessage, *, whole: bool) -> None:
-        on_delta = self._on_delta
+        streamed = self._on_delta is not None
         reasoning: Any = message.reasoning_content or message.reasoning
         content = message.content if message.content is not None else message.refusal
         if isinstance(content, list):
@@ -212,23 +216,23 @@ class ChatReply(WireReply):
             reasoning = reasoning or thought
         if reasoning and isinstance(reasoning, str):
             self._reasoning.append(reasoning)
-            if on_delta is not None:
-                on_delta(ReasoningDelta(reasoning))
+            if streamed:
+                self._show(ReasoningDelta, reasoning)
         if content is not None:
             if self._content is None:
                 self._content = []
             if content:
                 self._content.append(content)
-                if on_delta is not None:
-                    on_delta(TextDelta(content))
+                if streamed:
+                    self._show(TextDelta, content)
         for call in message.tool_calls or ():
             self._add_call(call, whole)
         if message.function_call is not None:
             self._add_call(ChatCall(index=0, function=message.function_call), whole)
         for detail in message.reasoning_details or ():
             self._add_detail(detail)
-        if self.first_token is None and on_delta is not None and (self._content or self._reasoning or self._calls):
-            self.first_token = time.time()
+        if self.first_token is None and streamed and (self._content or self._reasoning or self._calls):
+            self.first_token = now()
 
     def _add_call(self, piece: ChatCall, whole: bool) -> None:
         """Take in a call, or join the pieces of one: they go by index, without one by id, without both they belong to

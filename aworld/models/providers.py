@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from msgspec import Struct
+from pydantic import Field
 
-from aworld.config.conf import ModelConfig
+from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
@@ -82,6 +83,7 @@ _providers: dict[str, Provider] = {
     "anthropic": _remote(_lazy("anthropic", "AnthropicModel"), "ANTHROPIC", "https://api.anthropic.com"),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
     "transformers": Provider(_lazy("torch_model", "torch_model"), state=_written),
+    "local": Provider(_lazy("local_model", "LocalModel"), local_name="smollm2-135m-instruct", state=lambda name: name),
     "embedded": Provider(_lazy("embedded.embedded_model", "embedded_model"), local_name="packaged", state=_written),
 }
 
@@ -100,6 +102,34 @@ def known_providers() -> list[str]:
     return sorted(_providers)
 
 
+class RecordedConfig(ModelConfig):
+    """Settings of a model out of a record. Where a model is made of them, they are refused unless address and key are
+    those that the settings of this machine bring together."""
+
+    named_provider: str | None = Field(default=None, exclude=True)
+    """The provider that the caller names."""
+
+
+def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provider: str | None = None) -> ModelConfig:
+    """The settings of a model as a record holds them, for whoever goes on with it here.
+
+    A record may be a stranger's, so no key of this machine goes to an address in it, nor does a conversation:
+    `build_model` refuses an address that neither the environment nor `base_url` names, and the key in `LLM_API_KEY`
+    for a provider that neither `LLM_PROVIDER` nor `provider` names; the two arguments are the caller's own word. Keys
+    and headers of a record are left out. Raises `ConfigError`.
+    """
+    names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers"}
+    config: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
+    for name, value in config.items():
+        for address in _addresses(value) if name != "llm_base_url" else ():
+            if address.rstrip("/") != (base_url or "").rstrip("/"):
+                raise _strange(address, "LLM_BASE_URL")
+    if base_url:
+        config["llm_base_url"] = base_url
+        return ModelConfig(**config)
+    return RecordedConfig(**config, named_provider=provider)
+
+
 def build_model(config: ModelConfig | str) -> Model:
     """The model of these settings, the same one for equal settings.
 
@@ -115,6 +145,8 @@ def build_model(config: ModelConfig | str) -> Model:
     if provider is None:
         raise ConfigError(_unknown(name))
     open_settings = _environment(config, name, provider)
+    if isinstance(config, RecordedConfig):
+        _refuse_strange(config, name, provider)
     # Settings may change between calls, so the key is what they hold, not which object they are: a model is a value,
     # and two with equal settings share their connections and limits.
     settings = [v if v is None or isinstance(v, str | int | float) else repr(v) for v in config.__dict__.values()]
@@ -122,11 +154,22 @@ def build_model(config: ModelConfig | str) -> Model:
     key = (name, state, *open_settings.values(), *settings)
     model = _models.get(key)
     if model is None:
-        model = provider.factory(_resolved(config, name, provider, open_settings))
+        model = _with_tools(provider.factory(_resolved(config, name, provider, open_settings)), config.llm_tool_mode)
         if len(_models) >= _CACHED:
             _models.pop(next(iter(_models)))
         _models[key] = model
     return model
+
+
+def _with_tools(model: Model, mode: ToolMode) -> Model:
+    """The model with tools offered as the settings say; by itself, in words where it has no native calls."""
+    if mode == "auto":
+        mode = "structured" if model.provider == "local" else "native"
+    if mode == "native":
+        return model
+    from aworld.models.tool_mode import ToolsByText
+
+    return ToolsByText(model, mode)
 
 
 def named_model(text: str) -> ModelConfig:
@@ -168,6 +211,41 @@ def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str
         "llm_temperature": os.environ.get("LLM_TEMPERATURE") if config.llm_temperature is None else None,
         "llm_api_version": os.environ.get("OPENAI_API_VERSION") if name == "azure" else None,
     }
+
+
+def _refuse_strange(config: RecordedConfig, name: str, provider: Provider) -> None:
+    """An address of a record is taken where this machine's own settings lead to the same, and a key where it is that of
+    the provider."""
+    address, variable = config.llm_base_url, provider.url_variable or "LLM_BASE_URL"
+    own = _environment(config.model_copy(update={"llm_base_url": None}), name, provider)
+    url = own["llm_base_url"]
+    trusted = {(one or "").rstrip("/") for one in (url, provider.base_url)}
+    if address is not None and address.rstrip("/") not in trusted:
+        raise _strange(address, variable)
+    meant = name in (os.environ.get("LLM_PROVIDER") or "openai", config.named_provider)
+    if own["llm_api_key"] and url is None and not meant and not os.environ.get(provider.key_variable):
+        raise ConfigError(
+            f"The record asks {name}, and the key in LLM_API_KEY may be another provider's: set "
+            f"{provider.key_variable or 'LLM_PROVIDER'}, or say --model {name}:NAME.",
+            setting="llm_provider", remedy=f"set {provider.key_variable or 'LLM_PROVIDER'}",
+        )  # fmt: skip
+
+
+def _addresses(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        fields = cast("dict[str, Any] | list[Any]", value)
+        for part in fields.values() if isinstance(fields, dict) else fields:
+            yield from _addresses(part)
+    elif isinstance(value, str) and "://" in value:
+        yield value
+
+
+def _strange(address: str, variable: str) -> ConfigError:
+    remedy = f"say --base-url {address}, or set {variable}"
+    return ConfigError(
+        f"The record asks a model at {address}, which your settings do not name: nothing goes there. If you trust it, "
+        f"{remedy}.", setting="llm_base_url", remedy=remedy,
+    )  # fmt: skip
 
 
 def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str, str | None]) -> ModelConfig:
@@ -235,13 +313,26 @@ def _policy_folder(text: str) -> str | None:
 def _provider_of(folder: str) -> str:
     """What answers for a policy in this process: NumPy where it is small and of the one kind that is computed there,
     else `transformers`."""
+    path = os.path.join(folder, "config.json")
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config: dict[str, Any] = json.load(file)
+        with open(path, encoding="utf-8") as file:
+            config = json_object(file.read(), path)
     except (OSError, ValueError):
         return "embedded"  # which says what is wrong with it
     ours = config.get("architectures") == ["Qwen2ForCausalLM"] and config.get("tie_word_embeddings") is False
-    return "embedded" if ours and config.get("hidden_size", 0) <= _SMALL else "transformers"
+    small = isinstance(width := config.get("hidden_size", 0), int) and width <= _SMALL
+    return "embedded" if ours and small else "transformers"
+
+
+def json_object(text: str | bytes, source: object) -> dict[str, Any]:
+    """The object that a file holds, such as the `config.json` of a policy. Raises `ConfigError`."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source} must hold an object; it holds {value!r:.40}.")
+    return cast("dict[str, Any]", value)
 
 
 def _without_policy(text: str) -> str | None:

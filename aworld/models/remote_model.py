@@ -71,16 +71,14 @@ class RemoteModel:
         """Answer once. Raises `ModelError`."""
         parts = self._parts(None)
         data, kind = await self.endpoint.post(self.encode(self.body(request)))
-        self._read(parts, data, kind)
+        self._read(parts, [data], kind)
         return self.finished(parts, request, data)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
         parts = self._parts(on_delta)
-        # What comes behind the last event is not of the answer.
-        await self.endpoint.post(
-            self.encode(self.body(request, stream=True)), lambda events: any(self._read(parts, data) for data in events)
-        )
+        body = self.encode(self.body(request, stream=True))
+        await self.endpoint.post(body, lambda events: self._read(parts, events))
         if not parts.complete:
             raise self.endpoint.unreadable("only the beginning of a stream")
         return self.finished(parts, request)
@@ -93,12 +91,12 @@ class RemoteModel:
         """What gathers a reply in the protocol of this model."""
         raise NotImplementedError
 
-    def _read(self, parts: WireReply, data: bytes, kind: str = "") -> bool:
+    def _read(self, parts: WireReply, events: list[bytes], kind: str = "") -> bool:
         try:
-            last = parts.read(data)
+            last = parts.feed(events)
         except msgspec.DecodeError as error:
             what = f"{kind} that" if kind and "json" not in kind else "what"
-            raise self.endpoint.unreadable(f"{what} is not a reply ({error})", data) from None
+            raise self.endpoint.unreadable(f"{what} is not a reply ({error})", parts.refused) from None
         if parts.error:
             raise self.endpoint.reported(parts.error, parts.status)
         return last

@@ -7,7 +7,6 @@ and log-probabilities with the policy's version.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from aworld.core.event import now
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Tokens, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
@@ -160,7 +160,7 @@ class GrowingText:
 
     def take(self, ids: Sequence[int]) -> bool:
         """A token came. True when the answer ends here."""
-        self.first = self.first or time.time()
+        self.first = self.first or now()
         text = self._chat.text(ids, self._ends)
         if any(stop in text for stop in self._stop):
             return True

@@ -15,7 +15,6 @@ the distribution as it is.
 from __future__ import annotations
 
 import asyncio
-import json
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,10 +22,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aworld.core.bounded import described
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.extras import import_extra
 from aworld.core.model import ModelRequest
 from aworld.models.chat_tokens import ChatTokens, Prompt
+from aworld.models.providers import json_object
 from aworld.models.token_model import Completion, Draft, GrowingText, Sampling, TokenModel, ends_of
 
 if TYPE_CHECKING:
@@ -130,8 +131,8 @@ def open_checkpoint(path: str | Path, **settings: Any) -> tuple[Any, Any]:
             # `AutoTokenizer` goes by the model's type, and for Qwen2 puts its own rule of splitting words in the place
             # of the one in tokenizer.json: other ids than the policy was made with.
             tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{str(path)!r} is no checkpoint of a causal language model: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{str(path)!r} is no checkpoint of a causal language model: {described(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.eval()
@@ -140,9 +141,10 @@ def open_checkpoint(path: str | Path, **settings: Any) -> tuple[Any, Any]:
 
 def _declared(folder: Path) -> str | None:
     """The class that a checkpoint names for its tokenizer."""
+    path = folder / "tokenizer_config.json"
     try:
-        return json.loads((folder / "tokenizer_config.json").read_bytes()).get("tokenizer_class")
-    except (OSError, ValueError):
+        return json_object(path.read_bytes(), path).get("tokenizer_class")
+    except (OSError, ConfigError):
         return None
 
 

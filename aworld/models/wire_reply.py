@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from aworld.core.message import Usage
-from aworld.core.model import Delta, ModelReply, ModelRequest
+from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 
 T = TypeVar("T", bound=Struct)
 
@@ -29,7 +29,7 @@ _ANSWER = frozenset(
 
 
 class WireReply:
-    """A reply as it comes in. With `on_delta` it is streamed: each piece of text and thinking is handed on."""
+    """A reply as it comes in. With `on_delta` it is streamed: text and thinking are handed on as they come."""
 
     def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
         self._on_delta = on_delta
@@ -45,7 +45,23 @@ class WireReply:
         self.response_id: str | None = None
         self.first_token: float | None = None
         """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        self.refused = b""
+        """What the strict decoder last refused."""
         self._lenient: LenientDecoder | None = None
+        self._kind: type[Delta] = TextDelta
+        self._pieces_to_show: list[str] = []
+
+    def feed(self, events: list[bytes]) -> bool:
+        """Take in what one read brought; True when no more is to come. Of a stream, what came together is handed on in
+        one piece: nobody could have seen the pieces one by one. Raises msgspec.DecodeError."""
+        try:
+            for data in events:
+                last = self.read(data)
+                if last or self.error:
+                    return True
+            return False
+        finally:
+            self._hand_on()
 
     def read(self, data: bytes) -> bool:
         """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
@@ -55,10 +71,23 @@ class WireReply:
         """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
         raise NotImplementedError
 
+    def _hand_on(self) -> None:
+        if self._pieces_to_show and self._on_delta is not None:
+            text = "".join(self._pieces_to_show)
+            self._pieces_to_show.clear()
+            self._on_delta(self._kind(text))
+
+    def _show(self, kind: type[Delta], text: str) -> None:
+        if kind is not self._kind:
+            self._hand_on()
+            self._kind = kind
+        self._pieces_to_show.append(text)
+
     def _decoded(self, data: bytes, strict: Callable[[bytes], T], kind: type[T]) -> T:
         try:
             return strict(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.refused = data
             self._lenient = self._lenient or LenientDecoder()
             return self._lenient.decode(data, kind)
 

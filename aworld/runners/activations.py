@@ -29,6 +29,7 @@ from aworld.core.agent.flow import (
     UnitTool,
     readable,
 )
+from aworld.core.bounded import failure_of
 from aworld.core.exceptions import AWorldError, TaskError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.tool.base import Tool
@@ -313,8 +314,11 @@ def moves_of(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
         return list(tell())
     except AWorldError as error:
         return [End(error=str(error))]
-    except Exception as bug:  # noqa: BLE001 - whatever the team's functions raise is data of the run
-        return [End(error=f"A function of {team.name!r} raised {type(bug).__name__}: {bug}")]
+    except BaseException as raised:
+        text = failure_of(raised)
+        if text is None:
+            raise
+        return [End(error=f"A function of {team.name!r} raised {text}")]
 
 
 def storable(team: Activation, end: End) -> End:

@@ -46,6 +46,18 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(main())
 
 
+@contextmanager
+def one_loop() -> Generator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """What runs one piece of work after the other in this thread, in a loop that keeps its connections between them.
+    Ctrl-C cancels the piece at work, and is raised as KeyboardInterrupt."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            yield runner.run
+        finally:
+            runner.run(_close_connections())
+            runner.run(_leave_stragglers())
+
+
 async def _close_connections() -> None:
     """End the MCP servers and the HTTP connections of this loop; what no run has used is not imported for it."""
     for module, close in (("aworld.tools.mcp_session", "close_sessions"), ("aworld.models.http", "close_transports")):

@@ -22,6 +22,7 @@ from aworld.config.conf import TaskConfig, TaskRunMode
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import HandoffTool, UnitTool, readable
+from aworld.core.bounded import failure_of
 from aworld.core.common import Observation
 from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
@@ -36,7 +37,7 @@ from aworld.runners.activations import Activations, Recovery
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
 from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
-from aworld.trajectory.store import TrajectoryStore
+from aworld.trajectory.store import TrajectoryStore, lease_lost
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ class Episode:
         """Something came into the inbox, or the lease was lost. What cannot wait for the end of a turn is done now."""
         lease = self._run.journal.lease
         if lease is not None and lease.lost is not None:
-            self._end_by("interrupted", lease.lost)
+            self._end_by("interrupted", str(lease_lost(lease.id, self._run.journal.store.url, lease.lost)))
         for note in lease.inbox if lease is not None else ():
             if isinstance(note, ev.Commanded) and note.action == "cancel":
                 self._end_by("cancelled", _cancelled(note))
@@ -303,9 +304,12 @@ class Episode:
                 self._unreachable = self._unreachable or surroundings.is_unreachable(error)
                 status = "limit_reached" if isinstance(error, AgentLimit) else None
                 self._activations.fail(activation, str(error), status)
-            except Exception as bug:
+            except BaseException as raised:
+                text = failure_of(raised)
+                if text is None:
+                    raise
                 logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
-                self._activations.fail(activation, f"{type(bug).__name__}: {bug}")
+                self._activations.fail(activation, text)
             if self._run.is_read and self.record.activations[0].finished is None:
                 await self._run.journal.commit()  # readers see a step before the next one begins
         finally:
@@ -343,7 +347,7 @@ class Episode:
         if run.is_read:
             run.journal.show(StepStarted(trajectory_id=run.record.id, agent=agent.name, step=step))
         turn = AgentTurn(run, activation, agent, offer, step, index)
-        started = time.time()
+        started = ev.now()
         message = await agent.decide(turn)
         if not turn.called:
             message = turn.decided(message, started)
@@ -392,6 +396,10 @@ class Episode:
         self._at_work = asyncio.current_task()
         try:
             await self._begin()
+            if run.record.finished is not None:
+                run.journal.release()
+                self.response = self.recorded_response()
+                return self.response
             await work()
             status, error = self._verdict()
         except LimitReached as reached:
@@ -400,17 +408,21 @@ class Episode:
             if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
                 raise
             status, error = "interrupted", str(broken)
-        except asyncio.CancelledError as request:
-            status, error = self._ended_by or ("cancelled", "The run was cancelled by its caller.")
-            cancelled = self._heeded(request)
         except AWorldError as trouble:
             if not self._begun:  # misuse by the caller: there is no run to speak of
                 run.journal.release()
                 raise
             status, error, lost = "failed", str(trouble), isinstance(trouble, EnvironmentFailed)
-        except Exception as bug:
-            logger.exception("trajectory=%s | the run failed", run.record.id)
-            status, error = "failed", f"{type(bug).__name__}: {bug}"
+        except BaseException as raised:
+            text = failure_of(raised)
+            if self._ended_by is not None or (text is None and isinstance(raised, asyncio.CancelledError)):
+                status, error = self._ended_by or ("cancelled", "The run was cancelled by its caller.")
+                cancelled = self._heeded()
+            elif text is None:
+                raise
+            else:
+                logger.exception("trajectory=%s | the run failed", run.record.id)
+                status, error = "failed", text
         finally:
             self._at_work = None
             if timer is not None:
@@ -421,6 +433,8 @@ class Episode:
         if run.environment is not None and not lost:
             try:
                 await surroundings.judge(run, status, error)
+            except EnvironmentFailed as failure:
+                status, error, lost = "failed", str(failure), True
             except asyncio.CancelledError as request:
                 cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
         return await self._close(status, error, lost, cancelled)
@@ -434,15 +448,12 @@ class Episode:
         left = max(limit - self._run.spent, 0.0)
         return asyncio.get_running_loop().call_later(left, self._end_by, "timeout", text)
 
-    def _heeded(self, request: asyncio.CancelledError) -> asyncio.CancelledError | None:
+    def _heeded(self) -> asyncio.CancelledError | None:
         """The cancellation, where it is the caller's own and so goes on; None where the run was ended by others."""
-        if self._ended_by is None:
-            return request
         driving = asyncio.current_task()
-        if driving is not None and driving.cancelling():
+        if self._ended_by is not None and driving is not None and driving.cancelling():
             driving.uncancel()
-            return request if driving.cancelling() else None
-        return None
+        return asyncio.CancelledError() if driving is not None and driving.cancelling() else None
 
     def _verdict(self) -> tuple[ev.Status | None, str | None]:
         """How the run stands after work has been done; None while turns are left."""
@@ -504,7 +515,9 @@ class Episode:
         for hook in reversed(self._entered):
             try:
                 await hook.after_task(HookContext(run.record, run.context), response)
-            except Exception:  # the run has ended: its outcome stands
+            except BaseException as raised:  # the run has ended: its outcome stands
+                if failure_of(raised) is None:
+                    raise
                 logger.exception("trajectory=%s | after_task of %s failed", run.record.id, type(hook).__name__)
 
     def _final(self) -> Observation:
@@ -526,6 +539,10 @@ class Episode:
         if environment is None and (run.record.events or run.is_fork):
             surroundings.check_environment(run.record if prefix is None else prefix.trajectory)
         await journal.claim(self._alarm)
+        if run.record.events:
+            await journal.catch_up()
+            if run.record.finished is not None:  # somebody else was faster
+                return
         if prefix is not None and not run.record.events:
             for event in prefix.trajectory.events[: prefix.seq]:
                 run.record.apply(event)
@@ -539,7 +556,8 @@ class Episode:
             journal.add(ev.Noted, source=RUNTIME, name="resumed")
         self._take_in_missed()
         for question, text in self._answers.items():
-            journal.add(ev.Answered, id=question, answer=text)
+            if question not in run.record.answers:
+                journal.add(ev.Answered, id=question, answer=text)
         if run.record.activations:
             run.go_on()
             Recovery(self._activations).recover()
@@ -591,10 +609,10 @@ class Episode:
         run.journal.add(
             ev.Started,
             trajectory_id=run.record.id,
-            task=run.task.info,
+            task=run.scope.task,
             agents={name: unit.settings() for name, unit in run.units.items()},
             definitions={name: unit.described().digest for name, unit in run.units.items()},
-            conf=run.conf.model_dump(mode="json", exclude_defaults=True),
+            conf=run.conf.model_dump(mode="json", exclude_defaults=True) if run.conf.model_fields_set else {},
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             after=prefix is not None and prefix.after,
             environment=run.environment.name if run.environment is not None else None,

@@ -11,7 +11,6 @@ origin: what a model said stays what a model said, wherever it is shown, and a l
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from numbers import Real
@@ -23,12 +22,13 @@ import msgspec
 
 from aworld.core import event as ev
 from aworld.core.agent.base import plain
-from aworld.core.event import Answered, Commanded, Event, Note, Rewarded
+from aworld.core.event import Answered, Commanded, Event, Note, Rewarded, now
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, Origin, Tokens, ToolCall
 from aworld.core.model import Model, ModelRequest
 from aworld.core.output import AnyOutput
 from aworld.core.run_environment import Reward
+from aworld.core.tool.base import Clock
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import CallFailed, Outcome, Tries
 from aworld.trajectory.store import Lease, TrajectoryStore
@@ -39,7 +39,10 @@ E = TypeVar("E")
 class Journal:
     """Writes one trajectory, as long as its run holds the lease."""
 
-    __slots__ = ("__weakref__", "_kept", "_outbox", "_sent", "held", "lease", "lock", "record", "store", "topics")
+    __slots__ = (
+        "__weakref__", "_kept", "_least", "_outbox", "_sent", "clocks", "held", "lease", "lock", "record", "store",
+        "topics",
+    )  # fmt: skip
 
     def __init__(self, record: Trajectory, store: TrajectoryStore) -> None:
         self.record = record
@@ -51,8 +54,12 @@ class Journal:
         """The lease after its release: a store that keeps nothing knows the run as long as this is held."""
         self.held = False
         """Whether nothing is handed on until the end is written, because a resume would not come to the same end."""
+        self.clocks: dict[tuple[int, str], Clock] = {}
+        """Those of tool calls at work, by activation and id: one that is interrupted may not have begun."""
         self.lock = RLock()
         """Held while the log is written: tools in threads set state."""
+        self._least = record.events[-1].at if record.events else 0.0
+        """When the log was left: by the clock of another machine that may be later than it is here."""
         self._outbox: list[Event] = []
         self._sent: set[tuple[type, float]] = set()
         """Notes that this journal gave: the record has them already when the store tells of them."""
@@ -60,7 +67,8 @@ class Journal:
     def add(self, kind: Callable[..., E], **fields: Any) -> E:
         """Append an event of this kind. Its number and time are set here."""
         with self.lock:
-            event: Any = kind(seq=len(self.record.events), at=time.time(), **fields)
+            at = now()
+            event: Any = kind(seq=len(self.record.events), at=at if at > self._least else self._least, **fields)
             self.record.apply(event)
             self._outbox.append(event)
         return event
@@ -85,6 +93,11 @@ class Journal:
             seen = self.record.notes[-1].seq if self.record.notes else -1
             self.lease = await self.store.claim(self.record.id, new=not self.record.events, notes_after=seen)
             self.lease.alarm = alarm
+
+    async def catch_up(self) -> None:
+        """Take in what others wrote after the record was read and before the run was claimed."""
+        for event in await self.store.read(self.record.id, after=self.record.events[-1].seq):
+            self.record.apply(event)
 
     def stay(self) -> None:
         """The run has ended: nobody is held off, and what is said about it is heard as long as its record is held."""
@@ -134,7 +147,7 @@ def give_reward(journal: Journal, value: float, **fields: Any) -> Awaitable[None
     cannot hold.
     """
     reward = checked_reward(journal.record, Reward(value=value, **fields))
-    return journal.note(Rewarded(seq=-1, at=time.time(), **reward))
+    return journal.note(Rewarded(seq=-1, at=now(), **reward))
 
 
 def write_reward(journal: Journal, reward: Reward) -> None:
@@ -152,12 +165,18 @@ def checked_reward(record: Trajectory, reward: Reward) -> dict[str, Any]:
         if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"A reward's {label} must be a finite number; got {number!r}.")
         fields[label] = float(number)
-    if reward.step is not None and reward.step not in record.calls:
-        raise ValueError(f"Trajectory {record.id} has no step {reward.step}; it has {len(record.calls)}, from 0.")
+    try:
+        step = msgspec.convert(fields | {"detail": None}, Reward).step
+    except msgspec.ValidationError as error:  # written, it could not be read again
+        raise ValueError(f"A reward has a field of a wrong type: {error}.") from error
+    if step is not None and step not in record.calls:
+        raise ValueError(f"Trajectory {record.id} has no step {step}; it has {len(record.calls)}, from 0.")
+    fields["step"] = step
     try:
         fields["detail"] = plain(reward.detail)
+        msgspec.json.encode(fields)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"A reward's detail must be JSON-able: {error}") from error
+        raise ValueError(f"A reward's fields must be JSON-able: {error}") from error
     return fields
 
 
@@ -314,12 +333,12 @@ class Recorder:
         if isinstance(outcome, Message):
             message = valid(outcome)
             reply = self.add(at, message, at.leaf, "agent")
-            fields = {"reply": reply, "started": started, "ended": time.time()}
+            fields = {"reply": reply, "started": started, "ended": now()}
         elif isinstance(outcome, Outcome):
             message, fields = self._answered(at, outcome, used)
         else:  # no try brought an answer
-            now = time.time()
-            tries = outcome.outcome if isinstance(outcome, CallFailed) else Tries((), 0.0, now, now)
+            failed_at = now()
+            tries = outcome.outcome if isinstance(outcome, CallFailed) else Tries((), 0.0, failed_at, failed_at)
             fields = {"error": str(outcome)} | {name: getattr(tries, name) for name in Tries.__struct_fields__}
         if model is not None and request is not None:
             fields.setdefault("model", model.name)

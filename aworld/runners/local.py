@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
+import logging
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from aworld.config.conf import EngineName, RunConfig
-from aworld.core.checks import unique
+from aworld.core.checks import typed, unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
@@ -25,23 +28,34 @@ from aworld.runners.driver import refuse_interactive, run_to_end
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Stores opened by URL, so that one process has one writer for each; they close when nothing uses them."""
 
+_no_config = cache(RunConfig)  # made when first needed: importing this builds no schema
+
 _memory = WeakStore()
 """Where logs are found when no store is named: they live as long as somebody holds their response."""
 
 
-def run_config(value: RunConfig | dict[str, Any] | None) -> RunConfig:
+@typed()
+def run_config(run_conf: RunConfig | dict[str, Any] | None) -> RunConfig:
     """A run configuration from what a caller gave. Raises ConfigError for an engine that is not here."""
-    conf = RunConfig(**value) if isinstance(value, dict) else (value or RunConfig())
+    conf = RunConfig(**run_conf) if isinstance(run_conf, dict) else (run_conf or _no_config())
     if conf.engine_name is EngineName.RAY:
         raise ConfigError(
             f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",
             setting="engine_name",
+        )
+    if conf.worker_num > 1 and conf.engine_name is EngineName.LOCAL:
+        raise ConfigError(
+            f"worker_num={conf.worker_num} needs engine_name='processes'; on this event loop there are no workers, and "
+            "max_concurrency says how many tasks run at once.",
+            setting="worker_num",
         )
     return conf
 
@@ -141,7 +155,7 @@ def executor_of(conf: RunConfig, store: TrajectoryStore) -> Executor:
 
 
 async def run_many(
-    tasks: Sequence[Task], conf: RunConfig, done: Callable[[TaskResponse], None] | None = None
+    tasks: Sequence[Task], conf: RunConfig, done: Callable[[TaskResponse], Any] | None = None
 ) -> dict[str, TaskResponse]:
     """Run tasks, at most `conf.max_concurrency` at once; responses by task id, in the order of the tasks."""
     ids = unique("Two tasks have the id", (task.id for task in tasks), TaskError)
@@ -161,14 +175,24 @@ async def run_many(
             async for response in finished:
                 responses[response.id] = response
                 if done is not None:
-                    done(response)
+                    await _tell(done, response)
         if conf.sequence_dependent and not all(response.success for response in responses.values()):
             break
     return {id: responses[id] for id in ids if id in responses}
 
 
+async def _tell(listener: Callable[[Any], Any], news: Any) -> None:
+    """Call a function of the caller's that wants to know. What it raises is logged: it ends no run, and no batch."""
+    try:
+        pending = listener(news)
+        if inspect.isawaitable(pending):
+            await pending
+    except Exception:
+        logger.exception("listener=%r | it raised; the runs go on", listener)
+
+
 def watched(
-    work: Callable[[Task], Any], total: int, on_progress: Callable[[RunProgress], None] | None
+    work: Callable[[Task], Any], total: int, on_progress: Callable[[RunProgress], Any] | None
 ) -> Callable[[Task], Any]:
     """The work, with progress told before and after each piece."""
     if on_progress is None:
@@ -177,13 +201,13 @@ def watched(
 
     async def told(task: Task) -> TaskResponse:
         progress.running += 1
-        on_progress(progress)
+        await _tell(on_progress, progress)
         try:
             response = await work(task)
         finally:
             progress.running -= 1
         progress.done += 1
-        on_progress(progress)
+        await _tell(on_progress, progress)
         return response
 
     return told

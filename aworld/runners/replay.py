@@ -73,7 +73,7 @@ async def replay(record: Trajectory, agent: Unit | None = None, hooks: Sequence[
     if agent is None:
         difference = check_log(record)
         return ReplayReport(difference is None, difference, record.next_step, record)
-    world, store = RecordedWorld(record), MemoryStore()
+    world, store = RecordedWorld(record, hooks), MemoryStore()
     driver = Episode(_task_again(record, root.input, agent, hooks, store), store, world=world)
     over = False
     while not over:
@@ -346,8 +346,9 @@ class RecordedWorld(World):
 
     live = False
 
-    def __init__(self, record: Trajectory) -> None:
+    def __init__(self, record: Trajectory, hooks: Sequence[Hooks] = ()) -> None:
         self.record = record
+        self._hooked = bool(hooks)
         self.ended = False
         """Whether more was asked than was recorded."""
         self._paths = Paths(record)
@@ -421,7 +422,11 @@ class RecordedWorld(World):
         if returned is None:
             self.ended = True
             raise EndOfRecord(f"No result of call {context.call_id} in step {context.step} was recorded.")
-        return result_of(self.record, returned)
+        result = result_of(self.record, returned)
+        if self._hooked and returned.original is not None:  # hooks are given what they were given then
+            content, error = returned.original
+            result = msgspec.structs.replace(result, content=content, error=error)
+        return result
 
 
 class RecordedEnvironment:

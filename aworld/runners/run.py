@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,10 +20,9 @@ from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
-from aworld.core.bounded import bounded, described
+from aworld.core.bounded import bounded, described, failure_of
 from aworld.core.common import ActionResult
-from aworld.core.context.base import Context
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import Context, RunScope
 from aworld.core.exceptions import (
     AWorldError,
     ConfigError,
@@ -32,14 +32,14 @@ from aworld.core.exceptions import (
     TaskError,
     ToolError,
 )
-from aworld.core.message import ToolCall, content_text
+from aworld.core.message import ToolCall, Usage, content_text
 from aworld.core.model import Delta, Model, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Question, Tool, ToolContext, calling
 from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
-from aworld.core.trajectory import Activation, Trajectory
+from aworld.core.trajectory import Activation, Spending, Trajectory
 from aworld.models.call import Outcome, call_model
 from aworld.runners.journal import Journal, Recorder, give_reward
 from aworld.trajectory.store import TrajectoryStore
@@ -77,6 +77,10 @@ class Run:
         """Whether the run begins within the events of another."""
         self.spent = 0.0
         """Seconds that it has taken in this process."""
+        self.reserved: dict[tuple[int, str], list[Usage]] = {}
+        """What open tool calls have models do, by activation and call: asked for, or used and not on record yet."""
+        self.samples = 0
+        """How often tools have asked models in this process; each counts as a step where a tool asks."""
 
     @property
     def is_read(self) -> bool:
@@ -139,12 +143,23 @@ class Run:
         try:
             async with asyncio.timeout(limit):
                 await method()
-        except Exception:  # the run's outcome stands
+        except BaseException as raised:  # the run's outcome stands
+            if failure_of(raised) is None:
+                raise
             logger.exception("trajectory=%s | %s of %r failed", self.record.id, what, copy)
+
+    def spending(self) -> Spending:
+        """What was spent, and what open tool calls have set aside to spend."""
+        spending = self.record.spending
+        if self.reserved:
+            spending = replace(spending)
+            for usage in chain.from_iterable(self.reserved.values()):
+                spending.add(usage, "a model that a tool asks", self.record.next_step - 1)
+        return spending
 
     def check_limits(self, steps: int) -> None:
         """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
-        conf, spending = self.conf, self.record.spending
+        conf, spending = self.conf, self.spending()
         if conf.max_steps is not None and steps >= conf.max_steps:
             remedy = "fork the run with a higher one to go on"
             raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
@@ -314,9 +329,12 @@ class World:
             return await call_model(model, request, on_delta=on_delta, on_retry=on_retry)
         except AWorldError:
             raise
-        except Exception as raised:
+        except BaseException as raised:
+            text = failure_of(raised)
+            if text is None:
+                raise
             logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
-            raise ModelError(f"Model {model.name!r} raised {described(raised)}") from raised
+            raise ModelError(f"Model {model.name!r} raised {text}") from raised
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """Call a tool. Every failure is a result that tells the model what was wrong. Raises only
@@ -325,11 +343,11 @@ class World:
         if tool is None:
             text = f"There is no tool named {call.name!r}. Tools: {', '.join(offer.by_name) or 'none'}."
             return ActionResult(call.id, call.name, text, f"unknown tool {call.name!r}")
-        limit = tool.timeout or conf.tool_timeout
-        started = time.perf_counter()
+        limit, clock = tool.timeout or conf.tool_timeout, context.clock
         error: str | None = None
         try:
-            content = to_content(await bounded(_invoked(tool, call.arguments, context), limit), conf.max_tool_result)
+            value = await bounded(_invoked(tool, call.arguments, context), limit, clock)
+            content = to_content(value, conf.max_tool_result)
         except (Question, EnvironmentFailed):
             raise
         except TimeoutError as late:
@@ -346,16 +364,26 @@ class World:
         if error is not None:  # as text that can be stored, and no longer than a result may be
             error = content_text(to_content(error, conf.max_tool_result))
             content = to_content(content, conf.max_tool_result)
-        return ActionResult(call.id, call.name, content, error, time.perf_counter() - started)
+        return ActionResult(call.id, call.name, content, error, clock.seconds)
 
 
 async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
     """The tool's value. A task that ends with SystemExit would take the event loop with it."""
     calling.set(context)  # in the task of this call alone
+    context.clock.begin()
     try:
         return await tool.invoke(arguments, context)
     except SystemExit as raised:
         raise ToolError(f"Tool {tool.name!r} tried to end the program (exit code {raised.code}).") from raised
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as raised:
+        text = failure_of(raised)
+        if text is None:
+            raise
+        raise RuntimeError(text) from raised
+    finally:
+        context.clock.end()
 
 
 _LIVE = World()

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any, TypeVar
 
-from aworld.core.bounded import described
+from aworld.core.bounded import failure_of
 from aworld.core.event import Status
 from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError, TaskError
 from aworld.core.message import Content, Message
@@ -57,8 +57,11 @@ async def _asked(question: Awaitable[T], failure: str) -> T:
         return await question
     except EnvironmentFailed:
         raise
-    except Exception as raised:
-        raise EnvironmentFailed(f"The environment {failure}: {described(raised)}") from raised
+    except BaseException as raised:
+        text = failure_of(raised)
+        if text is None:
+            raise
+        raise EnvironmentFailed(f"The environment {failure}: {text}") from raised
 
 
 async def judge(run: Run, status: Status | None, error: str | None) -> None:
@@ -71,7 +74,9 @@ async def judge(run: Run, status: Status | None, error: str | None) -> None:
 
 async def score(run: Run, status: Status, answer: Any, error: str | None) -> list[Reward]:
     """Let the environment judge, and write its rewards; they are returned."""
-    rewards = [] if run.environment is None else list(await run.environment.score(status, answer, error))
+    if run.environment is None:
+        return []
+    rewards = list(await _asked(run.environment.score(status, answer, error), "failed to judge"))
     for reward in rewards:
         try:
             write_reward(run.journal, reward)
@@ -87,5 +92,7 @@ async def close(run: Run) -> None:
     try:
         async with asyncio.timeout(LET_GO):
             await run.environment.close()
-    except Exception:  # the run has ended: its outcome stands
+    except BaseException as raised:  # the run has ended: its outcome stands
+        if failure_of(raised) is None:
+            raise
         logger.exception("trajectory=%s | the environment did not close", run.record.id)

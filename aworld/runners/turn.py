@@ -18,12 +18,12 @@ from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
-from aworld.core.exceptions import DeniedError, ModelError, TaskError
+from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskError
 from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
 from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
-from aworld.core.tool.base import Question, ToolContext
+from aworld.core.tool.base import Clock, Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
@@ -251,16 +251,21 @@ async def run_tools(run: Run, activation: Activation, offer: Offer, ours: Contai
         calls = [call for call in calls if not run.unanswered(call)]
     if not calls:
         return
-    if len(calls) == 1:
-        await _run_call(run, activation, offer, calls[0])
-        return
-    tasks = [asyncio.create_task(_run_call(run, activation, offer, call)) for call in calls]
+    clocks = [Clock() for _ in calls]
+    run.journal.clocks.update(((activation.id, call.call_id), clock) for call, clock in zip(calls, clocks))
+    tasks: list[asyncio.Task[None]] = []
     try:
-        await asyncio.gather(*tasks)
+        if len(calls) == 1:
+            await _run_call(run, activation, offer, calls[0])
+        else:
+            tasks += [asyncio.create_task(_run_call(run, activation, offer, call)) for call in calls]
+            await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for clock in clocks:  # whatever had not begun by now never will
+            clock.end()
         raise
 
 
@@ -271,24 +276,27 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         called = run.journal.add(ev.ToolCalled, **fields)
         await run.journal.commit()
     call = ToolCall(called.call_id, called.name, called.arguments)
-    used: str | None = None
+    rewritten: dict[str, Any] = {}
     try:
         if run.task.hooks:
-            result, used = await _with_hooks(run, activation, offer, called, call)
+            result, rewritten = await _with_hooks(run, activation, offer, called, call)
         else:
             result = await _act(run, activation, offer, called, call)
     except Question as question:
         _ask(run, called, question.text)
         await run.journal.commit()  # who can answer sees it, also while other tools are at work
         return
-    close_call(run.journal, activation, called, result, used)
+    close_call(run.journal, activation, called, result, **rewritten)
+    run.journal.clocks.pop((activation.id, called.call_id), None)
+    run.reserved.pop((activation.id, called.call_id), None)  # it is on record now
     run.journal.commit(wait=False)
 
 
 async def _with_hooks(
     run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall
-) -> tuple[ActionResult, str | None]:
-    """The result, and the arguments that were used where a hook rewrote them."""
+) -> tuple[ActionResult, dict[str, Any]]:
+    """The result; and the arguments that were used, and what the tool itself answered, where a hook rewrote them."""
+    original: ActionResult | None = None
     at = HookContext(run.record, run.context, activation.agent, called.step)
 
     def failed(error: BaseException) -> ActionResult:
@@ -301,7 +309,9 @@ async def _with_hooks(
             return ActionResult(called.call_id, called.name, f"Denied: {denied}", str(denied))
 
     async def act(asked: ToolCall) -> ActionResult:
-        return await _act(run, activation, offer, called, asked)
+        nonlocal original
+        original = await _act(run, activation, offer, called, asked)
+        return original
 
     async def after(
         hook: Hooks, asked: ToolCall, result: ActionResult | None, error: BaseException | None
@@ -312,11 +322,56 @@ async def _with_hooks(
     if error is not None:
         raise error
     assert result is not None  # there is a result or an error
-    used = None if asked.arguments == called.arguments else asked.arguments
-    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), used
+    rewritten: dict[str, Any] = {}
+    if asked.arguments != called.arguments:
+        rewritten["arguments"] = asked.arguments
+    if original is not None and (original.content, original.error) != (result.content, result.error):
+        rewritten["original"] = (original.content, original.error)
+    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), rewritten
+
+
+class CallAccount:
+    """Lets one tool call ask models. Satisfies `aworld.core.tool.base.Account`."""
+
+    def __init__(self, run: Run, called: ev.ToolCalled, spent: list[Usage]) -> None:
+        self._run = run
+        self._called = called
+        self._spent = spent
+
+    def reserve(self, wanted: Usage) -> Usage:
+        """Set aside what is wanted, and no more output than `max_tokens` of the task leaves."""
+        run, conf = self._run, self._run.conf
+        run.check_limits(run.record.next_step + run.samples)
+        spending = run.spending()
+        inputs, outputs = wanted.input_tokens or 0, wanted.output_tokens or 0
+        if conf.max_tokens is not None:
+            outputs = min(outputs, conf.max_tokens - spending.tokens - inputs)
+            if outputs < 1:
+                text = f"max_tokens={conf.max_tokens} leaves no room: {spending.tokens} tokens used or set aside."
+                raise LimitReached("max_tokens", text)
+        # At the price that the tokens of the run had until now.
+        cost = spending.cost / spending.tokens * (inputs + outputs) if spending.tokens else 0.0
+        if conf.max_cost is not None and spending.cost + cost > conf.max_cost:
+            text = f"max_cost={conf.max_cost} leaves no room: {spending.cost:.6f} US dollars spent or set aside."
+            raise LimitReached("max_cost", text)
+        run.samples += 1
+        granted = Usage(inputs, outputs, inputs + outputs, cost=cost)
+        self._spent.append(granted)
+        run.reserved[self._called.activation, self._called.call_id] = self._spent
+        return granted
+
+    def settle(self, granted: Usage, used: Usage | None, source: str, data: dict[str, Any]) -> None:
+        """Count what was used, and put it on record."""
+        place = next(number for number, usage in enumerate(self._spent) if usage is granted)
+        self._spent[place : place + 1] = [] if used is None else [used]
+        called = self._called
+        self._run.journal.add(
+            ev.Noted, source=source, name="sampling", data=data, step=called.step, activation=called.activation
+        )
 
 
 async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall) -> ActionResult:
+    spent: list[Usage] = []
     context = ToolContext(
         run.record.id,
         activation.agent,
@@ -325,6 +380,9 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         run.state.context_of(activation),
         run.answers_to(called),
         partial(_show_note, run, activation, called) if run.is_read else None,
+        clock=run.journal.clocks[activation.id, called.call_id],
+        spent=spent,
+        account=CallAccount(run, called, spent),
     )
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:
@@ -341,13 +399,13 @@ def _show_note(run: Run, activation: Activation, called: ev.ToolCalled, kind: st
 
 
 def close_call(
-    journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, used: str | None = None
+    journal: Journal, activation: Activation, called: ev.ToolCalled, result: ActionResult, **rewritten: Any
 ) -> None:
-    """Write the answer to a call, in the place that was kept for it."""
+    """Write the answer to a call, in the place that was kept for it; `rewritten` is what hooks did to it."""
     calls = activation.calls
     place = 0 if len(calls) == 1 else next(i for i, call in enumerate(calls) if call.call_id == called.call_id)
     parent = calls[place - 1].result if place else activation.leaf
-    _return(journal, activation, called, called.result, parent, result, used)
+    _return(journal, activation, called, called.result, parent, result, **rewritten)
 
 
 def answer_call(
@@ -359,7 +417,10 @@ def answer_call(
 
 def interrupt_call(journal: Journal, activation: Activation, called: ev.ToolCalled, why: str) -> None:
     """Close a call whose outcome nobody will know."""
-    text = f"The call was interrupted ({why}). It may or may not have taken effect."
+    clock = journal.clocks.pop((activation.id, called.call_id), None)
+    never = clock is not None and clock.began is None and clock.ended is not None
+    effect = "It had not begun, and did not run." if never else "It may or may not have taken effect."
+    text = f"The call was interrupted ({why}). {effect}"
     answer_call(journal, activation, called, text, INTERRUPTED)
 
 
@@ -396,8 +457,8 @@ def _return(
     id: int,
     parent: int | None,
     result: ActionResult,
-    used: str | None = None,
     origin: Any = "tool",
+    **rewritten: Any,
 ) -> None:
     message = Message(
         "tool", result.content, tool_call_id=result.tool_call_id, name=result.name, is_error=result.error is not None
@@ -418,10 +479,10 @@ def _return(
         call_id=called.call_id,
         name=called.name,
         result=id,
-        arguments=used,
         error=result.error,
         duration=result.duration,
         usage=result.usage,
+        **rewritten,
     )
 
 

@@ -27,11 +27,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aworld.agents.files import dump
-from aworld.agents.files import load as load_definition
+from aworld.agents.definitions import secrets_of, travels, unit_of
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
+from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
 from aworld.core.message import Content, Message
@@ -283,7 +283,7 @@ def task_of(begin: Begin) -> Task:
 
 
 DEFINED = "definition:"
-"""How a reference begins that is the text of a definition."""
+"""How a reference begins that is a definition, and the keys that it leaves out: over a pipe, and never in a log."""
 
 
 _paths_found: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -296,15 +296,20 @@ def _unit_path(unit: Unit) -> str:
         return path_of(unit, f"agent {unit.name!r}")
     except TaskError as nowhere:
         try:
-            path = _paths_found[unit] = DEFINED + dump(unit)
+            definition = travels(unit)
         except ConfigError as unnamed:
             raise TaskError(f"{nowhere} It cannot be written as a definition either: {unnamed}") from unnamed
+        described = [isinstance(definition, TeamDefinition), definition.model_dump(mode="json"), secrets_of(unit)]
+        path = _paths_found[unit] = DEFINED + msgspec.json.encode(described).decode()
         return path
 
 
 @lru_cache(maxsize=64)
 def _unit_at(path: str) -> Any:
-    return load_definition(path.removeprefix(DEFINED)) if path.startswith(DEFINED) else object_at(path)
+    if not path.startswith(DEFINED):
+        return object_at(path)
+    team, fields, secrets = msgspec.json.decode(path.removeprefix(DEFINED))
+    return unit_of((TeamDefinition if team else AgentDefinition).model_validate(fields), secrets=secrets)
 
 
 def _paths(objects: Sequence[Any], what: str) -> tuple[str, ...]:

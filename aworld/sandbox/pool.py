@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aworld.config.errors import ConfigError
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.sandbox import Sandbox, SandboxError
 from aworld.sandbox.reaper import reap
 

@@ -26,13 +26,13 @@ import logging
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from fastapi import APIRouter, Request, Response, WebSocket
+from msgspec import Meta, Struct
 from starlette.websockets import WebSocketDisconnect
 
 from aworld import __version__
@@ -90,6 +90,44 @@ def _invalid(message: str) -> RequestRefused:
     return RequestRefused("VALIDATION_ERROR", message)
 
 
+class _Split(Struct):
+    """A split, and the seed of the order in which its problems stand."""
+
+    split: Split = "train"
+    order: int | None = None
+
+
+class _Page(_Split):
+    """Problems of a split that a client asks for: so many, after the first of them."""
+
+    first: Annotated[int, Meta(ge=0)] = 0
+    n: Annotated[int, Meta(ge=0, le=_MOST_PROBLEMS)] = _MOST_PROBLEMS
+
+
+class _Reference(_Split, kw_only=True):
+    """A problem by its place in a split. With its id it is another one where the server has another environment."""
+
+    index: Annotated[int, Meta(ge=0)]
+    id: str | None = None
+
+
+class _Reset(_Split):
+    """What an episode shall begin with: a problem, or one that the seed chooses."""
+
+    index: Annotated[int, Meta(ge=0)] | None = None
+    problem: _Reference | None = None
+    seed: int | None = None
+    limits: str | None = None
+    """`client` where the client keeps the limits."""
+
+
+class ClientMessage(Struct):
+    """A message of the protocol."""
+
+    type: str | None = None
+    data: dict[str, Any] | None = None
+
+
 class EnvironmentServer(Serving):
     """Serves an environment.
 
@@ -115,7 +153,8 @@ class EnvironmentServer(Serving):
         super().__init__(router, host=host, port=port, **options)
         self.environment = environment
         self.max_episodes = positive("max_episodes", max_episodes, whole=True)
-        self.per_client = positive("per_client", per_client or math.ceil(0.75 * max_episodes), whole=True)
+        most = math.ceil(0.75 * max_episodes) if per_client is None else per_client
+        self.per_client = positive("per_client", most, whole=True)
         self.idle = positive("idle", idle)
         self.store = store
         self.book = ProblemIndex(environment)
@@ -135,7 +174,7 @@ class EnvironmentServer(Serving):
         return json_response({**described(self.environment), "max_episodes": self.max_episodes, "idle": self.idle})
 
     async def _problems(self, request: Request) -> Response:
-        return json_response({"problems": await self.book.page(await read_json(request, dict[str, Any]))})
+        return json_response({"problems": await self.book.page(await read_json(request, _Page))})
 
     def _enter(self, client: Request | WebSocket) -> EnvironmentConnection:
         address = client.client.host if client.client is not None else ""
@@ -220,7 +259,7 @@ class EnvironmentServer(Serving):
                 return {"tools": [{**tool, "inputSchema": tool["input_schema"]} for tool in tools]}
             case "tools/call":
                 action = {"type": "call_tool", "tool_name": params.get("name"), "arguments": params.get("arguments")}
-                reply = await self._place(params.get("session_id")).answer({"type": "step", "data": action})
+                reply = await self._place(params.get("session_id")).answer(ClientMessage("step", action))
                 seen = cast("dict[str, Any]", reply)["data"]["observation"]
                 if seen.get("error"):
                     raise RequestRefused("EXECUTION_ERROR", str(seen["error"]["message"]))
@@ -239,9 +278,11 @@ async def _hang_up(socket: WebSocket, why: RequestRefused | None = None) -> None
 async def _answered(place: EnvironmentConnection, text: str) -> dict[str, Any] | None:
     """The answer to a message; None when it says good-bye."""
     try:
-        return await place.answer(msgspec.json.decode(text, type=dict[str, Any]))
+        return await place.answer(msgspec.json.decode(text, type=ClientMessage))
     except RequestRefused as refused:
         return refused.reply
+    except msgspec.ValidationError as error:
+        return _invalid(f"The message does not fit: {error}").reply
     except (msgspec.DecodeError, RecursionError) as error:
         return RequestRefused("INVALID_JSON", f"Invalid JSON: {error}").reply
     except Exception as bug:  # one episode must not take the others with it
@@ -293,47 +334,36 @@ class ProblemIndex:
         self.environment = environment
         self._streams: OrderedDict[tuple[Split, int | None], _Made] = OrderedDict()
 
-    async def page(self, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """At most `n` problems from `first` on, without what they hide: fewer where a split ends.
-
-        Raises RequestRefused.
-        """
-        split, order = _stream(wanted)
-        first, n = wanted.get("first", 0), wanted.get("n", _MOST_PROBLEMS)
-        if not isinstance(first, int) or first < 0:
-            raise _invalid(f"first={first!r:.50}: a number of problems to leave out.")
-        if not isinstance(n, int) or not 0 <= n <= _MOST_PROBLEMS:
-            raise _invalid(f"n={n!r:.50}: at most {_MOST_PROBLEMS} problems at a time; ask for the next ones by first.")
-        problems = (await self._until(split, order, first + n))[first : first + n]
+    async def page(self, wanted: _Page) -> list[dict[str, Any]]:
+        """Problems without what they hide: fewer than were asked for where a split ends. Raises RequestRefused."""
+        end = wanted.first + wanted.n
+        problems = (await self._until(wanted, end))[wanted.first : end]
         return [
-            {"id": problem.id, "input": problem.input, "split": split, "order": order, "index": first + number}
-            for number, problem in enumerate(problems)
+            {"id": problem.id, "input": problem.input, "split": wanted.split, "order": wanted.order, "index": index}
+            for index, problem in enumerate(problems, wanted.first)
         ]
 
-    async def find(self, reference: Mapping[str, Any]) -> Problem:
+    async def find(self, wanted: _Reference) -> Problem:
         """The problem of a reference. Raises RequestRefused."""
-        split, order = _stream(reference)
-        index = reference.get("index")
-        if not isinstance(index, int) or index < 0:
-            raise _unknown(f"index={index!r:.50}: the number of a problem, from 0.")
-        problems = await self._until(split, order, index + 1)
-        if index >= len(problems):
-            raise _unknown(f"{split} has {len(problems)} problems; number {index} was asked for.")
-        problem = problems[index]
-        if reference.get("id", problem.id) != problem.id:
+        problems = await self._until(wanted, wanted.index + 1)
+        if wanted.index >= len(problems):
+            raise _unknown(f"{wanted.split} has {len(problems)} problems; number {wanted.index} was asked for.")
+        problem = problems[wanted.index]
+        if wanted.id not in (None, problem.id):
             raise _unknown(
-                f"There is no problem {reference['id']!r} here (number {index} of {split} is {problem.id!r}): the "
-                "server was started with another environment."
+                f"There is no problem {wanted.id!r} here (number {wanted.index} of {wanted.split} is {problem.id!r}): "
+                "the server was started with another environment."
             )
         return problem
 
-    async def _until(self, split: Split, order: int | None, end: int) -> list[Problem]:
-        made = self._streams.setdefault((split, order), _Made(self.environment, split, order))
-        self._streams.move_to_end((split, order))
+    async def _until(self, of: _Split, end: int) -> list[Problem]:
+        key = of.split, of.order
+        made = self._streams.setdefault(key, _Made(self.environment, *key))
+        self._streams.move_to_end(key)
         try:
             return await made.until(end)
         except ConfigError as wrong:  # its maker gave up: another request begins anew
-            self._streams.pop((split, order), None)
+            self._streams.pop(key, None)
             raise _unknown(str(wrong)) from wrong
         finally:
             kept = sum(len(stream.problems) for stream in self._streams.values())
@@ -362,16 +392,16 @@ class EnvironmentConnection:
         """Whether it is answering."""
         return self._lock.locked()
 
-    async def answer(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def answer(self, message: ClientMessage) -> dict[str, Any] | None:
         """The answer to a message, None to `close`. Raises RequestRefused."""
         async with self._lock:
             if self._closed:  # who still has its WebSocket: nobody would ever end an episode that begins now
                 raise RequestRefused("SESSION_ERROR", f"Connection {self.id!r} has been closed.", 404)
             try:
-                return await self._answer(message.get("type"), _mapping(message.get("data"), "data"))
+                return await self._answer(message.type, message.data or {})
             except EnvironmentFailed as failed:
                 raise RequestRefused("ENVIRONMENT_FAILED", str(failed), 500) from failed
-            except TaskError as wrong:
+            except (TaskError, msgspec.ValidationError) as wrong:
                 raise _invalid(str(wrong)) from wrong
             finally:
                 self.used = asyncio.get_running_loop().time()
@@ -386,7 +416,7 @@ class EnvironmentConnection:
     async def _answer(self, kind: object, data: dict[str, Any]) -> dict[str, Any] | None:
         match kind:
             case "reset":
-                return await self._reset(data)
+                return await self._reset(msgspec.convert(data, _Reset))
             case "step":
                 return await self._step(data)
             case "state":
@@ -398,17 +428,16 @@ class EnvironmentConnection:
             case _:
                 raise RequestRefused("UNKNOWN_TYPE", f"Unknown message type: {kind}")
 
-    async def _reset(self, data: dict[str, Any]) -> dict[str, Any]:
-        reference = _mapping(data.get("problem"), "problem") or (data if "index" in data else None)
+    async def _reset(self, wanted: _Reset) -> dict[str, Any]:
+        reference = wanted.problem
+        if reference is None and wanted.index is not None:
+            reference = _Reference(wanted.split, wanted.order, index=wanted.index)
         problem = None if reference is None else await self.problems.find(reference)
-        seed = data.get("seed")
-        if seed is not None and not isinstance(seed, int):
-            raise _invalid(f"seed={seed!r} is no whole number.")
         if self._env is not None:
             await self._env.close()
-        environment = self._environment if data.get("limits") != "client" else _without_limits(self._environment)
-        self._env = EpisodeEnv(environment, _split(data), store=self._store)
-        observation, info = await self._env.reset(seed=seed, problem=problem)
+        environment = self._environment if wanted.limits != "client" else _without_limits(self._environment)
+        self._env = EpisodeEnv(environment, wanted.split, store=self._store)
+        observation, info = await self._env.reset(seed=wanted.seed, problem=problem)
         self.tools = [_tool(tool) for tool in self._env.tools]
         id, prompt = info["problem_id"], environment.system_prompt
         seen = {"content": observation.content, "problem_id": id, "system_prompt": prompt}
@@ -484,26 +513,6 @@ def static_tools(environment: Environment) -> list[dict[str, Any]]:
     if isinstance(kind, type) and issubclass(kind, Session) and kind.tools is Session.tools:
         methods = [inspect.getattr_static(kind, name) for name in tool_names(kind)]
     return [_tool(tool.schema) for tool in [*general, *methods]]
-
-
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise _invalid(f"{name} is an object; got {value!r:.200}.")
-    return cast("dict[str, Any]", value or {})
-
-
-def _stream(wanted: Mapping[str, Any]) -> tuple[Split, int | None]:
-    order = wanted.get("order")
-    if order is not None and not isinstance(order, int):
-        raise _invalid(f"order={order!r:.50}: the seed of a stream of problems, a whole number.")
-    return _split(wanted), order
-
-
-def _split(wanted: Mapping[str, Any]) -> Split:
-    split = wanted.get("split", "train")
-    if split not in SPLITS:
-        raise _invalid(f"split={split!r:.50}: there are 'train' and 'test'.")
-    return split
 
 
 def _without_limits(environment: Environment) -> Environment:

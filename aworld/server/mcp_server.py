@@ -18,9 +18,10 @@ from pydantic import Field
 
 from aworld import __version__
 from aworld.config.conf import RunConfig, TaskConfig
-from aworld.config.errors import AWorldError, ConfigError
+from aworld.config.errors import AWorldError
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit, UnitTool, readable
+from aworld.core.checks import unique
 from aworld.core.output import AnyOutput, HandoffOutput, RunFinished, StepStarted, ToolCallOutput
 from aworld.core.task import Task, TaskResponse
 from aworld.runner import Runners
@@ -44,13 +45,11 @@ def server_of(
         ConfigError: Two have the same name, or a setting is missing.
     """
     server = MCPServer("aworld", version=__version__, log_level="WARNING")
-    names: set[str] = set()
-    for reference, unit in units:
+    for _, unit in units:
         unit.check()
-        tool = UnitTool(unit)
-        if tool.name in names:
-            raise ConfigError(f"Two of those to be served are named {tool.name!r}; give one another name.")
-        names.add(tool.name)
+    tools = [UnitTool(unit) for _, unit in units]
+    unique("Two of those to be served are named", (tool.name for tool in tools))
+    for tool, (reference, unit) in zip(tools, units, strict=True):
         run = _runner(unit, store, conf, (put, f" --agent {shlex.quote(reference)}{put}"))
         server.add_tool(run, name=tool.name, description=tool.description, structured_output=False)
     return server

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxSource
 from aworld.core.tool.base import Tool

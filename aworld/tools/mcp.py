@@ -22,7 +22,7 @@ from typing import Any
 
 from aworld.config.errors import ConfigError
 from aworld.core.checks import nearest
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ToolError
 from aworld.core.extras import has
 from aworld.core.tool.base import Tool, ToolContext

@@ -10,7 +10,7 @@ import asyncio
 
 import msgspec
 
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess, SandboxSource, check_amount
 from aworld.core.tool.base import Tool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import Sandbox, SandboxSource, check_amount
 from aworld.core.tool.base import Tool

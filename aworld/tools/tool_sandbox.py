@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import copy
 from typing import cast
 
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.sandbox import RunSandbox, Sandbox, SandboxError, SandboxSource
 

@@ -18,8 +18,7 @@ from msgspec.structs import replace
 
 from aworld.core.event import Rewarded
 from aworld.core.exceptions import ConfigError
-from aworld.core.score import score_of
-from aworld.core.trajectory import Trajectory
+from aworld.core.trajectory import Trajectory, score_of
 
 if TYPE_CHECKING:
     from aworld.training.samples import Sample

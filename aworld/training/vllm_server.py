@@ -13,14 +13,13 @@ silently go on with the old output layer.
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -29,6 +28,7 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.openai import OpenAIModel
+from aworld.models.providers import json_object
 from aworld.training.trainer_process import TrainerProcess, python_of, version_in
 
 PYTHON = "AWORLD_VLLM_PYTHON"
@@ -42,6 +42,8 @@ READY_TIMEOUT = 300.0
 """Seconds that a server gets to load its policy."""
 RELOAD_TIMEOUT = 600.0
 """Seconds that a reload may take, answers under way included."""
+MAX_HEADER = 100_000_000
+"""Bytes of the header of a safetensors file, as its readers bound it."""
 
 _SMALL = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; by default it takes half of the memory
@@ -204,8 +206,8 @@ async def _post(session: aiohttp.ClientSession, path: str, body: Any = None) -> 
 
 def _refuse_tied(folder: Path) -> None:
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config = json_object((folder / "config.json").read_bytes(), folder / "config.json")
+    except OSError as error:
         raise ConfigError(f"No policy in {folder}: config.json cannot be read ({error}).") from None
     if config.get("tie_word_embeddings"):
         raise ConfigError(
@@ -219,8 +221,14 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
-            header = cast("dict[str, Any]", json.loads(file.read(int.from_bytes(file.read(8), "little"))))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            size = int.from_bytes(file.read(8), "little")
+            if size > MAX_HEADER:
+                raise ConfigError(f"{path} is no safetensors file: a header of {size} bytes.")
+            header = json_object(file.read(size), f"The header of {path}")
+        try:
+            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is no safetensors file: a weight without a shape ({error}).") from None
     if not shapes:
         raise ConfigError(f"No policy in {folder}: it has no *.safetensors.")
     return shapes

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -22,7 +22,7 @@ from aworld.core.rows import rows
 from aworld.core.trajectory import Trajectory
 from aworld.trajectory.atif import atif
 from aworld.trajectory.formats import Format, openai, sharegpt, swift, training_trace
-from aworld.trajectory.query import EVERYTHING, Query
+from aworld.trajectory.query import EVERYTHING, Query, log_unreadable
 from aworld.trajectory.sequences import TokenSequence, sequences
 from aworld.trajectory.store import TrajectoryStore
 from aworld.trajectory.summary import Summary
@@ -44,28 +44,37 @@ ROW_GROUP_TOKENS = 250_000
 """Tokens of one row group of Parquet: some 12 MB in memory while it is gathered, 3 MB as a table."""
 
 
-def export(store: TrajectoryStore, format: str, output: str | os.PathLike[str], query: Query = EVERYTHING) -> int:
+def export(
+    store: TrajectoryStore,
+    format: str,
+    output: str | os.PathLike[str],
+    query: Query = EVERYTHING,
+    *,
+    on_unreadable: Callable[[StoreError], None] = log_unreadable,
+) -> int:
     """Write the trajectories that match to a file, `-` for standard output, and return the number of samples.
 
     `rows`, `openai`, `sharegpt`, `swift`, `atif` and `openenv` (its `TrainingTrace`, of trajectories captured with ids
     and log-probabilities) are JSON lines. `parquet` has one token sequence a row, of trajectories that are complete and
-    were captured with token ids (needs pyarrow). Blocks: from async code, run it in a thread. Raises `ConfigError`
+    were captured with token ids (needs pyarrow). A log that cannot be read is left out, and `on_unreadable` is told.
+    Blocks: from async code, run it in a thread. Raises `ConfigError`
     for an unknown format, `StoreError` when the file cannot be written.
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format!r} is not known; use one of {', '.join(FORMATS)}")
     to_output = os.fspath(output) == "-"
+    records = _records(store, query, on_unreadable)
     if format == "parquet":
         if to_output:
             raise ConfigError("format=parquet | Parquet goes to a file, not to standard output; give output a path")
         _import_pyarrow()
     try:
         if to_output:
-            return _write_lines(store, LINES[format], sys.stdout.buffer, query)
+            return _write_lines(records, LINES[format], sys.stdout.buffer)
         with _whole_file(Path(output)) as file:
             if format == "parquet":
-                return _write_parquet(store, file, query)
-            return _write_lines(store, LINES[format], file, query)
+                return _write_parquet(records, file)
+            return _write_lines(records, LINES[format], file)
     except BrokenPipeError:  # who reads standard output has seen enough: no failure
         raise
     except OSError as error:
@@ -92,12 +101,15 @@ def _whole_file(path: Path) -> Generator[BinaryIO, None, None]:
         raise
 
 
-def _records(store: TrajectoryStore, query: Query) -> Iterator[tuple[Summary, Trajectory]]:
+Records: TypeAlias = "Iterator[tuple[Summary, Trajectory]]"
+
+
+def _records(store: TrajectoryStore, query: Query, on_unreadable: Callable[[StoreError], None]) -> Records:
     """The matching trajectories, with the rewards that others gave, and the labels and the session that the list has.
 
     Logs from before version 3 know no labels, and had the run of an episode for its session.
     """
-    for summary, events in store.scan(query):
+    for summary, events in store.scan(query, on_unreadable=on_unreadable):
         record = Trajectory.of(summary.id, events, events.notes)
         record.labels = summary.labels
         if record.task.session_id != summary.session_id:
@@ -105,10 +117,10 @@ def _records(store: TrajectoryStore, query: Query) -> Iterator[tuple[Summary, Tr
         yield summary, record
 
 
-def _write_lines(store: TrajectoryStore, format: Format, file: BinaryIO, query: Query) -> int:
+def _write_lines(records: Records, format: Format, file: BinaryIO) -> int:
     encode = msgspec.json.Encoder().encode
     count = 0
-    for _, record in _records(store, query):
+    for _, record in records:
         for sample in format(record):
             file.write(encode(sample) + b"\n")
             count += 1
@@ -121,21 +133,21 @@ def _import_pyarrow() -> Any:
     return import_extra("pyarrow", "format=parquet", "pyarrow>=18")
 
 
-def _write_parquet(store: TrajectoryStore, file: BinaryIO, query: Query) -> int:
+def _write_parquet(records: Records, file: BinaryIO) -> int:
     pyarrow: Any = _import_pyarrow()
     schema = _schema(pyarrow)
     count = 0
     with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-        for group in _row_groups(store, query):
+        for group in _row_groups(records):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
             count += len(group)
     return count
 
 
-def _row_groups(store: TrajectoryStore, query: Query) -> Iterator[list[dict[str, Any]]]:
+def _row_groups(records: Records) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     size = 0
-    for summary, record in _records(store, query):
+    for summary, record in records:
         derived = sequences(record)
         if not derived.complete:
             continue

@@ -1,8 +1,8 @@
 """Stored trajectories in other people's formats, as JSON-able dicts; `export` writes them.
 
 A format of conversations gives one sample for each branch that ended: the final path of each activation that
-finished, or of every activation when the run itself has ended. A path ends with the model's last word; what the
-world answered to that teaches nobody.
+finished, or of every activation when the run itself has ended. A path ends with the model's last word, also where the
+run was cut off before the next: what the world answered to that teaches nobody, and trainers skip such samples.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from msgspec import Struct
 from aworld.core.event import Event, Note
 from aworld.core.exceptions import TaskError
 from aworld.core.output import Output
-from aworld.trajectory.query import Query
+from aworld.trajectory.query import Query, UnreadableLog, log_unreadable
 
 if TYPE_CHECKING:
     from aworld.trajectory.store import TrajectoryStore
@@ -254,6 +254,11 @@ async def follow(
         try:
             events, notes = await store.read(id, after=cursor.events - 1), await store.notes(id, after=cursor.notes - 1)
         except TaskError:  # not there yet, or no more
+            return []
+        except UnreadableLog as error:  # holds up those who follow nothing else
+            if isinstance(ids, str):
+                raise
+            log_unreadable(error)
             return []
         return [(id, entry) for entry in (*events, *map(NoteAdded, notes)) if cursor.passes(entry)]
 

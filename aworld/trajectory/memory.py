@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
+from aworld.core.checks import typed
 from aworld.core.event import Commanded, Event, Note, Started
 from aworld.core.exceptions import StoreError, TaskError
 from aworld.trajectory.hub import Entry, Hub, NoteAdded, follow
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, matching, select, tabulate
+from aworld.trajectory.query import (
+    EVERYTHING,
+    Facets,
+    Page,
+    Query,
+    Recorded,
+    log_unreadable,
+    matching,
+    select,
+    tabulate,
+)
 from aworld.trajectory.store import (
     DELETED,
     DONE,
@@ -20,6 +31,8 @@ from aworld.trajectory.store import (
     Ready,
     already_there,
     bodies_of,
+    check_id,
+    encoded,
     lease_lost,
     occupied,
     unknown_trajectory,
@@ -58,8 +71,7 @@ class Log:
         """Brought up to date by who looks at it: most runs are never looked at."""
         tally = self._tally
         if tally.events < self.end:
-            for event in self.events[tally.events - self.first :]:
-                tally.apply(event)
+            tally.apply(*self.events[tally.events - self.first :])
         return tally
 
     def add_notes(self, notes: Iterable[Note]) -> list[Note]:
@@ -86,6 +98,7 @@ class MemoryStore:
 
     def append(self, trajectory_id: str, events: Sequence[Event], *, wait: bool = True) -> Awaitable[None]:
         """See `TrajectoryStore.append`."""
+        check_id(trajectory_id)
         if not events:
             return DONE
         first = events[0]
@@ -136,6 +149,7 @@ class MemoryStore:
 
     async def claim(self, id: str, *, new: bool = False, notes_after: int = -1) -> Lease:
         """See `TrajectoryStore.claim`."""
+        check_id(id)
         log, holder = self._logs.get(id), self._leases.get(id)
         goes_on = log is None or log.tally.ended is None
         if new and (self._is_taken(id) or (log is None and holder is not None and holder.lost is None)):
@@ -157,7 +171,9 @@ class MemoryStore:
 
     def note(self, id: str, notes: Sequence[Note]) -> Awaitable[list[int]]:
         """See `TrajectoryStore.note`."""
+        check_id(id)
         log = self._log(id)
+        encoded(notes, id, self.url)
         check_notes(id, notes, log.tally)
         numbered = log.add_notes(notes)
         if numbered and (lease := self._leases.get(id)) is not None:
@@ -189,20 +205,25 @@ class MemoryStore:
         every = query if query.after is None else replace(query, ids=None)
         return select(self._summaries(every), query, self._unknown)
 
+    @typed()
     async def query(self, query: Query = EVERYTHING) -> Page:
         """See `TrajectoryStore.query`."""
         return self._select(query)
 
+    @typed()
     async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
         count = len(matching(self._summaries(query), query))
         return count if most is None else min(count, most)
 
+    @typed()
     async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
         """See `TrajectoryStore.facets`."""
         return tabulate(self._summaries(query), fields, query)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+    def scan(
+        self, query: Query = EVERYTHING, *, on_unreadable: Callable[[StoreError], None] = log_unreadable
+    ) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryStore.scan`."""
         for summary in self._select(query):
             if (log := self._logs.get(summary.id)) is not None:

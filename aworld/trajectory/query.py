@@ -9,21 +9,25 @@ meanwhile.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import operator
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
-from msgspec import Struct
-from msgspec.structs import replace
+from msgspec import Meta, Struct, ValidationError, convert, defstruct
+from msgspec.structs import fields, replace
 
 from aworld.core.checks import hint, one_of
 from aworld.core.event import Event, Note, Status
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.exceptions import ConfigError, StoreError, TaskError
 from aworld.trajectory.summary import COLUMNS, Summary
+
+logger = logging.getLogger(__name__)
 
 Op: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">=", "in", "prefix", "contains"]
 
@@ -38,6 +42,17 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "prefix": str.startswith, "contains": operator.contains,
 }  # fmt: skip
 OPS = ("=", "!=", "in", *_COMPARE)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: a lone surrogate cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Where(Struct, frozen=True):
@@ -79,9 +94,12 @@ class Where(Struct, frozen=True):
 
 
 def _check_type(where: Where, kind: type, value: Any) -> None:
-    fits = isinstance(value, str) if kind is str else isinstance(value, int | float) and not isinstance(value, bool)
-    if not fits or (isinstance(value, float) and math.isnan(value)):
-        what = "text" if kind is str else "a number"
+    if kind is str:
+        fits = isinstance(value, str) and is_unicode(value)
+    else:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not fits:
+        what = "text without lone surrogates" if kind is str else "a number"
         raise ConfigError(f"{where.field} {where.op} {value!r} | {where.field} is {what}", setting=where.field)
 
 
@@ -124,16 +142,18 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A column of `Summary`, with `-` before it the largest first; or `newest`, `oldest` (by start), `best`, `worst`
     (by score). What is unknown comes last; equals are in the order of writing. By `started_at`, `score`, `cost` and
     `duration` a store of any size is ordered at once; by others it is sorted."""
-    limit: int | None = None
-    offset: int = 0
+    limit: Annotated[int, Meta(ge=0)] | None = None
+    offset: Annotated[int, Meta(ge=0)] = 0
     after: str | None = None
     """Where the page before ended: its `Page.next`, or the id of its last trajectory. Paging that stays right while new
     runs arrive, and is as quick in the middle as at the beginning."""
 
     def __post_init__(self) -> None:
+        try:
+            convert({name: getattr(self, name) for name in self.__struct_fields__}, _shape())
+        except ValidationError as error:
+            raise ConfigError(f"{self.__class__.__name__}: {error}") from error
         order_of(self)
-        for name, value in self.labels.items():
-            Where(f"{LABEL}{name}", "=", _text(name, value))
         _ = self.conditions
 
     @property
@@ -153,10 +173,10 @@ _SHORT: tuple[tuple[str, str, Op], ...] = (
 )  # fmt: skip
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"labels: {name}={value!r} | the value of a label is text", setting="labels")
-    return value
+@cache
+def _shape() -> type[Struct]:
+    """The fields of a query with their types, which a struct does not check when it is made by a call."""
+    return defstruct("QueryShape", [(field.name, field.type) for field in fields(Query)], kw_only=True)
 
 
 class Order(NamedTuple):
@@ -194,6 +214,15 @@ class Recorded(list[Event]):
     """The events of a trajectory, and the notes about it."""
 
     notes: Sequence[Note] = ()
+
+
+class UnreadableLog(StoreError):
+    """The log of one trajectory, or the notes about it, cannot be read; others can."""
+
+
+def log_unreadable(error: StoreError) -> None:
+    """Say in the log that a trajectory was left out."""
+    logger.warning("left out: %s", error)
 
 
 class Page(list[Summary]):

@@ -14,8 +14,7 @@ from msgspec import Struct
 
 from aworld.core.event import ModelCalled
 from aworld.core.message import Tokens
-from aworld.core.score import score_of
-from aworld.core.trajectory import Trajectory
+from aworld.core.trajectory import Trajectory, score_of
 
 
 class TokenSequence(Struct, frozen=True, kw_only=True):

@@ -19,16 +19,27 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aworld.core.event import Event, Note, encode_event
+from aworld.core.checks import typed
+from aworld.core.event import Event, Note
 from aworld.core.exceptions import ConfigError, StoreError
 from aworld.trajectory.hub import Entry, Hub, follow
 from aworld.trajectory.memory import unknown_digest
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
-from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, empty, explain
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, log_unreadable
+from aworld.trajectory.sqlite_file import MIGRATIONS, Identity, check_version, connect_to_read, empty, explain, identity
 from aworld.trajectory.sqlite_reader import compose, counted, definition_of, faceted, listed, noted, scanned
 from aworld.trajectory.sqlite_tables import vacuum
 from aworld.trajectory.sqlite_writer import Append, Release, Remark, Waiter, Writer
-from aworld.trajectory.store import DONE, NAMING, Lease, already_there, bodies_of, occupied, stripped
+from aworld.trajectory.store import (
+    DONE,
+    NAMING,
+    Lease,
+    already_there,
+    bodies_of,
+    check_id,
+    encoded,
+    occupied,
+    stripped,
+)
 from aworld.trajectory.summary import Summary
 
 LINGER = 0.003
@@ -73,7 +84,8 @@ class SQLiteStore:
         self.hub: Hub = self._writer.hub
         self._lingering: asyncio.AbstractEventLoop | None = None
         self._me: weakref.ref[SQLiteStore] = weakref.ref(self)
-        self._idle: deque[sqlite3.Connection] = deque()
+        self._idle: deque[tuple[Identity, sqlite3.Connection]] = deque()
+        """Connections that read, and the files of which they do."""
         # The thread holds the writer, never the store, so a store that was dropped without `close` ends it. At the end
         # of the interpreter the writer's own hook waits for the thread.
         weakref.finalize(self, _let_go, self._writer, self._idle).atexit = False
@@ -88,16 +100,16 @@ class SQLiteStore:
         writer = self._writer
         if writer.closed:
             raise writer.shut()
+        check_id(trajectory_id)
         if writer.unreported and (failure := writer.unreported.pop(trajectory_id, None)) is not None:
+            if events:
+                writer.lose(trajectory_id, events, failure)
             raise failure
         if not events:
             return DONE
         bodies: dict[str, bytes] = {}
-        try:
-            # Now: what an event holds may change later.
-            data = [self._encode(event, bodies) if type(event) in NAMING else encode_event(event) for event in events]
-        except TypeError as error:
-            raise StoreError(f"store={self.url} | an event of {trajectory_id!r} is not JSON-able: {error}") from error
+        plain = [self._strip(event, bodies, trajectory_id) if type(event) in NAMING else event for event in events]
+        data = encoded(plain, trajectory_id, self.url)  # now: what an event holds may change later
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -118,12 +130,13 @@ class SQLiteStore:
             return DONE
         return Pending(waiter) if isinstance(waiter, Future) else waiter
 
-    def _encode(self, event: Event, bodies: dict[str, bytes]) -> bytes:
+    def _strip(self, event: Event, bodies: dict[str, bytes], id: str) -> Event:
         """An event without the bodies that it names; those that the file may not have are put into `bodies`."""
-        for digest, body in bodies_of(event).items():
-            if digest not in self._writer.bodies:
-                bodies[digest] = msgspec.json.encode(body)
-        return encode_event(stripped(event))
+        new = {digest: body for digest, body in bodies_of(event).items() if digest not in self._writer.bodies}
+        if new:
+            encoded([event], id, self.url)
+            bodies.update((digest, msgspec.json.encode(body)) for digest, body in new.items())
+        return stripped(event)
 
     def end_linger(self) -> None:
         """Write what has gathered."""
@@ -150,12 +163,13 @@ class SQLiteStore:
         writer = self._writer
         if writer.closed:
             raise writer.shut()
+        check_id(id)
         lease = writer.claims.reserve(id, notes_after)
         if lease is None:
             raise already_there(id, self.url) if new else occupied(id, self.url, "another run of this process")
         if not new and (writer.queue or os.path.exists(self.path)):
             try:
-                await self._write(lambda connection: writer.claims.take(connection, lease))
+                await self._write(lambda connection: writer.take(connection, lease))
             except BaseException:
                 writer.claims.drop(lease)
                 raise
@@ -174,11 +188,8 @@ class SQLiteStore:
         writer = self._writer
         if writer.closed:
             raise writer.shut()
-        try:
-            for note in notes:
-                encode_event(note)
-        except TypeError as error:
-            raise StoreError(f"store={self.url} | a note about {id!r} is not JSON-able: {error}") from error
+        check_id(id)
+        encoded(notes, id, self.url)
         try:
             waiter: Waiter = asyncio.get_running_loop().create_future()
         except RuntimeError:
@@ -229,14 +240,17 @@ class SQLiteStore:
             raise unknown_digest("blob", digest, self.url)
         return row[0]
 
+    @typed()
     async def query(self, query: Query = EVERYTHING) -> Page:
         """See `TrajectoryStore.query`."""
         return await self._read(lambda connection: listed(connection, self.url, query))
 
+    @typed()
     async def count(self, query: Query = EVERYTHING, *, most: int | None = None) -> int:
         """See `TrajectoryStore.count`."""
         return await self._read(lambda connection: counted(connection, query, most))
 
+    @typed()
     async def facets(self, fields: Sequence[str], query: Query = EVERYTHING) -> Facets:
         """See `TrajectoryStore.facets`."""
         return await self._read(lambda connection: faceted(connection, fields, query))
@@ -249,36 +263,43 @@ class SQLiteStore:
         with self._connection() as connection:
             return ask(connection)
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+    def scan(
+        self, query: Query = EVERYTHING, *, on_unreadable: Callable[[StoreError], None] = log_unreadable
+    ) -> Iterator[tuple[Summary, Recorded]]:
         """See `TrajectoryStore.scan`."""
         if (self._writer.queue or self._writer.busy) and not self._writer.closed:
             self._writer.call(None).result()
         with self._connection() as connection:
-            yield from scanned(connection, self.url, query)
+            yield from scanned(connection, self.url, query, on_unreadable)
 
     @contextmanager
     def _connection(self) -> Generator[sqlite3.Connection, None, None]:
-        try:
-            os.stat(self.path)
-        except FileNotFoundError:
+        here = identity(self.path)
+        if here[0] is None:
+            if self._writer.connected:
+                raise self._writer.moved()
             with closing(empty()) as nothing:
                 yield nothing
             return
-        except OSError as error:
-            raise explain(self.path, error) from error
         connection = None
         with suppress(IndexError):
-            connection = self._idle.pop()
+            while connection is None:
+                file, connection = self._idle.pop()
+                if file != here:  # another was put in its place
+                    connection.close()
+                    connection = None
         connection = connection or self._open()
         try:
             yield connection
         except sqlite3.Error as error:
             connection.close()
             raise explain(self.path, error) from error
-        except BaseException:  # a scan that is left early among them
-            self._idle.append(connection)
+        except BaseException as error:  # a scan that is left early among them
+            self._idle.append((here, connection))
+            if isinstance(error, UnicodeEncodeError):
+                raise explain(self.path, error) from error
             raise
-        self._idle.append(connection)
+        self._idle.append((here, connection))
 
     def _open(self) -> sqlite3.Connection:
         connection = connect_to_read(self.path, timeout=self._timeout)
@@ -302,7 +323,7 @@ class SQLiteStore:
             self.hub.close()
             # Readers first: the last connection to close moves the log into the file, and a reader may not write.
             while self._idle:
-                self._idle.pop().close()
+                self._idle.pop()[1].close()
             self._writer.stop()
             await asyncio.to_thread(self._writer.join)
 
@@ -318,9 +339,9 @@ def _opened(_: sqlite3.Connection) -> None:
     """Be given a connection: it was opened, and an old file brought up to date."""
 
 
-def _let_go(writer: Writer, idle: deque[sqlite3.Connection]) -> None:
+def _let_go(writer: Writer, idle: deque[tuple[Identity, sqlite3.Connection]]) -> None:
     while idle:  # readers first, as in `close`
-        idle.pop().close()
+        idle.pop()[1].close()
     writer.stop()
 
 

@@ -13,11 +13,13 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from shutil import disk_usage
 from typing import TypeAlias
 from urllib.parse import quote
 
-from aworld.core.exceptions import AWorldError, StoreError
+from aworld.core.exceptions import AWorldError, StoreError, TaskError
 from aworld.trajectory.sqlite_reader import compose
 from aworld.trajectory.summary import Tally
 
@@ -35,8 +37,9 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
     """
     connection = None
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _make(Path(path))
         connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA trusted_schema = OFF")  # what stands in a file of a stranger may call nothing
         _begin_log(connection, timeout)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it, where nobody waits
@@ -47,6 +50,31 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
             connection.close()
         raise explain(path, error) from error
     return connection
+
+
+def _make(path: Path) -> None:
+    """Make the file and the folders that are missing, for their owner alone: what agents say is nobody else's. SQLite
+    gives what it puts beside the file the permissions of the file."""
+    for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+Identity: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int] | None]"
+
+
+def identity(path: str) -> Identity:
+    """What tells a file and the log beside it from others that are put in their places; None for what is not there."""
+    return _inode(path), _inode(path + "-wal")
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _begin_log(connection: sqlite3.Connection, timeout: float) -> None:
@@ -75,6 +103,7 @@ def connect_to_read(path: str, *, timeout: float = 30.0) -> sqlite3.Connection:
     address = f"file:{quote(os.path.abspath(path))}?mode=ro"
     try:
         connection = sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA trusted_schema = OFF")
         try:
             check_version(connection, path)
         except sqlite3.OperationalError as error:
@@ -86,6 +115,7 @@ def connect_to_read(path: str, *, timeout: float = 30.0) -> sqlite3.Connection:
             connection = sqlite3.connect(
                 address + "&immutable=1", uri=True, isolation_level=None, check_same_thread=False
             )
+            connection.execute("PRAGMA trusted_schema = OFF")
             check_version(connection, path)
     except sqlite3.Error as error:
         raise explain(path, error) from error
@@ -96,13 +126,17 @@ def check_version(connection: sqlite3.Connection, path: str) -> int:
     """The version of a file's tables, 0 for an empty file. Raises `StoreError` for a newer or a foreign file."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    tables, odd = connection.execute(
+        "SELECT count(*), total(type IN ('view', 'trigger') OR sql LIKE 'CREATE VIRTUAL%') FROM sqlite_master"
+    ).fetchone()
     if application != APPLICATION_ID and tables:
         # Another connection may have made the tables between the questions: then the mark is there now.
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID and tables:
         raise StoreError(f"store={path} | a SQLite file of another program; give the store a file of its own")
+    if odd:
+        raise StoreError(f"store={path} | it has views, triggers or virtual tables, and no store has; use another file")
     if version > len(MIGRATIONS):
         raise StoreError(
             f"store={path} | written by a newer AWorld (schema version {version}, known here: {len(MIGRATIONS)}); "
@@ -146,6 +180,8 @@ _REMEDIES = {
     "SQLITE_LOCKED": "the file is locked; end what holds it or raise ?timeout= (seconds)",
     "SQLITE_NOTADB": "not a SQLite file; give the store a path of its own",
     "SQLITE_CORRUPT": "the file is damaged; save what is left with `sqlite3 FILE .recover` and use a new file",
+    "SQLITE_IOERR_SHORT_READ": "the -wal beside it was removed or cut off while it was open; end what has it open, and "
+    "open it again: what was written lately may be lost",
     "SQLITE_IOERR": "the disk takes or gives no data (full, a limit on file sizes, or failing); see to it and go on",
     "SQLITE_TOOBIG": "an event is larger than SQLite's limit of 1 GB",
 }
@@ -164,13 +200,27 @@ def explain(path: str, error: BaseException) -> AWorldError:
     if isinstance(error, AWorldError):
         return error
     if isinstance(error, sqlite3.Error):
-        remedy = _REMEDIES.get(family(error))
+        name = "SQLITE_FULL" if family(error) in _FULL and _is_full(path) else error.sqlite_errorname
+        remedy = _REMEDIES.get(name) or _REMEDIES.get(family(error))
         return StoreError(f"store={path} | {error}" + (f": {remedy}" if remedy else ""))
     if isinstance(error, OSError):
         return StoreError(f"store={path} | {error}: the folder cannot be made or used; look at its permissions")
+    if isinstance(error, UnicodeEncodeError):
+        return TaskError(f"store={path} | nothing in it is named by a text with lone surrogates: {error}")
     if isinstance(error, OverflowError):
         return StoreError(f"store={path} | {error}: a number in it is larger than SQLite can hold")
     return StoreError(f"store={path} | the writer failed: {error!r}; this is a bug, please report it")
+
+
+_FULL = ("SQLITE_IOERR", "SQLITE_CANTOPEN")
+"""What SQLite also says of a disk on which there is no room for a file beside the file."""
+
+
+def _is_full(path: str) -> bool:
+    try:
+        return disk_usage(os.path.dirname(path)).free < 1 << 16
+    except OSError:
+        return False
 
 
 Step: TypeAlias = "str | Callable[[sqlite3.Connection], None]"

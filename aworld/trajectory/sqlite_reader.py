@@ -7,7 +7,7 @@ export never keeps the writer's log from being taken back into the file.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
@@ -26,6 +26,7 @@ from aworld.trajectory.query import (
     Place,
     Query,
     Recorded,
+    UnreadableLog,
     Where,
     check_facets,
     facets_of,
@@ -55,6 +56,8 @@ def compose(
     pieces: list[list[bytes]] = []
     while row is not None and end > after + 1:
         key, parent, first = row
+        if parent is not None and parent >= key:  # what begins later has the larger number
+            raise _unreadable(path, f"the log of {id!r}", ValueError("it shares its beginning with itself"))
         base = key << SEQ_BITS
         cursor = connection.execute(
             "SELECT data FROM events WHERE key >= ? AND key < ? ORDER BY key",
@@ -67,11 +70,14 @@ def compose(
             row = connection.execute("SELECT key, parent, first FROM trajectories WHERE key = ?", (parent,)).fetchone()
     try:
         events = decode_events([data for piece in reversed(pieces) for data in piece])
+        return with_bodies(connection, path, events)
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: somebody edited the file and left text, not bytes
-        raise StoreError(
-            f"store={path} | the log of {id!r} cannot be read: {error}; delete it, or restore it"
-        ) from error
-    return with_bodies(connection, path, events)
+        raise _unreadable(path, f"the log of {id!r}", error) from error
+
+
+def _unreadable(path: str, what: str, error: Exception) -> UnreadableLog:
+    remedy = "restore the file, or remove this run by `aworld trajectories delete`"
+    return UnreadableLog(f"store={path} | {what} cannot be read: {error}; {remedy}")
 
 
 _bodies: dict[tuple[str, str], Any] = {}
@@ -158,12 +164,12 @@ def notes_of(connection: sqlite3.Connection, path: str, key: int, first: int = 0
     try:
         return [replace(decode_event(data), seq=number) for number, data in rows]
     except (msgspec.DecodeError, TypeError) as error:
-        raise StoreError(
-            f"store={path} | the notes about trajectory {key} cannot be read: {error}; delete it, or restore it"
-        ) from error
+        raise _unreadable(path, f"the notes about trajectory {key}", error) from error
 
 
-def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator[tuple[Summary, Recorded]]:
+def scanned(
+    connection: sqlite3.Connection, path: str, query: Query, on_unreadable: Callable[[StoreError], None]
+) -> Iterator[tuple[Summary, Recorded]]:
     """Matching trajectories with their events and notes; in memory are one log and a page of summaries.
 
     What is deleted meanwhile is left out. A page begins at the place where the one before ended, not after an id: that
@@ -182,6 +188,9 @@ def scanned(connection: sqlite3.Connection, path: str, query: Query) -> Iterator
                 if summary.notes:
                     record.notes = noted(connection, path, summary.id)
             except TaskError:
+                continue
+            except UnreadableLog as error:
+                on_unreadable(error)
                 continue
             yield summary, record
         if len(places) < size:
@@ -365,16 +374,19 @@ class _Search:
         whole = column == "started_at" and not self._of_cohorts
         if whole and last is None:
             return self._ask(self._matching(None, values), values, limit, offset)
-        places = self._walk(last, end)
+        unfiled: list[Place] = []
         if not whole:
             conditions = [*values.every(self._rest), *self._beyond(last, values)]
-            places += self._ask(self._unfiled(conditions, values), values, end)
+            unfiled = self._ask(self._unfiled(conditions, values), values, end)
+        skipped = max(0, offset - len(unfiled))  # so many of the filed come before the page, wherever the others are
+        places = unfiled + self._walk(last, limit and limit + offset - skipped, skipped)
+        if unfiled:
             valued = [place for place in places if place[0] is not None]
             unknown = [place for place in places if place[0] is None]
             valued.sort(reverse=descends)
             unknown.sort(key=itemgetter(1), reverse=descends)
             places = valued + unknown
-        return places[offset:end]
+        return places[offset - skipped : None if end is None else end - skipped]
 
     def _ask(
         self, rows: str, values: Values, limit: int | None, offset: int = 0, in_range: bool = False
@@ -402,9 +414,9 @@ class _Search:
         beyond = f"({column}, t.key) {self._sign} ({values.add(last[0])}, {values.add(last[1])})"
         return [f"({column} IS NULL OR {beyond})" if optional else beyond]
 
-    def _walk(self, last: Place | None, limit: int | None) -> list[Place]:
-        """The first places beyond the last one, from one range of an index to the next: its equals, the others, the
-        unknown."""
+    def _walk(self, last: Place | None, limit: int | None, skipped: int) -> list[Place]:
+        """The first places beyond the last one, but for some, from one range of an index to the next: its equals, the
+        others, the unknown."""
         column = self._order.column
         ranges: list[tuple[Where, int | None]] = [(Where(column, "!=", None), None)]
         if last is not None:
@@ -423,7 +435,13 @@ class _Search:
             values = Values()
             conditions = values.every([where]) + ([] if key is None else [f"t.key {self._sign} {values.add(key)}"])
             conditions += values.every(self._rest)
-            places += self._ask(self._walked(column, conditions, values), values, left, in_range=True)
+            walked = self._walked(column, conditions, values)
+            rows = self._ask(walked, values, left, skipped, in_range=True)
+            if skipped and not rows:
+                skipped -= self._one(f"SELECT count(*){walked}", values)
+            else:
+                skipped = 0
+            places += rows
         return places
 
     def facet(self, field: str) -> list[Facet]:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from aworld.core.event import Started, decode_event
-from aworld.core.score import Score
+from aworld.core.trajectory import Score
 from aworld.trajectory.memory import check_fork, has_forks, out_of_order
 from aworld.trajectory.sql import COHORT, FIGURES, INSERT, OTHERS, SEQ_BITS, STORED, fields_of, selected, update
 from aworld.trajectory.sqlite_file import roll_back
@@ -188,7 +188,8 @@ def remove(connection: sqlite3.Connection, url: str, id: str, forks: bool) -> li
     try:
         rows = connection.execute(
             "WITH RECURSIVE doomed(key, id, depth) AS (SELECT key, id, 0 FROM trajectories WHERE id = ? UNION ALL"
-            " SELECT t.key, t.id, depth + 1 FROM trajectories t JOIN doomed ON t.parent = doomed.key)"
+            " SELECT t.key, t.id, depth + 1 FROM trajectories t JOIN doomed ON t.parent = doomed.key"
+            " WHERE t.key > doomed.key)"
             " SELECT key, id, depth FROM doomed",
             (id,),
         ).fetchall()

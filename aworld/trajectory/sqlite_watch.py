@@ -8,10 +8,10 @@ all listeners. All of it happens under the writer's pen.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -19,8 +19,9 @@ import msgspec
 
 from aworld.core.event import Note, decode_events
 from aworld.trajectory.hub import Hub, NoteAdded, Topic
+from aworld.trajectory.query import UnreadableLog, is_unicode
 from aworld.trajectory.sql import SEQ_BITS
-from aworld.trajectory.sqlite_file import MIGRATIONS, check_version, connect_to_read, roll_back
+from aworld.trajectory.sqlite_file import MIGRATIONS, Identity, check_version, connect_to_read, identity, roll_back
 from aworld.trajectory.sqlite_owner import RENEWAL, Owner, name_of
 from aworld.trajectory.sqlite_reader import notes_of, with_bodies
 from aworld.trajectory.sqlite_tables import Known
@@ -159,7 +160,9 @@ class Claims:
             )
 
     def end(self, connection: sqlite3.Connection) -> None:
-        """Let go of all."""
+        """Let go of all, for good."""
+        if self._owner is not None:
+            self._owner.leave()
         if self.keys:
             self._give_back(connection, self.keys.values())
             self.keys.clear()
@@ -178,7 +181,8 @@ class Claims:
             self._compare(id, key, owner)
             lease = self.leases.get(id)
             if id in self.keys and lease is not None and notes > lease.notes:
-                self._deliver(connection, key, lease)
+                with suppress(UnreadableLog):  # notes that cannot be read hold up nobody else
+                    self._deliver(connection, key, lease)
         for id in self.keys.keys() - there:
             self.lose(id, DELETED)
 
@@ -203,6 +207,8 @@ class Watch:
         self._newest: tuple[int, str] | None = None
         """Key and id of the newest trajectory that was seen, while somebody waits for new ones."""
         self._reading: sqlite3.Connection | None = None
+        self._file: Identity = (None, None)
+        """Of which file it reads."""
 
     def pause(self) -> float | None:
         """Seconds until the next look is due; None while there is nothing to look for."""
@@ -238,11 +244,14 @@ class Watch:
         hub, claims = self._hub, self._claims
         rows = connection.execute(
             f"SELECT key, id, first, events, notes, owner FROM trajectories WHERE id {_AMONG}",
-            (_json({*list(hub.topics), *list(claims.keys)}),),
+            (_json(filter(is_unicode, {*list(hub.topics), *list(claims.keys)})),),
         ).fetchall()
         for key, id, first, events, notes, _ in rows:
             if (topic := hub.topics.get(id)) is not None:
-                self._tell(connection, topic, id, key, first, events, notes)
+                try:
+                    self._tell(connection, topic, id, key, first, events, notes)
+                except (msgspec.DecodeError, UnreadableLog):  # who listens is told when it reads
+                    self._leave_to_readers(topic, id, events, notes)
         claims.look(connection, [row for row in rows if row[1] in claims.keys])
         if hub.expectant:
             self._announce(connection)
@@ -257,8 +266,7 @@ class Watch:
             or topic.events > events or topic.notes > notes  # it was deleted and begun anew
             or topic.events < first or max(events - topic.events, notes - topic.notes) > AT_ONCE
         ):  # fmt: skip
-            topic.events, topic.notes = events, notes
-            self._hub.outdate(id)
+            self._leave_to_readers(topic, id, events, notes)
             return
         if events > topic.events:
             base = key << SEQ_BITS
@@ -269,6 +277,10 @@ class Watch:
             self._hub.publish(id, with_bodies(connection, self._path, news))
         if notes > topic.notes:
             self._hub.publish(id, [*map(NoteAdded, notes_of(connection, self._url, key, topic.notes))])
+
+    def _leave_to_readers(self, topic: Topic, id: str, events: int, notes: int) -> None:
+        topic.events, topic.notes = events, notes
+        self._hub.outdate(id)
 
     def _announce(self, connection: sqlite3.Connection) -> None:
         if self._newest is None:  # whoever waits may have asked before this look: what came between has no name
@@ -297,7 +309,11 @@ class Watch:
                 self._seen = None  # some by another process come first: the next look brings all
 
     def _reader(self) -> sqlite3.Connection | None:
-        if self._reading is None and os.path.exists(self._path):
+        here = identity(self._path)
+        if self._reading is not None and here != self._file:  # another was put in its place
+            self.close()
+        if self._reading is None and here[0] is not None:
+            self._file = here
             connection = connect_to_read(self._path)
             if check_version(connection, self._path) < len(MIGRATIONS):
                 connection.close()

@@ -24,7 +24,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, TypeAlias, final
 from weakref import WeakSet
 
@@ -40,15 +40,17 @@ from aworld.trajectory.sqlite_file import (
     APPLICATION_ID,
     PAGE_SIZE,
     PARTICULAR,
+    Identity,
     connect,
     explain,
     family,
+    identity,
     roll_back,
 )
 from aworld.trajectory.sqlite_reader import nearest
 from aworld.trajectory.sqlite_tables import Known, create, file_ended, recall, remove, write_tallies
 from aworld.trajectory.sqlite_watch import Claims, Watch
-from aworld.trajectory.store import DELETED, already_there, unknown_trajectory
+from aworld.trajectory.store import DELETED, Lease, already_there, unknown_trajectory
 
 BATCH = 500
 """Events of one transaction; more gain nothing and make the first of them wait."""
@@ -114,6 +116,7 @@ class _Batch:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.rows: list[tuple[int, bytes]] = []
+        self.size = 0
         self.bodies: dict[str, bytes] = {}
         self.notes: list[tuple[int, int, bytes]] = []
         self.touched: dict[str, Known] = {}
@@ -153,13 +156,21 @@ class Writer:
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
+        self._file: Identity = (None, None)
+        """Which file is open."""
         self._known: dict[str, Known] = {}
-        self._lost: dict[str, tuple[int, AWorldError]] = {}
-        """The number after the last event of a trajectory that was refused, and why: what goes on there fails too."""
+        self._lost: dict[str, tuple[int, int, AWorldError]] = {}
+        """Of trajectories whose events were refused: the first of those, the one that comes after them, and why. What
+        goes on there fails too, also when somebody else has filled the place meanwhile."""
         self._version = -1
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop in which news are told."""
         _writers.add(self)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the file is open."""
+        return self._connection is not None
 
     @property
     def busy(self) -> bool:
@@ -190,6 +201,8 @@ class Writer:
         try:
             jobs = self._little()
             if self._connection is None or not jobs:
+                return False
+            if isinstance(job.events[-1], Finished) and identity(self.path) != self._file:
                 return False
             try:
                 self._set_waits(self._connection, False)
@@ -320,8 +333,8 @@ class Writer:
     def _look(self) -> None:
         """Look for what other processes wrote. What fails is tried again at the next look."""
         if self._watch.is_due():
-            with self._pen, suppress(sqlite3.Error, AWorldError):
-                self._watch.look(self._connect() if self.claims.keys else self._connection)
+            with self._pen, suppress(Exception):
+                self._watch.look(self._connect() if self.claims.keys or self.connected else None)
 
     def _work(self) -> None:
         """Do what comes next. A mistake of ours fails what it happened in, and the thread goes on."""
@@ -373,11 +386,39 @@ class Writer:
             call.waiter.set_exception(explain(self.path, error))
 
     def _connect(self) -> sqlite3.Connection:
+        if self._connection is not None and identity(self.path) != self._file:
+            self._leave()
         if self._connection is None:
             self._connection = connect(self.path, **self._settings)
+            self._file = identity(self.path)
             self._waits = True
         self._set_waits(self._connection, True)
         return self._connection
+
+    def _leave(self) -> None:
+        """Let go of what is open and not at its path any more, before anything is acknowledged that is written nowhere.
+
+        Where only the log beside the file was removed, what it holds is still open here: it is saved. Raises
+        `StoreError` if something is lost.
+        """
+        connection, self._connection = self._connection, None  # so that nothing more is written into it
+        self._disconnect()
+        assert connection is not None  # or there was nothing to leave
+        with closing(connection):
+            if identity(self.path)[0] == self._file[0]:
+                busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                if not busy:
+                    return
+        for id in list(self.claims.keys):
+            self.claims.lose(id, "was in a file that is no more")
+        raise self.moved()
+
+    def moved(self) -> StoreError:
+        """The error for a file that is not at its path any more."""
+        return StoreError(
+            f"store={self.url} | the file or its -wal was moved, removed or replaced while it was open, and what was "
+            "written since is lost; put it back before going on, or begin anew: a new file is made there"
+        )
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -387,6 +428,7 @@ class Writer:
         if connection is not None:
             with suppress(sqlite3.Error):
                 if self.closed:
+                    self._set_waits(connection, True)  # what is not given back is held until this process ends
                     self.claims.end(connection)
                 file_ended(connection)
             with suppress(sqlite3.Error):  # the log beside the file stays and is taken in by whoever opens it next
@@ -402,12 +444,23 @@ class Writer:
         if len(jobs) > 1 and not general:
             return [outcome for job in jobs for outcome in self._write([job])]
         for job in jobs:
-            self._lose(job, failure)
+            self._refuse(job, failure)
         return [(job, failure) for job in jobs]
 
-    def _lose(self, job: Job, error: AWorldError) -> None:
+    def _refuse(self, job: Job, error: AWorldError) -> None:
         if isinstance(job, Append):
-            self._lost[job.id] = (job.events[-1].seq + 1, error)
+            self.lose(job.id, job.events, error)
+
+    def lose(self, id: str, events: Sequence[Event], error: AWorldError) -> None:
+        """Remember that events of a trajectory were refused. Callable from any thread."""
+        seq, end = events[0].seq, events[-1].seq + 1
+        first, last, why = self._lost.get(id, (seq, end, error))
+        self._lost[id] = (first, max(last, end), why) if first < seq else (seq, end, error)
+
+    def take(self, connection: sqlite3.Connection, lease: Lease) -> None:
+        """Make a run ours; see `Claims.take`. Whoever claims reads the log anew, so what was refused is no more."""
+        self.claims.take(connection, lease)
+        self._lost.pop(lease.id, None)
 
     def _commit(self, connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Outcome]:
         if len(self._lost) > KEPT:
@@ -423,7 +476,7 @@ class Writer:
                 try:
                     self._add(connection, job, batch)
                 except AWorldError as error:
-                    self._lose(job, error)
+                    self._refuse(job, error)
                     batch.outcomes.append((job, error))
             connection.executemany("INSERT INTO events VALUES (?, ?)", batch.rows)
             if batch.bodies:
@@ -438,14 +491,12 @@ class Writer:
             roll_back(connection)
             raise
         # Measured with 1 to 200 runs at once: within a tenth of what SQLite writes.
-        self._pages += 1 + 3 * len(batch.touched) + sum(len(data) for _, data in batch.rows) // PAGE_SIZE
+        self._pages += 1 + 3 * len(batch.touched) + batch.size // PAGE_SIZE
         self.bodies.update(batch.bodies)
         self.claims.adopt(changes, batch.touched)
         for id, log in batch.touched.items():
             if log.tally.ended is not None:
                 self._known.pop(id, None)
-            if self._lost:
-                self._lost.pop(id, None)
         return batch.outcomes
 
     def _add(self, connection: sqlite3.Connection, job: Job, batch: _Batch) -> None:
@@ -468,8 +519,8 @@ class Writer:
             batch.rows += [(base + seq + place, data) for place, data in enumerate(job.data)]
             if job.bodies:
                 batch.bodies.update(job.bodies)
-            for event in job.events:
-                log.tally.apply(event)
+            batch.size += sum(map(len, job.data))
+            log.tally.apply(*job.events)
             batch.touched[job.id] = log
         batch.outcomes.append((job, None))
 
@@ -479,8 +530,10 @@ class Writer:
             log = batch.touched.get(job.id) or recall(connection, job.id)
             self.claims.check(connection, job.id, None if log is None else log.key)
         first = job.events[0]
-        end, lost = self._lost.get(job.id, (-1, None))
-        lost = lost if first.seq == end else None
+        if self._lost and job.id in self._lost:
+            start, end, why = self._lost[job.id]
+            if start < first.seq <= end:
+                raise why
         if isinstance(first, Started):
             if log is not None:
                 raise already_there(job.id, self.url)
@@ -489,13 +542,14 @@ class Writer:
             if owner is not None:
                 batch.marked.append(job.id)
         elif log is None:
-            raise lost or unknown_trajectory(job.id, self.url, nearest(connection, job.id))
+            raise unknown_trajectory(job.id, self.url, nearest(connection, job.id))
         due = log.tally.events
         if first.seq != due:
-            raise (lost if end > due else None) or out_of_order(job.id, self.url, first.seq, due)
+            raise out_of_order(job.id, self.url, first.seq, due)
         if due + len(job.data) >= 1 << SEQ_BITS:
             raise StoreError(f"store={self.url} | trajectory {job.id!r} has {due} events, the most that one can have")
         self._known[job.id] = log
+        self._lost.pop(job.id, None)
         return log
 
     def _tell(self, outcomes: list[Outcome], here: asyncio.AbstractEventLoop | None = None) -> None:
@@ -513,6 +567,8 @@ class Writer:
                 if error is not None:
                     self.unreported[job.id] = error
                 continue
+            if error is not None:  # who waits here hears it
+                self.unreported.pop(job.id, None)
             outcome = (waiter, error, [note.seq for note in job.notes] if type(job) is Remark else None)
             if isinstance(waiter, Future):
                 self._deliver(news, [outcome])

@@ -29,11 +29,12 @@ from urllib.parse import parse_qsl, unquote
 
 from msgspec.structs import replace
 
-from aworld.core.event import Event, Note, Started, ToolsetOffered
-from aworld.core.exceptions import ConfigError, LeaseError, TaskError
+from aworld.core.checks import typed
+from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_events, encode_event
+from aworld.core.exceptions import ConfigError, LeaseError, StoreError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, is_unicode, log_unreadable
 from aworld.trajectory.summary import Summary
 
 
@@ -133,10 +134,13 @@ class TrajectoryStore(Protocol):
         """How often each value occurs in each field among what matches; see `query.FACETS`."""
         ...
 
-    def scan(self, query: Query = EVERYTHING) -> Iterator[tuple[Summary, Recorded]]:
+    def scan(
+        self, query: Query = EVERYTHING, *, on_unreadable: Callable[[StoreError], None] = log_unreadable
+    ) -> Iterator[tuple[Summary, Recorded]]:
         """Matching trajectories one after the other, one in memory at a time.
 
-        What is deleted meanwhile is left out. Blocks while it reads: from async code, run the loop over it in a thread.
+        What is deleted meanwhile is left out, and so is a log that cannot be read, of which `on_unreadable` is told; by
+        default a warning is logged. Blocks while it reads: from async code, run the loop over it in a thread.
         Raises `TaskError` if the id in `after` is unknown.
         """
         ...
@@ -222,6 +226,28 @@ class TrajectoryStore(Protocol):
         ...
 
 
+def check_id(id: str) -> None:
+    """Raise `TaskError` for what no store can have as the id of a trajectory."""
+    if type(id) is not str or not (id.isascii() or is_unicode(id)):
+        raise TaskError(f"trajectory id {id!r}: give a text without lone surrogates", setting="id")
+
+
+def encoded(entries: Sequence[Event | Note], id: str, url: str) -> list[bytes]:
+    """Events or notes as they are stored. Raises `StoreError` for one that could not be read back as what it is."""
+    try:
+        data = [encode_event(entry) for entry in entries]
+        decode_events(data)
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        if len(entries) > 1:
+            for entry in entries:  # one of them, which is named
+                encoded([entry], id, url)
+        raise StoreError(
+            f"store={url} | {type(entries[0]).__name__} of trajectory {id!r} could not be read back and was not "
+            f"written: {error}; give each field a value of its type, and texts without lone surrogates"
+        ) from error
+    return data
+
+
 class Ready:
     """An awaitable that is done, with a result."""
 
@@ -237,6 +263,7 @@ DONE = Ready()
 """What an append returns that nobody has to wait for."""
 
 
+@typed()
 def open_store(url: str) -> TrajectoryStore:
     """Open the store at an address; files and threads are made when they are first needed.
 

@@ -17,8 +17,7 @@ from msgspec import Struct
 
 from aworld.core import event as ev
 from aworld.core.message import Usage
-from aworld.core.score import Score
-from aworld.core.trajectory import RUNTIME
+from aworld.core.trajectory import RUNTIME, Score
 
 SHORT = 500
 """Characters of an answer or an error that a summary keeps."""
@@ -111,8 +110,7 @@ class Tally(Summary, kw_only=True):
     def of(cls, id: str, events: Iterable[ev.Event], notes: Iterable[ev.Note] = ()) -> Tally:
         """The tally of a log and the notes about it."""
         tally = cls(id=id, task_id=id)
-        for event in events:
-            tally.apply(event)
+        tally.apply(*events)
         for note in notes:
             tally.apply_note(note)
         return tally
@@ -122,13 +120,15 @@ class Tally(Summary, kw_only=True):
         """The status with which the run has ended; None while it goes on."""
         return None if self.finished_at is None else self.status
 
-    def apply(self, event: ev.Event) -> None:
-        """Take one more event."""
-        self.events += 1
-        self.updated_at = event.at
-        handler = _HANDLERS.get(type(event))
-        if handler is not None:
-            handler(self, event)
+    def apply(self, *events: ev.Event) -> None:
+        """Take the next events."""
+        for event in events:
+            handler = _HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event)
+        if events:
+            self.events += len(events)
+            self.updated_at = max(self.updated_at, events[-1].at)
 
     def apply_note(self, note: ev.Note) -> None:
         """Take one more note."""

@@ -37,7 +37,7 @@ def test_it_is_made_without_a_model_or_key(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_it_needs_a_name(name: Any) -> None:
-    with pytest.raises(ConfigError, match="needs a name"):
+    with pytest.raises(ConfigError, match=r"An agent needs a name|Agent: name="):
         Agent(name)
 
 
@@ -59,7 +59,7 @@ def test_settings_may_be_given_in_any_form(conf: Any) -> None:
 
 def test_a_wrong_form_of_settings_is_refused() -> None:
     wrong: Any = "gpt-4o"
-    with pytest.raises(ConfigError, match="conf must be"):
+    with pytest.raises(ConfigError, match="conf='gpt-4o'; give an AgentConfig, a ModelConfig, a dict or None"):
         Agent("a", wrong)
     with pytest.raises(ConfigError, match=r"no setting 'llm_modelname'; did you mean 'llm_model_name'\?.*params="):
         AgentConfig(llm_modelname="x")

@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from aworld import __version__
+from aworld.agents.llm_agent import Agent
+from aworld.config import AgentConfig, RunConfig
 from aworld.core.model import ModelRequest
+from aworld.core.task import Task
 from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
 from aworld.models.embedded.checkpoint import Policy
+from aworld.runner import Runners
 from aworld.server import ModelServer
 from aworld.trajectory import Query, open_store
 
@@ -88,6 +92,13 @@ def shell(tmp_path: Path, server: Server) -> Shell:
 
 async def test_version(shell: Shell) -> None:
     assert await shell.run("--version") == (0, f"aworld {__version__}\n", "")
+
+
+async def test_alone_it_says_where_to_begin(shell: Shell) -> None:
+    code, out, err = await shell.run()
+    assert (code, err) == (0, "")
+    assert "aworld chat --model local" in out
+    assert max(len(line) for line in out.splitlines()) <= 110
 
 
 async def test_run_prints_the_answer_and_tells_the_rest_beside_it(shell: Shell) -> None:
@@ -221,3 +232,43 @@ async def test_ctrl_c_ends_every_run_cancelled_and_keeps_what_was_done(shell: Sh
     await store.close()
     assert [run.status for run in runs] == ["cancelled"] * 20
     assert [run.steps for run in runs] == [1] * 20
+
+
+class Stranger(ModelServer):
+    """A server elsewhere, which keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.questions = 0
+        super().__init__(FunctionModel(self._say))
+
+    def _say(self, request: ModelRequest) -> Said:
+        self.questions += 1
+        return call("multiply", a=1, b=2) if request.tools and request.turn == 0 else "Thank you."
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiply two numbers."""
+    return a * b
+
+
+@pytest.mark.parametrize("command", ["fork bait --at 0", "fork wired --at 0", "resume open --tool my_tools:multiply"])
+async def test_an_address_out_of_a_record_is_never_asked_with_our_key(shell: Shell, command: str) -> None:
+    """A stranger's store names the stranger's server; it is asked only when the caller names it, too."""
+    stranger = Stranger()
+    async with stranger:
+        url = stranger.base_url
+        settings = AgentConfig(llm_model_name="m", llm_base_url=url)
+        wired = AgentConfig(llm_model_name="m", llm_base_url=url, params={"api_base": url})
+        store = open_store(f"sqlite:///{shell.folder}/evil.db")
+        conf = RunConfig(store=store)
+        for id, agent in (("bait", Agent("assistant", settings)), ("wired", Agent("assistant", wired))):
+            await Runners.run("x", agent, id=id, run_conf=conf)
+        await Runners.step(Task("x", Agent("assistant", settings, tools=[multiply]), id="open"), conf)
+        await store.close()
+        before = stranger.questions
+        code, _, err = await shell.run(*command.split(), "--store", "evil.db")
+        assert (code, stranger.questions) == (2, before), err
+        assert url in err, err
+        code, _, err = await shell.run(*command.split(), "--store", "evil.db", "--base-url", url)
+        if "wired" not in command:  # an address in any other setting is refused whoever names it
+            assert (code, stranger.questions) == (0, before + 1), err

@@ -16,9 +16,11 @@ from aworld.agents.llm_agent import Agent
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError
 from aworld.models import build_model, known_providers
+from aworld.models.embedded import tokenizer
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
 from aworld.runner import Runners
+from aworld.training.vllm_server import VllmServer
 
 
 def embedded(config: ModelConfig | str) -> EmbeddedModel:
@@ -153,3 +155,90 @@ def test_nothing_of_it_is_imported_before_it_is_used() -> None:
         "import sys, aworld.models, aworld.agents.llm_agent; print(sorted({'numpy', 'tokenizers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", "{", "is not JSON"),
+        ("config.json", DEEP, "is not JSON"),
+        ("config.json", "[1]", "must hold an object"),
+        ("config.json", '{"architectures": ["Qwen2ForCausalLM"], "vocab_size": 1e999}', "does not describe a policy"),
+        ("tokenizer.json", DEEP, "tokenizer.json cannot be read"),
+        ("chat_template.jinja", "{{ " + "(" * 20_000, "chat_template.jinja cannot be read"),
+        ("chat_template.jinja", "{% if true %}" * 20_000, "chat_template.jinja cannot be read"),
+    ],
+)
+def test_files_of_a_stranger(packaged: Policy, tmp_path: Path, name: str, text: str, said: str) -> None:
+    folder = packaged.save(tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        build_model(f"embedded:{folder}")
+    if name == "config.json" and "Qwen2" not in text:  # no way to tell who might answer for it
+        with pytest.raises(ConfigError, match=said):
+            build_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 0}, {"hidden_size": -64}, {"max_position_embeddings": 10**15}]
+)
+def test_sizes_of_a_stranger(packaged: Policy, tmp_path: Path, change: dict[str, Any]) -> None:
+    edit(packaged.save(tmp_path), "config.json", **change)
+    with pytest.raises(ConfigError, match="does not describe a policy"):
+        Policy.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(2**63).to_bytes(8, "little"), (2**62 - 1).to_bytes(8, "little") + b"{", (5).to_bytes(8, "little") + b"[[[[["],
+)
+def test_weights_of_a_stranger(packaged: Policy, tmp_path: Path, weights: bytes) -> None:
+    (packaged.save(tmp_path) / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ConfigError, match="cannot be read as float32 safetensors"):
+        Policy.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set r = range(9999) | list %}{% for i in r %}{% for j in r %}{% for k in r %}x" + "{% endfor %}" * 3,
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for a in [1, 2] recursive %}{{ loop([1, 2]) if loop.depth < 60 }}{% endfor %}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ messages[0].content * 9999999999999 }}",
+        "{{ [1] * 9999999999999 }}",
+        "{{ messages[0].nothing.more }}",
+    ],
+)
+async def test_a_template_of_a_stranger(
+    packaged: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(tokenizer, "RENDER_TIME", 0.2)
+    folder = packaged.save(tmp_path)
+    (folder / "chat_template.jinja").write_text(template)
+    response = await Runners.run("Hello", agent=Agent("a", model=f"embedded:{folder}"))
+    assert not response.success
+    assert "The chat template cannot render these messages" in str(response.error)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ((2**63).to_bytes(8, "little"), "a header of 9223372036854775808 bytes"),
+        ((len(DEEP)).to_bytes(8, "little") + DEEP.encode(), "is not JSON"),
+        ((8).to_bytes(8, "little") + b'{"a": 1}', "a weight without a shape"),
+        ((2).to_bytes(8, "little") + b"[]", "must hold an object"),
+    ],
+)
+async def test_a_server_is_given_no_weights_of_a_stranger(
+    packaged: Policy, tmp_path: Path, header: bytes, said: str
+) -> None:
+    served = packaged.save(tmp_path / "served")
+    odd = packaged.save(tmp_path / "odd")
+    (odd / "model.safetensors").write_bytes(header)
+    with pytest.raises(ConfigError, match=said):
+        await VllmServer("http://127.0.0.1:9/v1", served).reload(odd)

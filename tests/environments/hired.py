@@ -14,7 +14,7 @@ from aworld.core.hooks import HookContext, Hooks
 from aworld.core.model import ModelRequest
 from aworld.environments import Environment, Part, ScoredEpisode, factory
 from aworld.models import FunctionModel
-from aworld.models.doubles import Said
+from aworld.models.doubles import Said, call
 from tests.environments.shop import Shop, buying, correct, problem
 
 
@@ -71,3 +71,13 @@ watching = Watching()
 buyer = Agent("buyer", model=FunctionModel(buying), system_prompt="Be quick.")
 mortal = Agent("mortal", model=FunctionModel(dying))
 poisoned = Agent("poisoned", model=FunctionModel(always_dying))
+
+WAY = ("down", "down", "right", "right", "down", "right")
+
+
+def walking(request: ModelRequest) -> Said:
+    """Walks over the ice that does not slip."""
+    return call("act", action=WAY[request.turn]) if request.turn < len(WAY) else "There."
+
+
+walker = Agent("walker", model=FunctionModel(walking))

@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 
+from aworld.config import RunConfig
 from aworld.core.model import ModelRequest
 from aworld.environments import rollouts
 from aworld.models.doubles import Said
@@ -30,12 +31,15 @@ async def think(request: ModelRequest) -> Said:
     return buying(request)
 
 
+world = shop()
+agent = agent_of(think)
+
+
 async def main() -> None:
     """Begin, or go on."""
     problems = [problem(number) for number in range(PROBLEMS)]
-    episodes = rollouts(
-        shop(), agent_of(think), problems, samples=SAMPLES, store=sys.argv[1], run="killed", max_concurrency=16
-    )
+    conf = RunConfig(store=sys.argv[1], engine_name=sys.argv[2], worker_num=2, max_concurrency=16)  # pyright: ignore[reportArgumentType]
+    episodes = rollouts(world, agent, problems, samples=SAMPLES, run="killed", conf=conf)
     async for rollout in episodes:
         tell(f"ended {rollout.id} {rollout.status} {rollout.score}")
 

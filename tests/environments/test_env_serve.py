@@ -33,7 +33,7 @@ from aworld.environments.rollout import rollouts
 from aworld.models.doubles import FunctionModel, Said, call
 from aworld.runner import Runners
 from aworld.server import EnvironmentServer
-from aworld.server.environment_server import RequestRefused
+from aworld.server.environment_server import ClientMessage, RequestRefused
 from tests.environments.served import DIGITS, Vault, correct, fixed, vault
 
 Policy = Callable[[ModelRequest], Said | Awaitable[Said]]
@@ -206,12 +206,12 @@ async def test_one_client_cannot_take_all_places() -> None:
     with serving(max_episodes=4) as server:
         async with aiohttp.ClientSession() as http:
             sockets = [await http.ws_connect(f"{server.url}/ws") for _ in range(4)]
-            for number, socket in enumerate(sockets):
+            for socket in sockets:
                 await socket.send_str('{"type": "state"}')
-                answer = json.loads(await socket.receive_str())
-                assert answer["type"] == ("state" if number < 3 else "error")
-            assert answer["data"]["code"] == "CAPACITY_REACHED"
-            assert "127.0.0.1 has 3 places, all it may have" in answer["data"]["message"]
+            answers = [json.loads(await socket.receive_str()) for socket in sockets]
+            assert [answer["type"] for answer in answers] == ["state", "state", "state", "error"]
+            assert answers[3]["data"]["code"] == "CAPACITY_REACHED"
+            assert "127.0.0.1 has 3 places, all it may have" in answers[3]["data"]["message"]
     with serving(max_episodes=4, per_client=4) as server:
         async with aiohttp.ClientSession() as http:
             for _ in range(4):
@@ -284,7 +284,7 @@ async def test_what_is_asked_for_wrongly_is_said(server: EnvironmentServer) -> N
     for wrong, why in (
         (Problem("other", "?", data=known.data), "no problem 'other' here"),
         (Problem(known.id, "?", data={**known.data, "index": 10**9}), "at most 100,000 more"),
-        (Problem(known.id, "?", data={}), "the number of a problem"),
+        (Problem(known.id, "?", data={}), "missing required field `index`"),
     ):
         response = await play(remote, problem=wrong)
         assert response.record.surroundings_failed
@@ -361,7 +361,7 @@ async def test_a_place_that_json_rpc_has_closed_begins_no_other_episode() -> Non
             await ws.send_str('{"type": "reset"}')
             assert (await ws.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING)
         with pytest.raises(RequestRefused, match="has been closed") as refused:
-            await place.answer({"type": "reset"})
+            await place.answer(ClientMessage("reset"))
         assert refused.value.code == "SESSION_ERROR"
         assert not server.places
     assert [session.closed for session in sessions] == [True]
@@ -385,10 +385,9 @@ async def test_only_who_shows_the_token_is_let_in() -> None:
 
 
 async def test_a_web_page_may_not_use_a_server_without_token(server: EnvironmentServer) -> None:
-    async with aiohttp.ClientSession(headers={"Host": "evil.example"}) as http:
-        async with http.get(f"{server.url}/describe") as refused:
-            assert refused.status == 400, "a name that was bound anew to this machine"
     async with aiohttp.ClientSession(headers={"Origin": "https://example.org"}) as http:
+        async with http.get(f"{server.url}/describe", headers={"Origin": "", "Host": "evil.example"}) as refused:
+            assert refused.status == 400, "a name that was bound anew to this machine"
         with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
             await http.ws_connect(f"{server.url}/ws")
         async with http.post(f"{server.url}/problems", data=b"{}") as refused:
@@ -399,12 +398,12 @@ async def test_messages_that_are_none_are_answered_and_the_place_stays(server: E
     async with aiohttp.ClientSession() as http, http.ws_connect(f"{server.url}/ws") as ws:
         for text, why in (
             ("not json", "INVALID_JSON"),
-            ("[]", "INVALID_JSON"),
+            ("[]", "VALIDATION_ERROR"),
             ('{"a":' * 50_000, "INVALID_JSON"),
             ('{"type": "dance"}', "UNKNOWN_TYPE"),
             ('{"type": "step", "data": {"type": "message", "content": "?"}}', "VALIDATION_ERROR"),
             ('{"type": "reset", "data": {"seed": "x"}}', "VALIDATION_ERROR"),
-            ('{"type": "reset", "data": {"index": "x"}}', "UNKNOWN_PROBLEM"),
+            ('{"type": "reset", "data": {"index": "x"}}', "VALIDATION_ERROR"),
             ('{"type": "reset", "data": {"problem": 7}}', "VALIDATION_ERROR"),
             ('{"type": "reset", "data": 7}', "VALIDATION_ERROR"),
         ):

@@ -458,9 +458,9 @@ async def test_a_split_is_told_where_it_is_known(store: TrajectoryStore) -> None
 @pytest.mark.parametrize(
     ("labels", "error", "text"),
     [
-        ({"experiment": 7}, TaskError, r"labels\['experiment'\]=7: both are text"),
-        ({7: "a"}, TaskError, r"labels\[7\]='a': both are text"),
-        (["a"], TaskError, "labels takes a dict of texts"),
+        ({"experiment": 7}, TaskError, r"labels\['experiment'\]=7; give text"),
+        ({7: "a"}, TaskError, "a key of labels=7; give text"),
+        (["a"], TaskError, r"labels=list\(...\); give a dict of text to text"),
         ({"sample": "0"}, ConfigError, r"labels\['sample'\]: rollouts gives this label itself; take another name"),
     ],
 )

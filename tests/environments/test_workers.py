@@ -15,9 +15,13 @@ from aworld.config import RunConfig
 from aworld.config.conf import EngineName
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.environments import Environment, Problem, Report, Rollout, RolloutProgress, rollouts
+from aworld.environments.adapters.gymnasium import gymnasium_environment
+from aworld.environments.remote import RemoteEnvironment
+from aworld.environments.sums import sums
 from aworld.models import FunctionModel
+from aworld.server import EnvironmentServer
 from aworld.trajectory import Query, open_store
-from tests.environments.hired import at_the_top, buyer, hired_shop, mortal, poisoned, unmarked, watching
+from tests.environments.hired import at_the_top, buyer, hired_shop, mortal, poisoned, unmarked, walker, watching
 
 
 def conf(tmp_path: Path, **more: Any) -> RunConfig:
@@ -110,6 +114,32 @@ async def test_an_episode_that_takes_down_every_worker_is_lost_and_the_others_go
 async def test_an_environment_at_the_top_of_a_module_travels_by_its_name(tmp_path: Path) -> None:
     done = await collected(at_the_top, buyer, at_the_top.problems(), conf=conf(tmp_path))
     assert [rollout.status for rollout in done.values()] == ["finished"]
+
+
+async def test_environments_of_others_travel_by_the_function_that_makes_them(tmp_path: Path) -> None:
+    async with EnvironmentServer(hired_shop(0), port=0) as server:
+        remote = await asyncio.to_thread(RemoteEnvironment, server.url)
+        problems = await asyncio.to_thread(remote.problems, "train", 4)
+        away = await collected(remote, buyer, problems, conf=conf(tmp_path))
+    assert {rollout.score for rollout in away.values()} == {1.0}
+    lake = gymnasium_environment("FrozenLake-v1", make={"is_slippery": False}, actions=("left", "down", "right", "up"))
+    done = await collected(lake, walker, lake.problems("train", 4), conf=conf(tmp_path))
+    assert [(r.status, r.score) for r in done.values()] == [("finished", 1.0)] * 4
+
+
+async def test_the_embedded_policy_samples_the_same_tokens_there(tmp_path: Path) -> None:
+    environment, policy = sums(), Agent("policy", model="embedded")
+    problems = environment.problems("train", 3)
+    here = await collected(environment, policy, problems, run="tokens")
+    there = await collected(environment, policy, problems, run="tokens", conf=conf(tmp_path))
+
+    def sampled(rollout: Rollout) -> list[Any]:
+        return [call.tokens and call.tokens.completion_ids for call in rollout.record.calls.values()]
+
+    assert {id: sampled(rollout) for id, rollout in here.items()} == {
+        id: sampled(rollout) for id, rollout in there.items()
+    }
+    assert all(all(sampled(rollout)) for rollout in there.values())
 
 
 async def test_what_cannot_travel_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
 from types import TracebackType
 from typing import Any, TypeAlias
 
 from aworld.config.conf import ModelConfig
+from aworld.core.model import Delta
 
 Step: TypeAlias = Callable[["Connection"], Awaitable[None]]
 
@@ -147,6 +149,11 @@ def piece(finish_reason: str | None = None, **delta: Any) -> bytes:
     """A chunk of a streamed chat completion, as an event."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return event({"id": "c1", "model": "m-2", "choices": [choice]})
+
+
+def joined(deltas: Sequence[Delta]) -> list[Delta]:
+    """Deltas with those of a kind joined: how many there are depends on how the bytes came."""
+    return [kind("".join(delta.text for delta in group)) for kind, group in groupby(deltas, type)]
 
 
 DONE = b"data: [DONE]\n\n"

@@ -24,7 +24,7 @@ from aworld.core.model import (
 )
 from aworld.models.openai import AzureModel, OpenAIModel
 
-from .provider import DONE, EVENTS, Connection, Provider, answer, chat, chunked, event, piece, stream
+from .provider import DONE, EVENTS, Connection, Provider, answer, chat, chunked, event, joined, piece, stream
 
 ADD = ToolSchema("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
 HI = ModelRequest(messages=(Message("user", "hi"),))
@@ -205,7 +205,7 @@ async def test_a_streamed_reply() -> None:
         asked = provider.requests[0].json
         connections = provider.connections
     assert (asked["stream"], asked["stream_options"]) == (True, {"include_usage": True})
-    assert deltas == [ReasoningDelta("Let me "), ReasoningDelta("see."), TextDelta("Hel"), TextDelta("lo")]
+    assert joined(deltas) == [ReasoningDelta("Let me see."), TextDelta("Hello")]
     assert reply.message == Message("assistant", "Hello", reasoning="Let me see.")
     assert reply.usage == Usage(3, 2, 5)
     assert (reply.finish_reason, reply.model, reply.response_id) == ("stop", "m-2", "c1")

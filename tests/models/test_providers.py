@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import aworld.models
-from aworld.config.conf import ModelConfig
+from aworld.agents.llm_agent import Agent
+from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.config.errors import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
@@ -23,7 +24,8 @@ from aworld.models import (
     known_providers,
     register_provider,
 )
-from aworld.models.providers import _models, _providers
+from aworld.models.providers import _models, _providers, recorded
+from aworld.runner import Runners
 
 from .provider import Provider, answer, chat
 
@@ -263,3 +265,72 @@ def test_importing_costs_no_http_client_and_no_sdk() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+KEYS = ("LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VLLM_API_KEY")
+
+
+@pytest.mark.parametrize("name", [None, "openai", "anthropic", "vllm", "azure"])
+@pytest.mark.parametrize("own", [{}, {"LLM_PROVIDER": "openai", "LLM_BASE_URL": "https://mine.example/v1"}])
+async def test_no_key_goes_to_an_address_out_of_a_record(
+    name: str | None, own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in KEYS:
+        monkeypatch.setenv(variable, "sk-VICTIM")
+    for variable, value in own.items():
+        monkeypatch.setenv(variable, value)
+    async with Provider() as stranger:
+        settings = {"llm_provider": name, "llm_model_name": "m", "llm_base_url": stranger.base_url}
+        for config in (
+            AgentConfig(llm_config=recorded(settings)),
+            AgentConfig(llm_config=recorded(settings), llm_temperature=0.5),
+            AgentConfig(llm_config=AgentConfig(llm_config=recorded(settings)).llm_config.model_copy(deep=True)),
+        ):
+            with pytest.raises(ConfigError, match=f"{stranger.base_url}.*--base-url"):
+                await Runners.run("hi", agent=Agent("a", config))
+        assert stranger.connections == 0
+
+
+async def test_an_address_that_the_caller_names_too_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Provider(answer(chat()), answer(chat())) as provider:
+        settings = {"llm_model_name": "m", "llm_base_url": provider.base_url, "llm_headers": {"X-Mark": "theirs"}}
+        await built(recorded(settings, base_url=provider.base_url)).generate(ModelRequest((Message("user", "hi"),)))
+        with pytest.raises(ConfigError, match="which your settings do not name"):
+            build_model(recorded(settings))
+        monkeypatch.setenv("LLM_BASE_URL", f"{provider.base_url}/")
+        await built(recorded(settings)).generate(ModelRequest((Message("user", "hi"),)))
+        assert [asked.headers.get("x-mark") for asked in provider.requests] == [None, None]
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-mine")
+    theirs = {"llm_provider": "openrouter", "llm_model_name": "m", "llm_base_url": "https://openrouter.ai/api/v1"}
+    assert key_of(built(recorded(theirs))) == "sk-mine"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"llm_model_name": "huggingface/https://stranger.example/m"},
+        {"params": {"api_base": "https://stranger.example"}},
+        {"params": {"extra": [{"deep": "http://stranger.example"}]}},
+    ],
+)
+def test_an_address_in_another_setting_of_a_record_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="which your settings do not name"):
+        recorded({"llm_provider": "litellm", "llm_model_name": "m", **settings})
+    with pytest.raises(ConfigError, match="llm_max_retries"):
+        recorded({"llm_max_retries": "many"})
+
+
+def test_a_record_does_not_choose_to_whom_a_key_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {"llm_provider": "deepseek", "llm_model_name": "m"}
+    monkeypatch.setenv("LLM_API_KEY", "sk-of-openai")
+    with pytest.raises(ConfigError, match="may be another provider's: set DEEPSEEK_API_KEY"):
+        build_model(recorded(theirs))
+    assert key_of(built(recorded(theirs, provider="deepseek"))) == "sk-of-openai"
+    changed = recorded(theirs, provider="openrouter")
+    changed.llm_provider = "openrouter"  # as --model does
+    assert key_of(built(changed)) == "sk-of-openai"
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-of-deepseek")
+    assert key_of(built(recorded(theirs))) == "sk-of-deepseek"
+    monkeypatch.delenv("DEEPSEEK_API_KEY")
+    monkeypatch.setenv("LLM_PROVIDER", "deepseek")
+    assert key_of(built(recorded(theirs))) == "sk-of-openai"

@@ -12,7 +12,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
 
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxLimits, SandboxProcess
 
 OUTPUT = 1_000_000

@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from aworld.agents.llm_agent import Agent
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.message import Image, Text
@@ -205,7 +205,7 @@ async def test_a_page_that_goes_on_while_it_is_read(
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"timeout": -1}, "timeout=-1 | give a number of seconds above 0"),
+        ({"timeout": -1}, "timeout=-1: a number, more than zero"),
         ({"size": 5}, "size=5 | give width and height in pixels, such as (1280, 900)"),
         ({"size": (0, 5)}, "size=(0, 5) | give width"),
     ],

@@ -15,8 +15,7 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
-from aworld.core.context.base import Context
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import Context, RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.sandbox import SandboxLimits

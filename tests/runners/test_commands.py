@@ -189,8 +189,8 @@ async def test_a_lost_lease_stops_the_run_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", [None, 5, b"run"])
 async def test_what_names_no_run_is_refused_in_words(run: Any) -> None:
     for want in (Runners.cancel(run), Runners.pause(run), Runners.reward(run, 1.0)):
-        with pytest.raises(TaskError, match="A run is named by"):
+        with pytest.raises(TaskError, match=r"; give (a Task, )?text, a Trajectory(,| or) a TaskResponse"):
             await want
-    with pytest.raises(TaskError, match="A run is named by"):
+    with pytest.raises(TaskError, match=r"; give (a Task, )?text, a Trajectory(,| or) a TaskResponse"):
         Runners.follow(run)
     assert [output async for output in Runners.follow([])] == []

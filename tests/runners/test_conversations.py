@@ -155,5 +155,5 @@ def test_labels_are_texts(labels: Any) -> None:
 
 @pytest.mark.parametrize("after", [7, ["id"], b"id"])
 def test_what_is_no_run_is_not_gone_on_from(after: Any) -> None:
-    with pytest.raises(TaskError, match="after takes"):
+    with pytest.raises(TaskError, match=r"after=.*; give a TaskResponse, a Trajectory"):
         Task("x", parrot(), after=after)

@@ -60,16 +60,18 @@ async def test_many_tasks_run_in_two_processes_with_the_same_logs(tmp_path: Path
 
 
 async def test_an_agent_that_no_module_has_travels_as_its_definition(tmp_path: Path) -> None:
-    async with ModelServer(FunctionModel(lambda request: f"{request.messages[0].text} by {os.getpid()}")) as server:
-        conf_ = AgentConfig(llm_model_name="served", llm_base_url=server.base_url)
+    """With its key, which stands in no log."""
+    model = FunctionModel(lambda request: f"{request.messages[0].text} by {os.getpid()}")
+    async with ModelServer(model, token="sk-a-key-of-its-own") as server:
+        conf_ = AgentConfig(llm_model_name="served", llm_base_url=server.base_url, llm_api_key="sk-a-key-of-its-own")
         made_here = Agent("made-here", conf_, system_prompt="Hello", tools=[place])
         async with asyncio.timeout(60):
-            os.environ["LLM_API_KEY"] = "none"
             responses = await Runners.run_task(Task("x", made_here), conf(tmp_path))
     (response,) = responses.values()
     assert response.success, response.msg
     assert response.answer.startswith("Hello by")
     assert response.record.agents["made-here"]["system_prompt"] == "Hello"
+    assert b"sk-a-key" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 async def test_without_a_store_the_responses_have_it() -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from aworld.config import RunConfig
 from aworld.core.exceptions import ToolError
+from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import ModelRequest
+from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.core.tool.func_to_tool import tool
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
-from aworld.trajectory import TrajectoryStore
+from aworld.trajectory import MemoryStore, TrajectoryStore
 from tests.runners.scenes import Gate, add, assert_sound, scripted, thinking
 
 
@@ -281,3 +283,141 @@ async def test_parallel_tools_that_are_slow_to_fail_do_not_leak() -> None:
     assert response.status == "timeout"
     assert sorted(cancelled) == list(range(10))
     assert_sound(response.record)
+
+
+class Panic(BaseException):
+    """As what Rust raises through PyO3."""
+
+
+async def stray() -> None:
+    """Await something that somebody else has cancelled."""
+    asleep = asyncio.ensure_future(asyncio.sleep(60))
+    asleep.cancel()
+    await asleep
+
+
+async def burst(how: str) -> None:
+    """Raise what is no Exception."""
+    if how == "stray":
+        await stray()
+    raise {"panic": Panic("index out of bounds"), "exit": SystemExit(3)}[how]
+
+
+class Bursting(Hooks):
+    """Bursts at one of its points, in the runs whose input is `burst`."""
+
+    def __init__(self, where: str, how: str) -> None:
+        self.where, self.how = where, how
+
+    async def _at(self, where: str, at: HookContext) -> None:
+        if where == self.where and at.record.task.name == "burst":
+            await burst(self.how)
+
+    async def before_task(self, at: HookContext) -> None:
+        await self._at("before_task", at)
+
+    async def after_task(self, at: HookContext, response: Any) -> None:
+        await self._at("after_task", at)
+
+    async def before_model(self, at: HookContext, request: Any) -> None:
+        await self._at("before_model", at)
+
+    async def after_model(self, at: HookContext, request: Any, reply: Any, error: Any) -> None:
+        await self._at("after_model", at)
+
+    async def before_tool(self, at: HookContext, call: Any) -> None:
+        await self._at("before_tool", at)
+
+    async def after_tool(self, at: HookContext, call: Any, result: Any) -> None:
+        await self._at("after_tool", at)
+
+
+@pytest.mark.parametrize("how", ["panic", "exit", "stray"])
+@pytest.mark.parametrize(
+    "where",
+    ["tool", "two tools", "thread", "model", "before_task", "after_task", "before_model", "after_model", "before_tool",
+     "after_tool"],
+)  # fmt: skip
+async def test_what_bursts_ends_its_own_run_alone(where: str, how: str, store: TrajectoryStore) -> None:
+    if (where, how) == ("thread", "stray"):
+        pytest.skip("a thread has no task")
+    gate = Gate()
+
+    async def think(request: ModelRequest) -> Said:
+        bursts = request.messages[-1].text == "burst"
+        if bursts and where == "model":
+            await burst(how)
+        if request.turn == 0 and bursts:
+            return [call("pop")] * (2 if where != "tool" else 1)
+        if not bursts and request.turn == 0:
+            await gate.pass_through()
+        return "done"
+
+    @tool
+    async def pop() -> str:
+        "Pop."
+        if where in ("tool", "two tools"):
+            await burst(how)
+        return "popped"
+
+    @tool(name="pop")
+    def pop_there() -> str:
+        "Pop, in a thread."
+        raise Panic("index out of bounds") if how == "panic" else SystemExit(3)
+
+    agent = thinking(think, tools=[pop_there if where == "thread" else pop])
+    hooks = [Bursting(where, how)]
+    others = [Task("wait", agent, id=f"other {n}", hooks=hooks) for n in range(20)]
+    culprit = Task("burst", agent, id="culprit", name="burst", hooks=hooks)
+    ended = asyncio.Event()
+
+    def done(response: TaskResponse) -> None:
+        if response.id == "culprit":
+            ended.set()
+
+    running = asyncio.create_task(Runners.run_task([*others, culprit], RunConfig(store=store), on_done=done))
+    async with asyncio.timeout(20):
+        await gate.until(20)
+        await ended.wait()
+        gate.open.set()
+        responses = await running
+    assert {responses[task.id].status for task in others} == {"finished"}
+    response = responses["culprit"]
+    assert_sound(response.record)
+    if where in ("tool", "two tools", "thread", "after_task"):  # told to the model; or too late to change the outcome
+        assert (response.status, response.answer) == ("finished", "done"), response.msg
+        return
+    assert response.status == "failed"
+    word = {"panic": "Panic: index out of bounds", "exit": "SystemExit: 3", "stray": "CancelledError"}[how]
+    assert word in response.msg
+
+
+@pytest.mark.parametrize("where", ["model", "tool", "before_model"])
+async def test_a_cancellation_is_still_a_cancellation(where: str) -> None:
+    gate = Gate()
+
+    class Waiting(Hooks):
+        async def before_model(self, at: HookContext, request: Any) -> None:
+            if where == "before_model":
+                await gate.pass_through()
+
+    async def think(request: ModelRequest) -> Said:
+        if where == "model":
+            await gate.pass_through()
+        return call("wait")
+
+    @tool
+    async def wait() -> str:
+        "Wait."
+        await gate.pass_through()
+        return "waited"
+
+    store = MemoryStore()
+    conf = RunConfig(store=store)
+    agent = thinking(think, tools=[wait])
+    running = asyncio.create_task(Runners.run("x", agent, id="run", hooks=[Waiting()], run_conf=conf))
+    await gate.until(1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await store.query())[0].status == "cancelled"

@@ -128,7 +128,7 @@ async def test_a_forked_task_is_stepped_and_streamed() -> None:
 async def test_a_step_that_is_not_there_is_refused() -> None:
     first = await Runners.run("x", counting())
     for at in (-1, 4):
-        with pytest.raises(TaskError, match="has 3 steps"):
+        with pytest.raises(TaskError, match=r"has 3 steps|at=-1; give a whole number"):
             await Runners.fork(first, counting(), at=at)
     with pytest.raises(TaskError, match="'counter': pass agent="):
         await Runners.fork(first)

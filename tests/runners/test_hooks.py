@@ -131,6 +131,29 @@ async def test_arguments_that_a_hook_rewrote_are_in_the_log() -> None:
     assert any(b'\\"a\\":2' in msgspec.json.encode(event) for event in response.record.events)
 
 
+class Tagging(Hooks):
+    """Marks every result; doing so twice marks it twice."""
+
+    async def after_tool(self, at: HookContext, call: ToolCall, result: ActionResult) -> ActionResult:
+        return msgspec.structs.replace(result, content=f"[seen] {result.content}", error=None)
+
+
+async def test_replay_gives_hooks_what_they_were_given() -> None:
+    replies = [[call("add", a=1, b=2), call("add", a=1)], call("add", a=2, b=2), "done"]
+    agent = scripted(*replies)
+    response = await Runners.run("x", agent, hooks=[Tagging(), Tagging()])
+    seen = [row["content"] for row in response.trajectory[0]["observation"]]
+    assert seen[0] == "[seen] [seen] 3"
+    assert seen[1].startswith("[seen] [seen] ")  # an error, as the model was told it
+    assert "missing" in seen[1]
+    for hooks in ([Tagging(), Tagging()], []):
+        report = await Runners.replay(response, agent, hooks=hooks)
+        assert report.same, report.difference
+    report = await Runners.replay(response, agent, hooks=[Tagging()])
+    assert report.difference is not None
+    assert report.difference.what.endswith("message")
+
+
 class Renaming(Hooks):
     """Answers with results that carry no or another id."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -12,16 +13,21 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig, RunConfig, TaskConfig
-from aworld.core.context.scope import RunScope
+from aworld.core import event as ev
+from aworld.core.context.base import RunScope
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
+from aworld.core.output import RunFinished, ToolResultOutput
+from aworld.core.task import Task
+from aworld.core.tool import base, threads
 from aworld.core.tool.func_to_tool import tool
 from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import FunctionModel, call
 from aworld.runner import Runners
+from aworld.runners import journal
 from aworld.server import ModelServer
-from aworld.trajectory import TrajectoryStore
-from tests.runners.scenes import Gate, RecordingServer, add, assert_sound, looping, scripted, thinking
+from aworld.trajectory import MemoryStore, TrajectoryStore
+from tests.runners.scenes import Gate, RecordingServer, add, adder, assert_sound, looping, scripted, thinking
 
 
 async def test_an_endless_tool_loop_ends_at_the_limit_with_everything_kept() -> None:
@@ -164,8 +170,6 @@ async def test_the_deadline_passes_while_tools_run() -> None:
 
 
 async def test_a_deadline_counts_the_steps_together() -> None:
-    from aworld.core.task import Task
-
     task = Task("x", scripted(call("hang"), "done", tools=[hang]), timeout=0.05)
     over, _, response = await Runners.step(task)
     assert over
@@ -358,3 +362,162 @@ async def test_a_forked_run_may_go_on_beyond_the_limit() -> None:
 
 def assert_sound_fork(events: list[Any]) -> None:
     assert [event.seq for event in events] == list(range(len(events)))
+
+
+async def test_a_wall_clock_that_is_set_back_changes_no_duration(
+    monkeypatch: pytest.MonkeyPatch, store: TrajectoryStore
+) -> None:
+    ticking, back = time.time, 0.0
+
+    async def think(request: ModelRequest) -> Any:
+        nonlocal back
+        back += 3600.0  # in the middle of the call
+        return call("wait") if request.turn < 3 else "done"
+
+    @tool(inline=True)
+    def wait() -> str:
+        "Wait."
+        nonlocal back
+        back += 3600.0
+        return "waited"
+
+    monkeypatch.setattr(time, "time", lambda: ticking() - back)
+    began = ticking()
+    response = await Runners.run("x", thinking(think, tools=[wait]), run_conf=RunConfig(store=store))
+    await response.reward(1.0)
+    assert response.success
+    times = [event.at for event in response.record.events]
+    assert times == sorted(times)
+    assert began <= times[0]
+    assert times[-1] <= ticking()
+    for row in response.trajectory:
+        assert 0 <= row["model"]["latency"] < 10
+        assert all(0 <= result["duration"] < 10 for result in row["observation"])
+    (summary,) = await store.query()
+    assert summary.started_at <= summary.updated_at <= ticking()
+    assert summary.duration is not None
+    assert 0 <= summary.duration < 10
+
+
+async def test_a_wall_clock_that_is_set_back_changes_no_latency_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking, back = time.time, 0.0
+
+    def clock() -> float:
+        nonlocal back
+        back += 60.0  # each look at it
+        return ticking() - back
+
+    monkeypatch.setattr(time, "time", clock)
+    async with ModelServer(FunctionModel(lambda _: "one two three")) as server:
+        agent = Agent("agent", conf=AgentConfig(llm_model_name="m", llm_api_key="k", llm_base_url=server.base_url))
+        outputs = [output async for output in Runners.streaming_run("x", agent)]
+    last = outputs[-1]
+    assert isinstance(last, RunFinished)
+    (row,) = last.response.trajectory
+    assert 0 < row["model"]["first_token_latency"] <= row["model"]["latency"] < 10
+
+
+async def test_a_run_goes_on_where_it_is_earlier(monkeypatch: pytest.MonkeyPatch, store: TrajectoryStore) -> None:
+    task = Task("x", scripted(call("add", a=1, b=2), "done"), id="run")
+    await Runners.step(task, RunConfig(store=store))
+    left = (await store.read("run"))[-1].at
+    monkeypatch.setattr(ev, "now", lambda: left - 3600.0)
+    monkeypatch.setattr(journal, "now", lambda: left - 3600.0)  # another machine
+    response = await Runners.resume("run", scripted(call("add", a=1, b=2), "done"), store=store)
+    assert response.success
+    (summary,) = await store.query()
+    assert summary.started_at <= left <= summary.updated_at
+
+
+async def test_a_tool_timeout_counts_from_when_the_tool_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "THREADS", threads.DaemonThreads(bound=2))
+
+    @tool
+    def work() -> str:
+        "Works."
+        time.sleep(0.05)
+        return "worked"
+
+    agent = scripted(call("work"), "done", tools=[work])
+    tasks = [Task("x", agent, conf=TaskConfig(tool_timeout=0.5)) for _ in range(40)]  # a second of work for two threads
+    responses = await Runners.run_task(tasks)
+    rows = [response.trajectory[0]["observation"][0] for response in responses.values()]
+    assert {row["content"] for row in rows} == {"worked"}
+    assert all(0.05 <= row["duration"] < 0.5 for row in rows)
+
+
+async def test_a_call_that_never_began_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "THREADS", threads.DaemonThreads(bound=1))
+    monkeypatch.setattr(base, "QUEUE", 0.3)
+    release, ran = threading.Event(), list[str]()
+
+    @tool
+    def hold() -> str:
+        "Holds the only thread."
+        release.wait(30)
+        return "held"
+
+    @tool(timeout=0.1)
+    def work() -> str:
+        "Works."
+        ran.append("work")
+        return "worked"
+
+    async def think(request: ModelRequest) -> Any:
+        if request.turn == 0:
+            return [call("hold"), call("work")]
+        return "done"
+
+    agent = thinking(think, tools=[hold, work])
+    outputs: list[Any] = []
+    async for output in Runners.streamed_run_task(Task("x", agent)).stream_events():
+        outputs.append(output)
+        if isinstance(output, ToolResultOutput) and output.result.name == "work":
+            assert output.result.error == "It did not run: no thread was free within 0 s."
+            assert output.result.duration is None
+            release.set()
+    assert isinstance(outputs[-1], RunFinished)
+    assert outputs[-1].response.success
+    assert ran == []
+
+
+async def test_of_a_cancelled_run_the_log_says_what_had_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "THREADS", threads.DaemonThreads(bound=1))
+    loop, begun, release, ran = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), list[str]()
+
+    @tool
+    def hold() -> str:
+        "Holds the only thread."
+        ran.append("hold")
+        loop.call_soon_threadsafe(begun.set)
+        release.wait(30)
+        return "held"
+
+    @tool
+    def work() -> str:
+        "Works."
+        ran.append("work")
+        return "worked"
+
+    store = MemoryStore()
+    agent = scripted([call("hold"), call("work")], "done", tools=[hold, work])
+    running = asyncio.create_task(Runners.run("x", agent, id="run", run_conf=RunConfig(store=store)))
+    await begun.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    release.set()
+    record = Trajectory.of("run", await store.read("run"))
+    closed = {event.name: event for event in record if isinstance(event, ev.ToolReturned)}
+    texts = {name: record.messages[event.result].message.text for name, event in closed.items()}
+    assert texts["hold"].endswith("It may or may not have taken effect.")
+    assert texts["work"].endswith("It had not begun, and did not run.")
+    assert ran == ["hold"]
+    assert_sound(record)
+
+
+async def test_a_duration_is_the_tools_own_time_however_many_wait() -> None:
+    tasks = [Task("x", adder()) for _ in range(2000)]
+    stepped = await asyncio.gather(*(Runners.step(task) for task in tasks))
+    durations = [response.trajectory[0]["observation"][0]["duration"] for _, _, response in stepped]
+    assert statistics.median(durations) < 0.005

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -366,3 +368,22 @@ async def test_a_resume_of_a_missing_model_says_so() -> None:
     whole = (await Runners.run("x", adder(), id="run", run_conf=RunConfig(store=MemoryStore()))).record
     with pytest.raises(ConfigError, match="LLM_MODEL_NAME"):
         await Runners.resume("run", Agent("adder"), store=await cut_after(whole, ev.ToolReturned))
+
+
+@pytest.mark.parametrize("harm", [("{", "("), ('"step":0', '"step":"0"'), ('"step":0', '"step":0,"activation":9')])
+async def test_resume_all_goes_on_past_a_log_that_cannot_be_read(
+    harm: tuple[str, str], store: TrajectoryStore, tmp_path: Path
+) -> None:
+    agent = adder()
+    for id in ("first", "harmed", "last"):
+        await Runners.step(Task("x", agent, id=id), RunConfig(store=store))
+    with sqlite3.connect(tmp_path / "runs.db") as connection:
+        (key,) = connection.execute("SELECT key FROM trajectories WHERE id = 'harmed'").fetchone()
+        changed = "CAST(replace(CAST(data AS TEXT), ?, ?) AS BLOB)"
+        connection.execute(f"UPDATE events SET data = {changed} WHERE key >> 24 = ?", (*harm, key))
+    connection.close()
+    report = await Runners.resume_all(store, [agent])
+    assert (report.finished, report.failed, report.left) == (2, 0, 1)
+    assert list(report.errors) == ["harmed"]
+    assert report.errors["harmed"]
+    assert [response.answer for response in report.responses.values()] == ["It is 3."] * 2

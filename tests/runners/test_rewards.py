@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from fractions import Fraction
 from typing import Any
 
@@ -14,8 +15,9 @@ from aworld.core.task import Task
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.runners.local import load
-from aworld.trajectory import MemoryStore, TrajectoryStore
+from aworld.trajectory import MemoryStore, TrajectoryStore, open_store
 from tests.runners.scenes import Gate, add, adder, assert_sound, scripted, thinking
+from tests.runners.test_kill import process
 
 
 async def test_a_reward_of_the_whole_stands_on_the_last_row(store: TrajectoryStore) -> None:
@@ -149,3 +151,75 @@ async def test_a_detail_that_is_no_json_is_refused(store: TrajectoryStore) -> No
         await response.reward(1.0, detail=object())
     await response.reward(0.5)
     assert (await load(response.id, store)).score == 0.5
+
+
+JUDGE = """
+import asyncio, sys
+from aworld.runner import Runners
+from aworld.trajectory import open_store
+
+async def main():
+    store = open_store(sys.argv[1])
+    names = (f"{sys.argv[3]} {number}" for number in range(20))
+    await asyncio.gather(*(Runners.reward(sys.argv[2], 1.0, name=name, store=store) for name in names))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+async def judge_in_processes(url: str, id: str, judges: int) -> None:
+    """Give 20 rewards in each of some processes."""
+    async with asyncio.timeout(60), AsyncExitStack() as children:
+        judged = [await children.enter_async_context(process("-c", JUDGE, url, id, str(n))) for n in range(judges)]
+        for child in judged:
+            _, errors = await child.communicate()
+            assert child.returncode == 0, errors.decode()
+
+
+async def test_fifty_judges_at_once_and_sixty_in_three_processes(store: TrajectoryStore) -> None:
+    response = await Runners.run("x", adder(), run_conf=RunConfig(store=store))
+    names = [f"here {number}" for number in range(50)]
+    await asyncio.gather(*(Runners.reward(response.id, 1.0, name=name, store=store) for name in names))
+    await asyncio.gather(*(Runners.reward(response, 1.0, name=name) for name in names))
+    await judge_in_processes(store.url, response.id, 3)
+    record = await load(response.id, store)
+    assert len(record.rewards) == 160
+    assert [note.seq for note in record.notes] == list(range(160))
+    assert {reward.name for reward in record.rewards} >= {*names, *(f"{n} {m}" for n in range(3) for m in range(20))}
+    assert (await store.query())[0].score == record.score == 160
+
+
+async def test_a_live_run_takes_rewards_from_other_processes_and_goes_on(store: TrajectoryStore) -> None:
+    gate = Gate()
+
+    async def think(request: Any) -> Any:
+        if request.turn == 0:
+            return call("add", a=1, b=2)
+        await gate.pass_through()
+        return "done"
+
+    conf = RunConfig(store=store)
+    running = asyncio.create_task(Runners.run("x", thinking(think, tools=[add]), id="run", run_conf=conf))
+    await gate.until(1)
+    await judge_in_processes(store.url, "run", 2)
+    other = open_store(store.url)
+    await Runners.reward("run", 1.0, name="other object", store=other)
+    await other.close()
+    gate.open.set()
+    response = await running
+    assert (response.status, response.answer) == ("finished", "done"), response.msg
+    record = await load("run", store)
+    assert (len(record.rewards), record.score) == (41, 41)
+    assert record.events == response.record.events
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"name": 5}, {"name": None}, {"source": 5}, {"source": b"x"}, {"step": True}, {"step": "0"}, {"step": 0.5}],
+)
+async def test_a_field_of_a_wrong_type_is_refused(field: dict[str, Any], store: TrajectoryStore) -> None:
+    response = await Runners.run("x", adder(), run_conf=RunConfig(store=store))
+    with pytest.raises(ValueError, match=f"Runners.reward: {next(iter(field))}=.*; give"):
+        await Runners.reward(response.id, 1.0, store=store, **field)
+    assert (await load(response.id, store)).notes == []

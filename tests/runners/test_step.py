@@ -15,6 +15,7 @@ from aworld.core.message import Image, Text
 from aworld.core.model import ModelRequest
 from aworld.core.rows import rows
 from aworld.core.task import Task
+from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.trajectory import MemoryStore, TrajectoryStore
@@ -325,3 +326,20 @@ async def test_a_store_kept_in_memory_is_enough() -> None:
     over, _, response = await Runners.step(Task("1 + 2?", adder(), id="t"), conf)
     assert over
     assert response.answer == "It is 3."
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_steps_of_one_task_at_once_are_refused(begun: bool, store: TrajectoryStore) -> None:
+    task, conf = Task("1 + 2?", adder(), id="run"), RunConfig(store=store)
+    if begun:
+        await Runners.step(task, conf)
+    outcomes = await asyncio.gather(*(Runners.step(task, conf) for _ in range(3)), return_exceptions=True)
+    errors = [str(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert errors == ["Task 'run' is in the middle of a step; await it before the next."] * 2
+    over = begun
+    while not over:
+        over, _, response = await Runners.step(task, conf)
+        assert response.msg == ""
+    record = Trajectory.of("run", await store.read("run"))
+    assert (record.status, record.answer, len(record.calls)) == ("finished", "It is 3.", 2)
+    assert_sound(record)

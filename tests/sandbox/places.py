@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from aworld.core.context.base import Context
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import Context, RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import ExecResult, Sandbox, SandboxLimits

@@ -14,16 +14,16 @@ from aworld.core.sandbox import SandboxLimits
 @pytest.mark.parametrize(
     ("limit", "why"),
     [
-        ({"memory_mb": -1}, "memory_mb=-1 is no limit; give a whole number above 0."),
-        ({"memory_mb": 1.5}, "memory_mb=1.5 is no limit; give a whole number above 0."),
-        ({"disk_mb": 0}, "disk_mb=0 is no limit"),
-        ({"processes": True}, "processes=True is no limit"),
-        ({"wall_seconds": 0}, "wall_seconds=0 is no limit; give a number of seconds above 0."),
-        ({"wall_seconds": float("inf")}, "wall_seconds=inf is no limit"),
-        ({"wall_seconds": None}, "wall_seconds=None is no limit"),
-        ({"cpu_seconds": "x"}, "cpu_seconds='x' is no limit"),
-        ({"cpu_seconds": float("nan")}, "cpu_seconds=nan is no limit"),
-        ({"network": "no"}, "network='no' is no limit; give True or False."),
+        ({"memory_mb": -1}, "memory_mb=-1; give a whole number from 1."),
+        ({"memory_mb": 1.5}, "memory_mb=1.5; give a whole number from 1."),
+        ({"disk_mb": 0}, "disk_mb=0; give"),
+        ({"processes": True}, "processes=True; give"),
+        ({"wall_seconds": 0}, "wall_seconds=0; give a number of seconds above 0."),
+        ({"wall_seconds": float("inf")}, "wall_seconds=inf; give"),
+        ({"wall_seconds": None}, "wall_seconds=None; give"),
+        ({"cpu_seconds": "x"}, "cpu_seconds='x'; give"),
+        ({"cpu_seconds": float("nan")}, "cpu_seconds=nan; give"),
+        ({"network": "no"}, "network='no'; give True or False."),
     ],
 )
 def test_what_cannot_be_a_limit_is_refused_when_it_is_given(limit: dict[str, Any], why: str) -> None:

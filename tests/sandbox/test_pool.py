@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from aworld.config.errors import ConfigError
-from aworld.core.context.scope import ForRun
 from aworld.core.sandbox import ExecResult, FileInfo, Sandbox, SandboxError, SandboxProcess, SandboxSource
 from aworld.sandbox import SandboxPool, open_sandbox
 from tests.sandbox.places import SMALL, NamedPool, needs_bubblewrap
@@ -95,7 +94,7 @@ async def settled(condition: Callable[[], bool]) -> None:
 
 async def test_it_is_a_source_that_runs_let_go() -> None:
     source: SandboxSource = SandboxPool(Factory())
-    assert isinstance(source, ForRun)
+    assert callable(source.for_run)
 
 
 async def test_one_run_has_one_sandbox() -> None:

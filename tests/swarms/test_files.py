@@ -218,7 +218,7 @@ def test_a_key_is_left_out_of_what_is_written_and_refused_in_what_is_read(tmp_pa
     assert "hush" not in text
     path = tmp_path / "team.yaml"
     path.write_text(text.replace("llm_model_name: gpt-4o", "llm_model_name: gpt-4o\n      llm_api_key: sk-secret"))
-    with pytest.raises(ConfigError, match=r"team.yaml, line 7: Agent 'a' has llm_api_key .* set LLM_API_KEY") as raised:
+    with pytest.raises(ConfigError, match=r"team.yaml, line 7: Agent 'a': llm_api_key .* set LLM_API_KEY") as raised:
         load(path)
     assert "sk-secret" not in str(raised.value)
 
@@ -269,17 +269,17 @@ BAD: list[tuple[str, str, str]] = [
     ("agents:", "agent:", "line 3: The file has no 'agent'; did you mean 'agents'?"),
     ("desc: Finds", "descr: Finds", "line 5: Agent 'researcher' has no 'descr'; did you mean 'desc'?"),
     ("llm_temperature", "llm_temperatur", "line 7: .* no setting 'llm_temperatur'; did you mean 'llm_temperature'?"),
-    ("0.5", "hot", "line 7: Agent 'researcher': llm_temperature: Input should be a valid number"),
+    ("0.5", "hot", "line 7: Agent 'researcher': ModelConfig: llm_temperature: Input should be a valid number"),
     ("rules:lookup", "rules:lokup", "line 6: Tool of Agent 'researcher' .* has no 'lokup'"),
     ("rules:lookup", "nowhere.lookup:x", "line 6: .* cannot import"),
     ('["tests.swarms.rules:lookup"]', "lookup", "line 6: tools is a list; got 'lookup'"),
     ("[researcher,", "[resercher,", "line 12: no agent or swarm is named 'resercher'; did you mean 'researcher'?"),
-    ("retries: 2", "retry: 2", "line 12: A member has no 'retry'; did you mean 'retries'?"),
-    ("retries: 2", "retries: many", "line 11: WorkflowNode of 'critic': retries='many'"),
+    ("retries: 2", "retry: 2", "line 12: A member has no key 'retry'; did you mean 'retries'?"),
+    ("retries: 2", "retries: many", "line 12: WorkflowNode 'critic': retries='many'"),
     ("[researcher,", "[no,", "line 12: a member is text; got False. Put it in quotes"),
     ("loop: writer", "loop: newsroom", "line 14: 'newsroom' would be a member of itself: newsroom → again → newsroom"),
     ("    until: tests.swarms.rules:good\n", "", "line 14: Swarm 'again' needs until: module:function"),
-    ("max_rounds: 3", "max_rounds: 0", "line 13: .*max_rounds must be a number of at least 1; got 0"),
+    ("max_rounds: 3", "max_rounds: 0", "line 16: .*max_rounds=0; give a whole number from 1"),
     ("max_rounds: 3", "max_rounds: 3\n    max_rounds: 4", "line 17: 'max_rounds' stands here twice, first in line 16"),
     ("max_rounds: 3", "map: writer", "line 14: swarm 'again' is one of .*; here is loop and map"),
     ("    loop: writer", "    desc: nothing", "line 14: swarm 'again' is one of .*; here is none of them"),

@@ -263,9 +263,9 @@ def test_the_same_name_defined_again_replaces_the_former() -> None:
 
 def test_an_unknown_registry_name_names_the_nearest() -> None:
     tool(tool_name="weather")(add.__wrapped__)
-    with pytest.raises(ConfigError, match=r"'wether'.*Did you mean 'weather'\?"):
+    with pytest.raises(ConfigError, match=r"'wether'; did you mean 'weather'\?"):
         find_tools("wether")
-    with pytest.raises(ConfigError, match=r"Registered: .*weather.*imported"):
+    with pytest.raises(ConfigError, match=r"known are: .*weather.*imported"):
         find_tools("zzz")
 
 

@@ -116,7 +116,11 @@ class Matrix:
         (memoryview(b"x"), "x"),
         (float("nan"), "NaN"),
         (float("-inf"), "-Infinity"),
-        ([float("inf"), float("nan"), 1.0], "[null,null,1.0]"),
+        ([float("inf"), float("nan"), 1.0, None], '["Infinity","NaN",1.0,null]'),
+        ({"x": -float("inf")}, '{"x":"-Infinity"}'),
+        (Point(float("nan"), None), '{"x":"NaN","y":null}'),
+        ({"null": Row(1, None)}, '{"null":{"id":1,"value":null}}'),
+        ({None: [float("nan")]}, '{"null":["NaN"]}'),
         (Text("hello"), "hello"),
     ],
 )
@@ -150,7 +154,7 @@ def test_lone_surrogates_become_valid_text(value: str) -> None:
     nested = to_content({value: [value, float("nan")]}, 100)
     assert isinstance(nested, str)
     decoded: Any = json.loads(nested)
-    assert decoded == {content: [content, None]}
+    assert decoded == {content: [content, "NaN"]}
     assert to_content([value, Image("https://x")], 100) == (Text(content), Image("https://x"))
 
 

@@ -115,14 +115,14 @@ async def test_tools_that_are_known_are_wrapped_at_once_and_toolsets_when_asked(
 
 
 WRONG: list[tuple[Callable[[Any], list[Tool | Toolset]], str]] = [
-    (lambda t: filtered(t, ["raed"]), r"filtered: there is no tool 'raed'\. Did you mean 'read'\?"),
-    (lambda t: renamed(t, {"zzz": "x"}), r"renamed: there is no tool 'zzz'\. There are: read, delete\."),
+    (lambda t: filtered(t, ["raed"]), r"filtered: there is no tool 'raed'; did you mean 'read'\?"),
+    (lambda t: renamed(t, {"zzz": "x"}), r"renamed: there is no tool 'zzz'; known are: read, delete\."),
     (lambda t: approval_required(t, ["delte"]), r"approval_required: there is no tool 'delte'.*'delete'"),
     (lambda t: renamed(t, {"read": "delete"}), "two tools would be named 'delete'"),
     (lambda t: renamed(t, {"read": "a b"}), "'a b' cannot be the name of a tool"),
     (lambda t: prefixed(t, "a."), "'a.read' cannot be the name of a tool"),
-    (lambda t: filtered(t, "read"), r"'read' is one name; give a collection"),
-    (lambda t: approval_required(t, "read"), r"'read' is one name; give a collection"),
+    (lambda t: filtered(t, "read"), "='read'; give a function"),
+    (lambda t: approval_required(t, "read"), "='read'; give a function"),
 ]
 
 

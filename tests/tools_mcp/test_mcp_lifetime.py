@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aworld.agents.llm_agent import Agent
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.event import TaskInfo
 from aworld.core.exceptions import ToolError
 from aworld.core.model import ModelRequest

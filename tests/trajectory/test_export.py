@@ -178,6 +178,16 @@ def test_sharegpt() -> None:
     assert plain["conversations"][2] == {"from": "observation", "value": "It is so."}
 
 
+def test_sharegpt_of_a_run_that_was_cut_off_ends_with_what_the_model_said() -> None:
+    """LLaMA-Factory skips samples whose number of turns is odd: the last is what is learnt."""
+    log = LogBuilder("run").start()
+    log.decide(calls=(ToolCall("c1", "search", "{}"),))
+    (call,) = log.record.activations[0].calls
+    log.answer(call, "It is so.")
+    (sample,) = sharegpt(log.finish("limit_reached", answer=None).record)
+    assert [turn["from"] for turn in sample["conversations"]] == ["human", "function_call"]
+
+
 def test_swift() -> None:
     lead, helper = swift(team().record)
     assert [message["role"] for message in lead["messages"]] == [

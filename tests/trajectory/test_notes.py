@@ -143,7 +143,9 @@ async def test_a_note_that_is_no_json_is_refused_alone(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "runs.db")
     await store.append("run", run_of("run"))
     bad = Noted(seq=-1, at=1.0, source="hook", name="object", data=object())
-    with pytest.raises(StoreError, match="a note about 'run' is not JSON-able"):
+    with pytest.raises(
+        StoreError, match="Noted of trajectory 'run' could not be read back and was not written: Encoding objects"
+    ):
         await store.note("run", [bad])
     assert await store.note("run", [comment("good")]) == [0]
     await store.close()

@@ -12,11 +12,12 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import msgspec
 
+from aworld.core.checks import UNCHECKED, typed
 from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
 from aworld.core.definition import AgentDefinition, Defined, Description
@@ -25,6 +26,7 @@ from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
+from aworld.core.tool.results import json_form
 from aworld.core.tool.toolkit import Toolkit
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -92,16 +94,17 @@ class BaseAgent(Defined):
     max_steps: int | None = None
     """Most decisions in one piece of work; the task's own limit counts all agents together."""
 
+    @typed()
     def __init__(
         self,
         name: str,
         desc: str | None = None,
         *,
-        tools: Sequence[Any] = (),
+        tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
     ) -> None:
-        if not name or not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"An agent needs a name; got {name!r}.")
+        if not name:
+            raise ConfigError("An agent needs a name.")
         self.name = name
         self.desc = desc
         self.toolkit = Toolkit(tools, tool_names, owner=f"agent {name!r}")
@@ -227,13 +230,4 @@ def plain(value: Any) -> Any:
     """An answer as JSON-able data for the log."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    return msgspec.to_builtins(value, enc_hook=_plain_hook, str_keys=True)
-
-
-def _plain_hook(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    if dump is not None:
-        return dump(mode="json")
-    if isinstance(value, Mapping):
-        return dict(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    raise NotImplementedError(f"{type(value).__name__} is not JSON-able")
+    return msgspec.to_builtins(value, enc_hook=json_form, str_keys=True)

@@ -8,18 +8,19 @@ anywhere; all that they need is that a flow, told the same, moves the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, checked_id, plain
+from aworld.core.checks import typed
 from aworld.core.definition import Defined, Description, TeamDefinition
 from aworld.core.event import Status
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Text
-from aworld.core.tool.base import Tool, ToolContext
+from aworld.core.tool.base import Tool
 
 OnError: TypeAlias = Literal["fail", "skip", "tell"]
 """What a failed member means: the team fails with it, goes on without it, or is told and goes on."""
@@ -83,6 +84,31 @@ class Flow(Protocol):
         ...
 
 
+Turns: TypeAlias = Generator[Start, tuple[Result, State], End]
+"""A team of which one member at a time is at work: yields who is next, is sent what came of it, and returns the end."""
+
+
+class InTurn:
+    """A flow written as a generator."""
+
+    def __init__(self, turns: Callable[[Content], Turns]) -> None:
+        self._begin = turns
+        self._turns: Turns | None = None
+
+    def begin(self, input: Content, state: State) -> Sequence[Move]:
+        """See `Flow`."""
+        self._turns = self._begin(input)
+        return [next(self._turns)]
+
+    def done(self, result: Result, state: State) -> Sequence[Move]:
+        """See `Flow`."""
+        assert self._turns is not None  # a flow is told its input first
+        try:
+            return [self._turns.send((result, state))]
+        except StopIteration as end:
+            return [end.value]
+
+
 @dataclass(frozen=True, slots=True)
 class Arrow:
     """How one node of a team leads to another."""
@@ -95,6 +121,7 @@ class Arrow:
 class Topology(Defined):
     """Base of every team. Immutable in use; one instance serves any number of tasks."""
 
+    @typed()
     def __init__(self, name: str, desc: str | None = None) -> None:
         if not name:
             raise ConfigError(f"{type(self).__name__} needs a name.")
@@ -163,22 +190,13 @@ class UnitTool(Tool):
         self.unit = unit
         self.name = checked_id(unit.name)
         self.description = unit.desc or f"Ask {unit.name} to do something, and get its answer."
-        self.parameters = {
-            "type": "object",
-            "properties": {"input": {"type": "string", "description": "What it shall do, with all it needs to know."}},
-            "required": ["input"],
-            "additionalProperties": False,
-        }
+        self.parameters = _one_text("input", "What it shall do, with all it needs to know.")
 
     def under(self, name: str) -> Tool:
         """The agent or team under another name; in the log and to itself it keeps its own."""
         other = UnitTool(self.unit)
         other.name = name
         return other
-
-    async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        """Never called: the runtime starts `unit` instead."""
-        raise NotImplementedError(f"{self.name} is run by the runtime")
 
 
 class HandoffTool(Tool):
@@ -188,23 +206,26 @@ class HandoffTool(Tool):
         self.target = target
         self.name = handoff_name(target)
         self.description = f"Hand over to {target}" + (f": {desc}" if desc else ".")
-        self.parameters = {
-            "type": "object",
-            "properties": {
-                "message": {"type": "string", "description": "What the other needs to know to go on: task, findings."}
-            },
-            "required": ["message"],
-            "additionalProperties": False,
-        }
+        self.parameters = _one_text("message", "What the other needs to know to go on: task, findings.")
 
-    async def invoke(self, arguments: str, context: ToolContext) -> Any:
-        """Never called: the runtime hands over instead."""
-        raise NotImplementedError(f"{self.name} is run by the runtime")
+
+def _one_text(name: str, description: str) -> dict[str, Any]:
+    """The schema of a tool that takes one text."""
+    properties = {name: {"type": "string", "description": description}}
+    return {"type": "object", "properties": properties, "required": [name], "additionalProperties": False}
 
 
 def handoff_name(target: str) -> str:
     """The name of the tool that passes control to an agent."""
     return f"handoff_to_{checked_id(target)}"[:64]
+
+
+def refuse_strangers(what: str, *members: Any, error: type[AWorldError] = ConfigError) -> tuple[Unit, ...]:
+    """The members. Raises `error` for one that is neither an agent nor a team; `what` begins the sentence."""
+    for member in members:
+        if not isinstance(member, BaseAgent | Topology):
+            raise error(f"{what} takes agents and swarms; got {member!r:.100}.")
+    return members
 
 
 def units_of(root: Unit) -> dict[str, Unit]:

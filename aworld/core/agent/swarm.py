@@ -9,6 +9,7 @@ HandoffSwarm((a, b), (b, a))     control moves along the edges
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self, cast
@@ -20,29 +21,22 @@ from aworld.core.agent.flow import (
     End,
     Flow,
     HandoffTool,
-    Move,
+    InTurn,
     OnError,
-    Result,
     Start,
-    State,
     Topology,
+    Turns,
     Unit,
+    refuse_strangers,
 )
 from aworld.core.agent.flow import units_of as units_of
 from aworld.core.agent.picture import mermaid, tree
-from aworld.core.agent.workflow import (
-    Aggregate,
-    Graph,
-    WorkflowFlow,
-    refuse_count,
-    refuse_no_function,
-    refuse_on_error,
-)
+from aworld.core.agent.workflow import Aggregate, Graph, WorkflowFlow
 from aworld.core.agent.workflow import Edge as Edge
 from aworld.core.agent.workflow import Loop as Loop
 from aworld.core.agent.workflow import Map as Map
 from aworld.core.agent.workflow import WorkflowNode as WorkflowNode
-from aworld.core.checks import known_keys
+from aworld.core.checks import Count, Number, known_keys, one_of, typed
 from aworld.core.definition import Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text
@@ -79,12 +73,11 @@ class Swarm(Topology):
 
     def __new__(cls, *members: Any, build_type: GraphBuildType | str | None = None, **options: Any) -> Self:
         """Choose the kind."""
-        if build_type is not None and build_type not in list(GraphBuildType):
-            kinds = ", ".join(repr(kind.value) for kind in GraphBuildType)
-            raise ConfigError(f"build_type={build_type!r}; use one of {kinds}.")
-        kind = _KINDS[GraphBuildType(build_type or "workflow")] if cls is Swarm else cls
+        build_type = one_of("build_type", build_type or GraphBuildType.WORKFLOW, GraphBuildType)
+        kind = _KINDS[GraphBuildType(build_type)] if cls is Swarm else cls
         return cast("Self", object.__new__(kind))
 
+    @typed()
     def __init__(
         self,
         *members: Any,
@@ -102,8 +95,8 @@ class Swarm(Topology):
         if not items and root_agent is None:
             raise ConfigError("A swarm needs members: Swarm(agent, ...).")
         if options:
-            takes = [p.name for p in inspect.signature(self._build).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            known_keys(type(self).__name__, options, [*takes, *_EVERY], "option")
+            takes = [p.name for p in reversed(self._parameters()) if p.kind is p.KEYWORD_ONLY]
+            known_keys(type(self).__name__, options, takes, "option")
         self._build(items, root_agent, name, **options)
         super().__init__(name or self._default_name(), desc)
         self.reducers = dict(state or {})
@@ -135,6 +128,7 @@ class Swarm(Topology):
         names = [member.name for member in self.members()]
         return "-".join(names)[:60] if len(names) > 1 else f"{names[0]}-alone"
 
+    @typed()
     def draw(self, *, style: Literal["mermaid", "tree"] = "mermaid") -> str:
         """A picture: Mermaid text, or a tree for a terminal."""
         return mermaid(self) if style == "mermaid" else tree(self)
@@ -153,6 +147,7 @@ class WorkflowSwarm(Swarm):
     on_error: OnError
     answer: Aggregate | None
 
+    @typed()
     def _build(
         self,
         members: list[Any],
@@ -162,13 +157,10 @@ class WorkflowSwarm(Swarm):
         on_error: OnError = "fail",
         answer: Aggregate | None = None,
     ) -> None:
-        owner = name or "workflow"
-        refuse_on_error(on_error, owner)
-        refuse_no_function(owner, answer=answer)
         self.on_error, self.answer = on_error, answer
         begins = root_agent is None or (members and members[0] is root_agent)
         self.items = members if begins else [root_agent, *members]
-        self.graph = Graph(self.items, owner)
+        self.graph = Graph(self.items, name or "workflow")
 
     def members(self) -> list[Unit]:
         """The members, each once, in the order in which they were named."""
@@ -203,8 +195,7 @@ class TeamSwarm(Swarm):
 
     def _build(self, members: list[Any], root_agent: Unit | None, name: str | None) -> None:
         leader, *team = members if root_agent is None else [root_agent, *(m for m in members if m is not root_agent)]
-        for member in (leader, *team):
-            _refuse_strangers(member, "TeamSwarm")
+        refuse_strangers("TeamSwarm", leader, *team)
         if not isinstance(leader, BaseAgent):
             raise ConfigError(
                 f"The leader of a team is an agent that can call its members; {leader.name!r} is a swarm."
@@ -235,21 +226,13 @@ class TeamSwarm(Swarm):
 
     def flow(self) -> Flow:
         """The leader's work is the team's."""
-        return _LeaderFlow(self.leader, self.name)
+        return InTurn(self._lead)
 
-
-class _LeaderFlow:
-    def __init__(self, leader: BaseAgent, owner: str) -> None:
-        self._leader = leader
-        self._owner = owner
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        return [Start("leader", self._leader, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
+    def _lead(self, task: Content) -> Turns:
+        result, _ = yield Start("leader", self.leader, task)
         if result.error is not None:
-            return [End(error=f"Leader {result.agent!r} of {self._owner!r} failed: {result.error}")]
-        return [End(result.answer)]
+            return End(error=f"Leader {result.agent!r} of {self.name!r} failed: {result.error}")
+        return End(result.answer)
 
 
 class HandoffSwarm(Swarm):
@@ -264,30 +247,26 @@ class HandoffSwarm(Swarm):
     root: Unit
     history: Literal["full", "summary", "none"] | int
 
+    @typed()
     def _build(
         self,
         members: list[Any],
         root_agent: Unit | None,
         name: str | None,
         *,
-        history: Literal["full", "summary", "none"] | int = "full",
-        max_handoffs: int = 50,
-        max_repeats: int = 3,
+        history: Literal["full", "summary", "none"] | Number = "full",
+        max_handoffs: Count = 50,
+        max_repeats: Count = 3,
     ) -> None:
         for pair in members:
             if not isinstance(pair, tuple) or len(pair) != 2:  # pyright: ignore[reportUnknownArgumentType]
                 raise ConfigError(f"HandoffSwarm takes pairs (from, to); got {pair!r}.")
-            for member in pair:  # pyright: ignore[reportUnknownVariableType]
-                _refuse_strangers(member, "HandoffSwarm")
+            refuse_strangers("HandoffSwarm", *pair)
             if isinstance(pair[0], Topology):
                 raise ConfigError(f"{pair[0].name!r} is a swarm: it can be handed to, but only an agent hands over.")
             if members.count(pair) > 1:
                 names = " to ".join(repr(member.name) for member in cast("tuple[Unit, Unit]", pair))
                 raise ConfigError(f"HandoffSwarm has the pair {names} twice; leave one out.")
-        if history not in ("full", "summary", "none") and (type(history) is not int or history < 0):
-            raise ConfigError(f'history={history!r}: use "full", "summary", "none" or a number of messages.')
-        refuse_count(max_handoffs, "max_handoffs", name or "HandoffSwarm")
-        refuse_count(max_repeats, "max_repeats", name or "HandoffSwarm")
         self.edges = list(members)
         self.root = root_agent if root_agent is not None else self.edges[0][0]
         self.root_agent = self.root if self.root is not self.edges[0][0] else None
@@ -315,50 +294,31 @@ class HandoffSwarm(Swarm):
 
     def flow(self) -> Flow:
         """A new passing of control."""
-        return _HandoffFlow(self)
+        return InTurn(self._pass_on)
 
-
-class _HandoffFlow:
-    def __init__(self, swarm: HandoffSwarm) -> None:
-        self._swarm = swarm
-        self._units = {unit.name: unit for unit in swarm.members()}
-        self._handoffs = 0
-        self._words: dict[tuple[str, str, str], int] = {}
-        self._task: Content = ""
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        self._task = input
-        return [Start("0", self._swarm.root, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
-        swarm = self._swarm
+    def _pass_on(self, task: Content) -> Turns:
+        units = {unit.name: unit for unit in self.members()}
+        repeats = Counter[tuple[str, str, str]]()
+        result, _ = yield Start("0", self.root, task)
+        while result.error is None and result.handoff is not None:
+            words, handoffs = str(result.answer), repeats.total() + 1
+            repeats[key := (result.agent, result.handoff, words)] += 1
+            if repeats[key] >= self.max_repeats:
+                again = f"{repeats[key]} times in the same words"
+                text = f"No progress: {result.agent!r} handed over to {result.handoff!r} {again}."
+                return End(error=text, status="limit_reached")
+            if handoffs > self.max_handoffs:
+                return End(error=f"max_handoffs={self.max_handoffs} of {self.name!r} reached.", status="limit_reached")
+            target, carry = units[result.handoff], None
+            content: Content = f"{result.agent} hands over to you and says:\n{words}"
+            if not isinstance(target, Topology) and self.history not in ("summary", "none"):
+                carry = Carry(result.activation, self.history if isinstance(self.history, int) else None)
+            elif self.history != "none":
+                content = f"<task>\n{task}\n</task>\n\n{content}" if isinstance(task, str) else (*task, Text(content))
+            result, _ = yield Start(str(handoffs), target, content, carry)
         if result.error is not None:
-            return [End(error=f"Member {result.agent!r} of {swarm.name!r} failed: {result.error}")]
-        if result.handoff is None:
-            return [End(result.answer)]
-        words = str(result.answer)
-        self._handoffs += 1
-        key = (result.agent, result.handoff, words)
-        self._words[key] = self._words.get(key, 0) + 1
-        if self._words[key] >= swarm.max_repeats:
-            again = f"{self._words[key]} times in the same words"
-            text = f"No progress: {result.agent!r} handed over to {result.handoff!r} {again}."
-            return [End(error=text, status="limit_reached")]
-        if self._handoffs > swarm.max_handoffs:
-            return [End(error=f"max_handoffs={swarm.max_handoffs} of {swarm.name!r} reached.", status="limit_reached")]
-        target = self._units[result.handoff]
-        handover = f"{result.agent} hands over to you and says:\n{words}"
-        if isinstance(target, Topology) or swarm.history in ("summary", "none"):
-            return [
-                Start(str(self._handoffs), target, handover if swarm.history == "none" else self._after_task(handover))
-            ]
-        last = swarm.history if isinstance(swarm.history, int) else None
-        return [Start(str(self._handoffs), target, handover, Carry(result.activation, last))]
-
-    def _after_task(self, handover: str) -> Content:
-        if isinstance(self._task, str):
-            return f"<task>\n{self._task}\n</task>\n\n{handover}"
-        return (*self._task, Text(handover))
+            return End(error=f"Member {result.agent!r} of {self.name!r} failed: {result.error}")
+        return End(result.answer)
 
 
 _KINDS: dict[GraphBuildType, type[Swarm]] = {
@@ -366,15 +326,6 @@ _KINDS: dict[GraphBuildType, type[Swarm]] = {
     GraphBuildType.TEAM: TeamSwarm,
     GraphBuildType.HANDOFF: HandoffSwarm,
 }
-
-
-_EVERY = ("name", "desc", "root_agent", "topology", "state", "build_type")
-"""The options of every swarm."""
-
-
-def _refuse_strangers(member: Any, kind: str) -> None:
-    if not isinstance(member, BaseAgent | Topology):
-        raise ConfigError(f"{member!r} cannot be a member of {kind}: members are agents and swarms.")
 
 
 def _refuse_doubles(agent: Unit, tools: Sequence[Tool], owner: str) -> None:

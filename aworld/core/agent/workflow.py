@@ -10,24 +10,28 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, cast
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import (
     Arrow,
     End,
     Flow,
+    InTurn,
     Move,
     OnError,
     Result,
     Start,
     State,
     Topology,
+    Turns,
     Unit,
     joined,
     readable,
+    refuse_strangers,
     units_of,
 )
+from aworld.core.checks import Count, Number, typed, typed_class
 from aworld.core.definition import Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Part, content_text
@@ -38,13 +42,8 @@ Condition = Callable[[State, Any], bool]
 Aggregate = Callable[[dict[str, Any]], Any]
 """Makes a node's input from the outputs of those before, by name."""
 
-_FUNCTIONS_OF = {
-    "until": "the state and the output", "when": "the state and the output", "input": "the outputs before it",
-    "answer": "the outputs", "over": "the input; it gives the list of inputs", "accept": "the verifier's answer",
-    "key": "an answer",
-}  # fmt: skip
 
-
+@typed_class
 @dataclass(frozen=True, slots=True)
 class WorkflowNode:
     """A member with what is special about it in this workflow.
@@ -56,16 +55,8 @@ class WorkflowNode:
     unit: Any
     input: Aggregate | None = None
     on_error: OnError | None = None
-    retries: int = 0
+    retries: Number = 0
     name: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the member."""
-        what = f"WorkflowNode of {getattr(self.unit, 'name', self.unit)!r}"
-        refuse_on_error(self.on_error, what)
-        refuse_no_function(what, input=self.input)
-        if type(self.retries) is not int or self.retries < 0:
-            raise ConfigError(f"{what}: retries={self.retries!r}; give the number of further tries, from 0.")
 
     def part(self, description: Description, owner: str) -> Any:
         """The node in a definition: the member's name alone where nothing is special about it."""
@@ -76,6 +67,7 @@ class WorkflowNode:
         return {"member": self.unit.name, **part} if part else self.unit.name
 
 
+@typed_class
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One member after another, if `when` says so."""
@@ -83,11 +75,6 @@ class Edge:
     source: Any
     target: Any
     when: Condition | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a condition that is none."""
-        ends = " to ".join(repr(getattr(end, "name", end)) for end in (self.source, self.target))
-        refuse_no_function(f"Edge from {ends}", when=self.when)
 
 
 @dataclass(slots=True)
@@ -153,11 +140,7 @@ class Graph:
         if once and id(item) in self._ids:
             return self._ids[id(item)]
         node = item if isinstance(item, WorkflowNode) else WorkflowNode(item)
-        if not isinstance(node.unit, BaseAgent | Topology):
-            raise ConfigError(
-                f"A member of {self._owner!r} is {node.unit!r}; members are agents, swarms, WorkflowNode(...), lists "
-                "(side by side) and tuples (one after the other)."
-            )
+        refuse_strangers(f"Swarm {self._owner!r}", node.unit)
         base = name = node.name or node.unit.name
         while name in self.vertices:
             self._numbers[base] = self._numbers.get(base, 1) + 1
@@ -338,22 +321,24 @@ class Loop(Topology):
 
     _named: ClassVar[frozenset[str]] = frozenset({"body", "until", "input", "answer"})
 
+    @typed()
     def __init__(
         self,
         body: Unit | Sequence[Any],
         *,
         until: Condition,
-        max_rounds: int = 10,
+        max_rounds: Count = 10,
         input: Callable[[Content, Any], Any] | None = None,
         answer: Callable[[Any], Any] | None = None,
         must_hold: bool = False,
         name: str | None = None,
         desc: str | None = None,
     ) -> None:
-        self.body = as_unit(body)
-        what = f"Loop over {self.body.name!r}"
-        refuse_count(max_rounds, "max_rounds", what)
-        refuse_no_function(what, until=until, input=input, answer=answer)
+        if not isinstance(body, BaseAgent | Topology):
+            from aworld.core.agent.swarm import WorkflowSwarm  # a swarm is made of what stands here
+
+            body = WorkflowSwarm(*body)
+        self.body = body
         super().__init__(name or f"{self.body.name}-loop", desc)
         self.until, self.max_rounds, self.input, self.answer, self.must_hold = (
             until, max_rounds, input, answer, must_hold,
@@ -370,33 +355,24 @@ class Loop(Topology):
 
     def flow(self) -> Flow:
         """A new loop."""
-        return _LoopFlow(self)
+        return InTurn(self._rounds)
 
-
-class _LoopFlow:
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._round = 1
-        self._task: Content = ""
-
-    def begin(self, input: Content, state: State) -> Sequence[Move]:
-        self._task = input
-        return [Start("round-1", self._loop.body, input)]
-
-    def done(self, result: Result, state: State) -> Sequence[Move]:
-        loop = self._loop
-        if result.error is not None:
-            return [End(error=f"Round {self._round} of {loop.name!r} failed: {result.error}")]
-        holds = loop.until(state, result.answer)
-        if self._round >= loop.max_rounds and loop.must_hold and not holds:
-            return [End(error=f"{loop.name!r} ran out of max_rounds={loop.max_rounds}.", status="limit_reached")]
-        if holds or self._round >= loop.max_rounds:
-            return [End(loop.answer(result.answer) if loop.answer is not None else result.answer)]
-        self._round += 1
-        if loop.input is not None:
-            return [Start(f"round-{self._round}", loop.body, _content(loop.input(self._task, result.answer)))]
-        words = joined([(f"round {self._round - 1}", result.answer)], self._task)
-        return [Start(f"round-{self._round}", loop.body, words)]
+    def _rounds(self, task: Content) -> Turns:
+        content, number = task, 1
+        while True:
+            result, state = yield Start(f"round-{number}", self.body, content)
+            if result.error is not None:
+                return End(error=f"Round {number} of {self.name!r} failed: {result.error}")
+            holds = self.until(state, result.answer)
+            if number == self.max_rounds and self.must_hold and not holds:
+                error = f"{self.name!r} ran out of max_rounds={self.max_rounds}."
+                return End(error=error, status="limit_reached")
+            if holds or number == self.max_rounds:
+                return End(self.answer(result.answer) if self.answer is not None else result.answer)
+            content = joined([(f"round {number}", result.answer)], task)
+            if self.input is not None:
+                content = _content(self.input(task, result.answer))
+            number += 1
 
 
 class Map(Topology):
@@ -409,31 +385,22 @@ class Map(Topology):
 
     _named: ClassVar[frozenset[str]] = frozenset({"unit", "over", "reduce"})
 
+    @typed()
     def __init__(
         self,
         unit: Unit,
         *,
         over: Callable[[str], Sequence[Any]] | None = None,
-        times: int | None = None,
+        times: Count | None = None,
         reduce: Callable[[list[Any]], Any] | Unit | None = None,
-        max_parallel: int | None = None,
+        max_parallel: Count | None = None,
         on_error: OnError = "fail",
         name: str | None = None,
         desc: str | None = None,
     ) -> None:
-        if not isinstance(unit, BaseAgent | Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"Map repeats an agent or a swarm; got {unit!r}.")
         super().__init__(name or f"{unit.name}-map", desc)
-        what = f"Map {self.name!r}"
         if over is not None and times is not None:
-            raise ConfigError(f"{what}: give over= or times=, not both.")
-        refuse_no_function(what, over=over)
-        if reduce is not None and not callable(reduce) and not isinstance(reduce, BaseAgent | Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"{what}: reduce={reduce!r} is neither a function of the outputs nor an agent or swarm.")
-        for option, count in (("times", times), ("max_parallel", max_parallel)):
-            if count is not None:
-                refuse_count(count, option, what)
-        refuse_on_error(on_error, what)
+            raise ConfigError(f"Map {self.name!r}: give over= or times=, not both.")
         self.unit, self.over, self.times, self.reduce = unit, over, times, reduce
         self.max_parallel, self.on_error = max_parallel, on_error
         units_of(self)
@@ -512,36 +479,6 @@ class _MapFlow:
             named = [(f"{self._owner.unit.name} {i + 1}", output) for i, output in sorted(self._outputs.items())]
             return [Start("reduce", reduce, joined(named) if named else "[]")]
         return [End(reduce(outputs) if reduce is not None else outputs)]
-
-
-def as_unit(item: Any) -> Unit:
-    """An agent or team as it is; a sequence of them as a chain."""
-    if isinstance(item, BaseAgent | Topology):
-        return item
-    if not isinstance(item, Sequence) or isinstance(item, str):
-        raise ConfigError(f"A Loop repeats an agent, a swarm or a sequence of them; got {item!r}.")
-    from aworld.core.agent.swarm import WorkflowSwarm  # a swarm is made of what stands here
-
-    return WorkflowSwarm(*cast("Sequence[Any]", item))
-
-
-def refuse_count(count: Any, option: str, owner: str) -> None:
-    """Raise ConfigError unless `count` is a number from 1."""
-    if type(count) is not int or count < 1:
-        raise ConfigError(f"{owner}: {option} must be a number of at least 1; got {count!r}.")
-
-
-def refuse_no_function(owner: str, **functions: Any) -> None:
-    """Raise ConfigError for the first option that is neither a function nor None; `until` must be one."""
-    for option, function in functions.items():
-        if not callable(function) and (function is not None or option == "until"):
-            raise ConfigError(f"{owner}: {option}={function!r} is no function of {_FUNCTIONS_OF[option]}.")
-
-
-def refuse_on_error(on_error: Any, owner: str) -> None:
-    """Raise ConfigError for a policy that is none."""
-    if on_error is not None and on_error not in get_args(OnError):
-        raise ConfigError(f"{owner}: on_error={on_error!r}; use one of {', '.join(map(repr, get_args(OnError)))}.")
 
 
 def _content(value: Any) -> Content:

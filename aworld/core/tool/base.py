@@ -5,11 +5,12 @@ them. Time-outs, capture, the order of answers and the text of errors are the ru
 back to the model; `ToolError` says it in the tool's own words.
 
 A tool or toolset that holds something for the length of a run, such as a sandbox or a session, has `for_run(scope)`,
-which returns the run's own copy of it (`aworld.core.context.scope`); all others are shared by all runs.
+which returns the run's own copy of it (`aworld.core.context.base`); all others are shared by all runs.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +19,59 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 from aworld.core.context.base import Context
 from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
+
+QUEUE = 3600.0
+"""Seconds that a call may wait for its turn: 1,000 runs with a tool of a minute wait a quarter of an hour for 64
+threads."""
+
+
+class Clock:
+    """The time that a call itself takes. It stands until the call begins, which may have to wait for a thread."""
+
+    __slots__ = ("began", "ended", "queued")
+
+    def __init__(self) -> None:
+        self.queued = time.perf_counter()
+        self.began: float | None = None
+        self.ended: float | None = None
+
+    def wait(self) -> None:
+        """The call waits for its turn."""
+        self.began = self.ended = None
+
+    def begin(self) -> None:
+        """The call begins. From any thread."""
+        self.began = time.perf_counter()
+
+    def end(self) -> None:
+        """The call has ended. From any thread; the first one counts."""
+        self.ended = self.ended or time.perf_counter()
+
+    @property
+    def seconds(self) -> float | None:
+        """What the call has taken; None for one that never began."""
+        return None if self.began is None else (self.ended or time.perf_counter()) - self.began
+
+    def left(self, limit: float) -> float:
+        """Seconds of `limit` that the call has left, or that it may still wait."""
+        seconds = self.seconds
+        return max(limit, QUEUE) - (time.perf_counter() - self.queued) if seconds is None else limit - seconds
+
+
+class Account(Protocol):
+    """What one tool call may have models do, out of what the limits of its run have left."""
+
+    def reserve(self, wanted: Usage) -> Usage:
+        """Set aside what asking a model may use, before it is asked. What is granted may be fewer `output_tokens`.
+
+        Raises LimitReached, which names the limit, when there is nothing left.
+        """
+        ...
+
+    def settle(self, granted: Usage, used: Usage | None, source: str, data: dict[str, Any]) -> None:
+        """Put what was used in the place of what was granted, None for a model that did not answer; and an event on
+        record of who asked (`source`), with `data`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +90,12 @@ class ToolContext:
     """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
     are no readers."""
     spent: list[Usage] = field(default_factory=list[Usage])
-    """A tool that asks a model adds here what that used; it counts towards the limits of the run."""
+    """What models used that the tool asked; it counts towards the limits of the run when the call is over. A tool that
+    may ask many times asks `account` first."""
+    account: Account | None = None
+    """What it may still spend on models; None outside of a run."""
+    clock: Clock = field(default_factory=Clock)
+    """The time that the call takes; `THREADS.run(function, context.clock)` stops it while it waits for a thread."""
 
 
 calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)

@@ -13,13 +13,25 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from functools import cached_property, partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
 
-from aworld.core.checks import nearest
-from aworld.core.context.scope import RunScope
+from aworld.core.checks import UNCHECKED, Seconds, hint, typed
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
-from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature
+from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature, unpartial
 
 if TYPE_CHECKING:
     from aworld.core.tool.arguments import Arguments
@@ -129,8 +141,11 @@ class FunctionTool(Tool, Generic[P, R]):
             else:
                 from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
 
-                result = await THREADS.run(partial(self._function, *args, **values))
-            return await result if inspect.isawaitable(result) else result
+                result = await THREADS.run(partial(self._function, *args, **values), context.clock)
+            if inspect.isawaitable(result):
+                context.clock.ended = None
+                return await result
+            return result
         except SystemExit as error:
             raise ToolError(f"{self.name} tried to end the program (exit code {error.code}).") from error
 
@@ -214,13 +229,14 @@ def tool(
     tool_name: str | None = None,
     tool_desc: str | None = None,
 ) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
+@typed()
 def tool(
-    function: Callable[..., Any] | None = None,
+    function: Annotated[Callable[..., Any], UNCHECKED] | None = None,
     /,
     *,
     name: str | None = None,
     desc: str | None = None,
-    timeout: float | None = None,
+    timeout: Seconds | None = None,
     idempotent: bool = False,
     inline: bool = False,
     tool_name: str | None = None,
@@ -251,11 +267,15 @@ def tool(
 be_tool = tool
 
 
+@typed()
 def find_tools(tool_name: str) -> list[Tool]:
     """The tools registered under `tool_name`, in the order of definition. Raises `ConfigError` for an unknown name."""
     registered = _registry.get(tool_name)
     if registered is None:
-        raise ConfigError(f"No tool is registered as {tool_name!r}. {_nearest(tool_name, _registry)}")
+        raise ConfigError(
+            f"No tool is registered as {tool_name!r}; {hint(tool_name, sorted(_registry))} A tool is registered when "
+            "the module with its @tool(tool_name=…) is imported."
+        )
     return list(registered.values())
 
 
@@ -347,24 +367,14 @@ def _is_method(function: Any) -> bool:
 
 
 def _given_name(function: Any) -> str:
-    while isinstance(function, partial):
-        function = function.func
+    function = unpartial(function)
     return getattr(function, "__name__", None) or type(function).__name__
 
 
 def _label(function: Any) -> str:
-    while isinstance(function, partial):
-        function = function.func
+    function = unpartial(function)
     name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
     return name.rpartition("<locals>.")[2]
-
-
-def _nearest(name: str, registered: Iterable[str]) -> str:
-    near = nearest(name, registered)
-    if near:
-        return f"Did you mean {near!r}?"
-    names = ", ".join(sorted(registered)) or "none"
-    return f"Registered: {names}. A tool is registered when the module with its @tool(tool_name=…) is imported."
 
 
 def _suggested(name: str) -> str:

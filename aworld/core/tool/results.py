@@ -28,7 +28,7 @@ def to_content(value: Any, limit: int | None = None) -> Content:
     """A tool's result as text or message parts; text beyond `limit` characters is cut, with a note that says so.
 
     Message parts, alone or in a list or tuple (with text between them), give a multimodal content. JSON has no NaN
-    and no infinity: alone they are named, within other values they are `null`. Bytes are text if they are UTF-8;
+    and no infinity: they are named, within other values by a text. Bytes are text if they are UTF-8;
     within other values they are base64. Raises `ToolError` for what is neither, naming the type and where it lies.
     """
     if type(value) is str:
@@ -67,8 +67,12 @@ def _text(value: Any) -> str:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(cast("bytes", value)))
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return _name(value)
     return _to_json(value)
+
+
+def _name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _from_bytes(value: bytes) -> str:
@@ -84,9 +88,17 @@ def _from_bytes(value: bytes) -> str:
 def _to_json(value: Any) -> str:
     try:
         try:
-            return _ENCODER.encode(value).decode()
+            text = ENCODER.encode(value).decode()
+            if "null" not in text:  # as which what is no number would be written
+                return text
         except UnicodeEncodeError:  # a lone surrogate somewhere in it
-            return _ENCODER.encode(_cleaned(msgspec.to_builtins(value, enc_hook=_plain, str_keys=True))).decode()
+            text = ""
+        try:
+            plain: Any = msgspec.to_builtins(value, enc_hook=json_form, str_keys=True)
+        except TypeError:  # a key that only an encoder takes
+            plain = value
+        cleaned = _cleaned(plain)
+        return text if text and cleaned == plain else ENCODER.encode(cleaned).decode()
     except RecursionError:
         raise ToolError("The tool's result contains itself or is nested too deeply; JSON cannot show it.") from None
     except (TypeError, ValueError, OverflowError) as error:
@@ -100,12 +112,14 @@ def _to_json(value: Any) -> str:
 def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
         return _valid(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return _name(value)
     if isinstance(value, dict):
         return {_cleaned(k): _cleaned(v) for k, v in cast("dict[Any, Any]", value).items()}
     return [_cleaned(v) for v in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
+def json_form(value: Any) -> Any:
     """What JSON knows instead of a type that msgspec does not know. Raises `TypeError`."""
     kind = type(value).__qualname__
     if hasattr(value, "model_dump") and not isinstance(value, type):  # pydantic
@@ -129,7 +143,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"of type {kind}")
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+ENCODER = msgspec.json.Encoder(enc_hook=json_form)
 
 
 def _culprit(value: Any, where: str, depth: int) -> tuple[str, str] | None:
@@ -162,7 +176,7 @@ def _items(value: Any, where: str) -> Iterable[tuple[str, Any]]:
 
 def _encodes(value: Any) -> bool:
     try:
-        _ENCODER.encode(value)
+        ENCODER.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return False
     return True

@@ -164,10 +164,16 @@ def _fixed_keywords(function: Any) -> frozenset[str]:
     return frozenset(fixed)
 
 
+def unpartial(function: Any) -> Any:
+    """What lies below `partial`s."""
+    while isinstance(function, partial):
+        function = cast("Any", function).func
+    return function
+
+
 def docstring_of(function: Any) -> str | None:
     """The docstring of what a `partial` wraps, of a function, or of the `__call__` of an object (else its class)."""
-    while isinstance(function, partial):
-        function = function.func
+    function = unpartial(function)
     if inspect.isroutine(function) or hasattr(function, "__wrapped__"):
         return function.__doc__
     kind = cast("type[Any]", type(function))

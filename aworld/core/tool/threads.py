@@ -17,6 +17,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
+from aworld.core.tool.base import Clock
+
 T = TypeVar("T")
 
 BOUND = 64
@@ -29,10 +31,11 @@ SPARE = 192
 class _ThreadCall:
     """One call on its way through a thread and back."""
 
-    __slots__ = ("abandoned", "context", "error", "function", "future", "loop", "running", "value")
+    __slots__ = ("abandoned", "clock", "context", "error", "function", "future", "loop", "running", "value")
 
-    def __init__(self, function: Callable[[], Any], loop: AbstractEventLoop) -> None:
+    def __init__(self, function: Callable[[], Any], loop: AbstractEventLoop, clock: Clock) -> None:
         self.function = function
+        self.clock = clock
         self.loop = loop
         self.future: Future[Any] = loop.create_future()
         self.context: Context = copy_context()
@@ -49,6 +52,7 @@ class _ThreadCall:
             self.error.__cause__ = raised
         except BaseException as raised:  # noqa: BLE001 - nothing is swallowed: it is raised where the call is awaited
             self.error = raised
+        self.clock.end()
 
     def post(self) -> None:
         try:
@@ -85,12 +89,14 @@ class DaemonThreads:
         """How many threads there are now."""
         return self._threads
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], clock: Clock | None = None) -> T:
         """Run `function` in a thread, with the caller's context variables, and return or raise what it does.
 
-        `StopIteration` and `CancelledError` come back as a `RuntimeError`.
+        `clock` stands until a thread is free. `StopIteration` and `CancelledError` come back as a `RuntimeError`.
         """
-        call = _ThreadCall(function, get_running_loop())
+        clock = clock or Clock()
+        clock.wait()
+        call = _ThreadCall(function, get_running_loop(), clock)
         with self._lock:
             self._grow(self._unfinished + 1)
             self._unfinished += 1
@@ -115,7 +121,12 @@ class DaemonThreads:
             call.abandoned = True
             if call.running:
                 self._stuck += 1
-                self._grow(self._unfinished)
+                # In the loop's next turn: what is cancelled together with this call must not begin because of that.
+                call.loop.call_soon(self._stand_in)
+
+    def _stand_in(self) -> None:
+        with self._lock:
+            self._grow(self._unfinished)
 
     def _work(self, calls: SimpleQueue[_ThreadCall]) -> None:
         while self._serve(calls.get()):
@@ -125,6 +136,8 @@ class DaemonThreads:
         """Run one call; tells whether the thread goes on. A call is a local here, so that an idle thread holds none."""
         with self._lock:
             call.running = not call.abandoned
+            if call.running:  # under the lock: who abandons a call knows whether it has begun
+                call.clock.begin()
         if call.running:
             call.run()
         goes_on = True

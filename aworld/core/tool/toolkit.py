@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from aworld.core.context.scope import RunScope
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import ToolSchema
 from aworld.core.tool.base import Tool, Toolset

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from aworld.core.checks import nearest
-from aworld.core.context.scope import RunScope
+from aworld.core.checks import hint, typed
+from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Question, Tool, ToolContext, Toolset
 from aworld.core.tool.func_to_tool import as_tools, checked_name
@@ -35,6 +35,7 @@ def means_yes(words: str) -> bool:
     return words.strip().lower().rstrip(".!") in _YES
 
 
+@typed()
 def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list[Tool | Toolset]:
     """Only the tools that `keep` names, or for which it returns True.
 
@@ -42,20 +43,21 @@ def filtered(tools: Any, keep: Callable[[Tool], bool] | Collection[str]) -> list
     """
     if callable(keep):
         return _changed(tools, lambda offered: [tool for tool in offered if keep(tool)])
-    names = _names(keep, "filtered")
 
     def change(offered: Sequence[Tool]) -> Sequence[Tool]:
-        _check_offered(names, offered, "filtered")
-        return [tool for tool in offered if tool.name in names]
+        _check_offered(keep, offered, "filtered")
+        return [tool for tool in offered if tool.name in keep]
 
     return _changed(tools, change)
 
 
+@typed()
 def prefixed(tools: Any, prefix: str) -> list[Tool | Toolset]:
     """The tools with `prefix` before their names. Raises `ConfigError` for a name that providers refuse."""
     return _changed(tools, lambda offered: [_renamed(tool, prefix + tool.name) for tool in offered])
 
 
+@typed()
 def renamed(tools: Any, names: Mapping[str, str]) -> list[Tool | Toolset]:
     """The tools under new names, `{old: new}`; the others as they are.
 
@@ -73,6 +75,7 @@ def renamed(tools: Any, names: Mapping[str, str]) -> list[Tool | Toolset]:
     return _changed(tools, change)
 
 
+@typed()
 def approval_required(tools: Any, when: When | None = None, approve: Approve | None = None) -> list[Tool | Toolset]:
     """The tools, run only with consent: for every call, or for those that `when` picks.
 
@@ -83,11 +86,10 @@ def approval_required(tools: Any, when: When | None = None, approve: Approve | N
     """
     if when is None or callable(when):
         return _changed(tools, lambda offered: [_approved(tool, when, approve) for tool in offered])
-    names = _names(when, "approval_required")
 
     def change(offered: Sequence[Tool]) -> Sequence[Tool]:
-        _check_offered(names, offered, "approval_required")
-        return [_approved(tool, None, approve) if tool.name in names else tool for tool in offered]
+        _check_offered(when, offered, "approval_required")
+        return [_approved(tool, None, approve) if tool.name in when else tool for tool in offered]
 
     return _changed(tools, change)
 
@@ -213,16 +215,8 @@ def _reason(words: str) -> str:
     return f', saying: "{words}".' if words else "."
 
 
-def _names(names: Collection[str], owner: str) -> frozenset[str]:
-    if isinstance(names, str):
-        raise ConfigError(f"{owner}: {names!r} is one name; give a collection, such as [{names!r}].")
-    return frozenset(names)
-
-
 def _check_offered(names: Collection[str], tools: Sequence[Tool], owner: str) -> None:
     there = [tool.name for tool in tools]
     for name in names:
         if name not in there:
-            near = nearest(name, there)
-            hint = f"Did you mean {near!r}?" if near else f"There are: {', '.join(there) or 'none'}."
-            raise ConfigError(f"{owner}: there is no tool {name!r}. {hint}")
+            raise ConfigError(f"{owner}: there is no tool {name!r}; {hint(name, there)}")

@@ -162,10 +162,7 @@ class GymnasiumSession(StepwiseSession):
         """Make the environment, reset it with the problem's seed, and tell the first observation."""
         self.env = await self._call(self.game.create)
         observation, info = await self._call(partial(self.env.reset, seed=self.problem.data.get("seed")))
-        first = to_content(self.game.describe(observation, info))
-        if isinstance(first, str):
-            return f"{_text(self.problem.input)}\n\nFirst observation: {first}"
-        return (Text(f"{_text(self.problem.input)}\n\nFirst observation:\n"), *first)
+        return self.opening(to_content(self.game.describe(observation, info)))
 
     def tools(self) -> Sequence[Tool]:
         """The one tool."""
@@ -239,10 +236,6 @@ def _sections(documentation: str) -> str:
     parts = re.split(r"^ *#+ *(.+?) *$", documentation, flags=re.MULTILINE)
     texts = {heading: text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
     return "\n\n".join(f"{heading}:\n{texts[heading]}" for heading in _SECTIONS if texts.get(heading))
-
-
-def _text(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content if isinstance(part, Text))
 
 
 def schema(space: spaces.Space[Any]) -> dict[str, Any]:

@@ -123,11 +123,7 @@ class OpenEnvSession(ServedSession, StepwiseSession):
     async def start(self) -> Content:
         """Begin the episode there."""
         first = await self.begin({**self.environment.reset, **self.problem.data.get("reset", {})})
-        content = to_content(self.environment.describe(first.get("observation") or {}))
-        text = str(self.problem.input)
-        if isinstance(content, str):
-            return f"{text}\n\nFirst observation: {content}"
-        return to_content([text, *content])
+        return self.opening(to_content(self.environment.describe(first.get("observation") or {})))
 
     def tools(self) -> Sequence[Tool]:
         """The tools that the server offers, or the one that acts."""

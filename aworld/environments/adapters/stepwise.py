@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, cast
 
 from aworld.core.exceptions import EnvironmentFailed
-from aworld.core.message import Content
+from aworld.core.message import Content, Text, content_text
 from aworld.core.tool.base import Tool, ToolContext
 from aworld.environments.problem import Generator, Problem, split_by_hash
 from aworld.environments.rubric import Part, Rubric, ScoredEpisode
@@ -26,6 +26,11 @@ class StepwiseSession(Session):
     async def act(self, arguments: str) -> Content:
         """Take the step that the model wrote, and tell what came of it. Raises ToolError for what is no action."""
         raise NotImplementedError
+
+    def opening(self, first: Content) -> Content:
+        """What the agent is told when the episode begins: the problem, and the first observation."""
+        text = f"{content_text(self.problem.input)}\n\nFirst observation:"
+        return f"{text} {first}" if isinstance(first, str) else (Text(f"{text}\n"), *first)
 
     def earn(self, value: Any, where: str = "") -> None:
         """Take over the reward of a step. Raises EnvironmentFailed for what is none, with `where` before it."""

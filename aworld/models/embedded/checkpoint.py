@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
 from aworld.models.embedded.transformer import PolicyConfig, Weights
+from aworld.models.providers import json_object
 
 PACKAGED = Path(__file__).parent
 """The folder of the policy that comes with the package."""
@@ -37,7 +38,7 @@ class Policy:
     def open(cls, path: str | Path | None = None) -> Policy:
         """Read a folder; the packaged policy when none is named. Raises `ConfigError` that says what does not fit."""
         folder = PACKAGED if path is None else Path(path)
-        data: dict[str, Any] = json.loads(_text(folder, "config.json"))
+        data = json_object(_text(folder, "config.json"), folder / "config.json")
         config = PolicyConfig.from_json(data, folder / "config.json")
         tokenizer = PolicyTokenizer(_text(folder, "tokenizer.json"), _template(folder))
         if tokenizer.size != config.vocab_size:
@@ -72,9 +73,9 @@ class Policy:
 def _text(folder: Path, name: str) -> str:
     try:
         return (folder / name).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"No policy in {folder}: {name} cannot be read ({error.strerror}). "
+            f"No policy in {folder}: {name} cannot be read ({getattr(error, 'strerror', None) or error}). "
             "A checkpoint folder has config.json, model.safetensors, tokenizer.json and chat_template.jinja."
         ) from None
 
@@ -83,7 +84,8 @@ def _template(folder: Path) -> str:
     """The template's own file, or the older place inside `tokenizer_config.json`."""
     if (folder / _TEMPLATE).exists() or not (folder / "tokenizer_config.json").exists():
         return _text(folder, _TEMPLATE)
-    template = json.loads(_text(folder, "tokenizer_config.json")).get("chat_template")
+    name = "tokenizer_config.json"
+    template = json_object(_text(folder, name), folder / name).get("chat_template")
     return template if isinstance(template, str) else _text(folder, _TEMPLATE)
 
 
@@ -92,7 +94,7 @@ def _weights(folder: Path) -> Weights:
         return load((folder / _WEIGHTS).read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"No policy in {folder}: {_WEIGHTS} is missing.") from None
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{folder / _WEIGHTS} cannot be read as float32 safetensors: {error}") from None
 
 

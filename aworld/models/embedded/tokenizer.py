@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
@@ -16,6 +18,9 @@ from aworld.core.exceptions import ConfigError
 
 END = "<|im_end|>"
 """Ends a message. It is one token, so what stands before it is tokenised the same whatever follows."""
+
+RENDER_TIME = 5.0
+"""Seconds that a template may take for a conversation; ours takes a thousandth of one."""
 
 _SEGMENTS = 4096  # messages whose ids are remembered: the system prompt and each question of a group come again
 
@@ -39,7 +44,7 @@ class PolicyTokenizer:
             raise ConfigError(f"tokenizer.json cannot be read: {error}") from None
         try:
             self._template = _environment().from_string(template)
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise ConfigError(f"chat_template.jinja cannot be read: {error}") from None
         self.size: int = self.backend_tokenizer.get_vocab_size()
         end = self.backend_tokenizer.token_to_id(END)
@@ -65,7 +70,8 @@ class PolicyTokenizer:
         self, conversation: Sequence[dict[str, Any]], *, add_generation_prompt: bool, tools: Any = None, **_: Any
     ) -> str:
         """The text of a conversation, in the chat-completions shape; with `add_generation_prompt` the beginning of the
-        next answer."""
+        next answer. Raises jinja2.TemplateError when the template refuses, or takes too long."""
+        _deadline.set(time.monotonic() + RENDER_TIME)
         return self._template.render(
             messages=conversation, tools=tools or None, add_generation_prompt=add_generation_prompt
         )
@@ -74,11 +80,52 @@ class PolicyTokenizer:
         return tuple(self.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+_deadline: ContextVar[float] = ContextVar("_deadline")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A template language for what strangers wrote: nothing of Python is reached, and it ends in time.
+
+    The clock is looked at with each item of a loop and at each call; of what else goes on for long there are two
+    operators.
+    """
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        template = super()._parse(source, name, filename)
+        for loop in template.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "in_time", [], [], None, None)
+        return template
+
+    def call(self, *arguments: Any, **named: Any) -> Any:
+        """Call what a template calls."""
+        _look_at_the_clock()
+        return super().call(*arguments, **named)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Multiply numbers; a text times a number, or a power, may fill the memory."""
+        if operator == "**" or not isinstance(left, int | float) or not isinstance(right, int | float):
+            raise TemplateError(f"a chat template has no use for {operator!r} here")
+        return super().call_binop(context, operator, left, right)
+
+
+def _in_time(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        _look_at_the_clock()
+        yield value
+
+
+def _look_at_the_clock() -> None:
+    if time.monotonic() > _deadline.get():
+        raise TemplateError(f"it takes longer than {RENDER_TIME:g} s")
+
+
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
     """The template language as `transformers` sets it up."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    cast("dict[str, Any]", environment.filters).update(tojson=_to_json, in_time=_in_time)
     cast("dict[str, Any]", environment.globals)["raise_exception"] = _refuse
     return environment
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from aworld.core.exceptions import ConfigError
@@ -28,6 +28,7 @@ Array: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.int64]
 Weights: TypeAlias = dict[str, Array]
 Prefix: TypeAlias = tuple[int, ...]
+Size: TypeAlias = Annotated[int, Meta(ge=1, le=2**24)]
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 _COMPUTED = {"hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False, "rope_type": "default"}
@@ -40,15 +41,15 @@ WIDTH = 32
 class PolicyConfig(Struct, frozen=True, kw_only=True):
     """Sizes and constants, under the names of the `transformers` configuration of Qwen2."""
 
-    vocab_size: int
-    hidden_size: int = 64
-    intermediate_size: int = 160
-    num_hidden_layers: int = 3
-    num_attention_heads: int = 2
-    num_key_value_heads: int = 1
-    max_position_embeddings: int = 1024
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
+    vocab_size: Size
+    hidden_size: Size = 64
+    intermediate_size: Size = 160
+    num_hidden_layers: Size = 3
+    num_attention_heads: Size = 2
+    num_key_value_heads: Size = 1
+    max_position_embeddings: Size = 1024
+    rope_theta: Annotated[float, Meta(gt=0)] = 10000.0
+    rms_norm_eps: Annotated[float, Meta(ge=0)] = 1e-6
     eos_token_id: int
 
     @property
