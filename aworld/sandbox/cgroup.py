@@ -129,15 +129,16 @@ def _made(folders: tuple[Path, ...], wanted: dict[str, int], names: dict[str, st
 
 def _places() -> dict[str, list[Path]]:
     """By controller, "" for version 2: the group of this process, and the one above it."""
-    mounts = dict(_mounts())
     places: dict[str, list[Path]] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            if controller in mounts:
-                root, top = mounts[controller]
-                own = top / path.removeprefix(root).lstrip("/")
-                places[controller] = [own] if own == top else [own, own.parent]
+    with suppress(OSError):  # a kernel without groups
+        mounts = dict(_mounts())
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                root, top = mounts.get(controller, ("", None))
+                if top is not None and ".." not in path:  # else it lies outside of what is seen here
+                    own = top / path.removeprefix(root).lstrip("/")
+                    places[controller] = [own] if own == top else [own, own.parent]
     return places
 
 
@@ -147,10 +148,9 @@ def _mounts() -> Iterator[tuple[str, tuple[str, Path]]]:
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         root, top = before.split(" ")[3:5]
-        if kind == "cgroup2":
-            yield "", (root, Path(top))
-        elif kind == "cgroup":
-            yield from ((option, (root, Path(top))) for option in options.split(","))
+        if kind in ("cgroup", "cgroup2"):
+            for controller in options.split(",") if kind == "cgroup" else ("",):
+                yield controller, (root, Path(top))
 
 
 def _write(folder: Path, name: str, value: object) -> None:

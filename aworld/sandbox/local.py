@@ -22,7 +22,7 @@ from aworld.config.errors import ConfigError
 from aworld.core.checks import one_of
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile, reaper, worker
-from aworld.sandbox.base_sandbox import BaseSandbox, new_id, replace
+from aworld.sandbox.base_sandbox import READ_BYTES, BaseSandbox, new_id
 from aworld.sandbox.cgroup import ControlGroup, make_group
 from aworld.sandbox.channel import Channel, CommandEnd
 from aworld.sandbox.worker_files import FILE_ERROR, FULL
@@ -34,8 +34,6 @@ LimitsBy = Literal["cgroup", "counting"]
 WAIT = 'read -r go && exec "$@"'
 """What the launcher is started by: until it is in its group, it must not start anything."""
 
-READ_BYTES = 64 << 20
-"""Most that `read` gives: it is held in the memory of the runtime."""
 ERROR_BYTES = 1000
 NO_GROUP = (
     "no control group can be made here: run as root, or in a part of the tree that is yours, such as that of "
@@ -162,29 +160,11 @@ class LocalSandbox(BaseSandbox):
             raise SandboxError(error)
         return program
 
-    async def read(self, path: str) -> bytes:
-        """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
-        return await self._do("read", path, most=READ_BYTES)
-
-    async def _write(self, path: str, data: bytes) -> None:
-        await self._replace("write", path, data, str(len(data)))
-
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name. A name that is not UTF-8 is shown with replacement characters."""
         lines = (await self._do("list", path, most=READ_BYTES)).split(b"\0")[:-1]
         entries = [line.partition(b"/") for line in lines]
         return [FileInfo(name.decode(errors="replace"), head[:1] == b"d", int(head[1:])) for head, _, name in entries]
-
-    async def snapshot(self) -> bytes:
-        """The work folder as a tar archive."""
-        # Sparse files are packed in full, so an archive can be larger than what it was made of.
-        return await self._do("pack", ".", most=2 * (self.limits.disk_mb << 20))
-
-    async def _restore(self, snapshot: bytes) -> None:
-        await self._replace("restore", ".", snapshot)
-
-    async def _unpack(self, data: bytes, folder: str) -> None:
-        await self._do("unpack", folder, stdin=data)
 
     async def close(self) -> None:
         """Destroy the sandbox: no process and no file is left."""
@@ -196,13 +176,6 @@ class LocalSandbox(BaseSandbox):
         """A program as the worker is told of it."""
         settings = [f"{name}={value}" for name, value in (self._env | dict(env)).items()]
         return [word, cwd, str(len(argv)), *argv, *settings]
-
-    async def _replace(self, operation: str, path: str, data: bytes, *more: str) -> None:
-        """An operation that makes something beside what it replaces."""
-        await replace(
-            lambda part: self._do(operation, path, part, *more, stdin=data),
-            lambda part: self._do("discard", path, part),
-        )
 
     async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """An operation on files, by the worker: a link can lead it nowhere but to other places in the box."""

@@ -148,8 +148,10 @@ class Worker:
         """How much of it was charged already, or is nobody's fault."""
         self.total_cpu = 0.0
         """At the last look: all that shows up."""
-        self.number = 0
+        self.number = last_number()
         """At the last look: the newest process number."""
+        self.quiet = True
+        """Whether no command was started since the last look."""
 
     def serve(self) -> None:
         """Answer until the runtime closes its end."""
@@ -209,6 +211,7 @@ class Worker:
     def start(self, word: bytes, id: bytes, rest: list[bytes], descriptors: list[int]) -> None:
         """Fork, and learn whether the program could be started."""
         errors, report = os.pipe()
+        self.quiet = False
         pid = os.fork()
         if pid == 0:
             try:
@@ -328,9 +331,9 @@ class Worker:
             self.lost += max(0.0, self.total_cpu - total)
             if self.settings.boxed:  # else the numbers are those of the whole machine
                 number = last_number()
-                if not self.commands:  # all that begins is of what was left behind: a tick for each
+                if self.quiet and not self.commands:  # all that begins is of what was left behind: a tick for each
                     self.lost += max(0, number - self.number) / CLOCK
-                self.number = number
+                self.number, self.quiet = number, True
             self.total_cpu = total
         if any(command.kept for command in self.commands.values()):
             self.forgiven = self.lost  # it may be theirs, and their time has no limit
@@ -345,30 +348,25 @@ class Worker:
         return self.ended_cpu + sum(process.cpu + rounding for process in running.values())
 
     def look_at_memory(self, running: dict[int, Process], trees: dict[int, list[int]]) -> None:
-        """End what holds too much."""
+        """End what holds too much. Exact figures cost more, and are only asked for if the others are too high."""
         most = self.settings.memory
-        if self.group and self.is_full(self.group):
-            sizes = {pid: Memory(pid, exact=True) for pid in running}
-            if sum(size.own + size.shared for size in sizes.values()) > most:
-                self.end_largest(trees, sizes)
-            else:
-                self.end_all(b"memory_mb")
-            return
+        full = self.group is not None and self.is_full(self.group)
         sizes = {pid: Memory(pid, exact=False) for pid in running}
-        buffers = 0 if self.group else self.buffers(running, exact=False)
-        mapped = 0 if self.group else sum(size.mapped for size in sizes.values())
-        if sum(size.own + size.shared for size in sizes.values()) + buffers + mapped <= most:
+        total = sum(size.own + size.shared for size in sizes.values())
+        if not self.group:
+            total += sum(size.mapped for size in sizes.values()) + self.buffers(running, exact=False)
+        if total <= most and not full:
             return
         sizes = {pid: Memory(pid, exact=True) for pid in running}
         own, shared = (sum(getattr(size, part) for size in sizes.values()) for part in ("own", "shared"))
         if own + shared > most:
             self.end_largest(trees, sizes)
-        elif not self.group:
-            shared = max(
-                shared, shared_mappings(running) + sum(size.mapped for size in sizes.values() if not size.exact)
-            )
-            if own + shared + self.buffers(running, exact=True) > most:
-                self.end_all(b"memory_mb")
+            return
+        if not self.group:
+            mapped = shared_mappings(running) + sum(size.mapped for size in sizes.values() if not size.exact)
+            full = own + max(shared, mapped) + self.buffers(running, exact=True) > most
+        if full:
+            self.end_all(b"memory_mb")
 
     def is_full(self, group: GroupFigures) -> bool:
         """Whether the box holds too much, also after the kernel was made to give up names of files and the like."""
