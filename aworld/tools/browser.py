@@ -282,7 +282,7 @@ class _Tab:
                 await asyncio.gather(*(worker.evaluate("0") for worker in page.workers), page.evaluate("0"))
                 session = await context.new_cdp_session(page)
                 self._paused.append(session)
-                send: Any = session.send  # pyright: ignore[reportUnknownMemberType] - Playwright says no more of it
+                send: Any = getattr(session, "send")  # noqa: B009 - Playwright says no more of it
                 await send("Debugger.enable")
                 await send("Debugger.pause")
         except TimeoutError:
