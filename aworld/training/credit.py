@@ -2,8 +2,9 @@
 
 Two choices, each a named function. A *credit* says what each step of a trajectory is worth: the score of the whole
 (`trajectory_reward`), what came after it (`step_rewards`), or what its agent earned (`agent_reward`). An *advantage*
-says how much better that was than the other episodes of the same group. A reward that could not be computed is unknown,
-not zero: what depends on it is None, and the sample is dropped by `filters.failed_rewards`.
+says how much better that was than what the episodes of the same group got at the same place: a first call is compared
+with first calls, as what is still to come shrinks on the way whatever the policy does. A reward that could not be
+computed is unknown, not zero: what depends on it is None, and the sample is dropped by `filters.failed_rewards`.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ __all__ = [
     "group_centred",
     "group_normalised",
     "raw",
+    "returns_by_group",
     "step_rewards",
     "trajectory_reward",
     "with_advantages",
 ]
 
 Credit: TypeAlias = Callable[[Trajectory, str, Sequence[int], float], tuple[float | None, ...]]
-"""(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with."""
+"""(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with. A step after the last
+one asks for what the episode is worth once it is over."""
 
 Advantage: TypeAlias = Callable[[float, "Group"], float]
 """(return of a step, the group of its episode) -> advantage."""
@@ -72,7 +75,7 @@ def agent_reward(trajectory: Trajectory, agent: str, steps: Sequence[int], disco
     own = sorted(step for step, call in trajectory.calls.items() if call.agent == agent)
     places = {step: place for place, step in enumerate(own)}
     earned = {places[step]: score for step, score in _by_step(trajectory).items() if step in places}
-    return tuple(_to_go(outcome, earned, places[step], discount) for step in steps)
+    return tuple(_to_go(outcome, earned, places.get(step, len(own)), discount) for step in steps)
 
 
 def _meant_for(reward: Rewarded) -> str | None:
@@ -103,7 +106,7 @@ def _to_go(outcome: float | None, earned: Mapping[int, float | None], place: int
 
 
 class Group(Struct, frozen=True):
-    """The returns of the episodes that are compared with each other, one each."""
+    """The returns of the episodes that are compared with each other, one each, all at the same place."""
 
     returns: tuple[float, ...]
     mean: float
@@ -142,23 +145,43 @@ ADVANTAGES: dict[str, Advantage] = {"group_normalised": group_normalised, "group
 def with_advantages(samples: Sequence[Sample], advantage: Advantage = group_normalised) -> list[Sample]:
     """The samples with their advantages.
 
-    An episode counts once in its group, with the mean of its returns, however many rows and steps it has. A group of
-    one is compared with itself: its advantage is 0 (the filter `no_variance` drops it). Raises ConfigError for a
-    sample whose return is unknown: filter those first.
+    At each place an episode counts once in its group, however many rows it has; one that was over by then counts with
+    what it came to (`Sample.afterwards`). A group of one is compared with itself: its advantage is 0 (the filter
+    `no_variance` drops it). Raises ConfigError for a sample whose return is unknown: filter those first.
     """
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for sample in samples:
+        if None in (*sample.returns, sample.afterwards):
+            episode = sample.tokens.trajectory_id
+            raise ConfigError(f"trajectory={episode} | its reward is unknown; apply the filter failed_rewards first.")
+    figures: dict[tuple[float, ...], Group] = {}
+    by_place: dict[tuple[str, str], list[Group]] = {}
+    for name, episodes in returns_by_group(samples).items():
+        columns = [cast("tuple[float, ...]", column) for column in zip(*episodes)]
+        by_place[name] = [figures.get(column) or figures.setdefault(column, Group.of(column)) for column in columns]
+    return [_with(sample, by_place[sample.group], advantage) for sample in samples]
+
+
+def returns_by_group(samples: Sequence[Sample]) -> dict[tuple[str, str], list[list[float | None]]]:
+    """What each episode of each group is credited with, place by place, as far as the longest of its group goes."""
+    groups: dict[tuple[str, str], dict[str, dict[int, float | None]]] = {}
+    afterwards: dict[str, float | None] = {}
     for sample in samples:
         episode = sample.tokens.trajectory_id
-        if None in sample.returns:
-            raise ConfigError(f"trajectory={episode} | its reward is unknown; apply the filter failed_rewards first.")
-        returns = cast("tuple[float, ...]", sample.returns)
-        groups.setdefault(sample.group, {}).setdefault(episode, []).extend(returns)
-    figures = {name: Group.of([fmean(returns) for returns in group.values()]) for name, group in groups.items()}
-    return [_with(sample, figures[sample.group], advantage) for sample in samples]
+        groups.setdefault(sample.group, {}).setdefault(episode, {}).update(zip(sample.places, sample.returns))
+        afterwards[episode] = sample.afterwards
+    return {
+        name: [
+            [returns.get(place, afterwards[episode]) for place in range(1 + max(map(max, episodes.values())))]
+            for episode, returns in episodes.items()
+        ]
+        for name, episodes in groups.items()
+    }
 
 
-def _with(sample: Sample, group: Group, advantage: Advantage) -> Sample:
-    by_step = [advantage(cast(float, value), group) for value in sample.returns]
+def _with(sample: Sample, groups: Sequence[Group], advantage: Advantage) -> Sample:
+    by_step = [
+        advantage(cast(float, value), groups[place]) for place, value in zip(sample.places, sample.returns, strict=True)
+    ]
     if not all(map(math.isfinite, by_step)):
         raise ConfigError(f"trajectory={sample.tokens.trajectory_id} | an advantage is not finite: see its rewards.")
-    return replace(sample, advantages=tuple(by_step[place] if place >= 0 else 0.0 for place in sample.token_steps))
+    return replace(sample, advantages=tuple(by_step[owner] if owner >= 0 else 0.0 for owner in sample.token_steps))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from aworld.core.checks import one_of
+from aworld.training.credit import returns_by_group
 from aworld.training.samples import Sample
 
 __all__ = [
@@ -40,7 +41,7 @@ def surroundings(samples: Sequence[Sample]) -> list[Sample]:
 
 def failed_rewards(samples: Sequence[Sample]) -> list[Sample]:
     """Drops samples whose reward is unknown: a scorer failed, or nobody gave one."""
-    return [sample for sample in samples if sample.tokens.score is not None and None not in sample.returns]
+    return [s for s in samples if None not in (s.tokens.score, *s.returns, s.afterwards)]
 
 
 def truncated(samples: Sequence[Sample]) -> list[Sample]:
@@ -55,13 +56,11 @@ def without_logprobs(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def no_variance(samples: Sequence[Sample]) -> list[Sample]:
-    """Drops groups that have nothing to teach: all credited alike, or only one episode left to compare."""
-    returns: dict[tuple[str, str], set[float | None]] = {}
-    episodes: dict[tuple[str, str], set[str]] = {}
-    for sample in samples:
-        returns.setdefault(sample.group, set()).update(sample.returns)
-        episodes.setdefault(sample.group, set()).add(sample.tokens.trajectory_id)
-    return [s for s in samples if len(returns[s.group]) > 1 and len(episodes[s.group]) > 1]
+    """Drops groups that have nothing to teach: all credited alike, place by place, or only one episode left."""
+    teaching = {
+        group for group, episodes in returns_by_group(samples).items() if any(one != episodes[0] for one in episodes)
+    }
+    return [sample for sample in samples if sample.group in teaching]
 
 
 FILTERS: dict[str, Filter] = {

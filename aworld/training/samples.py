@@ -33,6 +33,10 @@ class Sample(Struct, frozen=True, kw_only=True):
     """For each id: the place in `tokens.steps` of the call that sampled it, -1 for what was read."""
     returns: tuple[float | None, ...]
     """What each step is credited with, by the chosen rule of `credit`; None where a reward is unknown."""
+    places: tuple[int, ...]
+    """The place of each step among all those of its agent in the episode, from 0: it is compared with that place."""
+    afterwards: float | None
+    """What the episode is credited with once it is over; likewise."""
     advantages: tuple[float, ...] = ()
     """For each id: what its probability is pushed by; empty until `credit.with_advantages` gave them."""
     truncated: bool = False
@@ -113,13 +117,17 @@ def derive(
 
 def _sample(trajectory: Trajectory, row: TokenSequence, complete: bool, credit: Credit, discount: float) -> Sample:
     calls = [trajectory.calls[step] for step in row.steps]
+    own = sorted(step for step, call in trajectory.calls.items() if call.agent == row.agent)
+    *returns, afterwards = credit(trajectory, row.agent, (*row.steps, trajectory.next_step), discount)
     lengths = [len((call.tokens and call.tokens.completion_ids) or ()) for call in calls]
     owners = iter([place for place, length in enumerate(lengths) for _ in range(length)])
     return Sample(
         tokens=row,
         group_id=trajectory.task.group_id,
         token_steps=tuple(next(owners) if sampled else -1 for sampled in row.mask),
-        returns=credit(trajectory, row.agent, row.steps, discount),
+        returns=tuple(returns),
+        places=tuple(map(own.index, row.steps)),
+        afterwards=afterwards,
         truncated=trajectory.status in CUT_OFF or any(call.finish_reason == "length" for call in calls),
         complete=complete,
         surroundings_failed=trajectory.surroundings_failed,

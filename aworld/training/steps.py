@@ -156,5 +156,6 @@ def shuffled(samples: Sequence[Sample], solvers: set[str], draw: random.Random) 
     ids = list(dict.fromkeys(sample.tokens.trajectory_id for sample in samples))
     source = dict(zip(ids, draw.sample(ids, len(ids))))
     scores = {sample.tokens.trajectory_id: sample.tokens.score for sample in samples}
-    mixed = [replace(s, returns=(scores[source[s.tokens.trajectory_id]],) * len(s.returns)) for s in samples]
+    dealt = [scores[source[sample.tokens.trajectory_id]] for sample in samples]
+    mixed = [replace(s, returns=(score,) * len(s.returns), afterwards=score) for s, score in zip(samples, dealt)]
     return mixed, {id for id in ids if source[id] in solvers}

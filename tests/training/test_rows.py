@@ -29,7 +29,15 @@ def sample(id: str, *, said: int = 3, reward: float | None = 1.0, group: str = "
         policy_versions=(None,),
     )  # fmt: skip
     token_steps = tuple(0 if m else -1 for m in mask)
-    return Sample(tokens=tokens, group_id=group, token_steps=token_steps, returns=(reward,), **more)
+    return Sample(
+        tokens=tokens,
+        group_id=group,
+        token_steps=token_steps,
+        returns=(reward,),
+        places=(0,),
+        afterwards=reward,
+        **more,
+    )
 
 
 def test_a_row_begins_with_the_first_sampled_token_and_masks_what_was_read() -> None:

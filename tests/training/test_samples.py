@@ -234,6 +234,60 @@ def test_an_episode_counts_once_however_many_rows_it_has() -> None:
     assert [s.advantages[-1] for s in credit.with_advantages(samples, credit.group_centred)] == [0.5, 0.5, 0.5, -0.5]
 
 
+@st.composite
+def groups_of_alike(draw: st.DrawFn) -> list[Trajectory]:
+    """Episodes of one problem that are alike in all but their ids: so many calls, so rewarded."""
+    calls = draw(st.integers(1, 5))
+    value = st.sampled_from([-1.0, 0.0, 0.1, 0.3, 1.0])
+    earned: list[dict[str, Any]] = [
+        {"value": draw(value), "step": draw(st.none() | st.integers(0, calls - 1))}
+        for _ in range(draw(st.integers(1, 6)))
+    ]
+    return [calling(f"e{number}", calls, earned) for number in range(draw(st.integers(2, 4)))]
+
+
+def calling(id: str, calls: int, earned: list[dict[str, Any]]) -> Trajectory:
+    """An episode of so many calls of one agent; its prompts drift, so that each call is a row of its own."""
+    log = LogBuilder(id, ev.TaskInfo(id, group_id="g")).start()
+    for turn in range(calls):
+        log.decide(calls=CALL if turn < calls - 1 else (), tokens=Tokens((turn + 50,), (3, 4), (-0.1, -0.1)))
+        if turn < calls - 1:
+            log.answer(log.record.activations[0].calls[0])
+    log.finish()
+    for reward in earned:
+        log.add(ev.Rewarded, **reward)
+    return log.record
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    records=groups_of_alike(),
+    rule=st.sampled_from(sorted(credit.CREDITS)),
+    advantage=st.sampled_from(["group_normalised", "group_centred"]),
+    discount=st.sampled_from([0.0, 0.9, 1.0]),
+)
+def test_episodes_that_are_alike_teach_nothing(
+    records: list[Trajectory], rule: str, advantage: str, discount: float
+) -> None:
+    samples = derive(records, credit=credit.CREDITS[rule], discount=discount).samples
+    for sample in credit.with_advantages(samples, credit.ADVANTAGES[advantage]):
+        assert max(map(abs, sample.advantages)) < 1e-9
+    assert filters.apply(samples) == ([], {"no_variance": len(samples)})
+
+
+def test_a_step_is_compared_with_the_same_place_of_the_others() -> None:
+    """Three calls at 0.1 each beside one call, and both fail: what the longer one still earned is all that it gains."""
+    long = calling("long", 3, [{"value": 0.0}, *({"value": 0.1, "step": step} for step in range(3))])
+    short = calling("short", 1, [{"value": 0.0}, {"value": 0.1, "step": 0}])
+    samples = derive([long, short], credit=credit.step_rewards).samples
+    found = {
+        (sample.tokens.trajectory_id, sample.places): sample.advantages[-1]
+        for sample in credit.with_advantages(samples, credit.group_centred)
+    }
+    expected = {("long", (0,)): 0.1, ("long", (1,)): 0.1, ("long", (2,)): 0.05, ("short", (0,)): -0.1}
+    assert found == pytest.approx(expected)
+
+
 def test_groups_without_variance_teach_nothing() -> None:
     samples = [*group_of(1, 1, 1, group="same"), *group_of(0, 1, group="mixed"), *group_of(1, group="alone")]
     kept, dropped = filters.apply(samples)

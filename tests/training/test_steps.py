@@ -82,5 +82,5 @@ def test_a_test_set_that_ends_is_evaluated_whole() -> None:
         assert len(held_out_problems(numbers, 5)) == 5
     with pytest.raises(ConfigError, match="held out too"):
         environment(ending, leaking).check_disjoint()
-    with pytest.raises(ConfigError, match="has 0 problems"):
+    with pytest.raises(ConfigError, match="has 0 different problems"):
         held_out_problems(environment(ending, nothing), 400)
