@@ -696,9 +696,6 @@ def write_end(journal: Journal, status: ev.Status, error: str | None, lost: bool
 
 def refuse_empty(question: str, text: str) -> None:
     """Raise `TaskError` for an answer without a word: an answer is final, and this one was hardly meant."""
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        wrong = f"must be text, as a person says it; got {text!r:.100}"
-        raise TaskError(f"The answer to question {question!r} {wrong}. Give {str(text)!r:.100} for that.")
     if not text.strip():
         raise TaskError(
             f'The answer to question {question!r} is empty, and was not recorded: answers are final. If "nothing" is '

@@ -68,8 +68,11 @@ class ControlGroup:
     async def remove(self) -> None:
         """Delete it, as soon as its processes, which have been killed, are gone."""
         deadline = time.monotonic() + EMPTY_SECONDS
-        while not all(map(_deleted, self.folders)) and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.005)
+        left = list(self.folders)
+        while left and time.monotonic() < deadline:
+            left = [folder for folder in left if not _deleted(folder)]
+            if left:
+                await asyncio.sleep(0.005)
 
 
 def make_group(name: str, limits: SandboxLimits, scratch_mb: int) -> ControlGroup | None:

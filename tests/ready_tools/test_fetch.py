@@ -31,7 +31,7 @@ from tests.ready_tools.test_sandboxed import at
 @pytest.mark.parametrize("option", ["timeout", "max_bytes"])
 def test_a_number_that_is_none_is_refused_at_once(option: str) -> None:
     for bad in (-1, 0, "x", True):
-        with pytest.raises(ConfigError, match=f"{option}=.*more than zero"):
+        with pytest.raises(ConfigError, match=f"{option}=.*number"):
             fetch_tool(**{option: bad})  # pyright: ignore[reportArgumentType]
 
 

@@ -323,6 +323,7 @@ for _ in range(400):
     except BlockingIOError:
         pass
     time.sleep(0.002)
+time.sleep(1.5)
 print('filled')
 """
 
