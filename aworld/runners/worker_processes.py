@@ -35,7 +35,7 @@ from aworld.core.agent.flow import Unit
 from aworld.core.bounded import described
 from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.event import Status, TaskInfo
-from aworld.core.exceptions import AWorldError, ConfigError, TaskError
+from aworld.core.exceptions import AWorldError, ConfigError, StoreError, TaskError
 from aworld.core.message import Content, Message
 from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
@@ -113,7 +113,10 @@ class ProcessExecutor(Executor):
             if ended.misuse is not None:
                 raise TaskError(ended.misuse)
             self._restarts = 0
-            episode = Episode(task, self.store, await self._record(task.id))
+            try:
+                episode = Episode(task, self.store, await self._record(task.id))
+            except StoreError as broken:  # the store is gone: the run says so, and ends no others
+                return TaskResponse(Trajectory(task.id), "interrupted", error=str(broken), store=self.store)
             return episode.recorded_response(ended.status, ended.error, ended.seconds)
         record = await self._record(task.id)
         why = f"Task {task.id!r} was given up: {ATTEMPTS} worker processes died while they ran it."
