@@ -499,7 +499,7 @@ class Episode:
                 cancelled = await _uncut(asyncio.ensure_future(self._leave(response))) or cancelled
             if run.is_read:
                 run.journal.show(run_finished(response))
-            if run.record.finished is not None:
+            if run.record.finished is not None and status != "interrupted":  # else the end is not in the store
                 self._activations.leave()
                 run.journal.stay()
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,31 @@ async def test_a_cancelled_call_ends_at_once_and_the_next_one_is_answered() -> N
     assert time.monotonic() - began < 1
     assert (await stream.response()).status == "cancelled"
     assert (await Runners.run("Say hello.", Agent("b", STEADY))).success
+
+
+_LEFT = """
+import asyncio
+from aworld.agents.llm_agent import Agent
+from aworld.config import AgentConfig
+from aworld.runner import Runners
+
+async def main():
+    agent = Agent("a", AgentConfig(llm_provider="local", llm_max_tokens=2000))
+    await Runners.run("Say hello.", Agent("b", AgentConfig(llm_provider="local", llm_max_tokens=2)))
+    runs = (Runners.run(f"Write a long story of {n}.", agent, timeout=0.3) for n in range(4))
+    print({response.status for response in await asyncio.gather(*runs)})
+
+asyncio.run(main())
+"""
+
+
+@local
+async def test_a_process_that_left_calls_ends_in_peace() -> None:
+    """A thread inside the engine when the interpreter ends is a crash, in about two of three processes."""
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", _LEFT, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(60):
+        output, _ = await program.communicate()
+    assert (output, program.returncode) == (b"{'timeout'}\n", 0)
 
 
 def _task(agent: Agent) -> Any:
