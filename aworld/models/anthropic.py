@@ -35,7 +35,8 @@ class AnthropicModel(RemoteModel):
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
         system, messages = wire_messages(request.messages)
-        body: dict[str, Any] = {"model": self.name, "messages": messages, **self.params, **_translated(request.params)}
+        # The messages last: what the log shows is what is sent, whatever a hook puts into the parameters.
+        body: dict[str, Any] = {"model": self.name, **self.params, **_translated(request.params), "messages": messages}
         if system:
             body["system"] = system
         if request.tools:

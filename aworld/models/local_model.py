@@ -83,11 +83,11 @@ class LocalModel:
 
     async def _answer(self, request: ModelRequest, on_delta: Callable[[Delta], None] | None) -> ModelReply:
         body: dict[str, Any] = {
-            "messages": [chat_format(message) for message in request.messages],
-            "stream": True,
             "stream_options": {"include_usage": True},
             **self.params,
             **request.params,
+            "stream": True,
+            "messages": [chat_format(message) for message in request.messages],
         }
         if request.output is not None:
             body.setdefault("response_format", wire_output(request.output))

@@ -44,10 +44,11 @@ class OpenAIModel(RemoteModel):
         """The request as it is sent, before encoding."""
         body: dict[str, Any] = {
             "model": self.name,
-            "messages": [chat_format(_plain(m) if self._official else m) for m in request.messages],
             **self._fixed,
             **self.params,
             **request.params,
+            # Last: what the log shows is what is sent, whatever a hook puts into the parameters.
+            "messages": [chat_format(_plain(m) if self._official else m) for m in request.messages],
         }
         if request.tools:
             body["tools"] = [function_format(tool) for tool in request.tools]

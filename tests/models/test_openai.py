@@ -351,3 +351,9 @@ async def test_a_large_request_and_a_reply_of_10_mb() -> None:
         sent = provider.requests[0].body
     assert reply.message.content == text
     assert json.loads(sent)["messages"][0]["content"] == text
+
+
+def test_parameters_never_take_the_place_of_the_messages() -> None:
+    model = OpenAIModel(ModelConfig(llm_model_name="m"))
+    body = model.body(ModelRequest((Message("user", "hi"),), params={"messages": [], "seed": 1}))
+    assert (body["messages"], body["seed"]) == ([{"role": "user", "content": "hi"}], 1)
