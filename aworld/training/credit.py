@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 Credit: TypeAlias = Callable[[Trajectory, str, Sequence[int], float], tuple[float | None, ...]]
-"""(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with. A step after the last
-one asks for what the episode is worth once it is over."""
+"""(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with. One after the last
+step stands for the time when the episode is over."""
 
 Advantage: TypeAlias = Callable[[float, "Group"], float]
 """(return of a step, the group of its episode) -> advantage."""

@@ -179,14 +179,21 @@ async def evaluate(
 
 def figures_of(
     environment: Environment, records: Sequence[Trajectory]
-) -> tuple[float | None, float | None, str | None]:
+) -> tuple[float | None, float | None, float | None, str | None]:
     """The mean score of the episodes that have one, the share that solved their problem (of those of which that is
-    known), and why the first without a score has none. Each is None where there is nothing to tell."""
+    known), the share of problems that any of their episodes solved (pass@k for k of each), and why the first episode
+    without a score has none. Each is None where there is nothing to tell."""
     scores = [record.score for record in records if record.score is not None]
-    outcomes = [solved(environment, record) for record in records]
-    successes = [outcome for outcome in outcomes if outcome is not None]
-    reason = next((unknown_because(record) for record in records if record.score is None), None)
-    return fmean(scores) if scores else None, fmean(successes) if successes else None, reason
+    outcomes = [(record.task.group_id, solved(environment, record)) for record in records]
+    successes = [(group, outcome) for group, outcome in outcomes if outcome is not None]
+    within_reach = {group for group, outcome in successes if outcome}
+    problems = {group for group, _ in successes}
+    return (
+        fmean(scores) if scores else None,
+        fmean(outcome for _, outcome in successes) if successes else None,
+        len(within_reach) / len(problems) if problems else None,
+        next((unknown_because(record) for record in records if record.score is None), None),
+    )
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

@@ -219,6 +219,25 @@ def test_it_stops_at_the_target(tmp_path: Path) -> None:
     assert (result.stopped, result.steps) == ("target", 2)
 
 
+def test_it_warns_and_then_ends_where_nothing_varies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = trained(tmp_path, letters(never), steps=40, checkpoint_every=0)
+    assert (result.stopped, result.steps) == ("nothing_to_learn", 8)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("aworld.training")]
+    assert warning.startswith("step=1 | nothing to learn from: of 8 episodes no sample is left (8 no_variance)")
+    assert result.advice is not None
+    assert "pass@4 is 0.0%. Such as step-00008-" in result.advice
+    assert "Try easier problems" in result.advice
+    assert result.history[0].pass_at_k == 0.0
+
+
+def test_a_short_run_that_learnt_nothing_says_so_and_goes_on_when_it_is_longer(tmp_path: Path) -> None:
+    first = trained(tmp_path, letters(always), steps=2)
+    assert (first.stopped, first.steps) == ("nothing_to_learn", 2)
+    assert "every one solved its problem" in str(first.advice)
+    longer = trained(tmp_path, letters(says_low), steps=3)
+    assert (longer.stopped, longer.steps, longer.advice) == ("steps", 3, None)
+
+
 def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     result = trained(tmp_path, letters(never), steps=9, evaluate_every=1, patience=2)
     assert (result.stopped, result.steps) == ("patience", 2)

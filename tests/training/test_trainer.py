@@ -231,7 +231,7 @@ def test_a_folder_without_a_policy_is_named_when_the_agent_runs(given: str | Pat
 
 
 def test_a_model_that_cannot_be_one() -> None:
-    with pytest.raises(ConfigError, match="model takes"):
+    with pytest.raises(ConfigError, match="model=7; give a Model"):
         Agent("a", model=7)  # pyright: ignore[reportArgumentType]
 
 
