@@ -173,7 +173,8 @@ def _evaluated(each: Evaluation) -> str:
     low, high = each.interval
     known = "—" if each.success is None else f"{each.success:.1%} (95 %: {low:.1%}–{high:.1%})"
     unknown = f", {each.unknown} unknown" if each.unknown else ""
-    return f"step {each.step}: {each.mode} {known} of {each.tasks - each.unknown}{unknown}"
+    parts = "".join(f" · {name} {mean:.3f}" for name, mean in each.parts.items()) if len(each.parts) > 1 else ""
+    return f"step {each.step}: {each.mode} {known} of {each.tasks - each.unknown}{unknown}{parts}"
 
 
 def _figures(result: TrainingResult) -> dict[str, Any]:

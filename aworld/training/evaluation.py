@@ -46,6 +46,8 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     tell, or the surroundings failed: in no figure."""
     score: float | None = None
     """Mean score of the episodes that have one."""
+    parts: dict[str, float] = {}
+    """Mean of each part of the reward by its name, of those of weight 0 too, over the episodes that have it."""
     interval: tuple[float, float] = (0.0, 1.0)
     """95 % confidence interval of `success` (Wilson)."""
     reason: str | None = None
@@ -144,6 +146,7 @@ async def evaluate(
     outcomes: dict[str, bool | None] = {}
     scores: list[float] = []
     reasons: dict[str, str] = {}
+    parts: dict[str, list[float]] = {}
     async for rollout in rollouts(
         environment,
         agent,
@@ -163,6 +166,9 @@ async def evaluate(
             reasons[rollout.problem.id] = unknown_because(rollout.record)
         if rollout.score is not None:
             scores.append(rollout.score)
+        for reward in () if rollout.lost else rollout.record.rewards:
+            if reward.value is not None:
+                parts.setdefault(reward.name, []).append(reward.value)
     ordered = {problem.id: outcomes[problem.id] for problem in problems}
     share = share_of([(1, int(outcome)) for outcome in ordered.values() if outcome is not None])
     return Evaluation(
@@ -170,6 +176,7 @@ async def evaluate(
         mode=mode,
         outcomes=ordered,
         score=fmean(scores) if scores else None,
+        parts={name: fmean(parts[name]) for name in sorted(parts)},
         interval=(share.low, share.high) if share is not None else (0.0, 1.0),
         reason=next((reasons[problem.id] for problem in problems if problem.id in reasons), None),
         seconds=time.monotonic() - began,

@@ -38,7 +38,10 @@ class TrainingConfig(Settings):
     minibatches: int = Field(default=1, ge=1)
     """Updates of each pass; the samples are dealt out at random."""
     clip: float = Field(default=0.2, gt=0)
-    """How far the probability ratio of a token may move from 1 before it stops counting (PPO's epsilon)."""
+    """How far the probability ratio of a token may move from 1 before it stops counting (PPO's epsilon). With one
+    update a step (`epochs` and `minibatches` of 1) the ratio is 1, and this does nothing."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """The same for a ratio above 1, where it is to be another ("clip-higher" of DAPO); None for `clip`."""
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this norm; None leaves them."""
     advantages: str = "group_normalised"

@@ -61,7 +61,7 @@ class Learner:
 
     def _step(self, weights: Parameters, samples: Sequence[Sample], figures: Figures) -> Parameters:
         config = self.config
-        objective = grpo(config.clip) if config.algorithm == "grpo" else imitation()
+        objective = grpo(config.clip, config.clip_high) if config.algorithm == "grpo" else imitation()
         tokens = sum(map(_sampled, samples))
         total: Parameters = {}
         loss = 0.0

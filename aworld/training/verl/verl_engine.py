@@ -132,6 +132,8 @@ def overrides(job: TrainingJob) -> list[str]:
         "actor_rollout_ref.actor.optim.lr": config.learning_rate,
         "actor_rollout_ref.actor.use_kl_loss": False,
         "actor_rollout_ref.actor.clip_ratio": config.clip,
+        "actor_rollout_ref.actor.clip_ratio_low": config.clip,
+        "actor_rollout_ref.actor.clip_ratio_high": config.clip_high or config.clip,
         "actor_rollout_ref.actor.ppo_epochs": config.epochs,
         "actor_rollout_ref.actor.ppo_mini_batch_size": max(1, config.groups // config.minibatches),
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 4,
