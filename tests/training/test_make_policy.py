@@ -73,7 +73,7 @@ async def test_a_policy_is_shown_what_a_script_does(tmp_path: Path) -> None:
     losses = imitate(pupil, rows, tmp_path / "start", epochs=20, batch=4, learning_rate=1e-2)
     assert losses[-1] < 0.1 < losses[0]
     shown = Agent("pupil", model=EmbeddedModel(Policy.open(tmp_path / "start"), params={"temperature": 0}))
-    assert (await Runners.run("say 99", agent=shown)).answer == "b"
+    assert (await Runners.run("say 99", agent=shown)).answer == "assistant b"  # this template leaves the role to it
     assert small_policy().weights is before
 
 

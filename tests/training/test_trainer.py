@@ -168,6 +168,22 @@ def test_a_reward_that_is_gamed_is_seen_on_held_out_problems(tmp_path: Path) -> 
     assert sampled.parts["right"] < 1.0
 
 
+def test_a_run_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    def mode(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    given: dict[str, Any] = {"train_dataset": letters()}
+    (tmp_path / "there").mkdir(mode=0o755)
+    for path in (tmp_path / "runs" / "one", tmp_path / "there"):
+        AgentTrainer(small_agent(), {**QUICK, "steps": 0}, run_path=path, **given).train()
+        assert mode(path) == 0o700
+        assert (mode(path / "episodes.db"), mode(path / "run.lock")) == (0o600, 0o600)
+    assert mode(tmp_path / "runs") == 0o700
+    path.chmod(0o750)  # who opens it to others finds it open when the run goes on
+    AgentTrainer(small_agent(), {**QUICK, "steps": 0}, run_path=path, **given).train()
+    assert mode(path) == 0o750
+
+
 def test_samples_of_one_are_taken_where_nothing_is_compared(tmp_path: Path) -> None:
     taken: list[dict[str, Any]] = [{"advantages": "raw", "filters": []}, {"algorithm": "sft"}, {"steps": 0}]
     for settings in taken:
