@@ -210,6 +210,7 @@ class Runners:
             await _command(record, opened, "cancel", reason)
             return
         try:
+            await journal.catch_up()
             if record.finished is not None:
                 raise _has_ended(record)
             write_end(journal, "cancelled", f"The run was cancelled: {reason or 'nobody worked on it'}.")

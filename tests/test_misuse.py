@@ -19,10 +19,11 @@ from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import best_of_n, debate, majority_vote
 from aworld.config import AgentConfig, ModelConfig, RunConfig, TaskConfig
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowNode
+from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.event import ModelCalled, ToolReturned
 from aworld.core.exceptions import AWorldError, ConfigError, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
-from aworld.core.message import ToolCall
+from aworld.core.message import Image, Message, Text, ToolCall
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool import approval_required, filtered, find_tools, prefixed, renamed, tool
@@ -107,6 +108,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "dump": (door(dump, 5), "dump: unit=5; give an agent, a swarm, an AgentDefinition or a TeamDefinition"),
     "unit_of": (door(unit_of, {"name": "a"}), "definition=dict"),
     "diff": (door(diff, ann.definition, 5), "after=5"),
+    "definition": (
+        door(AgentDefinition, name=5, type="Agent"),
+        "AgentDefinition: name: Input should be",
+    ),
+    "definition of a team": (door(TeamDefinition, name="t", type="Loop", members=5), "TeamDefinition: members"),
+    "definition argument": (door(AgentDefinition, name="a", typ="Agent"), "has no setting 'typ'; did you mean 'type'"),
     # Tools
     "tool name": (door(tool, name=5), "tool: name=5; give text"),
     "tool timeout": (door(tool, timeout="5"), "timeout='5'; give a number of seconds above 0"),
@@ -130,6 +137,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "task agent": (door(new, agent="ann"), "agent='ann'; give an agent"),
     "task swarm": (door(new, agent=None, swarm=5), "swarm=5; give an agent"),
     "task input": (door(new, input=5), "Input must be text or message parts"),
+    "task input, half text": (door(new, input=HALF), "Input has a lone surrogate"),
+    "task part, half text": (door(new, input=[Text(HALF)]), "Input has a lone surrogate"),
+    "task image, half text": (door(new, input=Image(HALF)), "Input has a lone surrogate"),
+    "task message, half text": (
+        door(new, input=[Message("user", HALF), Message("user", "x")]),
+        "A message of the input has a lone surrogate",
+    ),
+    "task last message, half text": (door(new, input=[Message("user", HALF)]), "Input has a lone surrogate"),
     "task conf": (door(new, conf=5), "conf=5; give a TaskConfig, a dict"),
     "task conf of a wrong value": (door(new, conf={"max_steps": "many"}), "TaskConfig: max_steps"),
     "task timeout": (door(new, timeout=-1), "timeout=-1"),
@@ -141,7 +156,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "task context": (door(new, context=5), "context=5; give a dict"),
     "task keys of the context": (door(new, context={1: 2}), "a key of context=1; give text"),
     "task keys of the context, half text": (door(new, context={HALF: 2}), "a key of context has a lone surrogate"),
-    "task context, half text": (door(new, context={"a": [HALF]}), r"context\['a'\] cannot be written"),
+    "task context, half text": (door(new, context={"a": [HALF]}), r"context\['a'\] has a lone surrogate"),
     "task context of objects": (door(new, context={"a": object()}), r"context\['a'\] cannot be written"),
     "task hooks": (door(new, hooks=[5]), r"hooks\[0\]=5; give a Hooks"),
     "task hooks as one": (door(new, hooks=Hooks()), "hooks=Hooks"),

@@ -244,9 +244,11 @@ class _AgentsFile:
     def _defined(self, kind: type[D], fields: dict[str, Any], owner: str, path: tuple[str, ...], word: str = "") -> D:
         """The definition of these fields. What pydantic says against it is put into the words of the file."""
         try:
-            return kind.model_validate(_without_none(fields))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
+            return kind(**_without_none(fields))
+        except ConfigError as error:
+            if not isinstance(error.__cause__, ValidationError):
+                raise self._error(f"{owner}: {error}", *path, error.setting) from error
+            first = error.__cause__.errors(include_url=False)[0]
         steps = [word if step == "parts" else step for step in first["loc"]]
         value, key = _shown(first["input"]), str(steps[-1])
         problem = {

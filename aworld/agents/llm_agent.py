@@ -151,7 +151,7 @@ class Agent(BaseAgent):
         except ConfigError as error:
             raise ConfigError(f"Agent {name!r}: {error}") from None
 
-    async def _sample(self, request: ModelRequest, context: ToolContext | None) -> ModelReply:
+    async def _sample(self, request: ModelRequest, context: ToolContext) -> ModelReply:
         """Ask this agent's model for an MCP server that may. Raises ModelError."""
         limit = request.params.get("max_tokens")
         if limit is not None and self._model is None:  # each provider has its own word for it
@@ -160,8 +160,8 @@ class Agent(BaseAgent):
             request = msgspec.structs.replace(request, params=params)
         else:
             model = self._found or self.model
-        run = context.trajectory_id if context is not None else ""
-        return (await call_model(model, msgspec.structs.replace(request, agent=self.name, trajectory_id=run))).reply
+        request = msgspec.structs.replace(request, agent=self.name, trajectory_id=context.trajectory_id)
+        return (await call_model(model, request)).reply
 
     def check(self) -> None:
         """Find the model, as the environment stands when a run begins. Raises ConfigError that names a variable."""

@@ -40,6 +40,9 @@ def _main(argv: Sequence[str] | None) -> int:
     swarm.add_parser(commands)
     mcp.add_parser(commands)
     env.add_parser(commands)
+    if not (sys.argv[1:] if argv is None else argv):
+        print(_BEGIN, end="")
+        return 0
     args = parser.parse_args(argv)
     sys.path.insert(0, os.getcwd())  # so that --tool finds the modules of the working directory
     try:
@@ -63,6 +66,18 @@ def _main(argv: Sequence[str] | None) -> int:
         return 1
     return code
 
+
+_BEGIN = """\
+aworld: agents that are run, recorded, scored and made better. Where to begin:
+
+  aworld chat --model local                    talk with a small model in this process, without a key
+  aworld run "What is 17 * 23?"                one question; the model is named by LLM_MODEL_NAME, or --model
+  aworld trajectories show last                what the model was sent and said, step by step
+  aworld rollout aworld.environments.parity:parity --model embedded --tasks 20 --samples 4
+  aworld train aworld.environments.parity:parity     a policy that learns, on one core
+
+aworld --help lists all commands, aworld COMMAND --help what each takes.
+"""
 
 _CODES = (
     "Exit codes: 0 all ended well; 1 something did not, and its status or error says what; 2 wrong usage or settings; "

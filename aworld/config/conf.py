@@ -35,13 +35,13 @@ class Settings(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise self._worded(error) from None
+            raise self._worded(error) from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:
             super().__setattr__(name, value)
         except ValidationError as error:
-            raise self._worded(error) from None
+            raise self._worded(error) from error
 
     @classmethod
     def _worded(cls, error: ValidationError) -> ConfigError:

@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, cast
 
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic import ConfigDict, JsonValue
 
-from aworld.config.conf import AgentConfig
-from aworld.core.checks import known_keys
+from aworld.config.conf import AgentConfig, Settings
 from aworld.core.tool.toolkit import digest_of
 
 SECRET = "<secret>"
@@ -28,10 +27,10 @@ SECRET = "<secret>"
 _MOVE = "Only what stands in a module under a name of its own can be written: move it there."
 
 
-class UnitDefinition(BaseModel):
-    """What the definitions of agents and teams share. Frozen; a field that is not known names the nearest that is."""
+class UnitDefinition(Settings):
+    """What the definitions of agents and teams share. Frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True)
 
     name: str
     type: str
@@ -39,13 +38,6 @@ class UnitDefinition(BaseModel):
     desc: str | None = None
     options: dict[str, JsonValue] = {}
     """Arguments of its class beside the fields, those that differ from their defaults; the class checks them."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            known_keys(cls.__name__, cast("dict[str, Any]", data), cls.model_fields, "field")
-        return cast("Any", data)
 
     @property
     def below(self) -> dict[str, Definition]:

@@ -324,10 +324,10 @@ def now() -> float:
     """UNIX seconds as the log has them. They never go back: where the wall clock is set back, they go on as seconds
     pass; where it is set forward, or the machine has slept, they follow."""
     global _ahead
-    passed = time.monotonic()
-    ahead = time.time() - passed
-    if ahead > _ahead:
-        _ahead = ahead
+    wall = time.time()
+    passed = time.monotonic()  # after it: what interrupts us between the two must not set the log's clock forward
+    if wall - passed > _ahead:
+        _ahead = wall - passed
     return _ahead + passed
 
 

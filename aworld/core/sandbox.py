@@ -106,6 +106,15 @@ class Sandbox(Protocol):
         ...
 
     @property
+    def limits_by(self) -> str:
+        """What keeps the limits that all its processes share.
+
+        `cgroup`: the kernel. `counting`: looks at what it holds, which miss some of what the kernel holds for it.
+        `machine`: it has one of its own.
+        """
+        ...
+
+    @property
     def alive(self) -> bool:
         """Whether it can still be used, as far as is known here."""
         ...

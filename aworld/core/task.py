@@ -6,12 +6,9 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
-
-import msgspec
+from typing import Annotated, Any, TypeVar, cast
 
 from aworld.config.conf import TaskConfig
-from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
 from aworld.core.checks import UNCHECKED, Kind, Seconds, as_text, nearest, typed
 from aworld.core.context.base import Context
@@ -23,9 +20,12 @@ from aworld.core.rows import rows, step_row
 from aworld.core.run_environment import RunEnvironment
 from aworld.core.tool.base import Tool, Toolset
 from aworld.core.tool.func_to_tool import as_tools, find_tools
+from aworld.core.tool.results import ENCODER
 from aworld.core.trajectory import Trajectory
 
 TaskStatus = Status
+
+T = TypeVar("T")
 
 
 def _opens(value: Any) -> bool:
@@ -119,7 +119,7 @@ class Task:
         self.tools: list[Tool | Toolset] = as_tools(tools) if tools else []
         for tool_name in tool_names:
             self.tools += find_tools(tool_name)
-        self.context = _checked_state(context or {})
+        self.context = {key: _writable(value, f"context[{key!r}]") for key, value in (context or {}).items()}
         self.hooks = _checked_hooks(hooks)
         self.environment = environment
         self.prefix: Prefix | None = None
@@ -219,22 +219,16 @@ def _checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
     return tuple(hooks)
 
 
-def _checked_state(state: dict[str, Any]) -> dict[str, Any]:
-    for key, value in state.items():
-        try:
-            msgspec.json.encode(plain(value))
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise TaskError(f"context[{key!r}] cannot be written to the log: {error}.") from error
-    return dict(state)
-
-
-def _refuse_surrogates(text: str) -> None:
+def _writable(value: T, what: str) -> T:
+    """The value, if a log can hold it. Raises TaskError."""
     try:
-        text.encode()
+        ENCODER.encode(value)
     except UnicodeEncodeError as error:
-        raise TaskError(
-            f"Input has a lone surrogate at {error.start}, which is no text: {error.object[error.start]!r}."
-        ) from None
+        half = error.object[error.start]
+        raise TaskError(f"{what} has a lone surrogate at {error.start}, which is no text: {half!r}.") from None
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"{what} cannot be written to the log: {error}.") from error
+    return value
 
 
 def messages_of(value: Any) -> tuple[tuple[Message, ...], Content]:
@@ -248,13 +242,8 @@ def messages_of(value: Any) -> tuple[tuple[Message, ...], Content]:
         raise TaskError(f"Input is no list of messages: {error}.") from error
     if messages[-1].role != "user":
         raise TaskError(f"The last message of an input is the user's; got one of role {messages[-1].role!r}.")
-    for message in messages:
-        try:
-            msgspec.json.encode(message)
-        except UnicodeEncodeError:
-            _refuse_surrogates(message.text)
-            raise TaskError("A message of the input has a lone surrogate, which is no text.") from None
-    return tuple(messages[:-1]), content_of(messages[-1].content)
+    history = tuple(_writable(message, "A message of the input") for message in messages[:-1])
+    return history, content_of(messages[-1].content)
 
 
 def content_of(value: Any) -> Content:
@@ -262,14 +251,10 @@ def content_of(value: Any) -> Content:
     if isinstance(value, str):
         if not value.strip():
             raise TaskError("The input is empty; say what is to be done.")
-        _refuse_surrogates(value)
-        return value
-    if isinstance(value, Text | Image | Audio | File):
-        return (value,)
-    given: object = value
-    parts: tuple[Any, ...] = tuple(cast("list[Any]", given)) if isinstance(given, list | tuple) else ()
-    parts = tuple(Text(p) if isinstance(p, str) else p for p in parts)
-    if parts and all(isinstance(p, Text | Image | Audio | File) for p in parts):
-        return parts
-    kind = type(cast("object", given)).__name__
+        return _writable(value, "Input")
+    kind = type(value).__name__
+    items: list[Any] = list(cast("Any", value)) if isinstance(value, list | tuple) else [value]
+    parts = tuple(Text(item) if isinstance(item, str) else item for item in items)
+    if parts and all(isinstance(part, Text | Image | Audio | File) for part in parts):
+        return _writable(parts, "Input")
     raise TaskError(f"Input must be text or message parts (Text, Image, Audio, File); got {kind}.")

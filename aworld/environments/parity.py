@@ -2,7 +2,8 @@
 first number is even, with `subtract` where it is odd, and the result told as the answer.
 
 The embedded policy starts with both tools in its habits and takes either for any numbers: a policy that is blind to the
-digits gets half of the problems. What is learnt here is when, not what.
+digits gets half of the problems. What is to be learnt here is when, not what, and that is hard: at the defaults of
+`TrainingConfig` seed 101 had 90 % after 120 steps, and seed 202 was still blind after 144.
 """
 
 from __future__ import annotations

@@ -94,6 +94,11 @@ class Journal:
             self.lease = await self.store.claim(self.record.id, new=not self.record.events, notes_after=seen)
             self.lease.alarm = alarm
 
+    async def catch_up(self) -> None:
+        """Take in what others wrote after the record was read and before the run was claimed."""
+        for event in await self.store.read(self.record.id, after=self.record.events[-1].seq):
+            self.record.apply(event)
+
     def stay(self) -> None:
         """The run has ended: nobody is held off, and what is said about it is heard as long as its record is held."""
         if self.lease is not None:  # no circle: what nobody holds is gone without the garbage collector

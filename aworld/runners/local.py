@@ -51,10 +51,10 @@ def run_config(run_conf: RunConfig | dict[str, Any] | None) -> RunConfig:
             f"engine_name={conf.engine_name.value!r} is not in this version; use EngineName.LOCAL or PROCESSES.",
             setting="engine_name",
         )
-    if conf.worker_num > 1 and conf.engine_name is EngineName.LOCAL:
+    if conf.worker_num > 1 and "engine_name" not in conf.model_fields_set:
         raise ConfigError(
-            f"worker_num={conf.worker_num} needs engine_name='processes'; on this event loop there are no workers, and "
-            "max_concurrency says how many tasks run at once.",
+            f"worker_num={conf.worker_num} needs engine_name='processes'; say engine_name='local' if it shall mean "
+            "nothing: on this event loop max_concurrency says how many tasks run at once.",
             setting="worker_num",
         )
     return conf

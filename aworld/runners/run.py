@@ -10,7 +10,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,14 +32,14 @@ from aworld.core.exceptions import (
     TaskError,
     ToolError,
 )
-from aworld.core.message import ToolCall, content_text
+from aworld.core.message import ToolCall, Usage, content_text
 from aworld.core.model import Delta, Model, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Question, Tool, ToolContext, calling
 from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
-from aworld.core.trajectory import Activation, Trajectory
+from aworld.core.trajectory import Activation, Spending, Trajectory
 from aworld.models.call import Outcome, call_model
 from aworld.runners.journal import Journal, Recorder, give_reward
 from aworld.trajectory.store import TrajectoryStore
@@ -75,6 +77,10 @@ class Run:
         """Whether the run begins within the events of another."""
         self.spent = 0.0
         """Seconds that it has taken in this process."""
+        self.reserved: dict[tuple[int, str], list[Usage]] = {}
+        """What open tool calls have models do, by activation and call: asked for, or used and not on record yet."""
+        self.samples = 0
+        """How often tools have asked models in this process; each counts as a step where a tool asks."""
 
     @property
     def is_read(self) -> bool:
@@ -142,9 +148,18 @@ class Run:
                 raise
             logger.exception("trajectory=%s | %s of %r failed", self.record.id, what, copy)
 
+    def spending(self) -> Spending:
+        """What was spent, and what open tool calls have set aside to spend."""
+        spending = self.record.spending
+        if self.reserved:
+            spending = replace(spending)
+            for usage in chain.from_iterable(self.reserved.values()):
+                spending.add(usage, "a model that a tool asks", self.record.next_step - 1)
+        return spending
+
     def check_limits(self, steps: int) -> None:
         """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
-        conf, spending = self.conf, self.record.spending
+        conf, spending = self.conf, self.spending()
         if conf.max_steps is not None and steps >= conf.max_steps:
             remedy = "fork the run with a higher one to go on"
             raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)

@@ -18,7 +18,7 @@ from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
-from aworld.core.exceptions import DeniedError, ModelError, TaskError
+from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskError
 from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
@@ -288,6 +288,7 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
         return
     close_call(run.journal, activation, called, result, **rewritten)
     run.journal.clocks.pop((activation.id, called.call_id), None)
+    run.reserved.pop((activation.id, called.call_id), None)  # it is on record now
     run.journal.commit(wait=False)
 
 
@@ -329,7 +330,48 @@ async def _with_hooks(
     return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), rewritten
 
 
+class CallAccount:
+    """Lets one tool call ask models. Satisfies `aworld.core.tool.base.Account`."""
+
+    def __init__(self, run: Run, called: ev.ToolCalled, spent: list[Usage]) -> None:
+        self._run = run
+        self._called = called
+        self._spent = spent
+
+    def reserve(self, wanted: Usage) -> Usage:
+        """Set aside what is wanted, and no more output than `max_tokens` of the task leaves."""
+        run, conf = self._run, self._run.conf
+        run.check_limits(run.record.next_step + run.samples)
+        spending = run.spending()
+        inputs, outputs = wanted.input_tokens or 0, wanted.output_tokens or 0
+        if conf.max_tokens is not None:
+            outputs = min(outputs, conf.max_tokens - spending.tokens - inputs)
+            if outputs < 1:
+                text = f"max_tokens={conf.max_tokens} leaves no room: {spending.tokens} tokens used or set aside."
+                raise LimitReached("max_tokens", text)
+        # At the price that the tokens of the run had until now.
+        cost = spending.cost / spending.tokens * (inputs + outputs) if spending.tokens else 0.0
+        if conf.max_cost is not None and spending.cost + cost > conf.max_cost:
+            text = f"max_cost={conf.max_cost} leaves no room: {spending.cost:.6f} US dollars spent or set aside."
+            raise LimitReached("max_cost", text)
+        run.samples += 1
+        granted = Usage(inputs, outputs, inputs + outputs, cost=cost)
+        self._spent.append(granted)
+        run.reserved[self._called.activation, self._called.call_id] = self._spent
+        return granted
+
+    def settle(self, granted: Usage, used: Usage | None, source: str, data: dict[str, Any]) -> None:
+        """Count what was used, and put it on record."""
+        place = next(number for number, usage in enumerate(self._spent) if usage is granted)
+        self._spent[place : place + 1] = [] if used is None else [used]
+        called = self._called
+        self._run.journal.add(
+            ev.Noted, source=source, name="sampling", data=data, step=called.step, activation=called.activation
+        )
+
+
 async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall) -> ActionResult:
+    spent: list[Usage] = []
     context = ToolContext(
         run.record.id,
         activation.agent,
@@ -339,6 +381,8 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         run.answers_to(called),
         partial(_show_note, run, activation, called) if run.is_read else None,
         clock=run.journal.clocks[activation.id, called.call_id],
+        spent=spent,
+        account=CallAccount(run, called, spent),
     )
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:

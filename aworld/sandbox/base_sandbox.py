@@ -7,11 +7,11 @@ import io
 import posixpath
 import secrets
 import tarfile
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import ExecResult, SandboxError, SandboxLimits, SandboxProcess, check_amount
@@ -19,6 +19,8 @@ from aworld.sandbox import reaper
 
 _BY_SIGNAL = {24: "cpu_seconds", 25: "disk_mb"}
 """SIGXCPU and SIGXFSZ of Linux; other systems have no names or other numbers for them."""
+READ_BYTES = 64 << 20
+"""Most that `read` gives: it is held in the memory of the runtime."""
 END_BYTES = 1024
 """Zeros at the end of a tar archive."""
 
@@ -31,21 +33,6 @@ def limit_of(exit_code: int) -> str | None:
 def new_id() -> str:
     """A name for a sandbox, unique in the world."""
     return f"aworld-{secrets.token_hex(6)}"
-
-
-Part = Callable[[str], Coroutine[Any, Any, object]]
-"""Work on what is made beside the file or the files whose place it takes, by its name."""
-
-
-async def replace(make: Part, discard: Part) -> None:
-    """Make something and put it in its place. Whatever ends that early, nothing of it is left."""
-    part = f".aworld-part-{secrets.token_hex(8)}"
-    try:
-        await make(part)
-    except BaseException:
-        with suppress(SandboxError, OSError):  # the first error tells more
-            await asyncio.shield(discard(part))
-        raise
 
 
 def need_bytes(option: str, data: object) -> None:
@@ -64,11 +51,13 @@ def check_end(snapshot: bytes) -> None:
 class BaseSandbox:
     """What is checked and told once, for all kinds of sandboxes; `aworld.core.sandbox.Sandbox` says what it means.
 
-    A kind opens itself, and writes `read`, `list`, `snapshot`, `close` and what has an underline.
+    A kind opens itself, and writes `list`, `close`, `_exec`, `_open_process`, and `_do` or what is made of it.
     """
 
     shell: ClassVar[str] = "/bin/sh"
     """Runs commands that are text."""
+    limits_by: str = "counting"
+    """`cgroup`, `counting` or `machine`; see `aworld.core.sandbox.Sandbox`."""
 
     def __init__(self, limits: SandboxLimits, id: str | None = None) -> None:
         self.id = id or new_id()
@@ -110,10 +99,19 @@ class BaseSandbox:
         except (SandboxError, FileNotFoundError) as error:
             raise SandboxError(f"{argv[0]} cannot be started in {cwd}: {error}") from None
 
+    async def read(self, path: str) -> bytes:
+        """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
+        return await self._do("read", path, most=READ_BYTES)
+
     async def write(self, path: str, data: bytes) -> None:
         """Write a file; its folders are made. A file that cannot be written stays as it was."""
         need_bytes("data", data)
         await self._write(path, data)
+
+    async def snapshot(self) -> bytes:
+        """The work folder as a tar archive."""
+        # Sparse files are packed in full, so an archive can be larger than what it was made of.
+        return await self._do("pack", ".", most=2 * (self.limits.disk_mb << 20))
 
     async def upload(self, source: Path | str, path: str) -> None:
         """Copy a file, or what is in a folder, of this machine into the sandbox. Links stay links."""
@@ -143,15 +141,29 @@ class BaseSandbox:
         """Start a program. Raises `SandboxError` with the reason alone."""
         raise NotImplementedError
 
-    async def _write(self, path: str, data: bytes) -> None:
+    async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
+        """An operation on files: read, write, list, pack, unpack, restore or discard, as `worker_files` has them."""
         raise NotImplementedError
+
+    async def _write(self, path: str, data: bytes) -> None:
+        await self._replace("write", path, data, str(len(data)))
 
     async def _unpack(self, data: bytes, folder: str) -> None:
         """Fill a folder from a tar archive."""
-        raise NotImplementedError
+        await self._do("unpack", folder, stdin=data)
 
     async def _restore(self, snapshot: bytes) -> None:
-        raise NotImplementedError
+        await self._replace("restore", ".", snapshot)
+
+    async def _replace(self, operation: str, path: str, data: bytes, *more: str) -> None:
+        """Make something beside what it replaces, and put it in its place. Whatever ends that early leaves nothing."""
+        part = f".aworld-part-{secrets.token_hex(8)}"
+        try:
+            await self._do(operation, path, part, *more, stdin=data)
+        except BaseException:
+            with suppress(SandboxError, OSError):  # the first error tells more
+                await asyncio.shield(self._do("discard", path, part))
+            raise
 
     def full(self, path: str) -> SandboxError:
         """The error for what finds no room."""

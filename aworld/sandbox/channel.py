@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -61,12 +61,21 @@ class _Running:
 class Channel:
     """A worker and what it runs. Belongs to the event loop in which it was made."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: socket.socket, owner: int | None) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        link: socket.socket,
+        owner: int | None,
+        reclaim: Callable[[], None] | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._process = process
         self._link = link
         self._owner = owner
         """The user whom pipes are given to, so that commands can open /dev/stdout; None for this process's own."""
+        self._reclaim = reclaim
+        """Has the kernel give up what it keeps for the sandbox without need; None where nothing can be done."""
+        self._reclaiming: asyncio.Future[None] | None = None
         self._running: dict[bytes, _Running] = {}
         self._numbers = itertools.count(1)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -144,7 +153,12 @@ class Channel:
         self._post(message, self._give([in_theirs, out_theirs]))
         begun = self._loop.create_task(running.begun.wait())
         try:
-            await asyncio.wait((begun, running.done), return_when=asyncio.FIRST_COMPLETED)
+            answered, _ = await asyncio.wait(
+                (begun, running.done), timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not answered:
+                end()
+                return None, f"its worker did not start it in {READY_SECONDS:g} s"
         except asyncio.CancelledError:
             end()
             raise
@@ -239,6 +253,10 @@ class Channel:
             self._fail("its process ended")
         elif message == b"ready" and not self._ready.done():
             self._ready.set_result(None)
+        elif message == b"reclaim" and self._reclaim is not None:
+            if self._reclaiming is None:  # it may ask as often as it likes
+                self._reclaiming = self._loop.run_in_executor(None, self._reclaim)
+                self._reclaiming.add_done_callback(self._reclaimed)
         else:
             try:
                 word, id, *rest = message.split(b"\0", 4)
@@ -256,6 +274,11 @@ class Channel:
                 return
             if id in self._running and not self._running[id].done.done():
                 self._running[id].done.set_result(outcome)
+
+    def _reclaimed(self, _: asyncio.Future[None]) -> None:
+        self._reclaiming = None
+        if self.alive:
+            self._post(b"reclaimed")
 
     def _fail(self, reason: str) -> None:
         """The sandbox is broken: kill what is left of it and tell all who wait."""
@@ -307,14 +330,18 @@ class Channel:
             self._process.stderr.close()
 
     async def close(self) -> None:
-        """End everything in the sandbox and wait until it is gone."""
+        """End everything in the sandbox and wait until it is gone. Raises `SandboxError` if it does not go."""
         self._hang_up()
-        try:
-            async with asyncio.timeout(OBEY_SECONDS):
-                await self._ended.wait()
-        except TimeoutError:
+        if not await self._has_ended():
             self._kill()
-            await self._ended.wait()
+            if not await self._has_ended():
+                raise SandboxError(f"process {self.pid}, which holds the sandbox, was killed and has not ended")
+
+    async def _has_ended(self) -> bool:
+        """Whether it ends within `OBEY_SECONDS`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), OBEY_SECONDS)
+        return self._ended.is_set()
 
 
 def _pipes(number: int) -> list[tuple[int, int]]:

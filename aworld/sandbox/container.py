@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
-from aworld.sandbox.base_sandbox import RemoteSandbox, check_end, limit_of, new_id, replace
+from aworld.sandbox.base_sandbox import READ_BYTES, RemoteSandbox, check_end, limit_of, new_id
 from aworld.sandbox.container_engine import PULL_SECONDS, ContainerEngine, ExecStream, engine_address
 from aworld.sandbox.container_program import OBEY_SECONDS, ContainerProgram
 from aworld.sandbox.reaper import Record
@@ -26,7 +26,6 @@ from aworld.sandbox.reaper import Record
 WORK = "/work"
 USER = "1000:1000"
 SCRATCH_MB = 64
-READ_BYTES = 64 << 20
 POLL_SECONDS = 0.05
 """Between two looks at a command that closed its output and goes on."""
 IDLE = "while :; do sleep 3600 & wait; done"
@@ -83,11 +82,15 @@ exec tar -c -f - "$@"
 """The entries one by one: the folder itself belongs to root, so that nobody inside could restore it. An empty archive
 is all zeros."""
 
+SCRIPTS = {"read": READ, "write": WRITE, "list": LIST, "pack": PACK, "unpack": UNPACK, "restore": RESTORE,
+           "discard": DISCARD}  # fmt: skip
+
 
 class ContainerSandbox(RemoteSandbox):
     """A container. Made by `open`. Exit codes above 128 are those of the engine."""
 
     work = WORK
+    limits_by = "cgroup"
 
     def __init__(self, limits: SandboxLimits, engine: ContainerEngine, id: str) -> None:
         super().__init__(limits, id)
@@ -150,16 +153,9 @@ class ContainerSandbox(RemoteSandbox):
         self._keep(program)
         return program
 
-    async def read(self, path: str) -> bytes:
-        """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
-        return await self._script(READ, path, most=READ_BYTES)
-
-    async def _write(self, path: str, data: bytes) -> None:
-        await self._replace(WRITE, path, data, str(len(data)))
-
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name. Names with line breaks are not shown whole."""
-        text = (await self._script(LIST, path, most=READ_BYTES)).decode(errors="replace")
+        text = (await self._do("list", path, most=READ_BYTES)).decode(errors="replace")
         entries: list[FileInfo] = []
         for line in text.splitlines():
             mode, _, rest = line.partition(" ")
@@ -169,16 +165,9 @@ class ContainerSandbox(RemoteSandbox):
                 entries.append(FileInfo(name, folder, 0 if folder else int(size)))
         return sorted(entries, key=lambda entry: entry.name)
 
-    async def snapshot(self) -> bytes:
-        """The work folder as a tar archive."""
-        return await self._script(PACK, ".", most=2 * (self.limits.disk_mb << 20))
-
     async def _restore(self, snapshot: bytes) -> None:
         check_end(snapshot)
-        await self._replace(RESTORE, ".", snapshot)
-
-    async def _unpack(self, data: bytes, folder: str) -> None:
-        await self._script(UNPACK, folder, stdin=data)
+        await super()._restore(snapshot)
 
     async def _destroy(self) -> None:
         await _remove(self._engine, self.id)
@@ -200,16 +189,8 @@ class ContainerSandbox(RemoteSandbox):
     async def _run_script(self, argv: list[str]) -> ExecResult:
         return await self._run(argv, None, {}, self.limits.wall_seconds, 1000)
 
-    async def _replace(self, script: str, path: str, data: bytes, *more: str) -> None:
-        """Run a script that makes something beside what it replaces."""
-        await replace(
-            lambda part: self._script(script, path, part, *more, stdin=data),
-            lambda part: self._script(DISCARD, path, part),
-        )
-
-    async def _script(self, script: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
-        """Run a script on a path."""
-        argv = ["/bin/sh", "-c", script, "sh", self.inside(path), *more]
+    async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
+        argv = ["/bin/sh", "-c", SCRIPTS[operation], "sh", self.inside(path), *more]
         result = await self._run(argv, stdin, {}, self.limits.wall_seconds, max(most, 1000))
         if result.exit_code == MISSING:
             raise FileNotFoundError(f"{path}: no such file or folder")

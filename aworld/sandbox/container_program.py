@@ -16,6 +16,8 @@ from aworld.core.sandbox import SandboxError
 from aworld.sandbox.container_engine import ContainerEngine, ExecStream
 
 PIECE = 1 << 16
+START_SECONDS = 30.0
+"""Until a program was started, which takes a fraction of one."""
 OBEY_SECONDS = 5.0
 """Until a program that was killed has ended; then the container is removed."""
 BEGUN = b"+"
@@ -84,12 +86,15 @@ class ContainerProgram:
         program = cls(engine, exec_id, mark, stream, run, broken)
         try:
             errors = b""
-            while (piece := await stream.piece(1)) is not None and piece[0] != 1:
-                errors += piece[1]
+            async with asyncio.timeout(START_SECONDS):
+                while (piece := await stream.piece(1)) is not None and piece[0] != 1:
+                    errors += piece[1]
             if piece is None:
                 raise SandboxError(errors.decode(errors="replace").strip()[:500] or "no such program")
-        except BaseException:
+        except BaseException as error:
             await asyncio.shield(program._give_up())
+            if isinstance(error, TimeoutError):
+                raise SandboxError(f"the engine did not start it in {START_SECONDS:g} s") from None
             raise
         return program
 

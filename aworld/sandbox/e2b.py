@@ -42,6 +42,7 @@ class E2BSandbox(RemoteSandbox):
 
     shell = "bash"
     work = WORK
+    limits_by = "machine"
 
     def __init__(self, limits: SandboxLimits, remote: Any, errors: Any, id: str) -> None:
         super().__init__(limits, id)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aworld.core.sandbox import SandboxError
-from aworld.sandbox.container_program import START, STOP
+from aworld.sandbox.container_program import START, START_SECONDS, STOP
 
 PIECE = 1 << 16
 MOST_HELD = 1 << 20
@@ -89,9 +89,12 @@ class E2BProgram:
         program._handle = await call(started)
         program._ending = asyncio.create_task(program._wait())
         try:
-            first = await program._begun()
-        except BaseException:
+            async with asyncio.timeout(START_SECONDS):
+                first = await program._begun()
+        except BaseException as error:
             await asyncio.shield(program.stop())
+            if isinstance(error, TimeoutError):
+                raise SandboxError(f"E2B did not start it in {START_SECONDS:g} s") from None
             raise
         if first != STARTED:
             await program.stop()

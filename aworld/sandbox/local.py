@@ -16,22 +16,29 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from aworld.config.errors import ConfigError
+from aworld.core.checks import one_of
 from aworld.core.sandbox import ExecResult, FileInfo, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import profile, reaper, worker
-from aworld.sandbox.base_sandbox import BaseSandbox, new_id, replace
+from aworld.sandbox.base_sandbox import READ_BYTES, BaseSandbox, new_id
+from aworld.sandbox.cgroup import ControlGroup, make_group
 from aworld.sandbox.channel import Channel, CommandEnd
 from aworld.sandbox.worker_files import FILE_ERROR, FULL
 
 logger = logging.getLogger(__name__)
 
 Isolation = Literal["bubblewrap", "none"]
+LimitsBy = Literal["cgroup", "counting"]
+WAIT = 'read -r go && exec "$@"'
+"""What the launcher is started by: until it is in its group, it must not start anything."""
 
-READ_BYTES = 64 << 20
-"""Most that `read` gives: it is held in the memory of the runtime."""
 ERROR_BYTES = 1000
+NO_GROUP = (
+    "no control group can be made here: run as root, or in a part of the tree that is yours, such as that of "
+    "`systemd-run --user --scope`; in a container, with /sys/fs/cgroup writable"
+)
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 FILE_ERRORS: dict[str, type[OSError]] = {
     error.__name__: error for error in (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -45,9 +52,18 @@ class LocalSandbox(BaseSandbox):
     shell = shutil.which("bash", path="/usr/bin:/bin") or "/bin/sh"
 
     def __init__(
-        self, limits: SandboxLimits, root: Path, env: Mapping[str, str], channel: Channel, *, id: str | None = None
+        self,
+        limits: SandboxLimits,
+        root: Path,
+        env: Mapping[str, str],
+        channel: Channel,
+        *,
+        id: str,
+        group: ControlGroup | None = None,
     ) -> None:
         super().__init__(limits, id)
+        self.limits_by = "cgroup" if group else "counting"
+        self._group = group
         self._root = root
         self._env = dict(env)
         self._channel = channel
@@ -58,6 +74,7 @@ class LocalSandbox(BaseSandbox):
         limits: SandboxLimits | None = None,
         *,
         isolation: Isolation = "bubblewrap",
+        limits_by: LimitsBy | None = None,
         python: str | None = None,
         readonly: Mapping[str, Path] | None = None,
         env: Mapping[str, str] | None = None,
@@ -65,26 +82,36 @@ class LocalSandbox(BaseSandbox):
         """Make a sandbox.
 
         `isolation="none"` makes a mere folder: commands run with the rights of this process, and only time, output and
-        the size of single processes are limited. `python` is the interpreter inside, by default the system's.
-        `readonly` shows files or folders of this machine, by their path inside. `env` is what commands find in their
-        environment besides PATH, HOME, LANG and TMPDIR. Raises `SandboxError`, with the remedy, where isolation cannot
-        be had.
+        the size of single processes are limited. `limits_by="cgroup"` refuses where no control group can be made,
+        "counting" makes none; by default there is one where it can be. `python` is the interpreter inside, by default
+        the system's. `readonly` shows files or folders of this machine, by their path inside. `env` is what commands
+        find in their environment besides PATH, HOME, LANG and TMPDIR. Raises `SandboxError`, with the remedy, where
+        isolation cannot be had.
         """
         if isolation == "none":
             return await UnisolatedSandbox.open(limits, python=python, readonly=readonly, env=env)
-        limits = limits or SandboxLimits()
+        if limits_by is not None:
+            one_of("limits_by", limits_by, get_args(LimitsBy))
+        limits, id = limits or SandboxLimits(), new_id()
         user = profile.new_user()
         interpreter = profile.find_python(python, everyone=user is not None)
+        group = None if limits_by == "counting" else make_group(id, limits, 2 * profile.SCRATCH_MB)
+        if group is None and limits_by == "cgroup":
+            raise SandboxError(f'limits_by="cgroup" | {NO_GROUP}')
         descriptors: list[int] = []
         try:
-            command = profile.box_command(limits, interpreter, readonly or {}, descriptors)
-            channel = launch(command, user, descriptors)
+            command = profile.box_command(limits, interpreter, readonly or {}, group, descriptors)
+            channel = launch(command, user, descriptors, group)
+        except BaseException:
+            if group is not None:
+                await group.remove()
+            raise
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         path = f"/sandbox/bin:{os.path.dirname(interpreter.path)}:{SYSTEM_PATH}"
         base = {"PATH": path, "HOME": profile.WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
-        return await cls(limits, Path(profile.WORK), base | dict(env or {}), channel)._begin()
+        return await cls(limits, Path(profile.WORK), base | dict(env or {}), channel, id=id, group=group)._begin()
 
     async def _begin(self) -> Self:
         """Wait until commands can be run."""
@@ -133,45 +160,22 @@ class LocalSandbox(BaseSandbox):
             raise SandboxError(error)
         return program
 
-    async def read(self, path: str) -> bytes:
-        """A file's bytes; at most 64 MB. Raises FileNotFoundError, IsADirectoryError or SandboxError."""
-        return await self._do("read", path, most=READ_BYTES)
-
-    async def _write(self, path: str, data: bytes) -> None:
-        await self._replace("write", path, data, str(len(data)))
-
     async def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name. A name that is not UTF-8 is shown with replacement characters."""
         lines = (await self._do("list", path, most=READ_BYTES)).split(b"\0")[:-1]
         entries = [line.partition(b"/") for line in lines]
         return [FileInfo(name.decode(errors="replace"), head[:1] == b"d", int(head[1:])) for head, _, name in entries]
 
-    async def snapshot(self) -> bytes:
-        """The work folder as a tar archive."""
-        # Sparse files are packed in full, so an archive can be larger than what it was made of.
-        return await self._do("pack", ".", most=2 * (self.limits.disk_mb << 20))
-
-    async def _restore(self, snapshot: bytes) -> None:
-        await self._replace("restore", ".", snapshot)
-
-    async def _unpack(self, data: bytes, folder: str) -> None:
-        await self._do("unpack", folder, stdin=data)
-
     async def close(self) -> None:
         """Destroy the sandbox: no process and no file is left."""
         await self._channel.close()
+        if self._group is not None:
+            await self._group.remove()
 
     def _command(self, word: str, argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> list[str]:
         """A program as the worker is told of it."""
         settings = [f"{name}={value}" for name, value in (self._env | dict(env)).items()]
         return [word, cwd, str(len(argv)), *argv, *settings]
-
-    async def _replace(self, operation: str, path: str, data: bytes, *more: str) -> None:
-        """An operation that makes something beside what it replaces."""
-        await replace(
-            lambda part: self._do(operation, path, part, *more, stdin=data),
-            lambda part: self._do("discard", path, part),
-        )
 
     async def _do(self, operation: str, path: str, *more: str, stdin: bytes | None = None, most: int = 0) -> bytes:
         """An operation on files, by the worker: a link can lead it nowhere but to other places in the box."""
@@ -248,13 +252,15 @@ def _encoded(words: Sequence[str]) -> list[bytes]:
     return [word.encode(errors="surrogateescape") for word in words]
 
 
-def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int]) -> Channel:
-    """Start a worker, as another user if one is given, with nothing of this process but these descriptors."""
+def launch(
+    command: Sequence[str], user: int | None, descriptors: Sequence[int], group: ControlGroup | None = None
+) -> Channel:
+    """Start a worker with nothing of this process but these descriptors: as another user, in a group, if given."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = None
     try:
         process = subprocess.Popen(
-            command,
+            ["/bin/sh", "-c", WAIT, "sh", *command] if group else command,
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -266,7 +272,13 @@ def launch(command: Sequence[str], user: int | None, descriptors: Sequence[int])
             group=user,
             extra_groups=None if user is None else [],
         )
-        return Channel(process, ours, user)
+        if group is not None:
+            try:
+                group.enter(process.pid)
+            except OSError as error:
+                raise SandboxError(f'the control group cannot be entered: {error}; say limits_by="counting"') from None
+            ours.send(b"\n")
+        return Channel(process, ours, user, group.reclaim if group else None)
     except BaseException:
         ours.close()
         if process is not None:

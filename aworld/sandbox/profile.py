@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from aworld.core.sandbox import SandboxError, SandboxLimits
 from aworld.sandbox import worker, worker_files, worker_proc
+from aworld.sandbox.cgroup import INSIDE, ControlGroup
 from aworld.sandbox.seccomp import filter_program
 
 WORK = "/work"
@@ -39,7 +40,8 @@ OTHERWISE = 'or use a container ("container:python:3.12-slim"), or accept no pro
 
 ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "mime.types")
 ETC_NETWORK = ("resolv.conf", "hosts", "nsswitch.conf", "ssl", "ca-certificates", "pki", "services")
-MASKED = ("keys", "key-users", "timer_list", "sched_debug", "latency_stats")
+MASKED = ("keys", "key-users", "timer_list", "sched_debug", "latency_stats", "cmdline", "config.gz", "interrupts",
+          "softirqs", "modules", "kallsyms", "iomem", "ioports")  # fmt: skip
 """Files of /proc that tell of the whole machine."""
 
 PASSWD = b"sandbox:x:1000:1000::/work:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
@@ -120,16 +122,20 @@ def remedy(words: str) -> str:
     return f"See what bubblewrap says, {OTHERWISE}"
 
 
-def worker_arguments(root: str, boxed: bool, limits: SandboxLimits) -> list[str]:
+def worker_arguments(root: str, boxed: bool, limits: SandboxLimits, group: ControlGroup | None = None) -> list[str]:
     """The arguments of the worker, as its `WorkerSettings` reads them."""
     files = limits.disk_mb * FILES_PER_MB if boxed else 0
     numbers = (limits.cpu_seconds, limits.memory_mb, limits.processes, limits.disk_mb, files)
     sockets = "own" if boxed and not limits.network else "shared"
-    return [root, "boxed" if boxed else "open", *map(str, numbers), sockets]
+    return [root, "boxed" if boxed else "open", *map(str, numbers), sockets, INSIDE if group else ""]
 
 
 def box_command(
-    limits: SandboxLimits, python: Python, readonly: Mapping[str, Path], descriptors: list[int]
+    limits: SandboxLimits,
+    python: Python,
+    readonly: Mapping[str, Path],
+    group: ControlGroup | None,
+    descriptors: list[int],
 ) -> list[str]:
     """The command line that starts a box; files that it is to have are appended to `descriptors`, to be passed on."""
 
@@ -152,13 +158,22 @@ def box_command(
         *_folder("/dev/shm", "1777", min(SCRATCH_MB, limits.disk_mb)),
         *_folder("/tmp", "1777", min(SCRATCH_MB, limits.disk_mb)),
         *_folder(WORK, "0700", limits.disk_mb),
-        *(word for inside, outside in readonly.items() for word in ("--ro-bind", str(outside), inside)),
+        *_readonly(readonly),
         *("--symlink", python.path, "/sandbox/bin/python", "--symlink", python.path, "/sandbox/bin/python3"),
         *_worker(file),
+        *(
+            word
+            for name, path in (group.figures if group else {}).items()
+            for word in ("--ro-bind", str(path), f"{INSIDE}/{name}")
+        ),
         # Both are file systems in memory without a limit: nothing may be written there.
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORK, "--"),
-        *(python.path, "-I", "-S", "/sandbox/worker.py", *worker_arguments(WORK, True, limits)),
+        *(python.path, "-I", "-S", "/sandbox/worker.py", *worker_arguments(WORK, True, limits, group)),
     ]
+
+
+def _readonly(places: Mapping[str, Path]) -> list[str]:
+    return [word for inside, outside in places.items() for word in ("--ro-bind", str(outside), inside)]
 
 
 def _worker(file: Callable[[bytes], str]) -> list[str]:

@@ -32,6 +32,7 @@ import msgspec
 
 from aworld.core.exceptions import AWorldError
 from aworld.core.sandbox import SandboxError
+from aworld.sandbox import cgroup
 from aworld.sandbox.kinds import kind_of
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ async def reap() -> list[str]:
     What cannot be destroyed now, for example because an engine does not answer, is logged and kept for the next time.
     """
     reaped: list[str] = []
+    if sys.platform == "linux":
+        cgroup.sweep()
     for runtime in _base().iterdir():
         with _locked(runtime) as dead:
             if not dead:

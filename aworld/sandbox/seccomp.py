@@ -1,7 +1,8 @@
 """The system calls that a sandbox is refused: a filter for the kernel, assembled here.
 
-A deny-list: what leads out of the box, what a box has no use for and has had kernel bugs, and what holds memory that no
-limit sees. Kernel filters are classic BPF programs over `struct seccomp_data` (number, architecture, arguments).
+What is refused: what leads out of the box, what a box has no use for and has had kernel bugs, what holds memory that no
+limit sees, and every call that is newer than this list. Kernel filters are classic BPF programs over
+`struct seccomp_data` (number, architecture, arguments).
 
 Sources: Documentation/userspace-api/seccomp_filter.rst and include/uapi/linux/{seccomp,filter,audit}.h of Linux. The
 numbers are those of arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; a test compares them.
@@ -49,6 +50,10 @@ ABSENT: dict[str, tuple[int | None, int | None]] = {
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    "vmsplice": (278, 75),  # whole huge pages stay in a pipe after they are unmapped
+    "io_setup": (206, 0),  # takes from a number that the whole machine shares, fs.aio-max-nr
 }
 """Answered with ENOSYS, as by an older kernel, so that programs use what they used before."""
 
@@ -58,8 +63,22 @@ INSPECTED: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
     "socketpair": (53, 199),
     "personality": (135, 92),
+    "fcntl": (72, 25),
+    "setsockopt": (54, 208),
+    "prlimit64": (302, 261),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
 }
 """Allowed or not by an argument."""
+
+LAST = 462
+"""The newest call that was looked at, mseal of Linux 6.10. What came later is answered with ENOSYS."""
+OLD_END, NEW_START = 335, 424
+"""Between these no architecture of the two had a call."""
 
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 """By machine: the architecture as the filter sees it, and the column of the numbers."""
@@ -70,14 +89,25 @@ NEW_NAMESPACES = 0x7E020080
 TERMINAL_INPUT = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX, by which a program types into its terminal."""
 
-FAMILIES = (1, 2, 10, 16)
-"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. Not AF_VSOCK, whose peers no network namespace keeps away."""
+FAMILIES = (1, 2, 10)
+"""AF_UNIX, AF_INET and AF_INET6, besides netlink. Not AF_VSOCK, whose peers no network namespace keeps away."""
 
 PERSONALITIES = (0, 0xFFFFFFFF)
 """The usual one, and the question which it is."""
 
-X32 = 0x40000000
-"""Numbers from here on are those of the x32 ABI, by which the list could be evaded."""
+NETLINK, PROTOCOLS = 16, (0, 1, 6, 17, 58)
+"""Of netlink only NETLINK_ROUTE, 0; of the others what their families use: 1 is ICMP and what PF_UNIX calls itself,
+then TCP, UDP and ICMP for IPv6. Not MPTCP, SCTP and others with a history of holes."""
+
+PIPE_SIZE = 1031
+"""F_SETPIPE_SZ: a pipe holds 64 KB, so that pipes can be counted."""
+
+SOL_SOCKET, BUFFERS = 1, (7, 8, 32, 33)
+"""SO_SNDBUF, SO_RCVBUF and their forced kin, answered as done without doing it, as the kernel does with wishes above
+its maximum: a socket holds what is usual, so that sockets can be counted."""
+
+WORKER = 1
+"""The process whose place in the scheduler and limits are nobody's to set: that of the worker."""
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = (
@@ -119,30 +149,58 @@ def _lines(architecture: int, column: int) -> list[_Instruction]:
         _Instruction(_LOAD, _ARCHITECTURE),
         _Instruction(_EQUAL, architecture, otherwise="kill"),
         _Instruction(_LOAD, _NUMBER),
-        _Instruction(_AT_LEAST, X32, then="absent"),
+        _Instruction(_AT_LEAST, LAST + 1, then="absent"),  # and all of the x32 ABI, by which the list could be evaded
+        _Instruction(_AT_LEAST, NEW_START, then="listed"),
+        _Instruction(_AT_LEAST, OLD_END, then="absent"),
+        _Instruction(_LOAD, _NUMBER, label="listed"),
     ]
     for label, calls in (("refused", REFUSED), ("absent", ABSENT)):
         lines += [
             _Instruction(_EQUAL, pair[column] or 0, then=label) for pair in calls.values() if pair[column] is not None
         ]
-    lines += [_Instruction(_EQUAL, number or 0, then=name.replace("pair", "")) for name, number in numbers.items()]
+    lines += [_Instruction(_EQUAL, number or 0, then=_LABELS.get(name, name)) for name, number in numbers.items()]
     lines.append(_Instruction(_RETURN, _ALLOW))
-    lines += _argument("clone", 0, _ANY_BIT, (NEW_NAMESPACES,), then="refused", otherwise="allow")
-    lines += _argument("ioctl", 1, _EQUAL, TERMINAL_INPUT, then="refused", otherwise="allow")
-    lines += _argument("socket", 0, _EQUAL, FAMILIES, then="allow", otherwise="family")
-    lines += _argument("personality", 0, _EQUAL, PERSONALITIES, then="allow", otherwise="refused")
+    for test in _TESTS:
+        lines += _argument(*test)
     return [
         *lines,
         _Instruction(_RETURN, _ALLOW, label="allow"),
         _Instruction(_RETURN, _ERROR | errno.EPERM, label="refused"),
         _Instruction(_RETURN, _ERROR | errno.ENOSYS, label="absent"),
         _Instruction(_RETURN, _ERROR | errno.EAFNOSUPPORT, label="family"),
+        _Instruction(_RETURN, _ERROR | errno.EPROTONOSUPPORT, label="protocol"),
+        _Instruction(_RETURN, _ERROR, label="done"),
         _Instruction(_RETURN, _KILL, label="kill"),
     ]
 
 
+_LABELS = {"socketpair": "socket", "setpriority": "priority", "ioprio_set": "io priority", **dict.fromkeys(
+    ("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setaffinity", "sched_setattr"), "of worker"
+)}  # fmt: skip
+"""Where calls whose arguments are looked at go, if not to a label of their own name."""
+
+_TESTS: tuple[tuple[str, int, int, tuple[int, ...], str, str], ...] = (
+    ("clone", 0, _ANY_BIT, (NEW_NAMESPACES,), "refused", "allow"),
+    ("ioctl", 1, _EQUAL, TERMINAL_INPUT, "refused", "allow"),
+    ("personality", 0, _EQUAL, PERSONALITIES, "allow", "refused"),
+    ("fcntl", 1, _EQUAL, (PIPE_SIZE,), "refused", "allow"),
+    ("socket", 0, _EQUAL, (NETLINK,), "netlink", "family of socket"),
+    ("netlink", 2, _EQUAL, (0,), "allow", "protocol"),
+    ("family of socket", 0, _EQUAL, FAMILIES, "protocol of socket", "family"),
+    ("protocol of socket", 2, _EQUAL, PROTOCOLS, "allow", "protocol"),
+    ("setsockopt", 1, _EQUAL, (SOL_SOCKET,), "socket option", "allow"),
+    ("socket option", 2, _EQUAL, BUFFERS, "done", "allow"),
+    ("of worker", 0, _EQUAL, (WORKER,), "refused", "allow"),
+    ("priority", 0, _EQUAL, (2,), "refused", "priority of"),  # PRIO_USER: all processes of the box
+    ("io priority", 0, _EQUAL, (3,), "refused", "priority of"),  # IOPRIO_WHO_USER
+    ("priority of", 1, _EQUAL, (WORKER,), "refused", "allow"),
+)
+"""Tests of arguments: a label, the argument's place, how it is compared and with what, and the labels to
+go on at, which stand further below."""
+
+
 def _argument(
-    label: str, position: int, test: int, values: tuple[int, ...], *, then: str, otherwise: str
+    label: str, position: int, test: int, values: tuple[int, ...], then: str, otherwise: str
 ) -> list[_Instruction]:
     """Look at the low half of an argument, which is all that the kernel looks at in these."""
     *first, last = values

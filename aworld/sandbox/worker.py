@@ -11,9 +11,11 @@ One socket joins both, a datagram for each message, texts separated by NUL and p
     do ID OPERATION PATH [OPTION]       the same, for an operation on files
     keep ID FOLDER COUNT ARGV.. ENV..   with two descriptors, input and output, for a program that goes on running
     kill ID
+    reclaimed                           what it asked for was done
 
 and from it `ready`, then for each command `end ID STATUS LIMIT ERROR`: the status as of `wait`, the limit that ended it
-or nothing, and why it could not be started. `begun ID` says that a program which goes on running was started.
+or nothing, and why it could not be started. `begun ID` says that a program which goes on running was started, and
+`reclaim` asks that the kernel give up what it only keeps because there was room.
 
 Its work on files is in `worker_files`, what the kernel tells of processes in `worker_proc`. They import no more than
 they need, and C modules directly where the Python ones around them cost milliseconds. Any Python from 3.8 runs them.
@@ -37,11 +39,37 @@ else:
 
 if TYPE_CHECKING or __package__:
     from aworld.sandbox.worker_files import file_operation, inside
-    from aworld.sandbox.worker_proc import memory_of, processes, tree, used_files, used_sockets
+    from aworld.sandbox.worker_proc import (
+        CLOCK,
+        MOST_DESCRIPTORS,
+        GroupFigures,
+        Memory,
+        Process,
+        last_number,
+        processes,
+        shared_mappings,
+        tree,
+        used_files,
+        used_pipes,
+        used_sockets,
+    )
 else:  # a program of its own, which finds nothing but what stands beside it
     sys.path.insert(0, os.path.dirname(__file__))
     from worker_files import file_operation, inside
-    from worker_proc import memory_of, processes, tree, used_files, used_sockets
+    from worker_proc import (
+        CLOCK,
+        MOST_DESCRIPTORS,
+        GroupFigures,
+        Memory,
+        Process,
+        last_number,
+        processes,
+        shared_mappings,
+        tree,
+        used_files,
+        used_pipes,
+        used_sockets,
+    )
 
     del sys.path[0]
 
@@ -49,8 +77,14 @@ MESSAGE_BYTES = 192 * 1024
 """A datagram has to fit the kernel's default socket buffer of 208 KB."""
 TICK = 0.1
 """Seconds between looks at what runs. A look at 64 processes takes 4 ms."""
-SOCKET_BYTES = 212992
-"""What a socket counts as memory: the buffer that the kernel lets it fill, which belongs to no process."""
+SOCKET_BYTES, PIPE_BYTES = 212992, 1 << 16
+"""What a socket and a pipe count as memory: the buffer that the kernel lets them fill, which belongs to no process."""
+ADDRESSES = 16 << 30
+"""Bytes of address space that a process may have beyond its memory: some programs reserve much and use little."""
+MARGIN = 8 << 20
+"""Bytes by which the figures of the group may be wrong."""
+RECLAIM_SECONDS = 2.0
+"""In which the kernel has to have reclaimed what it can."""
 SETTLE = 0.5
 """Seconds in which what was killed has to end; then everything in the box is killed at once."""
 
@@ -72,15 +106,19 @@ class WorkerSettings:
         """How many files there may be in all folders that can be written; 0 for any number."""
         self.sockets = words[7] == "own"
         """Whether all sockets of the network namespace are the sandbox's."""
+        self.group = words[8]
+        """The folder with the figures of its control group; empty if it has none."""
 
 
 class Command:
     """A command that runs."""
 
-    def __init__(self, id: bytes, pid: int, kept: bool) -> None:
+    def __init__(self, id: bytes, pid: int, word: bytes) -> None:
         self.id = id
         self.pid = pid
-        self.kept = kept
+        self.ours = word == b"do"
+        """Whether it is our own work on files, which hides itself as the worker does."""
+        self.kept = word == b"keep"
         """Whether it goes on running: its processor time has no limit, and what it started ends with it."""
         self.limit = b""
 
@@ -95,6 +133,25 @@ class Worker:
         self.files = 0
         self.orphans_cpu = 0.0
         """Processor seconds of ended processes that no command waited for."""
+        self.group = GroupFigures(settings.group, settings.root) if settings.group else None
+        self.reclaim_asked = 0.0
+        """When the runtime was asked to have memory reclaimed, because there is too much; 0 if there is not."""
+        self.reclaimed = False
+        """Whether that was done."""
+        self.killed = 0
+        """Processes that the kernel ended for want of memory, as far as they were told."""
+        self.ended_cpu = 0.0
+        """Processor seconds of all that ended and was waited for here."""
+        self.lost = 0.0
+        """Processor seconds of processes that nobody waited for, and that show up nowhere."""
+        self.forgiven = 0.0
+        """How much of it was charged already, or is nobody's fault."""
+        self.total_cpu = 0.0
+        """At the last look: all that shows up."""
+        self.number = last_number()
+        """At the last look: the newest process number."""
+        self.quiet = True
+        """Whether no command was started since the last look."""
 
     def serve(self) -> None:
         """Answer until the runtime closes its end."""
@@ -128,6 +185,9 @@ class Worker:
                 ints.frombytes(body[: len(body) - len(body) % ints.itemsize])
         if not data:
             return False
+        if data == b"reclaimed":
+            self.reclaimed = True
+            return True
         word, id, *rest = data.split(b"\0")
         if word == b"kill":
             for command in self.commands.values():
@@ -151,6 +211,7 @@ class Worker:
     def start(self, word: bytes, id: bytes, rest: list[bytes], descriptors: list[int]) -> None:
         """Fork, and learn whether the program could be started."""
         errors, report = os.pipe()
+        self.quiet = False
         pid = os.fork()
         if pid == 0:
             try:
@@ -167,7 +228,7 @@ class Worker:
             os.waitpid(pid, 0)
             self.tell(id, 0, b"", failure)
         else:
-            self.commands[pid] = Command(id, pid, word == b"keep")
+            self.commands[pid] = Command(id, pid, word)
             if word == b"keep":
                 self.channel.send(b"begun\0" + id)
 
@@ -196,11 +257,13 @@ class Worker:
         limits = [
             (resource.RLIMIT_DATA, settings.memory),
             (resource.RLIMIT_FSIZE, settings.disk),
-            (resource.RLIMIT_NOFILE, 1024),
+            (resource.RLIMIT_NOFILE, MOST_DESCRIPTORS),
             (resource.RLIMIT_CORE, 0),
         ]
         if time_too:
             limits.append((resource.RLIMIT_CPU, int(settings.cpu) + 1))
+        if not self.group:
+            limits.append((resource.RLIMIT_AS, settings.memory + ADDRESSES))
         if settings.boxed:  # elsewhere the processes of the user's other programs would count
             limits.append((resource.RLIMIT_NPROC, settings.processes + 1))
         for name, most in limits:
@@ -215,11 +278,16 @@ class Worker:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 self.orphans_cpu = 0.0
+                self.forgiven = self.lost
                 return False
             if pid == 0:
                 return True
+            self.ended_cpu += usage.ru_utime + usage.ru_stime
             command = self.commands.pop(pid, None)
             if command is not None:
+                if self.group and status == signals.SIGKILL and not command.limit:
+                    killed, self.killed = self.killed, self.group.killed()
+                    command.limit = b"memory_mb" if self.killed > killed else b""
                 if command.kept:
                     self.end(list(self.commands))
                 self.tell(command.id, status, command.limit, b"")
@@ -239,23 +307,91 @@ class Worker:
         if sum(running[pid].cpu for pid in orphans) + self.orphans_cpu > self.settings.cpu:
             self.end(list(trees))
             self.orphans_cpu = 0.0
-        most = self.settings.memory
-        sockets = SOCKET_BYTES * used_sockets() if self.settings.sockets else 0
-        if sum(memory_of(pid, exact=False) for pid in running) + sockets > most:
-            sizes = {pid: memory_of(pid, exact=True) for pid in running}
-            if sum(sizes.values()) > most:
-                self.end_largest({**trees, 0: orphans}, sizes)
-            elif sum(sizes.values()) + sockets > most:
-                self.end_all(b"memory_mb")
+        if self.hidden_cpu(running) > self.settings.cpu:
+            self.end_all(b"cpu_seconds")
+            self.forgiven = self.lost
+        self.look_at_memory(running, {**trees, 0: orphans})
         if self.settings.files:
             count = used_files(("/tmp", "/dev/shm", self.settings.root))
             if count > max(self.settings.files, self.files):  # grown: one that deletes files may go on
                 self.end_all(b"disk_mb")
             self.files = count
 
-    def end_largest(self, trees: dict[int, list[int]], sizes: dict[int, int]) -> None:
+    def hidden_cpu(self, running: dict[int, Process]) -> float:
+        """Processor seconds of processes that ended without anybody waiting for them: SIGCHLD was ignored."""
+        total = self.seen_cpu(running)
+        if self.group:
+            lost = self.group.cpu() - time.process_time() - total
+            if lost > self.lost:  # one that ended in the middle of the look seems lost
+                lost = self.group.cpu() - time.process_time() - self.seen_cpu(processes())
+            self.lost = max(self.lost, lost)
+        else:
+            if total < self.total_cpu:
+                total = max(total, self.seen_cpu(processes()))
+            self.lost += max(0.0, self.total_cpu - total)
+            if self.settings.boxed:  # else the numbers are those of the whole machine
+                number = last_number()
+                if self.quiet and not self.commands:  # all that begins is of what was left behind: a tick for each
+                    self.lost += max(0, number - self.number) / CLOCK
+                self.number, self.quiet = number, True
+            self.total_cpu = total
+        if any(command.kept for command in self.commands.values()):
+            self.forgiven = self.lost  # it may be theirs, and their time has no limit
+        return self.lost - self.forgiven
+
+    def seen_cpu(self, running: dict[int, Process]) -> float:
+        """Processor seconds of what runs, and of what ended and was waited for.
+
+        What runs is told in whole ticks, in four parts; for the group's figures these are rounded up.
+        """
+        rounding = 4 / CLOCK if self.group else 0
+        return self.ended_cpu + sum(process.cpu + rounding for process in running.values())
+
+    def look_at_memory(self, running: dict[int, Process], trees: dict[int, list[int]]) -> None:
+        """End what holds too much. Exact figures cost more, and are only asked for if the others are too high."""
+        most = self.settings.memory
+        full = self.group is not None and self.is_full(self.group)
+        sizes = {pid: Memory(pid, exact=False) for pid in running}
+        total = sum(size.own + size.shared for size in sizes.values())
+        if not self.group:
+            total += sum(size.mapped for size in sizes.values()) + self.buffers(running, exact=False)
+        if total <= most and not full:
+            return
+        sizes = {pid: Memory(pid, exact=True) for pid in running}
+        own, shared = (sum(getattr(size, part) for size in sizes.values()) for part in ("own", "shared"))
+        if own + shared > most:
+            self.end_largest(trees, sizes)
+            return
+        if not self.group:
+            mapped = shared_mappings(running) + sum(size.mapped for size in sizes.values() if not size.exact)
+            full = own + max(shared, mapped) + self.buffers(running, exact=True) > most
+        if full:
+            self.end_all(b"memory_mb")
+
+    def is_full(self, group: GroupFigures) -> bool:
+        """Whether the box holds too much, also after the kernel was made to give up names of files and the like."""
+        if group.memory() <= self.settings.memory + MARGIN:
+            self.reclaim_asked, self.reclaimed = 0.0, False
+        elif not self.reclaim_asked:
+            self.reclaim_asked = time.monotonic()
+            self.channel.send(b"reclaim")
+        elif self.reclaimed or time.monotonic() - self.reclaim_asked > RECLAIM_SECONDS:
+            self.reclaim_asked, self.reclaimed = 0.0, False
+            return True
+        return False
+
+    def buffers(self, running: dict[int, Process], exact: bool) -> int:
+        """Bytes that sockets and pipes may hold, which belong to no process."""
+        ours = {command.pid for command in self.commands.values() if command.ours}
+        total = PIPE_BYTES * used_pipes(running.keys() - ours, exact)
+        if self.settings.sockets:
+            count, held = used_sockets()
+            total += SOCKET_BYTES * count + held
+        return total
+
+    def end_largest(self, trees: dict[int, list[int]], sizes: dict[int, Memory]) -> None:
         """End the command, or the processes without one, that has most memory."""
-        largest = max(trees, key=lambda root: sum(sizes[pid] for pid in trees[root]))
+        largest = max(trees, key=lambda root: sum(sizes[pid].own + sizes[pid].shared for pid in trees[root]))
         if largest in self.commands:
             self.kill(self.commands[largest], b"memory_mb")
         else:

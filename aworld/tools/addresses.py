@@ -20,6 +20,10 @@ _SERVICES = frozenset({IPv4Address("168.63.129.16")})
 """Public addresses that answer only from inside: the host agent of Azure."""
 _PROTOCOLS = IPv4Network("192.0.0.0/24")
 """Of the IETF; a metadata service of a cloud is among them. Python 3.11 takes some for public."""
+_RESERVED = (IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
+"""Relays of 6to4 (RFC 7526), and documentation (RFC 9637), which Python 3.11 takes for public."""
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""The third quarter of an address that leads to the IPv4 address in the fourth (RFC 5214)."""
 _NAT64 = IPv6Network("64:ff9b::/96")
 _COMPATIBLE = IPv6Network("::/96")
 
@@ -48,7 +52,11 @@ class AddressPolicy:
             parsed = ip_address(address.partition("%")[0])
         except ValueError:
             return False
-        return self._all or any(parsed in network for network in self._allowed) or _is_public(parsed)
+        return self._all or self._names(parsed) or _is_public(parsed)
+
+    def _names(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether an address is among those that were named."""
+        return any(address in network for network in self._allowed)
 
     def check(self, address: str, host: str | None = None) -> None:
         """Raise `PrivateAddressError` for an address that may not be reached."""
@@ -60,17 +68,36 @@ class AddressPolicy:
         """A socket for an address as `getaddrinfo` gives it. Raises `PrivateAddressError`."""
         family, kind, protocol, _, address = info
         self.check(address[0])
+        if not self._all and not self._names(ip_address(address[0].partition("%")[0])) and _is_ours(family, address):
+            raise PrivateAddressError(f"{address[0]} is an address of this machine, which may not be reached.")
         return socket.socket(family=family, type=kind, proto=protocol)
+
+
+def _is_ours(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether an address is one of this machine, however public: to these the kernel talks from the same address.
+
+    It says so by the look-up that a TCP connection will have too; connecting a UDP socket sends nothing.
+    """
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address)
+        except OSError:
+            return False  # there is no way to it
+        return probe.getsockname()[0] == probe.getpeername()[0]
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
     if isinstance(address, IPv6Address):
+        if int(address) >> 32 & 0xFFFF_FFFF in _ISATAP:
+            return False
         inner = _disguised(address)
         if inner is not None:
             return _is_public(inner)
         if address.is_site_local or address.is_reserved:
             return False
     elif address in _PROTOCOLS or address in _SERVICES:
+        return False
+    if any(address in network for network in _RESERVED):
         return False
     return address.is_global and not address.is_multicast
 

@@ -12,12 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import logging
 import os
+import secrets
+import shlex
 import shutil
+import socket
+import sys
+import tempfile
 import weakref
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
+from ipaddress import IPv4Address
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from aworld.core.context.base import RunScope
@@ -27,6 +37,7 @@ from aworld.core.message import Image, Part, Text
 from aworld.core.sandbox import check_amount
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import tool
+from aworld.tools import inside
 from aworld.tools.addresses import AddressPolicy, Private
 from aworld.tools.fetch import checked_url
 from aworld.tools.gate import Gate
@@ -36,15 +47,28 @@ if TYPE_CHECKING:  # an extra, imported when a page is opened
     from playwright.async_api import Browser as Chromium
     from playwright.async_api import BrowserContext, Locator, Page, Playwright
 
+logger = logging.getLogger(__name__)
+
+_PORT = 1080  # as in inside/chromium.py
 SHOWN = 15_000
 """Characters of a page shown at once."""
 LONGEST = 500_000
 """Characters of a page that are read."""
+ANSWER_SECONDS = 5.0
+"""Until a page between two calls has shown that it is at rest."""
 SETTLING = 5
 """Attempts to read a page that goes on to another one meanwhile."""
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+MOST_PAGES = 10
+"""Windows that a run may have open; more are closed as they open."""
+DATA_BYTES = 1 << 30
+"""Memory of its own that each process of the browser may have, such as that of a page."""
+FIRST_USER, USERS = 0x70000000, 0x0FFF0000
+"""User numbers that no range of the field is given, as those of sandboxes: a browser of root is one of them."""
 _ARGUMENTS = (
-    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",  # calls between browsers would go around the gate
+    # Where Chromium has no network of its own, these two keep it from going around the gate, and from asking names.
+    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.*",
     "--disable-dev-shm-usage",  # containers have little of it
 )
 
@@ -176,7 +200,11 @@ class Browser:
         async with tab.lock:
             try:
                 await tab.start()
-                yield tab
+                await tab.freeze(False)
+                try:
+                    yield tab
+                finally:
+                    await tab.freeze(True)
             except Error as error:
                 refused = tab.gate.take_refused()
                 if refused:
@@ -206,17 +234,46 @@ class _Tab:
             self.page = await self._context.new_page()
             return
         await self.close()
-        self.gate = await Gate(self.gate.policy).start()
+        self.gate = Gate(self.gate.policy)
         process = _process_here()
         await process.enter(self)
         self._process = process
-        self._context = await process.context(self.gate.url, self._size, self._timeout)
+        self._context = await process.context(self.gate, self._size, self._timeout)
         self._context.on("page", self._opened)
         self.page = await self._context.new_page()
 
-    def _opened(self, page: Page) -> None:
+    def _opened(self, page: Page) -> Coroutine[Any, Any, None] | None:
         """A page opened another one: that is what a person would look at."""
+        if self._context is not None and len(self._context.pages) > MOST_PAGES:
+            return page.close()
         self.page = page
+        return None
+
+    async def freeze(self, frozen: bool) -> None:
+        """Let the pages stand still, or go on: between calls none of them has anything to do.
+
+        One that does not even answer, since it computes for ever, is closed.
+        """
+        if self._context is None or self._process is None or not self._process.is_alive():
+            return
+        await asyncio.gather(*(self._freeze(self._context, page, frozen) for page in self._context.pages))
+
+    async def _freeze(self, context: BrowserContext, page: Page, frozen: bool) -> None:
+        from playwright.async_api import Error
+
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                if frozen:
+                    await asyncio.gather(*(worker.evaluate("0") for worker in page.workers), page.evaluate("0"))
+                session = await context.new_cdp_session(page)
+                await session.send("Page.setWebLifecycleState", {"state": "frozen" if frozen else "active"})
+                await session.detach()
+            if not frozen and page is self.page:
+                await page.bring_to_front()
+        except TimeoutError:
+            await page.close()
+        except Error as error:  # it has just been closed, or goes on to another page
+            logger.debug("page=%s | %s", page.url, error.message)
 
     async def close(self) -> None:
         """Close the window."""
@@ -300,6 +357,12 @@ class _BrowserProcess:
         self._browser: Chromium | None = None
         self._tabs: set[_Tab] = set()
         self._lock = asyncio.Lock()
+        self._folder: Path | None = None
+        self._server: asyncio.Server | None = None
+        """Accepts what comes from the network of Chromium, where it has one of its own."""
+        self._gates: weakref.WeakValueDictionary[str, Gate] = weakref.WeakValueDictionary()
+        """By the address at which that network has them."""
+        self._addresses = count(int(IPv4Address("127.1.0.1")))
 
     def is_alive(self) -> bool:
         """Whether it runs."""
@@ -326,9 +389,15 @@ class _BrowserProcess:
             if not self._tabs:
                 await self._stop()
 
-    async def context(self, proxy: str, size: tuple[int, int], timeout: float) -> BrowserContext:
-        """A window with storage of its own, which reaches the network through `proxy` only."""
+    async def context(self, gate: Gate, size: tuple[int, int], timeout: float) -> BrowserContext:
+        """A window with storage of its own, which reaches the network through `gate` only."""
         assert self._browser is not None  # somebody entered
+        if self._server is not None:
+            address = str(IPv4Address(next(self._addresses)))
+            self._gates[address] = gate
+            proxy = f"socks5://{address}:{_PORT}"
+        else:
+            proxy = (await gate.start()).url
         context = await self._browser.new_context(
             proxy={"server": proxy, "bypass": "<-loopback>"},  # by default a browser goes to loopback directly
             viewport={"width": size[0], "height": size[1]},
@@ -341,22 +410,71 @@ class _BrowserProcess:
     async def _launch(self) -> None:
         from playwright.async_api import async_playwright
 
-        self._playwright = await async_playwright().start()
-        self._browser = await self._playwright.chromium.launch(
-            executable_path=find_chromium(),
-            chromium_sandbox=os.geteuid() != 0,  # Chromium's own sandbox does not work for root
-            args=list(_ARGUMENTS),
-        )
+        self._folder, user = Path(tempfile.mkdtemp(prefix="aworld-browser-")), None
+        home = self._folder / "home"
+        home.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            user = FIRST_USER + secrets.randbelow(USERS)
+            self._folder.chmod(0o711)  # to be passed through
+            os.chown(home, user, user)
+        with socket.socket(socket.AF_UNIX) as runtime:
+            runtime.bind(str(self._folder / "socket"))
+            os.chmod(self._folder / "socket", 0o600)
+            runtime.listen()
+            conf = {
+                "chromium": shutil.which(find_chromium()), "socket": str(self._folder / "socket"), "home": str(home),
+                "user": user, "data_bytes": DATA_BYTES,
+            }  # fmt: skip
+            program = self._folder / "chromium"
+            words = [sys.executable, "-I", "-S", str(Path(inside.__file__).with_name("chromium.py")), json.dumps(conf)]
+            program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            program.chmod(0o700)
+            self._playwright = await async_playwright().start()
+            self._browser = await self._playwright.chromium.launch(
+                executable_path=program,
+                chromium_sandbox=True,
+                args=list(_ARGUMENTS),
+                env={"HOME": str(home), "TMPDIR": str(home), "PATH": os.defpath, "LANG": "C.UTF-8"},
+            )
+            await self._take_listener(runtime)
+
+    async def _take_listener(self, runtime: socket.socket) -> None:
+        """The socket that listens in Chromium's own network; it was sent before Chromium began."""
+        runtime.setblocking(False)
+        with runtime.accept()[0] as launcher:
+            launcher.setblocking(True)
+            words, descriptors, *_ = socket.recv_fds(launcher, 1000, 1)
+        if descriptors:
+            self._server = await asyncio.start_server(self._accepted, sock=socket.socket(fileno=descriptors[0]))
+        else:
+            logger.warning(
+                "browser | it shares the network of this machine, as it cannot be given one of its own (%s); pages are "
+                "kept in by a proxy and switches of Chromium alone",
+                words.decode(errors="replace"),
+            )
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gate = self._gates.get(writer.get_extra_info("sockname")[0])
+        if gate is None:
+            writer.close()
+        else:
+            await gate.accepted(reader, writer)
 
     async def _stop(self) -> None:
         browser, self._browser = self._browser, None
         playwright, self._playwright = self._playwright, None
+        server, self._server = self._server, None
+        folder, self._folder = self._folder, None
         try:
             if browser is not None and browser.is_connected():
                 await browser.close()
         finally:
+            if server is not None:
+                server.close()
             if playwright is not None:
                 await playwright.stop()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 _processes: weakref.WeakKeyDictionary[Any, _BrowserProcess] = weakref.WeakKeyDictionary()

@@ -30,12 +30,12 @@ class Gate:
     @property
     def url(self) -> str:
         """Its address, as browsers take it."""
-        assert self._server is not None  # it was started
+        assert self._server is not None  # it listens itself
         return f"socks5://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def start(self) -> Self:
         """Listen."""
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self.accepted, "127.0.0.1", 0)
         return self
 
     async def close(self) -> None:
@@ -51,7 +51,8 @@ class Gate:
         refused, self._refused = self._refused, []
         return refused
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection, of this gate's own server or of whoever accepted it."""
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)

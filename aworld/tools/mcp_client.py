@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -19,6 +20,7 @@ import httpx2
 import mcp_types as types
 from mcp import Client, MCPError
 from mcp.client.session import ClientRequestContext
+from mcp_types.methods import validate_server_result
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
@@ -26,7 +28,7 @@ from aworld import __version__
 from aworld.core.exceptions import AWorldError, ToolError
 from aworld.core.message import Content, Text, Usage
 from aworld.core.tool.base import Question, ToolContext
-from aworld.tools.mcp_config import Resolved
+from aworld.tools.mcp_config import Resolved, SamplingLimits
 from aworld.tools.mcp_content import answer_of, asked_again, content_of, question_of, reply_of, request_of
 from aworld.tools.mcp_process import ServerProcess
 from aworld.tools.mcp_session import McpServer, McpToolInfo, SessionLost
@@ -36,6 +38,12 @@ logger = logging.getLogger(__name__)
 
 MAX_PAGES = 1000
 """Pages of a list of tools that are asked for: a server that never ends its list cannot hang a run."""
+MOST_TOOLS = 1000
+"""Tools of a server: all go to the model, at its price."""
+BYTES_PER_TOKEN = 3
+"""Of a text that a model has not read yet; rather too few than too many."""
+MOST_BYTES = 64 << 20
+"""Of a whole list of tools."""
 
 _caller: ContextVar[_McpCall | None] = ContextVar("mcp_caller", default=None)
 """The call that a message belongs to, where the transport carries it: streamable HTTP and the newest protocol."""
@@ -52,6 +60,8 @@ class _McpCall:
         self.context = context
         self.asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """What the server wants a person to answer."""
+        self.samples = 0
+        """Answers of the model that the server had."""
         self.over = asyncio.Event()
 
 
@@ -96,7 +106,9 @@ class Link(AbstractAsyncContextManager["Link"]):
                 hint = '; if it is a server of the older kind, say "type": "sse" in its configuration' if old else ""
                 raise _ConnectionRefused(self._said(inner) + hint) from None
             raise
-        self._modern = self.client.protocol_version in MODERN_PROTOCOL_VERSIONS
+        version = self.client.protocol_version
+        self._modern = version in MODERN_PROTOCOL_VERSIONS
+        self._transport.check_tool = partial(validate_server_result, "tools/list", version)
         return self
 
     async def __aexit__(
@@ -109,10 +121,17 @@ class Link(AbstractAsyncContextManager["Link"]):
         """What the server offers, page after page. Raises ToolError."""
         tools: dict[str, McpToolInfo] = {}  # a list that changes between its pages can have a tool twice
         cursor: str | None = None
+        size = 0
         try:
             for _ in range(MAX_PAGES):
                 page = await self.client.list_tools(cursor=cursor)
+                size += len(page.model_dump_json())
                 tools |= {tool.name: _listed(tool) for tool in page.tools}
+                if len(tools) > MOST_TOOLS or size > MOST_BYTES:
+                    raise ToolError(
+                        f"MCP server {self._resolved.name!r} lists more than {MOST_TOOLS:,} tools or "
+                        f"{MOST_BYTES >> 20} MB of them, which no model can be shown. Use one that has fewer."
+                    )
                 cursor = page.next_cursor
                 if cursor is None:
                     return list(tools.values())
@@ -196,24 +215,24 @@ class Link(AbstractAsyncContextManager["Link"]):
 
     # What the server tells and asks while it works
 
-    def _origin(self) -> ToolContext | None:
-        """The call that the server speaks of. None when it might be one of several runs: nobody hears of another's."""
+    def _origin(self) -> _McpCall | None:
+        """The call that the server speaks of: the last one of the only run that has any under way.
+
+        None when it might be one of several runs: nobody hears of another's, nor pays for it.
+        """
         if (caller := _caller.get()) is not None:
-            return caller.context
-        contexts = [call.context for call in self._calls.values()]
-        runs = {context.trajectory_id for context in contexts}
-        return contexts[-1] if len(runs) == 1 else None
+            return None if caller.over.is_set() else caller
+        calls = list(self._calls.values())
+        return calls[-1] if len({call.context.trajectory_id for call in calls}) == 1 else None
 
     def _asking(self) -> _McpCall | None:
-        """The call for which the server asks; None when it might be one of several."""
-        if (caller := _caller.get()) is not None:
-            return caller
-        return next(iter(self._calls.values())) if len(self._calls) == 1 else None
+        """The call for which the server asks a person; None when it might be one of several, of one run too."""
+        return self._origin() if _caller.get() is not None or len(self._calls) == 1 else None
 
     def _note(self, kind: str, data: dict[str, Any]) -> None:
-        origin = self._origin()
-        if origin is not None and origin.notify is not None:
-            origin.notify(kind, {"server": self._resolved.name, **data})
+        call = self._origin()
+        if call is not None and call.context.notify is not None:
+            call.context.notify(kind, {"server": self._resolved.name, **data})
 
     def _progress(self, context: ToolContext) -> Any:
         async def progress(progress: float, total: float | None, message: str | None) -> None:
@@ -246,7 +265,8 @@ class Link(AbstractAsyncContextManager["Link"]):
         why: str | None = None
         if self._server.elicit is not None and schema is not None:
             try:
-                answer = await self._server.elicit(params.message, schema, self._origin())
+                call = self._origin()
+                answer = await self._server.elicit(params.message, schema, call.context if call is not None else None)
             except Exception as error:  # the callback's; the server is told, and the call goes on
                 logger.exception("server=%s | its question could not be asked", self._resolved.name)
                 return types.ErrorData(code=types.INTERNAL_ERROR, message=f"Nobody could be asked: {error}")
@@ -284,19 +304,44 @@ class Link(AbstractAsyncContextManager["Link"]):
     async def _sample(
         self, context: ClientRequestContext, params: types.CreateMessageRequestParams
     ) -> types.CreateMessageResult | types.ErrorData:
-        assert self._server.sample is not None  # else this was not given to the client
-        origin = self._origin()
         try:
-            reply = await self._server.sample(request_of(params), origin)
-        except Exception as error:  # noqa: BLE001 - the model's, or the request's; the server is told
+            return await self._ask_model(params)
+        except Exception as error:  # noqa: BLE001 - the model's, the request's, or a limit; the server is told
             logger.warning("server=%s | its question to the model failed: %s", self._resolved.name, error)
             return types.ErrorData(code=types.INTERNAL_ERROR, message=f"The model was not asked: {error}")
-        answer = reply_of(reply, "model")
-        usage = reply.usage
-        if origin is not None:
-            origin.spent.append(usage or Usage())
-        tokens = {} if usage is None else {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-        self._note("sampling", {"model": answer.model, **tokens})
+
+    async def _ask_model(self, params: types.CreateMessageRequestParams) -> types.CreateMessageResult:
+        """The model's answer, paid by the run whose call the server is at. Raises AWorldError."""
+        assert self._server.sample is not None  # else this was not given to the client
+        limits = self._resolved.conf.sampling or SamplingLimits()
+        call = self._origin()
+        if call is None:
+            raise ToolError('no call is under way that it belongs to; "stateful": true keeps runs apart.')
+        if call.samples >= limits.most:
+            raise ToolError(f'a call may have {limits.most} answers; "sampling": {{"most": …}} allows more.')
+        call.samples += 1
+        account, spent = call.context.account, call.context.spent
+        question = request_of(params, limits.max_tokens)
+        size = sum(len(message.text.encode()) for message in question.messages)
+        granted = Usage(size // BYTES_PER_TOKEN + 1, question.params["max_tokens"])
+        if account is not None:
+            granted = account.reserve(granted)
+            question.params["max_tokens"] = granted.output_tokens
+        used: Usage | None = granted  # of one that is cut off, nobody knows what it cost
+        data: dict[str, Any] = {"error": "it did not answer"}
+        try:
+            reply = await self._server.sample(question, call.context)
+            answer, used = reply_of(reply, "model"), reply.usage or Usage()
+            data = {"model": answer.model, "input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
+        except Exception:
+            used = None
+            raise
+        finally:
+            if account is not None:
+                account.settle(granted, used, f"mcp:{self._resolved.name}", data)
+            elif used is not None:
+                spent.append(used)
+        self._note("sampling", {key: value for key, value in data.items() if value is not None})
         return answer
 
 

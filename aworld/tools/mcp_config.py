@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from aworld.config.conf import Settings
 from aworld.config.errors import ConfigError
@@ -35,6 +35,15 @@ _OPEN_HEADERS = frozenset({"accept", "accept-language", "content-type", "user-ag
 _SECRET_LENGTH = 4  # shorter values are not secrets, and hiding them would garble the text
 _INHERITED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "SHELL", "TERM", "USER")
 """What a server's process gets of the environment without being named: where things are, and in which language."""
+
+
+class SamplingLimits(Settings):
+    """What a server may ask of the agent's model, besides the limits of the run."""
+
+    most: int = Field(default=8, ge=1)
+    """Answers that it may have during one call of a tool."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one answer; a server that wants more gets so many."""
 
 
 class McpServerConfig(Settings):
@@ -62,11 +71,17 @@ class McpServerConfig(Settings):
     denied_tools: list[str] = Field(default_factory=list)
     stateful: bool = False
     """Whether each run gets a session of its own, since the server keeps state between calls."""
-    sampling: bool = False
-    """Whether the server may ask the agent's model; what that costs counts towards the limits of the run."""
+    sampling: SamplingLimits | None = None
+    """Whether the server may ask the agent's model: true, or limits such as `{"most": 8}`. It is asked only during a
+    call, and only for what the limits of the run have left."""
     elicitation: bool = False
     """Whether the server may ask people: the run waits for the answer, and then the call is made again, with it. So a
     tool should ask before it acts. Without it, what a server asks is declined."""
+
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _sampling(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
 
 
 class Resolved:

@@ -96,8 +96,9 @@ def _same(value: Any, text: str) -> bool:
         return False
 
 
-def request_of(params: types.CreateMessageRequestParams) -> ModelRequest:
-    """A server's question to the agent's model. Raises ValueError for content that no model request can hold."""
+def request_of(params: types.CreateMessageRequestParams, max_tokens: int) -> ModelRequest:
+    """A server's question to the agent's model, for an answer of at most so many tokens. Raises ValueError for content
+    that no model request can hold."""
     messages = [Message("system", params.system_prompt)] if params.system_prompt else []
     for message in params.messages:
         parts: list[Part] = []
@@ -108,7 +109,11 @@ def request_of(params: types.CreateMessageRequestParams) -> ModelRequest:
         text = all(isinstance(part, Text) for part in parts)
         content = "".join(part.text for part in parts if isinstance(part, Text)) if text else tuple(parts)
         messages.append(Message(message.role, content))
-    sampled = {"max_tokens": params.max_tokens, "temperature": params.temperature, "stop": params.stop_sequences}
+    sampled = {
+        "max_tokens": min(params.max_tokens, max_tokens),
+        "temperature": params.temperature,
+        "stop": params.stop_sequences,
+    }
     return ModelRequest(tuple(messages), params={key: value for key, value in sampled.items() if value is not None})
 
 
@@ -123,23 +128,27 @@ def reply_of(reply: ModelReply, model: str) -> types.CreateMessageResult:
 
 
 def question_of(server: str, message: str, schema: Mapping[str, Any] | None, url: str | None = None) -> str:
-    """The question, which says by whom it is asked and how it is answered."""
-    lines = [f"MCP server {server!r} asks: {message[:LONGEST]}"]
+    """The question, which says by whom it is asked and how it is answered.
+
+    Each line that the server wrote begins with a bar, so that none can pass for one of ours.
+    """
     fields = _fields(schema)
+    words = [message[:LONGEST]]
     if url is not None:
-        lines += [f"  It wants you to open {url[:LONGEST]}", f"Answer yes when you have done so, or: {DECLINE}"]
+        words += [f"  It wants you to open {url[:LONGEST]}"]
+        how = f"Answer yes when you have done so, or: {DECLINE}"
     elif not fields:
-        lines += [f"Answer yes, or: {DECLINE}"]
+        how = f"Answer yes, or: {DECLINE}"
     else:
-        lines += [f"  {name} ({_kind(field, name in _required(schema))})" for name, field in fields.items()]
-        how = "the value" if len(fields) == 1 else "a line `name: value` for each"
-        lines += [f"Answer with {how}, or: {DECLINE}"]
-    return "\n".join(lines)
+        words += [f"  {name} ({_kind(field, name in _required(schema))})" for name, field in fields.items()]
+        how = f"Answer with {'the value' if len(fields) == 1 else 'a line `name: value` for each'}, or: {DECLINE}"
+    lines = "\n".join(words)[: 2 * LONGEST].splitlines()
+    return "\n".join((f"MCP server {server!r} asks:", *(f"| {line}" for line in lines), how))
 
 
 def asked_again(question: str, answer: str, why: str) -> str:
     """The question behind an answer that did not fit."""
-    return f"{question}\n(The answer {answer[:200]!r} does not fit: {why})"
+    return f"{question}\n(The answer {answer[:200]!r} does not fit: {' '.join(why.split())[:500]})"
 
 
 def answer_of(words: str, schema: Mapping[str, Any] | None) -> dict[str, Any] | None:

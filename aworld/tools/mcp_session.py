@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Sample: TypeAlias = Callable[[ModelRequest, ToolContext | None], Awaitable[ModelReply]]
-"""Asks a model for a server; the context is that of the call for which it asks, where that is known."""
+Sample: TypeAlias = Callable[[ModelRequest, ToolContext], Awaitable[ModelReply]]
+"""Asks a model for a server, during the call that the context is of."""
 Elicit: TypeAlias = Callable[[str, dict[str, Any], ToolContext | None], Awaitable[dict[str, Any] | None]]
 """Asks a person for a server: its words, a JSON schema of the answer and the call it is for; None declines."""
 

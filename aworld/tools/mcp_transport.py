@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 from weakref import WeakSet
 
 import anyio
@@ -19,6 +20,7 @@ import mcp_types as types
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
+from pydantic import ValidationError
 
 from aworld.tools.mcp_config import Resolved
 from aworld.tools.mcp_process import MAX_LINE, ServerProcess
@@ -63,6 +65,9 @@ class Transport(AbstractAsyncContextManager[Any]):
         """Nothing more will come."""
         self.status: int | None = None
         """The last HTTP status that was an error."""
+        self.check_tool: Callable[[dict[str, Any]], None] | None = None
+        """Raises ValidationError for a list of tools that the SDK would not take; set when the protocol is known."""
+        self._name = server.name
         _Keyless.servers.add(server)
         self._pipes = _PipeStream(process, server) if process is not None else None
         self._inner = self._http(server) if process is None else None
@@ -101,13 +106,56 @@ class Transport(AbstractAsyncContextManager[Any]):
     async def __aenter__(self) -> Any:
         """The streams to read and to write."""
         reading, writing = (self._pipes, self._pipes) if self._inner is None else await self._inner.__aenter__()
-        return _WatchedStream(reading, self.ended), writing
+        return _WatchedStream(reading, self), writing
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         # A process is ended by whoever started it.
         return None if self._inner is None else await self._inner.__aexit__(kind, error, trace)
+
+    def mended(self, item: Any) -> Any:
+        """What the SDK is to see of what a server sent: an answer that is no message ends its call, not the wait for
+        it, and a tool that is none takes no other with it."""
+        if isinstance(item, ValidationError):
+            sent = item.errors()[0]["input"]
+            return (refusal(sent) if isinstance(sent, str) else None) or item
+        if isinstance(item, SessionMessage) and isinstance(item.message, types.JSONRPCResponse):
+            result: dict[str, Any] = item.message.result
+            if self.check_tool is not None and isinstance(result.get("tools"), list) and "content" not in result:
+                result["tools"] = self._sound(result, self.check_tool)
+        return item
+
+    def _sound(self, listed: dict[str, Any], check: Callable[[dict[str, Any]], None]) -> list[Any]:
+        """The tools of a list that are tools."""
+        sound: list[Any] = []
+        for tool in cast("list[Any]", listed["tools"]):
+            try:
+                check({**listed, "tools": [tool]})
+                sound.append(tool)
+            except ValidationError as wrong:
+                first = wrong.errors(include_input=False)[0]
+                place = ".".join(map(str, first["loc"][2:]))
+                name: Any = cast("dict[str, Any]", tool).get("name") if isinstance(tool, dict) else None
+                logger.warning(
+                    "server=%s | its tool %.100r is left out: %s: %s", self._name, name, place or "tool", first["msg"]
+                )
+        return sound
+
+
+def refusal(line: bytes | str) -> SessionMessage | None:
+    """The error that ends a call whose answer is no message of the protocol; None for a line that answers no call."""
+    try:
+        message: Any = json.loads(line)  # it takes half a surrogate pair, which the SDK does not
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or "method" in message:
+        return None
+    id: Any = cast("dict[str, Any]", message).get("id")
+    if type(id) is not int and type(id) is not str:
+        return None
+    error = types.ErrorData(code=types.PARSE_ERROR, message="its answer is not what the protocol says")
+    return SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=id, error=error))
 
 
 @asynccontextmanager
@@ -135,9 +183,9 @@ class _McpStream:
 
 
 class _WatchedStream(_McpStream):
-    def __init__(self, stream: Any, ended: asyncio.Event) -> None:
+    def __init__(self, stream: Any, transport: Transport) -> None:
         self._stream = stream
-        self._ended = ended
+        self._transport = transport
 
     @property
     def last_context(self) -> Any:
@@ -145,13 +193,13 @@ class _WatchedStream(_McpStream):
         return getattr(self._stream, "last_context", None)
 
     async def receive(self) -> Any:
-        return await self._stream.receive()
+        return self._transport.mended(await self._stream.receive())
 
     async def __anext__(self) -> Any:
         try:
-            return await self._stream.__anext__()
+            return self._transport.mended(await self._stream.__anext__())
         except (StopAsyncIteration, anyio.ClosedResourceError):
-            self._ended.set()
+            self._transport.ended.set()
             raise
 
     async def aclose(self) -> None:
@@ -174,6 +222,8 @@ class _PipeStream(_McpStream):
             try:
                 return SessionMessage(types.jsonrpc_message_adapter.validate_json(line, by_name=False))
             except ValueError:
+                if (answer := refusal(line)) is not None:
+                    return answer
                 self._strange += 1
                 if self._strange & (self._strange - 1) == 0:  # the 1st, 2nd, 4th, 8th …
                     start = self._server.redact(line[: 10 * _SHOWN].decode(errors="replace"))[:_SHOWN]

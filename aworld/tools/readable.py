@@ -25,6 +25,8 @@ _BLOCKS = _LINES | frozenset(
 )  # fmt: skip
 _HEADINGS = {f"h{level}": f"{'#' * level} " for level in range(1, 7)}
 _SPACE = re.compile(r"[ \t\r\n\f\v]+")
+MOST_PIECES = 100_000
+"""Tags, and texts between them, that are read of a page: about half a second."""
 _DEEPEST = 10
 """Levels of lists that are indented."""
 _NAME = re.compile(r"[a-zA-Z][^\s/>]*")
@@ -204,9 +206,12 @@ class _Page:
 
 
 def readable(html: str, base: str) -> tuple[str, str]:
-    """The title of a page and its text. `base` is its address, to which links are relative."""
+    """The title of a page and its text, as far as it has `MOST_PIECES`. Links are relative to its address, `base`."""
     page = _Page(base)
-    for token in tokens(html):
+    for number, token in enumerate(tokens(html)):
+        if number == MOST_PIECES:
+            page.text(f" [the page goes on: only its first {MOST_PIECES:,} tags and texts were read]")
+            break
         match token:
             case StartTag():
                 page.start(token)

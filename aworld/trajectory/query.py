@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta, Struct, ValidationError, convert, defstruct
 from msgspec.structs import fields, replace
 
-from aworld.core.checks import hint, one_of
+from aworld.core.checks import hint, is_text, one_of
 from aworld.core.event import Event, Note, Status
 from aworld.core.exceptions import ConfigError, StoreError, TaskError
 from aworld.trajectory.summary import COLUMNS, Summary
@@ -42,17 +42,6 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "prefix": str.startswith, "contains": operator.contains,
 }  # fmt: skip
 OPS = ("=", "!=", "in", *_COMPARE)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be stored: a lone surrogate cannot."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class Where(Struct, frozen=True):
@@ -95,7 +84,7 @@ class Where(Struct, frozen=True):
 
 def _check_type(where: Where, kind: type, value: Any) -> None:
     if kind is str:
-        fits = isinstance(value, str) and is_unicode(value)
+        fits = is_text(value)
     else:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
     if not fits:

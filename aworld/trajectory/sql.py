@@ -1,4 +1,4 @@
-"""The SQL of a list of runs, generated from `Summary`."""
+"""The SQL of a list of runs, generated from `Summary`; what databases say differently is in a `Dialect`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from aworld.trajectory.query import Where
 from aworld.trajectory.summary import COLUMNS
@@ -24,6 +25,32 @@ QUICK = ("started_at", "score", "cost", "duration")
 INDEXED = ("id", "task_id", "group_id", "session_id", "user_id", "version")
 """The columns of which one value is found by an index."""
 
+
+class Dialect(Struct, frozen=True):
+    """How one database says it. Each text is a template."""
+
+    placeholder: str
+    """Of the value of this number, from 1."""
+    among: str
+    """The column is one of the values of a JSON list."""
+    contains: str
+    """A text has a piece."""
+    use_index: str
+    """Makes the planner take an index; empty where it knows how the values are spread."""
+    by_key: str
+    """Makes a subselect give its keys in order, so that rows are looked up as they lie in the file."""
+    labels: str
+    """The labels of a row as a JSON object."""
+
+
+SQLITE = Dialect(
+    placeholder="?{}",
+    among="{column} IN (SELECT value FROM json_each({value}))",
+    contains="instr({column}, {value}) > 0",
+    use_index=" INDEXED BY {}",
+    by_key=" ORDER BY key LIMIT -1",
+    labels="(SELECT json_group_object(name, value) FROM labels WHERE trajectory = t.key)",
+)
 
 STORED = tuple(COLUMNS)
 FIGURES = ("updated_at", "steps", "events", "notes", "input_tokens", "output_tokens", "cost")
@@ -44,10 +71,9 @@ def update(columns: Sequence[str]) -> str:
     return f"UPDATE trajectories SET {', '.join(f'{name} = ?' for name in columns)} WHERE key = ?"
 
 
-def selected(*more: str) -> str:
+def selected(dialect: Dialect, *more: str) -> str:
     """All that a summary is made of, more columns, and the labels as a JSON object."""
-    labels = "(SELECT json_group_object(name, value) FROM labels WHERE trajectory = t.key)"
-    return f"SELECT {', '.join([f't.{name}' for name in (*STORED, *more)])}, {labels} FROM trajectories AS t"
+    return f"SELECT {', '.join([f't.{name}' for name in (*STORED, *more)])}, {dialect.labels} FROM trajectories AS t"
 
 
 _labels = msgspec.json.Decoder(dict[str, str])
@@ -61,17 +87,18 @@ def fields_of(row: Sequence[Any]) -> dict[str, Any]:
 class Values:
     """The values of a statement, numbered as they are used."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
         self.values: list[Any] = []
 
     def add(self, value: Any) -> str:
         """The placeholder of a value."""
         self.values.append(value)
-        return f"?{len(self.values)}"
+        return self.dialect.placeholder.format(len(self.values))
 
     def among(self, column: str, values: Iterable[Any]) -> str:
         """The condition that a column has one of the values."""
-        return f"{column} IN (SELECT value FROM json_each({self.add(msgspec.json.encode(list(values)).decode())}))"
+        return self.dialect.among.format(column=column, value=self.add(msgspec.json.encode(list(values)).decode()))
 
     def every(self, conditions: Iterable[Where]) -> list[str]:
         """The conditions on the row `t`."""
@@ -94,7 +121,7 @@ class Values:
             case "!=":
                 return f"({column} IS NULL OR {column} <> {self.add(value)})"
             case "contains":
-                return f"instr({column}, {self.add(value)}) > 0"
+                return self.dialect.contains.format(column=column, value=self.add(value))
             case "prefix":
                 beyond = after_all(str(value))
                 until = "" if beyond is None else f" AND {column} < {self.add(beyond)}"
@@ -110,7 +137,7 @@ class Values:
             positive = Where(where.field, "=", where.value) if where.op == "!=" else where
             value = f" AND {self.on('l.value', positive)}"
         # One value's entries lie together in this index, in the order of writing: half the time of the primary key.
-        index = " INDEXED BY labels_of" if where.op == "=" and value else ""
+        index = self.dialect.use_index.format("labels_of") if where.op == "=" and value else ""
         name = self.add(where.label)
         no = "NOT " if negative else ""
         return f"{no}EXISTS (SELECT 1 FROM labels AS l{index} WHERE l.trajectory = t.key AND l.name = {name}{value})"

@@ -31,6 +31,10 @@ class Owner:
         self.text = " ".join((platform.node() or "-", _boot(), _namespace(), str(pid), _began(pid) or "-", self.mark))
         _owners.add(self)
 
+    def leave(self) -> None:
+        """Be nobody any more, for other store objects of this process."""
+        _owners.discard(self)
+
     def until(self) -> float:
         """The end of a lease that begins now, UNIX seconds."""
         return time.time() + LEASE

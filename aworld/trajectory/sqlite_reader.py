@@ -34,7 +34,7 @@ from aworld.trajectory.query import (
     page_of,
     place_after,
 )  # fmt: skip
-from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SEQ_BITS, Values, all_of, fields_of, selected
+from aworld.trajectory.sql import COHORT, INDEXED, QUICK, SEQ_BITS, SQLITE, Values, all_of, fields_of, selected
 from aworld.trajectory.store import unknown_trajectory
 from aworld.trajectory.summary import COLUMNS, Summary
 
@@ -220,8 +220,10 @@ def _last(connection: sqlite3.Connection, path: str, query: Query) -> Place | No
 
 def _summaries(connection: sqlite3.Connection, keys: list[int]) -> Iterator[Summary]:
     for first in range(0, len(keys), PAGE):
-        some, values = keys[first : first + PAGE], Values()
-        rows = connection.execute(f"{selected('key')} WHERE {values.among('t.key', some)}", values.values).fetchall()
+        some, values = keys[first : first + PAGE], Values(SQLITE)
+        rows = connection.execute(
+            f"{selected(SQLITE, 'key')} WHERE {values.among('t.key', some)}", values.values
+        ).fetchall()
         by_key = {row[-2]: row for row in rows}
         yield from (Summary(**fields_of(by_key[key])) for key in some if key in by_key)
 
@@ -257,7 +259,7 @@ class _Search:
         self._conditions = query.conditions
         self._of_cohorts = [where for where in self._conditions if where.field in COHORT]
         self._rest = [where for where in self._conditions if where.field not in COHORT]
-        values = Values()
+        values = Values(SQLITE)
         chosen = all_of(["trajectories > 0", *values.on_cohorts(self._of_cohorts)])
         rows = connection.execute(f"SELECT key, trajectories FROM cohorts{chosen}", values.values).fetchall()
         self._cohorts = [key for key, _ in rows]
@@ -269,12 +271,12 @@ class _Search:
         chosen = ["t.cohort IS NOT NULL"] if column != "started_at" else []
         if self._of_cohorts:
             chosen.append(values.among("t.cohort", self._cohorts))
-        return f" FROM trajectories AS t INDEXED BY order_{column}{all_of([*conditions, *chosen])}"
+        return f" FROM trajectories AS t{SQLITE.use_index.format(f'order_{column}')}{all_of([*conditions, *chosen])}"
 
     def _unfiled(self, conditions: Sequence[str], values: Values) -> str:
         """The trajectories of the chosen cohorts that are not filed, named `t`."""
         chosen = ["t.cohort IS NULL", *values.every(self._of_cohorts), *conditions]
-        return f" FROM trajectories AS t INDEXED BY trajectories_unfiled{all_of(chosen)}"
+        return f" FROM trajectories AS t{SQLITE.use_index.format('trajectories_unfiled')}{all_of(chosen)}"
 
     def _drivers(self) -> list[_Driver]:
         drivers: list[_Driver] = [
@@ -299,7 +301,10 @@ class _Search:
             name = values.add(where.label)
             return f"SELECT trajectory AS key FROM labels WHERE name = {name} AND {values.on('value', where)}"
         if where.field in QUICK:
-            rows, conditions = f"trajectories AS t INDEXED BY order_{where.field}", values.every(driver)
+            rows, conditions = (
+                f"trajectories AS t{SQLITE.use_index.format(f'order_{where.field}')}",
+                values.every(driver),
+            )
             if where.field == "started_at":
                 return f"SELECT t.key FROM {rows}{all_of(conditions)}"
             filed = f"SELECT t.key FROM {rows}{all_of(['t.cohort IS NOT NULL', *conditions])}"
@@ -317,7 +322,7 @@ class _Search:
         driver = driver or ()
         source = self._source(driver, values)
         if driver:  # rows are then looked up as they lie in the file
-            source += " ORDER BY key LIMIT -1"
+            source += SQLITE.by_key
         left = [where for where in self._rest if where not in driver] + (self._of_cohorts if driver else [])
         conditions = all_of(["t.key = c.key", *values.every(left), *also])
         return f" FROM ({source}) AS c CROSS JOIN trajectories AS t{conditions}"
@@ -326,10 +331,10 @@ class _Search:
         """The conditions that leave least; none for the cohorts, and None if all leave more than `most`."""
         lead, least = None, most + 1
         if self._of_cohorts and self._filed <= min(rare, most):
-            values = Values()
+            values = Values(SQLITE)
             lead, least = (), self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
         for driver in self._drivers():
-            values = Values()
+            values = Values(SQLITE)
             source = f"SELECT 1 FROM ({self._source(driver, values)}) LIMIT {least}"
             count: int = self._one(f"SELECT count(*) FROM ({source})", values)
             if count < least:
@@ -341,7 +346,7 @@ class _Search:
 
     def count(self, most: int | None) -> int:
         """How many match, at most `most`."""
-        values, drivers = Values(), self._drivers()
+        values, drivers = Values(SQLITE), self._drivers()
         limit = "" if most is None else f" LIMIT {most}"
         if not self._rest:
             count = self._filed + self._one(f"SELECT count(*){self._unfiled((), values)}", values)
@@ -368,7 +373,7 @@ class _Search:
         """Where the trajectories of a page stand, in order."""
         lead, (column, descends) = self._lead(), self._order
         end = None if limit is None else offset + limit
-        values = Values()
+        values = Values(SQLITE)
         if column not in QUICK or not (lead is None or (lead and lead[0].field == column)):
             return self._ask(self._matching(lead, values, self._beyond(last, values)), values, limit, offset)
         whole = column == "started_at" and not self._of_cohorts
@@ -432,7 +437,7 @@ class _Search:
             left = None if limit is None else limit - len(places)
             if left == 0:
                 break
-            values = Values()
+            values = Values(SQLITE)
             conditions = values.every([where]) + ([] if key is None else [f"t.key {self._sign} {values.add(key)}"])
             conditions += values.every(self._rest)
             walked = self._walked(column, conditions, values)
@@ -448,7 +453,7 @@ class _Search:
         """How often each value occurs in a field."""
         if not self._conditions and field not in COHORT:
             return self._values(field)
-        values = Values()
+        values = Values(SQLITE)
         if field in COHORT and not self._rest:
             filed = all_of(values.on_cohorts(self._of_cohorts))
             rows = f"SELECT nullif({field}, '') AS value, trajectories AS count FROM cohorts{filed} UNION ALL "
@@ -469,7 +474,7 @@ class _Search:
 
     def _values(self, field: str) -> list[Facet]:
         """Of all trajectories: goes through an index from one value to the next."""
-        values = Values()
+        values = Values(SQLITE)
         if field.startswith(LABEL):
             table, column, name = "labels", "value", f"name = {values.add(field[len(LABEL) :])} AND "
         else:

@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from aworld.core.event import Started, decode_event
 from aworld.core.trajectory import Score
 from aworld.trajectory.memory import check_fork, has_forks, out_of_order
-from aworld.trajectory.sql import COHORT, FIGURES, INSERT, OTHERS, SEQ_BITS, STORED, fields_of, selected, update
+from aworld.trajectory.sql import COHORT, FIGURES, INSERT, OTHERS, SEQ_BITS, SQLITE, STORED, fields_of, selected, update
 from aworld.trajectory.sqlite_file import roll_back
 from aworld.trajectory.sqlite_reader import compose, nearest
 from aworld.trajectory.store import unknown_trajectory
 from aworld.trajectory.summary import Tally
 
-_RECALL = selected("key", "cohort", "asked") + " WHERE t.id = ?"
+_RECALL = selected(SQLITE, "key", "cohort", "asked") + " WHERE t.id = ?"
 _figures_of = attrgetter(*FIGURES)
 _others_of = attrgetter(*OTHERS, "labels")
 

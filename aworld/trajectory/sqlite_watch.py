@@ -17,9 +17,10 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from aworld.core.checks import is_text
 from aworld.core.event import Note, decode_events
 from aworld.trajectory.hub import Hub, NoteAdded, Topic
-from aworld.trajectory.query import UnreadableLog, is_unicode
+from aworld.trajectory.query import UnreadableLog
 from aworld.trajectory.sql import SEQ_BITS
 from aworld.trajectory.sqlite_file import MIGRATIONS, Identity, check_version, connect_to_read, identity, roll_back
 from aworld.trajectory.sqlite_owner import RENEWAL, Owner, name_of
@@ -160,7 +161,9 @@ class Claims:
             )
 
     def end(self, connection: sqlite3.Connection) -> None:
-        """Let go of all."""
+        """Let go of all, for good."""
+        if self._owner is not None:
+            self._owner.leave()
         if self.keys:
             self._give_back(connection, self.keys.values())
             self.keys.clear()
@@ -242,7 +245,7 @@ class Watch:
         hub, claims = self._hub, self._claims
         rows = connection.execute(
             f"SELECT key, id, first, events, notes, owner FROM trajectories WHERE id {_AMONG}",
-            (_json(filter(is_unicode, {*list(hub.topics), *list(claims.keys)})),),
+            (_json(filter(is_text, {*list(hub.topics), *list(claims.keys)})),),
         ).fetchall()
         for key, id, first, events, notes, _ in rows:
             if (topic := hub.topics.get(id)) is not None:

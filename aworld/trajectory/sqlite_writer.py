@@ -428,6 +428,7 @@ class Writer:
         if connection is not None:
             with suppress(sqlite3.Error):
                 if self.closed:
+                    self._set_waits(connection, True)  # what is not given back is held until this process ends
                     self.claims.end(connection)
                 file_ended(connection)
             with suppress(sqlite3.Error):  # the log beside the file stays and is taken in by whoever opens it next

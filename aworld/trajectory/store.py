@@ -29,12 +29,12 @@ from urllib.parse import parse_qsl, unquote
 
 from msgspec.structs import replace
 
-from aworld.core.checks import typed
+from aworld.core.checks import is_text, typed
 from aworld.core.event import Event, Note, Started, ToolsetOffered, decode_events, encode_event
 from aworld.core.exceptions import ConfigError, LeaseError, StoreError, TaskError
 from aworld.core.output import Output
 from aworld.trajectory.hub import Hub, NoteAdded
-from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, is_unicode, log_unreadable
+from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, log_unreadable
 from aworld.trajectory.summary import Summary
 
 
@@ -228,7 +228,7 @@ class TrajectoryStore(Protocol):
 
 def check_id(id: str) -> None:
     """Raise `TaskError` for what no store can have as the id of a trajectory."""
-    if type(id) is not str or not (id.isascii() or is_unicode(id)):
+    if type(id) is not str or not is_text(id):
         raise TaskError(f"trajectory id {id!r}: give a text without lone surrogates", setting="id")
 
 

@@ -8,7 +8,6 @@ import sys
 from typing import Any, cast
 
 import pytest
-from pydantic import ValidationError
 
 from aworld.agents.definitions import diff, secrets_of, travels, unit_of
 from aworld.agents.files import dump, load
@@ -244,10 +243,10 @@ def test_what_a_definition_names_and_nobody_has_is_told_with_the_nearest() -> No
 
 
 def test_a_definition_is_a_value() -> None:
-    with pytest.raises(ValidationError, match="has no field 'sytem_prompt'; did you mean 'system_prompt'"):
+    with pytest.raises(ConfigError, match="has no setting 'sytem_prompt'; did you mean 'system_prompt'"):
         AgentDefinition(**cast("Any", {"name": "a", "type": "Agent", "sytem_prompt": "x"}))
     definition = Agent("a").definition
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(ConfigError, match="frozen"):
         definition.name = "b"
     with pytest.raises(ConfigError, match=r"'c' is of type 'tests.agents.code:Counter', not Agent: use unit_of"):
         Agent.of(code.Counter("c", 1).definition)

@@ -94,6 +94,13 @@ async def test_version(shell: Shell) -> None:
     assert await shell.run("--version") == (0, f"aworld {__version__}\n", "")
 
 
+async def test_alone_it_says_where_to_begin(shell: Shell) -> None:
+    code, out, err = await shell.run()
+    assert (code, err) == (0, "")
+    assert "aworld chat --model local" in out
+    assert max(len(line) for line in out.splitlines()) <= 110
+
+
 async def test_run_prints_the_answer_and_tells_the_rest_beside_it(shell: Shell) -> None:
     code, out, err = await shell.run("run", "17 * 23?", "--tool", "my_tools:multiply")
     assert (code, out) == (0, "The answer is 391.\n")

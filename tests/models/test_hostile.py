@@ -11,7 +11,7 @@ import re
 import time
 import tracemalloc
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -20,6 +20,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.config.conf import AgentConfig
 from aworld.core.message import Message
 from aworld.core.model import ModelReply, ModelRequest
+from aworld.core.output import RunFinished
 from aworld.models import CallFailed, call_model, http
 from aworld.models.anthropic import AnthropicModel
 from aworld.models.openai import OpenAIModel
@@ -117,9 +118,10 @@ MESSAGE_EVENTS: list[dict[str, Any]] = [
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield at
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in inside:
-        yield from places(part, (*at, key))
+    if isinstance(value, dict | list):
+        inside = cast("dict[Any, Any] | list[Any]", value)
+        for key in inside if isinstance(inside, dict) else range(len(inside)):
+            yield from places(inside[key], (*at, key))
 
 
 def spoilt(value: Any, at: tuple[Any, ...], odd: Any) -> Any:
@@ -162,7 +164,8 @@ async def test_a_wrong_type_at_each_place(name: str) -> None:
     steps: list[Step] = []
     for one in sent:
         if streamed and isinstance(one, list):
-            steps.append(stream([b"".join(event(written(part)) for part in one) + event(b"[DONE]")]))
+            events = cast("list[Any]", one)
+            steps.append(stream([b"".join(event(written(part)) for part in events) + event(b"[DONE]")]))
         else:
             steps.append(raw(written(one)))
     good, texts = 0, list[str]()
@@ -275,6 +278,7 @@ async def test_a_transport_that_means_harm(name: str, streamed: bool, monkeypatc
         try:
             if streamed:
                 outputs = [output async for output in Runners.streaming_run("hi", agent=agent)]
+                assert isinstance(outputs[-1], RunFinished)
                 response = outputs[-1].response
             else:
                 response = await Runners.run("hi", agent=agent)

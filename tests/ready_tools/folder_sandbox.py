@@ -38,7 +38,12 @@ class FolderProcess:
 
     async def stop(self) -> None:
         _kill(self.process)
-        await self.process.wait()
+        assert self.process.stdout is not None
+        async with asyncio.timeout(10):
+            # asyncio sees an end only behind all output: one that was flooded and is not read to it never ends.
+            while await self.process.stdout.read(OUTPUT):
+                pass
+            await self.process.wait()
 
 
 def _kill(process: Process) -> None:
@@ -50,6 +55,8 @@ def _kill(process: Process) -> None:
 
 class FolderSandbox:
     """Work in `folder`."""
+
+    limits_by = "counting"
 
     def __init__(self, folder: Path, id: str = "box", limits: SandboxLimits | None = None) -> None:
         self.id = id

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from aworld.core.message import Image, Text
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.tools import browser, inside
 from aworld.tools.addresses import AddressPolicy
 from aworld.tools.browser import Browser, _process_here, _Tab, find_chromium
 from aworld.tools.gate import Gate
@@ -56,6 +59,22 @@ HOME = """<title>The shop</title><h1>Fruit</h1>
 <div id="more"></div>"""
 
 
+CALL = """<p id=out>waiting</p><script>
+const connection = new RTCPeerConnection({iceServers: [
+    {urls: "stun:127.0.0.1:PORT"}, {urls: "turn:127.0.0.1:PORT?transport=udp", username: "words", credential: "x"}]});
+connection.createDataChannel("x");
+(async () => {
+    await connection.setLocalDescription(await connection.createOffer());
+    const other = new RTCPeerConnection();
+    await other.setRemoteDescription(connection.localDescription);
+    await other.setLocalDescription(await other.createAnswer());
+    await connection.setRemoteDescription(other.localDescription);
+    await connection.addIceCandidate({candidate: "candidate:1 1 udp 2130706431 127.0.0.1 PORT typ host", sdpMid: "0"});
+    setTimeout(() => { document.getElementById("out").textContent = "tried"; }, 3000);
+})().catch((error) => { document.getElementById("out").textContent = "no: " + error; });
+</script>"""
+
+
 class Shop:
     """127.0.0.1 stands for the public web, 127.0.0.2 for what is private."""
 
@@ -86,6 +105,19 @@ class Shop:
                         .then((t) => {{ document.getElementById("out").textContent = t; }});
                     window.open("{inside}");
                 </script>"""
+            case "/call":
+                text = CALL.replace("PORT", http.query["port"])
+            case "/busy":
+                text = "<p id=n>0</p><script>setInterval(() => { n.textContent = +n.textContent + 1 }, 20)</script>"
+            case "/stuck":
+                text = "<p>stuck</p><script>onload = () => setTimeout(() => { for (;;); }, 500)</script>"
+            case "/greedy":
+                text = """<p id=out>waiting</p><script>
+                    const held = [];
+                    setTimeout(() => { for (let n = 0; n < 40; n++) held.push(new Uint8Array(100e6).fill(1)); }, 0);
+                </script>"""
+            case "/many":
+                text = "<p>many</p><script>for (let n = 0; n < 30; n++) window.open('/cookie')</script>"
             case "/cookie":
                 text = f"<p>cookies: {http.headers.get('Cookie')}</p>"
             case "/endless":
@@ -224,6 +256,126 @@ async def test_private_addresses_are_refused_to_every_part_of_a_page(surfer: Sur
     await page.wait_for_function("document.getElementById('out').textContent != 'waiting'")
     assert await page.evaluate("document.getElementById('out').textContent") == "no: TypeError"
     assert shop.private == []
+
+
+class Packets(asyncio.DatagramProtocol):
+    """What comes to a UDP socket."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.count += 1
+
+
+async def packets_of_a_call(surfer: Surfer, shop: Shop) -> int:
+    loop = asyncio.get_running_loop()
+    transport, packets = await loop.create_datagram_endpoint(Packets, local_addr=("127.0.0.1", 0))
+    port = transport.get_extra_info("sockname")[1]
+    await surfer("open", url=shop.url(f"/call?port={port}"))
+    tab = surfer.of("run")._tab_of_run
+    assert tab is not None
+    async with asyncio.timeout(60):
+        await tab.freeze(False)
+        await tab.page.wait_for_function("document.getElementById('out').textContent != 'waiting'")
+    assert await tab.page.text_content("#out") == "tried"
+    transport.close()
+    return packets.count
+
+
+@pytest.mark.parametrize("way", ["own network", "shared network", "control"])
+async def test_no_packet_of_a_page_goes_around_the_gate(
+    way: str, shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if way != "own network":  # as on a machine where none can be made
+        program = Path(inside.__file__).with_name("chromium.py").read_text()
+        lines = program.replace(
+            "def private_listener() -> socket.socket:", "def private_listener():\n    raise OSError(1)"
+        )
+        (tmp_path / "chromium.py").write_text(lines)
+        monkeypatch.setattr(browser.inside, "__file__", str(tmp_path / "__init__.py"))
+    if way == "control":
+        monkeypatch.setattr(browser, "_ARGUMENTS", ())
+    monkeypatch.setattr(browser, "_process_here", lambda process=browser._BrowserProcess(): process)
+    surfer = Surfer(Browser(allow_private=["127.0.0.1"], timeout=60))
+    try:
+        packets = await packets_of_a_call(surfer, shop)
+    finally:
+        await surfer.of("run").end_run()
+    assert (packets > 0) == (way == "control")
+
+
+def processes() -> list[Path]:
+    """Those of Chromium that run on this machine for these tests."""
+    ours: list[Path] = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"aworld-browser-" in (place / "cmdline").read_bytes() and b"type=" in (place / "cmdline").read_bytes():
+                ours.append(place)
+    return ours
+
+
+async def test_it_has_no_rights_and_no_keys_of_ours(
+    surfer: Surfer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_API_KEY", "sk-secret")
+    monkeypatch.setattr(browser, "_process_here", lambda process=browser._BrowserProcess(): process)
+    own = Surfer(Browser(allow_private=["127.0.0.1"], timeout=60))
+    before = set(processes())
+    await own("open", url=shop.url())
+    started = set(processes()) - before
+    assert started
+    for place in started:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            assert b"sk-secret" not in (place / "environ").read_bytes()
+            status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
+            assert "0" not in status["Uid"].split()
+            if b"type=renderer" in (place / "cmdline").read_bytes():
+                assert b"--no-sandbox" not in (place / "cmdline").read_bytes()
+                assert status["Seccomp"] == "2"
+    folder = own.of("run")._tab_of_run._process._folder  # pyright: ignore[reportOptionalMemberAccess]
+    await own.of("run").end_run()
+    assert folder is not None
+    assert not folder.exists()
+
+
+async def test_between_calls_a_page_stands_still(surfer: Surfer, shop: Shop) -> None:
+    def number(text: str) -> int:
+        return int(text.splitlines()[-1])
+
+    text = await surfer("open", url=shop.url("/busy"))
+    before = number(await surfer("read"))
+    loop = asyncio.get_running_loop()
+    passed = asyncio.Event()
+    loop.call_later(3, passed.set)
+    await passed.wait()
+    assert number(await surfer("read")) - before < 75, "it would count 150"
+    assert isinstance((await surfer("screenshot"))[1], Image)
+    assert text
+
+
+async def test_a_page_that_never_rests_is_closed(surfer: Surfer, shop: Shop) -> None:
+    await surfer("open", url=shop.url("/busy"))
+    await surfer("open", url=shop.url("/stuck"))
+    tab = surfer.of("run")._tab_of_run
+    assert tab is not None
+    await tab.freeze(False)
+    await asyncio.wait_for(tab.freeze(True), 60)
+    assert "# Fruit" in await surfer("open", url=shop.url())
+
+
+async def test_a_page_has_so_much_memory_and_so_many_windows(surfer: Surfer, shop: Shop) -> None:
+    await surfer("open", url=shop.url("/many"))
+    assert len(surfer.of("run")._tab_of_run._context.pages) <= browser.MOST_PAGES  # pyright: ignore[reportOptionalMemberAccess]
+    with contextlib.suppress(ToolError):
+        await surfer("open", url=shop.url("/greedy"))
+    with contextlib.suppress(ToolError):
+        await surfer("read")
+    for place in processes():
+        with contextlib.suppress(OSError):
+            resident = int((place / "statm").read_text().split()[1]) * 4096
+            assert resident < 1.5 * browser.DATA_BYTES
+    assert "# Fruit" in await surfer("open", run="other", url=shop.url())
 
 
 async def test_without_leave_this_machine_is_private_too(shop: Shop) -> None:

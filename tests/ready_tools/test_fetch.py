@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -29,7 +31,7 @@ from tests.ready_tools.test_sandboxed import at
 @pytest.mark.parametrize("option", ["timeout", "max_bytes"])
 def test_a_number_that_is_none_is_refused_at_once(option: str) -> None:
     for bad in (-1, 0, "x", True):
-        with pytest.raises(ConfigError, match=f"{option}=.* give a .* above 0"):
+        with pytest.raises(ConfigError, match=f"{option}=.*number"):
             fetch_tool(**{option: bad})  # pyright: ignore[reportArgumentType]
 
 
@@ -232,6 +234,8 @@ PRIVATE = [
     "100.64.0.1", "100.100.100.200", "192.0.0.192", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
     "168.63.129.16", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1",
     "::ffff:127.0.0.1", "::ffff:a9fe:a9fe", "::127.0.0.1", "2002:7f00:1::", "2002:a9fe:a9fe::1", "64:ff9b::7f00:1",
+
+    "192.88.99.1", "2001:db8:1::5efe:7f00:1", "2606:4700::200:5efe:7f00:1", "3fff::1",
     "64:ff9b:1::1", "2001:0:0:0:0:0:80ff:fffe", "not an address", "",
 ]  # fmt: skip
 
@@ -366,6 +370,69 @@ def test_a_hostile_page_takes_time_in_proportion_to_its_length(piece: str) -> No
 
     seconds(1000)
     assert seconds(200_000) < 8 * seconds(50_000) + 0.2  # 4 times the length; the square of it would be 16 times
+
+
+@pytest.mark.parametrize("piece", ["<", "<a>", "<ul><li>", "<p>x", "<a href=x>b</a>"])
+def test_a_page_of_nothing_but_tags_is_read_no_further_than_their_limit(piece: str) -> None:
+    _, text = readable(piece * (2_000_000 // len(piece)), "http://a/")
+    assert "[the page goes on: only its first 100,000 tags and texts were read]" in text[-200:]
+    assert "goes on" not in readable(piece * 20_000, "http://a/")[1]
+
+
+OWN = """
+import asyncio, socket, sys
+from aworld.core.exceptions import ToolError
+from aworld.tools.addresses import AddressPolicy, PrivateAddressError
+from aworld.tools.fetch import get
+from aworld.tools.gate import Gate
+
+ADDRESS = "8.8.4.4"
+
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 6\\r\\nConnection: close\\r\\n\\r\\nSECRET")
+    writer.close()
+
+async def through_gate(policy):
+    gate = Gate(policy)
+    await gate.start()
+    port = int(gate.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"\\x05\\x01\\x00\\x05\\x01\\x00\\x01" + socket.inet_aton(ADDRESS) + (9999).to_bytes(2, "big"))
+    await reader.readexactly(2)
+    code = (await reader.readexactly(4))[1]
+    writer.close()
+    await gate.close()
+    return code
+
+async def main():
+    await asyncio.start_server(answer, "0.0.0.0", 9999)
+    for allowed in ((), [ADDRESS], True):
+        policy = AddressPolicy(allowed)
+        try:
+            said = (await get(f"http://{ADDRESS}:9999/", policy, timeout=10, most=100)).body.decode()
+        except ToolError as error:
+            said = str(error)
+        print(said, await through_gate(policy), sep=" | ")
+
+asyncio.run(main())
+"""
+
+
+def test_an_address_of_this_machine_is_private_however_public_it_looks() -> None:
+    net = "ip link set lo up && ip addr add 8.8.4.4/32 dev lo && exec "
+    command = ["unshare", "-rn", "sh", "-c", f'{net} "$0" -c "$1"', sys.executable, OWN]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if "unshare" in done.stderr or "not found" in done.stderr:
+        pytest.skip(f"no network of its own can be made: {done.stderr}")
+    assert done.stdout.splitlines() == [
+        "Refused: 8.8.4.4 is an address of this machine, which may not be reached. | 2",
+        "SECRET | 0",
+        "SECRET | 0",
+    ], done.stderr
 
 
 def test_tags_and_text_are_told_apart() -> None:

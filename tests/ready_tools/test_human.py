@@ -93,9 +93,9 @@ async def test_an_empty_answer_is_refused_and_the_question_stays_open(nothing: s
     with pytest.raises(TaskError, match="'call_0_0' is empty"):
         await Runners.resume(waiting, agent, answers={"call_0_0": nothing})
     number: Any = 5
-    with pytest.raises(TaskError, match=r"answer to question 'call_0_0' must be text, as a person says it; got 5\."):
+    with pytest.raises(TaskError, match=r"text=5; give text"):
         await Runners.answer(waiting, number)
-    with pytest.raises(TaskError, match="must be text"):
+    with pytest.raises(TaskError, match="text"):
         await Runners.resume(waiting, agent, answers={"call_0_0": number})
     await Runners.answer(waiting, "none")
     assert (await Runners.resume(waiting, agent)).trajectory[0]["observation"][0]["content"] == "none"

@@ -56,6 +56,8 @@ async def think(request: ModelRequest) -> Any:
 def done(response: TaskResponse) -> None:
     """Acknowledge."""
     tell(f"ended {response.id} {response.status}")
+    if not response.success:
+        tell(f"why {response.msg}")
 
 
 async def main() -> None:

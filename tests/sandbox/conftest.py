@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from aworld.sandbox import reaper
+from aworld.sandbox.local import LimitsBy
 from tests.sandbox.e2b_server import Server, served
+from tests.sandbox.places import needs_group
 
 SHARED = tempfile.gettempdir()
 
@@ -29,6 +31,14 @@ async def e2b(monkeypatch: pytest.MonkeyPatch, open_folder: Path) -> AsyncGenera
     """A server that speaks what E2B's does, for the SDK."""
     async with served(monkeypatch, open_folder) as server:
         yield server
+
+
+@pytest.fixture(params=["cgroup", "counting"])
+def way(request: pytest.FixtureRequest) -> LimitsBy:
+    """Each way of keeping limits that can be had here."""
+    if request.param == "cgroup":
+        needs_group()
+    return request.param
 
 
 @pytest.fixture

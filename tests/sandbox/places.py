@@ -21,6 +21,7 @@ from aworld.core.exceptions import ToolError
 from aworld.core.sandbox import ExecResult, Sandbox, SandboxLimits
 from aworld.core.tool.base import ToolContext
 from aworld.sandbox import SandboxPool, open_sandbox
+from aworld.sandbox.cgroup import make_group
 from aworld.sandbox.local import Isolation, LocalSandbox
 from aworld.sandbox.pool import PooledSandbox
 from aworld.tools.python import python_tool
@@ -41,6 +42,15 @@ needs_e2b = pytest.mark.skipif(
 SMALL = SandboxLimits(
     cpu_seconds=5, wall_seconds=20, memory_mb=128, processes=24, disk_mb=16, output_bytes=10_000, network=False
 )
+
+
+def needs_group() -> None:
+    """Skip where no control group can be made."""
+    group = make_group("aworld-test", SMALL, 0)
+    if group is None:
+        pytest.skip("no control group can be made here (run as root, or by systemd-run --user --scope)")
+    for folder in group.folders:
+        folder.rmdir()
 
 
 @asynccontextmanager

@@ -13,12 +13,13 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from aworld.core.sandbox import SandboxError, SandboxLimits
+from aworld.sandbox.local import LimitsBy
 from aworld.sandbox.profile import MASKED
 from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, new_mark, python
 
@@ -322,19 +323,20 @@ for _ in range(400):
     except BlockingIOError:
         pass
     time.sleep(0.002)
+time.sleep(1.5)
 print('filled')
 """
 
 
 @pytest.mark.parametrize("program", [FILL, FILL_BY_MANY, FILL_SHARED, FILL_HIDDEN, FILL_SOCKETS])
-async def test_memory_is_limited(program: str) -> None:
-    async with local() as box:
+async def test_memory_is_limited(program: str, way: LimitsBy) -> None:
+    async with local(replace(SMALL, memory_mb=64), limits_by=way) as box:
         result = await python(box, program)
         assert b"MemoryError" in result.stderr or result.limit == "memory_mb"
         assert result.exit_code != 0
         assert b"filled" not in result.stdout or program == FILL_BY_MANY
         assert (await box.exec("echo fine")).stdout == b"fine\n"
-    async with local(SandboxLimits(memory_mb=1024)) as box:
+    async with local(SandboxLimits(memory_mb=1024), limits_by=way) as box:
         assert b"filled" in (await python(box, program)).stdout
 
 
@@ -399,9 +401,9 @@ async def test_the_number_of_files_is_limited() -> None:
         assert (await python(box, FILES % 900)).stdout == b"filled\n"
 
 
-async def test_processor_time_is_limited() -> None:
+async def test_processor_time_is_limited(way: LimitsBy) -> None:
     limits = SandboxLimits(cpu_seconds=0.4, wall_seconds=20)
-    async with local(limits) as box:
+    async with local(limits, limits_by=way) as box:
         for line in ("while :; do :; done", "while :; do (i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done); done"):
             result = await box.exec(line)
             assert result.limit == "cpu_seconds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess
-from aworld.sandbox import open_sandbox
+from aworld.sandbox import channel, open_sandbox
 from aworld.sandbox.e2b import E2BSandbox
 from aworld.sandbox.local import Isolation
 from tests.sandbox.e2b_server import served
@@ -198,3 +199,23 @@ async def test_nothing_is_left_open(box: Sandbox) -> None:
     await (await box.open_process(["cat"])).stop()  # told after the other, so done after it
     await asyncio.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@needs_bubblewrap
+async def test_a_worker_that_is_stuck_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "READY_SECONDS", 0.3)
+    async with asyncio.timeout(30), local() as box:
+        (worker,) = Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGSTOP)
+        with pytest.raises(SandboxError, match=r"cat cannot be started in \.: its worker did not start it in 0\.3 s"):
+            await box.open_process(["cat"])
+        with pytest.raises(SandboxError, match="its worker did not end a command"):
+            await box.exec("true", timeout=0.1)
+
+
+async def test_a_flood_that_nobody_reads_is_stopped(box: Sandbox) -> None:
+    async with asyncio.timeout(60):
+        program = await box.open_process(["python3", "-c", "import os\nwhile True: os.write(1, bytes(1 << 16))"])
+        assert await program.receive()
+        await program.stop()
+        assert (await box.exec("echo fine")).stdout == b"fine\n"

@@ -19,6 +19,8 @@ from tests.sandbox.places import SMALL, NamedPool, needs_bubblewrap
 class Paper:
     """A sandbox that is none, for tests of the pool alone."""
 
+    limits_by = "counting"
+
     def __init__(self, number: int, kin: Factory) -> None:
         self.id = f"paper-{number}"
         self.limits = SMALL

@@ -3,7 +3,8 @@
 It speaks no more than the tests need. Arguments: `mute` never answers, `shy` does not list its tools, `loud` floods
 standard error before every answer, `babble` prints what is no JSON before every answer, `stubborn` ignores the end of
 its input and SIGTERM, `family` has a child that outlives it, `dead` ends at once, `endless` answers calls with one
-line that never ends, `twice` lists each of its tools on two pages.
+line that never ends, `twice` lists each of its tools on two pages, `broken` lists some that are none, `many` lists new
+ones on every page, `idle` asks the client's model before it lists its tools.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import subprocess
 import sys
 from typing import Any
 
+QUESTION = {"messages": [{"role": "user", "content": {"type": "text", "text": "hello?"}}], "maxTokens": 100_000}
 MODES = set(sys.argv[1:])
-TOOLS = ["echo", "crash", "garble", "pids", "log", "elicit", "sample", "swallow"]
+TOOLS = ["echo", "crash", "garble", "pids", "log", "elicit", "sample", "swallow", "half"]
 
 
 def put(line: str, fd: int = 1) -> None:
@@ -68,8 +70,10 @@ def call(id: Any, name: str, arguments: dict[str, Any]) -> None:
             asked: dict[str, Any] = {"message": "Your name?", "requestedSchema": {"type": "object", "properties": {}}}
             answer(id, json.dumps(ask("elicitation/create", asked)))
         case "sample":
-            question = {"role": "user", "content": {"type": "text", "text": "hello?"}}
-            answer(id, json.dumps(ask("sampling/createMessage", {"messages": [question], "maxTokens": 7})))
+            said = [ask("sampling/createMessage", QUESTION) for _ in range(arguments.get("times", 1))]
+            answer(id, json.dumps(said if "times" in arguments else said[0]))
+        case "half":
+            answer(id, "half a letter: \ud800")
         case "swallow":
             pass  # no answer, ever
         case _:
@@ -93,7 +97,15 @@ def handle(message: dict[str, Any]) -> None:
         pass
     elif method == "tools/list":
         tools = [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]
-        more = {"nextCursor": "more"} if "twice" in MODES and not params.get("cursor") else {}
+        page = params.get("cursor") or ""
+        more = {"nextCursor": "more"} if "twice" in MODES and not page else {}
+        if "many" in MODES:
+            tools = [{"name": f"tool{page}-{number}", "inputSchema": {"type": "object"}} for number in range(300)]
+            more = {"nextCursor": f"{page}x"}
+        if "broken" in MODES:
+            tools += [{"name": "bad", "inputSchema": {"type": "object", "properties": 5}}, {"name": "none"}, 7]
+        if "idle" in MODES:
+            put(json.dumps(ask("sampling/createMessage", QUESTION)), 2)
         say({"id": id, "result": {"tools": tools, **more}})
     elif method == "tools/call":
         call(id, params["name"], params.get("arguments") or {})

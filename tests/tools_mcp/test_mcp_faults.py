@@ -80,6 +80,31 @@ async def test_one_that_dies_all_the_time_is_left_alone_for_a_while(
     assert await caller(tools["echo"], text="back") == "back"
 
 
+async def test_a_tool_that_is_none_takes_no_other_with_it(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    tools = await tools_of(s=rough("broken"))
+    assert await caller(tools["echo"], text="here") == "here"
+    assert not {"bad", "none"} & tools.keys()
+    assert "its tool 'bad' is left out: inputSchema.properties: Input should be a valid dictionary" in caplog.text
+    assert "its tool 'none' is left out: inputSchema: Field required" in caplog.text
+
+
+async def test_an_answer_that_is_no_message_ends_its_call_at_once(caller: Caller) -> None:
+    tools = await tools_of(s=rough())
+    async with asyncio.timeout(20):
+        with pytest.raises(ToolError, match="'s': its answer is not what the protocol says"):
+            await caller(tools["half"])
+    assert await caller(tools["echo"], text="on") == "on"
+
+
+async def test_a_list_of_tools_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ToolError, match=r"'s' lists more than 1,000 tools or 64 MB of them"):
+        await tools_of(s=rough("many"))
+    monkeypatch.setattr("aworld.tools.mcp_client.MOST_BYTES", 5000)
+    monkeypatch.setattr("aworld.tools.mcp_client.MOST_TOOLS", 10**9)
+    with pytest.raises(ToolError, match="lists more than"):
+        await tools_of(s=rough("many", timeout=61))
+
+
 async def test_a_server_that_hangs_is_stopped_by_the_tools_deadline() -> None:
     server = rough(call_timeout=0.3)
     agent = Agent(

@@ -58,6 +58,22 @@ class Clock:
         return max(limit, QUEUE) - (time.perf_counter() - self.queued) if seconds is None else limit - seconds
 
 
+class Account(Protocol):
+    """What one tool call may have models do, out of what the limits of its run have left."""
+
+    def reserve(self, wanted: Usage) -> Usage:
+        """Set aside what asking a model may use, before it is asked. What is granted may be fewer `output_tokens`.
+
+        Raises LimitReached, which names the limit, when there is nothing left.
+        """
+        ...
+
+    def settle(self, granted: Usage, used: Usage | None, source: str, data: dict[str, Any]) -> None:
+        """Put what was used in the place of what was granted, None for a model that did not answer; and an event on
+        record of who asked (`source`), with `data`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ToolContext:
     """What a tool may know of the call it serves. A function tool gets it by annotating a parameter with this type."""
@@ -74,7 +90,10 @@ class ToolContext:
     """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
     are no readers."""
     spent: list[Usage] = field(default_factory=list[Usage])
-    """A tool that asks a model adds here what that used; it counts towards the limits of the run."""
+    """What models used that the tool asked; it counts towards the limits of the run when the call is over. A tool that
+    may ask many times asks `account` first."""
+    account: Account | None = None
+    """What it may still spend on models; None outside of a run."""
     clock: Clock = field(default_factory=Clock)
     """The time that the call takes; `THREADS.run(function, context.clock)` stops it while it waits for a thread."""
 

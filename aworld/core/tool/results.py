@@ -88,7 +88,7 @@ def _from_bytes(value: bytes) -> str:
 def _to_json(value: Any) -> str:
     try:
         try:
-            text = _ENCODER.encode(value).decode()
+            text = ENCODER.encode(value).decode()
             if "null" not in text:  # as which what is no number would be written
                 return text
         except UnicodeEncodeError:  # a lone surrogate somewhere in it
@@ -98,7 +98,7 @@ def _to_json(value: Any) -> str:
         except TypeError:  # a key that only an encoder takes
             plain = value
         cleaned = _cleaned(plain)
-        return text if text and cleaned == plain else _ENCODER.encode(cleaned).decode()
+        return text if text and cleaned == plain else ENCODER.encode(cleaned).decode()
     except RecursionError:
         raise ToolError("The tool's result contains itself or is nested too deeply; JSON cannot show it.") from None
     except (TypeError, ValueError, OverflowError) as error:
@@ -143,7 +143,7 @@ def json_form(value: Any) -> Any:
     raise TypeError(f"of type {kind}")
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=json_form)
+ENCODER = msgspec.json.Encoder(enc_hook=json_form)
 
 
 def _culprit(value: Any, where: str, depth: int) -> tuple[str, str] | None:
@@ -176,7 +176,7 @@ def _items(value: Any, where: str) -> Iterable[tuple[str, Any]]:
 
 def _encodes(value: Any) -> bool:
     try:
-        _ENCODER.encode(value)
+        ENCODER.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return False
     return True
