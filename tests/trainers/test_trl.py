@@ -312,11 +312,12 @@ def test_the_engine_refuses_what_trl_cannot_do(policy: Path, tmp_path: Path) -> 
         trainer_of(policy, tmp_path, minibatches=3)
     with pytest.raises(ConfigError, match="learning_rate"):
         trainer_of(policy, tmp_path, options={"learning_rate": 1.0})
-    for options, said in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"peft_config": {}}, "no LoRA"),
         ({"loss_typ": "grpo"}, "did you mean 'loss_type'"),
         ({"loss_type": "dr_grpo"}, "max_completion_length"),
-    ):
+    ]
+    for options, said in refused:
         with pytest.raises(ConfigError, match=said):
             trainer_of(policy, tmp_path, options=options)
     with pytest.raises(ConfigError, match="on this machine"):
