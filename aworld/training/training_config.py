@@ -42,6 +42,9 @@ class TrainingConfig(Settings):
     update a step (`epochs` and `minibatches` of 1) the ratio is 1, and this does nothing."""
     clip_high: float | None = Field(default=None, gt=0)
     """The same for a ratio above 1, where it is to be another ("clip-higher" of DAPO); None for `clip`."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the first policy (KL, in nats a token), which is taken off the advantages: it keeps
+    a policy from giving up acts that are not right yet. It costs another forward pass of each sample."""
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this norm; None leaves them."""
     advantages: str = "group_normalised"

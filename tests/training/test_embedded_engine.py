@@ -74,6 +74,14 @@ def test_it_learns_what_is_rewarded_and_the_control_does_not(tmp_path: Path) -> 
     assert max(map(success, control.history[-3:])) < 0.6
 
 
+def test_a_weight_of_kl_keeps_the_policy_near_the_first_one(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 30, "groups": 8, "samples": 8, "checkpoint_every": 0}
+    near = trained(tmp_path / "near", kl=2.0, **settings).history
+    free = trained(tmp_path / "free", kl=1e-9, **settings).history
+    assert near[0].statistics["kl_to_start"] == pytest.approx(0.0, abs=1e-4)
+    assert 2 * near[-1].statistics["kl_to_start"] < free[-1].statistics["kl_to_start"]
+
+
 def test_imitation_of_successes_learns_too(tmp_path: Path) -> None:
     result = trained(tmp_path, steps=25, groups=8, samples=8, algorithm="sft", checkpoint_every=0)
     assert success(result.history[-1]) > success(result.history[0]) + 0.3

@@ -145,7 +145,7 @@ def grpo_arguments(config: TrainingConfig, output: Path, on_cpu: bool) -> dict[s
         "lr_scheduler_type": "constant",
         "epsilon": config.clip,
         "epsilon_high": config.clip_high,
-        "beta": 0.0,
+        "beta": config.kl,
         "temperature": config.temperature,
         "max_grad_norm": config.max_gradient_norm or 0.0,
         "max_completion_length": None,
