@@ -24,6 +24,7 @@ from aworld.core.sandbox import Sandbox, SandboxSource
 from aworld.core.tool.base import ToolContext
 from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
+from aworld.models.providers import named_model
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -104,9 +105,23 @@ class Agent(BaseAgent):
     @property
     def model(self) -> Model:
         """The model, with the environment read now. Raises ConfigError that names a missing variable."""
-        if self._model is None:
-            return build_model(self.conf.llm_config)
-        return build_model(self._model) if isinstance(self._model, str) else self._model
+        return (
+            self._model if self._model is not None and not isinstance(self._model, str) else build_model(self._config)
+        )
+
+    @property
+    def _config(self) -> ModelConfig:
+        """The settings of the model. One that is named by text takes what the settings say of sampling and limits;
+        a key, an address and headers are of the provider that the settings name, and of no other."""
+        config = self.conf.llm_config
+        if not isinstance(self._model, str):
+            return config
+        named = named_model(self._model)
+        changed: dict[str, Any] = {"llm_model_name": named.llm_model_name}
+        if named.llm_provider not in (None, config.provider):
+            changed |= {"llm_provider": named.llm_provider, "llm_base_url": None, "llm_api_version": None}
+            changed |= {"llm_api_key": None, "llm_headers": {}, "params": {}}
+        return config.model_copy(update=changed)
 
     @typed()
     def with_model(self, model: Model | str | Path) -> Agent:
@@ -154,8 +169,8 @@ class Agent(BaseAgent):
     async def _sample(self, request: ModelRequest, context: ToolContext) -> ModelReply:
         """Ask this agent's model for an MCP server that may. Raises ModelError."""
         limit = request.params.get("max_tokens")
-        if limit is not None and self._model is None:  # each provider has its own word for it
-            model = build_model(self.conf.llm_config.model_copy(update={"llm_max_tokens": limit}))
+        if limit is not None and (self._model is None or isinstance(self._model, str)):  # each has its own word for it
+            model = build_model(self._config.model_copy(update={"llm_max_tokens": limit}))
             params = {key: value for key, value in request.params.items() if key != "max_tokens"}
             request = msgspec.structs.replace(request, params=params)
         else:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum, StrEnum
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aworld.config.errors import ConfigError, known_keys
 
@@ -109,6 +109,13 @@ class ModelConfig(Settings):
     """Ask the server for token ids and log-probabilities (vLLM's `return_token_ids` and `logprobs`)."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Extras sent as they are in the request body."""
+
+    @field_validator("params")
+    @classmethod
+    def _leave_what_is_logged(cls, params: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"messages", "model"} & params.keys()):
+            raise ValueError(f"{', '.join(taken)}: would be sent in place of what the log says; leave it out")
+        return params
 
     @property
     def provider(self) -> str:

@@ -68,7 +68,12 @@ def as_text(value: str | None) -> str | None:
 
 def _is_number(value: Any, whole: bool = False, above: float = -math.inf) -> bool:
     kind = int if whole else Real
-    return isinstance(value, kind) and not isinstance(value, bool) and above < cast("float", value) < math.inf
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    try:
+        return above < (cast("int", value) if whole else float(cast("float", value))) < math.inf
+    except OverflowError:  # a whole number beyond all that a float can be
+        return False
 
 
 def _is_a(kind: type, value: Any) -> bool:

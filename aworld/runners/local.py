@@ -24,7 +24,7 @@ from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewa
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.driver import refuse_interactive, run_to_end
+from aworld.runners.driver import not_ended, refuse_interactive, run_to_end
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
 
@@ -167,6 +167,7 @@ async def run_many(
     named = tuple(task.id for task in tasks if task.named)
     if taken := await store.query(Query(ids=named)) if named else ():
         raise already_there(taken[0].id, store.url)
+    await _check_turns_before(tasks, store, among=ids if conf.sequence_dependent else ())
     executor = executor_of(conf, store)
     responses: dict[str, TaskResponse] = {}
     # One after the other is as many batches of one: the first that does not finish stops the rest.
@@ -179,6 +180,17 @@ async def run_many(
         if conf.sequence_dependent and not all(response.success for response in responses.values()):
             break
     return {id: responses[id] for id in ids if id in responses}
+
+
+async def _check_turns_before(tasks: Sequence[Task], store: TrajectoryStore, among: Iterable[str]) -> None:
+    """Raises TaskError, before any task begins, where one goes on from a run that is not there or has not ended."""
+    names = {task.after for task in tasks if isinstance(task.after, str)} - set(among)
+    ended = {summary.id: summary for summary in await store.query(Query(ids=tuple(names)))} if names else {}
+    for name in names:
+        if name not in ended:
+            await store.read(name)  # says that there is none, and which is near
+        elif ended[name].finished_at is None:
+            raise not_ended(name, ended[name].status)
 
 
 async def _tell(listener: Callable[[Any], Any], news: Any) -> None:

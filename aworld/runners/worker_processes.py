@@ -2,8 +2,9 @@
 
 Tasks travel as references: code is named by where it is imported from, and found by its identity (whatever a module
 holds under a name can travel as `module:name`); everything else is data. A worker is this module, run: it takes a task
-a line from standard input, and says of each how it ended. Its parent owns it: when standard input closes, also because
-the parent was killed, what runs is cancelled and the process ends. What tools print goes to standard error.
+a line from standard input, and says of each how it ended. Its parent owns it: an empty line means that what runs is to
+be cancelled. When standard input closes without one, the parent was killed, and its runs are left as a killed process
+leaves them: unfinished, so that they can be resumed. What tools print goes to standard error.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from aworld.agents.definitions import secrets_of, travels, unit_of
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
+from aworld.core.bounded import described
 from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.event import Status, TaskInfo
-from aworld.core.exceptions import AWorldError, ConfigError, TaskError
+from aworld.core.exceptions import AWorldError, ConfigError, StoreError, TaskError
 from aworld.core.message import Content, Message
 from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
@@ -88,10 +90,16 @@ class ProcessExecutor(Executor):
 
     async def _start(self) -> _Worker:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "aworld.runners.worker_processes", self.store.url, str(os.getpid()),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment, limit=1 << 24,
-        )  # fmt: skip
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "aworld.runners.worker_processes", self.store.url, str(os.getpid()),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment, limit=1 << 24,
+            )  # fmt: skip
+        except OSError as error:
+            raise TaskError(
+                f"A worker process could not be started with {sys.executable!r}: {error}. What was done is kept; run "
+                "the rest with engine 'local', or with fewer workers."
+            ) from error
         return _Worker(process)
 
     async def run_one(self, task: Task) -> TaskResponse:
@@ -105,7 +113,10 @@ class ProcessExecutor(Executor):
             if ended.misuse is not None:
                 raise TaskError(ended.misuse)
             self._restarts = 0
-            episode = Episode(task, self.store, await self._record(task.id))
+            try:
+                episode = Episode(task, self.store, await self._record(task.id))
+            except StoreError as broken:  # the store is gone: the run says so, and ends no others
+                return TaskResponse(Trajectory(task.id), "interrupted", error=str(broken), store=self.store)
             return episode.recorded_response(ended.status, ended.error, ended.seconds)
         record = await self._record(task.id)
         why = f"Task {task.id!r} was given up: {ATTEMPTS} worker processes died while they ran it."
@@ -186,6 +197,8 @@ class _Worker:
     def leave(self) -> None:
         """Let it cancel what it runs, and end."""
         if self.process.stdin is not None:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self.process.stdin.write(b"\n")
             self.process.stdin.close()
 
     async def end(self) -> None:
@@ -376,24 +389,27 @@ def _main(path: str) -> ModuleType:
     return sys.modules[MAIN]
 
 
-async def serve(url: str, answers: int) -> None:
-    """Run what comes until nothing more can; `answers` is the descriptor of the pipe to the parent."""
+async def serve(url: str, orders: int, answers: int) -> None:
+    """Run what comes until nothing more can; `orders` and `answers` are the descriptors of the pipes to the parent."""
     loop, store = asyncio.get_running_loop(), store_of(url)
     reader = asyncio.StreamReader(limit=1 << 26)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(orders, "rb"))
     decoder = msgspec.json.Decoder(Begin)
     running: set[asyncio.Task[None]] = set()
+    line = b""
 
     async def execute(begin: Begin) -> None:
         ended = await _execute(begin, store)
         os.write(answers, msgspec.json.encode(ended) + b"\n")
 
     with rare_collection():
-        while line := await reader.readline():
+        while (line := await reader.readline()).strip():
             task = asyncio.create_task(execute(decoder.decode(line)))
             running.add(task)
             task.add_done_callback(running.discard)
-        for task in running:
+        if not line:  # the parent was killed: what runs is stopped, and no end of it is written
+            await store.close()
+        for task in list(running):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     await store.close()
@@ -413,15 +429,18 @@ async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
         response = await run_to_end(task, store, record)
     except AWorldError as error:
         return RunEnded(begin.task.id, misuse=str(error))
+    except Exception as error:  # noqa: BLE001 - of the function that makes a task; the parent waits for a word
+        return RunEnded(begin.task.id, misuse=f"A worker process could not begin the task: {described(error)}")
     return RunEnded(begin.task.id, response.status, response.error, response.time_cost)
 
 
 def main(arguments: list[str]) -> Any:
     """`python -m aworld.runners.worker_processes STORE PARENT`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
-    answers = os.dup(1)
+    orders, answers = os.dup(0), os.dup(1)
     os.dup2(2, 1)
-    asyncio.run(serve(arguments[0], answers))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a program that a tool starts would read the tasks of others
+    asyncio.run(serve(arguments[0], orders, answers))
 
 
 if __name__ == "__main__":

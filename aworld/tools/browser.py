@@ -45,7 +45,7 @@ from aworld.tools.inside import source
 
 if TYPE_CHECKING:  # an extra, imported when a page is opened
     from playwright.async_api import Browser as Chromium
-    from playwright.async_api import BrowserContext, Locator, Page, Playwright
+    from playwright.async_api import BrowserContext, CDPSession, Locator, Page, Playwright
 
 logger = logging.getLogger(__name__)
 
@@ -200,11 +200,16 @@ class Browser:
         async with tab.lock:
             try:
                 await tab.start()
-                await tab.freeze(False)
+                await tab.go_on()
                 try:
                     yield tab
-                finally:
-                    await tab.freeze(True)
+                except asyncio.CancelledError:  # nobody waits for a page that may not even answer
+                    tab.pausing = asyncio.create_task(tab.pause())
+                    raise
+                except BaseException:
+                    await tab.pause()
+                    raise
+                await tab.pause()
             except Error as error:
                 refused = tab.gate.take_refused()
                 if refused:
@@ -223,6 +228,10 @@ class _Tab:
         self._timeout = timeout
         self._size = size
         self._context: BrowserContext | None = None
+        self._paused: list[CDPSession] = []
+        """That hold pages still."""
+        self.pausing: asyncio.Task[None] | None = None
+        """Of a call that was cancelled."""
         self._process: _BrowserProcess | None = None
 
     async def start(self) -> None:
@@ -249,27 +258,33 @@ class _Tab:
         self.page = page
         return None
 
-    async def freeze(self, frozen: bool) -> None:
-        """Let the pages stand still, or go on: between calls none of them has anything to do.
+    async def pause(self) -> None:
+        """Let the scripts of all pages stand still until the next call, as in a debugger.
 
-        One that does not even answer, since it computes for ever, is closed.
+        A page that does not even answer, since it computes for ever, is closed.
         """
-        if self._context is None or self._process is None or not self._process.is_alive():
-            return
-        await asyncio.gather(*(self._freeze(self._context, page, frozen) for page in self._context.pages))
+        if self._context is not None and self._process is not None and self._process.is_alive():
+            await asyncio.gather(*(self._pause(self._context, page) for page in self._context.pages))
 
-    async def _freeze(self, context: BrowserContext, page: Page, frozen: bool) -> None:
+    async def go_on(self) -> None:
+        """Let them go on."""
+        if self.pausing is not None:
+            await asyncio.wait((self.pausing,))
+            self.pausing = None
+        paused, self._paused = self._paused, []
+        await asyncio.gather(*(session.detach() for session in paused), return_exceptions=True)
+
+    async def _pause(self, context: BrowserContext, page: Page) -> None:
         from playwright.async_api import Error
 
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                if frozen:
-                    await asyncio.gather(*(worker.evaluate("0") for worker in page.workers), page.evaluate("0"))
+                await asyncio.gather(*(worker.evaluate("0") for worker in page.workers), page.evaluate("0"))
                 session = await context.new_cdp_session(page)
-                await session.send("Page.setWebLifecycleState", {"state": "frozen" if frozen else "active"})
-                await session.detach()
-            if not frozen and page is self.page:
-                await page.bring_to_front()
+                self._paused.append(session)
+                send: Any = getattr(session, "send")  # noqa: B009 - Playwright says no more of it
+                await send("Debugger.enable")
+                await send("Debugger.pause")
         except TimeoutError:
             await page.close()
         except Error as error:  # it has just been closed, or goes on to another page
@@ -278,6 +293,10 @@ class _Tab:
     async def close(self) -> None:
         """Close the window."""
         (context, process), self._context, self._process = (self._context, self._process), None, None
+        self._paused.clear()
+        if self.pausing is not None:
+            self.pausing.cancel()
+            self.pausing = None
         try:
             if context is not None and process is not None and process.is_alive():
                 await context.close()

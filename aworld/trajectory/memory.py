@@ -181,14 +181,17 @@ class MemoryStore:
         self.hub.publish(id, [*map(NoteAdded, numbered)])
         return Ready([note.seq for note in numbered])
 
+    @typed(TaskError)
     async def read(self, id: str, *, after: int = -1) -> list[Event]:
         """See `TrajectoryStore.read`."""
         return self._log(id).read(after)
 
+    @typed(TaskError)
     async def notes(self, id: str, *, after: int = -1) -> list[Note]:
         """See `TrajectoryStore.notes`."""
         return self._log(id).notes[after + 1 :]
 
+    @typed()
     def follow(
         self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
     ) -> AsyncGenerator[tuple[str, Entry]]:
@@ -221,6 +224,7 @@ class MemoryStore:
         """See `TrajectoryStore.facets`."""
         return tabulate(self._summaries(query), fields, query)
 
+    @typed()
     def scan(
         self, query: Query = EVERYTHING, *, on_unreadable: Callable[[StoreError], None] = log_unreadable
     ) -> Iterator[tuple[Summary, Recorded]]:
@@ -251,6 +255,7 @@ class MemoryStore:
             raise unknown_digest("blob", digest, self.url)
         return self._blobs[digest]
 
+    @typed(TaskError)
     async def delete(self, id: str, *, forks: bool = False) -> int:
         """See `TrajectoryStore.delete`."""
         log = self._log(id)

@@ -43,6 +43,9 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 OPS = ("=", "!=", "in", *_COMPARE)
 
+LARGEST = 2**63 - 1
+"""The largest whole number that a table holds."""
+
 
 class Where(Struct, frozen=True):
     """A condition on a column of `Summary` or on a label (`labels.problem`).
@@ -56,8 +59,10 @@ class Where(Struct, frozen=True):
     value: Any
 
     def __post_init__(self) -> None:
-        kind = str if self.label else COLUMNS[one_of("field", self.field, COLUMNS)].type
         one_of("op", self.op, OPS)
+        if not isinstance(self.field, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers give anything
+            raise ConfigError(f"field={self.field!r} is no text; give the name of a column, or {LABEL}NAME")
+        kind = str if self.label else COLUMNS[one_of("field", self.field, COLUMNS)].type
         if self.op in ("prefix", "contains") and kind is not str:
             raise ConfigError(f"{self.field} {self.op} {self.value!r} | a number has none; use = != < <= > >= or in")
         if self.op == "in":
@@ -87,9 +92,10 @@ def _check_type(where: Where, kind: type, value: Any) -> None:
         fits = is_text(value)
     else:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+        fits = fits and not (isinstance(value, int) and abs(value) > LARGEST)
     if not fits:
-        what = "text without lone surrogates" if kind is str else "a number"
-        raise ConfigError(f"{where.field} {where.op} {value!r} | {where.field} is {what}", setting=where.field)
+        what = "text without lone surrogates" if kind is str else f"a number, a whole one at most {LARGEST}"
+        raise ConfigError(f"{where.field} {where.op} {value!r:.60} | {where.field} is {what}", setting=where.field)
 
 
 class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -131,8 +137,8 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A column of `Summary`, with `-` before it the largest first; or `newest`, `oldest` (by start), `best`, `worst`
     (by score). What is unknown comes last; equals are in the order of writing. By `started_at`, `score`, `cost` and
     `duration` a store of any size is ordered at once; by others it is sorted."""
-    limit: Annotated[int, Meta(ge=0)] | None = None
-    offset: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=0, le=LARGEST)] | None = None
+    offset: Annotated[int, Meta(ge=0, le=LARGEST)] = 0
     after: str | None = None
     """Where the page before ended: its `Page.next`, or the id of its last trajectory. Paging that stays right while new
     runs arrive, and is as quick in the middle as at the beginning."""

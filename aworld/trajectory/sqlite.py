@@ -21,7 +21,7 @@ import msgspec
 
 from aworld.core.checks import typed
 from aworld.core.event import Event, Note
-from aworld.core.exceptions import ConfigError, StoreError
+from aworld.core.exceptions import ConfigError, StoreError, TaskError
 from aworld.trajectory.hub import Entry, Hub, follow
 from aworld.trajectory.memory import unknown_digest
 from aworld.trajectory.query import EVERYTHING, Facets, Page, Query, Recorded, log_unreadable
@@ -211,14 +211,17 @@ class SQLiteStore:
     async def _write(self, do: Callable[[sqlite3.Connection], _T]) -> _T:
         return await asyncio.wrap_future(self._writer.call(do))
 
+    @typed(TaskError)
     async def read(self, id: str, *, after: int = -1) -> list[Event]:
         """See `TrajectoryStore.read`."""
         return await self._read(lambda connection: compose(connection, self.url, id, after=after))
 
+    @typed(TaskError)
     async def notes(self, id: str, *, after: int = -1) -> list[Note]:
         """See `TrajectoryStore.notes`."""
         return await self._read(lambda connection: noted(connection, self.url, id, after=after))
 
+    @typed()
     def follow(
         self, ids: str | Iterable[str] | Query, *, after: int = -1, notes_after: int = -1
     ) -> AsyncGenerator[tuple[str, Entry]]:
@@ -263,6 +266,7 @@ class SQLiteStore:
         with self._connection() as connection:
             return ask(connection)
 
+    @typed()
     def scan(
         self, query: Query = EVERYTHING, *, on_unreadable: Callable[[StoreError], None] = log_unreadable
     ) -> Iterator[tuple[Summary, Recorded]]:
@@ -307,6 +311,7 @@ class SQLiteStore:
             self._writer.call(_opened).result()  # the writer brings an old file up to date when it opens it
         return connection
 
+    @typed(TaskError)
     async def delete(self, id: str, *, forks: bool = False) -> int:
         """See `TrajectoryStore.delete`."""
         return await asyncio.wrap_future(self._writer.delete(id, forks))

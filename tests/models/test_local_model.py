@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,31 @@ async def test_a_cancelled_call_ends_at_once_and_the_next_one_is_answered() -> N
     assert time.monotonic() - began < 1
     assert (await stream.response()).status == "cancelled"
     assert (await Runners.run("Say hello.", Agent("b", STEADY))).success
+
+
+_LEFT = """
+import asyncio
+from aworld.agents.llm_agent import Agent
+from aworld.config import AgentConfig
+from aworld.runner import Runners
+
+async def main():
+    agent = Agent("a", AgentConfig(llm_provider="local", llm_max_tokens=2000))
+    await Runners.run("Say hello.", Agent("b", AgentConfig(llm_provider="local", llm_max_tokens=2)))
+    runs = (Runners.run(f"Write a long story of {n}.", agent, timeout=0.3) for n in range(4))
+    print({response.status for response in await asyncio.gather(*runs)})
+
+asyncio.run(main())
+"""
+
+
+@local
+async def test_a_process_that_left_calls_ends_in_peace() -> None:
+    """A thread inside the engine when the interpreter ends is a crash, in about two of three processes."""
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", _LEFT, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(60):
+        output, _ = await program.communicate()
+    assert (output, program.returncode) == (b"{'timeout'}\n", 0)
 
 
 def _task(agent: Agent) -> Any:
@@ -201,3 +227,27 @@ async def test_an_error_of_the_model_passes_through() -> None:
 
     response = await Runners.run("x", Agent("a", model=ToolsByText(FunctionModel(fails), "prompt"), tools=[weather]))
     assert (response.status, "out of order" in response.msg) == ("failed", True)
+
+
+@local
+async def test_a_model_named_by_text_takes_the_settings_of_sampling_with_it() -> None:
+    conf = AgentConfig(
+        llm_temperature=0, llm_max_tokens=4, llm_api_key="sk-other", llm_base_url="http://127.0.0.1:9/v1"
+    )
+    response = await Runners.run("Say hello.", Agent("a", conf, model="local"))
+    assert response.success, response.msg
+    assert response.usage.output_tokens == 4
+    assert response.record.calls[0].params == {"max_tokens": 4, "temperature": 0, "tool_mode": "structured"}
+
+
+def test_a_key_and_an_address_are_of_the_provider_that_the_settings_name() -> None:
+    conf = AgentConfig(llm_provider="openai", llm_api_key="sk-mine", llm_base_url="http://127.0.0.1:9/v1", llm_seed=3)
+    same: Any = Agent("a", conf, model="gpt-4o").model
+    assert (same.name, same.url, same.config.llm_api_key) == (
+        "gpt-4o",
+        "http://127.0.0.1:9/v1/chat/completions",
+        "sk-mine",
+    )
+    other: Any = Agent("a", conf, model="ollama:qwen3:8b").model
+    assert (other.name, other.config.llm_api_key, other.config.llm_seed) == ("qwen3:8b", None, 3)
+    assert "127.0.0.1:9" not in other.url

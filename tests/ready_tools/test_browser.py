@@ -252,7 +252,10 @@ async def test_private_addresses_are_refused_to_every_part_of_a_page(surfer: Sur
         with pytest.raises(ToolError, match=r"Refused: .*may not be reached"):
             await surfer("open", url=url)
     await surfer("open", url=shop.url("/spy"))
-    page = surfer.of("run")._tab_of_run._context.pages[0]  # pyright: ignore[reportOptionalMemberAccess]
+    tab = surfer.of("run")._tab_of_run
+    assert tab is not None
+    await tab.go_on()
+    page = tab._context.pages[0]  # pyright: ignore[reportOptionalMemberAccess]
     await page.wait_for_function("document.getElementById('out').textContent != 'waiting'")
     assert await page.evaluate("document.getElementById('out').textContent") == "no: TypeError"
     assert shop.private == []
@@ -276,7 +279,7 @@ async def packets_of_a_call(surfer: Surfer, shop: Shop) -> int:
     tab = surfer.of("run")._tab_of_run
     assert tab is not None
     async with asyncio.timeout(60):
-        await tab.freeze(False)
+        await tab.go_on()
         await tab.page.wait_for_function("document.getElementById('out').textContent != 'waiting'")
     assert await tab.page.text_content("#out") == "tried"
     transport.close()
@@ -296,7 +299,8 @@ async def test_no_packet_of_a_page_goes_around_the_gate(
         monkeypatch.setattr(browser.inside, "__file__", str(tmp_path / "__init__.py"))
     if way == "control":
         monkeypatch.setattr(browser, "_ARGUMENTS", ())
-    monkeypatch.setattr(browser, "_process_here", lambda process=browser._BrowserProcess(): process)
+    process = browser._BrowserProcess()
+    monkeypatch.setattr(browser, "_process_here", lambda: process)
     surfer = Surfer(Browser(allow_private=["127.0.0.1"], timeout=60))
     try:
         packets = await packets_of_a_call(surfer, shop)
@@ -319,7 +323,8 @@ async def test_it_has_no_rights_and_no_keys_of_ours(
     surfer: Surfer, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_API_KEY", "sk-secret")
-    monkeypatch.setattr(browser, "_process_here", lambda process=browser._BrowserProcess(): process)
+    process = browser._BrowserProcess()
+    monkeypatch.setattr(browser, "_process_here", lambda: process)
     own = Surfer(Browser(allow_private=["127.0.0.1"], timeout=60))
     before = set(processes())
     await own("open", url=shop.url())
@@ -359,8 +364,8 @@ async def test_a_page_that_never_rests_is_closed(surfer: Surfer, shop: Shop) -> 
     await surfer("open", url=shop.url("/stuck"))
     tab = surfer.of("run")._tab_of_run
     assert tab is not None
-    await tab.freeze(False)
-    await asyncio.wait_for(tab.freeze(True), 60)
+    await tab.go_on()
+    await asyncio.wait_for(tab.pause(), 60)
     assert "# Fruit" in await surfer("open", url=shop.url())
 
 

@@ -18,8 +18,8 @@ from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
 from aworld.runner import Runners
 from aworld.runners.local import load
-from aworld.trajectory import TrajectoryStore
-from tests.runners.scenes import add, assert_sound, thinking
+from aworld.trajectory import Query, TrajectoryStore
+from tests.runners.scenes import add, adder, assert_sound, thinking
 
 
 def parrot(name: str = "parrot", prompt: str | None = "You repeat.", limit: int | None = None) -> Agent:
@@ -113,6 +113,18 @@ async def test_what_has_not_ended_is_not_gone_on_from(store: TrajectoryStore) ->
         await Runners.run("and?", parrot(), after=response, run_conf=RunConfig(store=store))
     with pytest.raises(TaskError, match="no trajectory"):
         await Runners.run("and?", parrot(), after="nobody", run_conf=RunConfig(store=store))
+
+
+async def test_a_batch_with_a_turn_before_that_is_missing_or_open_is_refused_before_any_begins(
+    store: TrajectoryStore,
+) -> None:
+    conf = RunConfig(store=store)
+    stepped = Task("x", adder(), id="open")
+    await Runners.step(stepped, conf)
+    for before, why in (("nowhere", "no trajectory 'nowhere'"), ("open", "has not ended")):
+        with pytest.raises(TaskError, match=why):
+            await Runners.run_task([Task("y", adder(), id="begun"), Task("z", adder(), after=before)], conf)
+        assert [summary.id for summary in await store.query(Query())] == ["open"]
 
 
 @pytest.mark.parametrize("form", ["messages", "dicts"])

@@ -25,7 +25,7 @@ from aworld.runners.local import RunProgress, load, store_of
 from aworld.server import ModelServer
 from aworld.trajectory import MemoryStore, Query
 from tests.runners.scenes import adder, assert_sound, facts
-from tests.runners.travelling import place, team, traveller
+from tests.runners.travelling import place, shop_of, team, traveller
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,10 +182,37 @@ async def test_a_program_of_its_own(tmp_path: Path, how: signal.Signals | None) 
             assert output == b"['hello']\n", errors
             return
         left = ["running"]
-        while left:  # workers end when their parent has gone
+        while left:  # workers end when their parent has gone; the runs of one that was killed go on elsewhere
+            if how is signal.SIGKILL:
+                await Runners.resume_all(store, [traveller])
             left = [run.id for run in await store.query(Query(status=("running",)))]
             await asyncio.sleep(0.02)
-    assert {run.status for run in await store.query()} == {"finished", "cancelled"}
+    ended = {run.status for run in await store.query()}
+    assert ended == ({"finished"} if how is signal.SIGKILL else {"finished", "cancelled"})
+
+
+async def test_what_a_tool_starts_does_not_read_the_tasks_of_others(tmp_path: Path) -> None:
+    tasks = [Task("listen", traveller), *(Task(f"place city{n}", traveller) for n in range(9))]
+    async with asyncio.timeout(60):
+        responses = await Runners.run_task(tasks, conf(tmp_path, max_concurrency=2))
+    assert all(response.success for response in responses.values())
+    assert responses[tasks[0].id].answer == "heard ''"
+
+
+async def test_a_task_that_cannot_be_made_in_a_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWORLD_TEST_SHOP", "open")
+    environment = shop_of("AWORLD_TEST_SHOP")
+    task = environment.task(environment.problems("train", 1, seed=0)[0], traveller)
+    monkeypatch.delenv("AWORLD_TEST_SHOP")
+    with pytest.raises(TaskError, match="could not begin the task: KeyError"):
+        async with asyncio.timeout(60):
+            await Runners.run_task(task, conf(tmp_path))
+
+
+async def test_a_worker_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(TaskError, match="could not be started"):
+        await Runners.run_task(Task("place Oslo", traveller), conf(tmp_path))
 
 
 async def test_what_cannot_travel_is_refused_before_anything_begins(tmp_path: Path) -> None:

@@ -13,16 +13,16 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import RunConfig
 from aworld.core import event as ev
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.exceptions import ConfigError, StoreError, TaskError
 from aworld.core.message import Message, ToolCall
 from aworld.core.task import Task
 from aworld.core.tool.base import Question, ToolContext
 from aworld.core.tool.func_to_tool import tool
 from aworld.core.tool.wrappers import approval_required
 from aworld.core.trajectory import Trajectory
-from aworld.models.doubles import call
+from aworld.models.doubles import FunctionModel, call
 from aworld.runner import Runners
-from aworld.trajectory import MemoryStore, TrajectoryStore
+from aworld.trajectory import MemoryStore, TrajectoryStore, open_store
 from tests.runners.scenes import add, adder, assert_sound, facts, scripted, thinking
 
 
@@ -387,3 +387,23 @@ async def test_resume_all_goes_on_past_a_log_that_cannot_be_read(
     assert list(report.errors) == ["harmed"]
     assert report.errors["harmed"]
     assert [response.answer for response in report.responses.values()] == ["It is 3."] * 2
+
+
+async def test_a_run_whose_end_could_not_be_written_goes_on_in_the_same_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/runs.db")
+    append = store.append
+
+    def full(id: str, events: Any, *, wait: bool = True) -> Any:
+        if any(isinstance(event, ev.Finished) for event in events):
+            raise StoreError("the disk is full")
+        return append(id, events, wait=wait)
+
+    agent = Agent("a", model=FunctionModel(lambda request: "done"))
+    monkeypatch.setattr(store, "append", full)
+    response = await Runners.run("x", agent, run_conf=RunConfig(store=store))
+    assert (response.status, response.msg) == ("interrupted", "the disk is full")
+    monkeypatch.undo()
+    assert (await Runners.resume(response.id, agent, store=store)).answer == "done"
+    await store.close()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
 from aworld.core.model import ModelRequest
 from aworld.core.tool.func_to_tool import tool
+from aworld.environments import Environment, Problem, factory
 from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
 
@@ -46,6 +49,20 @@ async def hang() -> str:
     return "never"
 
 
+@tool
+def listen() -> str:
+    """What a program hears that reads its standard input for a second."""
+    code = "import select, sys; print(select.select([0], [], [], 1)[0] and sys.stdin.read(), end='')"
+    heard = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    return f"heard {heard.stdout!r}"
+
+
+@factory
+def shop_of(variable: str) -> Environment:
+    """Sums, where a variable is set."""
+    return Environment(os.environ[variable], train=[Problem("one", "What is one and one?", 2)])
+
+
 def _think(request: ModelRequest) -> Said:
     asked = next(m.text for m in request.messages if m.role == "user")
     if request.turn:
@@ -56,5 +73,5 @@ def _think(request: ModelRequest) -> Said:
     return call(name, **({"city": argument} if name == "place" else {}))
 
 
-traveller = Agent("traveller", model=FunctionModel(_think), tools=[place, die_once, die, hang])
+traveller = Agent("traveller", model=FunctionModel(_think), tools=[place, die_once, die, hang, listen])
 team = Swarm(Agent("first", model=FunctionModel(_think), tools=[place]))
