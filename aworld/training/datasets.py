@@ -19,8 +19,6 @@ from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, as_problem
 from aworld.environments.rubric import Part, Rubric, as_rubric
 
-__all__ = ["Dataset", "environments_of"]
-
 Dataset: TypeAlias = Environment | Sequence[Problem | dict[str, Any]] | str | Path
 
 _TAKES = "takes an Environment, a list of problems, or the path of a .jsonl or .parquet file"

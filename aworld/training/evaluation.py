@@ -21,17 +21,6 @@ from aworld.environments.report import RolloutProgress as Progress
 from aworld.environments.report import share_of, solved, unknown_because
 from aworld.environments.rollout import rollouts
 
-__all__ = [
-    "Comparison",
-    "Evaluation",
-    "Mode",
-    "SamplingParams",
-    "compare",
-    "evaluate",
-    "figures_of",
-    "held_out_problems",
-]
-
 Mode: TypeAlias = Literal["greedy", "sampled"]
 
 

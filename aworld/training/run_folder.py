@@ -25,7 +25,6 @@ try:
 except ImportError:  # pragma: no cover - an operating system that has no such lock
     fcntl = None
 
-__all__ = ["FREE", "alone_in", "check_folder", "check_same", "identity_of", "mark", "run_folder"]
 
 FREE = ("steps", "evaluate_every", "max_concurrency", "checkpoint_every", "keep_checkpoints", "target", "patience")
 """Settings that may be others when a run goes on."""

@@ -22,8 +22,6 @@ from aworld.training.result import TrainingEvent, TrainingResult
 from aworld.training.run_folder import alone_in, check_folder, mark, run_folder
 from aworld.training.training_config import TrainingConfig, training_config
 
-__all__ = ["AgentTrainer"]
-
 logger = logging.getLogger(__name__)
 
 

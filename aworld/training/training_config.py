@@ -15,8 +15,6 @@ from aworld.core.exceptions import ConfigError
 from aworld.training.credit import ADVANTAGES, CREDITS
 from aworld.training.filters import FILTERS
 
-__all__ = ["TrainingConfig", "training_config"]
-
 
 class TrainingConfig(Settings):
     """How a policy is trained and how it is measured. The defaults are those of the figures in `benchmarks/`."""

@@ -22,8 +22,6 @@ from aworld.training.result import Evaluated, Saved, Stepped, StepReport, Stop, 
 from aworld.training.steps import hopeless, watched
 from aworld.training.training_config import TrainingConfig
 
-__all__ = ["TrainingRun", "TrainingState", "stop_of"]
-
 logger = logging.getLogger(__name__)
 
 BARREN = 8

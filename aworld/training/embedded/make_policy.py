@@ -44,16 +44,8 @@ DECAY = 0.1
 SPECIAL = ("<|endoftext|>", "<|im_start|>", END)
 """Tokens that no text has."""
 MARKS = (
-    "<tool_call>",
-    "</tool_call>",
-    '\n{"name": "',
-    '", "arguments": {"',
-    '": ',
-    '": "',
-    ', "',
-    "}}\n",
-    '"}}\n',
-)
+    "<tool_call>", "</tool_call>", '\n{"name": "', '", "arguments": {"', '": ', '": "', ', "', "}}\n", '"}}\n',
+)  # fmt: skip
 """Tokens of the form of a call, which a text may have too: without them a call would have twice as many tokens."""
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

@@ -28,8 +28,6 @@ from aworld.training.training_config import TrainingConfig
 from aworld.training.trl.grpo_steps import GRPORun
 from aworld.training.trl.trained_policy import TrainedPolicy, check_policy, on_cpu, policy_of, trl_package
 
-__all__ = ["TRLEngine"]
-
 RESERVED = {
     "output_dir": "run_path", "max_steps": "steps", "num_generations": "samples", "learning_rate": "learning_rate",
     "temperature": "temperature", "num_iterations": "epochs", "epsilon": "clip", "epsilon_high": "clip_high",

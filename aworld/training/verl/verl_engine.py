@@ -35,8 +35,6 @@ from aworld.training.steps import problems_of
 from aworld.training.trainer_process import TrainerProcess
 from aworld.training.training_config import TrainingConfig
 
-__all__ = ["PACKAGE", "VerlEngine", "overrides", "prepare", "problem_of", "write_dataset"]
-
 PACKAGE = "verl==0.9.1"
 AGENT_NAME = "aworld"
 """Under this name verl finds the agent loop."""
