@@ -82,7 +82,9 @@ async def _train(args: argparse.Namespace) -> int:
         print(msgspec.json.encode(_figures(result)).decode())
     else:
         _tell(result)
-    return 0
+    if result.advice is not None:
+        watch.say(result.advice)
+    return int(result.stopped == "nothing_to_learn" and result.history[-1].success != 1.0)
 
 
 def _data(given: str) -> Any:
@@ -171,13 +173,16 @@ def _evaluated(each: Evaluation) -> str:
     low, high = each.interval
     known = "—" if each.success is None else f"{each.success:.1%} (95 %: {low:.1%}–{high:.1%})"
     unknown = f", {each.unknown} unknown" if each.unknown else ""
-    return f"step {each.step}: {each.mode} {known} of {each.tasks - each.unknown}{unknown}"
+    parts = "".join(f" · {name} {mean:.3f}" for name, mean in each.parts.items()) if len(each.parts) > 1 else ""
+    return f"step {each.step}: {each.mode} {known} of {each.tasks - each.unknown}{unknown}{parts}"
 
 
 def _figures(result: TrainingResult) -> dict[str, Any]:
     import msgspec
 
-    told = {name: getattr(result, name) for name in ("engine", "policy", "run_path", "store", "steps", "stopped")}
+    told = {
+        name: getattr(result, name) for name in ("engine", "policy", "run_path", "store", "steps", "stopped", "advice")
+    }
     spent = {"seconds": result.seconds, "cpu_seconds": result.cpu_seconds}
     return {**told, **spent, "comparisons": msgspec.to_builtins(result.comparisons)}
 
@@ -193,10 +198,16 @@ def _tell(result: TrainingResult) -> None:
             f"({each.gained} gained, {each.lost} lost; p = {each.p_value:.1g}, McNemar"
             f"{f'; {each.unknown} unknown, left out' if each.unknown else ''})"
         )
-    why = {"steps": "", "target": ", the target", "patience": ", as nothing got better"}[result.stopped]
+    why = {
+        "steps": "",
+        "target": ", the target",
+        "patience": ", as nothing got better",
+        "nothing_to_learn": ", with nothing to learn from",
+    }[result.stopped]
     print(f"{counted(result.steps, 'step')}{why} · {result.seconds:.0f} s · {result.cpu_seconds:.0f} CPU-seconds")
     print(f"policy:   {result.policy}")
     if result.store is not None:
         print(f"episodes: {result.store}")
     print(f"curve:    {result.run_path}/curve.svg")
-    print(f"use it:   Agent(model={result.run_path!r})")
+    if result.stopped != "nothing_to_learn":
+        print(f"use it:   Agent(model={result.run_path!r})")

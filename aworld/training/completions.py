@@ -14,8 +14,6 @@ from msgspec import Struct
 from aworld.training.filters import apply
 from aworld.training.samples import Sample
 
-__all__ = ["CompletionRow", "CompletionRows", "PreferencePair", "PreferencePairs", "pairs_of", "row_of", "rows_of"]
-
 
 class CompletionRow(Struct, frozen=True, kw_only=True):
     """One completion. The lists after `prompt_ids` have one entry a token of the completion."""

@@ -24,23 +24,10 @@ from aworld.core.trajectory import Trajectory, score_of
 if TYPE_CHECKING:
     from aworld.training.samples import Sample
 
-__all__ = [
-    "ADVANTAGES",
-    "CREDITS",
-    "Group",
-    "agent_reward",
-    "group_centred",
-    "group_normalised",
-    "raw",
-    "returns_by_group",
-    "step_rewards",
-    "trajectory_reward",
-    "with_advantages",
-]
 
 Credit: TypeAlias = Callable[[Trajectory, str, Sequence[int], float], tuple[float | None, ...]]
-"""(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with. A step after the last
-one asks for what the episode is worth once it is over."""
+"""(trajectory, agent, steps of that agent, discount) -> what each of these steps is credited with. One after the last
+step stands for the time when the episode is over."""
 
 Advantage: TypeAlias = Callable[[float, "Group"], float]
 """(return of a step, the group of its episode) -> advantage."""

@@ -8,8 +8,6 @@ from typing import Any
 
 from aworld.training.result import Evaluation, Mode, TrainingResult
 
-__all__ = ["points", "svg", "terminal"]
-
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 48, 44
 COLOURS: dict[Mode, str] = {"greedy": "#0b6e4f", "sampled": "#c1440e"}
@@ -20,24 +18,14 @@ SMOOTHED = 5
 
 def points(result: TrainingResult) -> dict[str, Any]:
     """The curve as JSON-able data: success by training step, on held-out problems and in training."""
-    return {
-        "held_out": [
-            {
-                "step": one.step,
-                "mode": one.mode,
-                "success": one.success,
-                "low": one.interval[0],
-                "high": one.interval[1],
-                "tasks": one.tasks,
-                "score": one.score,
-            }
-            for one in result.evaluations
-        ],
-        "training": [
-            {"step": one.step, "success": one.success, "score": one.score, "episodes": one.episodes}
-            for one in result.history
-        ],
-    }
+    held_out = [
+        {"step": one.step, "mode": one.mode, "success": one.success, "low": one.interval[0], "high": one.interval[1],
+         "tasks": one.tasks, "score": one.score}
+        for one in result.evaluations
+    ]  # fmt: skip
+    names = ("step", "success", "pass_at_k", "score", "episodes")
+    training = [{name: getattr(one, name) for name in names} for one in result.history]
+    return {"held_out": held_out, "training": training}
 
 
 def svg(result: TrainingResult, title: str = "") -> str:

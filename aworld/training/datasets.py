@@ -7,6 +7,7 @@ file of such. What is held out is compared with what is learnt from by content, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -18,8 +19,6 @@ from aworld.environments.environment import Environment
 from aworld.environments.problem import Problem, as_problem
 from aworld.environments.rubric import Part, Rubric, as_rubric
 
-__all__ = ["Dataset", "environments_of"]
-
 Dataset: TypeAlias = Environment | Sequence[Problem | dict[str, Any]] | str | Path
 
 _TAKES = "takes an Environment, a list of problems, or the path of a .jsonl or .parquet file"
@@ -28,7 +27,7 @@ _TAKES = "takes an Environment, a list of problems, or the path of a .jsonl or .
 def environments_of(train: object, test: object, reward: object) -> tuple[Environment, Environment | None]:
     """The environment to learn from, and the one to evaluate on (None: nothing is held out).
 
-    `reward` takes the place of a rubric. Raises ConfigError that names the argument.
+    `reward` takes the place of a rubric, whose parts stay as figures. Raises ConfigError that names the argument.
     """
     if train is None:
         raise ConfigError(f"train_dataset is missing: it {_TAKES}.")
@@ -50,7 +49,7 @@ def _environment(argument: str, dataset: object, rubric: Rubric | None) -> Envir
     if not isinstance(dataset, Environment):
         environment = Environment("dataset", train=_problems(argument, dataset), rubric=rubric)
     else:
-        environment = dataset if rubric is None else _like(dataset, rubric=rubric)
+        environment = dataset if rubric is None else _like(dataset, rubric=_beside(rubric, dataset.rubric))
     if environment.rubric is None:
         why = f"{argument}, environment {environment.name!r} has no rubric"
         raise ConfigError(f"reward_func is missing: {why}. Give a function of the episode that returns a number.")
@@ -58,6 +57,17 @@ def _environment(argument: str, dataset: object, rubric: Rubric | None) -> Envir
     if not _has(getattr(environment, split)):
         raise ConfigError(f"{argument}: environment {environment.name!r} has no {what} problems ({split}=...).")
     return environment
+
+
+def _beside(rubric: Rubric, own: Rubric | None) -> Rubric:
+    """A rubric with the parts of the environment's own behind it, at weight 0: so a reward that is gamed is seen."""
+    taken = {part.name: part.scorer for part in rubric.parts}
+    figures = [
+        replace(part, weight=0.0, name=f"{part.name} of the environment" if part.name in taken else part.name)
+        for part in (own.parts if own else ())
+        if part.scorer not in taken.values()
+    ]
+    return Rubric(*rubric.parts, *figures) if figures else rubric
 
 
 def _has(problems: Any) -> bool:

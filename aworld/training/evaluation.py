@@ -21,17 +21,6 @@ from aworld.environments.report import RolloutProgress as Progress
 from aworld.environments.report import share_of, solved, unknown_because
 from aworld.environments.rollout import rollouts
 
-__all__ = [
-    "Comparison",
-    "Evaluation",
-    "Mode",
-    "SamplingParams",
-    "compare",
-    "evaluate",
-    "figures_of",
-    "held_out_problems",
-]
-
 Mode: TypeAlias = Literal["greedy", "sampled"]
 
 
@@ -46,6 +35,8 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     tell, or the surroundings failed: in no figure."""
     score: float | None = None
     """Mean score of the episodes that have one."""
+    parts: dict[str, float] = {}
+    """Mean of each part of the reward by its name, of those of weight 0 too, over the episodes that have it."""
     interval: tuple[float, float] = (0.0, 1.0)
     """95 % confidence interval of `success` (Wilson)."""
     reason: str | None = None
@@ -144,6 +135,7 @@ async def evaluate(
     outcomes: dict[str, bool | None] = {}
     scores: list[float] = []
     reasons: dict[str, str] = {}
+    parts: dict[str, list[float]] = {}
     async for rollout in rollouts(
         environment,
         agent,
@@ -163,6 +155,9 @@ async def evaluate(
             reasons[rollout.problem.id] = unknown_because(rollout.record)
         if rollout.score is not None:
             scores.append(rollout.score)
+        for reward in () if rollout.lost else rollout.record.rewards:
+            if reward.value is not None:
+                parts.setdefault(reward.name, []).append(reward.value)
     ordered = {problem.id: outcomes[problem.id] for problem in problems}
     share = share_of([(1, int(outcome)) for outcome in ordered.values() if outcome is not None])
     return Evaluation(
@@ -170,6 +165,7 @@ async def evaluate(
         mode=mode,
         outcomes=ordered,
         score=fmean(scores) if scores else None,
+        parts={name: fmean(parts[name]) for name in sorted(parts)},
         interval=(share.low, share.high) if share is not None else (0.0, 1.0),
         reason=next((reasons[problem.id] for problem in problems if problem.id in reasons), None),
         seconds=time.monotonic() - began,
@@ -179,14 +175,21 @@ async def evaluate(
 
 def figures_of(
     environment: Environment, records: Sequence[Trajectory]
-) -> tuple[float | None, float | None, str | None]:
+) -> tuple[float | None, float | None, float | None, str | None]:
     """The mean score of the episodes that have one, the share that solved their problem (of those of which that is
-    known), and why the first without a score has none. Each is None where there is nothing to tell."""
+    known), the share of problems that any of their episodes solved (pass@k for k of each), and why the first episode
+    without a score has none. Each is None where there is nothing to tell."""
     scores = [record.score for record in records if record.score is not None]
-    outcomes = [solved(environment, record) for record in records]
-    successes = [outcome for outcome in outcomes if outcome is not None]
-    reason = next((unknown_because(record) for record in records if record.score is None), None)
-    return fmean(scores) if scores else None, fmean(successes) if successes else None, reason
+    outcomes = [(record.task.group_id, solved(environment, record)) for record in records]
+    successes = [(group, outcome) for group, outcome in outcomes if outcome is not None]
+    within_reach = {group for group, outcome in successes if outcome}
+    problems = {group for group, _ in successes}
+    return (
+        fmean(scores) if scores else None,
+        fmean(outcome for _, outcome in successes) if successes else None,
+        len(within_reach) / len(problems) if problems else None,
+        next((unknown_because(record) for record in records if record.score is None), None),
+    )
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

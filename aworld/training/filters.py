@@ -13,18 +13,6 @@ from aworld.core.checks import one_of
 from aworld.training.credit import returns_by_group
 from aworld.training.samples import Sample
 
-__all__ = [
-    "ALWAYS",
-    "FILTERS",
-    "apply",
-    "failed_rewards",
-    "incomplete",
-    "no_variance",
-    "surroundings",
-    "truncated",
-    "without_logprobs",
-]
-
 Filter: TypeAlias = Callable[[Sequence[Sample]], list[Sample]]
 """Returns the samples that are kept, in their order."""
 

@@ -32,8 +32,6 @@ from aworld.environments.environment import Environment
 from aworld.training.result import TrainingEvent, TrainingResult
 from aworld.training.training_config import TrainingConfig
 
-__all__ = ["TrainEngine", "TrainingJob", "engine_of", "known_engines", "refuse_settings", "register_processor"]
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:

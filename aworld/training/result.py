@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from aworld.training.evaluation import Comparison, Evaluation, Mode
 
-Stop: TypeAlias = Literal["steps", "target", "patience"]
+Stop: TypeAlias = Literal["steps", "target", "patience", "nothing_to_learn"]
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
@@ -30,6 +30,8 @@ class StepReport(Struct, frozen=True, kw_only=True):
     which that is known, and None where none is."""
     samples: int
     """Samples that the update saw."""
+    pass_at_k: float | None = None
+    """Share of the problems that at least one of their `samples` episodes solved; None where it is not known."""
     dropped: dict[str, int] = {}
     """Samples that were left out, by the name of the filter or the reason."""
     reason: str | None = None
@@ -93,7 +95,10 @@ class TrainingResult(Struct, frozen=True, kw_only=True):
     steps: int = 0
     """Steps that were taken, those before a resume included."""
     stopped: Stop = "steps"
-    """Why training ended: all steps taken, the target reached, or no better evaluation for long."""
+    """Why training ended: all steps taken, the target reached, no better evaluation for long, or nothing to learn from
+    for long, as the episodes of each problem were worth the same."""
+    advice: str | None = None
+    """With `nothing_to_learn`: what was seen, and what to try."""
     history: tuple[StepReport, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     """Every evaluation, in order; the first of each mode is before training, the last after it."""

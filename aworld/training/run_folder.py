@@ -25,7 +25,6 @@ try:
 except ImportError:  # pragma: no cover - an operating system that has no such lock
     fcntl = None
 
-__all__ = ["FREE", "alone_in", "check_folder", "check_same", "identity_of", "mark", "run_folder"]
 
 FREE = ("steps", "evaluate_every", "max_concurrency", "checkpoint_every", "keep_checkpoints", "target", "patience")
 """Settings that may be others when a run goes on."""
@@ -118,11 +117,16 @@ def _held(folder: Path) -> RunMark | None:
 def alone_in(run_path: Path) -> Generator[None, None, None]:
     """Hold the lock of a run folder, which is made where there is none.
 
+    What agents saw and said is in it: a folder that holds no run yet becomes its owner's alone.
+
     Raises ConfigError when somebody else trains there, or the folder cannot be written.
     """
     try:
-        run_path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run_path / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+        for folder in reversed([run_path, *run_path.parents]):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if not (run_path / MARK).exists():
+            run_path.chmod(0o700)
+        lock = os.open(run_path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise ConfigError(f"run_path={str(run_path)!r} cannot be written: {error.strerror}.") from None
     try:

@@ -9,14 +9,13 @@ sample, marked so, and is taken out by a filter that counts it (`filters`); what
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from msgspec import Struct
 
 from aworld.core.trajectory import Trajectory
 from aworld.training.credit import Credit, trajectory_reward
 from aworld.trajectory.sequences import TokenSequence, sequences
-
-__all__ = ["Sample", "SampleSet", "derive", "samples_of"]
 
 CUT_OFF = ("limit_reached", "timeout", "cancelled", "interrupted")
 """Statuses of episodes that were ended from outside."""
@@ -72,31 +71,6 @@ class SampleSet(Struct, frozen=True, kw_only=True):
     """Trajectories of which no token can be trained on."""
 
 
-def samples_of(
-    trajectory: Trajectory,
-    *,
-    agents: Collection[str] | None = None,
-    credit: Credit = trajectory_reward,
-    discount: float = 1.0,
-) -> SampleSet:
-    """The samples of a trajectory.
-
-    Args:
-        agents: Whose tokens are trained on, by name. Agents that share a policy are named together; with several
-            policies, ask once for each. None takes every agent of which the server told token ids.
-        credit: How rewards are credited to steps, a function of `aworld.training.credit`.
-        discount: Weight of a step's reward for each step earlier, where `credit` discounts.
-    """
-    # A judge that some provider answers without ids does not spoil the samples of a policy that it judges.
-    captured = {call.agent for call in trajectory.calls.values() if call.tokens and call.tokens.level == "tokens"}
-    rows = sequences(trajectory, (captured or None) if agents is None else agents)
-    complete = rows.complete and not rows.without_tokens
-    samples = tuple(_sample(trajectory, row, complete, credit, discount) for row in rows.rows if 1 in row.mask)
-    return SampleSet(
-        samples=samples, trajectories=1, drift=rows.drift, without_tokens=rows.without_tokens, empty=not samples
-    )
-
-
 def derive(
     trajectories: Iterable[Trajectory],
     *,
@@ -104,15 +78,33 @@ def derive(
     credit: Credit = trajectory_reward,
     discount: float = 1.0,
 ) -> SampleSet:
-    """The samples of many trajectories, in their order; arguments as of `samples_of`."""
-    parts = [samples_of(t, agents=agents, credit=credit, discount=discount) for t in trajectories]
+    """The samples of trajectories, in their order.
+
+    Args:
+        agents: Whose tokens are trained on, by name. Agents that share a policy are named together; with several
+            policies, ask once for each. None takes every agent of which the server told token ids.
+        credit: How rewards are credited to steps, a function of `aworld.training.credit`.
+        discount: Weight of a step's reward for each step earlier, where `credit` discounts.
+    """
+    samples: list[Sample] = []
+    count = drift = without_tokens = empty = 0
+    for trajectory in trajectories:
+        # A judge that some provider answers without ids does not spoil the samples of a policy that it judges.
+        captured = {call.agent for call in trajectory.calls.values() if call.tokens and call.tokens.level == "tokens"}
+        rows = sequences(trajectory, (captured or None) if agents is None else agents)
+        complete = rows.complete and not rows.without_tokens
+        before = len(samples)
+        samples += [_sample(trajectory, row, complete, credit, discount) for row in rows.rows if 1 in row.mask]
+        count, drift, without_tokens = count + 1, drift + rows.drift, without_tokens + rows.without_tokens
+        empty += len(samples) == before
     return SampleSet(
-        samples=tuple(sample for part in parts for sample in part.samples),
-        trajectories=len(parts),
-        drift=sum(part.drift for part in parts),
-        without_tokens=sum(part.without_tokens for part in parts),
-        empty=sum(part.empty for part in parts),
+        samples=tuple(samples), trajectories=count, drift=drift, without_tokens=without_tokens, empty=empty
     )
+
+
+def samples_of(trajectory: Trajectory, **settings: Any) -> SampleSet:
+    """The samples of one trajectory; `settings` as of `derive`."""
+    return derive((trajectory,), **settings)
 
 
 def _sample(trajectory: Trajectory, row: TokenSequence, complete: bool, credit: Credit, discount: float) -> Sample:

@@ -25,8 +25,6 @@ from aworld.training.result import TrainingProgress
 from aworld.training.samples import Sample, SampleSet, derive
 from aworld.training.training_config import TrainingConfig
 
-__all__ = ["StepSamples", "episodes_of", "hopeless", "learnable", "problems_of", "watched"]
-
 
 def problems_of(environment: Environment, config: TrainingConfig, number: int) -> list[Problem]:
     """The problems of a step, from 1: of a stream drawn by the step, of what ends in shuffled rounds.

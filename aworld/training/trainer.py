@@ -22,8 +22,6 @@ from aworld.training.result import TrainingEvent, TrainingResult
 from aworld.training.run_folder import alone_in, check_folder, mark, run_folder
 from aworld.training.training_config import TrainingConfig, training_config
 
-__all__ = ["AgentTrainer"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -34,8 +32,9 @@ class AgentTrainer:
         agent: The agent, or the team, whose policy is trained.
         config: A `TrainingConfig`, a dict of its settings, or the path of a YAML file; None for the defaults.
         reward_func: A function of the episode (`aworld.environments.ScoredEpisode`) that returns a number, or a
-            `Rubric`. It takes the place of the environment's rubric; None uses that. One that raises, hangs or gives no
-            number is recorded as a failed reward, and its episode is not learnt from.
+            `Rubric`. It takes the place of the environment's rubric, whose parts stay as figures of weight 0; None uses
+            that rubric. One that raises, hangs or gives no number is recorded as a failed reward, and its episode is
+            not learnt from.
         train_dataset: An `Environment`, a list of problems (dicts with at least `input` will do), or the path of a
             `.jsonl` or `.parquet` file of such.
         test_dataset: The held-out problems, likewise; of an environment its `test` split. None takes those of

@@ -15,8 +15,6 @@ from aworld.core.exceptions import ConfigError
 from aworld.training.credit import ADVANTAGES, CREDITS
 from aworld.training.filters import FILTERS
 
-__all__ = ["TrainingConfig", "training_config"]
-
 
 class TrainingConfig(Settings):
     """How a policy is trained and how it is measured. The defaults are those of the figures in `benchmarks/`."""
@@ -38,7 +36,13 @@ class TrainingConfig(Settings):
     minibatches: int = Field(default=1, ge=1)
     """Updates of each pass; the samples are dealt out at random."""
     clip: float = Field(default=0.2, gt=0)
-    """How far the probability ratio of a token may move from 1 before it stops counting (PPO's epsilon)."""
+    """How far the probability ratio of a token may move from 1 before it stops counting (PPO's epsilon). With one
+    update a step (`epochs` and `minibatches` of 1) the ratio is 1, and this does nothing."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """The same for a ratio above 1, where it is to be another ("clip-higher" of DAPO); None for `clip`."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the first policy (KL, in nats a token), which is taken off the advantages: it keeps
+    a policy from giving up acts that are not right yet. It costs another forward pass of each sample."""
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this norm; None leaves them."""
     advantages: str = "group_normalised"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -21,7 +22,11 @@ from aworld.training.result import Evaluated, Saved, Stepped, StepReport, Stop, 
 from aworld.training.steps import hopeless, watched
 from aworld.training.training_config import TrainingConfig
 
-__all__ = ["TrainingRun", "TrainingState", "stop_of"]
+logger = logging.getLogger(__name__)
+
+BARREN = 8
+"""Steps in a row without a single sample to learn from that end training. A policy that solves one in 500 episodes has
+by then met a success in 95 % of runs, at the default of 192 episodes a step."""
 
 
 class TrainingState(Struct, kw_only=True):
@@ -31,6 +36,8 @@ class TrainingState(Struct, kw_only=True):
     """Steps that are done."""
     stopped: Stop | None = None
     """Why no further step is taken; None while there are more to take."""
+    advice: str | None = None
+    """What the last step had nothing to learn from, and what to try; None when it had something."""
     history: list[StepReport] = []
     evaluations: list[Evaluation] = []
     cpu_seconds: float = 0.0
@@ -74,10 +81,13 @@ class TrainingRun(ABC, Generic[StateT]):
 
     def report(self, records: Sequence[Trajectory], **fields: Any) -> StepReport:
         """The report of the step that is done, with the figures of its episodes; `fields` are the others."""
-        score, success, reason = figures_of(self.job.environment, records)
-        return StepReport(
-            step=self.state.step + 1, episodes=len(records), score=score, success=success, reason=reason, **fields
-        )
+        score, success, pass_at_k, reason = figures_of(self.job.environment, records)
+        report = StepReport(
+            step=self.state.step + 1, episodes=len(records), score=score, success=success, pass_at_k=pass_at_k,
+            reason=reason, **fields,
+        )  # fmt: skip
+        self.state.advice = None if report.samples else nothing_to_learn(report, records, self.config)
+        return report
 
     async def finish_step(self, report: StepReport) -> None:
         """A step is done: measure the policy where that is due, and see whether to stop."""
@@ -86,6 +96,13 @@ class TrainingRun(ABC, Generic[StateT]):
         if every and self.state.step % every == 0 and self.state.step < self.config.steps and self.held_out:
             await self.evaluate(self.held_out[: self.config.evaluation_tasks])
             self.state.stopped = stop_of(self.state.evaluations, self.config)
+        if self.state.advice is None:
+            return
+        if all(earlier.samples for earlier in self.state.history[:-1]):
+            logger.warning("step=%d | %s", report.step, self.state.advice)
+        last = self.state.history[-BARREN:]
+        if len(last) == BARREN and not any(earlier.samples for earlier in last):
+            self.state.stopped = "nothing_to_learn"
 
     def add(self, report: StepReport) -> None:
         """Put a step down, and tell who watches."""
@@ -156,6 +173,8 @@ class TrainingRun(ABC, Generic[StateT]):
     def result(self) -> TrainingResult:
         """The result of a run that is over; its policy is on the disk."""
         state = self.state
+        if state.history and not any(report.samples for report in state.history):
+            state.stopped = state.stopped or "nothing_to_learn"
         self.job.emit(Saved(state.step, str(self.job.policy_path)))
         return TrainingResult(
             engine=self.engine,
@@ -164,12 +183,30 @@ class TrainingRun(ABC, Generic[StateT]):
             store=self.job.store,
             steps=state.step,
             stopped=state.stopped or "steps",
+            advice=state.advice if state.stopped == "nothing_to_learn" else None,
             history=tuple(state.history),
             evaluations=tuple(state.evaluations),
             comparisons=comparisons(state.evaluations),
             seconds=time.monotonic() - self._began,
             cpu_seconds=self.cpu_seconds,
         )
+
+
+def nothing_to_learn(report: StepReport, records: Sequence[Trajectory], config: TrainingConfig) -> str:
+    """What is said of a step without a sample: what the policy can do, and what to try."""
+    left_out = ", ".join(f"{count} {name}" for name, count in report.dropped.items())
+    seen = f"nothing to learn from: of {report.episodes} episodes no sample is left ({left_out})"
+    if report.success == 1.0:
+        return f"{seen}, and every one solved its problem. Take harder problems, or be content."
+    alike = ": the episodes of each problem were worth the same" if "no_variance" in report.dropped else ""
+    share = "unknown" if report.pass_at_k is None else f"{report.pass_at_k:.1%}"
+    first = records[0]
+    calls = sum(len(step.tool_calls) for step in first.steps())
+    return (
+        f"{seen}{alike}; pass@{config.samples} is {share}. Such as {first.id}: {calls} calls of tools, and the answer "
+        f"{str(first.answer)[:80]!r}. Try easier problems, a reward for a part of the way, more samples of each "
+        "problem, or a policy that was shown some solutions."
+    )
 
 
 def stop_of(evaluations: Sequence[Evaluation], config: TrainingConfig) -> Stop | None:

@@ -13,7 +13,7 @@ import pytest
 from aworld.training import TrainingResult
 
 TASKS = """
-from tests.training.small import letters, says_low, small_agent
+from tests.training.small import letters, never, says_low, small_agent
 
 agent = small_agent()
 
@@ -75,6 +75,16 @@ def test_train_on_files_with_settings_of_a_file(shell: Shell) -> None:
     done = shell("train.jsonl", *QUICK, *given)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2  # the option goes before the file
+
+
+def test_where_nothing_can_be_learnt_it_ends_with_one_and_says_what_to_try(shell: Shell) -> None:
+    done = shell("my_tasks:letters", *QUICK, "--reward", "my_tasks:never")
+    assert done.returncode == 1
+    assert "with nothing to learn from" in done.stdout
+    assert "use it" not in done.stdout
+    assert "pass@4 is 0.0%" in done.stderr
+    assert "Try easier problems" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_reward_that_nobody_knows_is_no_zero(shell: Shell) -> None:

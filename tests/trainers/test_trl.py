@@ -187,6 +187,13 @@ def test_what_trl_trains_on_is_what_was_sampled(policy: Path, tmp_path: Path, mo
             assert not pushed[~(kept & batch["tool_mask"][number].bool())].any(), "only sampled tokens are pushed"
 
 
+@pytest.mark.parametrize("loss", ["dr_grpo", "cispo"])
+def test_other_losses_of_trl_work(policy: Path, tmp_path: Path, loss: str) -> None:
+    options = {"loss_type": loss, "max_completion_length": 64}
+    result = trainer_of(policy, tmp_path, steps=2, final_tasks=1, options=options).train()
+    assert all(report.statistics["loss"] is not None for report in result.history)
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(policy: Path, tmp_path: Path) -> None:
     whole = trainer_of(policy, tmp_path / "whole").train()
 
@@ -305,5 +312,13 @@ def test_the_engine_refuses_what_trl_cannot_do(policy: Path, tmp_path: Path) -> 
         trainer_of(policy, tmp_path, minibatches=3)
     with pytest.raises(ConfigError, match="learning_rate"):
         trainer_of(policy, tmp_path, options={"learning_rate": 1.0})
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"peft_config": {}}, "no LoRA"),
+        ({"loss_typ": "grpo"}, "did you mean 'loss_type'"),
+        ({"loss_type": "dr_grpo"}, "max_completion_length"),
+    ]
+    for options, said in refused:
+        with pytest.raises(ConfigError, match=said):
+            trainer_of(policy, tmp_path, options=options)
     with pytest.raises(ConfigError, match="on this machine"):
         AgentTrainer(agent=Agent("a", model="ollama:qwen3"), train_dataset=letters(), train_engine_name="trl")

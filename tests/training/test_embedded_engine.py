@@ -74,6 +74,14 @@ def test_it_learns_what_is_rewarded_and_the_control_does_not(tmp_path: Path) -> 
     assert max(map(success, control.history[-3:])) < 0.6
 
 
+def test_a_weight_of_kl_keeps_the_policy_near_the_first_one(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 30, "groups": 8, "samples": 8, "checkpoint_every": 0}
+    near = trained(tmp_path / "near", kl=2.0, **settings).history
+    free = trained(tmp_path / "free", kl=1e-9, **settings).history
+    assert near[0].statistics["kl_to_start"] == pytest.approx(0.0, abs=1e-4)
+    assert 2 * near[-1].statistics["kl_to_start"] < free[-1].statistics["kl_to_start"]
+
+
 def test_imitation_of_successes_learns_too(tmp_path: Path) -> None:
     result = trained(tmp_path, steps=25, groups=8, samples=8, algorithm="sft", checkpoint_every=0)
     assert success(result.history[-1]) > success(result.history[0]) + 0.3
@@ -217,6 +225,25 @@ def test_a_checkpoint_is_a_policy(tmp_path: Path) -> None:
 def test_it_stops_at_the_target(tmp_path: Path) -> None:
     result = trained(tmp_path, letters(always), steps=6, evaluate_every=2, target=0.9)
     assert (result.stopped, result.steps) == ("target", 2)
+
+
+def test_it_warns_and_then_ends_where_nothing_varies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = trained(tmp_path, letters(never), steps=40, checkpoint_every=0)
+    assert (result.stopped, result.steps) == ("nothing_to_learn", 8)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("aworld.training")]
+    assert warning.startswith("step=1 | nothing to learn from: of 8 episodes no sample is left (8 no_variance)")
+    assert result.advice is not None
+    assert "pass@4 is 0.0%. Such as step-00008-" in result.advice
+    assert "Try easier problems" in result.advice
+    assert result.history[0].pass_at_k == 0.0
+
+
+def test_a_short_run_that_learnt_nothing_says_so_and_goes_on_when_it_is_longer(tmp_path: Path) -> None:
+    first = trained(tmp_path, letters(always), steps=2)
+    assert (first.stopped, first.steps) == ("nothing_to_learn", 2)
+    assert "every one solved its problem" in str(first.advice)
+    longer = trained(tmp_path, letters(says_low), steps=3)
+    assert (longer.stopped, longer.steps, longer.advice) == ("steps", 3, None)
 
 
 def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:

@@ -138,6 +138,9 @@ def test_the_clipped_objective() -> None:
     assert loss == pytest.approx([-1.2, 1.5, -0.5, 0.8])
     assert slope == pytest.approx([0.0, 1.5, -0.5, 0.0])
     assert figures["clipped"].tolist() == [1, 0, 0, 1]
+    (loss, slope), _ = grpo(0.2, 0.6)(new, old, np.array([1.0, -1.0, 1.0, -1.0]))
+    assert loss == pytest.approx([-1.5, 1.5, -0.5, 0.8])  # the first is within what is allowed upwards
+    assert slope == pytest.approx([-1.5, 1.5, -0.5, 0.0])
 
 
 def test_imitation_is_learnt_and_resumed_exactly() -> None:

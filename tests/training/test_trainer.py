@@ -11,7 +11,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig
 from aworld.core.exceptions import ConfigError
-from aworld.environments import Environment, Problem, Rubric, ScoredEpisode
+from aworld.environments import Environment, Part, Problem, Rubric, ScoredEpisode
 from aworld.models import ScriptedModel
 from aworld.models.embedded.checkpoint import Policy
 from aworld.models.embedded.embedded_model import EmbeddedModel
@@ -148,13 +148,40 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
         job_of(tmp_path / "run", train_dataset=path, reward_func=says_low)
 
 
-def test_a_reward_function_takes_the_place_of_the_rubric(tmp_path: Path) -> None:
+def test_a_reward_function_goes_before_the_rubric_whose_parts_stay_as_figures(tmp_path: Path) -> None:
     job = job_of(tmp_path, reward_func=always)
-    assert repr(job.environment.rubric) == "Rubric(always × 1)"
+    assert repr(job.environment.rubric) == "Rubric(always × 1, right × 0)"
     assert job.held_out is job.environment
+    named = job_of(tmp_path, reward_func=Part("right", always))
+    assert repr(named.environment.rubric) == "Rubric(right × 1, right of the environment × 0)"
     own = Rubric(says_low)
     assert job_of(tmp_path, reward_func=own).environment.rubric is own
     assert job_of(tmp_path).environment.rubric is not None
+
+
+def test_a_reward_that_is_gamed_is_seen_on_held_out_problems(tmp_path: Path) -> None:
+    """The reward is always earned; the environment's own says that half of what is said is wrong."""
+    given: dict[str, Any] = {"train_dataset": letters(), "reward_func": always, "train_engine_name": "embedded"}
+    result = AgentTrainer(small_agent(), {**QUICK, "steps": 0, "final_tasks": 6}, run_path=tmp_path, **given).train()
+    (sampled,) = result.of_mode("sampled")
+    assert (sampled.success, sampled.parts["always"]) == (1.0, 1.0)
+    assert sampled.parts["right"] < 1.0
+
+
+def test_a_run_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    def mode(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    given: dict[str, Any] = {"train_dataset": letters()}
+    (tmp_path / "there").mkdir(mode=0o755)
+    for path in (tmp_path / "runs" / "one", tmp_path / "there"):
+        AgentTrainer(small_agent(), {**QUICK, "steps": 0}, run_path=path, **given).train()
+        assert mode(path) == 0o700
+        assert (mode(path / "episodes.db"), mode(path / "run.lock")) == (0o600, 0o600)
+    assert mode(tmp_path / "runs") == 0o700
+    path.chmod(0o750)  # who opens it to others finds it open when the run goes on
+    AgentTrainer(small_agent(), {**QUICK, "steps": 0}, run_path=path, **given).train()
+    assert mode(path) == 0o750
 
 
 def test_samples_of_one_are_taken_where_nothing_is_compared(tmp_path: Path) -> None:
@@ -231,7 +258,7 @@ def test_a_folder_without_a_policy_is_named_when_the_agent_runs(given: str | Pat
 
 
 def test_a_model_that_cannot_be_one() -> None:
-    with pytest.raises(ConfigError, match="model takes"):
+    with pytest.raises(ConfigError, match="model=7; give a Model"):
         Agent("a", model=7)  # pyright: ignore[reportArgumentType]
 
 

@@ -91,21 +91,8 @@ class Demonstrator:
 
     def _talk(self) -> Demonstration:
         words = [
-            "hello",
-            "who",
-            "are",
-            "you",
-            "write",
-            "a",
-            "poem",
-            "what",
-            "is",
-            "the",
-            "capital",
-            "help",
-            "me",
-            "tell",
-        ]
+            "hello", "who", "are", "you", "write", "a", "poem", "what", "is", "the", "capital", "help", "me", "tell",
+        ]  # fmt: skip
         question = " ".join(self._draw.choices(words, k=self._draw.randint(1, 6))).capitalize()
         question += self._draw.choice(("?", ".", "!", ""))
         return Demonstration([{"role": "user", "content": question}, {"role": "assistant", "content": REFUSAL}], [])

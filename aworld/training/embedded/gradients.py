@@ -30,15 +30,17 @@ Objective: TypeAlias = Callable[[Floats, Floats, Floats], tuple[tuple[Floats, Fl
 with its slope by the new log-probability, and figures of each token by name."""
 
 
-def grpo(clip: float = 0.2) -> Objective:
+def grpo(clip: float = 0.2, clip_high: float | None = None) -> Objective:
     """The clipped policy gradient of PPO with group-relative advantages, each token counting the same, without KL.
+
+    `clip_high` bounds ratios above 1 where it is to be another bound than `clip`.
 
     Sources: Schulman et al. 2017 (PPO), Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO: mean over tokens).
     """
 
     def objective(new: Floats, old: Floats, advantages: Floats) -> tuple[tuple[Floats, Floats], dict[str, Floats]]:
         ratio = np.exp(np.clip(new - old, -20.0, 20.0))
-        held = np.clip(ratio, 1 - clip, 1 + clip)
+        held = np.clip(ratio, 1 - clip, 1 + (clip_high or clip))
         free = ratio * advantages <= held * advantages  # the smaller of both counts
         loss = -np.where(free, ratio, held) * advantages
         slope = -np.where(free, ratio * advantages, 0.0)

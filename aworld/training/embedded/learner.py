@@ -23,6 +23,7 @@ from aworld.training.embedded.gradients import (
     Parameters,
     grpo,
     imitation,
+    log_probabilities,
     loss_and_gradients,
 )
 from aworld.training.samples import Sample
@@ -40,7 +41,7 @@ class Learner:
 
     def __init__(self, policy: Policy, config: TrainingConfig) -> None:
         self.config = config
-        self.policy = policy.with_weights(policy.weights, version_of(policy.weights, 0))
+        self.policy = self.start = policy.with_weights(policy.weights, version_of(policy.weights, 0))
         self.adam = Adam(config.learning_rate, bound=config.max_gradient_norm or UNBOUNDED)
 
     def update(self, samples: Sequence[Sample], step: int) -> dict[str, float]:
@@ -61,14 +62,19 @@ class Learner:
 
     def _step(self, weights: Parameters, samples: Sequence[Sample], figures: Figures) -> Parameters:
         config = self.config
-        objective = grpo(config.clip) if config.algorithm == "grpo" else imitation()
+        objective = grpo(config.clip, config.clip_high) if config.algorithm == "grpo" else imitation()
         tokens = sum(map(_sampled, samples))
         total: Parameters = {}
         loss = 0.0
         for part in side_by_side(samples):
             watched = figures.watched(objective)
+            batch = batch_of(part, config.temperature)
+            if config.kl:  # as a part of the reward of each token: its gradient is that of the divergence
+                away = batch.logprobs - log_probabilities(self.policy.config, self.start.weights, batch)
+                batch.advantages -= config.kl * away
+                figures.add({"kl_to_start": float(away[batch.mask].sum()) / tokens})
             value, gradients, statistics = loss_and_gradients(
-                self.policy.config, weights, batch_of(part, config.temperature), watched, tokens=tokens
+                self.policy.config, weights, batch, watched, tokens=tokens
             )
             loss += value
             figures.add(statistics)

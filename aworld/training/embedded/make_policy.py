@@ -29,8 +29,9 @@ from aworld.models.embedded.checkpoint import PACKAGED, Policy
 from aworld.models.embedded.tokenizer import END, PolicyTokenizer
 from aworld.models.embedded.transformer import PolicyConfig, Weights
 from aworld.training.embedded.adam import Adam
-from aworld.training.embedded.demonstrations import Demonstration, Demonstrator
+from aworld.training.embedded.demonstrations import Demonstrator
 from aworld.training.embedded.gradients import Batch, imitation, loss_and_gradients
+from aworld.training.embedded.imitation import tokenised
 
 SEED = 5
 """The packaged policy's."""
@@ -43,16 +44,8 @@ DECAY = 0.1
 SPECIAL = ("<|endoftext|>", "<|im_start|>", END)
 """Tokens that no text has."""
 MARKS = (
-    "<tool_call>",
-    "</tool_call>",
-    '\n{"name": "',
-    '", "arguments": {"',
-    '": ',
-    '": "',
-    ', "',
-    "}}\n",
-    '"}}\n',
-)
+    "<tool_call>", "</tool_call>", '\n{"name": "', '", "arguments": {"', '": ', '": "', ', "', "}}\n", '"}}\n',
+)  # fmt: skip
 """Tokens of the form of a call, which a text may have too: without them a call would have twice as many tokens."""
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -92,26 +85,6 @@ def initial_weights(config: PolicyConfig, seed: int = 0) -> Weights:
             spread = 0.02 if "embed" in name or "lm_head" in name else (1.0 / shape[1]) ** 0.5 * 0.5
             weights[name] = (draw.standard_normal(shape) * spread).astype(np.float32)
     return weights
-
-
-def tokenised(tokenizer: PolicyTokenizer, shown: Demonstration) -> tuple[list[int], list[int]]:
-    """Ids of a dialogue, and which of them the assistant says (`<|im_end|>` with them)."""
-    ids: list[int] = []
-    mask: list[int] = []
-    text = ""
-    for place, message in enumerate(shown.messages):
-        if message["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(shown.messages[:place], tools=shown.tools, add_generation_prompt=True)
-        until = tokenizer.apply_chat_template(
-            shown.messages[: place + 1], tools=shown.tools, add_generation_prompt=False
-        ).rstrip("\n")
-        for piece, sampled in ((before[len(text) :], 0), (until[len(before) :], 1)):
-            encoded = tokenizer.encode(piece)
-            ids += encoded
-            mask += [sampled] * len(encoded)
-        text = until
-    return ids, mask
 
 
 def _trained_bpe(seed: int, template: str) -> str:

@@ -107,7 +107,8 @@ def swift_arguments(
         "weight_decay": 0,
         "adam_beta2": 0.999,
         "epsilon": config.clip,
-        "beta": 0,  # no penalty for leaving the first policy
+        "epsilon_high": config.clip_high or config.clip,
+        "beta": config.kl,
         "max_grad_norm": config.max_gradient_norm or 0,
         "scale_rewards": _SCALES[config.advantages],
         "temperature": config.temperature,

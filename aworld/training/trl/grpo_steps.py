@@ -29,8 +29,6 @@ from aworld.training.steps import episodes_of, learnable, problems_of
 from aworld.training.training_run import TrainingRun, TrainingState
 from aworld.training.trl.trained_policy import TrainedPolicy
 
-__all__ = ["GRPORun"]
-
 T = TypeVar("T")
 
 STATE = "aworld.json"

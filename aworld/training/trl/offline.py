@@ -36,10 +36,8 @@ if TYPE_CHECKING:
         """What is used here of `trl.DPOTrainer`, which has no types and is not installed where types are checked."""
 
         def __init__(self, **arguments: Any) -> None: ...
-        def train(self) -> Any: ...
-
-
-__all__ = ["OfflineResult", "dpo", "sft", "stored"]
+        def train(self) -> Any:
+            """Train."""
 
 
 class OfflineResult(Struct, frozen=True, kw_only=True):

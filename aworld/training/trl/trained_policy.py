@@ -17,8 +17,6 @@ from aworld.core.extras import import_extra
 from aworld.core.model import Model
 from aworld.models.torch_model import TorchModel, open_checkpoint
 
-__all__ = ["TrainedPolicy", "check_policy", "on_cpu", "policy_of", "trl_package"]
-
 PACKAGES = ("torch", "transformers>=5.23", "trl==1.16.0", "datasets>=4")
 """What is installed together, PyTorch first; see docs/trainers.md."""
 

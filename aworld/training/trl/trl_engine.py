@@ -15,10 +15,12 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from aworld.core.agent.base import BaseAgent
+from aworld.core.checks import one_of
 from aworld.core.exceptions import ConfigError
 from aworld.training.registry import TrainingJob
 from aworld.training.result import TrainingResult
@@ -26,13 +28,11 @@ from aworld.training.training_config import TrainingConfig
 from aworld.training.trl.grpo_steps import GRPORun
 from aworld.training.trl.trained_policy import TrainedPolicy, check_policy, on_cpu, policy_of, trl_package
 
-__all__ = ["TRLEngine"]
-
 RESERVED = {
     "output_dir": "run_path", "max_steps": "steps", "num_generations": "samples", "learning_rate": "learning_rate",
-    "temperature": "temperature", "num_iterations": "epochs", "epsilon": "clip", "seed": "seed",
+    "temperature": "temperature", "num_iterations": "epochs", "epsilon": "clip", "epsilon_high": "clip_high",
     "max_grad_norm": "max_gradient_norm", "steps_per_generation": "minibatches", "save_steps": "checkpoint_every",
-    "save_total_limit": "keep_checkpoints",
+    "save_total_limit": "keep_checkpoints", "seed": "seed",
 }  # fmt: skip
 """Settings of `GRPOConfig` that follow from settings of ours, by their names here."""
 
@@ -57,7 +57,7 @@ class TRLEngine:
             raise ConfigError("The engine trl trains one Agent; a swarm is trained by train_engine_name='embedded'.")
         if derived := [option for option in config.options if option in RESERVED]:
             raise ConfigError(f"options={{{derived[0]!r}: ...}} follows from {RESERVED[derived[0]]}=...; set that.")
-        self._trl()
+        _check_options(config.options, self._trl())
         agent: Any = job.agent
         check_policy(agent.model)
 
@@ -105,6 +105,19 @@ class TRLEngine:
         return trl_package("trl")
 
 
+def _check_options(options: Mapping[str, Any], trl: Any) -> None:
+    """Refuse what `GRPOConfig` does not have, or fails with only in the middle of a step. Raises ConfigError."""
+    for option in options:
+        if option == "peft_config":
+            raise ConfigError("options={'peft_config': ...}: the engine trl trains all weights of the policy, no LoRA.")
+        one_of("options of the engine trl", option, (*OWN, *(field.name for field in fields(trl.GRPOConfig))))
+    if options.get("loss_type") == "dr_grpo" and options.get("max_completion_length") is None:
+        raise ConfigError(
+            "options={'loss_type': 'dr_grpo'} divides by a fixed length: say max_completion_length beside it, in "
+            "tokens of an episode after its prompt, such as 128."
+        )
+
+
 def recorded_score(prompts: list[str], score: list[float | None], **_: Any) -> list[float | None]:
     """TRL's reward function: what the rubric said of each episode; None is left out by TRL."""
     return score
@@ -129,7 +142,8 @@ def grpo_arguments(config: TrainingConfig, output: Path, on_cpu: bool) -> dict[s
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant",
         "epsilon": config.clip,
-        "beta": 0.0,
+        "epsilon_high": config.clip_high,
+        "beta": config.kl,
         "temperature": config.temperature,
         "max_grad_norm": config.max_gradient_norm or 0.0,
         "max_completion_length": None,

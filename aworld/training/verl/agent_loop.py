@@ -32,8 +32,6 @@ from aworld.training.filters import without_logprobs
 from aworld.training.samples import samples_of
 from aworld.training.verl.verl_engine import PACKAGE, problem_of
 
-__all__ = ["RuntimeAgentLoop", "VerlModel"]
-
 import_extra("verl", "the agent loop", PACKAGE)
 _agent_loop: Any = import_module("verl.experimental.agent_loop.agent_loop")
 

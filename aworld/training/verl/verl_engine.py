@@ -35,8 +35,6 @@ from aworld.training.steps import problems_of
 from aworld.training.trainer_process import TrainerProcess
 from aworld.training.training_config import TrainingConfig
 
-__all__ = ["PACKAGE", "VerlEngine", "overrides", "prepare", "problem_of", "write_dataset"]
-
 PACKAGE = "verl==0.9.1"
 AGENT_NAME = "aworld"
 """Under this name verl finds the agent loop."""
@@ -130,8 +128,11 @@ def overrides(job: TrainingJob) -> list[str]:
         "algorithm.use_kl_in_reward": False,
         "actor_rollout_ref.model.path": config.options["policy"],
         "actor_rollout_ref.actor.optim.lr": config.learning_rate,
-        "actor_rollout_ref.actor.use_kl_loss": False,
+        "actor_rollout_ref.actor.use_kl_loss": config.kl > 0,
+        "actor_rollout_ref.actor.kl_loss_coef": config.kl,
         "actor_rollout_ref.actor.clip_ratio": config.clip,
+        "actor_rollout_ref.actor.clip_ratio_low": config.clip,
+        "actor_rollout_ref.actor.clip_ratio_high": config.clip_high or config.clip,
         "actor_rollout_ref.actor.ppo_epochs": config.epochs,
         "actor_rollout_ref.actor.ppo_mini_batch_size": max(1, config.groups // config.minibatches),
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 4,
