@@ -7,6 +7,7 @@ from itertools import count
 
 import pytest
 
+from aworld.core import event
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.models import call_model
@@ -20,6 +21,7 @@ HOUR = 3600.0
 @pytest.fixture(params=[-HOUR, HOUR], ids=["back", "forward"])
 def _clock_is_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each look the clock of the machine stands another hour further back, or ahead."""
+    monkeypatch.setattr(event, "_ahead", event.now() - time.monotonic())  # put back: or all that follows is ahead
     steps, real = count(), time.time
     monkeypatch.setattr(time, "time", lambda: real() + request.param * next(steps))
 

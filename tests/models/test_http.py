@@ -77,6 +77,7 @@ def test_nothing_is_said_at_exit() -> None:
         "from aworld.config.conf import ModelConfig; from aworld.core.model import ModelRequest\n"
         "from aworld.core.message import Message\n"
         "async def main():\n"
+        "    asyncio.get_running_loop().slow_callback_duration = 60  # a busy machine is no remark\n"
         "    async with ModelServer(ScriptedModel(['hi'])) as server:\n"
         "        model = build_model(ModelConfig(llm_base_url=server.base_url, llm_model_name='m'))\n"
         "        print((await model.generate(ModelRequest(messages=(Message('user', 'x'),)))).message.content)\n"
