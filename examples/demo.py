@@ -38,8 +38,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "parity": {"steps": 96, "groups": 48, "samples": 4, "learning_rate": 1e-3, "kl": 0.4},
     "sums": {"steps": 64},
 }
-"""`kl` keeps the policy from giving up an act before it knows what it is for: without it most runs of `parity` settle on
-one tool for everything, and then there is nothing left to compare."""
+"""`kl` keeps the policy from giving up an act before it knows what it is for: without it most runs of `parity` settle
+on one tool for everything, and then there is nothing left to compare."""
 ABOUT = {
     "parity": "a condition in no habit: 'add' is right where the first number is even, else 'subtract'",
     "sums": "a habit to be turned round: the policy mostly takes the wrong tool for a word",
