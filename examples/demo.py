@@ -3,9 +3,9 @@
 The small policy that comes with AWorld knows its tools, and not when to take which: its habits are the wrong ones, and
 rewards turn them round. In `sums` a word says which tool is right; in `shop` a price must be looked up before it can be
 multiplied, and the held-out tasks are of items that training never asks for. It acts, its episodes are recorded and
-scored, and it is trained on them; before and after, it is measured on held-out tasks. pass@8 of the start says how much
-was there before: the share of tasks that one of eight tries solves. Everything is kept below `.aworld/demo`, which is made
-anew each time.
+scored, and it is trained on them; before and after, it is measured on held-out tasks. pass@8 of the start says how
+much was there before: the share of tasks that one of eight tries solves. Everything is kept below `.aworld/demo`, which
+is made anew each time.
 """
 
 from __future__ import annotations
