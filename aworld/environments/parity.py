@@ -3,8 +3,8 @@ first number is even, with `subtract` where it is odd, and the result told as th
 
 The embedded policy starts with both tools in its habits and takes either for any numbers: a policy that is blind to the
 digits gets half of the problems. What is to be learnt here is when, not what, and that is hard: at the defaults of
-`TrainingConfig` most seeds settle on one tool for everything. With `kl=0.4`, steps of 48 × 4 episodes and a learning rate
-of 6e-4 or 1e-3 each of four seeds found the condition, between steps 40 and 130.
+`TrainingConfig` most seeds settle on one tool for everything. With `kl=0.4`, steps of 48 × 4 episodes and a learning
+rate of 6e-4 or 1e-3 each of four seeds found the condition, between steps 40 and 130.
 """
 
 from __future__ import annotations
