@@ -22,6 +22,8 @@ from aworld.core.exceptions import ToolError
 from aworld.core.message import Audio, File, Image, Text
 from aworld.core.tool import to_content
 
+NAN: Any = float("nan")
+
 
 class Colour(enum.Enum):
     RED = "red"
@@ -118,7 +120,7 @@ class Matrix:
         (float("-inf"), "-Infinity"),
         ([float("inf"), float("nan"), 1.0, None], '["Infinity","NaN",1.0,null]'),
         ({"x": -float("inf")}, '{"x":"-Infinity"}'),
-        (Point(float("nan"), None), '{"x":"NaN","y":null}'),
+        (Point(NAN, None), '{"x":"NaN","y":null}'),
         ({"null": Row(1, None)}, '{"null":{"id":1,"value":null}}'),
         ({None: [float("nan")]}, '{"null":["NaN"]}'),
         (Text("hello"), "hello"),
