@@ -101,7 +101,7 @@ def train(console: Console, environment: Environment) -> TrainingResult:
     """Evaluate, act, score, train, evaluate again."""
     problem = environment.problems("test", 1)[0]
     console.print(f"\n[bold]{environment.name}[/bold] · {ABOUT[environment.name]}\n  such as: {problem.input!r}\n")
-    settings = {**SETTINGS[environment.name], "evaluation_modes": ("sampled", "greedy")}
+    settings: dict[str, Any] = {**SETTINGS[environment.name], "evaluation_modes": ("sampled", "greedy")}
     watch = Watch(console, settings["steps"])
     trainer = AgentTrainer(
         agent=Agent(environment.name, model="embedded"),
