@@ -144,8 +144,8 @@ def tell(console: Console, result: TrainingResult) -> None:
 
 def conclude(console: Console, results: dict[str, TrainingResult], took: float) -> bool:
     """What changed, how sure that is, where everything lies. Returns whether every policy is better than it was."""
-    table = Table(title="\nHeld-out tasks solved", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for name in ("environment", "", "before", "after", "gained", "lost", "p (McNemar)", "pass@k of the start", "CPU-s"):
+    table = Table(title="\nHeld-out tasks solved", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("environment", "", "before", "after", "gained", "lost", "p", "start", "CPU-s"):
         table.add_column(name, justify="left" if name in ("environment", "") else "right")
     for name, result in results.items():
         for row in result.comparisons:
