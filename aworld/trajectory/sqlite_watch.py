@@ -262,8 +262,10 @@ class Watch:
     def _tell(
         self, connection: sqlite3.Connection, topic: Topic, id: str, key: int, first: int, events: int, notes: int
     ) -> None:
+        if topic.notes is None and not notes:
+            topic.notes = 0
         if (
-            topic.events is None or topic.notes is None  # nobody looked before
+            topic.events is None or topic.notes is None  # how much of it the listeners know is not known here
             or topic.events > events or topic.notes > notes  # it was deleted and begun anew
             or topic.events < first or max(events - topic.events, notes - topic.notes) > AT_ONCE
         ):  # fmt: skip
