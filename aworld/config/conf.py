@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from enum import Enum, StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -42,6 +42,14 @@ class Settings(BaseModel):
             super().__setattr__(name, value)
         except ValidationError as error:
             raise self._worded(error) from error
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """See pydantic. Raises `ConfigError`."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise cls._worded(error) from error
 
     @classmethod
     def _worded(cls, error: ValidationError) -> ConfigError:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aworld.agents.llm_agent import Agent
@@ -150,7 +151,7 @@ async def test_what_cannot_travel_is_refused_before_anything_runs(tmp_path: Path
     cases: list[tuple[Environment, Any, list[Any], str]] = [
         (unmarked(), buyer, [], "mark the function that makes it"),
         (changed, buyer, [], "made it as it is now"),
-        (hired_shop(0, prompt=Path("x")), buyer, [], "arguments of hired_shop are no plain data"),  # pyright: ignore[reportArgumentType]
+        (hired_shop(np.int64(0)), buyer, [], "arguments of hired_shop are no plain data"),  # pyright: ignore[reportArgumentType]
         (here, Agent("made-here", model=FunctionModel(lambda _: "x")), [], "made-here"),
         (here, buyer, [strange], "Problem 'strange' cannot travel .* what JSON has"),
     ]
