@@ -236,6 +236,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "problem": (door(Problem, 1, 2, 3, 4, 5), "Problem: .*it takes id, input, answer, data"),
     "trainer": (door(AgentTrainer, ann, on_event="tell"), "on_event='tell'; give a function"),
     "trainer argument": (door(AgentTrainer, ann, run_pth="x"), "has no argument 'run_pth'; did you mean 'run_path'"),
+    "settings": (door(TaskConfig, tool_timeout=float("inf")), "tool_timeout: Input should be a finite number"),
     # How many
     "too few": (door(Task), "Task needs input="),
     "too many": (door(Agent, "a", None, None, "system"), "Agent 'a' takes 3 by place and got 4; give the others by"),

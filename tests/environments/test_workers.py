@@ -22,7 +22,17 @@ from aworld.environments.sums import sums
 from aworld.models import FunctionModel
 from aworld.server import EnvironmentServer
 from aworld.trajectory import Query, open_store
-from tests.environments.hired import at_the_top, buyer, hired_shop, mortal, poisoned, unmarked, walker, watching
+from tests.environments.hired import (
+    at_the_top,
+    buyer,
+    hired_shop,
+    leaving,
+    mortal,
+    poisoned,
+    unmarked,
+    walker,
+    watching,
+)
 
 
 def conf(tmp_path: Path, **more: Any) -> RunConfig:
@@ -160,6 +170,11 @@ async def test_what_cannot_travel_is_refused_before_anything_runs(tmp_path: Path
             await collected(environment, agent, problems, conf=conf(tmp_path))
     with pytest.raises(TaskError, match=r"cannot travel"):
         await collected(here, buyer, [], hooks=[type(watching)()], conf=conf(tmp_path))
+
+
+async def test_a_maker_that_leaves_the_worker_is_misuse_in_words(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"could not begin the task: .*SystemExit: 3"):
+        await asyncio.wait_for(collected(leaving(os.getpid()), buyer, conf=conf(tmp_path)), 60)
 
 
 async def test_a_store_or_a_progress_that_is_named_twice_is_refused(tmp_path: Path) -> None:
