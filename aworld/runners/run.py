@@ -100,6 +100,10 @@ class Run:
             store=self.journal.store,
         )
 
+    def call_context(self, activation: Activation, step: int, call_id: str = "", **fields: Any) -> ToolContext:
+        """What a function that the run calls may know of it: a tool, or one of the agent's own."""
+        return ToolContext(self.record.id, activation.agent, step, call_id, self.state.context_of(activation), **fields)
+
     # People
 
     def answers_to(self, called: ev.ToolCalled) -> dict[str, str]:
@@ -335,6 +339,12 @@ class World:
                 raise
             logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
             raise ModelError(f"Model {model.name!r} raised {text}") from raised
+
+    async def instruct(self, agent: BaseAgent, context: ToolContext, conf: TaskConfig) -> str:
+        """The system message of one call, of an agent whose instructions are a function. Raises TaskError."""
+        from aworld.runners.functions import system_message  # few agents need it
+
+        return await system_message(agent, context, conf.tool_timeout)
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """Call a tool. Every failure is a result that tells the model what was wrong. Raises only

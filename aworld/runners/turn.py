@@ -23,7 +23,7 @@ from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
 from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
-from aworld.core.tool.base import Clock, Question, ToolContext
+from aworld.core.tool.base import Clock, Question
 from aworld.core.tool.toolkit import Offer, describe
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
@@ -100,6 +100,17 @@ class AgentTurn:
             tokens_after=tokens_after,
         )
         self._messages, self._shown, self._prompt = None, None, leaf
+
+    async def instruct(self) -> None:
+        """Show, in this call alone, what the agent's function of instructions returns before everything else.
+
+        Raises TaskError that names a function which fails or returns no text.
+        """
+        run = self.run
+        text = await run.world.instruct(self.agent, run.call_context(self.activation, self.step), run.conf)
+        if text:
+            messages = self._shown if self._shown is not None else self.messages
+            self.show((Message("system", text), *messages))
 
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
         """Ask the model once; captured, retried, streamed. Raises `ModelError`."""
@@ -372,14 +383,12 @@ class CallAccount:
 
 async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall) -> ActionResult:
     spent: list[Usage] = []
-    context = ToolContext(
-        run.record.id,
-        activation.agent,
+    context = run.call_context(
+        activation,
         called.step,
         called.call_id,
-        run.state.context_of(activation),
-        run.answers_to(called),
-        partial(_show_note, run, activation, called) if run.is_read else None,
+        answers=run.answers_to(called),
+        notify=partial(_show_note, run, activation, called) if run.is_read else None,
         clock=run.journal.clocks[activation.id, called.call_id],
         spent=spent,
         account=CallAccount(run, called, spent),
