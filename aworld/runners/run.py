@@ -100,9 +100,9 @@ class Run:
             store=self.journal.store,
         )
 
-    def call_context(self, activation: Activation, step: int, call_id: str = "", **fields: Any) -> ToolContext:
-        """What a function that the run calls may know of it: a tool, or one of the agent's own."""
-        return ToolContext(self.record.id, activation.agent, step, call_id, self.state.context_of(activation), **fields)
+    def context_for(self, activation: Activation, step: int) -> ToolContext:
+        """What a function of the agent's author may know of the run, as a tool does."""
+        return ToolContext(self.record.id, activation.agent, step, "", self.state.context_of(activation))
 
     # People
 

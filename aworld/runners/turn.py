@@ -23,7 +23,7 @@ from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
 from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
-from aworld.core.tool.base import Clock, Question
+from aworld.core.tool.base import Clock, Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
@@ -107,7 +107,7 @@ class AgentTurn:
         Raises TaskError that names a function which fails or returns no text.
         """
         run = self.run
-        text = await run.world.instruct(self.agent, run.call_context(self.activation, self.step), run.conf)
+        text = await run.world.instruct(self.agent, run.context_for(self.activation, self.step), run.conf)
         if text:
             messages = self._shown if self._shown is not None else self.messages
             self.show((Message("system", text), *messages))
@@ -383,12 +383,14 @@ class CallAccount:
 
 async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCalled, call: ToolCall) -> ActionResult:
     spent: list[Usage] = []
-    context = run.call_context(
-        activation,
+    context = ToolContext(
+        run.record.id,
+        activation.agent,
         called.step,
         called.call_id,
-        answers=run.answers_to(called),
-        notify=partial(_show_note, run, activation, called) if run.is_read else None,
+        run.state.context_of(activation),
+        run.answers_to(called),
+        partial(_show_note, run, activation, called) if run.is_read else None,
         clock=run.journal.clocks[activation.id, called.call_id],
         spent=spent,
         account=CallAccount(run, called, spent),
