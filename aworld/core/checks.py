@@ -65,6 +65,16 @@ def unique(what: str, names: Iterable[T], error: type[AWorldError] = ConfigError
     return list(seen)
 
 
+def takes(what: str, function: Callable[..., Any], *arguments: str, error: type[AWorldError] = ConfigError) -> None:
+    """Raise `error` for a function that cannot be called with these arguments; `what` begins the sentence."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as wrong:
+        raise error(f"{what} is called as f({', '.join(arguments)}), which it does not take: {wrong}.") from wrong
+    except ValueError:  # written in C, without a signature
+        return
+
+
 def is_text(value: Any) -> bool:
     """Whether something is text that can be written down: a lone surrogate cannot."""
     try:
