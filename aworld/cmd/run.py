@@ -241,10 +241,10 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     return Agent(name, conf, system_prompt=prompt, tools=tools, mcp_config=args.mcp)
 
 
-def _own_policy(model: str | None) -> str | None:
+def _own_policy(model: Any) -> str | None:
     """The model of a recorded agent, if it is a policy that answers in this process: what the environment says of
     models is not for it. Of a model object elsewhere the record does not tell the address."""
-    return model if model and in_process(named_model(model).llm_provider or "") else None
+    return model if isinstance(model, str) and in_process(named_model(model).llm_provider or "") else None
 
 
 def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
