@@ -166,7 +166,7 @@ class BlockDelta(Struct):
     thinking: str = ""
     signature: str = ""
     partial_json: str = ""
-    citation: Raw | None = None
+    citation: dict[str, Any] | None = None
     stop_reason: str | None = None
 
 
@@ -217,7 +217,7 @@ class AnthropicReply(WireReply):
         self._usage: AnthropicUsage | None = None
         self._blocks: dict[int, dict[str, Raw]] = {}
         self._pieces: dict[tuple[int, str], list[str]] = {}
-        self._citations: dict[int, list[Raw]] = {}
+        self._citations: dict[int, list[Block]] = {}
 
     def read(self, data: bytes) -> bool:
         """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
@@ -314,7 +314,7 @@ class AnthropicReply(WireReply):
             if (index, key) in self._pieces:
                 block[key] = "".join((msgspec.convert(block.get(key) or "", str), *self._pieces[index, key]))
         if index in self._citations:
-            block["citations"] = [*(block.get("citations") or ()), *map(_plain, self._citations[index])]
+            block["citations"] = [*(block.get("citations") or ()), *self._citations[index]]
         arguments = "".join(self._pieces.get((index, "partial_json"), ())) or bytes(start.get("input", b"{}")).decode()
         if "input" in block:
             block["input"] = _object(arguments)
