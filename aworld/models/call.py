@@ -52,8 +52,8 @@ class Outcome(Tries, frozen=True):
     """What came of a model call that was answered."""
 
     reply: ModelReply
-    asked: Model | None = None
-    """The model that answered, where it is one of several (`Fallback`)."""
+    asked: tuple[Model, ModelRequest] | None = None
+    """The model that answered and what it was asked, where it is one of several (`Fallback`)."""
 
 
 class CallFailed(ModelError):

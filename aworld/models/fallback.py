@@ -137,7 +137,7 @@ class Fallback:
             attempts += _of(model, outcome.attempts)
             return structs.replace(
                 outcome, attempts=tuple(attempts), queued=queued + outcome.queued, started=started or outcome.started,
-                asked=outcome.asked or model,
+                asked=outcome.asked or (model, asked),
             )  # fmt: skip
         raise AssertionError("there is a model")
 
