@@ -20,6 +20,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Tokens, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 from aworld.models.chat_tokens import OPENING, ChatTokens, Prompt
+from aworld.models.prices import FREE
 
 OnDelta: TypeAlias = Callable[[Delta], None] | None
 
@@ -67,6 +68,7 @@ class TokenModel:
     """A model that continues ids. One instance serves any number of concurrent calls."""
 
     provider = "tokens"
+    price = FREE
     max_tokens = Sampling().max_tokens
     """Tokens of an answer when nobody says more."""
 
