@@ -25,11 +25,12 @@ from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
-from aworld.runners.budget import budget_of, stopped_short
+from aworld.runners.budget import Budget, stopped_short
 from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.local import executor_of, fork_point, load, run_config, run_many, store_of
+from aworld.runners.named_run import Question, Responses, run_questions
 from aworld.runners.replay import ReplayReport, replay
 from aworld.trajectory.query import Query
 
@@ -88,6 +89,34 @@ class Runners:
         async; what it raises is logged, and ends nothing.
         """
         return await run_many(_tasks(task), run_config(run_conf), on_done)
+
+    @staticmethod
+    @typed(TaskError)
+    async def run_many(
+        questions: Iterable[Question],
+        agent: Unit | None = None,
+        swarm: Unit | None = None,
+        *,
+        run: str,
+        store: Any = None,
+        run_conf: Conf = None,
+        on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
+        **task: Any,
+    ) -> Responses:
+        """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
+        store="sqlite:///runs.db"))`.
+
+        A question is a text, `{"id": ..., "input": ...}` (also `labels` and `context`), or a `Task`. The same call
+        again reads from the store what has ended, goes on with what has not, and begins the rest; what was cancelled,
+        or failed because no model could be reached, is begun again. Trajectories have the labels `run` and `problem`:
+        the id of the question, or its number. `task` takes the arguments of `Task` for all of them; `on_done` is called
+        after each that this call ran.
+
+        Raises ConfigError where the store has another agent, or another question, under these names.
+        """
+        conf = run_config(run_conf)
+        conf = conf if store is None else conf.model_copy(update={"store": store})
+        return await run_questions(questions, agent if agent is not None else swarm, run, conf, on_done, task)
 
     @staticmethod
     @typed(TaskError)
@@ -372,7 +401,8 @@ class Runners:
 def _store_within(task: Task, run_conf: Conf) -> Any:
     """The store of a single task, which gets what its run may spend."""
     conf = run_config(run_conf)
-    task.share = budget_of(conf)
+    if conf.max_cost is not None or conf.max_tokens is not None:
+        task.share = Budget(conf)
     return store_of(conf.store, task)
 
 

@@ -117,11 +117,6 @@ class Budget:
                 room -= 1
 
 
-def budget_of(conf: RunConfig) -> Budget | None:
-    """The budget of a call, if it has one."""
-    return None if conf.max_cost is None and conf.max_tokens is None else Budget(conf)
-
-
 def status_of(reached: LimitReached) -> Status:
     """The status of a run that a limit stopped."""
     return "usage_unknown" if isinstance(reached, UsageUnknown) else "limit_reached"

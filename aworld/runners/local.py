@@ -24,7 +24,7 @@ from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewa
 from aworld.core.exceptions import ConfigError, LimitReached, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
-from aworld.runners.budget import Share, budget_of, check_prices, status_of
+from aworld.runners.budget import Budget, Share, check_prices, status_of
 from aworld.runners.driver import not_ended, refuse_interactive, run_to_end
 from aworld.runners.run import units_of_task
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
@@ -98,7 +98,7 @@ class Executor(ABC):
     def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
         self.store = store
         self._conf = conf
-        self.budget = budget_of(conf)
+        self.budget = None if conf.max_cost is None and conf.max_tokens is None else Budget(conf)
 
     def check(self, task: Task) -> None:
         """Raise TaskError for a task that cannot be run there, ConfigError for one whose cost cannot be limited."""
@@ -193,7 +193,7 @@ async def run_many(
             async for response in finished:
                 responses[response.id] = response
                 if done is not None:
-                    await _tell(done, response)
+                    await tell(done, response)
         if conf.sequence_dependent and not all(response.success for response in responses.values()):
             break
     return {id: responses[id] for id in ids if id in responses}
@@ -210,7 +210,7 @@ async def _check_turns_before(tasks: Sequence[Task], store: TrajectoryStore, amo
             raise not_ended(name, ended[name].status)
 
 
-async def _tell(listener: Callable[[Any], Any], news: Any) -> None:
+async def tell(listener: Callable[[Any], Any], news: Any) -> None:
     """Call a function of the caller's that wants to know. What it raises is logged: it ends no run, and no batch."""
     try:
         pending = listener(news)
@@ -230,13 +230,13 @@ def watched(
 
     async def told(task: Task) -> TaskResponse:
         progress.running += 1
-        await _tell(on_progress, progress)
+        await tell(on_progress, progress)
         try:
             response = await work(task)
         finally:
             progress.running -= 1
         progress.done += 1
-        await _tell(on_progress, progress)
+        await tell(on_progress, progress)
         return response
 
     return told

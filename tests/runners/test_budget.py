@@ -76,7 +76,7 @@ async def test_calls_side_by_side_are_as_many_as_fit_in() -> None:
 
 async def test_a_run_without_a_model_call_holds_up_nobody() -> None:
     quick = thinking(lambda _: "done")
-    with pytest.raises(ConfigError, match="gte|greater"):
+    with pytest.raises(ConfigError, match=r"max_tokens"):
         RunConfig(max_tokens=0)
     responses = await Runners.run_task(tasks_of(3, quick), RunConfig(max_tokens=10_000))
     assert all(response.success for response in responses.values())
