@@ -22,6 +22,7 @@ from aworld.core.model import (
     TextDelta,
     ToolSchema,
 )
+from aworld.models.call import call_model
 from aworld.models.openai import AzureModel, OpenAIModel
 
 from .provider import DONE, EVENTS, Connection, Provider, answer, chat, chunked, event, joined, piece, stream
