@@ -119,7 +119,7 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
     for a provider that neither `LLM_PROVIDER` nor `provider` names; the two arguments are the caller's own word. Keys
     and headers of a record are left out. Raises `ConfigError`.
     """
-    names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers"}
+    names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers", "prices"}
     config: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
     for name, value in config.items():
         for address in _addresses(value) if name != "llm_base_url" else ():

@@ -15,6 +15,7 @@ from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.call import Retry
 from aworld.models.native_tools import check_settings
+from aworld.models.prices import Price, price_of
 from aworld.models.providers import without_name
 
 if TYPE_CHECKING:
@@ -129,9 +130,9 @@ class RemoteModel:
         return last
 
     def finished(self, parts: WireReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
-        """The whole reply, with its price. Raises `ModelError` when it is none."""
+        """The whole reply. Raises `ModelError` when it is none."""
         try:
-            return self.priced(parts.reply(request))
+            return parts.reply(request)
         except msgspec.DecodeError as error:
             raise self.endpoint.unreadable(f"what is not a whole reply ({error})", data) from None
 
@@ -142,15 +143,13 @@ class RemoteModel:
         except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"The request to {self.provider} cannot be written as JSON: {error}") from error
 
-    def priced(self, reply: ModelReply) -> ModelReply:
-        """The reply with the cost of the call, where the provider did not say and the settings do."""
-        usage, price_in, price_out = reply.usage, self.config.llm_input_price, self.config.llm_output_price
-        if usage is None or usage.cost is not None or price_in is None or price_out is None:
-            return reply
-        if usage.input_tokens is None or usage.output_tokens is None:
-            return reply
-        cost = (usage.input_tokens * price_in + usage.output_tokens * price_out) / 1_000_000
-        return msgspec.structs.replace(reply, usage=msgspec.structs.replace(usage, cost=cost))
+    @property
+    def price(self) -> Price | None:
+        """What a call costs where the provider does not say; None when nobody knows. Raises `ConfigError`."""
+        price_in, price_out = self.config.llm_input_price, self.config.llm_output_price
+        if price_in is not None and price_out is not None:
+            return Price(price_in, price_out, source="settings")
+        return price_of(self.provider, self.name, self.config.prices)
 
 
 def _limits(config: ModelConfig, provider: str, url: str) -> Limits | None:
