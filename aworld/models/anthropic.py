@@ -105,6 +105,6 @@ def _mark(body: dict[str, Any], mark: Block) -> None:
         body["tools"] = [*body["tools"][:-1], {**body["tools"][-1], "cache_control": mark}]
     if "system" in body:
         body["system"] = [{"type": "text", "text": body["system"], "cache_control": mark}]
-    last: Block = next((message for message in reversed(body["messages"]) if message["role"] == "user"), {})
-    if last:  # copies: what stands in the log, and what every call sends, stay as they are
+    last: Block | None = next((message for message in reversed(body["messages"]) if message["role"] == "user"), None)
+    if last is not None:  # copies: what stands in the log, and what every call sends, stay as they are
         last["content"] = [*last["content"][:-1], {**last["content"][-1], "cache_control": mark}]

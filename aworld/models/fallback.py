@@ -64,6 +64,9 @@ class Fallback:
         if not models:
             raise ConfigError("Fallback: models=[]; give a list of models, the first to be asked first.")
         self.models = tuple(str(m.expanduser().absolute()) if isinstance(m, Path) else m for m in models)
+        self.names = tuple(model if isinstance(model, str) else label(model) for model in self.models)
+        """The models as they are called."""
+        self.name = ", ".join(self.names)
         self.on = on if callable(on) else (on,) if isinstance(on, str) else tuple(on)
         for kind in () if callable(self.on) else self.on:
             one_of("Fallback: on", kind, get_args(ErrorKind))
@@ -72,16 +75,6 @@ class Fallback:
         """What makes a model of its name."""
         self.settings: Mapping[str, Any] = {}
         """What is sent to each, where it does not say otherwise itself."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The models as they are called."""
-        return tuple(model if isinstance(model, str) else label(model) for model in self.models)
-
-    @property
-    def name(self) -> str:
-        """All their names."""
-        return ", ".join(self.names)
 
     def members(self) -> list[Model]:
         """The models. Raises ConfigError for one that cannot be had."""

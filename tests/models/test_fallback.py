@@ -66,7 +66,7 @@ async def test_which_errors_lead_to_the_next(on: Any, failure: Any, falls: bool)
         if falls:
             assert (await model.generate(HI)).message.text == "second"
         else:
-            with pytest.raises(ModelError, match="answered (400|401|529)"):
+            with pytest.raises(ModelError, match=r"answered (400|401|529)"):
                 await model.generate(HI)
 
 
@@ -97,7 +97,8 @@ async def test_a_stream_says_that_what_was_shown_is_void() -> None:
         outputs = [output async for output in stream if isinstance(output, TextOutput | RetryOutput | RunFinished)]
     assert [type(output) for output in outputs] == [TextOutput, RetryOutput, TextOutput, RunFinished]
     retry = outputs[1]
-    assert isinstance(retry, RetryOutput) and retry.error.startswith("openai:gpt-x: ")
+    assert isinstance(retry, RetryOutput)
+    assert retry.error.startswith("openai:gpt-x: ")
     assert retry.error.endswith("; now asking scripted:spare")
     deltas: list[Delta] = []
     model = Fallback([FunctionModel(lambda _: ModelError("gone", status=503)), ScriptedModel(["Hello."])])
@@ -112,7 +113,8 @@ async def test_one_within_another_and_in_the_place_of_any_model() -> None:
     inner = Fallback([FunctionModel(down, name="a"), FunctionModel(down, name="b")])
     outcome = await call_model(Fallback([inner, ScriptedModel(["third"])]), HI)
     assert [attempt.model for attempt in outcome.attempts] == ["function:a", "function:b"]
-    assert outcome.asked is not None and outcome.asked[0].provider == "scripted"
+    assert outcome.asked is not None
+    assert outcome.asked[0].provider == "scripted"
     with pytest.raises(CallFailed, match="function:a: down; function:b: down"):
         await call_model(inner, HI)
 

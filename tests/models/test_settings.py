@@ -23,9 +23,11 @@ from .provider import Provider, answer, chat
 
 TOOL = ToolSchema("add", "Adds.", {"type": "object", "properties": {}})
 HI = ModelRequest(messages=(Message("system", "Be brief."), Message("user", "hi")), tools=(TOOL,))
-SAID = {"type": "message", "id": "msg_1", "model": "claude-x", "content": [{"type": "text", "text": "ok"}],
-        "stop_reason": "end_turn"}  # fmt: skip
-CALLED = {**SAID, "content": [{"type": "tool_use", "id": "t1", "name": "add", "input": {}}], "stop_reason": "tool_use"}
+SAID: dict[str, Any] = {
+    "type": "message", "id": "msg_1", "model": "claude-x", "content": [{"type": "text", "text": "ok"}],
+    "stop_reason": "end_turn",
+}  # fmt: skip
+CALLED: dict[str, Any] = {**SAID, "content": [{"type": "tool_use", "id": "t1", "name": "add", "input": {}}]}
 MARK = {"type": "ephemeral"}
 
 
@@ -82,13 +84,14 @@ def test_a_call_takes_a_setting_back() -> None:
         ({"temprature": 1}, "model_settings has no setting 'temprature'; did you mean 'temperature'"),
         ({"prompt_cache": "1d"}, "prompt_cache"),
         (5, "model_settings=5; give a dict"),
+        ({"params": 5}, "params: Input should be a valid dictionary"),
+        ({"params": {"messages": []}}, "messages: would be sent in place of what the log says"),
     ],
 )
 async def test_what_cannot_be_is_said_before_any_call(settings: Any, words: str) -> None:
+    conf = ModelConfig(llm_api_key="sk-never-used", llm_provider="anthropic", llm_model_name="m")
     with pytest.raises(ConfigError, match=words):
-        agent = Agent("a", {"llm_api_key": "sk-x", "llm_provider": "anthropic", "llm_model_name": "m"},
-                      model_settings=settings)  # fmt: skip
-        await Runners.run("hi", agent)
+        await Runners.run("hi", Agent("a", conf, model_settings=settings))
 
 
 def test_models_without_a_word_for_a_setting_say_so() -> None:
@@ -167,4 +170,5 @@ async def test_openai_is_told_which_conversation_it_is() -> None:
         keys = [exchange.json["prompt_cache_key"] for exchange in provider.requests]
     assert keys[0] == keys[1] != keys[2]
     assert keys[3] == "own"
-    assert said.usage is not None and said.usage.cached_tokens == 1920
+    assert said.usage is not None
+    assert said.usage.cached_tokens == 1920
