@@ -220,7 +220,7 @@ async def _load(args: argparse.Namespace) -> Trajectory:
 
 def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
-    ready = ready_agent(args, "model", "base_url", "temperature", "system", "tool", "mcp")
+    ready = ready_agent(args, "base_url", "temperature", "system", "tool", "mcp")
     if ready is not None:
         return ready
     if record is not None and len(record.agents) > 1:
