@@ -230,7 +230,7 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     if record is not None and record.activations:
         name = record.activations[0].agent
         settings = record.agents.get(name, {})
-        args.model = args.model or _own_policy(settings.get("model"))
+        args.model = args.model or _own_policy(settings)
     named = named_model(args.model).llm_provider if args.model else None
     llm_config = recorded(settings.get("llm_config") or {}, base_url=args.base_url, provider=named)
     conf = put_options(args, AgentConfig(llm_config=llm_config))
@@ -241,9 +241,10 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     return Agent(name, conf, system_prompt=prompt, tools=tools, mcp_config=args.mcp)
 
 
-def _own_policy(model: str | None) -> str | None:
+def _own_policy(settings: dict[str, Any]) -> str | None:
     """The model of a recorded agent, if it is a policy that answers in this process: what the environment says of
     models is not for it. Of a model object elsewhere the record does not tell the address."""
+    model: str | None = None if "model_object" in settings else settings.get("model")
     return model if model and in_process(named_model(model).llm_provider or "") else None
 
 
