@@ -189,6 +189,7 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
         (["my_tasks:leaky", "--agent", "my_tasks:agent"], "1 of 11 training problems are held out too"),
         (["my_tasks:tasks", "--model", "gpt-4o"], "OPENAI_API_KEY"),
+        (["my_tasks:tasks", "--model", "runs/sums"], "'runs/sums' is no folder of a policy: there is no such folder."),
     ],
 )
 def test_misuse_is_told_in_one_line(shell: Shell, arguments: list[str], error: str) -> None:
