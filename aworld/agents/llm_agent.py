@@ -28,6 +28,7 @@ from aworld.models.providers import named_model
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+    from pydantic_core import CoreSchema, SchemaValidator
 
     from aworld.tools.mcp import McpToolset
 
@@ -104,6 +105,7 @@ class Agent(BaseAgent):
         self._found: Model | None = None
         self._output: OutputSchema | None = None
         self._wrapped = False
+        self._beginnings: SchemaValidator | None = None
         if output_type is not None and output_type is not str:
             self._adapter: TypeAdapter[Any] = _adapter(name, output_type)
             self._output, self._wrapped = _output_schema(self._adapter)
@@ -211,6 +213,16 @@ class Agent(BaseAgent):
                 raise ValueError('The answer must be a JSON object {"result": ...}.')
             value = value["result"]  # pyright: ignore[reportUnknownVariableType]
         return self.revive(value)
+
+    def partial_of(self, text: str) -> Any:
+        """The fields of `output_type` that the beginning of an answer has, validated; None while it says nothing."""
+        if self._beginnings is None:
+            self._beginnings = _validator_of_beginnings(self._adapter.core_schema, self._wrapped)
+        try:
+            value = self._beginnings.validate_json(text[max(text.find("{"), 0) :], allow_partial="trailing-strings")
+        except ValidationError:
+            return None
+        return value.get("result") if self._wrapped else value or None
 
     def recorded(self, answer: Any) -> Any:
         """An answer as the log keeps it: the JSON form that its type reads back."""
@@ -338,3 +350,39 @@ def _output_schema(adapter: TypeAdapter[Any]) -> tuple[OutputSchema, bool]:
     if definitions:
         outer["$defs"] = definitions
     return OutputSchema(title, outer), True
+
+
+def _validator_of_beginnings(schema: CoreSchema, wrapped: bool) -> SchemaValidator:
+    """What validates answers that are not whole: none of the fields at the top must be there yet.
+
+    pydantic validates beginnings of lists and dicts, and of a `TypedDict` whose fields may be absent; a model or a
+    dataclass is read as such a one.
+    """
+    from pydantic_core import SchemaValidator
+
+    around = ("definitions", "model", "dataclass", "function-before", "function-after", "function-wrap")
+    node: Any = schema
+    definitions: list[Any] = node["definitions"] if node["type"] == "definitions" else []
+    if wrapped:
+        node = {"fields": {"result": {"schema": node["schema"] if definitions else node}}}
+    while "type" in node and node["type"] not in ("model-fields", "dataclass-args", "typed-dict"):
+        if node["type"] == "definition-ref":
+            node = next(named for named in definitions if named["ref"] == node["schema_ref"])
+        elif node["type"] in around:
+            node = node["schema"]
+        else:  # a dict
+            return SchemaValidator(schema)
+    fields = node["fields"]
+    items = fields.items() if isinstance(fields, dict) else ((field["name"], field) for field in fields)
+    beginning: Any = {"type": "typed-dict", "fields": {name: _may_be_absent(field) for name, field in items}}
+    if definitions:
+        beginning = {"type": "definitions", "schema": beginning, "definitions": definitions}
+    return SchemaValidator(beginning)
+
+
+def _may_be_absent(field: dict[str, Any]) -> dict[str, Any]:
+    schema = field["schema"]
+    while schema["type"] == "default":  # it would be there at once
+        schema = schema["schema"]
+    alias = {key: field[key] for key in ("validation_alias",) if key in field}
+    return {"type": "typed-dict-field", "schema": schema, "required": False, **alias}

@@ -3,7 +3,7 @@
 `OutputFold.take` says what an event shows, for a live reader as for one that comes later or sits in another process.
 Text and reasoning as they are written, retries, progress of tools, and the news that a step begins are not in the log:
 the process that works on the run pushes them to whoever reads at that moment, and a reader must be right without them.
-All outputs are JSON-able but the last, which carries the response.
+All outputs are JSON-able but the last, which carries the response, and answers in part, which hold Python values.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ class TextOutput(Output, frozen=True, tag="text", kw_only=True, gc=False):
     """A piece of the answer, as the model writes it."""
 
     text: str
+
+
+class PartialOutput(Output, frozen=True, tag="partial", kw_only=True):
+    """The answer of an agent with an `output_type`, as far as it is written: shown when it has changed."""
+
+    value: Any
+    """Of a model, a dataclass or a `TypedDict` a dict of the fields that are there, validated; of any other type a
+    value of it, such as a list that grows."""
 
 
 class ReasoningOutput(Output, frozen=True, tag="reasoning", kw_only=True, gc=False):
@@ -104,8 +112,8 @@ class RunFinished(Output, frozen=True, tag="finished", kw_only=True):
 
 
 AnyOutput: TypeAlias = (
-    StepStarted | TextOutput | ReasoningOutput | RetryOutput | ToolCallOutput | ToolNoteOutput | ToolResultOutput
-    | HandoffOutput | MessageOutput | StepFinished | QuestionOutput | RunFinished
+    StepStarted | TextOutput | PartialOutput | ReasoningOutput | RetryOutput | ToolCallOutput | ToolNoteOutput
+    | ToolResultOutput | HandoffOutput | MessageOutput | StepFinished | QuestionOutput | RunFinished
 )  # fmt: skip
 
 

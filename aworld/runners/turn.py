@@ -22,7 +22,7 @@ from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskEr
 from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
-from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
+from aworld.core.output import PartialOutput, ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
 from aworld.core.tool.base import Clock, Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
 from aworld.core.trajectory import Activation, Trajectory
@@ -34,7 +34,19 @@ from aworld.runners.run import Run
 class AgentTurn:
     """What the runtime hands to `BaseAgent.decide`. Satisfies `aworld.core.agent.base.Turn`."""
 
-    __slots__ = ("_messages", "_prompt", "_shown", "activation", "agent", "called", "index", "offer", "run", "step")
+    __slots__ = (
+        "_messages",
+        "_partial",
+        "_prompt",
+        "_shown",
+        "activation",
+        "agent",
+        "called",
+        "index",
+        "offer",
+        "run",
+        "step",
+    )
 
     def __init__(self, run: Run, activation: Activation, agent: BaseAgent, offer: Offer, step: int, index: int) -> None:
         self.run = run
@@ -49,6 +61,7 @@ class AgentTurn:
         self._prompt = activation.leaf
         """The leaf of what this call shows."""
         self._shown: tuple[Message, ...] | None = None
+        self._partial: PartialAnswer | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -133,7 +146,10 @@ class AgentTurn:
     async def _ask(self, model: Model, request: ModelRequest) -> Outcome:
         if not self.run.is_read:
             return await self.run.world.ask(model, request)
-        return await self.run.world.ask(model, request, self._on_delta(), self._on_retry)
+        on_delta = self._on_delta()
+        if request.output is not None:
+            on_delta = self._with_partial_answers(on_delta)
+        return await self.run.world.ask(model, request, on_delta, self._on_retry)
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
         at = HookContext(self.run.record, self.context, self.agent.name, self.step)
@@ -227,11 +243,55 @@ class AgentTurn:
 
         return on_delta
 
+    def _with_partial_answers(self, on_delta: Callable[[Delta], None]) -> Callable[[Delta], None]:
+        """Show also what the answer says so far."""
+        self._partial = PartialAnswer(self.agent.partial_of)
+        id, agent, step = self.run.record.id, self.agent.name, self.step
+
+        def on_both(delta: Delta) -> None:
+            on_delta(delta)
+            if type(delta) is TextDelta and self._partial is not None and self._partial.changes(delta.text):
+                value = self._partial.value
+                self.run.journal.show(PartialOutput(trajectory_id=id, agent=agent, step=step, value=value))
+
+        return on_both
+
     def _on_retry(self, error: ModelError, wait: float) -> None:
+        if self._partial is not None:
+            self._partial = PartialAnswer(self.agent.partial_of)
         output = RetryOutput(
             trajectory_id=self.run.record.id, agent=self.agent.name, step=self.step, error=str(error), wait=wait
         )
         self.run.journal.show(output)
+
+
+class PartialAnswer:
+    """An answer while it is written. It is read again when it has grown by a thirty-second, so that all of the reading
+    takes as long as reading the whole answer about thirty times, however small the pieces are."""
+
+    __slots__ = ("_due", "_length", "_pieces", "_read", "value")
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
+        self._pieces: list[str] = []
+        self._length = self._due = 0
+        self.value: Any = None
+        """What it says so far."""
+
+    def changes(self, text: str) -> bool:
+        """Take one more piece; whether the answer says something else now."""
+        self._pieces.append(text)
+        self._length += len(text)
+        if self._length < self._due:
+            return False
+        self._due = self._length + self._length // 32
+        whole = "".join(self._pieces)
+        self._pieces = [whole]
+        value = self._read(whole)
+        if value is None or value == self.value:
+            return False
+        self.value = value
+        return True
 
 
 def observe(record: Trajectory, activation: Activation) -> Observation:

@@ -191,6 +191,10 @@ class BaseAgent(Defined):
         """The answer that a final message gives. Raises ValueError, shown to the agent, when it does not fit."""
         return message.text
 
+    def partial_of(self, text: str) -> Any:
+        """What the beginning of an answer says so far, for who reads along; None while it says nothing."""
+        return None
+
     def recorded(self, answer: Any) -> Any:
         """An answer as the log keeps it: JSON-able, in the form that `revive` reads."""
         return plain(answer)
