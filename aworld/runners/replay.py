@@ -365,7 +365,7 @@ class RecordedWorld(World):
                 self._calls.setdefault(self._paths.of(event.activation), []).append(event)
             elif isinstance(event, ev.ToolReturned):
                 self._results.setdefault((event.step, event.call_id), event)
-        self._order = sorted(record.calls.values(), key=lambda call: call.seq, reverse=True)
+        self._order = sorted(record.calls.values(), key=lambda call: call.step, reverse=True)
         self._replayed: set[int] = set()
 
     def stand_in(self, unit: Unit) -> Unit:

@@ -173,8 +173,9 @@ async def test_what_cannot_travel_is_refused_before_anything_runs(tmp_path: Path
 
 
 async def test_a_maker_that_leaves_the_worker_is_misuse_in_words(tmp_path: Path) -> None:
+    here = leaving(os.getpid())
     with pytest.raises(TaskError, match=r"could not begin the task: .*SystemExit: 3"):
-        await asyncio.wait_for(collected(leaving(os.getpid()), buyer, conf=conf(tmp_path)), 60)
+        await asyncio.wait_for(collected(here, buyer, here.problems(), conf=conf(tmp_path)), 60)
 
 
 async def test_a_store_or_a_progress_that_is_named_twice_is_refused(tmp_path: Path) -> None:
