@@ -229,6 +229,12 @@ class Maker:
             case {"serial": [*members]}:
                 known_keys("A serial group", part, ("serial",), "key")
                 return tuple(self._item(member, nodes) for member in members)
+            case {"tool": name}:
+                known_keys("A member as a tool", part, ("tool", "name", "description", "input"), "key")
+                input = self._code(part["input"], f"input= of {name!r} as a tool") if "input" in part else None
+                return self._member(name).as_tool(
+                    name=part.get("name"), description=part.get("description"), input=input
+                )
             case {"from": source, "to": target}:
                 known_keys("An edge", part, ("from", "to", "when"), "key")
                 ends = self._item(source, nodes), self._item(target, nodes)
@@ -260,9 +266,10 @@ class Maker:
             settings["conf"] = AgentConfig(**conf)
         if definition.tools:
             settings["tools"] = [
-                self.members[tool] if tool in definition.units else self._code(tool, f"Tool of Agent {name!r}")
+                self._item(tool, {}) if not isinstance(tool, str) or tool in definition.units
+                else self._code(tool, f"Tool of Agent {name!r}")
                 for tool in definition.tools
-            ]
+            ]  # fmt: skip
         if definition.mcp_servers:
             settings["mcp_config"] = {"mcpServers": self._servers(definition)}
         for key, option in (

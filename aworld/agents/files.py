@@ -172,7 +172,7 @@ class _AgentsFile:
             body = {"type": "FunctionAgent", "desc": body.get("desc"), "options": {"function": body["function"]}}
         fields = {"type": "Agent", **body, **self._conf(body.pop("conf", None), owner, *path, "conf")}
         tools = cast("list[Any]", fields["tools"]) if isinstance(fields.get("tools"), list) else []
-        fields["units"] = self._members((tool for tool in tools if self._is_member(tool)), path)
+        fields["units"] = self._members((name for name in _names(tools) if self._is_member(name)), path)
         fields.pop("conf", None)
         return self._defined(AgentDefinition, {"name": name, **fields}, owner, path)
 
@@ -282,7 +282,7 @@ def _names(part: Any) -> Iterator[Any]:
             yield from _names(item)
     elif isinstance(part, dict):
         body = cast("dict[str, Any]", part)
-        yield from _names([body[key] for key in ("from", "to", "member", "serial") if key in body])
+        yield from _names([body[key] for key in ("from", "to", "member", "tool", "serial") if key in body])
     else:
         yield part
 

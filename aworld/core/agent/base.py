@@ -24,7 +24,6 @@ from aworld.core.definition import AgentDefinition, Defined, Description
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
-from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
 from aworld.core.tool.results import json_form
 from aworld.core.tool.toolkit import Toolkit
@@ -146,11 +145,11 @@ class BaseAgent(Defined):
 
         return [tool.unit for tool in self.toolkit.items if isinstance(tool, UnitTool)]
 
-    def _tool(self, tool: Any, description: Description) -> str:
+    def _tool(self, tool: Any, description: Description) -> Any:
         from aworld.core.agent.flow import UnitTool
 
         if isinstance(tool, UnitTool):
-            return tool.unit.name
+            return tool.part(description)
         what = f"Tool {getattr(tool, 'name', type(tool).__name__)!r} of agent {self.name!r}"
         if isinstance(tool, FunctionTool):
             return description.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
@@ -161,12 +160,6 @@ class BaseAgent(Defined):
         other = copy.copy(self)
         other.system_prompt, other.instructions, other._description = text or None, instructions, None
         return other
-
-    def as_tool(self) -> Tool:
-        """The agent as a tool of another agent."""
-        from aworld.core.agent.flow import UnitTool  # teams are made of agents, so they know of each other
-
-        return UnitTool(self)
 
     async def policy(self, observation: Observation) -> ActionModel | Sequence[ActionModel]:
         """Decide: observation in, actions out. An action with content and no tool ends the agent's work."""
