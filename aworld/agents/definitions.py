@@ -270,6 +270,9 @@ class Maker:
                 else self._code(tool, f"Tool of Agent {name!r}")
                 for tool in definition.tools
             ]  # fmt: skip
+        for key in ("input_guardrails", "output_guardrails"):
+            if references := getattr(definition, key):
+                settings[key] = [self._code(reference, f"{key} of Agent {name!r}") for reference in references]
         if definition.mcp_servers:
             settings["mcp_config"] = {"mcpServers": self._servers(definition)}
         for key, option in (

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
-from aworld.core.checks import UNCHECKED, Count, takes, typed
+from aworld.core.checks import UNCHECKED, Count, guardrails_of, takes, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
@@ -53,6 +53,10 @@ class Agent(BaseAgent):
         mcp_config: MCP servers by name, `{"mcpServers": {...}}`, or a JSON file of it; see `aworld.tools.mcp`.
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
+        input_guardrails: Functions of the `ToolContext` and the input that return None to let it pass, or the reason
+            why not: the agent's work ends as failed with it before the model is asked.
+        output_guardrails: The same of an answer: one that is refused is sent back with the reason, as one that does not
+            fit `output_type` is.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
         model: In place of `conf`'s: a model object, a short form such as `"openai:gpt-4o"`, or the folder of a trained
             policy: the `run_path` of a training run, or a checkpoint.
@@ -62,7 +66,8 @@ class Agent(BaseAgent):
     """
 
     _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
-        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "max_steps", "model",
+        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "input_guardrails", "output_guardrails",
+        "max_steps", "model",
     }  # fmt: skip
 
     @typed()
@@ -79,6 +84,8 @@ class Agent(BaseAgent):
         mcp_servers: str | Iterable[str] | None = None,
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
+        input_guardrails: Sequence[Callable[..., Any]] = (),
+        output_guardrails: Sequence[Callable[..., Any]] = (),
         max_steps: Count | None = None,
         model: Model | str | Path | None = None,
     ) -> None:
@@ -99,6 +106,8 @@ class Agent(BaseAgent):
             self.system_prompt, self.instructions = None, system_prompt
         elif system_prompt is not None:
             self.system_prompt = system_prompt
+        self.input_guardrails = guardrails_of(f"agent {name!r}", input_guardrails)
+        self.output_guardrails = guardrails_of(f"agent {name!r}", output_guardrails)
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
         self._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
@@ -257,6 +266,9 @@ class Agent(BaseAgent):
             description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
         if self.instructions is not None:
             facts["instructions"] = description.code(self.instructions, f"The instructions of agent {self.name!r}")
+        for guardrails in ("input_guardrails", "output_guardrails"):
+            what = f"A guardrail of agent {self.name!r}"
+            facts[guardrails] = tuple(description.code(function, what) for function in getattr(self, guardrails))
         if self.sandbox is not None:
             facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
         if self.output_type is not None:

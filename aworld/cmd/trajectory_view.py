@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from aworld.cmd.terminal import clean
-from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
+from aworld.core.event import Attempt, ModelCalled, Noted, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
+from aworld.core.output import GUARDRAIL
 from aworld.core.trajectory import Node, Step, Trajectory
 from aworld.trajectory.formats import parsed
 from aworld.trajectory.query import Facets
@@ -143,6 +144,10 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
     """Print a run: a panel with the outcome, then the conversation step by step."""
     out.print(_header(trajectory, summary, full))
     seen: set[int] = set()
+    verdicts = [e for e in trajectory.own_events if isinstance(e, Noted) and e.source == GUARDRAIL]
+    for verdict in verdicts:
+        if verdict.step is None:
+            out.print(_verdict(verdict))
     for step in trajectory.steps():
         depth = _depth(trajectory, step.call.activation)
         for id in trajectory.path_ids(step.call.prompt):
@@ -153,6 +158,9 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
         out.print(_indented(_step_line(step), depth))
         for piece in _step_body(trajectory, step, full):
             out.print(_indented(piece, depth + 1))
+        for verdict in verdicts:
+            if verdict.step == step.number:
+                out.print(_indented(_verdict(verdict), depth + 1))
         seen.update(result.result for result in step.results.values())
         if step.call.reply is not None:
             seen.add(step.call.reply)
@@ -301,6 +309,14 @@ def _attempt(attempt: Attempt) -> Text:
     status = "" if named else f"{attempt.status} "
     waited = f", then waited {seconds(attempt.waited)}" if attempt.waited else ""
     return Text(f"↻ failed try: {status}{_one_line(attempt.error)}{waited}", style="yellow")
+
+
+def _verdict(verdict: Noted) -> Text:
+    """What a guardrail said."""
+    data = verdict.data
+    said = ("✓ passed", "green") if data["passed"] else (f"✗ {_one_line(data.get('reason') or data['broken'])}", "red")
+    name = f"guardrail {clean(verdict.name)} on {clean(data['on'])}  "
+    return Text.assemble((name, "dim"), said, (f"  {seconds(data['seconds'])}", "dim"))
 
 
 def _reward(reward: Rewarded) -> Text:

@@ -78,6 +78,8 @@ class AgentDefinition(UnitDefinition):
     output_type: str | None = None
     output_schema: dict[str, JsonValue] | None = None
     """The JSON schema of `output_type`, as it was when the agent was made."""
+    input_guardrails: tuple[str, ...] = ()
+    output_guardrails: tuple[str, ...] = ()
     max_steps: int | None = None
     units: dict[str, AgentDefinition | TeamDefinition] = {}
     """Agents and teams among the tools."""

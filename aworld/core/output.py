@@ -80,6 +80,22 @@ class ToolResultOutput(Output, frozen=True, tag="tool_result", kw_only=True):
     result: ActionResult
 
 
+GUARDRAIL = "guardrail"
+"""The source of verdicts in the log."""
+
+
+class VerdictOutput(Output, frozen=True, tag="verdict", kw_only=True):
+    """A guardrail has judged."""
+
+    guardrail: str
+    on: str
+    """What it judged: `input`, `answer` or `call`."""
+    passed: bool
+    reason: str | None = None
+    """Why it refused, or how it failed."""
+    call_id: str | None = None
+
+
 class HandoffOutput(Output, frozen=True, tag="handoff", kw_only=True):
     """Control passes from `agent` to `to`."""
 
@@ -113,7 +129,7 @@ class RunFinished(Output, frozen=True, tag="finished", kw_only=True):
 
 AnyOutput: TypeAlias = (
     StepStarted | TextOutput | PartialOutput | ReasoningOutput | RetryOutput | ToolCallOutput | ToolNoteOutput
-    | ToolResultOutput | HandoffOutput | MessageOutput | StepFinished | QuestionOutput | RunFinished
+    | ToolResultOutput | VerdictOutput | HandoffOutput | MessageOutput | StepFinished | QuestionOutput | RunFinished
 )  # fmt: skip
 
 
@@ -224,6 +240,17 @@ class OutputFold:
         ]
         return shown + self._finish(turn, event.seq)
 
+    def _noted(self, event: ev.Noted) -> list[AnyOutput]:
+        if event.source != GUARDRAIL:
+            return []
+        turn, data = self._of(event.activation or 0), event.data
+        output = VerdictOutput(
+            trajectory_id=self._id, agent=turn.agent, step=turn.step if event.step is None else event.step,
+            seq=event.seq, guardrail=event.name, on=data["on"], passed=data["passed"],
+            reason=data.get("reason") or data.get("broken"), call_id=data.get("call_id"),
+        )  # fmt: skip
+        return [output]
+
     def _asked(self, event: ev.Asked) -> list[AnyOutput]:
         turn = self._of(event.activation)
         if event.call_id is not None:
@@ -252,5 +279,6 @@ class OutputFold:
         ev.ToolCalled: _tool_call,
         ev.ToolReturned: _tool_result,
         ev.Asked: _asked,
+        ev.Noted: _noted,
         ev.AgentFinished: _agent_finished,
     }

@@ -1,21 +1,34 @@
 """The functions that an agent's author gave: what a run asks of them, and what it makes of their answers.
 
-Instructions are asked before each call of the model. A function that does not await runs in a thread: one that reads a
+Instructions are asked before each call of the model. Guardrails judge an agent's input, its answer and the arguments of
+its tools: they return None, or the reason for which they refuse; each verdict is on record, and one that fails refuses.
+
+A function that does not await runs in a thread: one that reads a
 file or a database would hold up all other runs, and neither a time-out nor a cancellation could end it.
 """
 
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from aworld.core import event as ev
 from aworld.core.bounded import bounded, failure_of
 from aworld.core.checks import is_text
 from aworld.core.exceptions import DeniedError, EnvironmentFailed, TaskError
+from aworld.core.output import GUARDRAIL
 from aworld.core.tool.base import ToolContext
 from aworld.core.tool.threads import THREADS
+from aworld.core.trajectory import Activation
+
+if TYPE_CHECKING:
+    from aworld.runners.run import Run
+
+On: TypeAlias = Literal["input", "answer", "call"]
+"""What a guardrail judges."""
 
 
 async def system_message(agent: Any, context: ToolContext, limit: float) -> str:
@@ -23,11 +36,56 @@ async def system_message(agent: Any, context: ToolContext, limit: float) -> str:
 
     Raises TaskError that names the function when it fails, takes longer than `limit` seconds, or returns no text.
     """
-    label = f"Instructions {_name(agent.instructions)!r} of agent {agent.name!r}"
+    label = f"Instructions {name_of(agent.instructions)!r} of agent {agent.name!r}"
     text = await _asked(agent.instructions, context, label=label, limit=limit)
     if not isinstance(text, str) or not is_text(text):
         raise TaskError(f"{label} returned {text!r:.60}; return text, which the model is told before everything else.")
     return "\n\n".join(part for part in (agent.system_prompt, text) if part)
+
+
+async def refusal_of(run: Run, at: Activation, context: ToolContext, on: On, value: Any, guardrails: Any) -> str | None:
+    """Ask guardrails in order, up to the first that refuses a value: why it does.
+
+    Raises TaskError for one that fails, and so says neither.
+    """
+    for guardrail in guardrails:
+        data: dict[str, Any] = {"on": on} | ({"call_id": context.call_id} if context.call_id else {})
+        began, reason, broken = time.perf_counter(), None, None
+        try:
+            reason = await run.world.judge(guardrail, context, value, on, at.id, run.conf.tool_timeout)
+        except TaskError as error:
+            broken, data["broken"] = error, str(error)
+        data |= {"passed": reason is None and broken is None, "seconds": time.perf_counter() - began}
+        data |= {"reason": reason} if reason is not None else {}
+        step = None if on == "input" else context.step  # before an input is let pass there is no step
+        name = name_of(guardrail)
+        run.journal.add(ev.Noted, source=GUARDRAIL, name=name, data=data, step=step, activation=at.id)
+        if broken is not None:
+            raise broken
+        if reason is not None:
+            return f"Guardrail {name!r} refused the {on}: {reason}"
+    return None
+
+
+async def check_input(run: Run, at: Activation, agent: Any) -> None:
+    """Ask the guardrails whether an agent may be asked. Raises DeniedError."""
+    value = run.record.messages[at.input].message.content if at.input is not None else ""
+    context = run.context_for(at, run.record.next_step)
+    refusal = await refusal_of(run, at, context, "input", value, agent.input_guardrails)
+    if refusal is not None:
+        raise DeniedError(refusal)
+
+
+async def reason_of(guardrail: Callable[..., Any], context: ToolContext, value: Any, limit: float) -> str | None:
+    """Why a guardrail refuses a value, None when it lets it pass. Raises TaskError for one that fails."""
+    label = f"Guardrail {name_of(guardrail)!r} of agent {context.agent!r}"
+    try:
+        reason = await _asked(guardrail, context, value, label=label, limit=limit)
+    except DeniedError as denied:
+        return str(denied)
+    if reason is not None and not (isinstance(reason, str) and is_text(reason) and reason.strip()):
+        raise TaskError(f"{label} returned {reason!r:.60}; return None to let pass, or the reason why not.")
+    return reason
 
 
 async def _asked(function: Callable[..., Any], *args: Any, label: str, limit: float) -> Any:
@@ -53,5 +111,6 @@ async def _asked(function: Callable[..., Any], *args: Any, label: str, limit: fl
         raise TaskError(f"{label} had no answer. {late} Raise TaskConfig(tool_timeout=...).") from late
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """What a function is called on record."""
     return getattr(function, "__name__", None) or type(function).__name__

@@ -18,15 +18,17 @@ from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
-from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskError
+from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskError, ToolError
 from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
 from aworld.core.output import PartialOutput, ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
 from aworld.core.tool.base import Clock, Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
+from aworld.core.tool.wrappers import decoded
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
+from aworld.runners.functions import refusal_of
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run
 
@@ -120,7 +122,7 @@ class AgentTurn:
         Raises TaskError that names a function which fails or returns no text.
         """
         run = self.run
-        text = await run.world.instruct(self.agent, run.context_for(self.activation, self.step), run.conf)
+        text = await run.world.instruct(self.agent, run.context_for(self.activation, self.step), run.conf.tool_timeout)
         if text:
             messages = self._shown if self._shown is not None else self.messages
             self.show((Message("system", text), *messages))
@@ -455,6 +457,15 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         spent=spent,
         account=CallAccount(run, called, spent),
     )
+    tool = offer.by_name.get(call.name)
+    if tool is not None and tool.guardrails:
+        try:
+            values = decoded(call.arguments)
+            refusal = await refusal_of(run, activation, context, "call", values, tool.guardrails)
+        except (TaskError, ToolError) as error:
+            refusal = str(error)
+        if refusal is not None:
+            return ActionResult(call.id, call.name, refusal, refusal)
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:
         result = msgspec.structs.replace(result, usage=reduce(Usage.__add__, context.spent))

@@ -94,6 +94,8 @@ class BaseAgent(Defined):
     system_prompt: str | None = None
     instructions: Callable[..., Any] | None = None
     """A function of the `ToolContext`, asked before each call of a model: its text follows the system prompt."""
+    input_guardrails: Sequence[Callable[..., Any]] = ()
+    output_guardrails: Sequence[Callable[..., Any]] = ()
     output_type: Any = None
     output_retries: int = 0
     max_steps: int | None = None
@@ -215,7 +217,7 @@ def _same_tool(there: Any, tool: Any) -> bool:
         tools = as_tools(there)
     except AWorldError:  # such as a method, without the object that it is bound to
         return False
-    traits = ("schema", "timeout", "idempotent", "_inline", "__wrapped__")
+    traits = ("schema", "timeout", "idempotent", "_inline", "guardrails", "__wrapped__")
     return all(getattr(tools[0], trait, None) == getattr(tool, trait) for trait in traits)
 
 

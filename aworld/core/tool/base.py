@@ -122,6 +122,8 @@ class Tool:
     """Seconds; None takes the task's `tool_timeout`."""
     idempotent: bool = False
     """Whether the tool may run again when the process died while it ran."""
+    guardrails: Sequence[Callable[..., Any]] = ()
+    """Functions of the context and the arguments that return None to let a call pass, or the reason why not."""
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import cached_property, partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
@@ -27,7 +27,7 @@ from typing import (
     overload,
 )
 
-from aworld.core.checks import UNCHECKED, Seconds, hint, typed
+from aworld.core.checks import UNCHECKED, Seconds, guardrails_of, hint, typed
 from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
@@ -67,12 +67,14 @@ class FunctionTool(Tool, Generic[P, R]):
         timeout: float | None = None,
         idempotent: bool = False,
         inline: bool = False,
+        guardrails: Sequence[Callable[..., Any]] = (),
     ) -> None:
         target, self._binds = _unwrapped(function)
         self.__name__ = _given_name(target)
         self.name = checked_name(name or self.__name__, f"function {_label(target)}")
         self.timeout = timeout
         self.idempotent = idempotent
+        self.guardrails = guardrails_of(f"tool {self.name!r}", guardrails)
         self._description = description
         self._otherwise = ""
         self._inline = inline
@@ -226,6 +228,7 @@ def tool(
     timeout: float | None = None,
     idempotent: bool = False,
     inline: bool = False,
+    guardrails: Sequence[Callable[..., Any]] = (),
     tool_name: str | None = None,
     tool_desc: str | None = None,
 ) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
@@ -239,6 +242,7 @@ def tool(
     timeout: Seconds | None = None,
     idempotent: bool = False,
     inline: bool = False,
+    guardrails: Sequence[Callable[..., Any]] = (),
     tool_name: str | None = None,
     tool_desc: str | None = None,
 ) -> Any:
@@ -246,15 +250,22 @@ def tool(
 
     `name` and `desc` are what the model sees (default: the function's name and docstring). `timeout` is in seconds.
     `idempotent` lets the tool run again when the process died while it ran. `inline` runs a synchronous function on
-    the event loop, for tiny ones that never wait. `tool_name` registers the tool, so that `find_tools(tool_name)`
-    finds it; `tool_desc` describes it where there is neither `desc` nor docstring.
+    the event loop, for tiny ones that never wait. `guardrails` are functions of the `ToolContext` and the arguments (a
+    dict) that return None to let a call pass, or the reason why not. `tool_name` registers the tool, so that
+    `find_tools(tool_name)` finds it; `tool_desc` describes it where there is neither `desc` nor docstring.
 
     Raises `ConfigError` for a name that providers refuse, and `ToolError` for a parameter that a model cannot fill.
     """
 
     def decorate(function: Callable[..., Any]) -> FunctionTool[..., Any]:
         decorated = FunctionTool(
-            function, name=name, description=desc, timeout=timeout, idempotent=idempotent, inline=inline
+            function,
+            name=name,
+            description=desc,
+            timeout=timeout,
+            idempotent=idempotent,
+            inline=inline,
+            guardrails=guardrails,
         )
         decorated._otherwise = tool_desc or ""
         if tool_name is not None:
