@@ -269,6 +269,8 @@ def _tool_call(trajectory: Trajectory, step: Step, call: ToolCalled, full: bool)
     if result is None:
         yield _hanging(Text("  "), Text("no result" if call.result >= 0 else "not run", style="yellow"))
         return
+    for attempt in result.attempts:
+        yield _attempt(attempt)
     took = "" if result.duration is None else f"  {seconds(result.duration)}"
     node = trajectory.messages.get(result.result)
     text = _cut(content(node.message.content), full) if node is not None else ""

@@ -232,7 +232,9 @@ class OutputFold:
         turn = self._of(event.activation)
         message = self._messages.pop(event.result, None)
         content = (message.content if message is not None else None) or ""
-        result = ActionResult(event.call_id, event.name, content, event.error, event.duration, event.usage)
+        result = ActionResult(
+            event.call_id, event.name, content, event.error, event.duration, event.usage, event.attempts
+        )
         turn.calls.pop(event.call_id, None)
         turn.hands_over = turn.hands_over or (event.name.startswith("handoff_to_") and event.error is None)
         shown: list[AnyOutput] = [

@@ -379,7 +379,7 @@ class World:
         if error is not None:  # as text that can be stored, and no longer than a result may be
             error = content_text(to_content(error, conf.max_tool_result))
             content = to_content(content, conf.max_tool_result)
-        return ActionResult(call.id, call.name, content, error, clock.seconds)
+        return ActionResult(call.id, call.name, content, error, clock.seconds, attempts=tuple(context.attempts))
 
 
 async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:

@@ -311,7 +311,8 @@ def observe(record: Trajectory, activation: Activation) -> Observation:
 def result_of(record: Trajectory, returned: ev.ToolReturned) -> ActionResult:
     """A closed tool call as the agent sees it."""
     content = record.messages[returned.result].message.content
-    return ActionResult(returned.call_id, returned.name, content or "", returned.error, returned.duration)
+    result = ActionResult(returned.call_id, returned.name, content or "", returned.error, returned.duration)
+    return msgspec.structs.replace(result, attempts=returned.attempts) if returned.attempts else result
 
 
 INTERRUPTED = "interrupted"
@@ -400,7 +401,9 @@ async def _with_hooks(
         rewritten["arguments"] = asked.arguments
     if original is not None and (original.content, original.error) != (result.content, result.error):
         rewritten["original"] = (original.content, original.error)
-    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), rewritten
+    attempts = original.attempts if original is not None else ()
+    result = msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name, attempts=attempts)
+    return result, rewritten
 
 
 class CallAccount:
@@ -500,7 +503,7 @@ def answer_call(
 def interrupt_call(journal: Journal, activation: Activation, called: ev.ToolCalled, why: str) -> None:
     """Close a call whose outcome nobody will know."""
     clock = journal.clocks.pop((activation.id, called.call_id), None)
-    never = clock is not None and clock.began is None and clock.ended is not None
+    never = clock is not None and clock.began is None and clock.ended is not None and not clock.before
     effect = "It had not begun, and did not run." if never else "It may or may not have taken effect."
     text = f"The call was interrupted ({why}). {effect}"
     answer_call(journal, activation, called, text, INTERRUPTED)
@@ -564,6 +567,7 @@ def _return(
         error=result.error,
         duration=result.duration,
         usage=result.usage,
+        attempts=result.attempts,
         **rewritten,
     )
 

@@ -217,7 +217,7 @@ def _same_tool(there: Any, tool: Any) -> bool:
         tools = as_tools(there)
     except AWorldError:  # such as a method, without the object that it is bound to
         return False
-    traits = ("schema", "timeout", "idempotent", "_inline", "guardrails", "__wrapped__")
+    traits = ("schema", "timeout", "idempotent", "_inline", "guardrails", "retries", "retry_on", "__wrapped__")
     return all(getattr(tools[0], trait, None) == getattr(tool, trait) for trait in traits)
 
 

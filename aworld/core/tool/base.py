@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from aworld.core.context.base import Context
+from aworld.core.event import Attempt
 from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
 
@@ -28,10 +29,12 @@ threads."""
 class Clock:
     """The time that a call itself takes. It stands until the call begins, which may have to wait for a thread."""
 
-    __slots__ = ("began", "ended", "queued")
+    __slots__ = ("before", "began", "ended", "queued")
 
     def __init__(self) -> None:
         self.queued = time.perf_counter()
+        self.before = 0.0
+        """Seconds that failed tries have taken, and the waits after them."""
         self.began: float | None = None
         self.ended: float | None = None
 
@@ -43,6 +46,11 @@ class Clock:
         """The call begins. From any thread."""
         self.began = time.perf_counter()
 
+    def again(self) -> None:
+        """The call begins anew after a failed try, which goes on counting."""
+        self.before, self.ended = self.before + time.perf_counter() - (self.began or self.queued), None
+        self.begin()
+
     def end(self) -> None:
         """The call has ended. From any thread; the first one counts."""
         self.ended = self.ended or time.perf_counter()
@@ -50,7 +58,7 @@ class Clock:
     @property
     def seconds(self) -> float | None:
         """What the call has taken; None for one that never began."""
-        return None if self.began is None else (self.ended or time.perf_counter()) - self.began
+        return None if self.began is None else self.before + (self.ended or time.perf_counter()) - self.began
 
     def left(self, limit: float) -> float:
         """Seconds of `limit` that the call has left, or that it may still wait."""
@@ -92,6 +100,8 @@ class ToolContext:
     spent: list[Usage] = field(default_factory=list[Usage])
     """What models used that the tool asked; it counts towards the limits of the run when the call is over. A tool that
     may ask many times asks `account` first."""
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
+    """The failed tries of this call, where the tool is one that is tried again."""
     account: Account | None = None
     """What it may still spend on models; None outside of a run."""
     clock: Clock = field(default_factory=Clock)
