@@ -16,7 +16,7 @@ from aworld.agents.patterns import FunctionAgent, Guard
 from aworld.agents.references import find
 from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import Topology, Unit, units_of
+from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
 from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
 from aworld.core.checks import known_keys, one_of, typed
 from aworld.core.definition import (
@@ -232,9 +232,7 @@ class Maker:
             case {"tool": name}:
                 known_keys("A member as a tool", part, ("tool", "name", "description", "input"), "key")
                 input = self._code(part["input"], f"input= of {name!r} as a tool") if "input" in part else None
-                return self._member(name).as_tool(
-                    name=part.get("name"), description=part.get("description"), input=input
-                )
+                return UnitTool(self._member(name), part.get("name"), part.get("description"), input)
             case {"from": source, "to": target}:
                 known_keys("An edge", part, ("from", "to", "when"), "key")
                 ends = self._item(source, nodes), self._item(target, nodes)

@@ -316,7 +316,7 @@ def _attempt(attempt: Attempt) -> Text:
 def _verdict(verdict: Noted) -> Text:
     """What a guardrail said."""
     data = verdict.data
-    said = ("✓ passed", "green") if data["passed"] else (f"✗ {_one_line(data.get('reason') or data['broken'])}", "red")
+    said = ("✓ passed", "green") if data["passed"] else (f"✗ {_one_line(data['reason'])}", "red")
     name = f"guardrail {clean(verdict.name)} on {clean(data['on'])}  "
     return Text.assemble((name, "dim"), said, (f"  {seconds(data['seconds'])}", "dim"))
 

@@ -249,7 +249,7 @@ class OutputFold:
         output = VerdictOutput(
             trajectory_id=self._id, agent=turn.agent, step=turn.step if event.step is None else event.step,
             seq=event.seq, guardrail=event.name, on=data["on"], passed=data["passed"],
-            reason=data.get("reason") or data.get("broken"), call_id=data.get("call_id"),
+            reason=data.get("reason"), call_id=data.get("call_id"),
         )  # fmt: skip
         return [output]
 

@@ -24,14 +24,7 @@ from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import HandoffTool, UnitTool, readable
 from aworld.core.bounded import failure_of
 from aworld.core.common import Observation
-from aworld.core.exceptions import (
-    AgentLimit,
-    AWorldError,
-    EnvironmentFailed,
-    LimitReached,
-    StoreError,
-    TaskError,
-)
+from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message
 from aworld.core.output import StepStarted

@@ -3,8 +3,8 @@
 Instructions are asked before each call of the model. Guardrails judge an agent's input, its answer and the arguments of
 its tools: they return None, or the reason for which they refuse; each verdict is on record, and one that fails refuses.
 
-A function that does not await runs in a thread: one that reads a
-file or a database would hold up all other runs, and neither a time-out nor a cancellation could end it.
+One that does not await runs in a thread: a look into a file or a database would hold up all other runs, and neither a
+time-out nor a cancellation could end it.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ async def refusal_of(run: Run, at: Activation, context: ToolContext, on: On, val
     Raises TaskError for one that fails, and so says neither.
     """
     for guardrail in guardrails:
-        data: dict[str, Any] = {"on": on} | ({"call_id": context.call_id} if context.call_id else {})
-        began, reason, broken = time.perf_counter(), None, None
+        name, began, broken = name_of(guardrail), time.perf_counter(), None
         try:
             reason = await run.world.judge(guardrail, context, value, on, at.id, run.conf.tool_timeout)
         except TaskError as error:
-            broken, data["broken"] = error, str(error)
-        data |= {"passed": reason is None and broken is None, "seconds": time.perf_counter() - began}
-        data |= {"reason": reason} if reason is not None else {}
+            reason, broken = str(error), error
+        data: dict[str, Any] = {"on": on, "passed": reason is None, "seconds": time.perf_counter() - began}
+        more = {"reason": reason, "broken": broken is not None, "call_id": context.call_id}
+        data |= {key: item for key, item in more.items() if item}
         step = None if on == "input" else context.step  # before an input is let pass there is no step
-        name = name_of(guardrail)
         run.journal.add(ev.Noted, source=GUARDRAIL, name=name, data=data, step=step, activation=at.id)
         if broken is not None:
             raise broken
@@ -81,8 +80,10 @@ async def reason_of(guardrail: Callable[..., Any], context: ToolContext, value: 
     label = f"Guardrail {name_of(guardrail)!r} of agent {context.agent!r}"
     try:
         reason = await _asked(guardrail, context, value, label=label, limit=limit)
-    except DeniedError as denied:
-        return str(denied)
+    except TaskError as error:
+        if not isinstance(error.__cause__, DeniedError):
+            raise
+        reason = str(error.__cause__)
     if reason is not None and not (isinstance(reason, str) and is_text(reason) and reason.strip()):
         raise TaskError(f"{label} returned {reason!r:.60}; return None to let pass, or the reason why not.")
     return reason
@@ -97,7 +98,7 @@ async def _asked(function: Callable[..., Any], *args: Any, label: str, limit: fl
                 return await function(*args)
             value = await THREADS.run(partial(function, *args))
             return await value if inspect.isawaitable(value) else value
-        except (DeniedError, EnvironmentFailed):
+        except EnvironmentFailed:
             raise
         except BaseException as raised:  # here: what leaves a task as SystemExit takes the event loop with it
             text = failure_of(raised)

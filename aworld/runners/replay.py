@@ -422,7 +422,7 @@ class RecordedWorld(World):
             raise EndOfRecord(f"No verdict of guardrail {name_of(guardrail)!r} on this {on} was recorded.")
         verdict = verdicts.popleft()
         if "broken" in verdict:
-            raise TaskError(verdict["broken"])
+            raise TaskError(verdict["reason"])
         return verdict.get("reason")
 
     async def ask(self, model: Any, request: ModelRequest, on_delta: Any = None, on_retry: Any = None) -> Outcome:

@@ -37,18 +37,8 @@ class AgentTurn:
     """What the runtime hands to `BaseAgent.decide`. Satisfies `aworld.core.agent.base.Turn`."""
 
     __slots__ = (
-        "_messages",
-        "_partial",
-        "_prompt",
-        "_shown",
-        "activation",
-        "agent",
-        "called",
-        "index",
-        "offer",
-        "run",
-        "step",
-    )
+        "_messages", "_partial", "_prompt", "_shown", "activation", "agent", "called", "index", "offer", "run", "step",
+    )  # fmt: skip
 
     def __init__(self, run: Run, activation: Activation, agent: BaseAgent, offer: Offer, step: int, index: int) -> None:
         self.run = run
@@ -150,7 +140,7 @@ class AgentTurn:
             return await self.run.world.ask(model, request)
         on_delta = self._on_delta()
         if request.output is not None:
-            on_delta = self._with_partial_answers(on_delta)
+            on_delta = self._partial = PartialAnswer(self, on_delta)
         return await self.run.world.ask(model, request, on_delta, self._on_retry)
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
@@ -245,22 +235,9 @@ class AgentTurn:
 
         return on_delta
 
-    def _with_partial_answers(self, on_delta: Callable[[Delta], None]) -> Callable[[Delta], None]:
-        """Show also what the answer says so far."""
-        self._partial = PartialAnswer(self.agent.partial_of)
-        id, agent, step = self.run.record.id, self.agent.name, self.step
-
-        def on_both(delta: Delta) -> None:
-            on_delta(delta)
-            if type(delta) is TextDelta and self._partial is not None and self._partial.changes(delta.text):
-                value = self._partial.value
-                self.run.journal.show(PartialOutput(trajectory_id=id, agent=agent, step=step, value=value))
-
-        return on_both
-
     def _on_retry(self, error: ModelError, wait: float) -> None:
         if self._partial is not None:
-            self._partial = PartialAnswer(self.agent.partial_of)
+            self._partial.begin()
         output = RetryOutput(
             trajectory_id=self.run.record.id, agent=self.agent.name, step=self.step, error=str(error), wait=wait
         )
@@ -268,32 +245,40 @@ class AgentTurn:
 
 
 class PartialAnswer:
-    """An answer while it is written. It is read again when it has grown by a thirty-second, so that all of the reading
-    takes as long as reading the whole answer about thirty times, however small the pieces are."""
+    """Takes the pieces of an answer that has a shape, and shows also what it says so far.
 
-    __slots__ = ("_due", "_length", "_pieces", "_read", "value")
+    It is read when it has grown by a thirty-second, so that all the reading takes as long as reading the whole about
+    thirty times, however small the pieces are.
+    """
 
-    def __init__(self, read: Callable[[str], Any]) -> None:
-        self._read = read
+    __slots__ = ("_due", "_length", "_on_delta", "_pieces", "_turn", "_value")
+
+    def __init__(self, turn: AgentTurn, on_delta: Callable[[Delta], None]) -> None:
+        self._turn = turn
+        self._on_delta = on_delta
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what a try said that broke off."""
         self._pieces: list[str] = []
         self._length = self._due = 0
-        self.value: Any = None
-        """What it says so far."""
+        self._value: Any = None
 
-    def changes(self, text: str) -> bool:
-        """Take one more piece; whether the answer says something else now."""
-        self._pieces.append(text)
-        self._length += len(text)
-        if self._length < self._due:
-            return False
-        self._due = self._length + self._length // 32
-        whole = "".join(self._pieces)
-        self._pieces = [whole]
-        value = self._read(whole)
-        if value is None or value == self.value:
-            return False
-        self.value = value
-        return True
+    def __call__(self, delta: Delta) -> None:
+        """Take one more piece."""
+        self._on_delta(delta)
+        if type(delta) is not TextDelta:
+            return
+        self._pieces.append(delta.text)
+        self._length += len(delta.text)
+        if self._length >= self._due:
+            self._due = self._length + self._length // 32
+            self._pieces = ["".join(self._pieces)]
+            turn, value = self._turn, self._turn.agent.partial_of(self._pieces[0])
+            if value is not None and value != self._value:
+                self._value, id = value, turn.run.record.id
+                output = PartialOutput(trajectory_id=id, agent=turn.agent.name, step=turn.step, value=value)
+                turn.run.journal.show(output)
 
 
 def observe(record: Trajectory, activation: Activation) -> Observation:

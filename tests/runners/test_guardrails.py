@@ -131,7 +131,7 @@ def agrees(context: ToolContext, value: Any) -> Any:
 
 
 def raises(context: ToolContext, value: Any) -> str | None:
-    raise LookupError("no list of words")
+    raise LookupError("no list of words \ud800")
 
 
 async def hangs(context: ToolContext, value: Any) -> str | None:
@@ -143,7 +143,7 @@ async def hangs(context: ToolContext, value: Any) -> str | None:
     ("guardrail", "words"),
     [
         (agrees, "Guardrail 'agrees' of agent 'agent' returned True; return None to let pass, or the reason why not."),
-        (raises, "Guardrail 'raises' of agent 'agent' raised LookupError: no list of words"),
+        (raises, "Guardrail 'raises' of agent 'agent' raised LookupError: no list of words \\ud800"),
         (hangs, "Guardrail 'hangs' of agent 'agent' had no answer. No answer within 0.01 s"),
     ],
 )

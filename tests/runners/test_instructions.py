@@ -15,7 +15,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.swarm import HandoffSwarm
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, DeniedError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import ToolContext
 from aworld.models import FunctionModel
@@ -97,6 +97,14 @@ def exits(context: ToolContext) -> str:
     raise SystemExit(3)
 
 
+def garbled(context: ToolContext) -> str:
+    raise ValueError("half \ud800")
+
+
+def refuses(context: ToolContext) -> str:
+    raise DeniedError("not today")
+
+
 def wordless(context: ToolContext) -> Any:
     return {"text": "brief"}
 
@@ -114,6 +122,8 @@ async def hangs(context: ToolContext) -> str:
     ("function", "words"),
     [
         (raises, "Instructions 'raises' of agent 'agent' raised LookupError: no such customer"),
+        (garbled, "Instructions 'garbled' of agent 'agent' raised ValueError: half \\ud800"),
+        (refuses, "Instructions 'refuses' of agent 'agent' raised DeniedError: not today"),
         (exits, "Instructions 'exits' of agent 'agent' raised SystemExit: 3"),
         (wordless, "Instructions 'wordless' of agent 'agent' returned {'text': 'brief'}; return text"),
         (broken, "Instructions 'broken' of agent 'agent' returned 'half \\ud800'; return text"),

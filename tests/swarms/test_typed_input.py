@@ -143,6 +143,7 @@ def test_definitions_and_files_have_it_all() -> None:
         assert again.definition == unit.definition
         assert load(dump(unit)).definition == unit.definition
     assert isinstance(again, TeamSwarm)
+    assert again.definition.parts[::2] == ["leader", "critic"]
     assert [tool.name for tool in again._callees] == ["research", "critic"]
     assert again._callees[0].parameters == callee.parameters
     wrong = definition.model_copy(update={"tools": ({"tool": "researcher", "inputs": "x:Y"},)})

@@ -211,10 +211,8 @@ class UnitTool(Tool):
 
     def part(self, description: Description) -> Any:
         """How a definition has it: its name, with what is not the default."""
-        default, part = UnitTool(self.unit), {"tool": self.unit.name}
-        part |= {
-            key: value for key in ("name", "description") if (value := getattr(self, key)) != getattr(default, key)
-        }
+        default, names = UnitTool(self.unit), ("name", "description")
+        part = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
         if self.input is not None:
             part["input"] = description.code(self.input, f"input= of {self.unit.name!r} as a tool")
         return {"tool": self.unit.name, **part} if part else self.unit.name

@@ -31,9 +31,7 @@ from aworld.core.checks import UNCHECKED, Number, Seconds, guardrails_of, hint, 
 from aworld.core.context.base import RunScope
 from aworld.core.event import Attempt, now
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ToolError
-from aworld.core.message import content_text
 from aworld.core.tool.base import Question, Tool, ToolContext, Toolset, is_toolset
-from aworld.core.tool.results import to_content
 from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature, unpartial
 
 if TYPE_CHECKING:
@@ -321,8 +319,7 @@ async def _wait_after(error: Exception, context: ToolContext) -> None:
     from aworld.core.bounded import described
 
     wait = 0.1 * 2 ** len(context.attempts)
-    text = content_text(to_content(described(error), 1000))  # as text that can be stored
-    context.attempts.append(Attempt(now(), text, waited=wait))
+    context.attempts.append(Attempt(now(), described(error)[:1000], waited=wait))
     context.clock.ended = None
     await sleep(wait)
     context.clock.again()
