@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -21,7 +21,7 @@ from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Model, ModelReply, ModelRequest, OutputSchema
 from aworld.core.sandbox import Sandbox, SandboxSource
-from aworld.core.tool.base import ToolContext
+from aworld.core.tool.base import Guardrail, Instructions, ToolContext
 from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
 from aworld.models.providers import named_model
@@ -77,15 +77,15 @@ class Agent(BaseAgent):
         conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
         desc: str | None = None,
         *,
-        system_prompt: str | Callable[..., Any] | None = None,
+        system_prompt: str | Instructions | None = None,
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
         mcp_servers: str | Iterable[str] | None = None,
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
-        input_guardrails: Sequence[Callable[..., Any]] = (),
-        output_guardrails: Sequence[Callable[..., Any]] = (),
+        input_guardrails: Sequence[Guardrail] = (),
+        output_guardrails: Sequence[Guardrail] = (),
         max_steps: Count | None = None,
         model: Model | str | Path | None = None,
     ) -> None:
@@ -384,9 +384,9 @@ def _validator_of_beginnings(schema: CoreSchema, wrapped: bool) -> SchemaValidat
             node = node["schema"]
         else:  # a dict
             return SchemaValidator(schema)
-    fields = node["fields"]
-    items = fields.items() if isinstance(fields, dict) else ((field["name"], field) for field in fields)
-    beginning: Any = {"type": "typed-dict", "fields": {name: _may_be_absent(field) for name, field in items}}
+    by_place = node.get("type") == "dataclass-args"
+    fields: dict[str, Any] = {field["name"]: field for field in node["fields"]} if by_place else node["fields"]
+    beginning: Any = {"type": "typed-dict", "fields": {name: _may_be_absent(field) for name, field in fields.items()}}
     if definitions:
         beginning = {"type": "definitions", "schema": beginning, "definitions": definitions}
     return SchemaValidator(beginning)

@@ -75,7 +75,7 @@ def takes(what: str, function: Callable[..., Any], *arguments: str, error: type[
         return
 
 
-def guardrails_of(owner: str, functions: Sequence[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
+def guardrails_of(owner: str, functions: Sequence[F]) -> tuple[F, ...]:
     """The guardrails, if each has a name for its verdicts and takes a context and a value. Raises ConfigError."""
     for function in functions:
         if getattr(function, "__name__", "") == "<lambda>":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ from aworld.core.bounded import bounded, failure_of
 from aworld.core.checks import is_text
 from aworld.core.exceptions import DeniedError, EnvironmentFailed, TaskError
 from aworld.core.output import GUARDRAIL
-from aworld.core.tool.base import ToolContext
+from aworld.core.tool.base import Guardrail, ToolContext
 from aworld.core.tool.threads import THREADS
 from aworld.core.trajectory import Activation
 
@@ -43,7 +43,9 @@ async def system_message(agent: Any, context: ToolContext, limit: float) -> str:
     return "\n\n".join(part for part in (agent.system_prompt, text) if part)
 
 
-async def refusal_of(run: Run, at: Activation, context: ToolContext, on: On, value: Any, guardrails: Any) -> str | None:
+async def refusal_of(
+    run: Run, at: Activation, context: ToolContext, on: On, value: Any, guardrails: Sequence[Guardrail]
+) -> str | None:
     """Ask guardrails in order, up to the first that refuses a value: why it does.
 
     Raises TaskError for one that fails, and so says neither.
@@ -75,7 +77,7 @@ async def check_input(run: Run, at: Activation, agent: Any) -> None:
         raise DeniedError(refusal)
 
 
-async def reason_of(guardrail: Callable[..., Any], context: ToolContext, value: Any, limit: float) -> str | None:
+async def reason_of(guardrail: Guardrail, context: ToolContext, value: Any, limit: float) -> str | None:
     """Why a guardrail refuses a value, None when it lets it pass. Raises TaskError for one that fails."""
     label = f"Guardrail {name_of(guardrail)!r} of agent {context.agent!r}"
     try:

@@ -26,7 +26,7 @@ from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.output import GUARDRAIL
 from aworld.core.run_environment import Reward
 from aworld.core.task import Prefix, Task
-from aworld.core.tool.base import ToolContext
+from aworld.core.tool.base import Guardrail, ToolContext
 from aworld.core.tool.toolkit import Offer, digest_of
 from aworld.core.trajectory import Trajectory
 from aworld.models.call import CallFailed, Outcome, Tries
@@ -412,7 +412,7 @@ class RecordedWorld(World):
         return path[0].text if path and path[0].role == "system" else ""
 
     async def judge(
-        self, guardrail: Any, context: ToolContext, value: Any, on: On, activation: int, limit: float
+        self, guardrail: Guardrail, context: ToolContext, value: Any, on: On, activation: int, limit: float
     ) -> str | None:
         """What this guardrail said then."""
         assert self._replayed_paths is not None  # a turn is taken

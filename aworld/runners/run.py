@@ -36,7 +36,7 @@ from aworld.core.message import ToolCall, Usage, content_text
 from aworld.core.model import Delta, Model, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.core.task import Task, TaskResponse
-from aworld.core.tool.base import Question, Tool, ToolContext, calling
+from aworld.core.tool.base import Guardrail, Question, Tool, ToolContext, calling
 from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Spending, Trajectory
@@ -346,7 +346,7 @@ class World:
         return await system_message(agent, context, limit)
 
     async def judge(
-        self, guardrail: Any, context: ToolContext, value: Any, on: On, activation: int, limit: float
+        self, guardrail: Guardrail, context: ToolContext, value: Any, on: On, activation: int, limit: float
     ) -> str | None:
         """Why a guardrail refuses a value, None when it lets it pass. Raises TaskError for one that fails."""
         return await reason_of(guardrail, context, value, limit)

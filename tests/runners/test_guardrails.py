@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
@@ -148,9 +147,9 @@ async def hangs(context: ToolContext, value: Any) -> str | None:
     ],
 )
 async def test_one_that_fails_lets_nothing_pass(guardrail: Any, words: str) -> None:
-    async def run(**settings: Sequence[Any]) -> TaskResponse:
+    async def run(**settings: Any) -> TaskResponse:
         agent = Agent("agent", model=ScriptedModel(["done"]), **settings)
-        task = Task("x", agent, conf=TaskConfig(tool_timeout=0.01))
+        task = Task("x", agent, conf=TaskConfig(tool_timeout=0.01) if guardrail is hangs else TaskConfig())
         response = (await Runners.run_task(task))[task.id]
         assert verdicts(response)[0][2] is False
         report = await Runners.replay(response.record, agent)
@@ -202,12 +201,12 @@ def test_what_is_no_guardrail_is_refused() -> None:
     def narrow(value: Any) -> None: ...
 
     with pytest.raises(ConfigError, match=r"A guardrail of agent 'a' is called as f\(context, value\)"):
-        Agent("a", input_guardrails=[narrow])
+        Agent("a", input_guardrails=[narrow])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="A guardrail of agent 'a' is a lambda"):
         Agent("a", output_guardrails=[lambda context, value: None])
     with pytest.raises(ConfigError, match=r"A guardrail of tool 'f' is called as"):
 
-        @tool(guardrails=[narrow])
+        @tool(guardrails=[narrow])  # type: ignore[list-item]
         def f() -> int:
             return 1
 

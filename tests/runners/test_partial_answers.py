@@ -62,31 +62,31 @@ def beginnings(output_type: Any, text: str) -> list[Any]:
     return values
 
 
-@pytest.mark.parametrize(
-    ("output_type", "text", "values"),
-    [
-        (
-            Finding,
-            '```json\n{"the title": "ab", "sources": [{"url": "x"}]}\n```',
-            [
-                {"title": ""}, {"title": "A"}, {"title": "AB"}, {"title": "AB", "sources": []},
-                {"title": "AB", "sources": [Source(url="")]}, {"title": "AB", "sources": [Source(url="x")]},
-            ],
-        ),
-        (Branch, '{"result": {"name": "a", "below": [{"name": "b"}]}}',
-         [Branch(name=""), Branch(name="a"), Branch(name="a", below=[Branch(name="")]),
-          Branch(name="a", below=[Branch(name="b")])]),
-        (Point, '{"x": 12, "y": 3}', [{"x": 1}, {"x": 12}, {"x": 12, "y": 3}]),
-        (Pair, '{"left": "l", "right": "r"}',
-         [{"left": ""}, {"left": "l"}, {"left": "l", "right": ""}, {"left": "l", "right": "r"}]),
-        (list[Point], '{"result": [{"x": 1, "y": 2}, {"x": 3, "y": 4}]}',
-         [[], [Point(1, 2)], [Point(1, 2), Point(3, 4)]]),
-        (dict[str, int], '{"a": 1, "b": 2}', [{"a": 1}, {"a": 1, "b": 2}]),
-        (int, '{"result": 42}', [4, 42]),
-        (Point, '{"x": "left", "y": 3}', []),
-        (Point, "I would rather not say.", []),
-    ],
-)  # fmt: skip
+CASES: list[Any] = [
+    (
+        Finding,
+        '```json\n{"the title": "ab", "sources": [{"url": "x"}]}\n```',
+        [
+            {"title": ""}, {"title": "A"}, {"title": "AB"}, {"title": "AB", "sources": []},
+            {"title": "AB", "sources": [Source(url="")]}, {"title": "AB", "sources": [Source(url="x")]},
+        ],
+    ),
+    (Branch, '{"result": {"name": "a", "below": [{"name": "b"}]}}',
+     [Branch(name=""), Branch(name="a"), Branch(name="a", below=[Branch(name="")]),
+      Branch(name="a", below=[Branch(name="b")])]),
+    (Point, '{"x": 12, "y": 3}', [{"x": 1}, {"x": 12}, {"x": 12, "y": 3}]),
+    (Pair, '{"left": "l", "right": "r"}',
+     [{"left": ""}, {"left": "l"}, {"left": "l", "right": ""}, {"left": "l", "right": "r"}]),
+    (list[Point], '{"result": [{"x": 1, "y": 2}, {"x": 3, "y": 4}]}',
+     [[], [Point(1, 2)], [Point(1, 2), Point(3, 4)]]),
+    (dict[str, int], '{"a": 1, "b": 2}', [{"a": 1}, {"a": 1, "b": 2}]),
+    (int, '{"result": 42}', [4, 42]),
+    (Point, '{"x": "left", "y": 3}', []),
+    (Point, "I would rather not say.", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output_type", "text", "values"), CASES)
 def test_what_the_beginning_of_an_answer_says(output_type: Any, text: str, values: list[Any]) -> None:
     assert beginnings(output_type, text) == values
 
@@ -112,7 +112,7 @@ async def test_a_reader_is_shown_what_has_changed(kind: str) -> None:
 
 async def test_nothing_is_read_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(Agent, "partial_of", lambda agent, text: read.append(text))
+    monkeypatch.setattr(Agent, "partial_of", staticmethod(read.append))
     await Runners.run("x", scripted('{"x": 1, "y": 2}', output_type=Point))
     outputs = [output async for output in Runners.streaming_run_task(Task("x", scripted("Plain text.")))]
     assert not read
@@ -151,12 +151,12 @@ async def test_an_answer_that_is_sent_back_is_read_anew() -> None:
 
 
 async def test_reading_a_long_answer_takes_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths: list[int] = []
-    monkeypatch.setattr(Agent, "partial_of", lambda agent, text: lengths.append(len(text)))
+    texts: list[str] = []
+    monkeypatch.setattr(Agent, "partial_of", staticmethod(texts.append))
     text = '{"result": "' + "word " * 20_000 + '"}'
     outputs = [
         output async for output in Runners.streaming_run_task(Task("x", scripted(text, output_type=list[str] | str)))
     ]
     assert sum(isinstance(output, TextOutput) for output in outputs) > 8_000
-    assert len(lengths) < 300
-    assert sum(lengths) < 40 * len(text)
+    assert len(texts) < 300
+    assert sum(map(len, texts)) < 40 * len(text)

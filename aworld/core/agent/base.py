@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import msgspec
@@ -24,6 +24,7 @@ from aworld.core.definition import AgentDefinition, Defined, Description
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
+from aworld.core.tool.base import Guardrail, Instructions
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
 from aworld.core.tool.results import json_form
 from aworld.core.tool.toolkit import Toolkit
@@ -92,10 +93,10 @@ class BaseAgent(Defined):
 
     _fields: ClassVar[frozenset[str]] = Defined._fields | {"system_prompt", "tools", "tool_names"}
     system_prompt: str | None = None
-    instructions: Callable[..., Any] | None = None
-    """A function of the `ToolContext`, asked before each call of a model: its text follows the system prompt."""
-    input_guardrails: Sequence[Callable[..., Any]] = ()
-    output_guardrails: Sequence[Callable[..., Any]] = ()
+    instructions: Instructions | None = None
+    """Asked before each call of a model: its text follows the system prompt."""
+    input_guardrails: Sequence[Guardrail] = ()
+    output_guardrails: Sequence[Guardrail] = ()
     output_type: Any = None
     output_retries: int = 0
     max_steps: int | None = None
@@ -157,7 +158,7 @@ class BaseAgent(Defined):
             return description.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
         return description.code(tool, what, remedy=_TOOL)
 
-    def with_system_prompt(self, text: str, instructions: Callable[..., Any] | None = None) -> Self:
+    def with_system_prompt(self, text: str, instructions: Instructions | None = None) -> Self:
         """The same agent with another system prompt, and other instructions or none."""
         other = copy.copy(self)
         other.system_prompt, other.instructions, other._description = text or None, instructions, None

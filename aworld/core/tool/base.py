@@ -11,10 +11,10 @@ which returns the run's own copy of it (`aworld.core.context.base`); all others 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from aworld.core.context.base import Context
 from aworld.core.event import Attempt
@@ -108,6 +108,12 @@ class ToolContext:
     """The time that the call takes; `THREADS.run(function, context.clock)` stops it while it waits for a thread."""
 
 
+Instructions: TypeAlias = Callable[[ToolContext], str | Awaitable[str]]
+"""A function that says what an agent is told before everything else."""
+
+Guardrail: TypeAlias = Callable[[ToolContext, Any], str | Awaitable[str | None] | None]
+"""A function that returns None to let a value pass, or the reason why not; it may raise `DeniedError`."""
+
 calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)
 """The tool call that the code at hand serves, also in the thread of a synchronous tool."""
 
@@ -132,8 +138,8 @@ class Tool:
     """Seconds; None takes the task's `tool_timeout`."""
     idempotent: bool = False
     """Whether the tool may run again when the process died while it ran."""
-    guardrails: Sequence[Callable[..., Any]] = ()
-    """Functions of the context and the arguments that return None to let a call pass, or the reason why not."""
+    guardrails: Sequence[Guardrail] = ()
+    """They judge the arguments of each call, a dict, before it is made."""
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""

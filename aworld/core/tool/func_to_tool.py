@@ -31,7 +31,7 @@ from aworld.core.checks import UNCHECKED, Number, Seconds, guardrails_of, hint, 
 from aworld.core.context.base import RunScope
 from aworld.core.event import Attempt, now
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ToolError
-from aworld.core.tool.base import Question, Tool, ToolContext, Toolset, is_toolset
+from aworld.core.tool.base import Guardrail, Question, Tool, ToolContext, Toolset, is_toolset
 from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature, unpartial
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class FunctionTool(Tool, Generic[P, R]):
         timeout: float | None = None,
         idempotent: bool = False,
         inline: bool = False,
-        guardrails: Sequence[Callable[..., Any]] = (),
+        guardrails: Sequence[Guardrail] = (),
         retries: int = 0,
         retry_on: type[Exception] | Sequence[type[Exception]] = (),
     ) -> None:
@@ -237,7 +237,7 @@ def tool(
     timeout: float | None = None,
     idempotent: bool = False,
     inline: bool = False,
-    guardrails: Sequence[Callable[..., Any]] = (),
+    guardrails: Sequence[Guardrail] = (),
     retries: int = 0,
     retry_on: type[Exception] | Sequence[type[Exception]] = (),
     tool_name: str | None = None,
@@ -253,7 +253,7 @@ def tool(
     timeout: Seconds | None = None,
     idempotent: bool = False,
     inline: bool = False,
-    guardrails: Sequence[Callable[..., Any]] = (),
+    guardrails: Sequence[Guardrail] = (),
     retries: Number = 0,
     retry_on: type[Exception] | Sequence[type[Exception]] = (),
     tool_name: str | None = None,
