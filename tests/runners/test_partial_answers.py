@@ -16,8 +16,9 @@ from aworld.core.model import ModelReply, ModelRequest, TextDelta
 from aworld.core.output import MessageOutput, PartialOutput, RetryOutput, RunFinished, TextOutput
 from aworld.core.task import Task
 from aworld.models import FunctionModel, Retry, ScriptedModel
+from aworld.models.tool_mode import ToolsByText
 from aworld.runner import Runners
-from tests.runners.scenes import scripted, server_of
+from tests.runners.scenes import add, scripted, server_of
 
 
 class Source(BaseModel):
@@ -108,6 +109,16 @@ async def test_a_reader_is_shown_what_has_changed(kind: str) -> None:
     last = outputs[-1]
     assert isinstance(last, RunFinished)
     assert last.response.answer.weight == 7
+
+
+async def test_a_model_that_is_offered_tools_in_words_shows_its_answer_too() -> None:
+    model = ToolsByText(ScriptedModel(['{"answer": {"left": "{one}", "right": "two"}}  ']), "structured")
+    agent = Agent("agent", output_type=Pair, model=model, tools=[add])
+    outputs = [output async for output in Runners.streaming_run_task(Task("x", agent))]
+    values = [output.value for output in outputs if isinstance(output, PartialOutput)]
+    assert values[-1] == {"left": "{one}", "right": "two"}
+    text = "".join(output.text for output in outputs if isinstance(output, TextOutput))
+    assert text == '{"left": "{one}", "right": "two"}'
 
 
 async def test_nothing_is_read_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
