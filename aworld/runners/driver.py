@@ -322,6 +322,8 @@ class Episode:
         if not (activation.open_calls or self._has_answered(activation)):
             await self._decide(activation, agent, offer)
         if not activation.calls:
+            if run.scope.sources:
+                await run.keep_artifacts()
             await self._conclude(activation, agent)
             return
         # Members that were called, and hand-overs, are the runtime's to carry out, not a tool's own code.
@@ -330,6 +332,8 @@ class Episode:
         if ours:
             self._activations.start_called(activation, offer)
         await run_tools(run, activation, offer, ours)
+        if run.scope.sources:
+            await run.keep_artifacts()
         if ours:
             self._activations.hand_over(activation, offer)
         if run.environment is not None and run.environment.over:
@@ -486,6 +490,10 @@ class Episode:
         run = self._run
         run.journal.held = False
         try:
+            # Of calls that were cut off. Else each step did it, and a fork at the end finds it before the end.
+            cut_off = run.scope.sources and any(one.open_calls for one in run.record.activations.values())
+            if cut_off and status != "interrupted" and run.record.finished is None:
+                cancelled = await _uncut(asyncio.ensure_future(run.keep_artifacts())) or cancelled
             if status not in (None, "waiting", "interrupted") and run.record.finished is None:
                 write_end(run.journal, status, error, lost)
             if status != "interrupted":

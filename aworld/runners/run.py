@@ -29,6 +29,7 @@ from aworld.core.exceptions import (
     EnvironmentFailed,
     LimitReached,
     ModelError,
+    StoreError,
     TaskError,
     ToolError,
 )
@@ -72,7 +73,7 @@ class Run:
             self.units = {name: world.stand_in(unit) for name, unit in self.units.items()}
         self.state = SharedState(self.journal, self.units)
         self.context = self.state.context_of(None)
-        self.scope = RunScope(record.id, task.info)
+        self.scope = RunScope(record.id, task.info, artifacts=record.artifacts, blobs=store)
         self.is_fork = False
         """Whether the run begins within the events of another."""
         self.spent = 0.0
@@ -123,7 +124,24 @@ class Run:
         One that waited in this process has its scope again; any other has a new one, which knows what it had used.
         """
         self.scope = _resting.get(self.journal.store, {}).pop(self.record.id, self.scope)
+        self.scope.artifacts = self.record.artifacts
         self.scope.used |= {event.name for event in self.record.own_events if isinstance(event, ev.ToolCalled)}
+
+    async def keep_artifacts(self) -> None:
+        """Put on record what has changed in the files that outlive the run. Raises StoreError."""
+        for source in self.scope.sources:
+            try:
+                async with asyncio.timeout(LET_GO):
+                    changed = await source.artifacts()
+            except StoreError:
+                raise
+            except BaseException as raised:  # such as a sandbox that has died: the run goes on
+                if failure_of(raised) is None:
+                    raise
+                logger.exception("trajectory=%s | changed files of %r are not kept", self.record.id, source)
+                continue
+            for fields in changed:
+                self.journal.add(ev.ArtifactKept, **fields)
 
     async def let_go(self) -> None:
         """The run is over; nothing that it held may hold it up."""
