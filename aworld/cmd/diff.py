@@ -12,7 +12,7 @@ from aworld.cmd.wording import counted
 from aworld.core.exceptions import ConfigError, TaskError
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
-    from aworld.sandbox.changes import Change
+    from aworld.sandbox.changes import FileChange
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +34,7 @@ _APPLY = (
 )
 
 
-async def _changes(args: argparse.Namespace) -> tuple[str, dict[str, list[Change]]]:
+async def _changes(args: argparse.Namespace) -> tuple[str, dict[str, list[FileChange]]]:
     from aworld.runners.local import load
     from aworld.sandbox.changes import changes_of
 

@@ -247,6 +247,12 @@ class Episode:
             if self._at_work is not None:
                 self._at_work.cancel()
 
+    def suspend(self) -> None:
+        """Stop at once, whatever is under way, and leave the run to be resumed."""
+        if self._begun and self.record.finished is None and self._ended_by is None:
+            self._run.journal.add(ev.Noted, source=RUNTIME, name="pause", data=self.record.obeyed)
+        self._end_by("waiting", _paused(self.record.id))
+
     def _obey(self) -> None:
         """Take in what others wrote since the last turn: answers of people, and what they want of the run."""
         if self._inbox:
@@ -467,7 +473,7 @@ class Episode:
         root = run.record.activations[0]
         if root.finished is None:
             if self._paused:
-                return "waiting", f"The run was paused; it goes on with Runners.resume({run.record.id!r})."
+                return "waiting", _paused(run.record.id)
             if self._activations.ready:
                 return None, None
             if run.record.open_questions():
@@ -682,6 +688,10 @@ def refuse_interactive(task: Task) -> None:
     if task.conf.run_mode is TaskRunMode.INTERACTIVE:
         remedy = "step it with Runners.step, or leave run_mode out"
         raise TaskError(f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}.", setting="run_mode", remedy=remedy)
+
+
+def _paused(id: str) -> str:
+    return f"The run was paused; it goes on with Runners.resume({id!r})."
 
 
 def _cancelled(note: ev.Commanded) -> str:

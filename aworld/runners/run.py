@@ -40,6 +40,7 @@ from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Question, Tool, ToolContext, calling
 from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
+from aworld.core.tool.wrappers import means_always
 from aworld.core.trajectory import Activation, Spending, Trajectory
 from aworld.models.call import Outcome, call_model
 from aworld.runners.journal import Journal, Recorder, give_reward
@@ -113,6 +114,16 @@ class Run:
         if not answers:
             return {}
         return {q.question: answers[q.id] for q in self.record.questions_of(called) if q.id in answers}
+
+    def always(self, called: ev.ToolCalled) -> bool:
+        """Whether a person has answered `always` to a question of this tool."""
+        record = self.record
+        answers = record.answers
+        calls = {(q.step, q.call_id) for q in record.questions.values() if means_always(answers.get(q.id, ""))}
+        return bool(calls) and any(
+            isinstance(e, ev.ToolCalled) and e.name == called.name and (e.step, e.call_id) in calls
+            for e in record.events
+        )
 
     def unanswered(self, called: ev.ToolCalled) -> bool:
         """Whether a person still has to answer before a call can go on."""

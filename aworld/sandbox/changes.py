@@ -26,7 +26,7 @@ LONGEST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FileChange:
     """A file that a run changed, with what it was and what it is; None where there is none."""
 
     kept: ArtifactKept
@@ -51,12 +51,12 @@ class Change:
         return "\n".join(lines) + "\n"
 
 
-async def changes_of(record: Trajectory, blobs: Blobs) -> dict[str, list[Change]]:
+async def changes_of(record: Trajectory, blobs: Blobs) -> dict[str, list[FileChange]]:
     """What a run changed, by folder, in the order of names. Raises `TaskError` for a content that is not there."""
-    changes: dict[str, list[Change]] = {}
+    changes: dict[str, list[FileChange]] = {}
     for (folder, _), kept in sorted(record.artifacts.items()):
         before, after = [None if d is None else await blobs.blob(d) for d in (kept.before, kept.digest)]
-        changes.setdefault(folder, []).append(Change(kept, before, after))
+        changes.setdefault(folder, []).append(FileChange(kept, before, after))
     return changes
 
 
@@ -76,7 +76,7 @@ def compared(before: bytes, after: bytes, old: str, new: str) -> list[str]:
     return list(difflib.unified_diff(*texts, old, new, lineterm=""))
 
 
-def apply(changes: list[Change], folder: Path) -> list[str]:
+def apply(changes: list[FileChange], folder: Path) -> list[str]:
     """Make a folder as the run left its copy; returns the names of the files that were written or deleted.
 
     Raises `TaskError`, and touches nothing, where a path leads out, or a file is not what the run began with: the text
@@ -112,7 +112,7 @@ def _target(folder: Path, name: str) -> Path:
     return place
 
 
-def _is_there(change: Change, target: Path) -> bool:
+def _is_there(change: FileChange, target: Path) -> bool:
     """Whether the folder has the file already as the run left it."""
     if change.after is None or not target.is_file():
         return change.after is None and not target.exists()
@@ -120,7 +120,7 @@ def _is_there(change: Change, target: Path) -> bool:
     return target.read_bytes() == change.after and wanted in (None, bool(target.stat().st_mode & 0o111))
 
 
-def _conflict(change: Change, target: Path) -> str | None:
+def _conflict(change: FileChange, target: Path) -> str | None:
     """How a file differs from what the run began with; None where it does not."""
     name = change.kept.name
     if target.is_dir():
@@ -133,7 +133,7 @@ def _conflict(change: Change, target: Path) -> str | None:
     return "\n".join(compared(change.before or b"", there, f"{name} (as the run began)", f"{name} (now)"))
 
 
-def _write(changes: list[Change], folder: Path) -> None:
+def _write(changes: list[FileChange], folder: Path) -> None:
     """Write all files beside their places first, and keep what is there; whatever fails leaves everything as it was. A
     process that is killed in between leaves files of which each is whole: the same again completes it."""
     mark = f".aworld-part-{secrets.token_hex(8)}"

@@ -19,7 +19,7 @@ from aworld.core.tool.wrappers import approval_required
 from aworld.models.doubles import ScriptedModel, call
 from aworld.runner import Runners
 from aworld.sandbox import local
-from aworld.sandbox.changes import Change, apply, changes_of
+from aworld.sandbox.changes import FileChange, apply, changes_of
 from aworld.sandbox.pool import SandboxPool
 from aworld.tools.sandboxed import sandbox_tools
 from aworld.trajectory import TrajectoryStore, open_store
@@ -60,7 +60,7 @@ async def run(pool: SandboxPool, *script: Any, store: Any = None, **options: Any
         return await asyncio.wait_for(Runners.run("Do it.", agent, run_conf=RunConfig(store=store), **options), 60)
 
 
-async def changes(response: TaskResponse) -> list[Change]:
+async def changes(response: TaskResponse) -> list[FileChange]:
     [files] = (await changes_of(response.record, response.store)).values()
     return files
 
@@ -225,7 +225,7 @@ async def test_no_record_writes_outside_of_the_folder(repo: Path, tmp_path: Path
     (repo / "link").symlink_to(tmp_path / "elsewhere")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(TaskError, match="nothing was"):
-        apply([Change(replace(change.kept, name=name), None, b"evil")], repo)
+        apply([FileChange(replace(change.kept, name=name), None, b"evil")], repo)
     assert sorted(tmp_path.rglob("*")) == before
 
 
