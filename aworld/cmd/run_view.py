@@ -42,6 +42,7 @@ class RunView:
         """Whether it was left by Ctrl-C."""
         self._unit, self._store, self._quiet = unit, store, quiet
         self._is_team = isinstance(unit, Topology)
+        self._shown_calls: set[tuple[int, str]] = set()
 
     def attend(self, begin: Callable[[], Coroutine[Any, Any, RunStream]]) -> TaskResponse:
         """Show the run until it has ended, was stopped, or asks something that nobody here answers."""
@@ -103,7 +104,8 @@ class RunView:
                     aside(f"{who}{output.message.text}")
                 case RetryOutput():
                     aside(f"{who}retry in {output.wait:.1f} s: {output.error}")
-                case ToolCallOutput():
+                case ToolCallOutput() if (call := (output.step, output.call.id)) not in self._shown_calls:
+                    self._shown_calls.add(call)  # with a person's answer it is made again
                     aside(f"{who}→ {output.call.name}({output.call.arguments})")
                 case ToolResultOutput():
                     aside(f"{who}← {short(output.result.content)}")

@@ -219,3 +219,18 @@ async def test_bad_words_are_refused_before_anything_begins(
 ) -> None:
     code, _, err = await terminal.piped(*words)
     assert (code, text in err) == (2, True), err
+
+
+async def test_the_example_is_asked_for_consent_and_brought_back(terminal: Terminal) -> None:
+    example = Path(__file__).parents[2] / "examples" / "coding_agent.py"
+    assert len(example.read_text().splitlines()) <= 26
+    (terminal.folder / "calc.py").unlink()
+    terminal.environment["PYTHONPATH"] += f"{os.pathsep}{example.parent}"
+    del terminal.environment["LLM_MODEL_NAME"]
+    terminal.start("run", "--agent", "coding_agent:coder", "Write add(a, b), with a test.", "--id", "one")
+    await terminal.see("[y/n/always")
+    terminal.type("always")
+    assert await terminal.end() == 0
+    assert "← [standard error] Traceback" in terminal.text  # the first try was wrong
+    assert (await terminal.piped("apply", "one"))[0] == 0
+    assert (terminal.folder / "calc.py").read_text() == "def add(a, b):\n    return a + b\n"

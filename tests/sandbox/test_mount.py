@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -63,6 +64,17 @@ async def run(pool: SandboxPool, *script: Any, store: Any = None, **options: Any
 async def changes(response: TaskResponse) -> list[FileChange]:
     [files] = (await changes_of(response.record, response.store)).values()
     return files
+
+
+def test_the_page_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
+    [(block, output)] = re.findall(r"^```python\n(.*?)^```\n\n^```text\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo/calc.py").write_text("def add(a, b):\n    return a - b\n")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "tools.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == output
+    assert "a + b" in (tmp_path / "repo/calc.py").read_text()
 
 
 async def test_a_run_changes_a_copy_and_the_changes_come_back(repo: Path) -> None:
