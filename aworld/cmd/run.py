@@ -296,8 +296,9 @@ def again(args: argparse.Namespace) -> str:
     words: list[str] = []
     for option in ("agent", *DESCRIBING):
         value = getattr(args, option, None)
-        for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None else [f"--{option.replace('_', '-')}", shlex.quote(str(one))]
+        values: list[Any] = value if isinstance(value, list) else [value]
+        for text in values:
+            words += [] if text is None else [f"--{option.replace('_', '-')}", shlex.quote(str(text))]
     return "".join(f" {word}" for word in words) + store_option(args.store)
 
 

@@ -65,7 +65,7 @@ def compared(before: bytes, after: bytes, old: str, new: str) -> list[str]:
     try:
         if b"\0" in before + after or max(len(before), len(after)) > LONGEST:
             raise ValueError
-        texts = [data.decode().split("\n") for data in (before, after)]
+        texts = before.decode().split("\n"), after.decode().split("\n")
     except ValueError:
         return [f"Binary files {old} and {new} differ ({len(before):,} and {len(after):,} bytes)"]
     for text in texts:  # as git has it: a last line without its end says so
@@ -73,7 +73,7 @@ def compared(before: bytes, after: bytes, old: str, new: str) -> list[str]:
             text[-1] += "\n\\ No newline at end of file"
         else:
             text.pop()
-    return list(difflib.unified_diff(*texts, old, new, lineterm=""))
+    return list(difflib.unified_diff(texts[0], texts[1], old, new, lineterm=""))
 
 
 def apply(changes: list[FileChange], folder: Path) -> list[str]:

@@ -16,8 +16,6 @@ import shutil
 import stat
 import subprocess
 import tarfile
-import tempfile
-import weakref
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -110,7 +108,8 @@ class FolderCopy(PooledSandbox):
         self._scope, self._folder, self._limits = scope, pool.folder, pool.limits
         self._lock = asyncio.Lock()
         self._filled: LocalSandbox | None = None
-        self._originals: tarfile.TarFile | None = None
+        self._archive = b""
+        """What the sandbox was filled with: it has the originals of files that change later."""
         self._base: dict[str, tuple[str, bool]] = {}
         """What the copy was made of: digest, and whether it is executable."""
         self._seen: dict[str, bytes] = {}
@@ -126,12 +125,6 @@ class FolderCopy(PooledSandbox):
                 await self._fill(cast("LocalSandbox", sandbox))
         return sandbox
 
-    async def end_run(self) -> None:
-        """The run is over: destroy its sandbox."""
-        await super().end_run()
-        if self._originals is not None:
-            self._closes_originals()
-
     def _past(self) -> dict[str, ArtifactKept]:
         """What the log has of this folder, by name."""
         return {name: kept for (folder, name), kept in self._scope.artifacts.items() if folder == str(self._folder)}
@@ -146,44 +139,32 @@ class FolderCopy(PooledSandbox):
         self._filled = sandbox
 
     def _pack(self, past: dict[str, ArtifactKept], contents: dict[str, bytes]) -> bytes:
-        """The folder with what the run has changed in it before, as an archive; the originals are kept aside."""
+        """The folder with what the run has changed in it before, as an archive."""
         self._base, self._applied = {}, set()
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the copy, and has no name
-        self._closes_originals = weakref.finalize(self, spool.close)
         buffer = io.BytesIO()
-        with (
-            tarfile.open(fileobj=spool, mode="w") as originals,
-            tarfile.open(fileobj=buffer, mode="w") as archive,
-        ):
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
             for name, path, facts in members(self._folder, self._limits):
                 if stat.S_ISLNK(facts.st_mode):
-                    link = _member(name, facts)
-                    link.type, link.linkname = tarfile.SYMTYPE, os.readlink(path)
-                    archive.addfile(link)
+                    _put(archive, name, facts.st_mtime, link=os.readlink(path))
                     continue
                 data, executable = path.read_bytes(), bool(facts.st_mode & 0o111)
                 self._base[name] = (hashlib.sha256(data).hexdigest(), executable)
-                member = _member(name, facts)
-                member.size = len(data)
-                originals.addfile(member, io.BytesIO(data))
-                if name not in past:
-                    archive.addfile(member, io.BytesIO(data))
+                if name not in past or self._base[name][0] == past[name].digest:
+                    _put(archive, name, facts.st_mtime, data, executable)
             for name, kept in past.items():
-                here, was_executable = self._base.get(name, (None, False))
+                here, executable = self._base.get(name, (None, False))
                 if here == kept.digest:
                     self._applied.add(name)
-                elif kept.before is None:
-                    self._base.pop(name, None)
+                    continue
+                if kept.before is not None:
+                    self._base[name] = (kept.before, executable)
                 else:
-                    self._base[name] = (kept.before, was_executable)
+                    self._base.pop(name, None)
                 if kept.digest is not None:
-                    member = tarfile.TarInfo(name)
-                    member.size, member.mtime = len(contents[name]), int(kept.at)
-                    member.mode = 0o755 if (was_executable if kept.executable is None else kept.executable) else 0o644
-                    archive.addfile(member, io.BytesIO(contents[name]))
-        spool.seek(0)
-        self._originals = tarfile.open(fileobj=spool)  # noqa: SIM115 - the same
-        return buffer.getvalue()
+                    executable = executable if kept.executable is None else kept.executable
+                    _put(archive, name, kept.at, contents[name], executable)
+        self._archive = buffer.getvalue()
+        return self._archive
 
     async def artifacts(self) -> list[dict[str, Any]]:
         """See `ArtifactSource`."""
@@ -219,9 +200,9 @@ class FolderCopy(PooledSandbox):
         if blobs is not None and digest is not None:
             await blobs.put_blob(data)
         if blobs is not None and before is not None and (kept is None or kept.before != before):
-            assert self._originals is not None  # there is no `before` without them
-            original = self._originals.extractfile(name)
-            await blobs.put_blob(original.read() if original is not None else b"")
+            with tarfile.open(fileobj=io.BytesIO(self._archive)) as archive:
+                original = archive.extractfile(name)
+                await blobs.put_blob(original.read() if original is not None else b"")
         return {
             "name": name, "folder": str(self._folder), "digest": digest, "before": before, "size": len(data),
             "executable": executable,
@@ -294,7 +275,16 @@ def _git(folder: Path, *words: str, data: bytes = b"") -> bytes | None:
     return done.stdout
 
 
-def _member(name: str, facts: os.stat_result) -> tarfile.TarInfo:
+def _put(
+    archive: tarfile.TarFile,
+    name: str,
+    time: float,
+    data: bytes = b"",
+    executable: bool = False,
+    link: str | None = None,
+) -> None:
     member = tarfile.TarInfo(name)
-    member.mtime, member.mode = int(facts.st_mtime), 0o755 if facts.st_mode & 0o111 else 0o644
-    return member
+    member.mtime, member.size, member.mode = int(time), len(data), 0o755 if executable else 0o644
+    if link is not None:
+        member.type, member.linkname = tarfile.SYMTYPE, link
+    archive.addfile(member, io.BytesIO(data))
