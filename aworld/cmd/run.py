@@ -9,7 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -296,7 +296,7 @@ def again(args: argparse.Namespace) -> str:
     words: list[str] = []
     for option in ("agent", *DESCRIBING):
         value = getattr(args, option, None)
-        values: list[Any] = value if isinstance(value, list) else [value]
+        values = cast("list[Any]", value) if isinstance(value, list) else [value]
         for text in values:
             words += [] if text is None else [f"--{option.replace('_', '-')}", shlex.quote(str(text))]
     return "".join(f" {word}" for word in words) + store_option(args.store)
