@@ -260,6 +260,12 @@ class Episode:
             if self._at_work is not None:
                 self._at_work.cancel()
 
+    def suspend(self) -> None:
+        """Stop at once, whatever is under way, and leave the run to be resumed."""
+        if self._begun and self.record.finished is None and self._ended_by is None:
+            self._run.journal.add(ev.Noted, source=RUNTIME, name="pause", data=self.record.obeyed)
+        self._end_by("waiting", _paused(self.record.id))
+
     def _obey(self) -> None:
         """Take in what others wrote since the last turn: answers of people, and what they want of the run."""
         if self._inbox:
@@ -335,6 +341,8 @@ class Episode:
         if not (activation.open_calls or self._has_answered(activation)):
             await self._decide(activation, agent, offer)
         if not activation.calls:
+            if run.scope.sources:
+                await run.keep_artifacts()
             await self._conclude(activation, agent)
             return
         # Members that were called, and hand-overs, are the runtime's to carry out, not a tool's own code.
@@ -343,6 +351,8 @@ class Episode:
         if ours:
             self._activations.start_called(activation, offer)
         await run_tools(run, activation, offer, ours)
+        if run.scope.sources:
+            await run.keep_artifacts()
         if ours:
             self._activations.hand_over(activation, offer)
         if run.environment is not None and run.environment.over:
@@ -487,7 +497,7 @@ class Episode:
         root = run.record.activations[0]
         if root.finished is None:
             if self._paused:
-                return "waiting", f"The run was paused; it goes on with Runners.resume({run.record.id!r})."
+                return "waiting", _paused(run.record.id)
             if self._activations.ready:
                 return None, None
             if run.record.open_questions():
@@ -511,6 +521,10 @@ class Episode:
         run = self._run
         run.journal.held = False
         try:
+            # Of calls that were cut off. Else each step did it, and a fork at the end finds it before the end.
+            cut_off = run.scope.sources and any(one.open_calls for one in run.record.activations.values())
+            if cut_off and status != "interrupted" and run.record.finished is None:
+                cancelled = await _uncut(asyncio.ensure_future(run.keep_artifacts())) or cancelled
             if status not in (None, "waiting", "interrupted") and run.record.finished is None and not stays:
                 write_end(run.journal, status, error, lost)
             if status != "interrupted":
@@ -701,6 +715,10 @@ def refuse_interactive(task: Task) -> None:
     if task.conf.run_mode is TaskRunMode.INTERACTIVE:
         remedy = "step it with Runners.step, or leave run_mode out"
         raise TaskError(f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}.", setting="run_mode", remedy=remedy)
+
+
+def _paused(id: str) -> str:
+    return f"The run was paused; it goes on with Runners.resume({id!r})."
 
 
 def _cancelled(note: ev.Commanded) -> str:

@@ -467,6 +467,7 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         called.call_id,
         run.state.context_of(activation),
         run.answers_to(called),
+        bool(run.record.answers) and run.always(called),
         partial(_show_note, run, activation, called) if run.is_read else None,
         clock=run.journal.clocks[activation.id, called.call_id],
         spent=spent,

@@ -94,6 +94,8 @@ class ToolContext:
     """The state of the task, shared by its agents and tools."""
     answers: dict[str, str] = field(default_factory=dict[str, str])
     """What people answered to this call, by question."""
+    always: bool = False
+    """Whether a person has answered `always` to a question of this tool in this run: it needs no more consent."""
     notify: Callable[[str, Any], None] | None = None
     """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
     are no readers."""
