@@ -7,6 +7,7 @@ Servers differ. The shapes name only what is used, take `null` everywhere, and n
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, cast
 
 import msgspec
@@ -15,7 +16,7 @@ from msgspec import Struct
 from aworld.core.event import now
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
-from aworld.models.wire_reply import WireReply
+from aworld.models.wire_reply import WireReply, call_ids, status_of
 
 
 class ChatFunction(Struct, gc=False):
@@ -165,7 +166,7 @@ class ChatReply(WireReply):
         if chunk.error or not chunk.choices:
             # Some servers send the message of an error without an `error` around it.
             self.error = chunk.error or (None if self.usage else chunk.message or chunk.detail)
-            self.status = _status(self.error)
+            self.status = status_of(self.error)
         if chunk.prompt_token_ids is not None:
             self._prompt_ids = chunk.prompt_token_ids
         for choice in chunk.choices or ():
@@ -269,15 +270,11 @@ class ChatReply(WireReply):
                 last[key] = last[key] + value if grown else value
 
     def _tool_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
-        """The calls. An id that the server left out is made: `call_<n>`, unique within the conversation."""
-        before = 0
-        if not all(parts.id for parts in self._calls):
-            before = sum(len(message.tool_calls) for message in request.messages)
+        """The calls, with the ids that the server left out."""
+        ids = None if all(parts.id for parts in self._calls) else call_ids(request)
         return tuple(
-            ToolCall(
-                str(parts.id or f"call_{before + n}"), parts.name, "".join(parts.arguments) if parts.arguments else "{}"
-            )
-            for n, parts in enumerate(self._calls)
+            ToolCall(str(parts.id or made), parts.name, "".join(parts.arguments) if parts.arguments else "{}")
+            for parts, made in zip(self._calls, ids or repeat(""), strict=False)
         )
 
     def _opaque(self, calls: tuple[ToolCall, ...]) -> dict[str, Any] | None:
@@ -321,15 +318,3 @@ def _parts(content: list[Any]) -> tuple[str, str]:
 
 def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
-
-
-def _status(error: Any) -> int | None:
-    """The HTTP status that an error object names, if it does."""
-    if not isinstance(error, dict):
-        return None
-    fields = cast("dict[str, Any]", error)
-    try:
-        status = int(fields.get("code") or fields.get("status") or 0)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return status if 400 <= status < 600 else None

@@ -1,14 +1,16 @@
-"""What the models behind an HTTP API share: settings, retries, limits, the endpoint, the price of a call, and JSON
-schemas as providers want them for structured output."""
+"""What the models behind an HTTP API share: settings, retries, limits, the endpoint, the price of a call, and data,
+arguments and JSON schemas as providers want them."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
+from msgspec import Raw
 
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from aworld.models.wire_reply import WireReply
 
 _encoder = msgspec.json.Encoder()
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 # Grammars that a provider compiles know only a part of JSON Schema: objects must be closed, and ranges and lengths are
 # refused. What is taken out is not lost: the answer is validated in full by whoever asked for it.
@@ -45,6 +48,8 @@ class RemoteModel:
         self.params: dict[str, Any] = {}
         self.config = config
         self.url = url
+        self.stream_url = url
+        """Where streamed answers are asked for."""
         self.retry = Retry(config.llm_max_retries, config.llm_retry_wait, config.llm_retry_wait_max)
         self.limits = _limits(config, provider, url)
         self._headers = _checked({**headers, **config.llm_headers})
@@ -61,6 +66,7 @@ class RemoteModel:
                 self.provider,
                 self.url,
                 self._headers,
+                stream_url=self.stream_url,
                 secrets=(config.llm_api_key or "", *config.llm_headers.values()),
                 timeout=config.llm_timeout,
                 stall_timeout=config.llm_stall_timeout,
@@ -143,6 +149,24 @@ def _checked(headers: dict[str, str]) -> dict[str, str]:
         if not (name + value).isascii() or any(ord(c) < 32 or ord(c) == 127 for c in name + value):
             raise ConfigError(f"Header {name!r} holds a character that HTTP cannot send; check the key or llm_headers")
     return headers
+
+
+def json_object_of(arguments: str) -> Raw | dict[str, Any]:
+    """Arguments of a call, for an API that takes only objects. What is something else, of another provider's model or
+    cut off, is shown as it is."""
+    try:
+        _decode_object(arguments or "{}")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {"arguments": arguments}
+    return Raw((arguments or "{}").encode())
+
+
+def data_of(url: str) -> tuple[str, str]:
+    """Media type and base64 text of a `data:` URL."""
+    head, _, data = url[5:].partition(",")
+    if not head.endswith(";base64"):
+        data = base64.b64encode(unquote_to_bytes(data)).decode()
+    return head.split(";")[0] or "text/plain", data
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ that was cut into its two surrogates is joined. What carries the answer itself i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -22,10 +23,20 @@ T = TypeVar("T", bound=Struct)
 
 _ANSWER = frozenset(
     {
-        "arguments", "choices", "content", "content_block", "delta", "function", "function_call", "index", "message",
-        "name", "partial_json", "text", "thinking", "tool_calls", "type",
+        "arguments", "candidates", "choices", "content", "content_block", "delta", "function", "function_call", "index",
+        "item", "message", "name", "output", "partial_json", "parts", "response", "text", "thinking", "tool_calls",
+        "type",
     }
 )  # fmt: skip
+
+
+class TypedEvent(Struct):
+    """What every event of a protocol with kinds of events has."""
+
+    type: str = "message"
+
+
+_decode_kind = msgspec.json.Decoder(TypedEvent).decode
 
 
 class WireReply:
@@ -90,6 +101,38 @@ class WireReply:
             self.refused = data
             self._lenient = self._lenient or LenientDecoder()
             return self._lenient.decode(data, kind)
+
+    def _event(self, data: bytes, strict: Callable[[bytes], T], kind: type[T], events: frozenset[str]) -> T | None:
+        """An event, or None for one of a kind that is none of `events`, whatever is in it."""
+        try:
+            return self._decoded(data, strict, kind)
+        except msgspec.DecodeError:
+            if self._decoded(data, _decode_kind, TypedEvent).type in events:
+                raise
+            return None
+
+
+def status_of(error: Any) -> int | None:
+    """The HTTP status that an error object names, if it does."""
+    if not isinstance(error, dict):
+        return None
+    fields = cast("dict[str, Any]", error)
+    try:
+        status = int(fields.get("code") or fields.get("status") or 0)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return status if 400 <= status < 600 else None
+
+
+def call_ids(request: ModelRequest) -> Iterator[str]:
+    """Ids for the calls of a reply whose server gave none: `call_<n>`, unique within the conversation."""
+    before = sum(len(message.tool_calls) for message in request.messages)
+    return (f"call_{n}" for n in count(before))
+
+
+def plain(value: Any) -> Any:
+    """The value as the log gives it back: plain JSON."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 class LenientDecoder:

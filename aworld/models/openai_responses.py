@@ -1,0 +1,339 @@
+"""OpenAI's Responses API, without state on the server: every request holds the whole conversation.
+
+Reasoning comes encrypted, as items of the answer. An answer with anything besides one text and function calls goes back
+item by item as it came, from `Message.opaque["responses"]`: the API checks that what was reasoned stands before what
+followed from it.
+Source: https://platform.openai.com/docs/api-reference/responses, .../responses-streaming
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from aworld.config.conf import ModelConfig
+from aworld.core.event import now
+from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
+from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.remote_model import RemoteModel, is_strict
+from aworld.models.wire_reply import WireReply, plain, status_of
+
+BASE_URL = "https://api.openai.com/v1"
+
+Item = dict[str, Any]
+
+_WITHOUT_REASONING = re.compile(r"(ft:)?(gpt-3|gpt-4|chatgpt-|gpt-5(\.\d+)?-chat)")
+"""Names of models that refuse to be asked for encrypted reasoning, as they do none."""
+_LACKING = ("seed", "stop")
+
+
+class OpenAIResponsesModel(RemoteModel):
+    """A model behind the Responses API. `config` needs `llm_model_name`. Raises `ConfigError`."""
+
+    def __init__(self, config: ModelConfig, *, provider: str = "openai-responses") -> None:
+        base = (config.llm_base_url or BASE_URL).rstrip("/")
+        url = base if base.endswith("/responses") else f"{base}/responses"
+        headers = {"Authorization": f"Bearer {config.llm_api_key}"} if config.llm_api_key else {}
+        super().__init__(config, provider=provider, url=url, headers=headers)
+        self.params = config.sampling()
+        for name in _LACKING:
+            if name in self.params:
+                raise ConfigError(f"OpenAI's Responses API has no {name}: leave llm_{name} unset, or take 'openai'.")
+        self._fixed: dict[str, Any] = {"store": False}
+        if not _WITHOUT_REASONING.match(self.name):
+            self._fixed["include"] = ["reasoning.encrypted_content"]
+
+    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
+        """The request as it is sent, before encoding."""
+        body = {"model": self.name, **self._fixed, **_translated({**self.params, **request.params})}
+        body["input"] = wire_input(request.messages)
+        if request.tools:
+            body["tools"] = [*body.get("tools", ()), *({
+                "type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters,
+                "strict": False,  # what the API assumes else, for schemas that are not closed too
+            } for tool in request.tools)]  # fmt: skip
+        if request.output is not None:
+            shape: dict[str, Any] = {"type": "json_schema", "name": request.output.name}
+            shape |= {"schema": request.output.schema, "strict": is_strict(request.output.schema)}
+            body["text"] = {"format": shape, **body.get("text", {})}
+        if stream:
+            body["stream"] = True
+        return body
+
+    def _parts(self, on_delta: Callable[[Delta], None] | None) -> ResponsesReply:
+        return ResponsesReply(on_delta)
+
+
+def _translated(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters in the API's words; the seed, which rollouts send with every request, is left out."""
+    out: dict[str, Any] = {}
+    for key, value in params.items():
+        match key:
+            case "seed":
+                pass
+            case "stop":
+                raise ModelError("OpenAI's Responses API has no stop sequences: leave `stop` out, or take 'openai'.")
+            case "max_tokens" | "max_completion_tokens":
+                out["max_output_tokens"] = value
+            case "reasoning_effort":
+                out["reasoning"] = {"effort": value, **out.get("reasoning", {})}
+            case "reasoning" if isinstance(value, dict):
+                out["reasoning"] = {**out.get("reasoning", {}), **cast("Item", value)}
+            case "tool_choice" if isinstance(value, dict) and "function" in value:
+                out["tool_choice"] = {"type": "function", "name": value["function"]["name"]}
+            case _:
+                out[key] = value
+    return out
+
+
+def wire_input(messages: Iterable[Message]) -> list[Item]:
+    """The conversation as input items. Raises `ModelError` for what the API cannot take."""
+    items: list[Item] = []
+    for message in messages:
+        if message.role == "assistant":
+            items += _said(message)
+        elif message.role == "tool":
+            output = _content(message.content or "")
+            items.append({"type": "function_call_output", "call_id": message.tool_call_id, "output": output})
+        else:
+            items.append({"role": message.role, "content": _content(message.content or "")})
+    return items
+
+
+def _said(message: Message) -> list[Item]:
+    kept = (message.opaque or {}).get("responses")
+    if kept is not None:
+        items: list[Item] = kept["output"]
+        # The API refuses reasoning that nothing follows: that of an answer that was cut off.
+        last = next((n for n in range(len(items), 0, -1) if items[n - 1].get("type") != "reasoning"), 0)
+        return items[:last]
+    text = content_text(message.content)
+    items = [{"role": "assistant", "content": text}] if text else []
+    items += [
+        {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+        for call in message.tool_calls
+    ]
+    return items
+
+
+def _content(content: Content) -> str | list[Item]:
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _part(part: Part) -> Item:
+    match part:
+        case Text():
+            return {"type": "input_text", "text": part.text}
+        case Image():
+            detail = {} if part.detail is None else {"detail": part.detail}
+            return {"type": "input_image", "image_url": part.url, **detail}
+        case File():
+            if part.file_id is not None:
+                return {"type": "input_file", "file_id": part.file_id}
+            if part.url is not None and not part.url.startswith("data:"):
+                return {"type": "input_file", "file_url": part.url}
+            return {"type": "input_file", "filename": part.name or "file", "file_data": part.url}
+        case Audio():
+            raise ModelError("OpenAI's Responses API takes no audio; leave it out, or take the provider 'openai'.")
+
+
+class CachedDetails(Struct, gc=False):
+    """What the input tokens were."""
+
+    cached_tokens: int | None = None
+
+
+class ReasoningDetails(Struct, gc=False):
+    """What the output tokens were."""
+
+    reasoning_tokens: int | None = None
+
+
+class ResponsesUsage(Struct, gc=False):
+    """Usage as the Responses API reports it."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    input_tokens_details: CachedDetails | None = None
+    output_tokens_details: ReasoningDetails | None = None
+
+    def usage(self) -> Usage:
+        """The same in our words."""
+        cached, reasoned = self.input_tokens_details, self.output_tokens_details
+        return Usage(
+            self.input_tokens,
+            self.output_tokens,
+            self.total_tokens,
+            cached_tokens=cached and cached.cached_tokens,
+            reasoning_tokens=reasoned and reasoned.reasoning_tokens,
+        )
+
+
+class Incomplete(Struct, gc=False):
+    """Why an answer was cut off."""
+
+    reason: str | None = None
+
+
+class ResponseShape(Struct):
+    """A whole answer, or as it stands when a stream of it ends."""
+
+    id: str | None = None
+    model: str | None = None
+    status: str | None = None
+    output: list[Item] | None = None
+    usage: ResponsesUsage | None = None
+    incomplete_details: Incomplete | None = None
+    error: Any = None
+
+
+class ResponsesEvent(ResponseShape):
+    """Any event of a stream, or a whole answer, which has no type."""
+
+    type: str = "response"
+    delta: str = ""
+    output_index: int = 0
+    summary_index: int = 0
+    item: Item | None = None
+    response: ResponseShape | None = None
+    code: Any = None
+    message: Any = None
+
+
+class _PartShape(Struct):
+    text: str = ""
+    refusal: str = ""
+
+
+class _ItemShape(Struct):
+    """What is read of an item. A function call has an id and a name."""
+
+    type: str
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+    content: list[_PartShape] | None = None
+    summary: list[_PartShape] | None = None
+
+
+_decode = msgspec.json.Decoder(ResponsesEvent, strict=False).decode
+_TEXT = frozenset({"response.output_text.delta", "response.refusal.delta"})
+_THOUGHT = frozenset({"response.reasoning_summary_text.delta", "response.reasoning_text.delta"})
+_ENDS = frozenset({"response.completed", "response.failed", "response.incomplete"})
+_EVENTS = _TEXT | _THOUGHT | _ENDS | {"error", "response", "response.output_item.done"}
+_READ = frozenset({"function_call", "message", "reasoning"})
+_FINISH = {"max_output_tokens": "length"}
+_CODES = {"server_error": 500, "rate_limit_exceeded": 429}
+_LASTING = ("bio_", "context_length", "image_", "invalid_", "unsupported_")
+_NAMELESS = frozenset({"annotations", "content", "id", "logprobs", "role", "status", "text", "type"})
+
+
+class ResponsesReply(WireReply):
+    """A response as it comes in."""
+
+    def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
+        super().__init__(on_delta)
+        self._items: dict[int, Item] = {}
+        self._thought: tuple[int, int] | None = None
+
+    def read(self, data: bytes) -> bool:
+        """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
+        event = self._event(data, _decode, ResponsesEvent, _EVENTS)
+        if event is not None:
+            self._add(event)
+        return self.complete
+
+    def _add(self, event: ResponsesEvent) -> None:
+        kind = event.type
+        if kind in _TEXT:
+            self._show_text(TextDelta, event.delta)
+        elif kind in _THOUGHT:
+            part = event.output_index, event.summary_index
+            gap = "\n\n" if self._thought not in (None, part) else ""
+            self._thought = part
+            self._show_text(ReasoningDelta, gap + event.delta)
+        elif kind == "response.output_item.done":
+            if event.item is not None:
+                self._items[event.output_index] = event.item
+        elif kind in _ENDS:
+            self._end(event.response or event, failed=kind == "response.failed")
+        elif kind == "response":
+            self._end(event)
+        elif kind == "error":
+            self._fail(event.error or {"message": event.message or event.code or "an error", "code": event.code})
+        elif self._on_delta is not None and event.delta:  # arguments of a call
+            self.first_token = self.first_token or now()
+
+    def _show_text(self, kind: type[Delta], text: str) -> None:
+        if self._on_delta is not None and text:
+            self.first_token = self.first_token or now()
+            self._show(kind, text)
+
+    def _end(self, response: ResponseShape, *, failed: bool = False) -> None:
+        if response.error or failed or response.status in ("cancelled", "failed"):
+            self._fail(response.error or {"message": f"the response is {response.status or 'failed'}"})
+            return
+        self.model, self.response_id = response.model, response.id
+        self.usage = None if response.usage is None else response.usage.usage()
+        if response.output:  # some servers leave it empty in a stream
+            self._items = dict(enumerate(response.output))
+        cut = response.incomplete_details
+        if cut is not None or response.status == "incomplete":
+            reason = (cut and cut.reason) or "incomplete"
+            self.finish_reason = _FINISH.get(reason, reason)
+        self.complete = bool(self._items) or (response.output is not None and response.status is not None)
+
+    def _fail(self, error: Any) -> None:
+        self.error = error
+        code = str(cast("Item", error).get("code")) if isinstance(error, dict) else ""
+        self.status = _CODES.get(code, 400 if code.startswith(_LASTING) else status_of(error))
+
+    def reply(self, request: ModelRequest) -> ModelReply:
+        """The whole reply. Raises msgspec.DecodeError for an item that is none."""
+        if not self.complete:
+            raise msgspec.DecodeError("it has no output")
+        items = [self._items[index] for index in sorted(self._items)]
+        texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[ToolCall] = []
+        refused = False
+        for item in items:
+            if item.get("type") not in _READ:
+                continue  # kept below
+            shape = msgspec.convert(item, _ItemShape)
+            match shape.type:
+                case "message":
+                    texts += [part.text or part.refusal for part in shape.content or ()]
+                    refused = refused or any(part.refusal for part in shape.content or ())
+                case "function_call":
+                    if not (shape.call_id and shape.name):
+                        raise msgspec.ValidationError("a function call without a call_id or a name")
+                    calls.append(ToolCall(shape.call_id, shape.name, shape.arguments or "{}"))
+                case _:
+                    thoughts += [part.text for part in shape.summary or shape.content or ()]
+        opaque = None if _is_plain(items) else {"responses": {"output": plain(items)}}
+        content = "".join(texts) if texts else None
+        reasoning = "\n\n".join(thoughts) if thoughts else None
+        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
+        reason = self.finish_reason or ("tool_calls" if calls else "refusal" if refused else "stop")
+        return ModelReply(message, reason, self.usage, None, self.model, self.response_id, self.first_token)
+
+
+def _is_plain(items: list[Item]) -> bool:
+    """Whether the message alone says all of an answer: one text, then calls."""
+    if items and items[0].get("type") == "message":
+        first, *items = items
+        parts: list[Item] = first.get("content") or []
+        if not first.keys() <= _NAMELESS or not all(_is_text(part) for part in parts):
+            return False
+    return all(item.get("type") == "function_call" for item in items)
+
+
+def _is_text(part: Item) -> bool:
+    return part.get("type") == "output_text" and part.keys() <= _NAMELESS and not part.get("annotations")
