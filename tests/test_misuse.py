@@ -27,9 +27,11 @@ from aworld.core.message import Image, Message, Text, ToolCall
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool import approval_required, filtered, find_tools, prefixed, renamed, tool
+from aworld.environments import Environment, Problem
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.training import AgentTrainer
 from aworld.trajectory import Query, TrajectoryStore, open_store
 from aworld.trajectory.memory import MemoryStore
 
@@ -224,6 +226,20 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "Query order": (door(Query, order="nonsense"), "nonsense"),
     "Query status": (door(Query, status="finished"), "status"),
     "Query limit": (door(Query, limit="5"), "limit"),
+    "Query argument": (door(Query, ordr="id"), "Query: .*'ordr'; it takes where, labels"),
+    "definition of JSON": (door(AgentDefinition.model_validate, {"nam": "a"}), "has no setting 'nam'; did you mean"),
+    # Environments and training
+    "environment": (door(Environment, 5), "Environment: name=5; give text"),
+    "environment argument": (door(Environment, "e", trian=[]), "Environment 'e' has no argument 'trian'; did you mean"),
+    "environment session": (door(Environment, "e", session="s"), "session='s'; give a function"),
+    "environment system prompt": (door(Environment, "e", system_prompt=5), "system_prompt=5; give text"),
+    "problem": (door(Problem, 1, 2, 3, 4, 5), "Problem: .*it takes id, input, answer, data"),
+    "trainer": (door(AgentTrainer, ann, on_event="tell"), "on_event='tell'; give a function"),
+    "trainer argument": (door(AgentTrainer, ann, run_pth="x"), "has no argument 'run_pth'; did you mean 'run_path'"),
+    "settings": (door(TaskConfig, tool_timeout=float("inf")), "tool_timeout: Input should be a finite number"),
+    # How many
+    "too few": (door(Task), "Task needs input="),
+    "too many": (door(Agent, "a", None, None, "system"), "Agent 'a' takes 3 by place and got 4; give the others by"),
 }
 
 

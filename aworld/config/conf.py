@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from enum import Enum, StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,6 +26,7 @@ class Settings(BaseModel):
         validate_assignment=True,
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,  # an error about a setting must not show a key
+        allow_inf_nan=False,  # JSON has neither, and settings travel as JSON
         defer_build=True,  # its validator is built at the first use: a sixth of what importing an agent costs
     )
 
@@ -42,6 +43,14 @@ class Settings(BaseModel):
             super().__setattr__(name, value)
         except ValidationError as error:
             raise self._worded(error) from error
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """See pydantic. Raises `ConfigError`."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise cls._worded(error) from error
 
     @classmethod
     def _worded(cls, error: ValidationError) -> ConfigError:

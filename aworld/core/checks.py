@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial, wraps
 from numbers import Real
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
+
+from msgspec import StructMeta
 
 from aworld.config.errors import hint as hint
 from aworld.config.errors import known_keys as known_keys
@@ -22,6 +25,16 @@ from aworld.core.exceptions import AWorldError, ConfigError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class StructDoor(StructMeta):
+    """Of structs that users make: `class Query(Struct, metaclass=StructDoor)` refuses wrong arguments in our words."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - how an instance is made
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__}: {error}; it takes {', '.join(cls.__struct_fields__)}.") from None
 
 
 def one_of(setting: str, value: T, names: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:
@@ -137,6 +150,8 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         code: Any = function.__code__
         places = code.co_varnames[: code.co_argcount]
+        most = sys.maxsize if code.co_flags & inspect.CO_VARARGS else len(places)
+        needed = _needed(function)
         passed = set[tuple[str, type]]()
         """Names with types that have been found to be right: what is tested once is not tested again."""
 
@@ -146,6 +161,8 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
                     continue
                 if trouble := _trouble(function, name, value, passed):
                     raise error(f"{_owner(function, places, args, kwargs)}{trouble}", setting=name)
+            if len(args) > most or any(place >= len(args) and name not in kwargs for place, name in needed):
+                raise error(_miscounted(function, places, args, kwargs))
 
         def checked(*args: Any, **kwargs: Any) -> Any:
             check(args, kwargs)
@@ -174,6 +191,26 @@ def _trouble(function: Any, name: str, value: Any, passed: set[tuple[str, type]]
     if by_class and (kind is str or not isinstance(value, str)) and len(passed) < 1000:  # classes may be made in a loop
         passed.add((name, kind))
     return ""
+
+
+def _needed(function: Any) -> list[tuple[int, str]]:
+    """Arguments without a default, and their places; one that goes by its name alone has none."""
+    parameters = inspect.signature(function).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        (sys.maxsize if p.kind is p.KEYWORD_ONLY else place, p.name)
+        for place, p in enumerate(parameters)
+        if p.default is p.empty and p.kind not in several
+    ]
+
+
+def _miscounted(function: Any, places: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    owner = _owner(function, places, args, kwargs)
+    missing = [name for place, name in _needed(function) if place >= len(args) and name not in kwargs]
+    if missing:
+        return f"{owner} needs {', '.join(f'{name}=' for name in missing)}."
+    bound = places[:1] == ("self",)
+    return f"{owner} takes {len(places) - bound} by place and got {len(args) - bound}; give the others by name."
 
 
 def typed_class(kind: type[T]) -> type[T]:

@@ -12,13 +12,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
-from typing import Any, ParamSpec, cast
+from typing import Annotated, Any, ParamSpec, cast
 
 import msgspec
 
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import BaseAgent
-from aworld.core.checks import one_of, positive
+from aworld.core.checks import UNCHECKED, one_of, positive, typed
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Text
@@ -68,20 +68,21 @@ class Environment:
         key: What makes two problems the same; by default what is asked and the data behind it.
     """
 
+    @typed()
     def __init__(
         self,
         name: str,
         *,
-        train: Problems = (),
-        test: Problems = (),
+        train: Annotated[Problems, UNCHECKED] = (),
+        test: Annotated[Problems, UNCHECKED] = (),
         session: Callable[[Problem], Session] | None = None,
         tools: Sequence[Any] = (),
-        rubric: Rubric | Part | Scorer | Sequence[Part | Scorer] | None = None,
+        rubric: Annotated[Rubric | Part | Scorer | Sequence[Part | Scorer] | None, UNCHECKED] = None,
         system_prompt: str | None = None,
         conf: TaskConfig | dict[str, Any] | None = None,
         key: Key = content_key,
     ) -> None:
-        if not name or not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not name:
             raise ConfigError(f"An environment needs a name; got {name!r}.")
         if session is not None:
             check_takes_one(session, f"Environment {name!r}, session", "the problem")

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, cast, overload
 import msgspec
 from msgspec import Struct
 
-from aworld.core.checks import unique
+from aworld.core.checks import StructDoor, unique
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text, content_text
 
@@ -37,7 +37,7 @@ SAMPLE = 1000
 """Problems of a stream that are looked at to learn something of all: whether it ends, whether it is disjoint."""
 
 
-class Problem(Struct, frozen=True, omit_defaults=True):
+class Problem(Struct, frozen=True, omit_defaults=True, metaclass=StructDoor):
     """One problem. JSON-able."""
 
     id: str

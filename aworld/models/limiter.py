@@ -17,10 +17,12 @@ from weakref import WeakKeyDictionary
 
 from msgspec import Struct
 
+from aworld.core.checks import StructDoor
+
 MINUTE = 60.0
 
 
-class Limits(Struct, frozen=True):
+class Limits(Struct, frozen=True, metaclass=StructDoor):
     """What a provider may be asked. Callers with equal limits and the same scope share one limiter."""
 
     scope: str = ""

@@ -32,7 +32,7 @@ from aworld.agents.definitions import secrets_of, travels, unit_of
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
-from aworld.core.bounded import described
+from aworld.core.bounded import failure_of
 from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import AWorldError, ConfigError, StoreError, TaskError
@@ -429,8 +429,10 @@ async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
         response = await run_to_end(task, store, record)
     except AWorldError as error:
         return RunEnded(begin.task.id, misuse=str(error))
-    except Exception as error:  # noqa: BLE001 - of the function that makes a task; the parent waits for a word
-        return RunEnded(begin.task.id, misuse=f"A worker process could not begin the task: {described(error)}")
+    except BaseException as error:  # of the function that makes a task, which may exit; the parent waits for a word
+        if (text := failure_of(error)) is None:
+            raise
+        return RunEnded(begin.task.id, misuse=f"A worker process could not begin the task: {text}")
     return RunEnded(begin.task.id, response.status, response.error, response.time_cost)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology
+from aworld.core.checks import UNCHECKED, typed
 from aworld.core.exceptions import ConfigError
 from aworld.environments.rubric import Part, Rubric, Scorer
 from aworld.runners.blocking import run_blocking
@@ -50,20 +51,19 @@ class AgentTrainer:
         ConfigError: An argument cannot work; the message names it and says what to do. Nothing was run or written.
     """
 
+    @typed()
     def __init__(
         self,
-        agent: BaseAgent | Topology,
-        config: TrainingConfig | Mapping[str, Any] | str | Path | None = None,
-        reward_func: Scorer | Rubric | Part | None = None,
-        train_dataset: Dataset | None = None,
-        test_dataset: Dataset | None = None,
+        agent: Annotated[BaseAgent | Topology, UNCHECKED],
+        config: Annotated[TrainingConfig | Mapping[str, Any] | str | Path | None, UNCHECKED] = None,
+        reward_func: Annotated[Scorer | Rubric | Part | None, UNCHECKED] = None,
+        train_dataset: Annotated[Dataset | None, UNCHECKED] = None,
+        test_dataset: Annotated[Dataset | None, UNCHECKED] = None,
         train_engine_name: str = "embedded",
-        run_path: str | Path | None = None,
+        run_path: Annotated[str | Path | None, UNCHECKED] = None,
         on_event: Callable[[TrainingEvent], None] | None = None,
     ) -> None:
         _check_agent(agent)
-        if on_event is not None and not callable(on_event):
-            raise ConfigError(f"on_event takes a function of an event; got {on_event!r:.100}.")
         self.engine = engine_of(train_engine_name)
         environment, held_out = environments_of(train_dataset, test_dataset, reward_func)
         self.job = TrainingJob(

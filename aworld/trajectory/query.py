@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta, Struct, ValidationError, convert, defstruct
 from msgspec.structs import fields, replace
 
-from aworld.core.checks import hint, is_text, one_of
+from aworld.core.checks import StructDoor, hint, is_text, one_of
 from aworld.core.event import Event, Note, Status
 from aworld.core.exceptions import ConfigError, StoreError, TaskError
 from aworld.trajectory.summary import COLUMNS, Summary
@@ -47,7 +47,7 @@ LARGEST = 2**63 - 1
 """The largest whole number that a table holds."""
 
 
-class Where(Struct, frozen=True):
+class Where(Struct, frozen=True, metaclass=StructDoor):
     """A condition on a column of `Summary` or on a label (`labels.problem`).
 
     The value has the type of the column; with `in` it is a list of such, with `=` and `!=` it may be None, the unknown.
@@ -98,7 +98,7 @@ def _check_type(where: Where, kind: type, value: Any) -> None:
         raise ConfigError(f"{where.field} {where.op} {value!r:.60} | {where.field} is {what}", setting=where.field)
 
 
-class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Query(Struct, frozen=True, kw_only=True, omit_defaults=True, metaclass=StructDoor):
     """Which trajectories are meant: every condition that is given must hold.
 
         Query(labels={"run": "nightly"}, where=(Where("cost", ">", 0.5),), order="-cost", limit=50)

@@ -35,6 +35,14 @@ def hired_shop(first: int, *, prompt: str = "You buy things.") -> Environment:
     )
 
 
+@factory
+def leaving(parent: int) -> Environment:
+    """A maker that leaves every process but its own."""
+    if os.getpid() != parent:
+        raise SystemExit(3)
+    return Environment("leaving", train=[problem(1)], session=Shop)
+
+
 def unmarked() -> Environment:
     """Made by a function that says nothing of it."""
     return Environment("unmarked", train=[problem(1)], session=Shop)

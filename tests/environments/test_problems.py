@@ -107,7 +107,7 @@ def test_parts_of_text_are_the_same_as_the_text() -> None:
         ({"train": "problems.jsonl"}, "train of environment 'x' takes a list of problems"),
         ({"train": [{"question": "x"}]}, "Problem 0 needs at least an 'input'"),
         ({"train": [problem(1), problem(1)]}, "two problems with the id '1'"),
-        ({"session": 3}, "session: a function of the problem is wanted"),
+        ({"session": 3}, "session=3; give a function"),
         ({"session": lambda: None}, r"'x', session: it is called with one argument, the problem"),
         ({"train": lambda: iter(())}, r"train of environment 'x': it is called with one argument, a seed"),
         (

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aworld.agents.llm_agent import Agent
@@ -21,7 +22,17 @@ from aworld.environments.sums import sums
 from aworld.models import FunctionModel
 from aworld.server import EnvironmentServer
 from aworld.trajectory import Query, open_store
-from tests.environments.hired import at_the_top, buyer, hired_shop, mortal, poisoned, unmarked, walker, watching
+from tests.environments.hired import (
+    at_the_top,
+    buyer,
+    hired_shop,
+    leaving,
+    mortal,
+    poisoned,
+    unmarked,
+    walker,
+    watching,
+)
 
 
 def conf(tmp_path: Path, **more: Any) -> RunConfig:
@@ -150,7 +161,7 @@ async def test_what_cannot_travel_is_refused_before_anything_runs(tmp_path: Path
     cases: list[tuple[Environment, Any, list[Any], str]] = [
         (unmarked(), buyer, [], "mark the function that makes it"),
         (changed, buyer, [], "made it as it is now"),
-        (hired_shop(0, prompt=Path("x")), buyer, [], "arguments of hired_shop are no plain data"),  # pyright: ignore[reportArgumentType]
+        (hired_shop(np.int64(0)), buyer, [], "arguments of hired_shop are no plain data"),  # pyright: ignore[reportArgumentType]
         (here, Agent("made-here", model=FunctionModel(lambda _: "x")), [], "made-here"),
         (here, buyer, [strange], "Problem 'strange' cannot travel .* what JSON has"),
     ]
@@ -159,6 +170,12 @@ async def test_what_cannot_travel_is_refused_before_anything_runs(tmp_path: Path
             await collected(environment, agent, problems, conf=conf(tmp_path))
     with pytest.raises(TaskError, match=r"cannot travel"):
         await collected(here, buyer, [], hooks=[type(watching)()], conf=conf(tmp_path))
+
+
+async def test_a_maker_that_leaves_the_worker_is_misuse_in_words(tmp_path: Path) -> None:
+    here = leaving(os.getpid())
+    with pytest.raises(TaskError, match=r"could not begin the task: .*SystemExit: 3"):
+        await asyncio.wait_for(collected(here, buyer, here.problems(), conf=conf(tmp_path)), 60)
 
 
 async def test_a_store_or_a_progress_that_is_named_twice_is_refused(tmp_path: Path) -> None:

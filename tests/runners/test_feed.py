@@ -70,6 +70,28 @@ async def test_two_readers_of_one_stream_see_the_same_and_a_late_one_too(store: 
     assert [o.seq for o in of_the_log(first)] == sorted(o.seq or 0 for o in of_the_log(first))
 
 
+async def test_who_listens_from_the_beginning_is_not_sent_to_the_file(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/runs.db")
+    reads: list[str] = []
+    read_file = store.read
+
+    async def counted(id: str, **options: Any) -> list[ev.Event]:
+        reads.append(id)
+        return await read_file(id, **options)
+
+    async def think(request: Any) -> Said:
+        while store.hub.topics["one"].notes is None:  # noqa: ASYNC110 - the watcher of the file rings no bell
+            await asyncio.sleep(0.01)
+        return "done"
+
+    store.read = counted  # type: ignore[method-assign]
+    stream = Runners.streamed_run_task(Task("x", thinking(think), id="one"), RunConfig(store=store))
+    outputs = await read(stream.stream_events())
+    assert isinstance(outputs[-1], RunFinished)
+    assert reads == []
+    await store.close()
+
+
 async def test_a_run_is_followed_by_its_id_from_a_cursor(store: TrajectoryStore) -> None:
     response = await Runners.run("1 + 2?", adder(), run_conf=RunConfig(store=store))
     whole = await read(Runners.follow(response.id, store=store))

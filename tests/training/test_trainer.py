@@ -92,7 +92,7 @@ def pair(one: ScoredEpisode, other: ScoredEpisode) -> float:
         ({"run_path": ""}, "run_path takes"),
         ({"run_path": __file__}, "is a file"),
         ({"run_path": Path(__file__).parent}, "holds other things"),
-        ({"on_event": 3}, "on_event takes"),
+        ({"on_event": 3}, "on_event=3; give a function"),
     ],
 )
 def test_an_argument_that_cannot_work_is_named(tmp_path: Path, given: dict[str, Any], said: str) -> None:
