@@ -257,7 +257,7 @@ class AnthropicReply(WireReply):
         thoughts: list[str] = []
         calls: list[ToolCall] = []
         for index in sorted(self._blocks):
-            block, arguments = self._whole(index)
+            block, arguments = self._block(index)
             shape = msgspec.convert(block, _BlockShape)
             blocks.append(block)
             match shape.type:
@@ -274,12 +274,10 @@ class AnthropicReply(WireReply):
         opaque = None
         if any(block["type"] not in _PLAIN for block in blocks):
             opaque = {"anthropic": {"content": plain(blocks)}}
-        content, reasoning = "".join(texts) if texts else None, "".join(thoughts) if thoughts else None
-        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
-        usage = None if self._usage is None else self._usage.usage()
-        return ModelReply(message, self.finish_reason, usage, None, self.model, self.response_id, self.first_token)
+        self.usage = None if self._usage is None else self._usage.usage()
+        return self._whole(texts, thoughts, calls, opaque)
 
-    def _whole(self, index: int) -> tuple[Block, str]:
+    def _block(self, index: int) -> tuple[Block, str]:
         """A block with all its pieces, and the text of its input as the model wrote it."""
         start = self._blocks[index]
         block: Block = {key: msgspec.json.decode(raw) for key, raw in start.items()}

@@ -55,7 +55,7 @@ class GeminiModel(RemoteModel):
         self.stream_url = f"{url}:streamGenerateContent?alt=sse"
         self.params = config.sampling()
         self._second = re.match(r"(.*/)?gemini-[12]", name) is not None
-        """Whether it is of a generation that knows budgets instead of levels of thinking, and asks for no signatures."""
+        """Of a generation that knows budgets instead of levels of thinking, and asks for no signatures."""
 
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
@@ -113,6 +113,7 @@ def wire_contents(messages: Iterable[Message], unsigned: str = "") -> tuple[str,
     `ModelError` for what the API cannot take."""
     system: list[str] = []
     out: list[Part] = []
+    names: dict[str, str] = {}
     ids: set[str] = set()  # of the calls that are sent with theirs: their answers name it too, the others must not
     for message in messages:
         if message.role == "system":
@@ -121,11 +122,12 @@ def wire_contents(messages: Iterable[Message], unsigned: str = "") -> tuple[str,
         role, parts = "user", _content(message.content)
         if message.role == "assistant":
             role, parts = "model", _said(message, parts, unsigned)
+            names |= {call.id: call.name for call in message.tool_calls}
             ids |= {str(call["id"]) for part in parts if (call := part.get("functionCall")) and call.get("id")}
         elif message.role == "tool":
-            call_id = message.tool_call_id
+            call_id = message.tool_call_id or ""
             response = {"error" if message.is_error else "output": content_text(message.content)}
-            result = {"name": message.name or "tool", "response": response}
+            result = {"name": message.name or names.get(call_id, "tool"), "response": response}
             named = {"id": call_id} if call_id in ids else {}
             parts = [{"functionResponse": {**named, **result}}, *(part for part in parts if "text" not in part)]
         if out and role == out[-1]["role"]:
@@ -205,17 +207,11 @@ class Candidate(Struct, rename="camel"):
     finish_message: str | None = None
 
 
-class PromptFeedback(Struct, rename="camel", gc=False):
-    """Why a prompt was not answered."""
-
-    block_reason: str | None = None
-
-
 class GeminiChunk(Struct, rename="camel"):
     """A whole reply, or one chunk of a streamed one."""
 
     candidates: list[Candidate] | None = None
-    prompt_feedback: PromptFeedback | None = None
+    prompt_feedback: dict[str, Any] | None = None
     usage_metadata: GeminiUsage | None = None
     model_version: str | None = None
     response_id: str | None = None
@@ -225,7 +221,7 @@ class GeminiChunk(Struct, rename="camel"):
 class _CallShape(Struct):
     name: str
     id: str | None = None
-    args: Raw | None = None
+    args: Raw = Raw(b"{}")
 
 
 _decode = msgspec.json.Decoder(GeminiChunk, strict=False).decode
@@ -259,7 +255,7 @@ class GeminiReply(WireReply):
         self.model, self.response_id = chunk.model_version or self.model, chunk.response_id or self.response_id
         if chunk.usage_metadata is not None:
             self.usage = chunk.usage_metadata.usage()
-        blocked = chunk.prompt_feedback and chunk.prompt_feedback.block_reason
+        blocked = (chunk.prompt_feedback or {}).get("blockReason")
         if chunk.error:
             self.error, self.status = chunk.error, status_of(chunk.error)
         elif blocked and not chunk.candidates:
@@ -307,15 +303,15 @@ class GeminiReply(WireReply):
                 (thoughts if _is_thought(part) else texts).extend(pieces)
             elif "functionCall" in part:
                 call, made = _decode_call(part["functionCall"]), next(ids)
-                calls.append(ToolCall(call.id or made, call.name, bytes(call.args or b"{}").decode()))
+                arguments = bytes(call.args).decode()
+                calls.append(ToolCall(call.id or made, call.name, "{}" if arguments == "null" else arguments))
         opaque = None
         if any(part.keys() not in _PLAIN for part, _ in self._seen):
             parts = [{**part, "text": "".join(pieces)} if pieces else part for part, pieces in self._seen]
             opaque = {"gemini": {"parts": plain(parts)}}
-        content, reasoning = "".join(texts) if texts else None, "".join(thoughts) if thoughts else None
-        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
-        reason = "tool_calls" if calls and self.finish_reason == "stop" else self.finish_reason
-        return ModelReply(message, reason, self.usage, None, self.model, self.response_id, self.first_token)
+        if calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return self._whole(texts, thoughts, calls, opaque)
 
 
 def _is_thought(part: dict[str, Raw]) -> bool:

@@ -142,15 +142,10 @@ def _part(part: Part) -> Item:
             raise ModelError("OpenAI's Responses API takes no audio; leave it out, or take the provider 'openai'.")
 
 
-class CachedDetails(Struct, gc=False):
-    """What the input tokens were."""
+class TokenDetails(Struct, gc=False):
+    """What the tokens of input and output were."""
 
     cached_tokens: int | None = None
-
-
-class ReasoningDetails(Struct, gc=False):
-    """What the output tokens were."""
-
     reasoning_tokens: int | None = None
 
 
@@ -160,25 +155,15 @@ class ResponsesUsage(Struct, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
     total_tokens: int | None = None
-    input_tokens_details: CachedDetails | None = None
-    output_tokens_details: ReasoningDetails | None = None
+    input_tokens_details: TokenDetails | None = None
+    output_tokens_details: TokenDetails | None = None
 
     def usage(self) -> Usage:
         """The same in our words."""
-        cached, reasoned = self.input_tokens_details, self.output_tokens_details
-        return Usage(
-            self.input_tokens,
-            self.output_tokens,
-            self.total_tokens,
-            cached_tokens=cached and cached.cached_tokens,
-            reasoning_tokens=reasoned and reasoned.reasoning_tokens,
-        )
-
-
-class Incomplete(Struct, gc=False):
-    """Why an answer was cut off."""
-
-    reason: str | None = None
+        cached = self.input_tokens_details and self.input_tokens_details.cached_tokens
+        reasoned = self.output_tokens_details and self.output_tokens_details.reasoning_tokens
+        figures = self.input_tokens, self.output_tokens, self.total_tokens
+        return Usage(*figures, cached_tokens=cached, reasoning_tokens=reasoned)
 
 
 class ResponseShape(Struct):
@@ -189,7 +174,7 @@ class ResponseShape(Struct):
     status: str | None = None
     output: list[Item] | None = None
     usage: ResponsesUsage | None = None
-    incomplete_details: Incomplete | None = None
+    incomplete_details: dict[str, Any] | None = None
     error: Any = None
 
 
@@ -225,10 +210,11 @@ class _ItemShape(Struct):
 _decode = msgspec.json.Decoder(ResponsesEvent, strict=False).decode
 _TEXT = frozenset({"response.output_text.delta", "response.refusal.delta"})
 _THOUGHT = frozenset({"response.reasoning_summary_text.delta", "response.reasoning_text.delta"})
+_ARGUMENTS = "response.function_call_arguments.delta"
+_GROWING = _TEXT | _THOUGHT | {_ARGUMENTS}
 _ENDS = frozenset({"response.completed", "response.failed", "response.incomplete"})
-_EVENTS = _TEXT | _THOUGHT | _ENDS | {"error", "response", "response.output_item.done"}
+_EVENTS = _GROWING | _ENDS | {"error", "response", "response.output_item.done"}
 _READ = frozenset({"function_call", "message", "reasoning"})
-_FINISH = {"max_output_tokens": "length"}
 _CODES = {"server_error": 500, "rate_limit_exceeded": 429}
 _LASTING = ("bio_", "context_length", "image_", "invalid_", "unsupported_")
 _NAMELESS = frozenset({"annotations", "content", "id", "logprobs", "role", "status", "text", "type"})
@@ -251,13 +237,15 @@ class ResponsesReply(WireReply):
 
     def _add(self, event: ResponsesEvent) -> None:
         kind = event.type
+        if kind in _GROWING and (self._on_delta is None or not event.delta):
+            return
         if kind in _TEXT:
-            self._show_text(TextDelta, event.delta)
+            self._show(TextDelta, event.delta)
         elif kind in _THOUGHT:
             part = event.output_index, event.summary_index
             gap = "\n\n" if self._thought not in (None, part) else ""
             self._thought = part
-            self._show_text(ReasoningDelta, gap + event.delta)
+            self._show(ReasoningDelta, gap + event.delta)
         elif kind == "response.output_item.done":
             if event.item is not None:
                 self._items[event.output_index] = event.item
@@ -267,13 +255,8 @@ class ResponsesReply(WireReply):
             self._end(event)
         elif kind == "error":
             self._fail(event.error or {"message": event.message or event.code or "an error", "code": event.code})
-        elif self._on_delta is not None and event.delta:  # arguments of a call
+        elif kind == _ARGUMENTS:
             self.first_token = self.first_token or now()
-
-    def _show_text(self, kind: type[Delta], text: str) -> None:
-        if self._on_delta is not None and text:
-            self.first_token = self.first_token or now()
-            self._show(kind, text)
 
     def _end(self, response: ResponseShape, *, failed: bool = False) -> None:
         if response.error or failed or response.status in ("cancelled", "failed"):
@@ -285,8 +268,8 @@ class ResponsesReply(WireReply):
             self._items = dict(enumerate(response.output))
         cut = response.incomplete_details
         if cut is not None or response.status == "incomplete":
-            reason = (cut and cut.reason) or "incomplete"
-            self.finish_reason = _FINISH.get(reason, reason)
+            reason = str((cut or {}).get("reason") or "incomplete")
+            self.finish_reason = "length" if reason == "max_output_tokens" else reason
         self.complete = bool(self._items) or (response.output is not None and response.status is not None)
 
     def _fail(self, error: Any) -> None:
@@ -318,11 +301,8 @@ class ResponsesReply(WireReply):
                 case _:
                     thoughts += [part.text for part in shape.summary or shape.content or ()]
         opaque = None if _is_plain(items) else {"responses": {"output": plain(items)}}
-        content = "".join(texts) if texts else None
-        reasoning = "\n\n".join(thoughts) if thoughts else None
-        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
-        reason = self.finish_reason or ("tool_calls" if calls else "refusal" if refused else "stop")
-        return ModelReply(message, reason, self.usage, None, self.model, self.response_id, self.first_token)
+        self.finish_reason = self.finish_reason or ("tool_calls" if calls else "refusal" if refused else "stop")
+        return self._whole(texts, thoughts, calls, opaque, "\n\n")
 
 
 def _is_plain(items: list[Item]) -> bool:

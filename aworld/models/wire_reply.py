@@ -16,7 +16,8 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin
 import msgspec
 from msgspec import Raw, Struct
 
-from aworld.core.message import Usage
+from aworld.core.event import now
+from aworld.core.message import Message, ToolCall, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 
 T = TypeVar("T", bound=Struct)
@@ -82,6 +83,14 @@ class WireReply:
         """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
         raise NotImplementedError
 
+    def _whole(
+        self, texts: list[str], thoughts: list[str], calls: list[ToolCall], opaque: dict[str, Any] | None, gap: str = ""
+    ) -> ModelReply:
+        """The reply of these pieces; `gap` is between thoughts."""
+        content, reasoning = "".join(texts) if texts else None, gap.join(thoughts) if thoughts else None
+        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
+        return ModelReply(message, self.finish_reason, self.usage, None, self.model, self.response_id, self.first_token)
+
     def _hand_on(self) -> None:
         if self._pieces_to_show and self._on_delta is not None:
             text = "".join(self._pieces_to_show)
@@ -89,6 +98,7 @@ class WireReply:
             self._on_delta(self._kind(text))
 
     def _show(self, kind: type[Delta], text: str) -> None:
+        self.first_token = self.first_token or now()
         if kind is not self._kind:
             self._hand_on()
             self._kind = kind
