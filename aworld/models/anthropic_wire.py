@@ -177,9 +177,10 @@ class _BlockShape(Struct):
 
 
 _decode = msgspec.json.Decoder(AnthropicEvent, strict=False).decode
-_EVENTS = frozenset(
-    {"content_block_delta", "content_block_start", "error", "message", "message_delta", "message_start", "message_stop"}
-)
+_EVENTS = frozenset({
+    "", "content_block_delta", "content_block_start", "error", "message", "message_delta", "message_start",
+    "message_stop",
+})  # fmt: skip
 _GROWING = {
     "text_delta": "text",
     "thinking_delta": "thinking",

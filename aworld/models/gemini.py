@@ -251,6 +251,8 @@ class GeminiReply(WireReply):
     def read(self, data: bytes) -> bool:
         """Take in a chunk, or the whole reply. Which one is the last, only the end of the stream tells. Raises
         msgspec.DecodeError."""
+        if data == b"[DONE]":  # of a proxy
+            return True
         chunk = self._decoded(data, _decode, GeminiChunk)
         self.model, self.response_id = chunk.model_version or self.model, chunk.response_id or self.response_id
         if chunk.usage_metadata is not None:

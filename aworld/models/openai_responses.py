@@ -181,7 +181,7 @@ class ResponseShape(Struct):
 class ResponsesEvent(ResponseShape):
     """Any event of a stream, or a whole answer, which has no type."""
 
-    type: str = "response"
+    type: str = ""
     delta: str = ""
     output_index: int = 0
     summary_index: int = 0
@@ -213,7 +213,7 @@ _THOUGHT = frozenset({"response.reasoning_summary_text.delta", "response.reasoni
 _ARGUMENTS = "response.function_call_arguments.delta"
 _GROWING = _TEXT | _THOUGHT | {_ARGUMENTS}
 _ENDS = frozenset({"response.completed", "response.failed", "response.incomplete"})
-_EVENTS = _GROWING | _ENDS | {"error", "response", "response.output_item.done"}
+_EVENTS = _GROWING | _ENDS | {"", "error", "response.output_item.done"}
 _READ = frozenset({"function_call", "message", "reasoning"})
 _CODES = {"server_error": 500, "rate_limit_exceeded": 429}
 _LASTING = ("bio_", "context_length", "image_", "invalid_", "unsupported_")
@@ -251,7 +251,7 @@ class ResponsesReply(WireReply):
                 self._items[event.output_index] = event.item
         elif kind in _ENDS:
             self._end(event.response or event, failed=kind == "response.failed")
-        elif kind == "response":
+        elif not kind:
             self._end(event)
         elif kind == "error":
             self._fail(event.error or {"message": event.message or event.code or "an error", "code": event.code})
@@ -287,7 +287,7 @@ class ResponsesReply(WireReply):
         calls: list[ToolCall] = []
         refused = False
         for item in items:
-            if item.get("type") not in _READ:
+            if str(item.get("type")) not in _READ:
                 continue  # kept below
             shape = msgspec.convert(item, _ItemShape)
             match shape.type:

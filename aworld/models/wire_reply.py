@@ -34,7 +34,7 @@ _ANSWER = frozenset(
 class TypedEvent(Struct):
     """What every event of a protocol with kinds of events has."""
 
-    type: str = "message"
+    type: str = ""
 
 
 _decode_kind = msgspec.json.Decoder(TypedEvent).decode
