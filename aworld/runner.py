@@ -241,8 +241,9 @@ class Runners:
     def follow(id: Run | Query | Sequence[str], *, store: Any = None, after: int = -1) -> AsyncIterator[AnyOutput]:
         """The outputs of runs, from their beginning and then as they come, whichever process works on them.
 
-        With ids it ends when those runs have ended; with a query it goes on until it is left, and takes in runs that
-        begin later. `after` leaves out what events up to this number show (`output.seq`).
+        With ids it ends when those runs have ended, and waits for those that have not begun; with a query it goes on
+        until it is left, and takes in runs that begin later. `after` leaves out what events up to this number show
+        (`output.seq`).
         """
         which: Any = id if isinstance(id, Query | list | tuple) else _id_of(cast("Run", id))
         return feed.follow(_store_for(cast("Run", id), store), which, after)

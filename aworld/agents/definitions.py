@@ -158,7 +158,7 @@ class Maker:
         except TypeError as error:
             raise ConfigError(f"{definition.name!r} cannot be made: {error}.") from error
         if isinstance(unit, BaseAgent) and unit.system_prompt != definition.system_prompt:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-            unit = unit.with_system_prompt(cast("AgentDefinition", definition).system_prompt or "")
+            unit = unit.with_system_prompt(cast("AgentDefinition", definition).system_prompt or "", unit.instructions)
         if not is_ready(kind):
             self._refuse_another(unit)
         return unit
@@ -265,7 +265,12 @@ class Maker:
             ]
         if definition.mcp_servers:
             settings["mcp_config"] = {"mcpServers": self._servers(definition)}
-        for key, option in (("sandbox", "sandbox"), ("output_type", "output_type"), ("model_object", "model")):
+        for key, option in (
+            ("sandbox", "sandbox"),
+            ("output_type", "output_type"),
+            ("model_object", "model"),
+            ("instructions", "system_prompt"),
+        ):
             if (reference := getattr(definition, key)) is not None:
                 settings[option] = self._code(reference, f"{key} of Agent {name!r}")
         return settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
 from aworld.core.agent.base import BaseAgent, Turn
-from aworld.core.checks import UNCHECKED, Count, typed
+from aworld.core.checks import UNCHECKED, Count, takes, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
@@ -42,7 +42,8 @@ class Agent(BaseAgent):
         name: Its name in logs and teams.
         conf: Which model, and how it is asked; what is not given comes from the environment when the agent runs.
         desc: What it is good at, for other agents that may call it.
-        system_prompt: Said to the model before everything else.
+        system_prompt: Said to the model before everything else: a text, or a function of the `ToolContext`, sync or
+            async, that returns it. A function is asked before each call; what it returned is on record.
         tools: Functions, tools and toolsets.
         tool_names: Registered tools, by `be_tool(tool_name=...)`.
         sandbox: A source of sandboxes, or one sandbox: the agent gets python, a shell and files in it. From a source
@@ -70,7 +71,7 @@ class Agent(BaseAgent):
         conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
         desc: str | None = None,
         *,
-        system_prompt: str | None = None,
+        system_prompt: str | Callable[..., Any] | None = None,
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
@@ -91,7 +92,12 @@ class Agent(BaseAgent):
         super().__init__(name, desc, tools=[*tools, *supplied] if supplied else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
         self.max_steps = max_steps
-        self.system_prompt = system_prompt if system_prompt is not None else self.conf.system_prompt
+        self.system_prompt = self.conf.system_prompt
+        if callable(system_prompt):
+            takes(f"system_prompt of agent {name!r}", system_prompt, "context")
+            self.system_prompt, self.instructions = None, system_prompt
+        elif system_prompt is not None:
+            self.system_prompt = system_prompt
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
         self._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
@@ -186,6 +192,8 @@ class Agent(BaseAgent):
 
     async def decide(self, turn: Turn) -> Message:
         """Ask the model once."""
+        if self.instructions is not None:
+            await turn.instruct()
         return await turn.generate(self._found or self.model, output=self._output)
 
     def answer_of(self, message: Message) -> Any:
@@ -235,6 +243,8 @@ class Agent(BaseAgent):
                 f"{type(self._model).__module__}:{type(self._model).__qualname__}<{self._model.name}>"
             )
             description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
+        if self.instructions is not None:
+            facts["instructions"] = description.code(self.instructions, f"The instructions of agent {self.name!r}")
         if self.sandbox is not None:
             facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
         if self.output_type is not None:

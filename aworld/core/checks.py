@@ -65,6 +65,16 @@ def unique(what: str, names: Iterable[T], error: type[AWorldError] = ConfigError
     return list(seen)
 
 
+def takes(what: str, function: Callable[..., Any], *arguments: str, error: type[AWorldError] = ConfigError) -> None:
+    """Raise `error` for a function that cannot be called with these arguments; `what` begins the sentence."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as wrong:
+        raise error(f"{what} is called as f({', '.join(arguments)}), which it does not take: {wrong}.") from wrong
+    except ValueError:  # written in C, without a signature
+        return
+
+
 def is_text(value: Any) -> bool:
     """Whether something is text that can be written down: a lone surrogate cannot."""
     try:
@@ -152,6 +162,7 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
         places = code.co_varnames[: code.co_argcount]
         most = sys.maxsize if code.co_flags & inspect.CO_VARARGS else len(places)
         needed = _needed(function)
+        last = max((place for place, _ in needed), default=-1)
         passed = set[tuple[str, type]]()
         """Names with types that have been found to be right: what is tested once is not tested again."""
 
@@ -161,8 +172,8 @@ def typed(error: type[AWorldError] = ConfigError) -> Callable[[F], F]:
                     continue
                 if trouble := _trouble(function, name, value, passed):
                     raise error(f"{_owner(function, places, args, kwargs)}{trouble}", setting=name)
-            if len(args) > most or any(place >= len(args) and name not in kwargs for place, name in needed):
-                raise error(_miscounted(function, places, args, kwargs))
+            if not last < len(args) <= most and (trouble := _miscount(needed, places, most, args, kwargs)):
+                raise error(f"{_owner(function, places, args, kwargs)} {trouble}")
 
         def checked(*args: Any, **kwargs: Any) -> Any:
             check(args, kwargs)
@@ -204,13 +215,14 @@ def _needed(function: Any) -> list[tuple[int, str]]:
     ]
 
 
-def _miscounted(function: Any, places: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    owner = _owner(function, places, args, kwargs)
-    missing = [name for place, name in _needed(function) if place >= len(args) and name not in kwargs]
+def _miscount(needed: Sequence[tuple[int, str]], places: Sequence[str], most: int, args: Any, kwargs: Any) -> str:
+    """What is wrong with the number of arguments; empty when nothing is."""
+    missing = [name for place, name in needed if place >= len(args) and name not in kwargs]
     if missing:
-        return f"{owner} needs {', '.join(f'{name}=' for name in missing)}."
+        return f"needs {', '.join(f'{name}=' for name in missing)}."
     bound = places[:1] == ("self",)
-    return f"{owner} takes {len(places) - bound} by place and got {len(args) - bound}; give the others by name."
+    many = f"takes {len(places) - bound} by place and got {len(args) - bound}; give the others by name."
+    return many if len(args) > most else ""
 
 
 def typed_class(kind: type[T]) -> type[T]:

@@ -60,6 +60,8 @@ class AgentDefinition(UnitDefinition):
     """An agent."""
 
     system_prompt: str | None = None
+    instructions: str | None = None
+    """A function whose text follows the system prompt in each call, by its name."""
     model: str | None = None
     """A short form such as `openai:gpt-4o`, or the folder of a policy; None leaves it to `llm_config`."""
     model_object: str | None = None

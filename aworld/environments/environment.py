@@ -264,7 +264,8 @@ class Environment:
         prompted = self._prompted.get(agent)
         if prompted is None:
             agents_prompt = agent.system_prompt
-            prompted = agent.with_system_prompt(f"{prompt}\n\n{agents_prompt}" if agents_prompt else prompt)
+            text = f"{prompt}\n\n{agents_prompt}" if agents_prompt else prompt
+            prompted = agent.with_system_prompt(text, agent.instructions)
             self._prompted[agent] = prompted
         return prompted, input
 

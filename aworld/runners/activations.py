@@ -146,7 +146,8 @@ class Activations:
 
     def _carry(self, activation: Activation, agent: BaseAgent, leaf: int | None, last: int | None) -> int | None:
         """Let an agent see its system prompt, and the (last) messages of another branch. Returns the last of them."""
-        recorder, system = self.run.recorder, agent.system_prompt
+        recorder = self.run.recorder
+        system = agent.system_prompt if agent.instructions is None else None  # else each call has its own
         if leaf is None:
             return recorder.add(activation, Message("system", system), None, "agent") if system else None
         messages = [message for message in self.run.record.path(leaf) if message.role != "system"]

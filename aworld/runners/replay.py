@@ -15,6 +15,7 @@ import msgspec
 
 from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
+from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Unit, units_of
 from aworld.core.common import ActionResult
 from aworld.core.event import Status
@@ -364,7 +365,7 @@ class RecordedWorld(World):
                 self._calls.setdefault(self._paths.of(event.activation), []).append(event)
             elif isinstance(event, ev.ToolReturned):
                 self._results.setdefault((event.step, event.call_id), event)
-        self._order = sorted(record.calls.values(), key=lambda call: call.seq, reverse=True)
+        self._order = sorted(record.calls.values(), key=lambda call: call.step, reverse=True)
         self._replayed: set[int] = set()
 
     def stand_in(self, unit: Unit) -> Unit:
@@ -398,6 +399,11 @@ class RecordedWorld(World):
             self.ended = True
             raise EndOfRecord(f"More is asked than was recorded: turn {self._turn + 1} of {len(self._turns)}.")
         return self._turns[self._turn]
+
+    async def instruct(self, agent: BaseAgent, context: ToolContext, conf: TaskConfig) -> str:
+        """What this agent was told first at this turn."""
+        path = self.record.path(self._recorded().prompt)
+        return path[0].text if path and path[0].role == "system" else ""
 
     async def ask(self, model: Any, request: ModelRequest, on_delta: Any = None, on_retry: Any = None) -> Outcome:
         """The reply that this agent got at this turn."""

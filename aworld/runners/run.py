@@ -100,6 +100,10 @@ class Run:
             store=self.journal.store,
         )
 
+    def context_for(self, activation: Activation, step: int) -> ToolContext:
+        """What a function of the agent's author may know of the run, as a tool does."""
+        return ToolContext(self.record.id, activation.agent, step, "", self.state.context_of(activation))
+
     # People
 
     def answers_to(self, called: ev.ToolCalled) -> dict[str, str]:
@@ -335,6 +339,12 @@ class World:
                 raise
             logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
             raise ModelError(f"Model {model.name!r} raised {text}") from raised
+
+    async def instruct(self, agent: BaseAgent, context: ToolContext, conf: TaskConfig) -> str:
+        """The system message of one call, of an agent whose instructions are a function. Raises TaskError."""
+        from aworld.runners.functions import system_message  # few agents need it
+
+        return await system_message(agent, context, conf.tool_timeout)
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """Call a tool. Every failure is a result that tells the model what was wrong. Raises only

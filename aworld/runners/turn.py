@@ -101,6 +101,17 @@ class AgentTurn:
         )
         self._messages, self._shown, self._prompt = None, None, leaf
 
+    async def instruct(self) -> None:
+        """Show, in this call alone, what the agent's function of instructions returns before everything else.
+
+        Raises TaskError that names a function which fails or returns no text.
+        """
+        run = self.run
+        text = await run.world.instruct(self.agent, run.context_for(self.activation, self.step), run.conf)
+        if text:
+            messages = self._shown if self._shown is not None else self.messages
+            self.show((Message("system", text), *messages))
+
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
         """Ask the model once; captured, retried, streamed. Raises `ModelError`."""
         if self.called:

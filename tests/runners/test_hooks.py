@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from aworld.core.agent.swarm import Swarm
 from aworld.core.common import ActionResult
 from aworld.core.exceptions import DeniedError
 from aworld.core.hooks import HookContext, Hooks
@@ -152,6 +153,33 @@ async def test_replay_gives_hooks_what_they_were_given() -> None:
     report = await Runners.replay(response, agent, hooks=[Tagging()])
     assert report.difference is not None
     assert report.difference.what.endswith("message")
+
+
+class Numbering(Hooks):
+    """Shows each call the number of its step."""
+
+    async def before_model(self, at: HookContext, request: ModelRequest) -> ModelRequest:
+        return msgspec.structs.replace(request, messages=(*request.messages, Message("user", f"step {at.step}")))
+
+
+async def test_replay_numbers_parallel_steps_as_they_began() -> None:
+    answered = asyncio.Event()
+
+    async def first(request: ModelRequest) -> str:
+        await answered.wait()
+        return request.messages[-1].text
+
+    async def second(request: ModelRequest) -> str:
+        answered.set()
+        return request.messages[-1].text
+
+    team = Swarm([thinking(first, name="first"), thinking(second, name="second")])
+    response = await Runners.run("x", swarm=team, hooks=[Numbering()])
+    steps = {call.agent: call.step for call in response.record.calls.values()}
+    assert next(iter(response.record.calls.values())).agent == "second"
+    assert steps == {"first": 0, "second": 1}
+    report = await Runners.replay(response, team, hooks=[Numbering()])
+    assert report.same, report.difference
 
 
 class Renaming(Hooks):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import msgspec
@@ -75,6 +75,10 @@ class Turn(Protocol):
         """Let the conversation go on from these messages (compaction); what was before stays on record."""
         ...
 
+    async def instruct(self) -> None:
+        """Show, in this call alone, what the agent's function of instructions returns before everything else."""
+        ...
+
     async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
         """Ask a model, once a turn. The call is captured, retried and streamed by the runtime. Raises `ModelError`."""
         ...
@@ -89,6 +93,8 @@ class BaseAgent(Defined):
 
     _fields: ClassVar[frozenset[str]] = Defined._fields | {"system_prompt", "tools", "tool_names"}
     system_prompt: str | None = None
+    instructions: Callable[..., Any] | None = None
+    """A function of the `ToolContext`, asked before each call of a model: its text follows the system prompt."""
     output_type: Any = None
     output_retries: int = 0
     max_steps: int | None = None
@@ -150,10 +156,10 @@ class BaseAgent(Defined):
             return description.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
         return description.code(tool, what, remedy=_TOOL)
 
-    def with_system_prompt(self, text: str) -> Self:
-        """The same agent with another system prompt."""
+    def with_system_prompt(self, text: str, instructions: Callable[..., Any] | None = None) -> Self:
+        """The same agent with another system prompt, and other instructions or none."""
         other = copy.copy(self)
-        other.system_prompt, other._description = text, None
+        other.system_prompt, other.instructions, other._description = text or None, instructions, None
         return other
 
     def as_tool(self) -> Tool:
