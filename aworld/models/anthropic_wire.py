@@ -254,29 +254,26 @@ class AnthropicReply(WireReply):
         if not self.complete:
             raise msgspec.DecodeError("it has no content")
         blocks: list[Block] = []
-        texts: list[str] = []
-        thoughts: list[str] = []
-        calls: list[ToolCall] = []
         for index in sorted(self._blocks):
             block, arguments = self._block(index)
             shape = msgspec.convert(block, _BlockShape)
             blocks.append(block)
             match shape.type:
                 case "text":
-                    texts.append(shape.text)
+                    self._texts.append(shape.text)
                 case "thinking":
-                    thoughts.append(shape.thinking)
+                    self._thoughts.append(shape.thinking)
                 case "tool_use":
                     if not (shape.id and shape.name):
                         raise msgspec.ValidationError("a tool call without an id or a name")
-                    calls.append(ToolCall(shape.id, shape.name, arguments))
+                    self._calls.append(ToolCall(shape.id, shape.name, arguments))
                 case _:
                     pass  # kept below
         opaque = None
         if any(block["type"] not in _PLAIN for block in blocks):
             opaque = {"anthropic": {"content": plain(blocks)}}
         self.usage = None if self._usage is None else self._usage.usage()
-        return self._whole(texts, thoughts, calls, opaque)
+        return self._whole(opaque)
 
     def _block(self, index: int) -> tuple[Block, str]:
         """A block with all its pieces, and the text of its input as the model wrote it."""

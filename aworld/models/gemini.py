@@ -84,9 +84,7 @@ class GeminiModel(RemoteModel):
     def _translated(self, params: dict[str, Any]) -> dict[str, Any]:
         """Parameters in the API's words; what it calls by its own names stands where it was put."""
         out = dict(params)
-        generation: dict[str, Any] = {
-            name: out.pop(word) for word, name in _GENERATION.items() if out.get(word) is not None
-        }
+        generation: dict[str, Any] = {_GENERATION[word]: out.pop(word) for word in _GENERATION.keys() & out.keys()}
         if (stop := out.pop("stop", None)) is not None:
             generation["stopSequences"] = [stop] if isinstance(stop, str) else stop
         if (effort := out.pop("reasoning_effort", None)) is not None:
@@ -182,14 +180,10 @@ class GeminiUsage(Struct, rename="camel", gc=False):
 
     def usage(self) -> Usage:
         """The same in our words, where input and output are wholes."""
-        thoughts = self.thoughts_token_count
-        return Usage(
-            _sum(self.prompt_token_count, self.tool_use_prompt_token_count),
-            _sum(self.candidates_token_count, thoughts),
-            self.total_token_count,
-            cached_tokens=self.cached_content_token_count,
-            reasoning_tokens=thoughts,
-        )
+        thoughts, cached = self.thoughts_token_count, self.cached_content_token_count
+        prompt = _sum(self.prompt_token_count, self.tool_use_prompt_token_count)
+        answer = _sum(self.candidates_token_count, thoughts)
+        return Usage(prompt, answer, self.total_token_count, cached_tokens=cached, reasoning_tokens=thoughts)
 
 
 class GeminiContent(Struct):
@@ -229,13 +223,8 @@ _decode_text = msgspec.json.Decoder(str).decode
 _decode_call = msgspec.json.Decoder(_CallShape).decode
 _PLAIN = (frozenset({"text"}), frozenset({"functionCall"}))
 _WORDS = frozenset({"text", "thought", "thoughtSignature"})
-_FINISH = {
-    "STOP": "stop", "MAX_TOKENS": "length",
-    **dict.fromkeys(
-        ("BLOCKLIST", "IMAGE_SAFETY", "LANGUAGE", "PROHIBITED_CONTENT", "RECITATION", "SAFETY", "SPII"),
-        "content_filter",
-    ),
-}  # fmt: skip
+_FILTERED = ("BLOCKLIST", "IMAGE_SAFETY", "LANGUAGE", "PROHIBITED_CONTENT", "RECITATION", "SAFETY", "SPII")
+_FINISH = {"STOP": "stop", "MAX_TOKENS": "length", **dict.fromkeys(_FILTERED, "content_filter")}
 _BROKEN = frozenset({"MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "TOO_MANY_TOOL_CALLS", "UNEXPECTED_TOOL_CALL"})
 """Answers that the model did not get right: another try may."""
 
@@ -296,24 +285,21 @@ class GeminiReply(WireReply):
         """The whole reply. Raises msgspec.DecodeError when it is none."""
         if not self.complete:
             raise msgspec.DecodeError("it has no candidates, or none with content")
-        texts: list[str] = []
-        thoughts: list[str] = []
-        calls: list[ToolCall] = []
         ids = call_ids(request)
         for part, pieces in self._seen:
             if pieces:
-                (thoughts if _is_thought(part) else texts).extend(pieces)
+                (self._thoughts if _is_thought(part) else self._texts).extend(pieces)
             elif "functionCall" in part:
                 call, made = _decode_call(part["functionCall"]), next(ids)
                 arguments = bytes(call.args).decode()
-                calls.append(ToolCall(call.id or made, call.name, "{}" if arguments == "null" else arguments))
+                self._calls.append(ToolCall(call.id or made, call.name, "{}" if arguments == "null" else arguments))
         opaque = None
         if any(part.keys() not in _PLAIN for part, _ in self._seen):
             parts = [{**part, "text": "".join(pieces)} if pieces else part for part, pieces in self._seen]
             opaque = {"gemini": {"parts": plain(parts)}}
-        if calls and self.finish_reason == "stop":
+        if self._calls and self.finish_reason == "stop":
             self.finish_reason = "tool_calls"
-        return self._whole(texts, thoughts, calls, opaque)
+        return self._whole(opaque)
 
 
 def _is_thought(part: dict[str, Raw]) -> bool:

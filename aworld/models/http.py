@@ -87,16 +87,12 @@ class Endpoint:
         event, the whole reply.
         """
         session = _sessions.get(asyncio.get_running_loop()) or await _open_session()
-        timeout = self._whole if take is None else self._streamed
+        url, timeout = (self._url, self._whole) if take is None else (self._stream_url, self._streamed)
         # A large body as a file: aiohttp writes that in pieces.
         payload = body if len(body) <= _LARGE_BODY else io.BytesIO(body)
         try:
             async with session.post(
-                self._url if take is None else self._stream_url,
-                data=payload,
-                headers=self._headers,
-                timeout=timeout,
-                allow_redirects=False,
+                url, data=payload, headers=self._headers, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status >= 300:
                     raise self._refusal(response, await self._read(response))

@@ -20,6 +20,7 @@ from aworld.core.event import now
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.openai_wire import CompletionDetails, PromptDetails
 from aworld.models.remote_model import RemoteModel, is_strict
 from aworld.models.wire_reply import WireReply, plain, status_of
 
@@ -32,7 +33,7 @@ _WITHOUT_REASONING = re.compile(r"(ft:)?(gpt-3|gpt-4|chatgpt-|gpt-5(\.\d+)?-chat
 _LACKING = ("seed", "stop")
 
 
-class OpenAIResponsesModel(RemoteModel):
+class ResponsesModel(RemoteModel):
     """A model behind the Responses API. `config` needs `llm_model_name`. Raises `ConfigError`."""
 
     def __init__(self, config: ModelConfig, *, provider: str = "openai-responses") -> None:
@@ -142,21 +143,14 @@ def _part(part: Part) -> Item:
             raise ModelError("OpenAI's Responses API takes no audio; leave it out, or take the provider 'openai'.")
 
 
-class TokenDetails(Struct, gc=False):
-    """What the tokens of input and output were."""
-
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
 class ResponsesUsage(Struct, gc=False):
     """Usage as the Responses API reports it."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     total_tokens: int | None = None
-    input_tokens_details: TokenDetails | None = None
-    output_tokens_details: TokenDetails | None = None
+    input_tokens_details: PromptDetails | None = None
+    output_tokens_details: CompletionDetails | None = None
 
     def usage(self) -> Usage:
         """The same in our words."""
@@ -214,10 +208,10 @@ _ARGUMENTS = "response.function_call_arguments.delta"
 _GROWING = _TEXT | _THOUGHT | {_ARGUMENTS}
 _ENDS = frozenset({"response.completed", "response.failed", "response.incomplete"})
 _EVENTS = _GROWING | _ENDS | {"", "error", "response.output_item.done"}
-_READ = frozenset({"function_call", "message", "reasoning"})
 _CODES = {"server_error": 500, "rate_limit_exceeded": 429}
 _LASTING = ("bio_", "context_length", "image_", "invalid_", "unsupported_")
-_NAMELESS = frozenset({"annotations", "content", "id", "logprobs", "role", "status", "text", "type"})
+_PLAIN = frozenset({"function_call", "message"})
+"""What a message says by itself, where it is one text and then calls."""
 
 
 class ResponsesReply(WireReply):
@@ -282,38 +276,24 @@ class ResponsesReply(WireReply):
         if not self.complete:
             raise msgspec.DecodeError("it has no output")
         items = [self._items[index] for index in sorted(self._items)]
-        texts: list[str] = []
-        thoughts: list[str] = []
-        calls: list[ToolCall] = []
-        refused = False
+        kinds = [str(item.get("type")) for item in items]
+        kept = not {*kinds[:1]} <= _PLAIN or not {*kinds[1:]} <= {"function_call"} or any("phase" in i for i in items)
         for item in items:
-            if str(item.get("type")) not in _READ:
-                continue  # kept below
-            shape = msgspec.convert(item, _ItemShape)
-            match shape.type:
+            match item.get("type"):
                 case "message":
-                    texts += [part.text or part.refusal for part in shape.content or ()]
-                    refused = refused or any(part.refusal for part in shape.content or ())
+                    for part in msgspec.convert(item, _ItemShape).content or ():
+                        self._texts.append(part.text or part.refusal)
+                        if part.refusal:
+                            kept, self.finish_reason = True, self.finish_reason or "refusal"
                 case "function_call":
-                    if not (shape.call_id and shape.name):
+                    call = msgspec.convert(item, _ItemShape)
+                    if not (call.call_id and call.name):
                         raise msgspec.ValidationError("a function call without a call_id or a name")
-                    calls.append(ToolCall(shape.call_id, shape.name, shape.arguments or "{}"))
+                    self._calls.append(ToolCall(call.call_id, call.name, call.arguments or "{}"))
+                case "reasoning":
+                    shape = msgspec.convert(item, _ItemShape)
+                    self._thoughts += [part.text for part in shape.summary or shape.content or ()]
                 case _:
-                    thoughts += [part.text for part in shape.summary or shape.content or ()]
-        opaque = None if _is_plain(items) else {"responses": {"output": plain(items)}}
-        self.finish_reason = self.finish_reason or ("tool_calls" if calls else "refusal" if refused else "stop")
-        return self._whole(texts, thoughts, calls, opaque, "\n\n")
-
-
-def _is_plain(items: list[Item]) -> bool:
-    """Whether the message alone says all of an answer: one text, then calls."""
-    if items and items[0].get("type") == "message":
-        first, *items = items
-        parts: list[Item] = first.get("content") or []
-        if not first.keys() <= _NAMELESS or not all(_is_text(part) for part in parts):
-            return False
-    return all(item.get("type") == "function_call" for item in items)
-
-
-def _is_text(part: Item) -> bool:
-    return part.get("type") == "output_text" and part.keys() <= _NAMELESS and not part.get("annotations")
+                    pass  # kept
+        self.finish_reason = self.finish_reason or ("tool_calls" if self._calls else "stop")
+        return self._whole({"responses": {"output": plain(items)}} if kept else None, "\n\n")

@@ -43,11 +43,11 @@ class Provider(Struct, frozen=True):
     base_url: str | None = None
     needs_key: bool = False
     """Whether `base_url`, the provider's own address, asks for a key. Other addresses are never refused for one."""
+    second_key_variable: str = ""
+    """Another name of the variable with the key."""
     local_name: str | None = None
     """The model that answers when none is named, of a provider inside this process: it has no key and no address, and
     the `LLM_*` variables that speak of those are not for it."""
-    second_key_variable: str = ""
-    """Another name of the variable with the key."""
     state: Callable[[str], object] | None = None
     """What equal settings do not tell of a model, such as when its file was written; with another, it is built anew."""
 
@@ -61,12 +61,12 @@ def _lazy(module: str, name: str, **more: Any) -> Factory:
     return lambda config: getattr(import_module(f"aworld.models.{module}"), name)(config, **more)
 
 
-def _remote(factory: Factory, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
-    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key)
+def _remote(factory: Factory, prefix: str, base_url: str, second: str = "", *, needs_key: bool = True) -> Provider:
+    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key, second)
 
 
 def _chat(name: str, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
-    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key)
+    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key=needs_key)
 
 
 def _written(folder: str) -> object:
@@ -80,9 +80,7 @@ def _written(folder: str) -> object:
 
 _providers: dict[str, Provider] = {
     "openai": _chat("openai", "OPENAI", "https://api.openai.com/v1"),
-    "openai-responses": _remote(
-        _lazy("openai_responses", "OpenAIResponsesModel"), "OPENAI", "https://api.openai.com/v1"
-    ),
+    "openai-responses": _remote(_lazy("openai_responses", "ResponsesModel"), "OPENAI", "https://api.openai.com/v1"),
     "openrouter": _chat("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
     "deepseek": _chat("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
     "qwen": _chat("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
@@ -90,13 +88,8 @@ _providers: dict[str, Provider] = {
     "vllm": _chat("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "azure": Provider(_lazy("openai", "AzureModel"), "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
     "anthropic": _remote(_lazy("anthropic", "AnthropicModel"), "ANTHROPIC", "https://api.anthropic.com"),
-    "gemini": Provider(
-        _lazy("gemini", "GeminiModel"),
-        "GEMINI_API_KEY",
-        "GEMINI_BASE_URL",
-        "https://generativelanguage.googleapis.com/v1beta",
-        needs_key=True,
-        second_key_variable="GOOGLE_API_KEY",
+    "gemini": _remote(
+        _lazy("gemini", "GeminiModel"), "GEMINI", "https://generativelanguage.googleapis.com/v1beta", "GOOGLE_API_KEY"
     ),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
     "transformers": Provider(_lazy("torch_model", "torch_model"), state=_written),

@@ -57,6 +57,9 @@ class WireReply:
         self.response_id: str | None = None
         self.first_token: float | None = None
         """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[ToolCall] = []
         self.refused = b""
         """What the strict decoder last refused."""
         self._lenient: LenientDecoder | None = None
@@ -83,12 +86,10 @@ class WireReply:
         """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
         raise NotImplementedError
 
-    def _whole(
-        self, texts: list[str], thoughts: list[str], calls: list[ToolCall], opaque: dict[str, Any] | None, gap: str = ""
-    ) -> ModelReply:
-        """The reply of these pieces; `gap` is between thoughts."""
-        content, reasoning = "".join(texts) if texts else None, gap.join(thoughts) if thoughts else None
-        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
+    def _whole(self, opaque: dict[str, Any] | None, gap: str = "") -> ModelReply:
+        """The reply of the texts, thoughts and calls; `gap` is between thoughts."""
+        content, reasoning = "".join(self._texts) if self._texts else None, gap.join(self._thoughts) or None
+        message = Message("assistant", content, tuple(self._calls), reasoning, opaque=opaque)
         return ModelReply(message, self.finish_reason, self.usage, None, self.model, self.response_id, self.first_token)
 
     def _hand_on(self) -> None:

@@ -21,7 +21,7 @@ from aworld.models.call import CallFailed, call_model
 from aworld.models.gemini import GeminiModel
 from aworld.models.http import retry_after
 from aworld.models.openai import OpenAIModel
-from aworld.models.openai_responses import OpenAIResponsesModel
+from aworld.models.openai_responses import ResponsesModel
 
 from .provider import (
     DONE,
@@ -250,7 +250,7 @@ KEY = "sk-very-secret-key"
 PASSWORD = "hunter2-in-a-header"
 
 
-@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel, OpenAIResponsesModel, GeminiModel])
+@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel, ResponsesModel, GeminiModel])
 async def test_no_error_shows_a_key_or_a_header(
     kind: type[OpenAIModel] | type[AnthropicModel] | type[GeminiModel],
 ) -> None:

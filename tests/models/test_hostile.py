@@ -25,13 +25,13 @@ from aworld.models import CallFailed, call_model, http
 from aworld.models.anthropic import AnthropicModel
 from aworld.models.gemini import GeminiModel
 from aworld.models.openai import OpenAIModel
-from aworld.models.openai_responses import OpenAIResponsesModel
+from aworld.models.openai_responses import ResponsesModel
 from aworld.runner import Runners
 
 from .provider import EVENTS, Connection, Provider, Step, chunked, event, head, raw, stalled, stream
 
 HI = ModelRequest(messages=(Message("user", "hi"),))
-Model = OpenAIModel | AnthropicModel | OpenAIResponsesModel | GeminiModel
+Model = OpenAIModel | AnthropicModel | ResponsesModel | GeminiModel
 DEEP: Any = "@deep@"
 ODD: list[Any] = [
     None,
@@ -200,8 +200,8 @@ CASES: dict[str, tuple[type[Model], bool, Any]] = {
     "a chunk": (OpenAIModel, True, [CHUNK]),
     "a message": (AnthropicModel, False, MESSAGE),
     "events": (AnthropicModel, True, MESSAGE_EVENTS),
-    "a response": (OpenAIResponsesModel, False, RESPONSE),
-    "events of a response": (OpenAIResponsesModel, True, RESPONSE_EVENTS),
+    "a response": (ResponsesModel, False, RESPONSE),
+    "events of a response": (ResponsesModel, True, RESPONSE_EVENTS),
     "a generated content": (GeminiModel, False, GENERATED),
     "generated contents": (GeminiModel, True, [GENERATED]),
 }

@@ -17,7 +17,7 @@ from aworld.core.message import Audio, File, Image, Message, Text, ToolCall, Usa
 from aworld.core.model import Delta, ModelRequest, ReasoningDelta, TextDelta, ToolSchema
 from aworld.core.output import RunFinished
 from aworld.models.call import CallFailed, call_model
-from aworld.models.openai_responses import OpenAIResponsesModel
+from aworld.models.openai_responses import ResponsesModel
 from aworld.runner import Runners
 from tests.runners.scenes import add
 
@@ -93,7 +93,7 @@ async def test_the_conversation_as_input_items() -> None:
         "reasoning": {"summary": "auto"},
     }  # fmt: skip
     async with Provider(answer(response(text("ok")))) as provider:
-        model = OpenAIResponsesModel(provider.config(llm_api_key="sk", llm_temperature=0.5, llm_reasoning_effort="low"))
+        model = ResponsesModel(provider.config(llm_api_key="sk", llm_temperature=0.5, llm_reasoning_effort="low"))
         await model.generate(ModelRequest(messages=messages, tools=(tool,), params=params))
         request = provider.requests[0]
     assert request.target == "/v1/responses"
@@ -140,7 +140,7 @@ async def test_the_conversation_as_input_items() -> None:
 
 @pytest.mark.parametrize("name", ["gpt-4o-mini", "gpt-4.1", "ft:gpt-4o:me", "gpt-5-chat-latest", "gpt-5.1-chat-latest"])
 def test_models_that_do_not_reason_are_not_asked_for_reasoning(name: str) -> None:
-    assert "include" not in OpenAIResponsesModel(ModelConfig(llm_model_name=name)).body(HI)
+    assert "include" not in ResponsesModel(ModelConfig(llm_model_name=name)).body(HI)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -149,7 +149,7 @@ async def test_reasoning_goes_back_in_its_place_exactly(streamed: bool) -> None:
     output = (REASONING, phased, CALL)
     steps = [stream(events(*output))] if streamed else [answer(response(*output))]
     async with Provider(*steps, answer(response(text("3")))) as provider:
-        model = OpenAIResponsesModel(provider.config(llm_input_price=1.0, llm_output_price=1.0))
+        model = ResponsesModel(provider.config(llm_input_price=1.0, llm_output_price=1.0))
         deltas: list[Delta] = []
         outcome = await call_model(model, HI, on_delta=deltas.append if streamed else None)
         reply = outcome.reply
@@ -176,7 +176,7 @@ async def test_parts_of_a_summary_stand_apart() -> None:
     end = events({**REASONING, "summary": parts}, text("ok"))[-1]
     async with Provider(stream([*chunks, end])) as provider:
         deltas: list[Delta] = []
-        reply = await OpenAIResponsesModel(provider.config()).stream(HI, deltas.append)
+        reply = await ResponsesModel(provider.config()).stream(HI, deltas.append)
     assert joined(deltas) == [ReasoningDelta("One.\n\nTwo.")]
     assert reply.message.reasoning == "One.\n\nTwo."
 
@@ -185,7 +185,7 @@ async def test_an_end_without_output_is_the_items_that_came() -> None:
     *before, _ = events(text("ok"), CALL)
     end = event({"type": "response.completed", "response": response()})
     async with Provider(stream([*before, end])) as provider:
-        reply = await OpenAIResponsesModel(provider.config()).stream(HI, lambda _: None)
+        reply = await ResponsesModel(provider.config()).stream(HI, lambda _: None)
     assert (reply.message.content, len(reply.message.tool_calls)) == ("ok", 1)
 
 
@@ -213,7 +213,7 @@ async def test_how_an_answer_ends(name: str) -> None:
     output, more, reason, said = ENDS[name]
     kind = "incomplete" if more else "completed"
     async with Provider(answer(response(*output, **more)), stream(events(*output, kind=kind, **more))) as provider:
-        model = OpenAIResponsesModel(provider.config())
+        model = ResponsesModel(provider.config())
         deltas: list[Delta] = []
         for reply in (await model.generate(HI), await model.stream(HI, deltas.append)):
             assert (reply.finish_reason, reply.message.content) == (reason, said)
@@ -223,7 +223,7 @@ async def test_how_an_answer_ends(name: str) -> None:
 async def test_reasoning_that_nothing_followed_is_not_sent_back() -> None:
     cut = response(REASONING, status="incomplete", incomplete_details={"reason": "max_output_tokens"})
     async with Provider(answer(cut)) as provider:
-        model = OpenAIResponsesModel(provider.config())
+        model = ResponsesModel(provider.config())
         reply = await model.generate(HI)
     assert (reply.finish_reason, reply.message.content) == ("length", None)
     assert model.body(ModelRequest((*HI.messages, reply.message)))["input"] == [{"role": "user", "content": "hi"}]
@@ -272,7 +272,7 @@ FAULTS: dict[str, tuple[Step, int | None, str, bool]] = {
 async def test_failures(name: str) -> None:
     step, code, said, passing = FAULTS[name]
     async with Provider(step, answer(response(text("ok")))) as provider:
-        model = OpenAIResponsesModel(provider.config(llm_max_retries=1))
+        model = ResponsesModel(provider.config(llm_max_retries=1))
         if passing:
             outcome = await call_model(model, HI, on_delta=lambda _: None)
             (attempt,) = outcome.attempts
@@ -286,14 +286,14 @@ async def test_failures(name: str) -> None:
 
 
 async def test_what_the_api_cannot_take_is_said() -> None:
-    model = OpenAIResponsesModel(ModelConfig(llm_model_name="m"))
+    model = ResponsesModel(ModelConfig(llm_model_name="m"))
     with pytest.raises(ModelError, match="takes no audio"):
         await model.generate(ModelRequest(messages=(Message("user", (Audio("AA=="),)),)))
     with pytest.raises(ModelError, match="no stop sequences"):
         await model.generate(ModelRequest(HI.messages, params={"stop": ["x"]}))
     for setting in ({"llm_seed": 1}, {"llm_stop": ["x"]}):
         with pytest.raises(ConfigError, match=f"leave {next(iter(setting))} unset"):
-            OpenAIResponsesModel(ModelConfig(llm_model_name="m", **setting))
+            ResponsesModel(ModelConfig(llm_model_name="m", **setting))
 
 
 class Sum(BaseModel):
@@ -327,7 +327,7 @@ async def test_a_run_with_a_tool_and_a_typed_answer(streamed: bool) -> None:
         {"type": "function_call_output", "call_id": "call_1", "output": "3"},
     ]
     # The record: what was sent, exactly, and what came.
-    model = OpenAIResponsesModel(config)
+    model = ResponsesModel(config)
     called = [done.record.calls[step] for step in sorted(done.record.calls)]
     for call, body in zip(called, (first, second), strict=True):
         assert (call.provider, call.model, call.response_id) == ("openai-responses", "gpt-x", "resp_1")

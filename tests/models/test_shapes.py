@@ -16,7 +16,7 @@ from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 from aworld.models.anthropic import AnthropicModel
 from aworld.models.gemini import GeminiModel
 from aworld.models.openai import OpenAIModel
-from aworld.models.openai_responses import OpenAIResponsesModel
+from aworld.models.openai_responses import ResponsesModel
 
 from .provider import DONE, Provider, Step, chat, event, piece, raw, stream
 
@@ -403,10 +403,10 @@ GEMINI_WHOLES: dict[str, tuple[Any, Seen, Any]] = {
     "a call with a name of 5": (candidate(use_of(name=5)), calls, Refused("not a whole reply")),
 }
 
-Model = OpenAIModel | AnthropicModel | OpenAIResponsesModel | GeminiModel
+Model = OpenAIModel | AnthropicModel | ResponsesModel | GeminiModel
 CASES = [
-    *((OpenAIResponsesModel, True, name, *row) for name, row in RESPONSE_STREAMS.items()),
-    *((OpenAIResponsesModel, False, name, *row) for name, row in RESPONSE_WHOLES.items()),
+    *((ResponsesModel, True, name, *row) for name, row in RESPONSE_STREAMS.items()),
+    *((ResponsesModel, False, name, *row) for name, row in RESPONSE_WHOLES.items()),
     *((GeminiModel, True, name, *row) for name, row in GEMINI_STREAMS.items()),
     *((GeminiModel, False, name, *row) for name, row in GEMINI_WHOLES.items()),
     *((OpenAIModel, True, name, *row) for name, row in CHAT_STREAMS.items()),
@@ -472,7 +472,7 @@ async def test_what_was_cut_goes_back_as_an_object() -> None:
     assert reply.message.tool_calls == (ToolCall("t1", "add", '{"a": 1, "b": "cut'),)
 
 
-@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel, OpenAIResponsesModel, GeminiModel])
+@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel, ResponsesModel, GeminiModel])
 async def test_a_refusal_of_brackets_is_quoted(kind: type[Model]) -> None:
     async with Provider(raw(b"[" * 100_000, 400), raw(b'{"error":' * 900 + b"1" + b"}" * 900, 400)) as provider:
         model = kind(provider.config())
