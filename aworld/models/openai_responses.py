@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from aworld.config.conf import ModelConfig
 from aworld.core.event import now
@@ -54,10 +55,9 @@ class ResponsesModel(RemoteModel):
         body = {"model": self.name, **self._fixed, **_translated({**self.params, **request.params})}
         body["input"] = wire_input(request.messages)
         if request.tools:
-            body["tools"] = [*body.get("tools", ()), *({
-                "type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters,
-                "strict": False,  # what the API assumes else, for schemas that are not closed too
-            } for tool in request.tools)]  # fmt: skip
+            # Strict is the default here, and refuses schemas that are not closed.
+            functions = [{"type": "function", **asdict(tool), "strict": False} for tool in request.tools]
+            body["tools"] = [*body.get("tools", ()), *functions]
         if request.output is not None:
             shape: dict[str, Any] = {"type": "json_schema", "name": request.output.name}
             shape |= {"schema": request.output.schema, "strict": is_strict(request.output.schema)}
@@ -72,23 +72,17 @@ class ResponsesModel(RemoteModel):
 
 def _translated(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters in the API's words; the seed, which rollouts send with every request, is left out."""
-    out: dict[str, Any] = {}
-    for key, value in params.items():
-        match key:
-            case "seed":
-                pass
-            case "stop":
-                raise ModelError("OpenAI's Responses API has no stop sequences: leave `stop` out, or take 'openai'.")
-            case "max_tokens" | "max_completion_tokens":
-                out["max_output_tokens"] = value
-            case "reasoning_effort":
-                out["reasoning"] = {"effort": value, **out.get("reasoning", {})}
-            case "reasoning" if isinstance(value, dict):
-                out["reasoning"] = {**out.get("reasoning", {}), **cast("Item", value)}
-            case "tool_choice" if isinstance(value, dict) and "function" in value:
-                out["tool_choice"] = {"type": "function", "name": value["function"]["name"]}
-            case _:
-                out[key] = value
+    out = dict(params)
+    out.pop("seed", None)
+    if "stop" in out:
+        raise ModelError("OpenAI's Responses API has no stop sequences: leave `stop` out, or take 'openai'.")
+    for word in ("max_tokens", "max_completion_tokens"):
+        if word in out:
+            out["max_output_tokens"] = out.pop(word)
+    if "reasoning_effort" in out:
+        out["reasoning"] = {"effort": out.pop("reasoning_effort"), **out.get("reasoning", {})}
+    if isinstance(choice := out.get("tool_choice"), dict) and "function" in choice:
+        out["tool_choice"] = {"type": "function", "name": choice["function"]["name"]}
     return out
 
 

@@ -138,7 +138,7 @@ class ChatReply(WireReply):
         self._seen = False
         self._content: list[str] | None = None
         self._reasoning: list[str] = []
-        self._calls: list[_CallParts] = []
+        self._call_parts: list[_CallParts] = []
         self._details: list[dict[str, Any]] = []
         self._prompt_ids: list[int] | None = None
         self._ids: list[int] | None = None
@@ -194,7 +194,7 @@ class ChatReply(WireReply):
         broken = self._lenient is not None and self._lenient.lost & _TOKENS  # a part of them is worse than none
         if not broken and (self._prompt_ids is not None or self._ids is not None or self._logprobs is not None):
             tokens = Tokens(_tuple(self._prompt_ids), _tuple(self._ids), _tuple(self._logprobs))
-        calls = self._tool_calls(request) if self._calls else ()
+        calls = self._tool_calls(request) if self._call_parts else ()
         content = None if self._content is None else "".join(self._content)
         message = Message(
             role="assistant",
@@ -232,7 +232,7 @@ class ChatReply(WireReply):
             self._add_call(ChatCall(index=0, function=message.function_call), whole)
         for detail in message.reasoning_details or ():
             self._add_detail(detail)
-        if self.first_token is None and streamed and (self._content or self._reasoning or self._calls):
+        if self.first_token is None and streamed and (self._content or self._reasoning or self._call_parts):
             self.first_token = now()
 
     def _add_call(self, piece: ChatCall, whole: bool) -> None:
@@ -242,7 +242,7 @@ class ChatReply(WireReply):
         call = None if whole else self._begun(piece)
         if call is None or (piece.id and call.id and piece.id != call.id and function.name):
             call = _CallParts(piece.index)
-            self._calls.append(call)
+            self._call_parts.append(call)
         call.id = call.id or piece.id
         call.name = call.name or function.name or ""
         if piece.extra_content is not None:
@@ -253,10 +253,10 @@ class ChatReply(WireReply):
 
     def _begun(self, piece: ChatCall) -> _CallParts | None:
         if piece.index is not None:
-            return next((call for call in reversed(self._calls) if call.index == piece.index), None)
+            return next((call for call in reversed(self._call_parts) if call.index == piece.index), None)
         if piece.id:
-            return next((call for call in reversed(self._calls) if call.id == piece.id), None)
-        return self._calls[-1] if self._calls else None
+            return next((call for call in reversed(self._call_parts) if call.id == piece.id), None)
+        return self._call_parts[-1] if self._call_parts else None
 
     def _add_detail(self, detail: dict[str, Any]) -> None:
         """Join pieces of the same reasoning block: texts grow, the rest (signature, format) is what came last."""
@@ -271,10 +271,10 @@ class ChatReply(WireReply):
 
     def _tool_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
         """The calls, with the ids that the server left out."""
-        ids = None if all(parts.id for parts in self._calls) else call_ids(request)
+        ids = None if all(parts.id for parts in self._call_parts) else call_ids(request)
         return tuple(
             ToolCall(str(parts.id or made), parts.name, "".join(parts.arguments) if parts.arguments else "{}")
-            for parts, made in zip(self._calls, ids or repeat(""), strict=False)
+            for parts, made in zip(self._call_parts, ids or repeat(""), strict=False)
         )
 
     def _opaque(self, calls: tuple[ToolCall, ...]) -> dict[str, Any] | None:
@@ -282,10 +282,10 @@ class ChatReply(WireReply):
         extras: dict[str, Any] = {}
         if self._details:
             extras["reasoning_details"] = self._details
-        if any(parts.extra is not None for parts in self._calls):
+        if any(parts.extra is not None for parts in self._call_parts):
             extras["tool_calls"] = [
                 {**tool_call_format(call), **({} if parts.extra is None else {"extra_content": parts.extra})}
-                for parts, call in zip(self._calls, calls, strict=True)
+                for parts, call in zip(self._call_parts, calls, strict=True)
             ]
         return {"chat": extras} if extras else None
 

@@ -291,7 +291,8 @@ async def test_what_the_api_cannot_take_is_said() -> None:
         await model.generate(ModelRequest(messages=(Message("user", (Audio("AA=="),)),)))
     with pytest.raises(ModelError, match="no stop sequences"):
         await model.generate(ModelRequest(HI.messages, params={"stop": ["x"]}))
-    for setting in ({"llm_seed": 1}, {"llm_stop": ["x"]}):
+    settings: list[dict[str, Any]] = [{"llm_seed": 1}, {"llm_stop": ["x"]}]
+    for setting in settings:
         with pytest.raises(ConfigError, match=f"leave {next(iter(setting))} unset"):
             ResponsesModel(ModelConfig(llm_model_name="m", **setting))
 
