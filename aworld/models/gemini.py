@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -18,10 +18,11 @@ from msgspec import Raw, Struct
 
 from aworld.config.conf import ModelConfig
 from aworld.core.event import now
-from aworld.core.exceptions import ModelError
+from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Text, ToolCall, Usage, content_text
 from aworld.core.message import Part as ContentPart
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.native_tools import NATIVE_TOOLS, options_of_tool, read_native_tools
 from aworld.models.remote_model import RemoteModel, data_of, json_object_of
 from aworld.models.wire_reply import WireReply, call_ids, plain, status_of
 
@@ -34,34 +35,41 @@ _UNSIGNED = "skip_thought_signature_validator"
 _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576}
 """Tokens of thinking for each effort, as Google's OpenAI-compatible API has them."""
 _GENERATION = {
-    "max_tokens": "maxOutputTokens", "max_completion_tokens": "maxOutputTokens", "temperature": "temperature",
-    "top_p": "topP", "top_k": "topK", "seed": "seed", "presence_penalty": "presencePenalty",
-    "frequency_penalty": "frequencyPenalty",
+    "max_tokens": "maxOutputTokens", "temperature": "temperature", "top_p": "topP", "seed": "seed",
+    "stop": "stopSequences",
 }  # fmt: skip
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
+_NATIVE = {"web_search": "googleSearch", "code_execution": "codeExecution"}
 
 
 class GeminiModel(RemoteModel):
     """A model behind Google's API. `config` needs `llm_model_name`. Raises `ConfigError`."""
+
+    lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "parallel_tool_calls"})
+    native_tools: ClassVar[frozenset[str]] = NATIVE_TOOLS
 
     def __init__(self, config: ModelConfig, *, provider: str = "gemini") -> None:
         base = (config.llm_base_url or BASE_URL).rstrip("/")
         if not re.search(r"/v\d\w*(/|$)", base):
             base = f"{base}/v1beta"
         name = config.llm_model_name or ""
+        self._second = re.match(r"(.*/)?gemini-[12]", name) is not None
+        """Of a generation that knows budgets instead of levels of thinking, and asks for no signatures."""
         url = f"{base}/{quote(name if '/' in name else f'models/{name}')}"
         headers = {"x-goog-api-key": config.llm_api_key} if config.llm_api_key else {}
         super().__init__(config, provider=provider, url=f"{url}:generateContent", headers=headers)
         self.stream_url = f"{url}:streamGenerateContent?alt=sse"
-        self.params = config.sampling()
-        self._second = re.match(r"(.*/)?gemini-[12]", name) is not None
-        """Of a generation that knows budgets instead of levels of thinking, and asks for no signatures."""
 
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
         system, contents = wire_contents(request.messages, "" if self._second else _UNSIGNED)
-        body = self._translated({**self.params, **request.params})
-        body["contents"] = contents
+        body = {**self.wire_params(request), "contents": contents}
+        native = body.get("tools", ())
+        if self._second and sum(map(bool, (request.tools, native, request.output))) > 1:
+            raise ModelError(
+                f"{self.name} takes only one of tools, native_tools and an output type: take a model of Gemini 3, or "
+                'for tools and an output type llm_tool_mode="structured".'
+            )
         if system:
             body["systemInstruction"] = {"parts": [{"text": system}]}
         if request.tools:
@@ -70,37 +78,37 @@ class GeminiModel(RemoteModel):
                 | ({"parametersJsonSchema": tool.parameters} if tool.parameters.get("properties") else {})
                 for tool in request.tools
             ]
-            body["tools"] = [*body.get("tools", ()), {"functionDeclarations": functions}]
+            body["tools"] = [*native, {"functionDeclarations": functions}]
+            if native:
+                body["toolConfig"] = {"includeServerSideToolInvocations": True, **body.get("toolConfig", {})}
         if request.output is not None:
-            if request.tools and self._second:
-                raise ModelError(
-                    f"{self.name} cannot hold to an output type while it has tools: take a model of Gemini 3, or "
-                    'llm_tool_mode="structured".'
-                )
             shape = {"responseMimeType": "application/json", "responseJsonSchema": request.output.schema}
             body["generationConfig"] = {**shape, **body.get("generationConfig", {})}
         return body
 
-    def _translated(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Parameters in the API's words; what it calls by its own names stands where it was put."""
-        out = dict(params)
-        generation: dict[str, Any] = {_GENERATION[word]: out.pop(word) for word in _GENERATION.keys() & out.keys()}
-        if (stop := out.pop("stop", None)) is not None:
-            generation["stopSequences"] = [stop] if isinstance(stop, str) else stop
-        if (effort := out.pop("reasoning_effort", None)) is not None:
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words; what it calls by its own names stands where it was put."""
+        body = super().translated(params)
+        if body.pop("prompt_cache", None) == "1h":
+            raise ConfigError("Gemini keeps a prompt by itself, and not for an hour: leave llm_prompt_cache unset.")
+        ours: dict[str, Any] = {_GENERATION[word]: body.pop(word) for word in _GENERATION.keys() & body.keys()}
+        if isinstance(ours.get("stopSequences"), str):
+            ours["stopSequences"] = [ours["stopSequences"]]
+        theirs: dict[str, Any] = body.get("generationConfig", {})
+        if (effort := body.pop("reasoning_effort", None)) is not None:
             budget = {"thinkingBudget": _BUDGETS.get(effort, _BUDGETS["high"])}
-            generation["thinkingConfig"] = budget if self._second else {"thinkingLevel": effort}
-        if (choice := out.pop("tool_choice", None)) is not None:
-            named = isinstance(choice, dict)
-            config: dict[str, Any] = {"mode": "ANY" if named else _MODES.get(choice, choice)}
-            if named:
-                config["allowedFunctionNames"] = [cast("Part", choice)["function"]["name"]]
-            out["toolConfig"] = {"functionCallingConfig": config, **out.get("toolConfig", {})}
-        if generation:
-            extras: dict[str, Any] = out.get("generationConfig", {})
-            thinking = {**generation.get("thinkingConfig", {}), **extras.get("thinkingConfig", {})}
-            out["generationConfig"] = {**generation, **extras, **({"thinkingConfig": thinking} if thinking else {})}
-        return out
+            thinking = budget if self._second else {"thinkingLevel": effort}
+            ours["thinkingConfig"] = {**thinking, **theirs.get("thinkingConfig", {})}
+            theirs = {name: value for name, value in theirs.items() if name != "thinkingConfig"}
+        if ours or theirs:
+            body["generationConfig"] = {**ours, **theirs}
+        if (choice := body.pop("tool_choice", None)) is not None:
+            mode = {"mode": _MODES[choice]} if choice in _MODES else {"mode": "ANY", "allowedFunctionNames": [choice]}
+            body["toolConfig"] = {"functionCallingConfig": mode, **body.get("toolConfig", {})}
+        for tool in read_native_tools(body.pop("native_tools", None)):
+            native = {_NATIVE[tool.__struct_config__.tag]: options_of_tool(tool, self.provider)}
+            body["tools"] = [*body.get("tools", ()), native]
+        return body
 
     def _parts(self, on_delta: Callable[[Delta], None] | None) -> GeminiReply:
         return GeminiReply(on_delta)
@@ -199,6 +207,7 @@ class Candidate(Struct, rename="camel"):
     content: GeminiContent | None = None
     finish_reason: str | None = None
     finish_message: str | None = None
+    grounding_metadata: dict[str, Any] | None = None
 
 
 class GeminiChunk(Struct, rename="camel"):
@@ -236,6 +245,7 @@ class GeminiReply(WireReply):
         super().__init__(on_delta)
         self._seen: list[tuple[dict[str, Raw], list[str]]] = []
         """Parts, and the pieces of the text of each."""
+        self._grounding: dict[str, Any] | None = None
 
     def read(self, data: bytes) -> bool:
         """Take in a chunk, or the whole reply. Which one is the last, only the end of the stream tells. Raises
@@ -264,6 +274,7 @@ class GeminiReply(WireReply):
                 self._add_text(part, _decode_text(part["text"]))
             else:
                 self._seen.append((part, []))
+        self._grounding = candidate.grounding_metadata or self._grounding
         reason = candidate.finish_reason
         if reason in _BROKEN:
             self.error = f"{reason}: {candidate.finish_message or 'what the model wrote is no call of a tool it has'}"
@@ -294,9 +305,11 @@ class GeminiReply(WireReply):
                 arguments = bytes(call.args).decode()
                 self._calls.append(ToolCall(call.id or made, call.name, "{}" if arguments == "null" else arguments))
         opaque = None
-        if any(part.keys() not in _PLAIN for part, _ in self._seen):
+        if self._grounding is not None or any(part.keys() not in _PLAIN for part, _ in self._seen):
             parts = [{**part, "text": "".join(pieces)} if pieces else part for part, pieces in self._seen]
             opaque = {"gemini": {"parts": plain(parts)}}
+            if self._grounding is not None:
+                opaque["gemini"]["grounding"] = self._grounding
         if self._calls and self.finish_reason == "stop":
             self.finish_reason = "tool_calls"
         return self._whole(opaque)

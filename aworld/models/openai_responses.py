@@ -9,8 +9,8 @@ Source: https://platform.openai.com/docs/api-reference/responses, .../responses-
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -18,42 +18,39 @@ from msgspec.structs import asdict
 
 from aworld.config.conf import ModelConfig
 from aworld.core.event import now
-from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
+from aworld.models.native_tools import NATIVE_TOOLS, CodeExecution, options_of_tool, read_native_tools
+from aworld.models.openai import BASE_URL, cache_key, refuse_hour
 from aworld.models.openai_wire import CompletionDetails, PromptDetails
 from aworld.models.remote_model import RemoteModel, is_strict
 from aworld.models.wire_reply import WireReply, plain, status_of
-
-BASE_URL = "https://api.openai.com/v1"
 
 Item = dict[str, Any]
 
 _WITHOUT_REASONING = re.compile(r"(ft:)?(gpt-3|gpt-4|chatgpt-|gpt-5(\.\d+)?-chat)")
 """Names of models that refuse to be asked for encrypted reasoning, as they do none."""
-_LACKING = ("seed", "stop")
 
 
 class ResponsesModel(RemoteModel):
     """A model behind the Responses API. `config` needs `llm_model_name`. Raises `ConfigError`."""
+
+    lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "seed", "stop"})
+    native_tools: ClassVar[frozenset[str]] = NATIVE_TOOLS
+    priced_as: ClassVar[str] = "openai"
 
     def __init__(self, config: ModelConfig, *, provider: str = "openai-responses") -> None:
         base = (config.llm_base_url or BASE_URL).rstrip("/")
         url = base if base.endswith("/responses") else f"{base}/responses"
         headers = {"Authorization": f"Bearer {config.llm_api_key}"} if config.llm_api_key else {}
         super().__init__(config, provider=provider, url=url, headers=headers)
-        self.params = config.sampling()
-        for name in _LACKING:
-            if name in self.params:
-                raise ConfigError(f"OpenAI's Responses API has no {name}: leave llm_{name} unset, or take 'openai'.")
-        self._fixed: dict[str, Any] = {"store": False}
-        if not _WITHOUT_REASONING.match(self.name):
-            self._fixed["include"] = ["reasoning.encrypted_content"]
 
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
-        body = {"model": self.name, **self._fixed, **_translated({**self.params, **request.params})}
-        body["input"] = wire_input(request.messages)
+        body = {"model": self.name, **self.wire_params(request), "input": wire_input(request.messages)}
+        if body.pop("prompt_cache", False):
+            body.setdefault("prompt_cache_key", cache_key(request.messages))
         if request.tools:
             # Strict is the default here, and refuses schemas that are not closed.
             functions = [{"type": "function", **asdict(tool), "strict": False} for tool in request.tools]
@@ -66,24 +63,35 @@ class ResponsesModel(RemoteModel):
             body["stream"] = True
         return body
 
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words; that a prompt is kept (`prompt_cache`) is left for the body."""
+        body = super().translated(params)
+        refuse_hour(body, self.provider)
+        if "max_tokens" in body:
+            body["max_output_tokens"] = body.pop("max_tokens")
+        if "reasoning_effort" in body:
+            body["reasoning"] = {"effort": body.pop("reasoning_effort"), **body.get("reasoning", {})}
+        if isinstance(choice := body.get("tool_choice"), str) and choice not in ("auto", "none", "required"):
+            body["tool_choice"] = {"type": "function", "name": choice}
+        include = [] if _WITHOUT_REASONING.match(self.name) else ["reasoning.encrypted_content"]
+        for tool in read_native_tools(body.pop("native_tools", None)):
+            if isinstance(tool, CodeExecution):
+                native: Item = {"type": "code_interpreter", "container": {"type": "auto"}}
+            else:
+                options = options_of_tool(tool, self.provider, "allowed_domains", "blocked_domains", "location")
+                place = options.pop("location", None)
+                native = {"type": "web_search", **({"filters": options} if options else {})}
+                native |= {"user_location": {"type": "approximate", **place}} if place else {}
+            include.append(_OUTCOMES[native["type"]])
+            body["tools"] = [*body.get("tools", ()), native]
+        return {"store": False, **({"include": include} if include else {}), **body}
+
     def _parts(self, on_delta: Callable[[Delta], None] | None) -> ResponsesReply:
         return ResponsesReply(on_delta)
 
 
-def _translated(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters in the API's words; the seed, which rollouts send with every request, is left out."""
-    out = dict(params)
-    out.pop("seed", None)
-    if "stop" in out:
-        raise ModelError("OpenAI's Responses API has no stop sequences: leave `stop` out, or take 'openai'.")
-    for word in ("max_tokens", "max_completion_tokens"):
-        if word in out:
-            out["max_output_tokens"] = out.pop(word)
-    if "reasoning_effort" in out:
-        out["reasoning"] = {"effort": out.pop("reasoning_effort"), **out.get("reasoning", {})}
-    if isinstance(choice := out.get("tool_choice"), dict) and "function" in choice:
-        out["tool_choice"] = {"type": "function", "name": choice["function"]["name"]}
-    return out
+_OUTCOMES = {"code_interpreter": "code_interpreter_call.outputs", "web_search": "web_search_call.action.sources"}
+"""What is asked for so that the record has what came of a tool."""
 
 
 def wire_input(messages: Iterable[Message]) -> list[Item]:

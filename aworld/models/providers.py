@@ -22,6 +22,7 @@ from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
+from aworld.models.native_tools import check_settings
 
 _WEIGHTS = "model.safetensors"
 _SMALL = 256
@@ -128,7 +129,7 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
     for a provider that neither `LLM_PROVIDER` nor `provider` names; the two arguments are the caller's own word. Keys
     and headers of a record are left out. Raises `ConfigError`.
     """
-    names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers"}
+    names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers", "prices"}
     config: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
     for name, value in config.items():
         for address in _addresses(value) if name != "llm_base_url" else ():
@@ -165,6 +166,7 @@ def build_model(config: ModelConfig | str) -> Model:
     model = _models.get(key)
     if model is None:
         model = _with_tools(provider.factory(_resolved(config, name, provider, open_settings)), config.llm_tool_mode)
+        check_settings(model, config.sampling())
         if len(_models) >= _CACHED:
             _models.pop(next(iter(_models)))
         _models[key] = model
