@@ -22,7 +22,7 @@ from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Text, ToolCall, Usage, content_text
 from aworld.core.message import Part as ContentPart
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
-from aworld.models.native_tools import NATIVE_TOOLS, options_of_tool, read_native_tools
+from aworld.models.native_tools import NATIVE_TOOLS, CodeExecution, options_of_tool, read_native_tools
 from aworld.models.remote_model import RemoteModel, data_of, json_object_of
 from aworld.models.wire_reply import WireReply, call_ids, plain, status_of
 
@@ -39,7 +39,6 @@ _GENERATION = {
     "stop": "stopSequences",
 }  # fmt: skip
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
-_NATIVE = {"web_search": "googleSearch", "code_execution": "codeExecution"}
 
 
 class GeminiModel(RemoteModel):
@@ -63,7 +62,7 @@ class GeminiModel(RemoteModel):
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
         system, contents = wire_contents(request.messages, "" if self._second else _UNSIGNED)
-        body = {**self.wire_params(request), "contents": contents}
+        body: dict[str, Any] = {**self.wire_params(request), "contents": contents}
         native = body.get("tools", ())
         if self._second and sum(map(bool, (request.tools, native, request.output))) > 1:
             raise ModelError(
@@ -106,8 +105,8 @@ class GeminiModel(RemoteModel):
             mode = {"mode": _MODES[choice]} if choice in _MODES else {"mode": "ANY", "allowedFunctionNames": [choice]}
             body["toolConfig"] = {"functionCallingConfig": mode, **body.get("toolConfig", {})}
         for tool in read_native_tools(body.pop("native_tools", None)):
-            native = {_NATIVE[tool.__struct_config__.tag]: options_of_tool(tool, self.provider)}
-            body["tools"] = [*body.get("tools", ()), native]
+            word = "codeExecution" if isinstance(tool, CodeExecution) else "googleSearch"
+            body["tools"] = [*body.get("tools", ()), {word: options_of_tool(tool, self.provider)}]
         return body
 
     def _parts(self, on_delta: Callable[[Delta], None] | None) -> GeminiReply:

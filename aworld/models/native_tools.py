@@ -140,7 +140,7 @@ def _of_gemini(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
     codes = [_fields(part["executableCode"]) for part in kept["parts"] if "executableCode" in part]
     results = [_fields(part["codeExecutionResult"]) for part in kept["parts"] if "codeExecutionResult" in part]
     for code, result in zip_longest(codes, results):
-        yield NativeUse("code_execution", str((code or {}).get("code") or ""), result and outcome_text(result))
+        yield NativeUse("code_execution", str((code or {}).get("code") or ""), outcome_text(result))
     if grounding := _fields(kept.get("grounding")):
         pages = [_fields(_fields(chunk).get("web")) for chunk in grounding.get("groundingChunks") or ()]
         queries = "; ".join(map(str, grounding.get("webSearchQueries") or ()))

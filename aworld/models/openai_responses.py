@@ -48,7 +48,7 @@ class ResponsesModel(RemoteModel):
 
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
-        body = {"model": self.name, **self.wire_params(request), "input": wire_input(request.messages)}
+        body: Item = {"model": self.name, **self.wire_params(request), "input": wire_input(request.messages)}
         if body.pop("prompt_cache", False):
             body.setdefault("prompt_cache_key", cache_key(request.messages))
         if request.tools:

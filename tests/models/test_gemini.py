@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import AgentConfig, ModelConfig
-from aworld.core.exceptions import ModelError
+from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Audio, File, Image, Message, Text, ToolCall, Usage
 from aworld.core.model import Delta, ModelRequest, OutputSchema, ReasoningDelta, TextDelta, ToolSchema
 from aworld.core.output import RunFinished
@@ -331,3 +331,15 @@ async def test_a_run_with_a_tool_and_a_typed_answer(streamed: bool) -> None:
     assert [call.finish_reason for call in called] == ["tool_calls", "stop"]
     assert "a-key" not in repr(done.record)
     assert replayed.same
+
+
+def test_settings_that_the_api_has_no_word_for() -> None:
+    for setting in ("llm_parallel_tool_calls", "llm_prompt_cache"):
+        value: Any = "1h" if setting == "llm_prompt_cache" else False
+        with pytest.raises(ConfigError, match=setting):
+            GeminiModel(ModelConfig(llm_model_name="m", **{setting: value}))
+    body = GeminiModel(ModelConfig(llm_model_name="m", llm_prompt_cache=True, llm_tool_choice="required")).body(HI)
+    assert body == {
+        "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+        "toolConfig": {"functionCallingConfig": {"mode": "ANY"}},
+    }

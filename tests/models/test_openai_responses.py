@@ -18,6 +18,7 @@ from aworld.core.model import Delta, ModelRequest, ReasoningDelta, TextDelta, To
 from aworld.core.output import RunFinished
 from aworld.models.call import CallFailed, call_model
 from aworld.models.openai_responses import ResponsesModel
+from aworld.models.prices import price_of
 from aworld.runner import Runners
 from tests.runners.scenes import add
 
@@ -338,3 +339,13 @@ async def test_a_run_with_a_tool_and_a_typed_answer(streamed: bool) -> None:
     assert [call.finish_reason for call in called] == ["tool_calls", "stop"]
     assert "sk-key" not in repr(done.record)
     assert replayed.same
+
+
+def test_settings_that_are_about_the_cache_and_the_price() -> None:
+    model = ResponsesModel(ModelConfig(llm_model_name="gpt-5", llm_prompt_cache=True))
+    first, second = model.body(HI), model.body(ModelRequest((*HI.messages, Message("assistant", "Hi."))))
+    assert first["prompt_cache_key"] == second["prompt_cache_key"]
+    assert "prompt_cache" not in first
+    assert model.price == price_of("openai", "gpt-5")
+    with pytest.raises(ConfigError, match="keeps no prompt for an hour"):
+        ResponsesModel(ModelConfig(llm_model_name="gpt-5", llm_prompt_cache="1h"))
