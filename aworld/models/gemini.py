@@ -23,7 +23,7 @@ from aworld.core.message import Audio, Content, File, Image, Message, Text, Tool
 from aworld.core.message import Part as ContentPart
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.native_tools import NATIVE_TOOLS, CodeExecution, options_of_tool, read_native_tools
-from aworld.models.remote_model import RemoteModel, data_of, json_object_of
+from aworld.models.remote_model import RemoteModel, data_of, json_object_of, walked
 from aworld.models.wire_reply import WireReply, call_ids, plain, status_of
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
@@ -38,6 +38,7 @@ _GENERATION = {
     "max_tokens": "maxOutputTokens", "temperature": "temperature", "top_p": "topP", "seed": "seed",
     "stop": "stopSequences",
 }  # fmt: skip
+_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number"}
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 
 
@@ -74,14 +75,21 @@ class GeminiModel(RemoteModel):
         if request.tools:
             functions = [
                 {"name": tool.name, "description": tool.description}
-                | ({"parametersJsonSchema": tool.parameters} if tool.parameters.get("properties") else {})
+                | (
+                    {"parametersJsonSchema": walked(tool.parameters, _known)}
+                    if tool.parameters.get("properties")
+                    else {}
+                )
                 for tool in request.tools
             ]
             body["tools"] = [*native, {"functionDeclarations": functions}]
             if native:
                 body["toolConfig"] = {"includeServerSideToolInvocations": True, **body.get("toolConfig", {})}
         if request.output is not None:
-            shape = {"responseMimeType": "application/json", "responseJsonSchema": request.output.schema}
+            shape = {
+                "responseMimeType": "application/json",
+                "responseJsonSchema": walked(request.output.schema, _known),
+            }
             body["generationConfig"] = {**shape, **body.get("generationConfig", {})}
         return body
 
@@ -111,6 +119,16 @@ class GeminiModel(RemoteModel):
 
     def _parts(self, on_delta: Callable[[Delta], None] | None) -> GeminiReply:
         return GeminiReply(on_delta)
+
+
+def _known(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema as the API knows it: a reference stands alone, and `const` is an `enum` of one."""
+    if "$ref" in schema:
+        return {key: value for key, value in schema.items() if key.startswith("$")}
+    if "const" not in schema:
+        return schema
+    rest, value = {key: part for key, part in schema.items() if key != "const"}, schema["const"]
+    return {**rest, "type": _TYPES[type(value)], "enum": [value]} if type(value) in _TYPES else rest
 
 
 def wire_contents(messages: Iterable[Message], unsigned: str = "") -> tuple[str, list[Part]]:
@@ -283,10 +301,11 @@ class GeminiReply(WireReply):
 
     def _add_text(self, part: dict[str, Raw], text: str) -> None:
         """Join pieces of the same kind; one with a signature stands alone."""
-        last = self._seen[-1] if self._seen else None
-        if last and last[1] and _is_thought(last[0]) == _is_thought(part) and not _signed(part) | _signed(last[0]):
-            last[1].append(text)
-        elif text or _signed(part):
+        last, pieces = self._seen[-1] if self._seen else (part, [])
+        signed = "thoughtSignature" in part
+        if pieces and _is_thought(last) == _is_thought(part) and not signed and "thoughtSignature" not in last:
+            pieces.append(text)
+        elif text or signed:
             self._seen.append((part, [text]))
         if text and self._on_delta is not None:
             self._show(ReasoningDelta if _is_thought(part) else TextDelta, text)
@@ -316,10 +335,6 @@ class GeminiReply(WireReply):
 
 def _is_thought(part: dict[str, Raw]) -> bool:
     return bytes(part.get("thought", b"")) == b"true"
-
-
-def _signed(part: dict[str, Raw]) -> bool:
-    return "thoughtSignature" in part
 
 
 def _sum(*figures: int | None) -> int | None:

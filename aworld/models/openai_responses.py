@@ -162,29 +162,24 @@ class ResponsesUsage(Struct, gc=False):
         return Usage(*figures, cached_tokens=cached, reasoning_tokens=reasoned)
 
 
-class ResponseShape(Struct):
-    """A whole answer, or as it stands when a stream of it ends."""
-
-    id: str | None = None
-    model: str | None = None
-    status: str | None = None
-    output: list[Item] | None = None
-    usage: ResponsesUsage | None = None
-    incomplete_details: dict[str, Any] | None = None
-    error: Any = None
-
-
-class ResponsesEvent(ResponseShape):
-    """Any event of a stream, or a whole answer, which has no type."""
+class ResponsesEvent(Struct):
+    """Any event of a stream, or a whole response, which has no type."""
 
     type: str = ""
     delta: str = ""
     output_index: int = 0
     summary_index: int = 0
     item: Item | None = None
-    response: ResponseShape | None = None
+    response: ResponsesEvent | None = None
     code: Any = None
     message: Any = None
+    id: str | None = None
+    model: str | None = None
+    status: str | None = None
+    output: list[Item] | None = None
+    usage: ResponsesUsage | None = None
+    incomplete_details: Item | None = None
+    error: Any = None
 
 
 class _PartShape(Struct):
@@ -254,7 +249,7 @@ class ResponsesReply(WireReply):
         elif kind == _ARGUMENTS:
             self.first_token = self.first_token or now()
 
-    def _end(self, response: ResponseShape, *, failed: bool = False) -> None:
+    def _end(self, response: ResponsesEvent, *, failed: bool = False) -> None:
         if response.error or failed or response.status in ("cancelled", "failed"):
             self._fail(response.error or {"message": f"the response is {response.status or 'failed'}"})
             return

@@ -197,14 +197,24 @@ def data_of(url: str) -> tuple[str, str]:
     return head.split(";")[0] or "text/plain", data
 
 
+def walked(schema: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A copy of a JSON schema in which each schema is as `change` makes it."""
+    out: dict[str, Any] = {}
+    for key, value in change(schema).items():
+        if key in _MAPS and isinstance(value, dict):
+            out[key] = {name: _any(one, change) for name, one in cast("dict[str, Any]", value).items()}
+        else:
+            out[key] = _any(value, change) if key not in ("enum", "const", "required") else value
+    return out
+
+
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """A copy in which every object is closed (`additionalProperties: false`) and unknown keywords are left out."""
-    out: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _MAPS and isinstance(value, dict):
-            out[key] = {name: _any(one) for name, one in cast("dict[str, Any]", value).items()}
-        elif key not in _UNKNOWN:
-            out[key] = _any(value) if key not in ("enum", "const", "required") else value
+    return walked(schema, _closed)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    out = {key: value for key, value in schema.items() if key not in _UNKNOWN}
     if out.get("type") == "object" and not isinstance(out.get("additionalProperties"), dict):
         out["additionalProperties"] = False
     return out
@@ -229,9 +239,9 @@ def is_strict(schema: Any) -> bool:
     )
 
 
-def _any(value: Any) -> Any:
+def _any(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     if isinstance(value, dict):
-        return closed(cast("dict[str, Any]", value))
+        return walked(cast("dict[str, Any]", value), change)
     if isinstance(value, list):
-        return [_any(one) for one in cast("list[Any]", value)]
+        return [_any(one, change) for one in cast("list[Any]", value)]
     return value

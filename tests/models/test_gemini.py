@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import AgentConfig, ModelConfig
@@ -343,3 +343,49 @@ def test_settings_that_the_api_has_no_word_for() -> None:
         "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
         "toolConfig": {"functionCallingConfig": {"mode": "ANY"}},
     }
+
+
+class Card(BaseModel):
+    """What pydantic makes of literals and references."""
+
+    kind: Literal["card"]
+    sums: list[Sum]
+    best: Sum = Field(description="The best of them.")
+
+
+def test_schemas_have_only_what_the_api_knows() -> None:
+    def shape(schema: dict[str, Any]) -> Any:
+        body = GeminiModel(ModelConfig(llm_model_name="m")).body(
+            ModelRequest(HI.messages, (ToolSchema("show", "", schema),), output=OutputSchema("Card", schema))
+        )
+        (tool,) = body["tools"][0]["functionDeclarations"]
+        assert tool["parametersJsonSchema"] == body["generationConfig"]["responseJsonSchema"]
+        return tool["parametersJsonSchema"]
+
+    written = shape(Card.model_json_schema())
+    assert written["properties"] == {
+        "kind": {"enum": ["card"], "title": "Kind", "type": "string"},
+        "sums": {"items": {"$ref": "#/$defs/Sum"}, "title": "Sums", "type": "array"},
+        "best": {"$ref": "#/$defs/Sum"},
+    }
+    odd = {"properties": {"const": {"const": True}, "one": {"const": 1}, "$ref": {"type": "string"}}}
+    assert shape(odd) == {
+        "properties": {"const": {}, "one": {"type": "integer", "enum": [1]}, "$ref": {"type": "string"}}
+    }
+
+
+async def test_the_second_generation_answers_typed_with_tools_in_words() -> None:
+    said = ({"tool": "add", "arguments": {"a": 1, "b": 2}}, {"answer": {"total": 3}})
+    async with Provider(*(answer(reply({"text": json.dumps(one)})) for one in said)) as provider:
+        config = provider.config(
+            llm_provider="gemini", llm_api_key="k", llm_model_name="gemini-2.5-flash", llm_tool_mode="structured"
+        )
+        done = await Runners.run("1 + 2?", Agent("a", AgentConfig(llm_config=config), tools=[add], output_type=Sum))
+        first, second = (request.json for request in provider.requests)
+    assert (done.status, done.answer) == ("finished", Sum(total=3))
+    assert "tools" not in first
+    assert first["generationConfig"]["responseJsonSchema"]["anyOf"][0]["properties"]["tool"] == {
+        "type": "string",
+        "enum": ["add"],
+    }
+    assert second["contents"][-1]["parts"] == [{"text": "Result of add: 3"}]
