@@ -27,7 +27,7 @@ class AnthropicModel(RemoteModel):
     """A model behind Anthropic's Messages API. `config` needs `llm_model_name`. Raises `ConfigError`."""
 
     lacks: ClassVar[frozenset[str]] = frozenset({"seed", "logit_bias"})
-    native_tools: ClassVar[frozenset[str]] = NATIVE_TOOLS
+    native_tools = NATIVE_TOOLS
     defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": MAX_TOKENS}
 
     def __init__(self, config: ModelConfig, *, provider: str = "anthropic") -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from aworld.agents.files import dump, load
 from aworld.agents.llm_agent import Agent
+from aworld.config.conf import ModelConfig, TaskConfig
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message
 from aworld.core.model import Delta, ModelRequest, TextDelta
@@ -115,8 +116,9 @@ async def test_one_within_another_and_in_the_place_of_any_model() -> None:
     assert [attempt.model for attempt in outcome.attempts] == ["function:a", "function:b"]
     assert outcome.asked is not None
     assert outcome.asked[0].provider == "scripted"
-    with pytest.raises(CallFailed, match="function:a: down; function:b: down"):
-        await call_model(inner, HI)
+    for model in (inner, Fallback([inner])):
+        with pytest.raises(CallFailed, match=r"^function:a: down; function:b: down \(after 2 tries\)$"):
+            await call_model(model, HI)
 
 
 async def test_a_list_is_in_the_definition(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,6 +149,13 @@ def test_a_model_object_does_not_travel() -> None:
     with pytest.raises(ConfigError, match="an object that has no name"):
         Agent.of(agent.definition)
     assert Agent.of(agent.definition, like=agent).definition.digest == agent.definition.digest
+
+
+async def test_a_limit_on_money_wants_a_price_of_each() -> None:
+    unknown = OpenAIModel(ModelConfig(llm_model_name="my-own", llm_base_url="http://127.0.0.1:1/v1"))
+    task = Task("hi", Agent("greeter", model=[ScriptedModel(["ok"]), unknown]), conf=TaskConfig(max_cost=1))
+    with pytest.raises(ConfigError, match="no price of openai:my-own is known"):
+        await Runners.run_task(task)
 
 
 async def test_bad_lists_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,7 @@ def test_native_tools_are_in_the_definition() -> None:
     ("provider", "tools", "words"),
     [
         ("openai", [CodeExecution()], "openai:m has no code_execution of its own"),
+        ("deepseek", ["web_search"], "deepseek:m has no web_search of its own"),
         ("openai", [WebSearch(max_uses=1)], "web_search of openai takes no max_uses"),
         ("openai-responses", [WebSearch(max_uses=1)], "web_search of openai-responses takes no max_uses"),
         ("gemini", [WebSearch(allowed_domains=("x",))], "web_search of gemini takes no allowed_domains"),
@@ -243,6 +244,7 @@ async def test_what_a_provider_lacks_is_said_before_any_call(
     provider: str, tools: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never-used")
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-never-used")
     monkeypatch.setenv("GEMINI_API_KEY", "never-used")
     agent = Agent("reporter", model="embedded" if provider == "embedded" else f"{provider}:m", native_tools=tools)
     with pytest.raises(ConfigError, match=words):
