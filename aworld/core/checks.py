@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial, wraps
 from numbers import Real
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
 
 from msgspec import StructMeta
 
@@ -30,11 +30,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 class StructDoor(StructMeta):
     """Of structs that users make: `class Query(Struct, metaclass=StructDoor)` refuses wrong arguments in our words."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - how an instance is made
-        try:
-            return super().__call__(*args, **kwargs)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__}: {error}; it takes {', '.join(cls.__struct_fields__)}.") from None
+    if not TYPE_CHECKING:  # for checkers an instance is made as any struct's is, of arguments that they know
+
+        def __call__(cls, *args, **kwargs):  # noqa: D102 - how an instance is made
+            try:
+                return super().__call__(*args, **kwargs)
+            except TypeError as error:
+                raise ConfigError(f"{cls.__name__}: {error}; it takes {', '.join(cls.__struct_fields__)}.") from None
 
 
 def one_of(setting: str, value: T, names: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:

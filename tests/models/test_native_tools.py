@@ -263,7 +263,7 @@ def test_unknown_tools_are_refused(tools: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Agent("reporter", native_tools=tools)
     with pytest.raises(ConfigError, match="takes max_uses"):
-        WebSearch(most=3)
+        WebSearch(most=3)  # pyright: ignore[reportCallIssue]
 
 
 async def test_a_model_object_is_asked_for_them_too() -> None:
