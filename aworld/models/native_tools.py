@@ -77,6 +77,13 @@ def check_settings(model: Any, params: Mapping[str, Any]) -> None:
             )  # fmt: skip
 
 
+def open_settings(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of an agent that its model leaves open. Raises `ConfigError` for one that it has no word for."""
+    left = {name: value for name, value in settings.items() if name not in model.params}
+    check_settings(model, left)
+    return left
+
+
 def options_of_tool(tool: NativeTool, provider: str, *takes: str) -> dict[str, Any]:
     """What is set of a tool, by its names here. Raises `ConfigError` for what the provider does not take."""
     options = {key: value for key, value in msgspec.to_builtins(tool).items() if key != "type"}
