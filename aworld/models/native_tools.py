@@ -56,6 +56,8 @@ NATIVE_TOOLS = frozenset({"web_search", "code_execution"})
 
 def read_native_tools(values: Any) -> list[NativeTool]:
     """The tools that settings name (`llm_native_tools`, or `native_tools` of parameters). Raises `ConfigError`."""
+    if isinstance(values, list):
+        values = [{"type": tool} if isinstance(tool, str) else tool for tool in cast("list[Any]", values)]
     try:
         return msgspec.convert(values or [], list[NativeTool])
     except msgspec.ValidationError as error:
@@ -107,7 +109,10 @@ class NativeUse(Struct, frozen=True):
 def native_uses(message: Message) -> list[NativeUse]:
     """What providers' tools did within a message, in their order."""
     kept = message.opaque or {}
-    return [use for key, read in _READERS.items() if key in kept for use in read(kept[key])]
+    try:
+        return [use for key, read in _READERS.items() if key in kept for use in read(kept[key])]
+    except (AttributeError, KeyError, RecursionError, TypeError):  # the record of a stranger may hold anything
+        return []
 
 
 def _of_anthropic(kept: Mapping[str, Any]) -> Iterator[NativeUse]:

@@ -6,6 +6,7 @@ import io
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -13,8 +14,10 @@ from aworld.agents.llm_agent import Agent
 from aworld.cmd.trajectory_view import show
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelRequest, ToolSchema
+from aworld.core.task import Task
 from aworld.models import CodeExecution, ScriptedModel, WebSearch, native_uses
 from aworld.models.anthropic import AnthropicModel
 from aworld.models.anthropic_wire import Block
@@ -264,6 +267,34 @@ def test_unknown_tools_are_refused(tools: Any, words: str) -> None:
         Agent("reporter", native_tools=tools)
     with pytest.raises(ConfigError, match="takes max_uses"):
         WebSearch(most=3)  # pyright: ignore[reportCallIssue]
+
+
+async def test_a_hook_lends_them_for_one_call() -> None:
+    class Search(Hooks):
+        async def before_model(self, at: HookContext, request: ModelRequest) -> ModelRequest:
+            return msgspec.structs.replace(request, params={"native_tools": self.tools})
+
+        def __init__(self, tools: Any) -> None:
+            self.tools = tools
+
+    async with Provider(answer(reply(*CONTENT))) as provider:
+        agent = Agent("reporter", model=AnthropicModel(provider.config()))
+        for tools, status in (([WebSearch(max_uses=1)], "finished"), (["web_serch"], "failed"), (5, "failed")):
+            task = Task("What is new?", agent, hooks=[Search(tools)])
+            response = (await Runners.run_task(task))[task.id]
+            assert response.status == status
+            assert status == "finished" or "native_tools: " in str(response.error)
+        (sent,) = [exchange.json["tools"] for exchange in provider.requests]
+    assert sent == [{"type": "web_search_20250305", "name": "web_search", "max_uses": 1}]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"anthropic": 5}, {"anthropic": {}}, {"anthropic": {"content": [5]}}, {"chat": {"annotations": ["x"]}},
+     {"gemini": {"parts": [5]}}, {"responses": {"output": None}}],
+)  # fmt: skip
+def test_a_record_of_a_stranger_may_hold_anything(kept: dict[str, Any]) -> None:
+    assert native_uses(Message("assistant", "x", opaque=kept)) == []
 
 
 async def test_a_model_object_is_asked_for_them_too() -> None:
