@@ -383,6 +383,8 @@ def _put_settings(config: ModelConfig, *settings: Any, owner: str) -> None:
 def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # here: it imports what builds schemas, and few agents need it
 
+    if isinstance(output_type, str):
+        raise ConfigError(f"output_type={output_type!r} of agent {name!r} is a text; give the type itself.")
     try:
         return TypeAdapter(output_type)
     except Exception as error:

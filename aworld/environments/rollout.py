@@ -20,7 +20,9 @@ from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 from aworld.config.conf import RunConfig
-from aworld.core.checks import positive, typed
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology
+from aworld.core.checks import Count, positive, typed
 from aworld.core.event import Status
 from aworld.core.exceptions import (
     BudgetUsed,
@@ -126,7 +128,7 @@ class Rollout:
 @typed(TaskError)
 async def rollouts(
     environment: Environment,
-    agent: Any,
+    agent: BaseAgent | Topology,
     problems: Iterable[Problem | dict[str, Any]],
     *,
     samples: int = 1,
@@ -232,7 +234,8 @@ def _run_config(conf: RunConfig | dict[str, Any] | None, store: Any, limit: int 
     return conf.model_copy(update={"max_concurrency": limit, "store": conf.store if store is None else store})
 
 
-async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncIterator[list[Rollout]]:
+@typed()
+async def by_group(episodes: AsyncIterator[Rollout], samples: Count) -> AsyncIterator[list[Rollout]]:
     """The samples of each problem together, as soon as the last of them has ended, in order of their numbers.
 
     At the end come the groups that have fewer, such as those of a run that was cut short.
