@@ -41,7 +41,6 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
     "prefix": str.startswith, "contains": operator.contains,
 }  # fmt: skip
-OPS = ("=", "!=", "in", *_COMPARE)
 
 LARGEST = 2**63 - 1
 """The largest whole number that a table holds."""
