@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig
-from aworld.core.agent.base import BaseAgent, Turn
+from aworld.core.agent.base import BaseAgent, Deps, Out, Turn
 from aworld.core.checks import UNCHECKED, Count, takes, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
@@ -35,8 +35,16 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
 _KEY_NAME = re.compile(r"key|token|secret|passw|auth|cred", re.IGNORECASE)
 
 
-class Agent(BaseAgent):
-    """An agent that lets a language model decide.
+class UnionOf(Protocol[Out]):
+    """`A | B` as a value, whose type checkers do not know the members: the answer is Any to them."""
+
+    @property
+    def __args__(self) -> tuple[Out, ...]: ...
+
+
+class Agent(BaseAgent[Deps, Out]):
+    """An agent that lets a language model decide. To a type checker it is `Agent[Deps, Out]`, by its `deps_type` and
+    its `output_type`.
 
     Args:
         name: Its name in logs and teams.
@@ -52,6 +60,8 @@ class Agent(BaseAgent):
         mcp_config: MCP servers by name, `{"mcpServers": {...}}`, or a JSON file of it; see `aworld.tools.mcp`.
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
+        deps_type: Class of what its tools and instructions work with, such as a database: a run of it needs `deps=`
+            of this type, and they read it in `ToolContext[Database].deps`.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
         model: In place of `conf`'s: a model object, a short form such as `"openai:gpt-4o"`, or the folder of a trained
             policy: the `run_path` of a training run, or a checkpoint.
@@ -61,7 +71,7 @@ class Agent(BaseAgent):
     """
 
     _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
-        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "max_steps", "model",
+        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "deps_type", "max_steps", "model",
     }  # fmt: skip
 
     @typed()
@@ -71,13 +81,14 @@ class Agent(BaseAgent):
         conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
         desc: str | None = None,
         *,
-        system_prompt: str | Callable[..., Any] | None = None,
+        system_prompt: str | Callable[[ToolContext[Deps]], str | Awaitable[str]] | None = None,
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
         mcp_servers: str | Iterable[str] | None = None,
         mcp_config: Mapping[str, Any] | str | Path | None = None,
-        output_type: Any = None,
+        output_type: Annotated[type[Out] | UnionOf[Out] | None, UNCHECKED] = None,
+        deps_type: type[Deps] | None = None,
         max_steps: Count | None = None,
         model: Model | str | Path | None = None,
     ) -> None:
@@ -99,6 +110,7 @@ class Agent(BaseAgent):
         elif system_prompt is not None:
             self.system_prompt = system_prompt
         self.output_type = output_type
+        self.deps_type = deps_type
         self.output_retries = self.conf.output_retries
         self._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
         self._found: Model | None = None
@@ -130,7 +142,7 @@ class Agent(BaseAgent):
         return config.model_copy(update=changed)
 
     @typed()
-    def with_model(self, model: Model | str | Path) -> Agent:
+    def with_model(self, model: Model | str | Path) -> Self:
         """The same agent asking another model."""
         other = copy.copy(self)
         other._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
@@ -247,6 +259,8 @@ class Agent(BaseAgent):
             facts["instructions"] = description.code(self.instructions, f"The instructions of agent {self.name!r}")
         if self.sandbox is not None:
             facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
+        if self.deps_type is not None:
+            facts["deps_type"] = description.code(self.deps_type, f"deps_type of agent {self.name!r}")
         if self.output_type is not None:
             facts["output_type"] = description.code(self.output_type, f"output_type of agent {self.name!r}")
             facts["output_schema"] = self._output.schema if self._output is not None else None

@@ -24,7 +24,15 @@ from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import HandoffTool, UnitTool, readable
 from aworld.core.bounded import failure_of
 from aworld.core.common import Observation
-from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
+from aworld.core.exceptions import (
+    AgentLimit,
+    AWorldError,
+    DependencyError,
+    EnvironmentFailed,
+    LimitReached,
+    StoreError,
+    TaskError,
+)
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message
 from aworld.core.output import StepStarted
@@ -34,6 +42,7 @@ from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
 from aworld.runners.activations import Activations, Recovery
+from aworld.runners.dependencies import Dependencies, dependencies
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
 from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
@@ -75,6 +84,8 @@ class Episode:
         """How somebody else has ended the run: by cancelling it, or by taking it over."""
         self._paused = False
         self._answers: dict[str, str] = {}
+        self._deps: Dependencies | None = None
+        """What the run works with, until it has it."""
 
     @property
     def record(self) -> Trajectory:
@@ -408,6 +419,8 @@ class Episode:
             if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
                 raise
             status, error = "interrupted", str(broken)
+        except DependencyError as missing:
+            status, error, lost = "interrupted", f"{missing} Then Runners.resume({run.record.id!r}) goes on.", True
         except AWorldError as trouble:
             if not self._begun:  # misuse by the caller: there is no run to speak of
                 run.journal.release()
@@ -514,7 +527,7 @@ class Episode:
         await (run.rest() if response.status == "waiting" else run.let_go())
         for hook in reversed(self._entered):
             try:
-                await hook.after_task(HookContext(run.record, run.context), response)
+                await hook.after_task(HookContext(run.record, run.context, deps=run.deps), response)
             except BaseException as raised:  # the run has ended: its outcome stands
                 if failure_of(raised) is None:
                     raise
@@ -530,9 +543,13 @@ class Episode:
         run, journal = self._run, self._run.journal
         if self._begun:
             await journal.claim(self._alarm)
+            if self._deps is not None:
+                await self._make_deps(self._deps)
             return
         if run.world.live:
             run.task.agent.check()  # raises ConfigError when an agent misses a setting
+            if run.task.deps is not None or run.record.events or [u for u in run.units.values() if u.deps_type]:
+                self._deps = dependencies(run.task, run.record)
         prefix = run.task.prefix or await self._turn_before()
         run.is_fork = prefix is not None and not prefix.after
         environment = run.environment
@@ -565,6 +582,8 @@ class Episode:
             self._activations.begin(run.task.input)
         await journal.commit()
         self._begun = True
+        if self._deps is not None:
+            await self._make_deps(self._deps)
         if environment is not None:
             opening = await surroundings.open_environment(run)
             if not run.record.activations:
@@ -573,7 +592,16 @@ class Episode:
             self._tell(run.task.said)
         for hook in run.task.hooks:
             self._entered.append(hook)
-            await hook.before_task(HookContext(run.record, run.context))
+            await hook.before_task(HookContext(run.record, run.context, deps=run.deps))
+
+    async def _make_deps(self, deps: Dependencies) -> None:
+        """Give the run what it works with. Raises DependencyError when that cannot be made now."""
+        run = self._run
+        run.deps = deps.source
+        if deps.is_function:
+            of_run: Any = run.scope.own(deps)
+            run.deps = await of_run.make(run.conf.tool_timeout)
+        self._deps = None
 
     async def _turn_before(self) -> Prefix | None:
         """The turn of the conversation that this run goes on from."""
@@ -613,6 +641,7 @@ class Episode:
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             after=prefix is not None and prefix.after,
             environment=run.environment.name if run.environment is not None else None,
+            deps=self._deps.reference if self._deps is not None else None,
             versions=_VERSIONS,
             schema=ev.SCHEMA_VERSION,
         )

@@ -24,6 +24,7 @@ from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewa
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
+from aworld.runners.dependencies import dependencies
 from aworld.runners.driver import not_ended, refuse_interactive, run_to_end
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
@@ -163,6 +164,8 @@ async def run_many(
         refuse_interactive(task)
     for agent in {id(task.agent): task.agent for task in tasks}.values():
         agent.check()  # misuse is told before any task begins
+    for task in {(id(task.agent), id(task.deps), task.prefix is None): task for task in tasks}.values():
+        dependencies(task)
     store = store_of(conf.store, tasks[0] if tasks else None)
     named = tuple(task.id for task in tasks if task.named)
     if taken := await store.query(Query(ids=named)) if named else ():

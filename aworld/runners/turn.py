@@ -136,7 +136,7 @@ class AgentTurn:
         return await self.run.world.ask(model, request, self._on_delta(), self._on_retry)
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
-        at = HookContext(self.run.record, self.context, self.agent.name, self.step)
+        at = HookContext(self.run.record, self.context, self.agent.name, self.step, self.run.deps)
         outcome: Outcome | None = None
         failed: ModelError | None = None
 
@@ -308,7 +308,7 @@ async def _with_hooks(
 ) -> tuple[ActionResult, dict[str, Any]]:
     """The result; and the arguments that were used, and what the tool itself answered, where a hook rewrote them."""
     original: ActionResult | None = None
-    at = HookContext(run.record, run.context, activation.agent, called.step)
+    at = HookContext(run.record, run.context, activation.agent, called.step, run.deps)
 
     def failed(error: BaseException) -> ActionResult:
         return ActionResult(called.call_id, called.name, "", f"{type(error).__name__}: {error}")
@@ -394,6 +394,7 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         clock=run.journal.clocks[activation.id, called.call_id],
         spent=spent,
         account=CallAccount(run, called, spent),
+        deps=run.deps,
     )
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:

@@ -14,11 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Generic, Protocol, TypeGuard, runtime_checkable
+
+from typing_extensions import TypeVar
 
 from aworld.core.context.base import Context
 from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
+
+DepsT = TypeVar("DepsT", covariant=True, default=Any)
+"""What a tool works with that is given to the run: a database, a client."""
 
 QUEUE = 3600.0
 """Seconds that a call may wait for its turn: 1,000 runs with a tool of a minute wait a quarter of an hour for 64
@@ -75,8 +80,9 @@ class Account(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ToolContext:
-    """What a tool may know of the call it serves. A function tool gets it by annotating a parameter with this type."""
+class ToolContext(Generic[DepsT]):
+    """What a tool may know of the call it serves. A function tool gets it by annotating a parameter with this type, or
+    with `ToolContext[Database]`, where it works with dependencies of that type."""
 
     trajectory_id: str
     agent: str
@@ -96,9 +102,11 @@ class ToolContext:
     """What it may still spend on models; None outside of a run."""
     clock: Clock = field(default_factory=Clock)
     """The time that the call takes; `THREADS.run(function, context.clock)` stops it while it waits for a thread."""
+    deps: DepsT = None  # pyright: ignore[reportAssignmentType] - a tool that asks for a type is run with one
+    """What was given to the run as `deps=`, or made for it; never stored."""
 
 
-calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)
+calling: ContextVar[ToolContext[Any] | None] = ContextVar("calling", default=None)
 """The tool call that the code at hand serves, also in the thread of a synchronous tool."""
 
 
