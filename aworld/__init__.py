@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from aworld.core.tool.func_to_tool import tool as tool
     from aworld.environments.environment import Environment as Environment
     from aworld.runner import Runners as Runners
+else:  # type checkers would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        from aworld.core.lazy import exports  # here: it is a part of the package, of which an import brings nothing
+
+        return exports(__name__)[0](name)
+
+    def __dir__() -> list[str]:
+        from aworld.core.lazy import exports
+
+        return exports(__name__)[1]()
+
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Any:
-    from aworld.core.lazy import exports  # here: it is a part of the package, of which an import brings nothing
-
-    return exports(__name__)[0](name)
-
-
-def __dir__() -> list[str]:
-    from aworld.core.lazy import exports
-
-    return exports(__name__)[1]()

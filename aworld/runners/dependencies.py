@@ -155,14 +155,14 @@ def _misfit(value: Any, wanted: Mapping[str, Any]) -> str:
 
 def _is_a(value: Any, kind: Any) -> bool:
     try:
-        return isinstance(value, get_origin(kind) or kind)
+        return isinstance(value, kind)
     except TypeError:  # a protocol that only type checkers can check
         return True
 
 
 def _is_subclass(kind: Any, other: Any) -> bool:
     try:
-        return issubclass(get_origin(kind) or kind, get_origin(other) or other)
+        return issubclass(get_origin(kind) or kind, other)
     except TypeError:  # no class
         return False
 

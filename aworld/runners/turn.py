@@ -67,6 +67,11 @@ class AgentTurn:
         """The state of the task."""
         return self.run.state.context_of(self.activation)
 
+    @property
+    def deps(self) -> Any:
+        """What was given to the run as `deps=`, or made for it."""
+        return self.run.deps
+
     def show(self, messages: Sequence[Message], *, origin: Origin = "agent") -> None:
         """Show these messages in this call, and in this call alone; the conversation stays as it is.
 

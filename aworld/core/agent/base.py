@@ -61,6 +61,11 @@ class Turn(Protocol):
         ...
 
     @property
+    def deps(self) -> Any:
+        """What was given to the run as `deps=`, or made for it."""
+        ...
+
+    @property
     def index(self) -> int:
         """How many decisions this agent has made before in this run."""
         ...
