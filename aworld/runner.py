@@ -27,10 +27,12 @@ from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
+from aworld.runners.budget import Budget, stopped_short
 from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
-from aworld.runners.local import fork_point, gather, load, run_config, run_many, store_of
+from aworld.runners.local import executor_of, fork_point, load, run_config, run_many, store_of
+from aworld.runners.named_run import Question, Responses, run_questions
 from aworld.runners.replay import ReplayReport, replay
 from aworld.trajectory.query import Query
 
@@ -61,21 +63,16 @@ class Runners:
     @overload
     @staticmethod
     async def run(
-        input: Any, agent: BaseAgent[None, R], *, deps: None = None, run_conf: Conf = None, **task: Unpack[TaskOptions]
-    ) -> TaskResponse[R]: ...
-
-    @overload
-    @staticmethod
-    async def run(
-        input: Any, agent: BaseAgent[D, R], *, deps: DepsSource[D], run_conf: Conf = None, **task: Unpack[TaskOptions]
-    ) -> TaskResponse[R]: ...
-
-    @overload
-    @staticmethod
-    async def run(
-        input: Any, agent: Topology | None = None, swarm: Unit | None = None, *, deps: Any = None,
+        input: Any, agent: BaseAgent[None, R] | Topology | None = None, swarm: Unit | None = None, *, deps: None = None,
         run_conf: Conf = None, **task: Unpack[TaskOptions],
-    ) -> TaskResponse[Any]: ...  # fmt: skip
+    ) -> TaskResponse[R]: ...  # fmt: skip
+
+    @overload
+    @staticmethod
+    async def run(
+        input: Any, agent: BaseAgent[D, R] | Topology | None = None, swarm: Unit | None = None, *, deps: DepsSource[D],
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[R]: ...  # fmt: skip
 
     @staticmethod
     async def run(
@@ -88,26 +85,21 @@ class Runners:
         TaskError for misuse, and CancelledError when the caller cancels.
         """
         asked = Task(input, agent, swarm, deps=deps, **task)
-        return await run_to_end(asked, store_of(run_config(run_conf).store, asked))
+        return await run_to_end(asked, _store_within(asked, run_conf))
 
     @overload
     @staticmethod
     def sync_run(
-        input: Any, agent: BaseAgent[None, R], *, deps: None = None, run_conf: Conf = None, **task: Unpack[TaskOptions]
-    ) -> TaskResponse[R]: ...
-
-    @overload
-    @staticmethod
-    def sync_run(
-        input: Any, agent: BaseAgent[D, R], *, deps: DepsSource[D], run_conf: Conf = None, **task: Unpack[TaskOptions]
-    ) -> TaskResponse[R]: ...
-
-    @overload
-    @staticmethod
-    def sync_run(
-        input: Any, agent: Topology | None = None, swarm: Unit | None = None, *, deps: Any = None,
+        input: Any, agent: BaseAgent[None, R] | Topology | None = None, swarm: Unit | None = None, *, deps: None = None,
         run_conf: Conf = None, **task: Unpack[TaskOptions],
-    ) -> TaskResponse[Any]: ...  # fmt: skip
+    ) -> TaskResponse[R]: ...  # fmt: skip
+
+    @overload
+    @staticmethod
+    def sync_run(
+        input: Any, agent: BaseAgent[D, R] | Topology | None = None, swarm: Unit | None = None, *, deps: DepsSource[D],
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[R]: ...  # fmt: skip
 
     @staticmethod
     def sync_run(
@@ -134,6 +126,37 @@ class Runners:
 
     @staticmethod
     @typed(TaskError)
+    async def run_many(
+        questions: Iterable[Question],
+        agent: Unit | None = None,
+        swarm: Unit | None = None,
+        *,
+        run: str,
+        store: Any = None,
+        run_conf: Conf = None,
+        on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
+        deps: Any = None,
+        **task: Unpack[TaskChanges],
+    ) -> Responses:
+        """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
+        store="sqlite:///runs.db"))`.
+
+        A question is a text, `{"id": ..., "input": ...}` (also `labels` and `context`), or a `Task`. The same call
+        again reads from the store what has ended, goes on with what has not, and begins the rest; what was cancelled,
+        or failed because no model could be reached, is begun again. Trajectories have the labels `run` and `problem`:
+        the id of the question, or its number. `deps` and `task` are arguments of `Task` for all of them; `on_done` is
+        called after each that this call ran.
+
+        Raises ConfigError where the store has another agent, or another question, under these names.
+        """
+        conf = run_config(run_conf)
+        conf = conf if store is None else conf.model_copy(update={"store": store})
+        return await run_questions(
+            questions, agent if agent is not None else swarm, run, conf, on_done, {**task, "deps": deps}
+        )
+
+    @staticmethod
+    @typed(TaskError)
     def sync_run_task(task: Task[R] | Iterable[Task[R]], run_conf: Conf = None) -> dict[str, TaskResponse[R]]:
         """`run_task` for code without an event loop."""
         return run_blocking(Runners.run_task(task, run_conf))
@@ -146,7 +169,7 @@ class Runners:
         Leaving the loop early cancels the run, unless somebody else reads it or `keep_running`.
         """
         _tasks(task)
-        return RunStream(task, store_of(run_config(run_conf).store, task), keep_running=keep_running)
+        return RunStream(task, _store_within(task, run_conf), keep_running=keep_running)
 
     @staticmethod
     @typed(TaskError)
@@ -186,7 +209,7 @@ class Runners:
         _stepping.add(task)
         try:
             if task.driver is None:
-                store = store_of(run_config(run_conf).store, task)
+                store = _store_within(task, run_conf)
                 record = None
                 if task.prefix is None and await store.count(Query(ids=(task.id,))):
                     record = await load(task.id, store)
@@ -302,6 +325,7 @@ class Runners:
         """Continue every unfinished run of a store whose agent is among `agents`; the others, those that wait for
         people, and those that a live process works on are left."""
         opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
+        executor = executor_of(conf.model_copy(update={"store": opened}), opened)
         by_name = {agent.name: agent for agent in refuse_strangers("resume_all", *agents, error=TaskError)}
 
         async def go_on(id: str) -> TaskResponse | None:
@@ -310,19 +334,23 @@ class Runners:
                 name = record.activations[0].agent if record.activations else ""
                 if name not in by_name or record.status == "waiting":
                     return None
-                return await Episode(_task_of(record, by_name[name], {"deps": deps}), opened, record).run()
+                return await executor.run_one(_task_of(record, by_name[name], {"deps": deps}), record)
             except Exception as error:  # noqa: BLE001 - this one cannot go on; the others can
                 counts.errors[id] = str(error) if isinstance(error, AWorldError) else described(error)
                 return None
 
         unfinished = await opened.query(Query(status=("running", "waiting")))
         limit = max(1, min(conf.max_concurrency, len(unfinished)))
-        async with aclosing(gather((run.id for run in unfinished), go_on, limit)) as responses:
+        async with aclosing(executor.each((run.id for run in unfinished), go_on, limit)) as responses:
             async for response in responses:
                 if response is None:
                     counts.left += 1
                     continue
                 counts.responses[response.trajectory_id] = response
+                if stopped_short(response):
+                    counts.left += 1
+                    counts.errors[response.trajectory_id] = response.msg
+                    continue
                 counts.finished += response.success
                 counts.failed += not response.success
         return counts
@@ -415,6 +443,14 @@ class Runners:
         record, opened = await _find(run.id if isinstance(run, Task) else run, store)
         await give_reward(Journal(record, opened), value, **fields)
         await asyncio.sleep(0)  # who holds the run in this process hears of it now
+
+
+def _store_within(task: Task, run_conf: Conf) -> Any:
+    """The store of a single task, which gets what its run may spend."""
+    conf = run_config(run_conf)
+    if conf.max_cost is not None or conf.max_tokens is not None:
+        task.share = Budget(conf)
+    return store_of(conf.store, task)
 
 
 def _tasks(value: object) -> list[Task]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import uuid
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from aworld.cmd.wording import counted, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
 from aworld.core.exceptions import ConfigError
+from aworld.core.message import Usage
 from aworld.core.output import (
     HandoffOutput,
     MessageOutput,
@@ -52,11 +55,19 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="[FILE.yaml] QUESTION",
         help="what to ask, and before it the file of an agent or team; several questions are run side by side",
     )
-    run.add_argument("--file", metavar="PATH", help="read questions from a file, one a line; - for standard input")
+    run.add_argument(
+        "--file", metavar="PATH",
+        help="read questions from a file, one a line (of .jsonl: a text, or id and input); - for standard input",
+    )  # fmt: skip
+    run.add_argument(
+        "--run", metavar="NAME", dest="name",
+        help="a name for these questions: the same command again goes on with them, and asks none twice",
+    )  # fmt: skip
     run.add_argument("--samples", type=int, default=1, metavar="N", help="run each question N times, as a group")
     run.add_argument("--concurrency", type=int, default=100, metavar="N", help="runs in flight at once (100)")
     run.add_argument("--id", help="id of the run, for a single question")
     add_agent(run)
+    add_budget(run)
     _add_common(run)
     run.set_defaults(run=_run)
 
@@ -136,6 +147,12 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="longest time of a run")
 
 
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of all runs together to the parser of a command."""
+    parser.add_argument("--budget", type=float, metavar="USD", help="most US dollars of all runs together")
+    parser.add_argument("--budget-tokens", type=int, metavar="N", help="most tokens of all runs together")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a run, for scripts")
@@ -158,9 +175,16 @@ async def _run(args: argparse.Namespace) -> int:
     if not questions:
         raise ConfigError('Nothing to ask: give a QUESTION, such as aworld run "What is 17 * 23?", or --file.')
     require(args, 1, "samples", "concurrency")
-    if args.id and (len(questions) > 1 or args.samples > 1):
+    if args.id and (len(questions) > 1 or args.samples > 1 or args.name):
         raise ConfigError("--id names one run; leave it out for several.")
     agent = agent_of(args)
+    conf = RunConfig(
+        store=args.store, max_concurrency=args.concurrency, max_cost=args.budget, max_tokens=args.budget_tokens
+    )
+    if args.name:
+        if args.samples > 1:
+            raise ConfigError("--run asks each question once; --samples N is for questions without a name.")
+        return await _named(questions, agent, conf, args)
     tasks = [
         Task(
             question,
@@ -173,10 +197,19 @@ async def _run(args: argparse.Namespace) -> int:
         for group in [uuid.uuid4().hex[:12] if args.samples > 1 else None]
         for _ in range(args.samples)
     ]
-    conf = RunConfig(store=args.store, max_concurrency=args.concurrency)
     if len(tasks) == 1:
         return _report([await _stream(tasks[0], conf, quiet=args.json)], args)
     return _report(await _many(tasks, conf, quiet=args.json), args)
+
+
+async def _named(questions: list[Any], agent: Unit, conf: RunConfig, args: argparse.Namespace) -> int:
+    with _Watch(len(questions), quiet=args.json) as watch:
+        report = await Runners.run_many(
+            questions, swarm=agent, run=args.name, run_conf=conf, conf=limits_of(args), on_done=watch.done
+        )
+        if report.recorded:
+            watch.say(f"{report.recorded} of them had ended before")
+    return _report(report.responses, args, show=True, label=f"run={args.name}")
 
 
 async def _resume(args: argparse.Namespace) -> int:
@@ -220,7 +253,7 @@ async def _load(args: argparse.Namespace) -> Trajectory:
 
 def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
-    ready = ready_agent(args, "model", "base_url", "temperature", "system", "tool", "mcp")
+    ready = ready_agent(args, "base_url", "temperature", "system", "tool", "mcp")
     if ready is not None:
         return ready
     if record is not None and len(record.agents) > 1:
@@ -230,7 +263,7 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     if record is not None and record.activations:
         name = record.activations[0].agent
         settings = record.agents.get(name, {})
-        args.model = args.model or _own_policy(settings.get("model"))
+        args.model = args.model or _own_policy(settings)
     named = named_model(args.model).llm_provider if args.model else None
     llm_config = recorded(settings.get("llm_config") or {}, base_url=args.base_url, provider=named)
     conf = put_options(args, AgentConfig(llm_config=llm_config))
@@ -241,10 +274,11 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     return Agent(name, conf, system_prompt=prompt, tools=tools, mcp_config=args.mcp)
 
 
-def _own_policy(model: str | None) -> str | None:
+def _own_policy(settings: dict[str, Any]) -> str | None:
     """The model of a recorded agent, if it is a policy that answers in this process: what the environment says of
     models is not for it. Of a model object elsewhere the record does not tell the address."""
-    return model if model and in_process(named_model(model).llm_provider or "") else None
+    model = None if "model_object" in settings else settings.get("model")
+    return model if isinstance(model, str) and in_process(named_model(model).llm_provider or "") else None
 
 
 def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
@@ -270,14 +304,20 @@ def limits_of(args: argparse.Namespace) -> TaskConfig:
         raise ConfigError(f"--{option}: {str(error).partition(': ')[2].partition(': ')[2].lower()}") from error
 
 
-def _read_questions(path: str | None) -> list[str]:
+def _read_questions(path: str | None) -> list[Any]:
     if path is None:
         return []
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--file {path!r}: {error.strerror}.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not path.endswith(".jsonl"):
+        return lines
+    try:
+        return [msgspec.json.decode(line) for line in lines]
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--file {path!r}: every line of it is a JSON text, or an object: {error}.") from error
 
 
 async def _stream(task: Task, conf: RunConfig, *, quiet: bool) -> TaskResponse:
@@ -336,18 +376,24 @@ async def _stream_team(task: Task, conf: RunConfig) -> TaskResponse:
 
 async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
     """Run many tasks with a progress bar on standard error."""
+    with _Watch(len(tasks), quiet=quiet) as watch:
+        return list((await Runners.run_task(tasks, conf, on_done=watch.done)).values())
+
+
+class _Watch(TerminalWatch):
+    """Shows how far many runs are."""
+
     ended = failed = 0
 
-    def done(response: TaskResponse) -> None:
-        nonlocal ended, failed
-        ended, failed = ended + 1, failed + (not response.success)
-        watch.show(ended, f"{failed} not finished" if failed else "")
-
-    with TerminalWatch(len(tasks), quiet=quiet) as watch:
-        return list((await Runners.run_task(tasks, conf, on_done=done)).values())
+    def done(self, response: TaskResponse) -> None:
+        """One more has ended."""
+        self.ended, self.failed = self.ended + 1, self.failed + (not response.success)
+        self.show(self.ended, f"{self.failed} not finished" if self.failed else "")
 
 
-def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bool = False) -> int:
+def _report(
+    responses: list[TaskResponse], args: argparse.Namespace, *, show: bool = False, label: str | None = None
+) -> int:
     if args.json:
         for response in responses:
             print(msgspec.json.encode(_summary(response)).decode())
@@ -358,7 +404,12 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
             print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}".rstrip())
             _tell_open(response, args)
         good = sum(response.success for response in responses)
-        aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{store_option(args.store)}")
+        those = f" --label {shlex.quote(label)}" if label else ""
+        spent = _spent(reduce(Usage.__add__, (response.usage for response in responses), Usage()))
+        aside(
+            f"{good} of {len(responses)} finished{spent}; see them with: "
+            f"aworld trajectories list{those}{store_option(args.store)}"
+        )
     left = [response.status for response in responses if not response.success]
     return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
 
@@ -367,12 +418,19 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if not response.success:
         print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
         _tell_open(response, args)
-    usage = response.usage
-    tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
+    steps = counted(len(response.record.calls), "step")
     aside(
-        f"[{response.status} in {response.time_cost:.1f} s, {counted(len(response.record.calls), 'step')}{tokens}] "
+        f"[{response.status} in {response.time_cost:.1f} s, {steps}{_spent(response.usage)}] "
         f"aworld trajectories show {response.id}{store_option(args.store)}"
     )
+
+
+def _spent(usage: Usage) -> str:
+    """Tokens and money, as far as they are known."""
+    tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
+    if tokens and usage.estimated:
+        tokens += " (estimated)"
+    return tokens + (f", ${usage.cost:.4f}" if usage.cost else ", $0" if usage.cost is not None else "")
 
 
 def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:

@@ -24,8 +24,9 @@ from aworld.core.message import Content, Message, Origin, Tokens, Usage
 SCHEMA_VERSION = 3
 
 Status: TypeAlias = Literal[
-    "finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running"
+    "finished", "failed", "timeout", "cancelled", "limit_reached", "usage_unknown", "interrupted", "waiting", "running"
 ]
+"""`interrupted` and `usage_unknown` stand in responses, not in logs: there the run has not ended, and can go on."""
 
 
 class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", gc=False):
@@ -120,6 +121,8 @@ class Attempt(Struct, frozen=True, omit_defaults=True, gc=False):
     status: int | None = None
     waited: float = 0.0
     """Seconds waited after it, before the next try."""
+    model: str | None = None
+    """Which model was asked, such as `openai:gpt-4o`, where several may answer."""
 
 
 class ModelCalled(Entry, frozen=True, tag="model_call", kw_only=True, omit_defaults=True):

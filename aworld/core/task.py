@@ -165,6 +165,8 @@ class Task(Generic[Answer]):
         self.prefix: Prefix | None = None
         self.said: Content | None = None
         """What is said to the agent when a forked run goes on."""
+        self.share: Any = None
+        """Its part in what many runs may spend together; belongs to `Runners`."""
         self.driver: Any = None
         """What takes its turns when the task is stepped; belongs to `Runners`."""
 

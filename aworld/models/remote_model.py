@@ -4,8 +4,8 @@ schemas as providers want them for structured output."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +14,8 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.call import Retry
+from aworld.models.native_tools import check_settings
+from aworld.models.prices import Price, price_of
 from aworld.models.providers import without_name
 
 if TYPE_CHECKING:
@@ -37,18 +39,27 @@ _MAPS = ("properties", "$defs", "definitions")
 class RemoteModel:
     """Base of the HTTP models. A value without run state: one instance serves any number of calls, in any loop."""
 
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    """Settings (`ModelSettings`) that the API has no word for: they are refused."""
+    native_tools: ClassVar[frozenset[str]] = frozenset()
+    """Tools of the provider itself that the API has."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings that are sent when nobody says more."""
+
     def __init__(self, config: ModelConfig, *, provider: str, url: str, headers: dict[str, str]) -> None:
         if not config.llm_model_name:
             raise without_name()
         self.provider = provider
         self.name: str = config.llm_model_name
-        self.params: dict[str, Any] = {}
+        self.params: dict[str, Any] = {**self.defaults, **config.sampling()}
         self.config = config
         self.url = url
         self.retry = Retry(config.llm_max_retries, config.llm_retry_wait, config.llm_retry_wait_max)
         self.limits = _limits(config, provider, url)
         self._headers = _checked({**headers, **config.llm_headers})
         self._endpoint: Endpoint | None = None
+        check_settings(self, self.params)
+        self._sent = self.translated(self.params)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -87,6 +98,23 @@ class RemoteModel:
         """The request as it is sent, before encoding."""
         raise NotImplementedError
 
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words; the names are those of `ModelSettings`, others are passed on as they are.
+        Raises `ConfigError` for what the API cannot say."""
+        return {name: value for name, value in params.items() if value is not None}
+
+    def wire_params(self, request: ModelRequest) -> dict[str, Any]:
+        """The settings of this call in the API's words. Raises `ModelError` for what the API cannot say."""
+        if not request.params:
+            return self._sent
+        # Rollouts send a seed with every request, whoever answers.
+        params = {name: value for name, value in request.params.items() if name != "seed" or "seed" not in self.lacks}
+        try:
+            check_settings(self, params)
+            return self.translated({**self.params, **params})
+        except ConfigError as error:
+            raise ModelError(str(error)) from error
+
     def _parts(self, on_delta: Callable[[Delta], None] | None) -> WireReply:
         """What gathers a reply in the protocol of this model."""
         raise NotImplementedError
@@ -102,9 +130,9 @@ class RemoteModel:
         return last
 
     def finished(self, parts: WireReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
-        """The whole reply, with its price. Raises `ModelError` when it is none."""
+        """The whole reply. Raises `ModelError` when it is none."""
         try:
-            return self.priced(parts.reply(request))
+            return parts.reply(request)
         except msgspec.DecodeError as error:
             raise self.endpoint.unreadable(f"what is not a whole reply ({error})", data) from None
 
@@ -115,15 +143,13 @@ class RemoteModel:
         except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"The request to {self.provider} cannot be written as JSON: {error}") from error
 
-    def priced(self, reply: ModelReply) -> ModelReply:
-        """The reply with the cost of the call, where the provider did not say and the settings do."""
-        usage, price_in, price_out = reply.usage, self.config.llm_input_price, self.config.llm_output_price
-        if usage is None or usage.cost is not None or price_in is None or price_out is None:
-            return reply
-        if usage.input_tokens is None or usage.output_tokens is None:
-            return reply
-        cost = (usage.input_tokens * price_in + usage.output_tokens * price_out) / 1_000_000
-        return msgspec.structs.replace(reply, usage=msgspec.structs.replace(usage, cost=cost))
+    @property
+    def price(self) -> Price | None:
+        """What a call costs where the provider does not say; None when nobody knows. Raises `ConfigError`."""
+        price_in, price_out = self.config.llm_input_price, self.config.llm_output_price
+        if price_in is not None and price_out is not None:
+            return Price(price_in, price_out, source="settings")
+        return price_of(self.provider, self.name, self.config.prices)
 
 
 def _limits(config: ModelConfig, provider: str, url: str) -> Limits | None:

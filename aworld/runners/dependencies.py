@@ -8,8 +8,8 @@ returns what the agent declares by `deps_type`: a log may come from a stranger.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -29,9 +29,9 @@ FUNCTIONS: tuple[type, ...] = (FunctionType, MethodType, BuiltinFunctionType, pa
 """What makes dependencies. Anything else is them, whether it can be called or not."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dependencies:
-    """What a run shall work with."""
+    """What a run works with, from when it is made until the run rests or ends."""
 
     source: Any
     """The dependencies, or the function that makes them."""
@@ -40,44 +40,39 @@ class Dependencies:
     """What the log calls it."""
     wanted: Mapping[str, Any]
     """The type that each agent declares, by its name."""
+    yielding: Any = None
+    """The generator that waits for the end of the run."""
 
-    def for_run(self, scope: RunScope) -> MadeForRun:
+    def for_run(self, scope: RunScope) -> Dependencies:
         """Those of one run, which are let go of with what else it holds."""
-        return MadeForRun(self)
-
-
-class MadeForRun:
-    """Dependencies from when they are made until the run rests or ends."""
-
-    def __init__(self, dependencies: Dependencies) -> None:
-        self._of = dependencies
-        self._yielding: Any = None
-        """The generator that waits for the end of the run."""
+        return replace(self)
 
     async def make(self, limit: float) -> Any:
-        """Call the function. Raises DependencyError when it fails, is late (`limit` seconds), or makes others."""
-        label = f"deps= ({self._of.reference})"
+        """The dependencies. Raises DependencyError when the function fails, takes longer than `limit`, or makes others."""
+        if not self.is_function:
+            return self.source
+        label = f"deps= ({self.reference})"
         try:
-            value = await _asked(self._of.source, label=label, limit=limit)
+            value = await _asked(self.source, label=label, limit=limit)
             if inspect.isasyncgen(value) or inspect.isgenerator(value):
-                self._yielding = value
+                self.yielding = value
                 value = await _asked(self._next, label=label, limit=limit)
         except TaskError as error:
-            raise DependencyError(f"{error}. See to it that it can make them.") from error
-        if trouble := _misfit(value, self._of.wanted):
+            raise DependencyError(f"{str(error).rstrip('.')}.") from error
+        if trouble := _misfit(value, self.wanted):
             raise DependencyError(f"{label} made {trouble}.")
         return value
 
     async def _next(self) -> Any:
-        if inspect.isasyncgen(self._yielding):
-            return await anext(self._yielding, None)
-        return await THREADS.run(partial(next, self._yielding, None))
+        if inspect.isasyncgen(self.yielding):
+            return await anext(self.yielding, None)
+        return await THREADS.run(partial(next, self.yielding, None))
 
     async def end_run(self) -> None:
         """Do what stands behind the `yield`."""
-        if self._yielding is not None:
+        if self.yielding is not None:
             await self._next()
-            self._yielding = None
+            self.yielding = None
 
     rest = end_run
 
@@ -95,7 +90,7 @@ def dependencies(task: Task, record: Trajectory | None = None) -> Dependencies |
     if source is None:
         for name, kind in wanted.items():
             raise TaskError(
-                f"Agent {name!r} works with {_name(kind)} (deps_type): give the run deps=, a {_name(kind)} or a "
+                f"Agent {name!r} works with {kind.__name__} (deps_type): give the run deps=, a {kind.__name__} or a "
                 "function that makes one."
             )
         return None
@@ -104,13 +99,15 @@ def dependencies(task: Task, record: Trajectory | None = None) -> Dependencies |
             source, reference = find(source, "deps="), source
         except ConfigError as error:
             raise TaskError(str(error)) from error
-    is_function = isinstance(source, FUNCTIONS) and not any(_is_a(source, kind) for kind in wanted.values())
+    is_function = isinstance(source, FUNCTIONS) and not any(_is(isinstance, source, kind) for kind in wanted.values())
     if is_function:
         takes("deps=", source, error=TaskError)
         kind = _returned(source)
         for name, other in wanted.items() if isinstance(kind, type) else ():
-            if not (_is_subclass(kind, other) or _is_subclass(other, kind)):
-                raise TaskError(f"deps= makes {_name(kind)}, and agent {name!r} works with {_name(other)} (deps_type).")
+            if not (_is(issubclass, kind, other) or _is(issubclass, other, kind)):
+                raise TaskError(
+                    f"deps= makes {kind.__name__}, and agent {name!r} works with {other.__name__} (deps_type)."
+                )
     elif trouble := _misfit(source, wanted):
         raise TaskError(f"deps= is {trouble}.")
     if not is_function:
@@ -128,7 +125,7 @@ def _recorded(reference: str, wanted: Mapping[str, Any]) -> Any:
             trouble = f"not there: {error}"
         else:
             kind = _returned(function)
-            if wanted and all(kind is other or _is_subclass(kind, other) for other in wanted.values()):
+            if wanted and all(kind is other or _is(issubclass, kind, other) for other in wanted.values()):
                 return reference
             trouble = "not annotated to return what deps_type of the agents says"
     raise TaskError(f"The run began with deps={reference!r}, which is {trouble}; give deps= again to go on.")
@@ -136,10 +133,8 @@ def _recorded(reference: str, wanted: Mapping[str, Any]) -> Any:
 
 def _returned(function: Any) -> Any:
     """What a function says that it makes."""
-    if isinstance(function, type):
-        return function
     try:
-        kind = get_type_hints(function).get("return")
+        kind = function if isinstance(function, type) else get_type_hints(function).get("return")
     except (NameError, TypeError):  # known to type checkers alone, or no function
         return None
     return get_args(kind)[0] if get_origin(kind) in (AsyncIterator, AsyncGenerator, Iterator, Generator) else kind
@@ -148,24 +143,14 @@ def _returned(function: Any) -> Any:
 def _misfit(value: Any, wanted: Mapping[str, Any]) -> str:
     """What is wrong with dependencies; empty when nothing is."""
     for name, kind in wanted.items():
-        if not _is_a(value, kind):
-            return f"of type {type(value).__name__}, and agent {name!r} works with {_name(kind)} (deps_type)"
+        if not _is(isinstance, value, kind):
+            return f"of type {type(value).__name__}, and agent {name!r} works with {kind.__name__} (deps_type)"
     return ""
 
 
-def _is_a(value: Any, kind: Any) -> bool:
+def _is(test: Callable[[Any, Any], bool], value: Any, kind: Any) -> bool:
+    """What `isinstance` or `issubclass` says."""
     try:
-        return isinstance(value, kind)
-    except TypeError:  # a protocol that only type checkers can check
-        return True
-
-
-def _is_subclass(kind: Any, other: Any) -> bool:
-    try:
-        return issubclass(get_origin(kind) or kind, other)
-    except TypeError:  # no class
-        return False
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", repr(kind))
+        return test(value, kind)
+    except TypeError:  # no class, or a protocol that only type checkers can check
+        return test is isinstance

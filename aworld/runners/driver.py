@@ -27,11 +27,13 @@ from aworld.core.common import Observation
 from aworld.core.exceptions import (
     AgentLimit,
     AWorldError,
+    BudgetUsed,
     DependencyError,
     EnvironmentFailed,
     LimitReached,
     StoreError,
     TaskError,
+    UsageUnknown,
 )
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message
@@ -42,6 +44,7 @@ from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
 from aworld.runners.activations import Activations, Recovery
+from aworld.runners.budget import check_prices, status_of
 from aworld.runners.dependencies import Dependencies, dependencies
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
@@ -52,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 CORRECTION = "\nAnswer again, in the required form only."
 """What follows the error when an answer is sent back to the agent."""
+PAUSED = "pause_turn"
+"""How a reply ends whose provider is still at work with its own tools: asked again, it goes on."""
 
 _VERSIONS = {"aworld": __version__, "python": platform.python_version()}
 
@@ -369,12 +374,14 @@ class Episode:
         leaf = activation.leaf
         if activation.calls or activation.last is None or leaf is None:
             return False
-        return self.record.messages[leaf].message.role == "assistant"
+        return self.record.messages[leaf].message.role == "assistant" and activation.last.finish_reason != PAUSED
 
     async def _conclude(self, activation: Activation, agent: BaseAgent) -> None:
         """The agent has answered: end its work, or tell it why the answer does not do."""
         assert activation.leaf is not None  # it has just said something
         run, leaf = self._run, activation.leaf
+        if activation.last is not None and activation.last.finish_reason == PAUSED:
+            return  # the next call goes on from what the provider's tools did so far
         message = run.record.messages[leaf].message
         try:
             answer = agent.answer_of(message)
@@ -402,7 +409,7 @@ class Episode:
         """The one place that says how a run ended. Whatever breaks in it becomes the run's status."""
         run, status, error = self._run, None, None
         cancelled: asyncio.CancelledError | None = None
-        lost = False  # for a reason that is not the agent's
+        lost = stays = False  # for a reason that is not the agent's; and whether the log stays open
         began, timer = time.perf_counter(), self._timer()
         self._at_work = asyncio.current_task()
         try:
@@ -414,13 +421,16 @@ class Episode:
             await work()
             status, error = self._verdict()
         except LimitReached as reached:
-            status, error = "limit_reached", str(reached)
+            status, error = status_of(reached), str(reached)
+            stays = isinstance(reached, BudgetUsed | UsageUnknown)
         except StoreError as broken:
             if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
                 raise
             status, error = "interrupted", str(broken)
         except DependencyError as missing:
-            status, error, lost = "interrupted", f"{missing} Then Runners.resume({run.record.id!r}) goes on.", True
+            status, error, lost = "interrupted", f"{missing} Runners.resume({run.record.id!r}) tries again.", True
+            if run.environment is not None:  # an episode is begun anew
+                status, error = "failed", str(missing)
         except AWorldError as trouble:
             if not self._begun:  # misuse by the caller: there is no run to speak of
                 run.journal.release()
@@ -443,14 +453,14 @@ class Episode:
         run.spent += time.perf_counter() - began
         lost = lost or (status == "failed" and self._unreachable)
         lost = lost or (status == "timeout" and not run.record.activations)  # the environment never opened
-        if run.environment is not None and not lost:
+        if run.environment is not None and not lost and not stays:
             try:
                 await surroundings.judge(run, status, error)
             except EnvironmentFailed as failure:
                 status, error, lost = "failed", str(failure), True
             except asyncio.CancelledError as request:
                 cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
-        return await self._close(status, error, lost, cancelled)
+        return await self._close(status, error, lost, cancelled, stays=stays)
 
     def _timer(self) -> asyncio.TimerHandle | None:
         """What ends the run when its time is over."""
@@ -490,8 +500,9 @@ class Episode:
         return "finished", None
 
     async def _close(
-        self, status: ev.Status | None, error: str | None, lost: bool, cancelled: asyncio.CancelledError | None = None
-    ) -> TaskResponse:
+        self, status: ev.Status | None, error: str | None, lost: bool, cancelled: asyncio.CancelledError | None = None,
+        *, stays: bool = False,
+    ) -> TaskResponse:  # fmt: skip
         """Write the end, if this is it, let go of what was held, and make the response.
 
         All of it is done, however often the caller cancels; then that is raised.
@@ -499,7 +510,7 @@ class Episode:
         run = self._run
         run.journal.held = False
         try:
-            if status not in (None, "waiting", "interrupted") and run.record.finished is None:
+            if status not in (None, "waiting", "interrupted") and run.record.finished is None and not stays:
                 write_end(run.journal, status, error, lost)
             if status != "interrupted":
                 cancelled = await _uncut(run.journal.commit()) or cancelled
@@ -548,6 +559,8 @@ class Episode:
             return
         if run.world.live:
             run.task.agent.check()  # raises ConfigError when an agent misses a setting
+            if run.conf.max_cost is not None or run.share is not None:
+                check_prices(run.task, run.units.values())
             if run.task.deps is not None or run.record.events or [u for u in run.units.values() if u.deps_type]:
                 self._deps = dependencies(run.task, run.record)
         prefix = run.task.prefix or await self._turn_before()
@@ -596,11 +609,7 @@ class Episode:
 
     async def _make_deps(self, deps: Dependencies) -> None:
         """Give the run what it works with. Raises DependencyError when that cannot be made now."""
-        run = self._run
-        run.deps = deps.source
-        if deps.is_function:
-            of_run: Any = run.scope.own(deps)
-            run.deps = await of_run.make(run.conf.tool_timeout)
+        self._run.deps = await self._run.scope.own(deps).make(self._run.conf.tool_timeout)
         self._deps = None
 
     async def _turn_before(self) -> Prefix | None:

@@ -41,6 +41,7 @@ from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import Activation, Spending, Trajectory
 from aworld.models.call import Outcome, call_model
+from aworld.runners.budget import check_spending
 from aworld.runners.journal import Journal, Recorder, give_reward
 from aworld.trajectory.store import TrajectoryStore
 
@@ -61,6 +62,8 @@ class Run:
     def __init__(self, task: Task, store: TrajectoryStore, record: Trajectory, world: World | None = None) -> None:
         self.task = task
         self.conf = task.conf
+        self.share = task.share
+        """Its part in what many runs may spend together; None where each has its own limits alone."""
         self.record = record
         self.journal = Journal(record, store)
         self.recorder = Recorder(self.journal)
@@ -167,26 +170,12 @@ class Run:
 
     def check_limits(self, steps: int) -> None:
         """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
-        conf, spending = self.conf, self.spending()
+        conf = self.conf
         if conf.max_steps is not None and steps >= conf.max_steps:
             remedy = "fork the run with a higher one to go on"
             raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
-        if conf.max_tokens is not None:
-            if spending.uncounted is not None:
-                who, number = spending.uncounted
-                raise LimitReached("max_tokens", f"max_tokens is set, but {who} reported no usage for step {number}.")
-            if spending.tokens >= conf.max_tokens:
-                text = f"max_tokens={conf.max_tokens} reached: {spending.tokens} tokens used."
-                raise LimitReached("max_tokens", text)
-        if conf.max_cost is not None:
-            if spending.unpriced is not None:
-                who, number = spending.unpriced
-                remedy = "set llm_input_price and llm_output_price (US dollars for a million tokens) for its model"
-                text = f"max_cost is set, but {who} reported no cost for step {number}: {remedy}."
-                raise LimitReached("max_cost", text, remedy=remedy)
-            if spending.cost >= conf.max_cost:
-                text = f"max_cost={conf.max_cost} reached: {spending.cost:.6f} US dollars spent."
-                raise LimitReached("max_cost", text)
+        if conf.max_tokens is not None or conf.max_cost is not None:
+            check_spending(conf, self.spending())
 
 
 def units_of_task(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:

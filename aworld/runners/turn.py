@@ -117,14 +117,16 @@ class AgentTurn:
             messages = self._shown if self._shown is not None else self.messages
             self.show((Message("system", text), *messages))
 
-    async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
+    async def generate(
+        self, model: Model, *, output: OutputSchema | None = None, params: dict[str, Any] | None = None
+    ) -> Message:
         """Ask the model once; captured, retried, streamed. Raises `ModelError`."""
         if self.called:
             raise TaskError(f"Agent {self.agent.name!r} asked its model twice in one turn; one turn is one call.")
         self.called = True
         messages = self._shown if self._shown is not None else self.messages
         request = ModelRequest(
-            messages, self.offer.schemas, {}, output, self.index, self.run.record.id, self.agent.name
+            messages, self.offer.schemas, params or {}, output, self.index, self.run.record.id, self.agent.name
         )
         if self.run.task.hooks:
             return await self._ask_with_hooks(model, request)
@@ -136,9 +138,21 @@ class AgentTurn:
         return self._record(model, request, outcome)
 
     async def _ask(self, model: Model, request: ModelRequest) -> Outcome:
-        if not self.run.is_read:
-            return await self.run.world.ask(model, request)
-        return await self.run.world.ask(model, request, self._on_delta(), self._on_retry)
+        run, share = self.run, self.run.share
+        used = None if share is None else await share.reserve()  # that much too where the call is cut off
+        try:
+            if run.is_read:
+                outcome = await run.world.ask(model, request, self._on_delta(), self._on_retry)
+            else:
+                outcome = await run.world.ask(model, request)
+            used = outcome.reply.usage or Usage()
+            return outcome
+        except ModelError:
+            used = None
+            raise
+        finally:
+            if share is not None:
+                share.settle(used, model.provider, self.step)
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
         at = HookContext(self.run.record, self.context, self.agent.name, self.step, self.run.deps)
@@ -354,8 +368,19 @@ class CallAccount:
         self._called = called
         self._spent = spent
 
-    def reserve(self, wanted: Usage) -> Usage:
+    async def reserve(self, wanted: Usage) -> Usage:
         """Set aside what is wanted, and no more output than `max_tokens` of the task leaves."""
+        share = self._run.share
+        if share is not None:
+            await share.reserve()
+        try:
+            return self._reserved(wanted)
+        except LimitReached:
+            if share is not None:
+                share.settle(None)
+            raise
+
+    def _reserved(self, wanted: Usage) -> Usage:
         run, conf = self._run, self._run.conf
         run.check_limits(run.record.next_step + run.samples)
         spending = run.spending()
@@ -381,6 +406,8 @@ class CallAccount:
         place = next(number for number, usage in enumerate(self._spent) if usage is granted)
         self._spent[place : place + 1] = [] if used is None else [used]
         called = self._called
+        if self._run.share is not None:
+            self._run.share.settle(used, source, called.step)
         self._run.journal.add(
             ev.Noted, source=source, name="sampling", data=data, step=called.step, activation=called.activation
         )

@@ -18,6 +18,7 @@ from aworld.models.embedded.checkpoint import Policy
 from aworld.runners.local import load, store_of
 
 TASKS = '''
+from aworld.core.agent.swarm import Swarm
 from tests.environments.shop import Part, agent_of, buying, correct, shop, stream
 from aworld.core.exceptions import EnvironmentFailed
 from tests.environments.shop import Shop
@@ -48,6 +49,7 @@ def leaky():
 
 agent = agent_of(half)
 other = agent_of(lambda request: "no")
+team = Swarm(agent)
 '''
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +109,7 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     other = shell(*command, "--run", "r", "--seed", "5")
     assert other.returncode == 2
-    assert "run='r' | the store has episodes of this run with another seed than 5" in other.stderr
+    assert "run='r' | the store has trajectories of this run with another seed than 5" in other.stderr
     more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
     assert more["episodes"] == 18
     assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
@@ -171,7 +173,8 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
         (["my_tasks:nothing"], "'my_tasks' has no 'nothing'"),
         (["my_tasks:agent", "--agent", "my_tasks:agent"], "is an Agent; name an Environment"),
         (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "name an agent or a swarm"),
-        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--model", "x"], "--model describes an agent, but"),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--temperature", "1"], "--temperature describes an agent"),
+        (["my_tasks:tasks", "--agent", "my_tasks:team", "--model", "x"], "--model is for an agent that asks a model"),
         (
             ["my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "0"],
             "aworld: --samples must be at least 1; got 0.",
@@ -186,6 +189,7 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
         (["my_tasks:leaky", "--agent", "my_tasks:agent"], "1 of 11 training problems are held out too"),
         (["my_tasks:tasks", "--model", "gpt-4o"], "OPENAI_API_KEY"),
+        (["my_tasks:tasks", "--model", "runs/sums"], "'runs/sums' is no folder of a policy: there is no such folder."),
     ],
 )
 def test_misuse_is_told_in_one_line(shell: Shell, arguments: list[str], error: str) -> None:

@@ -22,6 +22,7 @@ from aworld.core.model import (
     TextDelta,
     ToolSchema,
 )
+from aworld.models.call import call_model
 from aworld.models.openai import AzureModel, OpenAIModel
 
 from .provider import DONE, EVENTS, Connection, Provider, answer, chat, chunked, event, joined, piece, stream
@@ -93,8 +94,8 @@ async def test_what_is_not_said_is_none() -> None:
 async def test_cost_from_the_configured_prices() -> None:
     body = {**chat(), "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 500_000}}
     async with Provider(answer(body), answer(body)) as provider:
-        priced = await OpenAIModel(provider.config(llm_input_price=2.0, llm_output_price=8.0)).generate(HI)
-        half = await OpenAIModel(provider.config(llm_input_price=2.0)).generate(HI)
+        priced = (await call_model(OpenAIModel(provider.config(llm_input_price=2.0, llm_output_price=8.0)), HI)).reply
+        half = (await call_model(OpenAIModel(provider.config(llm_input_price=2.0)), HI)).reply
     assert priced.usage is not None
     assert priced.usage.cost == 6.0
     assert half.usage is not None
@@ -318,7 +319,7 @@ def test_settings_in_the_words_of_the_api() -> None:
         "llm_reasoning_effort": "low",
     }
     known = {"seed": 1, "stop": ["x"], "top_p": 0.5, "reasoning_effort": "low"}
-    assert OpenAIModel(ModelConfig(**settings)).params == {**known, "max_completion_tokens": 9}
+    assert OpenAIModel(ModelConfig(**settings)).params == {**known, "max_tokens": 9}
     local = OpenAIModel(ModelConfig(**settings, llm_base_url="http://127.0.0.1:1/v1"))
     assert local.params == {**known, "max_tokens": 9}
 

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 
 from aworld import Agent, Hooks, RunConfig, Runners, Task, TeamSwarm, ToolContext
 from aworld.agents.definitions import travels, unit_of
+from aworld.config.conf import EngineName
 from aworld.core.agent.base import BaseAgent, Turn
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.hooks import HookContext
@@ -169,7 +171,7 @@ async def test_a_protocol_is_left_to_the_type_checker() -> None:
     class Counts(Protocol):
         rows: dict[str, int]
 
-    agent: Agent[Counts, str] = Agent("a", model=ScriptedModel(["done"]), deps_type=Counts)  # type: ignore[type-abstract]
+    agent: Agent[Counts, str] = Agent("a", model=ScriptedModel(["done"]), deps_type=Counts)
     assert (await Runners.run("x", agent, deps=Database({}))).success
 
 
@@ -273,6 +275,7 @@ async def test_what_cannot_be_made_again_must_be_given_again(deps: Any, words: s
     (question,) = (await load(id, store)).open_questions()
     await Runners.answer(id, "Yes", store=store)
     size = len((await load(id, store)).events)
+    wrong: Any
     for wrong, told in ((None, words), (3, "deps= is of type int")):
         with pytest.raises(TaskError, match=told):
             await Runners.resume(id, asking(), store=store, deps=wrong)
@@ -286,7 +289,7 @@ async def test_what_cannot_be_made_again_must_be_given_again(deps: Any, words: s
     assert question.question == "May I?"
 
 
-def unannotated():  # type: ignore[no-untyped-def]
+def unannotated():
     raise AssertionError("called because a log says so")
 
 
@@ -303,8 +306,6 @@ async def test_a_log_of_a_stranger_has_nothing_else_called(
     id = await begun(store, plain)
     record = await load(id, store)
     assert record.started is not None
-    import msgspec
-
     record.started = msgspec.structs.replace(record.started, deps=name)
     with pytest.raises(TaskError, match="not annotated to return what deps_type of the agents says; give deps= again"):
         await Runners.resume(record, asking(), store=store)
@@ -314,7 +315,7 @@ async def test_a_log_of_a_stranger_has_nothing_else_called(
 
 
 def processes(tmp_path: Path) -> RunConfig:
-    return RunConfig(engine_name="processes", worker_num=2, store=f"sqlite:///{tmp_path}/runs.db")
+    return RunConfig(engine_name=EngineName.PROCESSES, worker_num=2, store=f"sqlite:///{tmp_path}/runs.db")
 
 
 @pytest.mark.parametrize("deps", [shelf, "tests.runners.travelling:shelf"])

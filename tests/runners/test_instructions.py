@@ -148,7 +148,7 @@ def test_refused_when_it_takes_no_context() -> None:
         return "x"
 
     with pytest.raises(ConfigError, match=r"system_prompt of agent 'a' is called as f\(context\), which it does not"):
-        Agent("a", system_prompt=brief)
+        Agent("a", system_prompt=brief)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="system_prompt=3"):
         Agent("a", system_prompt=3)  # type: ignore[arg-type]
 

@@ -66,7 +66,7 @@ class Clock:
 class Account(Protocol):
     """What one tool call may have models do, out of what the limits of its run have left."""
 
-    def reserve(self, wanted: Usage) -> Usage:
+    async def reserve(self, wanted: Usage) -> Usage:
         """Set aside what asking a model may use, before it is asked. What is granted may be fewer `output_tokens`.
 
         Raises LimitReached, which names the limit, when there is nothing left.
