@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -15,13 +15,13 @@ from pydantic import ValidationError
 
 from aworld.config.conf import AgentConfig, ModelConfig, ModelSettings
 from aworld.core.agent.base import BaseAgent, Deps, Out, Turn
-from aworld.core.checks import UNCHECKED, Count, known_keys, takes, typed
+from aworld.core.checks import UNCHECKED, Count, guardrails_of, known_keys, takes, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Model, ModelReply, ModelRequest, OutputSchema
 from aworld.core.sandbox import Sandbox, SandboxSource
-from aworld.core.tool.base import ToolContext
+from aworld.core.tool.base import Guardrail, Instructions, ToolContext
 from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
 from aworld.models.fallback import UNAVAILABLE, Fallback, label, left_open
@@ -30,6 +30,7 @@ from aworld.models.providers import named_model
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+    from pydantic_core import CoreSchema, SchemaValidator
 
     from aworld.tools.mcp import McpToolset
 
@@ -64,6 +65,10 @@ class Agent(BaseAgent[Deps, Out]):
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
         deps_type: Class of what its tools and instructions work with, such as a database: a run of it needs `deps=`
             of this type, and they read it in `ToolContext[Database].deps`.
+        input_guardrails: Functions of the `ToolContext` and the input that return None to let it pass, or the reason
+            why not: the agent's work ends as failed with it before the model is asked.
+        output_guardrails: The same of an answer: one that is refused is sent back with the reason, as one that does not
+            fit `output_type` is.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
         model: In place of `conf`'s: a model object, a short form such as `"openai:gpt-4o"`, or the folder of a trained
             policy: the `run_path` of a training run, or a checkpoint. Of a list the first is asked, and when it cannot
@@ -77,8 +82,8 @@ class Agent(BaseAgent[Deps, Out]):
     """
 
     _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
-        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "deps_type", "max_steps", "model",
-        "model_settings", "native_tools",
+        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "deps_type", "input_guardrails",
+        "output_guardrails", "max_steps", "model", "model_settings", "native_tools",
     }  # fmt: skip
 
     @typed()
@@ -88,7 +93,7 @@ class Agent(BaseAgent[Deps, Out]):
         conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
         desc: str | None = None,
         *,
-        system_prompt: str | Callable[[ToolContext[Deps]], str | Awaitable[str]] | None = None,
+        system_prompt: str | Instructions[Deps] | None = None,
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
@@ -96,6 +101,8 @@ class Agent(BaseAgent[Deps, Out]):
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Annotated[type[Out] | UnionOf[Out] | None, UNCHECKED] = None,
         deps_type: type[Deps] | None = None,
+        input_guardrails: Sequence[Guardrail] = (),
+        output_guardrails: Sequence[Guardrail] = (),
         max_steps: Count | None = None,
         model: Model | str | Path | Sequence[Model | str | Path] | None = None,
         model_settings: Annotated[ModelSettings | None, UNCHECKED] = None,
@@ -121,6 +128,8 @@ class Agent(BaseAgent[Deps, Out]):
             self.system_prompt, self.instructions = None, system_prompt
         elif system_prompt is not None:
             self.system_prompt = system_prompt
+        self.input_guardrails = guardrails_of(f"agent {name!r}", input_guardrails)
+        self.output_guardrails = guardrails_of(f"agent {name!r}", output_guardrails)
         self.output_type = output_type
         self.deps_type = deps_type
         self.output_retries = self.conf.output_retries
@@ -130,6 +139,7 @@ class Agent(BaseAgent[Deps, Out]):
         """What a model object leaves open: sent with each call."""
         self._output: OutputSchema | None = None
         self._wrapped = False
+        self._beginnings: SchemaValidator | None = None
         if output_type is not None and output_type is not str:
             self._adapter: TypeAdapter[Any] = _adapter(name, output_type)
             self._output, self._wrapped = _output_schema(self._adapter)
@@ -234,6 +244,16 @@ class Agent(BaseAgent[Deps, Out]):
             value = value["result"]  # pyright: ignore[reportUnknownVariableType]
         return self.revive(value)
 
+    def partial_of(self, text: str) -> Any:
+        """The fields of `output_type` that the beginning of an answer has, validated; None while it says nothing."""
+        if self._beginnings is None:
+            self._beginnings = _validator_of_beginnings(self._adapter.core_schema, self._wrapped)
+        try:
+            value = self._beginnings.validate_json(text[max(text.find("{"), 0) :], allow_partial="trailing-strings")
+        except ValidationError:
+            return None
+        return value.get("result") if self._wrapped else value or None
+
     def recorded(self, answer: Any) -> Any:
         """An answer as the log keeps it: the JSON form that its type reads back."""
         if self._output is None or answer is None:
@@ -275,6 +295,9 @@ class Agent(BaseAgent[Deps, Out]):
             description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
         if self.instructions is not None:
             facts["instructions"] = description.code(self.instructions, f"The instructions of agent {self.name!r}")
+        for guardrails in ("input_guardrails", "output_guardrails"):
+            what = f"A guardrail of agent {self.name!r}"
+            facts[guardrails] = tuple(description.code(function, what) for function in getattr(self, guardrails))
         if self.sandbox is not None:
             facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
         if self.deps_type is not None:
@@ -392,3 +415,39 @@ def _output_schema(adapter: TypeAdapter[Any]) -> tuple[OutputSchema, bool]:
     if definitions:
         outer["$defs"] = definitions
     return OutputSchema(title, outer), True
+
+
+def _validator_of_beginnings(schema: CoreSchema, wrapped: bool) -> SchemaValidator:
+    """What validates answers that are not whole: none of the fields at the top must be there yet.
+
+    pydantic validates beginnings of lists and dicts, and of a `TypedDict` whose fields may be absent; a model or a
+    dataclass is read as such a one.
+    """
+    from pydantic_core import SchemaValidator
+
+    around = ("definitions", "model", "dataclass", "function-before", "function-after", "function-wrap")
+    node: Any = schema
+    definitions: list[Any] = node["definitions"] if node["type"] == "definitions" else []
+    if wrapped:
+        node = {"fields": {"result": {"schema": node["schema"] if definitions else node}}}
+    while "type" in node and node["type"] not in ("model-fields", "dataclass-args", "typed-dict"):
+        if node["type"] == "definition-ref":
+            node = next(named for named in definitions if named["ref"] == node["schema_ref"])
+        elif node["type"] in around:
+            node = node["schema"]
+        else:  # a dict
+            return SchemaValidator(schema)
+    by_place = node.get("type") == "dataclass-args"
+    fields: dict[str, Any] = {field["name"]: field for field in node["fields"]} if by_place else node["fields"]
+    beginning: Any = {"type": "typed-dict", "fields": {name: _may_be_absent(field) for name, field in fields.items()}}
+    if definitions:
+        beginning = {"type": "definitions", "schema": beginning, "definitions": definitions}
+    return SchemaValidator(beginning)
+
+
+def _may_be_absent(field: dict[str, Any]) -> dict[str, Any]:
+    schema = field["schema"]
+    while schema["type"] == "default":  # it would be there at once
+        schema = schema["schema"]
+    alias = {key: field[key] for key in ("validation_alias",) if key in field}
+    return {"type": "typed-dict-field", "schema": schema, "required": False, **alias}

@@ -48,7 +48,7 @@ class Dependencies:
         return replace(self)
 
     async def make(self, limit: float) -> Any:
-        """The dependencies. Raises DependencyError when the function fails, takes longer than `limit`, or makes others."""
+        """The dependencies. Raises DependencyError when the function fails, is slower than `limit`, or makes others."""
         if not self.is_function:
             return self.source
         label = f"deps= ({self.reference})"
