@@ -142,6 +142,7 @@ async def rollouts(
     on_progress: Callable[[RolloutProgress], None] | None = None,
     hooks: Sequence[Hooks] = (),
     session_id: str | None = None,
+    deps: Any = None,
     conf: RunConfig | dict[str, Any] | None = None,
 ) -> AsyncGenerator[Rollout, None]:
     """Run `samples` episodes of each problem; yields them in the order of finishing.
@@ -169,6 +170,7 @@ async def rollouts(
         on_progress: Called after each episode.
         hooks: Called around every episode.
         session_id: Whose conversations the episodes belong to; says nothing else.
+        deps: What tools and instructions work with, or the function that makes it for each episode; see `Task`.
         conf: Where the episodes run: `RunConfig(engine_name="processes", worker_num=4, store="sqlite:///runs.db")` for
             worker processes. The episodes of one that dies are begun anew in another.
 
@@ -190,7 +192,7 @@ async def rollouts(
     agent.check()  # misuse is told before anything begins
     listed = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else None
     progress = RolloutProgress(None if listed is None else len(listed) * samples)
-    fields: dict[str, Any] = {"hooks": hooks, "session_id": session_id}
+    fields: dict[str, Any] = {"hooks": hooks, "session_id": session_id, "deps": deps}
     name = run or uuid.uuid4().hex[:12]
     executor = executor_of(conf, store_of(conf.store))
     executor.check(environment.task(_ANY, agent, seed=seed, **fields))
