@@ -7,9 +7,9 @@ What is not given comes from the environment when an agent runs, never at import
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum, StrEnum
-from typing import Any, Literal, Never, Self, TypeAlias, TypedDict
+from typing import Any, Literal, Never, Self, TypeAlias, TypedDict, cast
 
 from msgspec import to_builtins
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -173,9 +173,8 @@ class ModelConfig(Settings):
         """Tools as they are written down, whether they were given as objects or by their words."""
         if not isinstance(tools, list | tuple):
             return tools
-        listed: Iterable[Any] = tools  # pyright: ignore[reportUnknownVariableType]
         try:
-            return [{"type": tool} if isinstance(tool, str) else to_builtins(tool) for tool in listed]
+            return [{"type": tool} if isinstance(tool, str) else to_builtins(tool) for tool in cast("list[Any]", tools)]
         except TypeError as error:
             raise ValueError(f"give WebSearch(), CodeExecution() or their words: {error}") from None
 

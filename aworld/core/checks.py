@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial, wraps
 from numbers import Real
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
 
 from msgspec import StructMeta
 
@@ -30,14 +30,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 class StructDoor(StructMeta):
     """Of structs that users make: `class Query(Struct, metaclass=StructDoor)` refuses wrong arguments in our words."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - how an instance is made
-        for name, value in (*zip(cls.__struct_fields__, args), *kwargs.items()):
-            if not _fits(value, kinds := _kinds_of_fields(cls).get(name)):
-                raise ConfigError(f"{cls.__name__}: {_refusal(name, value, kinds or ())}", setting=name)
-        try:
-            return super().__call__(*args, **kwargs)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__}: {error}; it takes {', '.join(cls.__struct_fields__)}.") from None
+    if not TYPE_CHECKING:  # for checkers an instance is made as any struct's is, of arguments that they know
+
+        def __call__(cls, *args, **kwargs):  # noqa: D102 - how an instance is made
+            for name, value in (*zip(cls.__struct_fields__, args), *kwargs.items()):
+                if not _fits(value, kinds := _kinds_of_fields(cls).get(name)):
+                    raise ConfigError(f"{cls.__name__}: {_refusal(name, value, kinds or ())}", setting=name)
+            try:
+                return super().__call__(*args, **kwargs)
+            except TypeError as error:
+                raise ConfigError(f"{cls.__name__}: {error}; it takes {', '.join(cls.__struct_fields__)}.") from None
 
 
 def one_of(setting: str, value: T, names: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:

@@ -114,9 +114,11 @@ def _table(path: str) -> PriceTable:
 def check_price(model: Model | Any, limit: str) -> None:
     """Raise `ConfigError` for a model whose cost cannot be known, where `limit` is a limit on it. One that says nothing
     of prices may report the cost itself."""
-    if getattr(model, "price", FREE) is None:
-        raise ConfigError(
-            f"{limit} is set, and no price of {model.provider}:{model.name} is known: {HOW_TO_PRICE}.",
-            setting="max_cost",
-            remedy=HOW_TO_PRICE,
-        )
+    members: Any = getattr(model, "members", None)
+    for one in members() if members is not None else (model,):
+        if getattr(one, "price", FREE) is None:
+            raise ConfigError(
+                f"{limit} is set, and no price of {one.provider}:{one.name} is known: {HOW_TO_PRICE}.",
+                setting="max_cost",
+                remedy=HOW_TO_PRICE,
+            )
