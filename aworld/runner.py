@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Literal, cast, overload
 from weakref import WeakSet
 
@@ -25,12 +24,12 @@ from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
-from aworld.runners.budget import Budget, stopped_short
+from aworld.runners.budget import Budget
 from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.local import executor_of, fork_point, load, run_config, run_many, store_of
-from aworld.runners.named_run import Question, Responses, run_questions
+from aworld.runners.named_run import ManyRuns, Question, run_questions
 from aworld.runners.replay import ReplayReport, replay
 from aworld.trajectory.query import Query
 
@@ -39,18 +38,6 @@ Run = str | Trajectory | TaskResponse
 
 _stepping: WeakSet[Task] = WeakSet()
 """Tasks that take a step right now."""
-
-
-@dataclass(slots=True)
-class Resumed:
-    """What `Runners.resume_all` did: how many runs finished, did not finish well, and were left as they were."""
-
-    finished: int = 0
-    failed: int = 0
-    left: int = 0
-    errors: dict[str, str] = field(default_factory=dict[str, str])
-    """Why a run that should have gone on was left, by id."""
-    responses: dict[str, TaskResponse] = field(default_factory=dict[str, TaskResponse])
 
 
 class Runners:
@@ -102,7 +89,7 @@ class Runners:
         run_conf: Conf = None,
         on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
         **task: Any,
-    ) -> Responses:
+    ) -> ManyRuns:
         """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
         store="sqlite:///runs.db"))`.
 
@@ -280,10 +267,10 @@ class Runners:
 
     @staticmethod
     @typed(TaskError)
-    async def resume_all(store: Any, agents: Iterable[Unit], run_conf: Conf = None) -> Resumed:
+    async def resume_all(store: Any, agents: Iterable[Unit], run_conf: Conf = None) -> ManyRuns:
         """Continue every unfinished run of a store whose agent is among `agents`; the others, those that wait for
         people, and those that a live process works on are left."""
-        opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
+        opened, conf, counts = store_of(store), run_config(run_conf), ManyRuns()
         executor = executor_of(conf.model_copy(update={"store": opened}), opened)
         by_name = {agent.name: agent for agent in refuse_strangers("resume_all", *agents, error=TaskError)}
 
@@ -304,14 +291,8 @@ class Runners:
             async for response in responses:
                 if response is None:
                     counts.left += 1
-                    continue
-                counts.responses[response.trajectory_id] = response
-                if stopped_short(response):
-                    counts.left += 1
-                    counts.errors[response.trajectory_id] = response.msg
-                    continue
-                counts.finished += response.success
-                counts.failed += not response.success
+                else:
+                    counts.add(response)
         return counts
 
     @overload

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 NAMES = {
     "aworld.agents.llm_agent": ["Agent"],
-    "aworld.runner": ["Resumed", "Runners"],
+    "aworld.runner": ["ManyRuns", "Runners"],
     "aworld.config": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
     "aworld.config.conf": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
     "aworld.core.agent.base": ["BaseAgent", "Turn"],

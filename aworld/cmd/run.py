@@ -209,7 +209,7 @@ async def _named(questions: list[Any], agent: Unit, conf: RunConfig, args: argpa
         )
         if report.recorded:
             watch.say(f"{report.recorded} of them had ended before")
-    return _report(report.responses, args, show=True, label=f"run={args.name}")
+    return _report(list(report.responses.values()), args, show=True, label=f"run={args.name}")
 
 
 async def _resume(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from functools import lru_cache, partial, reduce
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -175,8 +175,9 @@ class _Worker:
         self.process = process
         self.waiting: dict[str, asyncio.Future[RunEnded | None]] = {}
         self.gone = False
-        self._shares: dict[str, _SharedOut] = {}
+        self._shares: dict[str, Share] = {}
         """What runs there may spend, by task."""
+        self._granting: set[asyncio.Task[None]] = set()
         self._reading = asyncio.create_task(self._read())
 
     async def execute(self, begin: Begin, share: Share | None = None) -> RunEnded | None:
@@ -186,7 +187,7 @@ class _Worker:
         waiter = self.waiting[begin.task.id] = asyncio.get_running_loop().create_future()
         if share is not None:
             begin = msgspec.structs.replace(begin, shares=True)
-            self._shares[begin.task.id] = _SharedOut(share, self._say)
+            self._shares[begin.task.id] = share
         try:
             assert self.process.stdin is not None  # it was started with a pipe
             self._say(begin)
@@ -195,22 +196,39 @@ class _Worker:
             return await waiter
         finally:
             self.waiting.pop(begin.task.id, None)
-            if (shared := self._shares.pop(begin.task.id, None)) is not None:
-                shared.leave()
+            if (left := self._shares.pop(begin.task.id, None)) is not None:
+                left.leave()
 
-    def _say(self, order: Begin | Reserved) -> None:
-        if self.process.stdin is not None:
-            with suppress(BrokenPipeError, ConnectionResetError):
-                self.process.stdin.write(msgspec.json.encode(order) + b"\n")
+    def _say(self, order: Begin | BudgetAnswer) -> None:
+        assert self.process.stdin is not None  # it was started with a pipe
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.process.stdin.write(msgspec.json.encode(order) + b"\n")
+
+    async def _grant(self, call: BudgetCall) -> None:
+        share = self._shares[call.id]
+        granted = BudgetAnswer(call.id, call.number)
+        try:
+            granted.amount = await share.reserve()
+        except LimitReached as reached:
+            granted.limit, granted.refused = reached.limit, str(reached)
+            granted.unknown = isinstance(reached, UsageUnknown)
+        if self._shares.get(call.id) is share:
+            self._say(granted)
+        elif granted.amount is not None:  # the run ended meanwhile
+            share.settle(None)
 
     async def _read(self) -> None:
         assert self.process.stdout is not None  # it was started with a pipe
-        decoder: msgspec.json.Decoder[RunEnded | Reserve | Settle] = msgspec.json.Decoder(RunEnded | Reserve | Settle)
+        decoder: msgspec.json.Decoder[RunEnded | BudgetCall] = msgspec.json.Decoder(RunEnded | BudgetCall)
         while line := await self.process.stdout.readline():
             ended = decoder.decode(line)
-            if not isinstance(ended, RunEnded):
-                if (shared := self._shares.get(ended.id)) is not None:
-                    shared.take(ended)
+            if isinstance(ended, BudgetCall):
+                if ended.over and ended.id in self._shares:
+                    self._shares[ended.id].settle(ended.used, ended.who, ended.step)
+                elif ended.id in self._shares:
+                    task = asyncio.create_task(self._grant(ended))
+                    self._granting.add(task)
+                    task.add_done_callback(self._granting.discard)
                 continue
             waiter = self.waiting.get(ended.id)
             if waiter is not None and not waiter.done():
@@ -239,80 +257,6 @@ class _Worker:
         await self._reading
 
 
-class _SharedOut:
-    """What a run in a worker may spend: its calls are set aside in the budget of the parent, one line each way."""
-
-    def __init__(self, share: Share, say: Callable[[Reserved], None]) -> None:
-        self._share = share
-        self._say = say
-        self._granted = 0
-        self._waiting: set[asyncio.Task[None]] = set()
-
-    def take(self, asked: Reserve | Settle) -> None:
-        """Do what the worker says of a call."""
-        if isinstance(asked, Settle):
-            self._granted -= 1
-            self._share.settle(asked.used, asked.who, asked.step)
-            return
-        task = asyncio.create_task(self._reserve(asked))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
-
-    async def _reserve(self, asked: Reserve) -> None:
-        try:
-            granted = await self._share.reserve()
-        except LimitReached as reached:
-            unknown = isinstance(reached, UsageUnknown)
-            self._say(Reserved(asked.call, limit=reached.limit, refused=str(reached), unknown=unknown))
-        else:
-            self._granted += 1
-            self._say(Reserved(asked.call, granted))
-
-    def leave(self) -> None:
-        """The run is over, or its process is; of calls that were under way nobody knows what they took."""
-        for task in self._waiting:
-            task.cancel()
-        self._share.leave(cut=self._granted)
-
-
-_numbers = count()
-
-
-class FarShare:
-    """A run's part in a budget, in a worker: the parent keeps the books. Stands where `Share` does."""
-
-    conf: ClassVar = RunConfig()  # prices were looked at by the parent
-
-    def __init__(
-        self, id: str, say: Callable[[Reserve | Settle], None], open_calls: dict[int, asyncio.Future[Reserved]]
-    ) -> None:
-        self._id = id
-        self._say = say
-        self._open_calls = open_calls
-
-    async def reserve(self) -> Usage:
-        """See `Budget.reserve`."""
-        number = next(_numbers)
-        answer = self._open_calls[number] = asyncio.get_running_loop().create_future()
-        self._say(Reserve(self._id, number))
-        try:
-            reserved = await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            answer.add_done_callback(self._give_back)
-            raise
-        if reserved.granted is None:
-            raise (UsageUnknown if reserved.unknown else BudgetUsed)(reserved.limit, reserved.refused)
-        return reserved.granted
-
-    def _give_back(self, answer: asyncio.Future[Reserved]) -> None:
-        if answer.result().granted is not None:
-            self.settle(None)
-
-    def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
-        """See `Budget.settle`."""
-        self._say(Settle(self._id, used, who, step))
-
-
 MAIN = "__aworld_main__"
 """The name under which a worker imports the program's own file: what stands behind `if __name__ == "__main__":` does
 not run there."""
@@ -339,30 +283,27 @@ class Begin(Struct, omit_defaults=True, tag=True):
     """Whether it shares a budget with others."""
 
 
-class Reserve(Struct, omit_defaults=True, tag=True):
-    """A run in a worker wants to ask a model."""
+class BudgetCall(Struct, omit_defaults=True, tag=True):
+    """A call of a model within a budget, which the parent keeps: a worker wants to make it, or it is over."""
 
     id: str
-    call: int
-
-
-class Reserved(Struct, omit_defaults=True, tag=True):
-    """Whether it may."""
-
-    call: int
-    granted: Usage | None = None
-    limit: str = ""
-    refused: str = ""
-    unknown: bool = False
-
-
-class Settle(Struct, omit_defaults=True, tag=True):
-    """What the call took."""
-
-    id: str
+    """Of the task."""
+    number: int = 0
+    over: bool = False
     used: Usage | None = None
     who: str = ""
     step: int = 0
+
+
+class BudgetAnswer(Struct, omit_defaults=True, tag=True):
+    """The answer to a call that a worker wants to make: what was set aside, or why nothing was."""
+
+    id: str
+    number: int
+    amount: Usage | None = None
+    limit: str = ""
+    refused: str = ""
+    unknown: bool = False
 
 
 class RunEnded(Struct, omit_defaults=True, tag=True):
@@ -518,27 +459,62 @@ def _main(path: str) -> ModuleType:
     return sys.modules[MAIN]
 
 
+_numbers = count()
+_Wanted: TypeAlias = "dict[int, asyncio.Future[BudgetAnswer]]"
+"""Calls that wait for the parent, by number."""
+
+
+class FarShare:
+    """A run's part in a budget, in a worker. Stands where `Share` does; the parent keeps the books."""
+
+    conf: ClassVar = RunConfig()  # prices were looked at by the parent
+
+    def __init__(
+        self, id: str, say: Callable[[BudgetCall], None], wanted: dict[int, asyncio.Future[BudgetAnswer]]
+    ) -> None:
+        self._id = id
+        self._say = say
+        self._wanted = wanted
+
+    async def reserve(self) -> Usage:
+        """See `Budget.reserve`."""
+        number = next(_numbers)
+        answer = self._wanted[number] = asyncio.get_running_loop().create_future()
+        self._say(BudgetCall(self._id, number))
+        granted = await answer
+        if granted.amount is None:
+            raise (UsageUnknown if granted.unknown else BudgetUsed)(granted.limit, granted.refused)
+        return granted.amount
+
+    def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
+        """See `Budget.settle`."""
+        self._say(BudgetCall(self._id, over=True, used=used, who=who, step=step))
+
+
 async def serve(url: str, orders: int, answers: int) -> None:
     """Run what comes until nothing more can; `orders` and `answers` are the descriptors of the pipes to the parent."""
     loop, store = asyncio.get_running_loop(), store_of(url)
     reader = asyncio.StreamReader(limit=1 << 26)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(orders, "rb"))
-    decoder: msgspec.json.Decoder[Begin | Reserved] = msgspec.json.Decoder(Begin | Reserved)
-    open_calls: dict[int, asyncio.Future[Reserved]] = {}
+    decoder: msgspec.json.Decoder[Begin | BudgetAnswer] = msgspec.json.Decoder(Begin | BudgetAnswer)
+    wanted: _Wanted = {}
     running: set[asyncio.Task[None]] = set()
     line = b""
 
-    def say(answer: RunEnded | Reserve | Settle) -> None:
+    def say(answer: RunEnded | BudgetCall) -> None:
         os.write(answers, msgspec.json.encode(answer) + b"\n")
 
     async def execute(begin: Begin) -> None:
-        say(await _execute(begin, store, FarShare(begin.task.id, say, open_calls) if begin.shares else None))
+        say(await _execute(begin, store, FarShare(begin.task.id, say, wanted) if begin.shares else None))
 
     with rare_collection():
         while (line := await reader.readline()).strip():
             order = decoder.decode(line)
-            if isinstance(order, Reserved):
-                open_calls.pop(order.call).set_result(order)
+            if isinstance(order, BudgetAnswer):
+                if not (answer := wanted.pop(order.number)).cancelled():
+                    answer.set_result(order)
+                elif order.amount is not None:
+                    say(BudgetCall(order.id, over=True))
                 continue
             task = asyncio.create_task(execute(order))
             running.add(task)

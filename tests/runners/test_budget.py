@@ -45,7 +45,7 @@ async def test_a_budget_is_used_up_in_mid_batch_and_all_of_it_goes_on(
     assert len(ended) + len(cut) == 20
     assert len(begun) <= 4
     (name,) = limit
-    assert all(f"The budget of all runs, {name}=" in response.msg for response in cut)
+    assert all(f"RunConfig({name}={limit[name]}) reached" in response.msg for response in cut)
     assert all("It was not begun" in response.msg for response in cut if response not in begun)
     assert await store.count() == len(ended) + len(begun)
 
