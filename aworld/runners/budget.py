@@ -16,11 +16,11 @@ from typing import Any
 
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.event import Status
-from aworld.core.exceptions import BudgetUsed, LimitReached, UsageUnknown
+from aworld.core.exceptions import BudgetUsed, ConfigError, LimitReached, UsageUnknown
 from aworld.core.message import Usage
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Spending
-from aworld.models.prices import HOW_TO_PRICE, check_price
+from aworld.models.prices import FREE, HOW_TO_PRICE
 
 _NOTHING = Usage(total_tokens=0, cost=0.0)
 
@@ -47,13 +47,14 @@ def check_spending(limits: TaskConfig | RunConfig, spending: Spending) -> None:
 
 
 def check_prices(task: Task, units: Iterable[Any]) -> None:
-    """Raise `ConfigError`, before anything is paid, where money is limited and a model has no known price."""
-    shared = task.share is not None and task.share.conf.max_cost is not None
-    if task.conf.max_cost is None and not shared:
+    """Raise `ConfigError`, before anything is paid, where money is limited and a model has no known price. One that
+    says nothing of prices may report its cost itself."""
+    if task.conf.max_cost is None and (task.share is None or task.share.conf.max_cost is None):
         return
-    for unit in units:
-        if (model := getattr(unit, "model", None)) is not None:
-            check_price(model, "max_cost")
+    for model in filter(None, (getattr(unit, "model", None) for unit in units)):
+        if getattr(model, "price", FREE) is None:
+            text = f"max_cost is set, and no price of {model.provider}:{model.name} is known: {HOW_TO_PRICE}."
+            raise ConfigError(text, setting="max_cost", remedy=HOW_TO_PRICE)
 
 
 class Budget:
@@ -86,7 +87,7 @@ class Budget:
     def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
         """A call is over; None for one that was not answered."""
         self._open -= 1
-        if used is not None:
+        if used not in (None, _NOTHING):  # the first call may be cut off
             self.spending.add(used, who, step)
             before = self.largest or _NOTHING
             tokens = used.total_tokens or (used.input_tokens or 0) + (used.output_tokens or 0)

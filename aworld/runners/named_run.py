@@ -166,12 +166,10 @@ def _task(question: Question, number: int, unit: Unit | None, run: str, fields: 
         known_keys("A question", named, ("id", "input", "labels", "context"))
         if "input" not in named:
             raise TaskError(f"Question {number} has no input: a question is a text, {{'input': ...}}, or a Task.")
-        more = {
-            name: {**fields.get(name, {}), **named[name]} if isinstance(named[name], Mapping) else named[name]
-            for name in ("labels", "context")
-            if name in named
-        }
-        task = Task(named["input"], swarm=unit, **{**fields, **more})
+        for name in named.keys() & {"labels", "context"}:  # its own beside those of all
+            own = named[name]
+            fields = {**fields, name: {**fields.get(name, {}), **own} if isinstance(own, dict) else own}
+        task = Task(named["input"], swarm=unit, **fields)
         problem = str(named.get("id", number))
     if taken := [name for name in _OWN_LABELS if name in task.labels]:
         raise TaskError(f"labels[{taken[0]!r}]: run_many gives this label itself; take another name.")

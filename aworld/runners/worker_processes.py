@@ -199,22 +199,20 @@ class _Worker:
             if (left := self._shares.pop(begin.task.id, None)) is not None:
                 left.leave()
 
-    def _say(self, order: Begin | BudgetAnswer) -> None:
+    def _say(self, order: Begin | BudgetCall) -> None:
         assert self.process.stdin is not None  # it was started with a pipe
         with suppress(BrokenPipeError, ConnectionResetError):
             self.process.stdin.write(msgspec.json.encode(order) + b"\n")
 
     async def _grant(self, call: BudgetCall) -> None:
         share = self._shares[call.id]
-        granted = BudgetAnswer(call.id, call.number)
         try:
-            granted.amount = await share.reserve()
+            call.usage = await share.reserve()
         except LimitReached as reached:
-            granted.limit, granted.refused = reached.limit, str(reached)
-            granted.unknown = isinstance(reached, UsageUnknown)
+            call.refused = isinstance(reached, UsageUnknown), reached.limit, str(reached)
         if self._shares.get(call.id) is share:
-            self._say(granted)
-        elif granted.amount is not None:  # the run ended meanwhile
+            self._say(call)
+        elif call.refused is None:  # the run ended meanwhile
             share.settle(None)
 
     async def _read(self) -> None:
@@ -224,7 +222,7 @@ class _Worker:
             ended = decoder.decode(line)
             if isinstance(ended, BudgetCall):
                 if ended.over and ended.id in self._shares:
-                    self._shares[ended.id].settle(ended.used, ended.who, ended.step)
+                    self._shares[ended.id].settle(ended.usage, ended.who, ended.step)
                 elif ended.id in self._shares:
                     task = asyncio.create_task(self._grant(ended))
                     self._granting.add(task)
@@ -284,26 +282,19 @@ class Begin(Struct, omit_defaults=True, tag=True):
 
 
 class BudgetCall(Struct, omit_defaults=True, tag=True):
-    """A call of a model within a budget, which the parent keeps: a worker wants to make it, or it is over."""
+    """A call of a model within a budget, whose books the parent keeps. A worker asks for it, and says when it is over;
+    the parent answers with the same number."""
 
     id: str
     """Of the task."""
-    number: int = 0
+    number: int
     over: bool = False
-    used: Usage | None = None
+    usage: Usage | None = None
+    """What was set aside, or used."""
     who: str = ""
     step: int = 0
-
-
-class BudgetAnswer(Struct, omit_defaults=True, tag=True):
-    """The answer to a call that a worker wants to make: what was set aside, or why nothing was."""
-
-    id: str
-    number: int
-    amount: Usage | None = None
-    limit: str = ""
-    refused: str = ""
-    unknown: bool = False
+    refused: tuple[bool, str, str] | None = None
+    """Whether usage is unknown, the limit, and the words."""
 
 
 class RunEnded(Struct, omit_defaults=True, tag=True):
@@ -460,7 +451,7 @@ def _main(path: str) -> ModuleType:
 
 
 _numbers = count()
-_Wanted: TypeAlias = "dict[int, asyncio.Future[BudgetAnswer]]"
+_Wanted: TypeAlias = "dict[int, asyncio.Future[BudgetCall]]"
 """Calls that wait for the parent, by number."""
 
 
@@ -469,9 +460,7 @@ class FarShare:
 
     conf: ClassVar = RunConfig()  # prices were looked at by the parent
 
-    def __init__(
-        self, id: str, say: Callable[[BudgetCall], None], wanted: dict[int, asyncio.Future[BudgetAnswer]]
-    ) -> None:
+    def __init__(self, id: str, say: Callable[[BudgetCall], None], wanted: _Wanted) -> None:
         self._id = id
         self._say = say
         self._wanted = wanted
@@ -482,13 +471,14 @@ class FarShare:
         answer = self._wanted[number] = asyncio.get_running_loop().create_future()
         self._say(BudgetCall(self._id, number))
         granted = await answer
-        if granted.amount is None:
-            raise (UsageUnknown if granted.unknown else BudgetUsed)(granted.limit, granted.refused)
-        return granted.amount
+        if granted.refused is not None:
+            unknown, limit, text = granted.refused
+            raise (UsageUnknown if unknown else BudgetUsed)(limit, text)
+        return granted.usage or Usage()
 
     def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
         """See `Budget.settle`."""
-        self._say(BudgetCall(self._id, over=True, used=used, who=who, step=step))
+        self._say(BudgetCall(self._id, 0, True, used, who, step))
 
 
 async def serve(url: str, orders: int, answers: int) -> None:
@@ -496,7 +486,7 @@ async def serve(url: str, orders: int, answers: int) -> None:
     loop, store = asyncio.get_running_loop(), store_of(url)
     reader = asyncio.StreamReader(limit=1 << 26)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(orders, "rb"))
-    decoder: msgspec.json.Decoder[Begin | BudgetAnswer] = msgspec.json.Decoder(Begin | BudgetAnswer)
+    decoder: msgspec.json.Decoder[Begin | BudgetCall] = msgspec.json.Decoder(Begin | BudgetCall)
     wanted: _Wanted = {}
     running: set[asyncio.Task[None]] = set()
     line = b""
@@ -510,11 +500,11 @@ async def serve(url: str, orders: int, answers: int) -> None:
     with rare_collection():
         while (line := await reader.readline()).strip():
             order = decoder.decode(line)
-            if isinstance(order, BudgetAnswer):
+            if isinstance(order, BudgetCall):
                 if not (answer := wanted.pop(order.number)).cancelled():
                     answer.set_result(order)
-                elif order.amount is not None:
-                    say(BudgetCall(order.id, over=True))
+                elif order.refused is None:
+                    say(BudgetCall(order.id, 0, over=True))
                 continue
             task = asyncio.create_task(execute(order))
             running.add(task)

@@ -60,7 +60,7 @@ async def test_a_budget_is_used_up_in_mid_batch_and_all_of_it_goes_on(
 async def test_calls_side_by_side_are_as_many_as_fit_in() -> None:
     at_once, most, served = 0, 0, 0
 
-    async def think(_: ModelRequest) -> ModelReply:
+    async def think(request: ModelRequest) -> ModelReply:
         nonlocal at_once, most, served
         at_once, served = at_once + 1, served + 1
         most = max(most, at_once)
@@ -105,3 +105,24 @@ async def test_doubles_say_what_they_used() -> None:
     response = await Runners.run("0123456789abcdef", agent, conf={"max_cost": 1.0, "max_tokens": 100})
     assert response.success
     assert response.usage == Usage(4, 2, 6, cost=0.0, estimated=True)
+
+
+async def test_a_first_call_that_is_cut_off_teaches_nothing() -> None:
+    at_once = most = 0
+
+    async def think(request: ModelRequest) -> ModelReply:
+        nonlocal at_once, most
+        if request.trajectory_id == "q0":
+            await asyncio.Event().wait()
+        at_once += 1
+        most = max(most, at_once)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        at_once -= 1
+        return ModelReply(Message("assistant", "done"), usage=Usage(5, 5, 10))
+
+    tasks = [Task("x", thinking(think), id=f"q{n}", timeout=0.1 if n == 0 else 30) for n in range(5)]
+    async with asyncio.timeout(10):
+        responses = await Runners.run_task(tasks, RunConfig(max_tokens=20))
+    assert most == 1
+    assert [response.status for response in responses.values()].count("finished") == 2

@@ -53,13 +53,11 @@ async def test_questions_have_ids_labels_and_tasks(store: TrajectoryStore) -> No
         {"id": 7, "input": "seven"},
         Task("a task", agent, id="own"),
     ]
-    for _ in range(2):
-        got = await Runners.run_many(reversed(questions), agent, run="r", store=store, labels={"by": "me"})
-        assert [response.record.labels.get("problem") for response in got.responses.values()] == [
-            "own",
-            "7",
-            "capital of/France",
-        ]
+    await Runners.run_many(questions, agent, run="r", store=store, labels={"by": "me"})
+    got = await Runners.run_many(reversed(questions), agent, run="r", store=store, labels={"by": "me"})
+    problems = [response.record.labels.get("problem") for response in got.responses.values()]
+    assert problems == ["own", "7", "capital of/France"]
+    assert got.recorded == 3
     ids = [response.id for response in got.responses.values()]
     assert ids[:2] == ["own", "r.7"]
     assert "/" not in ids[2]
@@ -210,3 +208,13 @@ async def test_worker_processes_share_one_budget(tmp_path: Path, limit: dict[str
 async def test_what_is_no_question_is_refused(questions: Any, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         await Runners.run_many(questions, echo([]), run="r")
+
+
+async def test_a_worker_that_dies_keeps_nothing_of_the_budget(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/runs.db"
+    conf = RunConfig(engine_name=EngineName.PROCESSES, worker_num=2, store=store, max_tokens=2000)
+    questions = [f"mark {tmp_path}/died", *(f"place city-{n}" for n in range(6))]
+    async with asyncio.timeout(60):
+        report = await Runners.run_many(questions, travelling.traveller, run="r", run_conf=conf)
+    assert (report.finished, report.left) == (7, 0)
+    assert report.responses["r.0"].answer == "alive"
