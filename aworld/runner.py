@@ -182,13 +182,18 @@ class Runners:
         `answers` replies to open questions, by question id. A tool that was running is closed as interrupted, unless
         it says that it is idempotent. A run that has ended comes back as it was recorded; `fork` it to go on.
         """
-        record, opened = await _find(id, store)
-        episode = Episode(_task_of(record, _actor(record, agent, swarm), task), opened, record)
-        if record.finished is not None:
-            return episode.recorded_response()
-        for question, answer in (answers or {}).items():
-            episode.answer(question, answer)
-        return await episode.run()
+        episode, _, _ = await _going_on(id, agent, swarm, store, answers, task)
+        return episode.recorded_response() if episode.record.finished is not None else await episode.run()
+
+    @staticmethod
+    @typed(TaskError)
+    async def streamed_resume(
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, store: Any = None,
+        answers: dict[str, str] | None = None, **task: Any,
+    ) -> RunStream:  # fmt: skip
+        """`resume`, to be read as `streamed_run_task` is; what was shown before is not shown again."""
+        episode, goes_on, opened = await _going_on(id, agent, swarm, store, answers, task)
+        return RunStream(goes_on, opened, episode=episode)
 
     @staticmethod
     @typed(TaskError)
@@ -407,6 +412,18 @@ async def _find(run: Run, store: Any) -> tuple[Trajectory, Any]:
     if isinstance(run, str):
         return await load(id, opened), opened
     return (run.record if isinstance(run, TaskResponse) else run), opened
+
+
+async def _going_on(
+    id: Run, agent: Unit | None, swarm: Unit | None, store: Any, answers: dict[str, str] | None, task: dict[str, Any]
+) -> tuple[Episode, Task, Any]:
+    """What goes on with a recorded run, its task and its store."""
+    record, opened = await _find(id, store)
+    goes_on = _task_of(record, _actor(record, agent, swarm), task)
+    episode = Episode(goes_on, opened, record)
+    for question, answer in (answers or {}).items() if record.finished is None else ():
+        episode.answer(question, answer)
+    return episode, goes_on, opened
 
 
 def _store_for(run: Run, store: Any) -> Any:

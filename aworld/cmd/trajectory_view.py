@@ -19,9 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from aworld.cmd.terminal import clean
-from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
+from aworld.core.event import Attempt, ModelCalled, Noted, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
+from aworld.core.output import GUARDRAIL
 from aworld.core.trajectory import Node, Step, Trajectory
+from aworld.models.native_tools import native_uses
 from aworld.trajectory.formats import parsed
 from aworld.trajectory.query import Facets
 from aworld.trajectory.summary import Summary, answer_text
@@ -143,6 +145,10 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
     """Print a run: a panel with the outcome, then the conversation step by step."""
     out.print(_header(trajectory, summary, full))
     seen: set[int] = set()
+    verdicts = [e for e in trajectory.own_events if isinstance(e, Noted) and e.source == GUARDRAIL]
+    for verdict in verdicts:
+        if verdict.step is None:
+            out.print(_verdict(verdict))
     for step in trajectory.steps():
         depth = _depth(trajectory, step.call.activation)
         for id in trajectory.path_ids(step.call.prompt):
@@ -153,6 +159,9 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
         out.print(_indented(_step_line(step), depth))
         for piece in _step_body(trajectory, step, full):
             out.print(_indented(piece, depth + 1))
+        for verdict in verdicts:
+            if verdict.step == step.number:
+                out.print(_indented(_verdict(verdict), depth + 1))
         seen.update(result.result for result in step.results.values())
         if step.call.reply is not None:
             seen.add(step.call.reply)
@@ -217,6 +226,8 @@ def _step_line(step: Step) -> Text:
         parts.append(f"{_number(call.usage.input_tokens)} → {_number(call.usage.output_tokens)} tokens")
         if call.usage.cached_tokens:
             parts.append(f"{call.usage.cached_tokens:,} cached")
+        if call.usage.cache_write_tokens:
+            parts.append(f"{call.usage.cache_write_tokens:,} put into the cache")
     if call.queued > 0.001:
         parts.append(f"waited {seconds(call.queued)} for the limiter")
     if call.finish_reason not in (None, "stop", "tool_calls"):
@@ -233,6 +244,11 @@ def _step_body(trajectory: Trajectory, step: Step, full: bool) -> Iterator[Rende
     if reply is not None:
         if reply.reasoning:
             yield Text(_cut(reply.reasoning, full), style="dim italic")
+        for use in native_uses(reply):
+            asked = Text.assemble((clean(use.tool), "bold blue"), f"  {_cut(use.input, full)}")
+            yield _hanging(Text("⇢ ", "blue"), asked)
+            if use.output is not None:
+                yield _hanging(Text("← ", "green"), Text(_cut(use.output, full)))
         if reply.content:
             yield Text(_cut(content(reply.content), full))
     if call.error is not None:
@@ -261,6 +277,8 @@ def _tool_call(trajectory: Trajectory, step: Step, call: ToolCalled, full: bool)
     if result is None:
         yield _hanging(Text("  "), Text("no result" if call.result >= 0 else "not run", style="yellow"))
         return
+    for attempt in result.attempts:
+        yield _attempt(attempt)
     took = "" if result.duration is None else f"  {seconds(result.duration)}"
     node = trajectory.messages.get(result.result)
     text = _cut(content(node.message.content), full) if node is not None else ""
@@ -300,7 +318,16 @@ def _attempt(attempt: Attempt) -> Text:
     named = attempt.status is None or str(attempt.status) in attempt.error
     status = "" if named else f"{attempt.status} "
     waited = f", then waited {seconds(attempt.waited)}" if attempt.waited else ""
-    return Text(f"↻ failed try: {status}{_one_line(attempt.error)}{waited}", style="yellow")
+    asked = f" of {clean(attempt.model)}" if attempt.model else ""
+    return Text(f"↻ failed try{asked}: {status}{_one_line(attempt.error)}{waited}", style="yellow")
+
+
+def _verdict(verdict: Noted) -> Text:
+    """What a guardrail said."""
+    data = verdict.data
+    said = ("✓ passed", "green") if data["passed"] else (f"✗ {_one_line(data['reason'])}", "red")
+    name = f"guardrail {clean(verdict.name)} on {clean(data['on'])}  "
+    return Text.assemble((name, "dim"), said, (f"  {seconds(data['seconds'])}", "dim"))
 
 
 def _reward(reward: Rewarded) -> Text:

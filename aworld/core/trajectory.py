@@ -159,6 +159,7 @@ class Trajectory:
 
     __slots__ = (
         "__weakref__", "_rewards", "_usages", "activations", "agents", "answer_before", "answered_at", "answers",
+        "artifacts",
         "calls", "events", "finished", "first_message", "first_seq", "history", "id", "labels", "messages",
         "next_message", "next_step", "notes", "obeyed", "paused", "questions", "spending", "started", "state",
         "steps_by_agent", "task", "toolsets", "writers",
@@ -175,6 +176,8 @@ class Trajectory:
         self.agents: dict[str, Any] = {}
         self.messages: dict[int, Node] = {}
         self.toolsets: dict[str, tuple[dict[str, Any], ...]] = {}
+        self.artifacts: dict[tuple[str, str], ev.ArtifactKept] = {}
+        """The files that differ from what they were before, by folder and name; over all turns of a conversation."""
         self.next_message = 0
         self.history: int | None = None
         """Where the turn before ended, in the next turn of a conversation: the last message of who answered."""
@@ -491,6 +494,12 @@ class Trajectory:
     def _finished(self, event: ev.Finished) -> None:
         self.finished = event
 
+    def _artifact(self, event: ev.ArtifactKept) -> None:
+        if event.digest == event.before and event.executable is None:
+            self.artifacts.pop((event.folder, event.name), None)  # as it was before
+        else:
+            self.artifacts[event.folder, event.name] = event
+
     def _noted(self, event: ev.Noted) -> None:
         if event.source == RUNTIME:
             self.paused = event.name == "pause"
@@ -510,6 +519,7 @@ class Trajectory:
         ev.StateSet: _state,
         ev.Asked: _asked,
         ev.Answered: _answered,
+        ev.ArtifactKept: _artifact,
         ev.Noted: _noted,
         ev.Finished: _finished,
     }

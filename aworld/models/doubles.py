@@ -19,6 +19,7 @@ from aworld.core.exceptions import AWorldError, ModelError
 from aworld.core.message import Message, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.call import NO_RETRY, Retry
+from aworld.models.native_tools import NATIVE_TOOLS
 from aworld.models.prices import FREE
 
 Said: TypeAlias = str | Message | ToolCall | Sequence[ToolCall] | ModelReply | Exception
@@ -38,6 +39,8 @@ def call(tool: str, /, **arguments: Any) -> ToolCall:
 class _Double(ABC):
     """What the doubles share: each whole answer may be had in pieces too."""
 
+    native_tools = NATIVE_TOOLS
+    """They stand for any model."""
     price = FREE
 
     def __init__(self, name: str) -> None:

@@ -22,6 +22,7 @@ from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
+from aworld.models.native_tools import check_settings
 
 _WEIGHTS = "model.safetensors"
 _SMALL = 256
@@ -133,10 +134,10 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
 def build_model(config: ModelConfig | str) -> Model:
     """The model of these settings, the same one for equal settings.
 
-    A string is a model's name (`"gpt-4o"`), a provider and a name (`"ollama:qwen3:8b"`; the part before the first colon
-    is a provider only when it is the name of one), a provider that needs no name (`"embedded"`), or the folder of a
-    checkpoint or of a training run, which the embedded model answers from. Raises `ConfigError`, which names what to
-    set.
+    A string is a model's name (`"gpt-4o"`), a provider and a name (`"ollama:qwen3:8b"`), a provider that needs no name
+    (`"embedded"`), or the folder of a checkpoint or of a training run, which the embedded model answers from. A name
+    with a slash or a colon needs its provider before it (`"openai:Qwen/Qwen3-8B"`), so that a mistyped folder or
+    provider is never asked for as a model. Raises `ConfigError`, which names what to set.
     """
     if isinstance(config, str):
         config = named_model(config)
@@ -155,6 +156,7 @@ def build_model(config: ModelConfig | str) -> Model:
     model = _models.get(key)
     if model is None:
         model = _with_tools(provider.factory(_resolved(config, name, provider, open_settings)), config.llm_tool_mode)
+        check_settings(model, config.sampling())
         if len(_models) >= _CACHED:
             _models.pop(next(iter(_models)))
         _models[key] = model
@@ -174,7 +176,7 @@ def _with_tools(model: Model, mode: ToolMode) -> Model:
 
 def named_model(text: str) -> ModelConfig:
     """Provider and name of the text that `build_model` takes; what it leaves open stays open. Raises `ConfigError` for
-    a folder without a policy."""
+    a folder without a policy, and for what looks like a folder or a provider and is none."""
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
         return ModelConfig(
@@ -257,8 +259,9 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str
     key = (key or "").strip() or None
     if provider.needs_key and not key and url is not None and url.rstrip("/") == provider.base_url:
         remedy = f"set LLM_API_KEY or {provider.key_variable}, or AgentConfig(llm_api_key=...)"
-        meant = "" if config.llm_provider else _if_another_was_meant(model)
-        text = f"No API key for {name}: {remedy}" + (f". {meant}" if meant else "")
+        empty = not config.llm_provider and os.path.isdir(os.path.expanduser(model))
+        meant = f". If the folder {model!r} was meant: neither it nor its policy/ has a {_WEIGHTS}." if empty else ""
+        text = f"No API key for {name}: {remedy}{meant}"
         raise ConfigError(text, setting="llm_api_key", remedy=remedy)
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigError(f"The base URL of {name} must begin with http:// or https:// (LLM_BASE_URL or llm_base_url)")
@@ -285,15 +288,6 @@ def without_name() -> ConfigError:
     """The error for settings that name no model."""
     remedy = "set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)"
     return ConfigError(f"No model name: {remedy}", setting="llm_model_name", remedy=remedy)
-
-
-def _if_another_was_meant(model: str) -> str:
-    """What may be wrong with a name that the default provider would have got: a sentence, or nothing."""
-    provider, colon, _ = model.partition(":")
-    if colon and "/" not in provider:
-        meant = hint(provider.lower(), known_providers())
-        return f"If {provider!r} was meant as a provider: there is none of that name; {meant}"
-    return _if_a_folder_was_meant(model)
 
 
 def _unknown(name: str) -> str:
@@ -336,25 +330,24 @@ def json_object(text: str | bytes, source: object) -> dict[str, Any]:
 
 
 def _without_policy(text: str) -> str | None:
-    """What is wrong with a text that can only be a folder: a path, or a training run that has no policy yet. None for
-    a text that may be the name of a model."""
+    """What is wrong with a text that cannot be the name of a model alone: a path, a training run that has no policy
+    yet, or something before a colon that is no provider."""
     path = os.path.expanduser(text)
     checkpoints = os.path.join(path, "checkpoints")
     if os.path.isfile(os.path.join(path, "run.json")) or os.path.isdir(checkpoints):
         newest = _newest(checkpoints)
         remedy = f"its newest checkpoint is {newest!r}" if newest else "it has no checkpoint yet either"
         return f"model={text!r}: no policy there yet, as the training run has not ended; {remedy}."
-    if not text.startswith(("/", "./", "../", "~")):
+    provider, colon, _ = text.partition(":")
+    name = f"{os.environ.get('LLM_PROVIDER') or 'openai'}:{text}"
+    as_name = f"If it is the name of a model, put its provider before it, such as {name!r}."
+    if colon and "/" not in provider:
+        return f"model={text!r}: {provider!r} is no provider; {hint(provider.lower(), known_providers())} {as_name}"
+    if not text.startswith("~") and "/" not in text:
         return None
     why = f"neither it nor its policy/ has a {_WEIGHTS}" if os.path.isdir(path) else "there is no such folder"
-    return f"model={text!r} is no folder of a policy: {why}. {_REMEDY}"
-
-
-def _if_a_folder_was_meant(text: str) -> str:
-    """A sentence for the error about a model of this name; empty where it cannot be meant."""
-    if os.path.isdir(os.path.expanduser(text)):
-        return f"If the folder {text!r} was meant: neither it nor its policy/ has a {_WEIGHTS}."
-    return f"If {text!r} was meant as a folder: there is none." if "/" in text else ""
+    remedy = _REMEDY if text.startswith(("/", "./", "../", "~")) else as_name
+    return f"model={text!r} is no folder of a policy: {why}. {remedy}"
 
 
 def _has_weights(folder: str) -> bool:

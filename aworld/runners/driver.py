@@ -44,6 +44,7 @@ from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
 from aworld.runners.activations import Activations, Recovery
 from aworld.runners.budget import check_prices, status_of
+from aworld.runners.functions import check_input, refusal_of
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
 from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 CORRECTION = "\nAnswer again, in the required form only."
 """What follows the error when an answer is sent back to the agent."""
+PAUSED = "pause_turn"
+"""How a reply ends whose provider is still at work with its own tools: asked again, it goes on."""
 
 _VERSIONS = {"aworld": __version__, "python": platform.python_version()}
 
@@ -257,6 +260,12 @@ class Episode:
             if self._at_work is not None:
                 self._at_work.cancel()
 
+    def suspend(self) -> None:
+        """Stop at once, whatever is under way, and leave the run to be resumed."""
+        if self._begun and self.record.finished is None and self._ended_by is None:
+            self._run.journal.add(ev.Noted, source=RUNTIME, name="pause", data=self.record.obeyed)
+        self._end_by("waiting", _paused(self.record.id))
+
     def _obey(self) -> None:
         """Take in what others wrote since the last turn: answers of people, and what they want of the run."""
         if self._inbox:
@@ -332,6 +341,8 @@ class Episode:
         if not (activation.open_calls or self._has_answered(activation)):
             await self._decide(activation, agent, offer)
         if not activation.calls:
+            if run.scope.sources:
+                await run.keep_artifacts()
             await self._conclude(activation, agent)
             return
         # Members that were called, and hand-overs, are the runtime's to carry out, not a tool's own code.
@@ -340,6 +351,8 @@ class Episode:
         if ours:
             self._activations.start_called(activation, offer)
         await run_tools(run, activation, offer, ours)
+        if run.scope.sources:
+            await run.keep_artifacts()
         if ours:
             self._activations.hand_over(activation, offer)
         if run.environment is not None and run.environment.over:
@@ -350,6 +363,8 @@ class Episode:
         run.check_limits(self._steps)
         if agent.max_steps is not None and activation.steps >= agent.max_steps:
             raise AgentLimit(f"max_steps={agent.max_steps} of agent {agent.name!r} reached.")
+        if agent.input_guardrails and not activation.steps:
+            await check_input(run, activation, agent)
         self._steps += 1
         step = next(self._numbers)
         index = max(self._turns.get(agent.name, 0), run.record.steps_by_agent.get(agent.name, 0))
@@ -368,21 +383,29 @@ class Episode:
         leaf = activation.leaf
         if activation.calls or activation.last is None or leaf is None:
             return False
-        return self.record.messages[leaf].message.role == "assistant"
+        return self.record.messages[leaf].message.role == "assistant" and activation.last.finish_reason != PAUSED
 
     async def _conclude(self, activation: Activation, agent: BaseAgent) -> None:
         """The agent has answered: end its work, or tell it why the answer does not do."""
         assert activation.leaf is not None  # it has just said something
         run, leaf = self._run, activation.leaf
+        if activation.last is not None and activation.last.finish_reason == PAUSED:
+            return  # the next call goes on from what the provider's tools did so far
         message = run.record.messages[leaf].message
+        answer, refusal = None, None
         try:
             answer = agent.answer_of(message)
         except ValueError as error:
+            refusal = str(error)
+        if refusal is None and agent.output_guardrails:
+            context = run.context_for(activation, activation.last.step if activation.last is not None else 0)
+            refusal = await refusal_of(run, activation, context, "answer", answer, agent.output_guardrails)
+        if refusal is not None:
             if self._corrections(activation) >= agent.output_retries:
-                text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {error}"
+                text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {refusal}"
                 self._activations.fail(activation, text)
             else:
-                run.recorder.add(activation, Message("user", f"{error}{CORRECTION}"), leaf, "agent")
+                run.recorder.add(activation, Message("user", f"{refusal}{CORRECTION}"), leaf, "agent")
             return
         if run.environment is not None and activation.caller is None:
             reply = await surroundings.respond(run.environment, message)
@@ -474,7 +497,7 @@ class Episode:
         root = run.record.activations[0]
         if root.finished is None:
             if self._paused:
-                return "waiting", f"The run was paused; it goes on with Runners.resume({run.record.id!r})."
+                return "waiting", _paused(run.record.id)
             if self._activations.ready:
                 return None, None
             if run.record.open_questions():
@@ -498,6 +521,10 @@ class Episode:
         run = self._run
         run.journal.held = False
         try:
+            # Of calls that were cut off. Else each step did it, and a fork at the end finds it before the end.
+            cut_off = run.scope.sources and any(one.open_calls for one in run.record.activations.values())
+            if cut_off and status != "interrupted" and run.record.finished is None:
+                cancelled = await _uncut(asyncio.ensure_future(run.keep_artifacts())) or cancelled
             if status not in (None, "waiting", "interrupted") and run.record.finished is None and not stays:
                 write_end(run.journal, status, error, lost)
             if status != "interrupted":
@@ -688,6 +715,10 @@ def refuse_interactive(task: Task) -> None:
     if task.conf.run_mode is TaskRunMode.INTERACTIVE:
         remedy = "step it with Runners.step, or leave run_mode out"
         raise TaskError(f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}.", setting="run_mode", remedy=remedy)
+
+
+def _paused(id: str) -> str:
+    return f"The run was paused; it goes on with Runners.resume({id!r})."
 
 
 def _cancelled(note: ev.Commanded) -> str:

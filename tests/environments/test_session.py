@@ -211,6 +211,9 @@ async def test_the_system_prompt_comes_before_the_agents_own() -> None:
     assert said(record.path(1))[0] == ("system", "You are in a shop.\n\nBe polite.")
     assert record.agents["buyer"]["system_prompt"] == "You are in a shop.\n\nBe polite."
     assert (bare.system_prompt, own.system_prompt) == (None, "Be polite.")
+    asks = agent_of(system_prompt=lambda context: f"You are a {context.agent}.")
+    record = (await run(environment.task(problem(1), asks))).record
+    assert said(record.path(record.calls[1].prompt))[0] == ("system", "You are in a shop.\n\nYou are a buyer.")
 
 
 async def test_each_request_has_a_seed_of_its_own() -> None:

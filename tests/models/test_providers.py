@@ -145,22 +145,45 @@ def checkpoint(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("runs/none", r"No API key for openai: .*\. If 'runs/none' was meant as a folder: there is none\.$"),
-        ("runs/empty", r"If the folder 'runs/empty' was meant: neither it nor its policy/ has a model.safetensors\.$"),
-        ("empty", r"If the folder 'empty' was meant"),
-        ("ollam:qwen3", r"If 'ollam' was meant as a provider: there is none of that name; did you mean 'ollama'\?$"),
-        ("foo:bar", r"If 'foo' was meant as a provider: there is none of that name; known are: anthropic, .*vllm\.$"),
+        (
+            "runs/none",
+            r"'runs/none' is no folder of a policy: there is no such folder\. If .* 'openai:runs/none'\.$",
+        ),
+        (
+            "runs/empty",
+            r"'runs/empty' is no folder of a policy: neither it nor its policy/ has a model\..*\. If",
+        ),
+        ("ollam:qwen3", r"'ollam' is no provider; did you mean 'ollama'\? If it is .* such as 'openai:ollam:qwen3'\.$"),
+        ("opnai:gpt-4o", r"'opnai' is no provider; did you mean 'openai'\?"),
+        ("foo:bar", r"'foo' is no provider; known are: anthropic, .*vllm\. If it is the name of a model"),
         ("./runs/none", r"'./runs/none' is no folder of a policy: there is no such folder\. Give the run_path"),
         ("./empty", r"'./empty' is no folder of a policy: neither it nor its policy/ has"),
+    ],
+)
+@pytest.mark.parametrize("key", ["", "sk-own"])
+def test_a_mistyped_folder_or_provider_is_told(
+    model: str, said: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", key)  # it is never asked for as a model, whoever could answer
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=said):
+        build_model(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("empty", r"If the folder 'empty' was meant: neither it nor its policy/ has a model.safetensors\.$"),
         ("gpt-4o", r"or AgentConfig\(llm_api_key=\.\.\.\)$"),
         ("openai:runs/none", r"or AgentConfig\(llm_api_key=\.\.\.\)$"),
     ],
 )
-def test_a_mistyped_folder_or_provider_is_told(
+def test_a_name_without_a_key_says_what_is_missing(
     model: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "empty").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=said):
         build_model(model)
@@ -170,7 +193,7 @@ def test_a_name_with_a_slash_or_a_colon_is_a_model_where_somebody_can_answer(mon
     for name in ("Qwen/Qwen2.5-0.5B-Instruct", "qwen3:8b"):
         assert built(ModelConfig(llm_model_name=name, llm_base_url="http://localhost:8000/v1")).name == name
     monkeypatch.setenv("OPENAI_API_KEY", "sk-own")
-    assert built("ft:gpt-4o:me").name == "ft:gpt-4o:me"
+    assert built("openai:ft:gpt-4o:me").name == "ft:gpt-4o:me"
 
 
 def test_a_training_run_without_a_policy_says_so_even_with_a_key(
@@ -240,6 +263,8 @@ def test_the_public_names() -> None:
         "AnthropicModel",
         "AzureModel",
         "CallFailed",
+        "CodeExecution",
+        "Fallback",
         "FunctionModel",
         "Limits",
         "LiteLLMModel",
@@ -247,10 +272,12 @@ def test_the_public_names() -> None:
         "Outcome",
         "Retry",
         "ScriptedModel",
+        "WebSearch",
         "build_model",
         "call_model",
         "close_transports",
         "known_providers",
+        "native_uses",
         "register_provider",
     ]
     assert all(getattr(aworld.models, name) is not None for name in dir(aworld.models))
