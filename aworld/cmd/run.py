@@ -198,6 +198,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.samples > 1:
             raise ConfigError("--run asks each question once; --samples N is for questions without a name.")
         return run_blocking(_named(questions, agent, conf, args))
+    if any(not isinstance(question, str) for question in questions):
+        raise ConfigError(f"--file {args.file}: questions with an id have a name together: --run NAME.")
     tasks = [
         Task(
             question,
@@ -417,7 +419,7 @@ def _report(
         _tell_end(responses[0], args)
     else:
         for response in responses:
-            print(f"{response.id}  {response.status:<13} {short(str(response.answer or response.msg), 90)}".rstrip())
+            print(f"{response.id}  {response.status:<13} {short(str(response.answer or why(response)), 90)}".rstrip())
             _tell_open(response, args)
         good = sum(response.success for response in responses)
         those = f" --label {shlex.quote(label)}" if label else ""
