@@ -72,7 +72,7 @@ class PriceTable(Struct, forbid_unknown_fields=True):
     """A file of prices."""
 
     date: str
-    """The day on which they were read."""
+    """The day of the table; the sources may say more."""
     prices: dict[str, dict[str, Price]]
     """By provider, and by the model's name, without the date of a snapshot. `*` in it stands for anything, and the
     longest that fits counts."""

@@ -52,9 +52,10 @@ def check_prices(task: Task, units: Iterable[Any]) -> None:
     if task.conf.max_cost is None and (task.share is None or task.share.conf.max_cost is None):
         return
     for model in filter(None, (getattr(unit, "model", None) for unit in units)):
-        if getattr(model, "price", FREE) is None:
-            text = f"max_cost is set, and no price of {model.provider}:{model.name} is known: {HOW_TO_PRICE}."
-            raise ConfigError(text, setting="max_cost", remedy=HOW_TO_PRICE)
+        for asked in model.members() if hasattr(model, "members") else [model]:  # those that a fallback may ask
+            if getattr(asked, "price", FREE) is None:
+                text = f"max_cost is set, and no price of {asked.provider}:{asked.name} is known: {HOW_TO_PRICE}."
+                raise ConfigError(text, setting="max_cost", remedy=HOW_TO_PRICE)
 
 
 class Budget:

@@ -96,6 +96,9 @@ async def test_an_unknown_price_is_an_error_before_the_first_call() -> None:
     for conf, task_conf in ((RunConfig(max_cost=1), None), (RunConfig(), TaskConfig(max_cost=1))):
         with pytest.raises(ConfigError, match="no price of openai:my-own is known: set llm_input_price"):
             await Runners.run_task(Task("x", agent, conf=task_conf), conf)
+    second = Agent("a", AgentConfig(llm_api_key="k"), model=["openai:gpt-4o", "openai:my-own"])
+    with pytest.raises(ConfigError, match="no price of openai:my-own is known"):
+        await Runners.run("x", second, conf={"max_cost": 1})
     with pytest.raises(ConfigError, match="no price of openai:my-own"):
         await Runners.run("x", agent, run_conf=RunConfig(max_cost=1))
 
