@@ -95,9 +95,9 @@ class Runners:
 
         A question is a text, `{"id": ..., "input": ...}` (also `labels` and `context`), or a `Task`. The same call
         again reads from the store what has ended, goes on with what has not, and begins the rest; what was cancelled,
-        or failed because no model could be reached, is begun again. Trajectories have the labels `run` and `problem`:
-        the id of the question, or its number. `task` takes the arguments of `Task` for all of them; `on_done` is called
-        after each that this call ran.
+        or failed because no model could be reached, goes on as a fork. The labels `run` and `problem`, the id of the
+        question or its number, tell trajectories apart. `task` takes the arguments of `Task` for all of them; `on_done`
+        is called after each that this call ran.
 
         Raises ConfigError where the store has another agent, or another question, under these names.
         """

@@ -21,7 +21,7 @@ from aworld.cmd.run_view import RunView, short
 from aworld.cmd.swarm import is_file
 from aworld.cmd.terminal import TerminalWatch, aside
 from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, store_option
-from aworld.cmd.wording import counted, why
+from aworld.cmd.wording import counted, helps_to_go_on, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Unit
 from aworld.core.exceptions import ConfigError
@@ -223,9 +223,14 @@ def _run(args: argparse.Namespace) -> int:
 
 async def _named(questions: list[Any], agent: Unit, conf: RunConfig, args: argparse.Namespace) -> int:
     with _Watch(len(questions), quiet=args.json) as watch:
-        report = await Runners.run_many(
-            questions, swarm=agent, run=args.name, run_conf=conf, conf=limits_of(args), on_done=watch.done
-        )
+        try:
+            report = await Runners.run_many(
+                questions, swarm=agent, run=args.name, run_conf=conf, conf=limits_of(args), on_done=watch.done
+            )
+        except BaseException as error:
+            if helps_to_go_on(error, done=watch.ended):
+                watch.say("cut short; the same command goes on, and asks nothing twice")
+            raise
         if report.recorded:
             watch.say(f"{report.recorded} of them had ended before")
     return _report(list(report.responses.values()), args, show=True, label=f"run={args.name}")

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, TypeAlias, cast
 
-from aworld.config.conf import RunConfig
+from aworld.config.conf import EngineName, RunConfig
 from aworld.core.agent.flow import Unit
 from aworld.core.checks import known_keys, unique
 from aworld.core.exceptions import AWorldError, ConfigError, LeaseError, TaskError
 from aworld.core.message import Usage
-from aworld.core.task import Task, TaskResponse
+from aworld.core.task import Prefix, Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.driver import Episode
-from aworld.runners.local import executor_of, load, store_of, tell, watched
+from aworld.runners.local import executor_of, fork_point, load, store_of, tell, watched
 from aworld.runners.run import units_of_task
 from aworld.trajectory import Query
 from aworld.trajectory.summary import Summary
@@ -106,24 +106,26 @@ async def run_questions(
     unique("Two questions have the id", (task.labels["problem"] for task in tasks), TaskError)
     executor = executor_of(conf, store_of(conf.store))
     store, earlier = executor.store, dict[str, Summary]()
+    ids = {task.labels["problem"]: task.id for task in tasks}
     for summary in await store.query(Query(labels={"run": run})):
-        if summary.forked_from is None and "problem" in summary.labels:
-            last = earlier.get(summary.labels["problem"])
-            if last is None or _attempt(summary) > _attempt(last):
-                earlier[summary.labels["problem"]] = summary
+        problem, attempt = summary.labels.get("problem", ""), _attempt(summary)
+        ours = summary.id == _id(ids.get(problem), attempt)  # and no fork of somebody's, which has the labels too
+        if ours and (problem not in earlier or attempt > _attempt(earlier[problem])):
+            earlier[problem] = summary
     report, records = ManyRuns(), dict[str, Trajectory]()
     for task in tasks:
         if (summary := earlier.get(task.labels["problem"])) is None:
             continue
         record = await load(summary.id, store)
         _check_same(run, task, record)
-        if record.status == "cancelled" or record.surroundings_failed:  # not what the agent does: begun again
+        if record.status == "cancelled" or record.surroundings_failed:  # not the agent's doing: once more
             attempt = _attempt(summary) + 1
-            task.id = f"{task.id}~{attempt}"
-            task.labels["attempt"] = str(attempt)
+            task.id, task.labels["attempt"] = _id(task.id, attempt), str(attempt)
+            if record.calls and conf.engine_name is EngineName.LOCAL:  # steps that were paid for are kept
+                task.prefix = Prefix(record, fork_point(record, None))
             continue
         task.id = record.id
-        if record.finished is not None or record.status == "waiting":
+        if record.finished is not None or record.open_questions():
             report.add(Episode(task, store, record).recorded_response(record.status, record.error))
             report.recorded += record.finished is not None
         else:
@@ -180,8 +182,13 @@ def _task(question: Question, number: int, unit: Unit | None, run: str, fields: 
     return task
 
 
+def _id(base: str | None, attempt: int) -> str:
+    return f"{base}~{attempt}" if attempt else f"{base}"
+
+
 def _attempt(summary: Summary) -> int:
-    return int(summary.labels.get("attempt", 0))
+    attempt = summary.labels.get("attempt", "")
+    return int(attempt) if attempt.isdecimal() else 0
 
 
 def _check_same(run: str, task: Task, record: Trajectory) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config import AgentConfig, RunConfig, TaskConfig
+from aworld.core.agent.swarm import WorkflowSwarm
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
+from aworld.core.output import RunFinished
 from aworld.core.task import Task
 from aworld.models.doubles import FunctionModel, call
 from aworld.runner import Runners
@@ -129,3 +131,29 @@ async def test_a_first_call_that_is_cut_off_teaches_nothing() -> None:
         responses = await Runners.run_task(tasks, RunConfig(max_tokens=20))
     assert most == 1
     assert [response.status for response in responses.values()].count("finished") == 2
+
+
+async def test_a_stream_ends_where_a_budget_does(store: TrajectoryStore) -> None:
+    agent = thinking(costly, tools=[add])
+    task = Task("What?", agent, id="run")
+    outputs = [o async for o in Runners.streamed_run_task(task, RunConfig(store=store, max_cost=0.05)).stream_events()]
+    last = outputs[-1]
+    assert isinstance(last, RunFinished)
+    assert (last.response.status, len(last.response.record.calls)) == ("limit_reached", 1)
+    response = await Runners.resume("run", agent, store=store)
+    assert (response.answer, response.usage.cost) == ("3", 0.2)
+    assert (await Runners.replay("run", agent, store=store)).same
+
+
+async def test_a_step_within_a_budget_and_members_of_a_team() -> None:
+    agent = thinking(costly, tools=[add])
+    task, conf = Task("What?", agent), RunConfig(max_cost=0.05)
+    over, _, response = await Runners.step(task, conf)
+    assert (over, response.status) == (False, "running")
+    over, _, response = await Runners.step(task, conf)
+    assert (over, response.status) == (True, "limit_reached")
+    team = WorkflowSwarm([thinking(costly, tools=[add], name=f"m{n}") for n in range(4)])
+    cut = await Runners.run("What?", swarm=team, run_conf=RunConfig(max_cost=0.5))
+    assert (cut.status, cut.usage.cost) == ("limit_reached", pytest.approx(0.5))
+    whole = await Runners.run("What?", swarm=team, run_conf=RunConfig(max_cost=5))
+    assert whole.success

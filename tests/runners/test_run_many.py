@@ -139,6 +139,39 @@ async def test_what_no_model_could_answer_is_begun_again(store: TrajectoryStore)
     assert (third.recorded, [response.answer for response in third.responses.values()]) == (1, ["here"])
 
 
+async def test_cancelled_in_the_middle_it_pays_no_step_twice(store: TrajectoryStore) -> None:
+    steps: list[tuple[str, int]] = []
+    gate, halfway = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def think(request: ModelRequest) -> Any:
+        question = next(message.text for message in request.messages if message.role == "user")
+        if request.turn == 1 and question != "q0":
+            halfway.release()
+            await gate.wait()
+        steps.append((question, request.turn))
+        return call("add", a=1, b=request.turn) if request.turn < 2 else "done"
+
+    agent = thinking(think, tools=[add])
+    reached = asyncio.Event()
+    running = asyncio.create_task(
+        Runners.run_many([f"q{n}" for n in range(4)], agent, run="r", store=store, on_done=lambda _: reached.set())
+    )
+    async with asyncio.timeout(10):
+        await reached.wait()
+        for _ in range(3):
+            await halfway.acquire()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        gate.set()
+        report = await Runners.run_many([f"q{n}" for n in range(4)], agent, run="r", store=store)
+        assert (report.finished, report.recorded) == (4, 1)
+        assert sorted(steps) == [(f"q{n}", turn) for n in range(4) for turn in range(3)]
+        assert list(report.responses) == ["r.0", "r.1~1", "r.2~1", "r.3~1"]
+        again = await Runners.run_many([f"q{n}" for n in range(4)], agent, run="r", store=store)
+    assert again.recorded == 4
+
+
 async def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
     url, asked = f"sqlite:///{tmp_path}/runs.db", tmp_path / "asked"
     async with asyncio.timeout(60):
@@ -192,6 +225,10 @@ async def test_worker_processes_share_one_budget(tmp_path: Path, limit: dict[str
         assert first.usage.total_tokens == 300  # to the end, and no further
         assert (first.finished + first.left, first.failed) == (20, 0)
         assert all("by all runs" in r.msg for r in first.responses.values() if not r.success)
+        begun = sum(bool(response.record.events) for response in first.responses.values() if not response.success)
+        free = RunConfig(engine_name=EngineName.PROCESSES, worker_num=2)
+        resumed = await Runners.resume_all(conf.store, [travelling.spender], free)
+        assert (resumed.finished, resumed.failed, resumed.left) == (begun, 0, 0)
         again = await Runners.run_many(
             questions,
             travelling.spender,
