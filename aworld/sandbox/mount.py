@@ -26,7 +26,7 @@ from aworld.core.checks import is_text, typed
 from aworld.core.context.base import RunScope
 from aworld.core.event import ArtifactKept
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxLimits
-from aworld.sandbox.changes import LEFT_OUT
+from aworld.sandbox.changes import LEFT_OUT, is_left_out
 from aworld.sandbox.kinds import open_sandbox
 from aworld.sandbox.pool import PooledSandbox, SandboxPool
 
@@ -54,7 +54,7 @@ def local(
 
     Args:
         mount: The folder; in the sandbox it is the work folder. Of a git repository, what git does not ignore is
-            copied, without `.git`; of another folder all but caches of tools. Links that lead out are left out.
+            copied, of another folder all; never `.git`, `.env`, caches of tools, and links that lead out.
         write: `copy`: each run changes a copy of its own; see `response.artifacts`, `aworld diff` and `aworld apply`.
             `no`: the folder itself is shown, all of it, and cannot be written.
         limits: Of each sandbox; `disk_mb` has to hold the copy.
@@ -68,8 +68,8 @@ def local(
     if mount is None:
         return SandboxPool(partial(open_sandbox, "local", limits, **options), size=size)
     folder = Path(mount).expanduser().absolute()
-    if not folder.is_dir():
-        raise ConfigError(f"mount={str(mount)!r} | {'not a folder' if folder.exists() else 'there is no such folder'}")
+    if write == "copy" or not folder.is_dir():
+        members(folder, limits)  # what cannot be is told before anything begins
     options["env"] = {"HOME": HOME, **options.get("env", {})}
     if write == "no":
         if os.geteuid() == 0 and not all(place.stat().st_mode & 0o1 for place in (folder, *folder.parents)):
@@ -79,8 +79,6 @@ def local(
             )
         options["readonly"] = {"/work": folder, **options.get("readonly", {})}
         return SandboxPool(partial(open_sandbox, "local", limits, **options), size=size)
-    for _ in members(folder, limits):
-        pass  # what does not fit is told before anything begins
     return FolderPool(folder, limits, size, options)
 
 
@@ -134,7 +132,11 @@ class FolderCopy(PooledSandbox):
         for name, kept in past.items():
             if kept.digest is not None and self._scope.blobs is not None:
                 contents[name] = await self._scope.blobs.blob(kept.digest)
-        await sandbox.restore(await asyncio.to_thread(self._pack, past, contents))
+        try:
+            data = await asyncio.to_thread(self._pack, past, contents)
+        except OSError as error:
+            raise SandboxError(f"{self._folder} cannot be copied: {error}") from error
+        await sandbox.restore(data)
         self._seen = await sandbox.scan(LEFT_OUT)
         self._filled = sandbox
 
@@ -174,7 +176,7 @@ class FolderCopy(PooledSandbox):
                 return []
             listing = await sandbox.scan(LEFT_OUT)
             names = {name for name in listing.keys() | self._seen.keys() if listing.get(name) != self._seen.get(name)}
-            names = {name for name in names | self._applied if is_text(name)}
+            names = {name for name in names | self._applied if is_text(name) and not is_left_out(name)}
             names -= await asyncio.to_thread(_ignored, self._folder, names - self._base.keys())
             changed = [await self._change(sandbox, name, listing.get(name)) for name in sorted(names)]
             self._seen, self._applied = listing, set()
@@ -209,42 +211,43 @@ class FolderCopy(PooledSandbox):
         }  # fmt: skip
 
 
-def members(folder: Path, limits: SandboxLimits) -> Iterator[tuple[str, Path, os.stat_result]]:
-    """What a copy of the folder has: plain files, and links that lead nowhere else.
+def members(folder: Path, limits: SandboxLimits) -> list[tuple[str, Path, os.stat_result]]:
+    """What a copy of the folder has, by its path in it: plain files, and links that lead nowhere else.
 
-    Raises `ConfigError` for more than the sandbox may hold.
+    Raises `ConfigError` where there is no such folder, or more than the sandbox may hold.
     """
-    size = count = 0
-    home = os.path.realpath(folder)
-    for name in _listed(folder):
+    if not folder.is_dir():
+        raise ConfigError(f"mount={str(folder)!r} | {'not a folder' if folder.exists() else 'there is no such folder'}")
+    listed: list[tuple[str, Path, os.stat_result]] = []
+    size, home = 0, f"{os.path.realpath(folder)}/"
+    for name in _names(folder):
         path = folder / name
-        try:
-            facts = path.lstat()
-        except FileNotFoundError:  # deleted, and git knows it still
+        if is_left_out(name) or not os.path.lexists(path):  # git may know files that were deleted
             continue
+        facts = path.lstat()
         if stat.S_ISLNK(facts.st_mode):
-            inside = os.path.realpath(path).startswith(f"{home}/") and not os.path.isabs(os.readlink(path))
-            if not inside:
+            if os.path.isabs(os.readlink(path)) or not os.path.realpath(path).startswith(home):
                 continue
         elif not stat.S_ISREG(facts.st_mode):
             continue
-        size, count = size + facts.st_size, count + 1
+        listed.append((name, path, facts))
+        size += facts.st_size
         if size > limits.disk_mb << 20:
             raise ConfigError(
-                f"mount={str(folder)!r} | has more than the sandbox may hold, disk_mb={limits.disk_mb} (after {count} "
-                "files); mount a smaller folder, or give limits=SandboxLimits(disk_mb=...)"
+                f"mount={str(folder)!r} | has more than the sandbox may hold, disk_mb={limits.disk_mb} (after "
+                f"{len(listed)} files); mount a smaller folder, or give limits=SandboxLimits(disk_mb=...)"
             )
-        yield name, path, facts
+    return listed
 
 
-def _listed(folder: Path) -> Iterator[str]:
+def _names(folder: Path) -> Iterator[str]:
     """The files of a folder by their paths in it: of a git repository those that git does not ignore."""
     listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed:  # else no repository, or an ignored folder of one
         yield from dict.fromkeys(os.fsdecode(name) for name in listed.split(b"\0")[:-1])
         return
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in LEFT_OUT)
+        folders[:] = sorted(name for name in folders if not is_left_out(name))
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for name in sorted(files) + links:
             yield os.path.relpath(os.path.join(place, name), folder)
@@ -252,27 +255,27 @@ def _listed(folder: Path) -> Iterator[str]:
 
 def _ignored(folder: Path, names: Collection[str]) -> set[str]:
     """Those of some new files that git ignores."""
-    if not names:
-        return set()
     text = b"".join(os.fsencode(name) + b"\0" for name in names)
-    ignored = _git(folder, "check-ignore", "-z", "--stdin", data=text) or b""
-    return {os.fsdecode(name) for name in ignored.split(b"\0")}
+    ignored = _git(folder, "check-ignore", "-z", "--stdin", data=text, strict=False) if names else None
+    return {os.fsdecode(name) for name in (ignored or b"").split(b"\0")}
 
 
-def _git(folder: Path, *words: str, data: bytes = b"") -> bytes | None:
-    """What git says of a folder; None where it is in no repository. Raises `ConfigError`."""
+def _git(folder: Path, *words: str, data: bytes = b"", strict: bool = True) -> bytes | None:
+    """What git says of a folder; None where it is in no repository, and where it fails if not `strict`. Raises
+    `ConfigError`."""
     if not any((place / ".git").exists() for place in (folder, *folder.parents)):
         return None
     program = shutil.which("git")
     if program is None:
         raise ConfigError(f"mount={str(folder)!r} | is in a git repository, and git is not installed; install it")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Nothing that the repository's settings name is started.
     command = [program, "-c", "core.fsmonitor=false", "-C", str(folder), *words]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    if done.returncode > 1:
-        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        raise ConfigError(f"mount={str(folder)!r} | git {words[0]}: {said}")
-    return done.stdout
+    done = subprocess.run(command, input=data, capture_output=True, check=False, env=env)
+    if done.returncode > 1 and strict:
+        words_of_git = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise ConfigError(f"mount={str(folder)!r} | git {words[0]}: {words_of_git}")
+    return done.stdout if done.returncode <= 1 else None
 
 
 def _put(

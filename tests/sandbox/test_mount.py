@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -116,7 +117,8 @@ async def test_what_came_back_to_what_it_was_is_no_change(repo: Path) -> None:
 
 
 async def test_of_a_git_repository_there_is_what_git_does_not_ignore(repo: Path) -> None:
-    (repo / ".gitignore").write_text("*.log\n.env\n")
+    (repo / ".gitignore").write_text("*.log\n")
+    (repo / "old.log").write_text("")
     (repo / ".env").write_text("KEY=secret")
     git(repo, "init", "-q")
     git(repo, "add", "a.py")
@@ -127,6 +129,25 @@ async def test_of_a_git_repository_there_is_what_git_does_not_ignore(repo: Path)
         "./.gitignore", "./a.py", "./deep/b.txt", "./gone.bin",
     ]  # fmt: skip
     assert [kept.name for kept in response.artifacts] == ["new.txt"]
+
+
+async def test_a_folder_that_is_gone_when_it_is_copied_is_no_empty_one(repo: Path) -> None:
+    pool = local(mount=repo)
+    shutil.rmtree(repo)
+    response = await run(pool, shell("ls"))
+    assert "there is no such folder" in response.trajectory[0]["observation"][0]["error"]
+
+
+async def test_one_agent_of_a_module_is_for_many_loops(repo: Path) -> None:
+    def again() -> TaskResponse:
+        coder = Agent("coder", model=ScriptedModel([shell("cat a.py"), "done"]), sandbox=pool)
+        return Runners.sync_run("Look.", coder)
+
+    pool = local(mount=repo)
+    responses = [await asyncio.to_thread(again) for _ in range(2)]
+    assert [response.trajectory[0]["observation"][0]["content"] for response in responses] == [
+        "x = 1\n[exit code 0]"
+    ] * 2
 
 
 async def test_links_that_lead_out_are_left_out(repo: Path, tmp_path: Path) -> None:
