@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import logging
 import os
 import shutil
 import stat
@@ -33,8 +32,10 @@ from aworld.sandbox.pool import PooledSandbox, SandboxPool
 if TYPE_CHECKING:  # it can be imported on Linux alone
     from aworld.sandbox.local_sandbox import LocalSandbox
 
-logger = logging.getLogger(__name__)
-
+AT_ONCE = 16
+"""Files read at the same time: each takes a process of the sandbox."""
+MOST = 5_000
+"""Changed files of one step that are kept: as many as are read in 10 to 20 seconds."""
 HOME = "/tmp"
 """Where programs keep settings and caches: in the work folder they would count as changes."""
 
@@ -82,6 +83,9 @@ def local(
     return FolderPool(folder, limits, size, options)
 
 
+_NOTHING = (None, False, 0, 0)
+
+
 class FolderPool(SandboxPool):
     """Sandboxes in which runs work on copies of a folder. Made by `local`."""
 
@@ -108,8 +112,8 @@ class FolderCopy(PooledSandbox):
         self._filled: LocalSandbox | None = None
         self._archive = b""
         """What the sandbox was filled with: it has the originals of files that change later."""
-        self._base: dict[str, tuple[str, bool]] = {}
-        """What the copy was made of: digest, and whether it is executable."""
+        self._base: dict[str, tuple[str, bool, int, int]] = {}
+        """What the copy was made of: digest, whether it is executable, and where in the archive it begins and ends."""
         self._seen: dict[str, bytes] = {}
         """The files of the sandbox as they were last looked at."""
         self._applied: set[str] = set()
@@ -150,16 +154,18 @@ class FolderCopy(PooledSandbox):
                     _put(archive, name, facts.st_mtime, link=os.readlink(path))
                     continue
                 data, executable = path.read_bytes(), bool(facts.st_mode & 0o111)
-                self._base[name] = (hashlib.sha256(data).hexdigest(), executable)
-                if name not in past or self._base[name][0] == past[name].digest:
+                digest, end = hashlib.sha256(data).hexdigest(), 0
+                if name not in past or digest == past[name].digest:
                     _put(archive, name, facts.st_mtime, data, executable)
+                    end = buffer.tell() - -len(data) % tarfile.BLOCKSIZE
+                self._base[name] = (digest, executable, end - len(data), end)
             for name, kept in past.items():
-                here, executable = self._base.get(name, (None, False))
+                here, executable, _, _ = self._base.get(name, _NOTHING)
                 if here == kept.digest:
                     self._applied.add(name)
                     continue
                 if kept.before is not None:
-                    self._base[name] = (kept.before, executable)
+                    self._base[name] = (kept.before, executable, 0, 0)  # the store has it
                 else:
                     self._base.pop(name, None)
                 if kept.digest is not None:
@@ -178,20 +184,27 @@ class FolderCopy(PooledSandbox):
             names = {name for name in listing.keys() | self._seen.keys() if listing.get(name) != self._seen.get(name)}
             names = {name for name in names | self._applied if is_text(name) and not is_left_out(name)}
             names -= await asyncio.to_thread(_ignored, self._folder, names - self._base.keys())
-            changed = [await self._change(sandbox, name, listing.get(name)) for name in sorted(names)]
+            changed: list[dict[str, Any] | None] = []
+            ordered = sorted(names)
+            if len(ordered) > MOST:  # hardly work that somebody wants back
+                beyond = f"{len(ordered):,} files changed in one step, at most {MOST:,} are kept: let git ignore them"
+                changed.append({"name": ordered[0], "error": beyond})
+                ordered.clear()
+            for first in range(0, len(ordered), AT_ONCE):
+                some = ordered[first : first + AT_ONCE]
+                changed += await asyncio.gather(*(self._change(sandbox, name, listing.get(name)) for name in some))
             self._seen, self._applied = listing, set()
             return [fields for fields in changed if fields is not None]
 
     async def _change(self, sandbox: LocalSandbox, name: str, facts: bytes | None) -> dict[str, Any] | None:
         """How a file differs from the original; None where the log says so already."""
-        before, was_executable = self._base.get(name, (None, False))
+        before, was_executable, start, end = self._base.get(name, _NOTHING)
         digest, executable, data = None, None, b""
         if facts is not None:
             try:
                 data = await sandbox.read(name)
             except (SandboxError, OSError) as error:
-                logger.warning("folder=%s | a changed file is not kept: %s", self._folder, error)
-                return None
+                return {"name": name, "error": str(error)}
             digest, executable = hashlib.sha256(data).hexdigest(), bool(int(facts.split()[-1]) & 0o111)
             executable = None if executable == was_executable else executable
         kept = self._scope.artifacts.get((str(self._folder), name))
@@ -202,9 +215,7 @@ class FolderCopy(PooledSandbox):
         if blobs is not None and digest is not None:
             await blobs.put_blob(data)
         if blobs is not None and before is not None and (kept is None or kept.before != before):
-            with tarfile.open(fileobj=io.BytesIO(self._archive)) as archive:
-                original = archive.extractfile(name)
-                await blobs.put_blob(original.read() if original is not None else b"")
+            await blobs.put_blob(self._archive[start:end])
         return {
             "name": name, "folder": str(self._folder), "digest": digest, "before": before, "size": len(data),
             "executable": executable,

@@ -14,13 +14,14 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config import RunConfig
+from aworld.core.event import Noted
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.sandbox import SandboxLimits
 from aworld.core.task import TaskResponse
 from aworld.core.tool.wrappers import approval_required
 from aworld.models.doubles import ScriptedModel, call
 from aworld.runner import Runners
-from aworld.sandbox import local
+from aworld.sandbox import base_sandbox, local, mount
 from aworld.sandbox.changes import FileChange, apply, changes_of
 from aworld.sandbox.pool import SandboxPool
 from aworld.tools.sandboxed import sandbox_tools
@@ -138,6 +139,17 @@ async def test_a_folder_that_is_gone_when_it_is_copied_is_no_empty_one(repo: Pat
     assert "there is no such folder" in response.trajectory[0]["observation"][0]["error"]
 
 
+async def test_what_cannot_be_kept_is_on_record(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount, "MOST", 3)
+    monkeypatch.setattr(base_sandbox, "READ_BYTES", 1000)
+    response = await run(local(mount=repo), shell("seq 5000 > large; echo > small"), shell("touch 1 2 3 4"))
+    assert [kept.name for kept in response.artifacts] == ["small"]
+    notes = [event.data for event in response.record.events if isinstance(event, Noted)]
+    assert [note["name"] for note in notes] == ["large", "1"]
+    assert "more than 1000 bytes" in notes[0]["error"]
+    assert "4 files changed in one step, at most 3 are kept: let git ignore them" in notes[1]["error"]
+
+
 async def test_one_agent_of_a_module_is_for_many_loops(repo: Path) -> None:
     def again() -> TaskResponse:
         coder = Agent("coder", model=ScriptedModel([shell("cat a.py"), "done"]), sandbox=pool)
@@ -170,9 +182,9 @@ async def test_a_folder_can_be_shown_alone(open_folder: Path) -> None:
 
 
 def test_a_mount_that_cannot_be_is_refused_before_anything_begins(repo: Path, tmp_path: Path) -> None:
-    for mount, words in ((tmp_path / "nowhere", "there is no such folder"), (repo / "a.py", "not a folder")):
+    for place, words in ((tmp_path / "nowhere", "there is no such folder"), (repo / "a.py", "not a folder")):
         with pytest.raises(ConfigError, match=words):
-            local(mount=mount)
+            local(mount=place)
     with open(repo / "large", "wb") as file:
         file.truncate(2 << 20)
     with pytest.raises(ConfigError, match=r"more than the sandbox may hold, disk_mb=1 .* limits=SandboxLimits"):
