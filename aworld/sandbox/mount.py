@@ -112,8 +112,9 @@ class FolderCopy(PooledSandbox):
         self._filled: LocalSandbox | None = None
         self._archive = b""
         """What the sandbox was filled with: it has the originals of files that change later."""
-        self._base: dict[str, tuple[str, bool, int, int]] = {}
-        """What the copy was made of: digest, whether it is executable, and where in the archive it begins and ends."""
+        self._base: dict[str, tuple[str | None, bool, int, int]] = {}
+        """What the copy was made of: digest, whether it is executable, and where in the archive it begins and ends, 0
+        for what is in the blobs."""
         self._seen: dict[str, bytes] = {}
         """The files of the sandbox as they were last looked at."""
         self._applied: set[str] = set()
@@ -154,23 +155,20 @@ class FolderCopy(PooledSandbox):
                     _put(archive, name, facts.st_mtime, link=os.readlink(path))
                     continue
                 data, executable = path.read_bytes(), bool(facts.st_mode & 0o111)
-                digest, end = hashlib.sha256(data).hexdigest(), 0
-                if name not in past or digest == past[name].digest:
+                digest, end, kept = hashlib.sha256(data).hexdigest(), 0, past.get(name)
+                if kept is None or (kept.digest == digest and kept.executable in (None, executable)):
                     _put(archive, name, facts.st_mtime, data, executable)
                     end = buffer.tell() - -len(data) % tarfile.BLOCKSIZE
                 self._base[name] = (digest, executable, end - len(data), end)
             for name, kept in past.items():
-                here, executable, _, _ = self._base.get(name, _NOTHING)
-                if here == kept.digest:
+                here, executable, _, end = self._base.get(name, _NOTHING)
+                if here == kept.digest and (end or here is None):
                     self._applied.add(name)
                     continue
-                if kept.before is not None:
-                    self._base[name] = (kept.before, executable, 0, 0)  # the store has it
-                else:
-                    self._base.pop(name, None)
+                now = executable if kept.executable is None else kept.executable
+                self._base[name] = (kept.before, executable if kept.executable is None else not now, 0, 0)
                 if kept.digest is not None:
-                    executable = executable if kept.executable is None else kept.executable
-                    _put(archive, name, kept.at, contents[name], executable)
+                    _put(archive, name, kept.at, contents[name], now)
         self._archive = buffer.getvalue()
         return self._archive
 

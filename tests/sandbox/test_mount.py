@@ -236,9 +236,11 @@ async def test_a_cancelled_run_leaves_what_it_had_changed(repo: Path) -> None:
 
 
 async def test_the_next_turn_of_a_conversation_goes_on_with_the_files(repo: Path, store: TrajectoryStore) -> None:
-    first = await run(local(mount=repo), shell("echo 'x = 2' > a.py"), store=store)
-    second = await run(local(mount=repo), shell("echo 'y = 2' >> a.py"), store=store, after=first)
+    first = await run(local(mount=repo), shell("echo 'x = 2' > a.py; chmod +x deep/b.txt; touch empty"), store=store)
+    second = await run(local(mount=repo), shell("echo 'y = 2' >> a.py; ls -l deep"), store=store, after=first)
     assert (await changes(second))[0].after == b"x = 2\ny = 2\n"
+    assert "-rwxr-xr-x" in second.trajectory[0]["observation"][0]["content"]
+    assert [kept.name for kept in second.artifacts] == ["a.py", "deep/b.txt", "empty"]
     apply(await changes(first), repo)
     third = await run(local(mount=repo), shell("echo 'z = 2' >> a.py"), store=store, after=first)
     assert apply(await changes(third), repo) == ["a.py"]  # what was brought back meanwhile is no conflict
