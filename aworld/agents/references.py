@@ -24,7 +24,7 @@ def find(reference: str, what: str) -> Any:
         raise ConfigError(f"{what} {reference!r}: write MODULE:NAME, such as my_module:my_function.", setting=reference)
     try:
         value: Any = importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, ConfigError) as error:
         raise ConfigError(f"{what} {reference!r}: cannot import {module!r}: {error}.", setting=reference) from error
     except (ValueError, TypeError) as error:  # a relative or otherwise impossible name
         raise ConfigError(f"{what} {reference!r}: {module!r} is no module: {error}.", setting=reference) from error

@@ -20,7 +20,8 @@ MODEL = (
 
 
 def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
-    """The agent or team of `--agent`; None without it. Raises ConfigError beside an option that describes one."""
+    """The agent or team of `--agent`, an agent asking `--model` if that is given; None without `--agent`. Raises
+    ConfigError beside an option that describes an agent."""
     if args.agent is None:
         return None
     for option in describing:
@@ -28,7 +29,14 @@ def ready_agent(args: argparse.Namespace, *describing: str) -> Unit | None:
             raise ConfigError(f"--{option.replace('_', '-')} describes an agent, but {args.agent} is one already.")
     from aworld.cmd.swarm import named
 
-    return named(args.agent)
+    unit = named(args.agent)
+    if not args.model:
+        return unit
+    from aworld.agents.llm_agent import Agent
+
+    if not isinstance(unit, Agent):
+        raise ConfigError(f"--model is for an agent that asks a model, and {args.agent} is none: leave it out.")
+    return unit.with_model(args.model)
 
 
 def policy_agent(args: argparse.Namespace, *describing: str, default: str | None = None) -> Unit:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from aworld import __version__
-from aworld.cmd import answer, chat, diff, env, mcp, rollout, run, swarm, train, trajectories
+from aworld.cmd import answer, chat, diff, env, init, mcp, rollout, run, swarm, train, trajectories
 from aworld.cmd.terminal import clean_terminals
 from aworld.cmd.wording import worded
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
@@ -31,6 +31,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     parser.add_argument("--version", action="version", version=f"aworld {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    init.add_parser(commands)
     run.add_parsers(commands)
     chat.add_parser(commands)
     answer.add_parser(commands)
@@ -72,6 +73,7 @@ _BEGIN = """\
 aworld: agents that are run, recorded, scored and made better. Where to begin:
 
   aworld chat --model local                    talk with a small model in this process, without a key
+  aworld init my_project                       a folder with an agent, an environment and tests
   aworld run "What is 17 * 23?"                one question; the model is named by LLM_MODEL_NAME, or --model
   aworld trajectories show last                what the model was sent and said, step by step
   aworld rollout aworld.environments.parity:parity --model embedded --tasks 20 --samples 4

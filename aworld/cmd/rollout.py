@@ -60,7 +60,7 @@ async def _rollout(args: argparse.Namespace) -> int:
     require(args, 1, "tasks", "samples", "concurrency", "workers")
     require(args, 0, "retries")
     environment = _environment(args)
-    agent = policy_agent(args, "model", "base_url", "temperature")
+    agent = policy_agent(args, "base_url", "temperature")
     problems = _problems(environment, args)
     name = args.name or f"{environment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     store = store_of(args.store)

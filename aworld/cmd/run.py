@@ -292,7 +292,7 @@ async def _load(args: argparse.Namespace) -> Trajectory:
 
 def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
-    ready = ready_agent(args, *DESCRIBING)
+    ready = ready_agent(args, *(option for option in DESCRIBING if option != "model"))
     if ready is not None:
         return ready
     if record is not None and len(record.agents) > 1:
@@ -302,7 +302,7 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     if record is not None and record.activations:
         name = record.activations[0].agent
         settings = record.agents.get(name, {})
-        args.model = args.model or _own_policy(settings.get("model"))
+        args.model = args.model or _own_policy(settings)
     named = named_model(args.model).llm_provider if args.model else None
     llm_config = recorded(settings.get("llm_config") or {}, base_url=args.base_url, provider=named)
     conf = put_options(args, AgentConfig(llm_config=llm_config))
@@ -344,9 +344,10 @@ def _sandbox(text: str) -> SandboxPool:
     return local(mount=folder or ".")
 
 
-def _own_policy(model: Any) -> str | None:
+def _own_policy(settings: dict[str, Any]) -> str | None:
     """The model of a recorded agent, if it is a policy that answers in this process: what the environment says of
     models is not for it. Of a model object elsewhere the record does not tell the address."""
+    model = None if "model_object" in settings else settings.get("model")
     return model if isinstance(model, str) and in_process(named_model(model).llm_provider or "") else None
 
 

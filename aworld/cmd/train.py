@@ -60,7 +60,7 @@ async def _train(args: argparse.Namespace) -> int:
 
     watch = _TrainingWatch(quiet=args.json)
     trainer = AgentTrainer(
-        policy_agent(args, "model", default="embedded"),
+        policy_agent(args, default="embedded"),
         _config(args),
         _found(args.reward, "a reward function") if args.reward else None,
         _data(args.data),

@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from aworld.cmd.terminal import clean
-from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
+from aworld.core.event import Attempt, ModelCalled, Noted, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
+from aworld.core.output import GUARDRAIL
 from aworld.core.trajectory import Node, Step, Trajectory
 from aworld.models.native_tools import native_uses
 from aworld.trajectory.formats import parsed
@@ -144,6 +145,10 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
     """Print a run: a panel with the outcome, then the conversation step by step."""
     out.print(_header(trajectory, summary, full))
     seen: set[int] = set()
+    verdicts = [e for e in trajectory.own_events if isinstance(e, Noted) and e.source == GUARDRAIL]
+    for verdict in verdicts:
+        if verdict.step is None:
+            out.print(_verdict(verdict))
     for step in trajectory.steps():
         depth = _depth(trajectory, step.call.activation)
         for id in trajectory.path_ids(step.call.prompt):
@@ -154,6 +159,9 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
         out.print(_indented(_step_line(step), depth))
         for piece in _step_body(trajectory, step, full):
             out.print(_indented(piece, depth + 1))
+        for verdict in verdicts:
+            if verdict.step == step.number:
+                out.print(_indented(_verdict(verdict), depth + 1))
         seen.update(result.result for result in step.results.values())
         if step.call.reply is not None:
             seen.add(step.call.reply)
@@ -269,6 +277,8 @@ def _tool_call(trajectory: Trajectory, step: Step, call: ToolCalled, full: bool)
     if result is None:
         yield _hanging(Text("  "), Text("no result" if call.result >= 0 else "not run", style="yellow"))
         return
+    for attempt in result.attempts:
+        yield _attempt(attempt)
     took = "" if result.duration is None else f"  {seconds(result.duration)}"
     node = trajectory.messages.get(result.result)
     text = _cut(content(node.message.content), full) if node is not None else ""
@@ -310,6 +320,14 @@ def _attempt(attempt: Attempt) -> Text:
     waited = f", then waited {seconds(attempt.waited)}" if attempt.waited else ""
     asked = f" of {clean(attempt.model)}" if attempt.model else ""
     return Text(f"↻ failed try{asked}: {status}{_one_line(attempt.error)}{waited}", style="yellow")
+
+
+def _verdict(verdict: Noted) -> Text:
+    """What a guardrail said."""
+    data = verdict.data
+    said = ("✓ passed", "green") if data["passed"] else (f"✗ {_one_line(data['reason'])}", "red")
+    name = f"guardrail {clean(verdict.name)} on {clean(data['on'])}  "
+    return Text.assemble((name, "dim"), said, (f"  {seconds(data['seconds'])}", "dim"))
 
 
 def _reward(reward: Rewarded) -> Text:

@@ -32,8 +32,7 @@ def worded(error: AWorldError, args: argparse.Namespace | None = None) -> str:
     remedy = _REMEDIES.get(error.setting or "")
     if remedy is None or error.remedy is None:
         return str(error)
-    ready = args is not None and (not hasattr(args, "model") or getattr(args, "agent", None) is not None)
-    if error.setting == "llm_model_name" and ready:  # there is no --model, or it would be refused
+    if error.setting == "llm_model_name" and args is not None and not hasattr(args, "model"):
         remedy = "set LLM_MODEL_NAME, or llm_model_name in the settings of the agent"
     return str(error).replace(error.remedy, remedy.format(id=getattr(args, "id", None) or "ID"))
 

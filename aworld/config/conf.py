@@ -102,7 +102,8 @@ class ModelConfig(Settings):
     """Which model answers, and how it is asked."""
 
     llm_provider: str | None = None
-    """`openai` (also every OpenAI-compatible server), `azure`, `anthropic`, `litellm`. Default `openai`."""
+    """`openai` (also every OpenAI-compatible server), `openai-responses`, `azure`, `anthropic`, `gemini`, … as
+    `known_providers()` lists them. Default `openai`."""
     llm_model_name: str | None = None
     llm_api_key: str | None = Field(default=None, repr=False)
     llm_base_url: str | None = None

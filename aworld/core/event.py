@@ -112,7 +112,7 @@ class MessageAdded(Entry, frozen=True, tag="message", kw_only=True, omit_default
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True, gc=False):
-    """A failed try of a model call."""
+    """A failed try of a model call, or of a tool that is tried again."""
 
     at: float
     error: str
@@ -182,6 +182,8 @@ class ToolReturned(Entry, frozen=True, tag="tool_result", kw_only=True, omit_def
     """Seconds."""
     usage: Usage | None = None
     """What models used that the tool asked; those calls are not in the log."""
+    attempts: tuple[Attempt, ...] = ()
+    """The failed tries."""
 
 
 class AgentStarted(Entry, frozen=True, tag="agent_started", kw_only=True, omit_defaults=True):

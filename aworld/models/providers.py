@@ -44,11 +44,17 @@ class Provider(Struct, frozen=True):
     base_url: str | None = None
     needs_key: bool = False
     """Whether `base_url`, the provider's own address, asks for a key. Other addresses are never refused for one."""
+    second_key_variable: str = ""
+    """Another name of the variable with the key."""
     local_name: str | None = None
     """The model that answers when none is named, of a provider inside this process: it has no key and no address, and
     the `LLM_*` variables that speak of those are not for it."""
     state: Callable[[str], object] | None = None
     """What equal settings do not tell of a model, such as when its file was written; with another, it is built anew."""
+
+    def own_key(self) -> str | None:
+        """The key in the provider's own variables."""
+        return os.environ.get(self.key_variable) or os.environ.get(self.second_key_variable) or None
 
 
 def _lazy(module: str, name: str, **more: Any) -> Factory:
@@ -56,12 +62,12 @@ def _lazy(module: str, name: str, **more: Any) -> Factory:
     return lambda config: getattr(import_module(f"aworld.models.{module}"), name)(config, **more)
 
 
-def _remote(factory: Factory, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
-    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key)
+def _remote(factory: Factory, prefix: str, base_url: str, second: str = "", *, needs_key: bool = True) -> Provider:
+    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key, second)
 
 
 def _chat(name: str, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
-    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key)
+    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key=needs_key)
 
 
 def _written(folder: str) -> object:
@@ -75,6 +81,7 @@ def _written(folder: str) -> object:
 
 _providers: dict[str, Provider] = {
     "openai": _chat("openai", "OPENAI", "https://api.openai.com/v1"),
+    "openai-responses": _remote(_lazy("openai_responses", "ResponsesModel"), "OPENAI", "https://api.openai.com/v1"),
     "openrouter": _chat("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
     "deepseek": _chat("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
     "qwen": _chat("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
@@ -82,6 +89,9 @@ _providers: dict[str, Provider] = {
     "vllm": _chat("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "azure": Provider(_lazy("openai", "AzureModel"), "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
     "anthropic": _remote(_lazy("anthropic", "AnthropicModel"), "ANTHROPIC", "https://api.anthropic.com"),
+    "gemini": _remote(
+        _lazy("gemini", "GeminiModel"), "GEMINI", "https://generativelanguage.googleapis.com/v1beta", "GOOGLE_API_KEY"
+    ),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
     "transformers": Provider(_lazy("torch_model", "torch_model"), state=_written),
     "local": Provider(_lazy("local_model", "LocalModel"), local_name="smollm2-135m-instruct", state=lambda name: name),
@@ -134,10 +144,10 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
 def build_model(config: ModelConfig | str) -> Model:
     """The model of these settings, the same one for equal settings.
 
-    A string is a model's name (`"gpt-4o"`), a provider and a name (`"ollama:qwen3:8b"`; the part before the first colon
-    is a provider only when it is the name of one), a provider that needs no name (`"embedded"`), or the folder of a
-    checkpoint or of a training run, which the embedded model answers from. Raises `ConfigError`, which names what to
-    set.
+    A string is a model's name (`"gpt-4o"`), a provider and a name (`"ollama:qwen3:8b"`), a provider that needs no name
+    (`"embedded"`), or the folder of a checkpoint or of a training run, which the embedded model answers from. A name
+    with a slash or a colon needs its provider before it (`"openai:Qwen/Qwen3-8B"`), so that a mistyped folder or
+    provider is never asked for as a model. Raises `ConfigError`, which names what to set.
     """
     if isinstance(config, str):
         config = named_model(config)
@@ -176,7 +186,7 @@ def _with_tools(model: Model, mode: ToolMode) -> Model:
 
 def named_model(text: str) -> ModelConfig:
     """Provider and name of the text that `build_model` takes; what it leaves open stays open. Raises `ConfigError` for
-    a folder without a policy."""
+    a folder without a policy, and for what looks like a folder or a provider and is none."""
     provider, colon, name = text.partition(":")
     if colon and provider in _providers:
         return ModelConfig(
@@ -200,7 +210,7 @@ def in_process(provider: str) -> bool:
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
     """What the environment gives for the settings that are open."""
     local, own_url = provider.local_name, os.environ.get(provider.url_variable)
-    own_key = os.environ.get(provider.key_variable) or None
+    own_key = provider.own_key()
     chosen = os.environ.get("LLM_PROVIDER")
     # `LLM_*` speak of the provider that the environment names; if it names none, of whichever has no key of its own.
     # One inside this process is meant only where it is named.
@@ -225,7 +235,7 @@ def _refuse_strange(config: RecordedConfig, name: str, provider: Provider) -> No
     if address is not None and address.rstrip("/") not in trusted:
         raise _strange(address, variable)
     meant = name in (os.environ.get("LLM_PROVIDER") or "openai", config.named_provider)
-    if own["llm_api_key"] and url is None and not meant and not os.environ.get(provider.key_variable):
+    if own["llm_api_key"] and url is None and not meant and not provider.own_key():
         raise ConfigError(
             f"The record asks {name}, and the key in LLM_API_KEY may be another provider's: set "
             f"{provider.key_variable or 'LLM_PROVIDER'}, or say --model {name}:NAME.",
@@ -259,8 +269,9 @@ def _resolved(config: ModelConfig, name: str, provider: Provider, rest: dict[str
     key = (key or "").strip() or None
     if provider.needs_key and not key and url is not None and url.rstrip("/") == provider.base_url:
         remedy = f"set LLM_API_KEY or {provider.key_variable}, or AgentConfig(llm_api_key=...)"
-        meant = "" if config.llm_provider else _if_another_was_meant(model)
-        text = f"No API key for {name}: {remedy}" + (f". {meant}" if meant else "")
+        empty = not config.llm_provider and os.path.isdir(os.path.expanduser(model))
+        meant = f". If the folder {model!r} was meant: neither it nor its policy/ has a {_WEIGHTS}." if empty else ""
+        text = f"No API key for {name}: {remedy}{meant}"
         raise ConfigError(text, setting="llm_api_key", remedy=remedy)
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigError(f"The base URL of {name} must begin with http:// or https:// (LLM_BASE_URL or llm_base_url)")
@@ -287,15 +298,6 @@ def without_name() -> ConfigError:
     """The error for settings that name no model."""
     remedy = "set LLM_MODEL_NAME or AgentConfig(llm_model_name=...)"
     return ConfigError(f"No model name: {remedy}", setting="llm_model_name", remedy=remedy)
-
-
-def _if_another_was_meant(model: str) -> str:
-    """What may be wrong with a name that the default provider would have got: a sentence, or nothing."""
-    provider, colon, _ = model.partition(":")
-    if colon and "/" not in provider:
-        meant = hint(provider.lower(), known_providers())
-        return f"If {provider!r} was meant as a provider: there is none of that name; {meant}"
-    return _if_a_folder_was_meant(model)
 
 
 def _unknown(name: str) -> str:
@@ -338,25 +340,24 @@ def json_object(text: str | bytes, source: object) -> dict[str, Any]:
 
 
 def _without_policy(text: str) -> str | None:
-    """What is wrong with a text that can only be a folder: a path, or a training run that has no policy yet. None for
-    a text that may be the name of a model."""
+    """What is wrong with a text that cannot be the name of a model alone: a path, a training run that has no policy
+    yet, or something before a colon that is no provider."""
     path = os.path.expanduser(text)
     checkpoints = os.path.join(path, "checkpoints")
     if os.path.isfile(os.path.join(path, "run.json")) or os.path.isdir(checkpoints):
         newest = _newest(checkpoints)
         remedy = f"its newest checkpoint is {newest!r}" if newest else "it has no checkpoint yet either"
         return f"model={text!r}: no policy there yet, as the training run has not ended; {remedy}."
-    if not text.startswith(("/", "./", "../", "~")):
+    provider, colon, _ = text.partition(":")
+    name = f"{os.environ.get('LLM_PROVIDER') or 'openai'}:{text}"
+    as_name = f"If it is the name of a model, put its provider before it, such as {name!r}."
+    if colon and "/" not in provider:
+        return f"model={text!r}: {provider!r} is no provider; {hint(provider.lower(), known_providers())} {as_name}"
+    if not text.startswith("~") and "/" not in text:
         return None
     why = f"neither it nor its policy/ has a {_WEIGHTS}" if os.path.isdir(path) else "there is no such folder"
-    return f"model={text!r} is no folder of a policy: {why}. {_REMEDY}"
-
-
-def _if_a_folder_was_meant(text: str) -> str:
-    """A sentence for the error about a model of this name; empty where it cannot be meant."""
-    if os.path.isdir(os.path.expanduser(text)):
-        return f"If the folder {text!r} was meant: neither it nor its policy/ has a {_WEIGHTS}."
-    return f"If {text!r} was meant as a folder: there is none." if "/" in text else ""
+    remedy = _REMEDY if text.startswith(("/", "./", "../", "~")) else as_name
+    return f"model={text!r} is no folder of a policy: {why}. {remedy}"
 
 
 def _has_weights(folder: str) -> bool:

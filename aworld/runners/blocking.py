@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import Any, TypeVar
 
+from aworld.core.exceptions import ConfigError, TaskError
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -25,13 +27,13 @@ PATIENCE = 0.5
 def run_blocking(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, in this thread, or in one of its own when this one has a running loop.
 
-    Ctrl-C cancels the work, waits until it has written its end, and is raised as KeyboardInterrupt.
+    Ctrl-C cancels the work, waits until it has written its end, and is raised as KeyboardInterrupt. Misuse, whose text
+    says all that there is to do, is raised from here: its way through our code would bury that text.
     """
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return _run(work)
-    return _run_in_thread(work)
+        return (_run if asyncio._get_running_loop() is None else _run_in_thread)(work)
+    except (ConfigError, TaskError) as misuse:
+        raise misuse.with_traceback(None) from misuse.__cause__
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

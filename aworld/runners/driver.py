@@ -44,6 +44,7 @@ from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
 from aworld.runners.activations import Activations, Recovery
 from aworld.runners.budget import check_prices, status_of
+from aworld.runners.functions import check_input, refusal_of
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
 from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
@@ -362,6 +363,8 @@ class Episode:
         run.check_limits(self._steps)
         if agent.max_steps is not None and activation.steps >= agent.max_steps:
             raise AgentLimit(f"max_steps={agent.max_steps} of agent {agent.name!r} reached.")
+        if agent.input_guardrails and not activation.steps:
+            await check_input(run, activation, agent)
         self._steps += 1
         step = next(self._numbers)
         index = max(self._turns.get(agent.name, 0), run.record.steps_by_agent.get(agent.name, 0))
@@ -389,14 +392,20 @@ class Episode:
         if activation.last is not None and activation.last.finish_reason == PAUSED:
             return  # the next call goes on from what the provider's tools did so far
         message = run.record.messages[leaf].message
+        answer, refusal = None, None
         try:
             answer = agent.answer_of(message)
         except ValueError as error:
+            refusal = str(error)
+        if refusal is None and agent.output_guardrails:
+            context = run.context_for(activation, activation.last.step if activation.last is not None else 0)
+            refusal = await refusal_of(run, activation, context, "answer", answer, agent.output_guardrails)
+        if refusal is not None:
             if self._corrections(activation) >= agent.output_retries:
-                text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {error}"
+                text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {refusal}"
                 self._activations.fail(activation, text)
             else:
-                run.recorder.add(activation, Message("user", f"{error}{CORRECTION}"), leaf, "agent")
+                run.recorder.add(activation, Message("user", f"{refusal}{CORRECTION}"), leaf, "agent")
             return
         if run.environment is not None and activation.caller is None:
             reply = await surroundings.respond(run.environment, message)

@@ -37,13 +37,14 @@ from aworld.core.message import ToolCall, Usage, content_text
 from aworld.core.model import Delta, Model, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.core.task import Task, TaskResponse
-from aworld.core.tool.base import Question, Tool, ToolContext, calling
+from aworld.core.tool.base import Guardrail, Question, Tool, ToolContext, calling
 from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
 from aworld.core.tool.wrappers import means_always
 from aworld.core.trajectory import Activation, Spending, Trajectory
 from aworld.models.call import Outcome, call_model
 from aworld.runners.budget import check_spending
+from aworld.runners.functions import On, reason_of, system_message
 from aworld.runners.journal import Journal, Recorder, give_reward
 from aworld.trajectory.store import TrajectoryStore
 
@@ -360,11 +361,15 @@ class World:
             logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
             raise ModelError(f"Model {model.name!r} raised {text}") from raised
 
-    async def instruct(self, agent: BaseAgent, context: ToolContext, conf: TaskConfig) -> str:
+    async def instruct(self, agent: BaseAgent, context: ToolContext, limit: float) -> str:
         """The system message of one call, of an agent whose instructions are a function. Raises TaskError."""
-        from aworld.runners.functions import system_message  # few agents need it
+        return await system_message(agent, context, limit)
 
-        return await system_message(agent, context, conf.tool_timeout)
+    async def judge(
+        self, guardrail: Guardrail, context: ToolContext, value: Any, on: On, activation: int, limit: float
+    ) -> str | None:
+        """Why a guardrail refuses a value, None when it lets it pass. Raises TaskError for one that fails."""
+        return await reason_of(guardrail, context, value, limit)
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """Call a tool. Every failure is a result that tells the model what was wrong. Raises only
@@ -394,7 +399,7 @@ class World:
         if error is not None:  # as text that can be stored, and no longer than a result may be
             error = content_text(to_content(error, conf.max_tool_result))
             content = to_content(content, conf.max_tool_result)
-        return ActionResult(call.id, call.name, content, error, clock.seconds)
+        return ActionResult(call.id, call.name, content, error, clock.seconds, attempts=tuple(context.attempts))
 
 
 async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:

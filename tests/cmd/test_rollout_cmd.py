@@ -18,6 +18,7 @@ from aworld.models.embedded.checkpoint import Policy
 from aworld.runners.local import load, store_of
 
 TASKS = '''
+from aworld.core.agent.swarm import Swarm
 from tests.environments.shop import Part, agent_of, buying, correct, shop, stream
 from aworld.core.exceptions import EnvironmentFailed
 from tests.environments.shop import Shop
@@ -48,6 +49,7 @@ def leaky():
 
 agent = agent_of(half)
 other = agent_of(lambda request: "no")
+team = Swarm(agent)
 '''
 ROOT = Path(__file__).parents[2]
 
@@ -171,7 +173,8 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
         (["my_tasks:nothing"], "'my_tasks' has no 'nothing'"),
         (["my_tasks:agent", "--agent", "my_tasks:agent"], "is an Agent; name an Environment"),
         (["my_tasks:tasks", "--agent", "my_tasks:tasks"], "name an agent or a swarm"),
-        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--model", "x"], "--model describes an agent, but"),
+        (["my_tasks:tasks", "--agent", "my_tasks:agent", "--temperature", "1"], "--temperature describes an agent"),
+        (["my_tasks:tasks", "--agent", "my_tasks:team", "--model", "x"], "--model is for an agent that asks a model"),
         (
             ["my_tasks:tasks", "--agent", "my_tasks:agent", "--samples", "0"],
             "aworld: --samples must be at least 1; got 0.",
@@ -186,6 +189,7 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
         (["my_tasks:tasks", "--agent", "my_tasks:agent", "--max-steps", "0"], "--max-steps:"),
         (["my_tasks:leaky", "--agent", "my_tasks:agent"], "1 of 11 training problems are held out too"),
         (["my_tasks:tasks", "--model", "gpt-4o"], "OPENAI_API_KEY"),
+        (["my_tasks:tasks", "--model", "runs/sums"], "'runs/sums' is no folder of a policy: there is no such folder."),
     ],
 )
 def test_misuse_is_told_in_one_line(shell: Shell, arguments: list[str], error: str) -> None:

@@ -109,7 +109,6 @@ def test_a_reward_that_nobody_knows_is_no_zero(shell: Shell) -> None:
         (("my_tasks:letters", "--engine", "trk"), "did you mean 'trl'"),
         (("my_tasks:letters", "--set", "clip"), "NAME=VALUE"),
         (("my_tasks:letters", "--set", "clipp=1"), "did you mean 'clip'"),
-        (("my_tasks:letters", "--agent", "my_tasks:agent", "--model", "embedded"), "--model"),
     ],
 )
 def test_wrong_use_ends_with_two_and_says_what(shell: Shell, given: tuple[str, ...], said: str) -> None:

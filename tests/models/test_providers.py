@@ -25,15 +25,16 @@ from aworld.models import (
     register_provider,
 )
 from aworld.models.providers import _models, _providers, recorded
+from aworld.models.remote_model import RemoteModel
 from aworld.runner import Runners
 
 from .provider import Provider, answer, chat
 
 VARIABLES = [
     *("LLM_PROVIDER", "LLM_MODEL_NAME", "LLM_API_KEY", "LLM_BASE_URL", "LLM_TEMPERATURE"),
-    *(f"{p}_{v}" for p in ("OPENAI", "ANTHROPIC", "OPENROUTER", "DEEPSEEK", "DASHSCOPE", "OLLAMA", "VLLM")
+    *(f"{p}_{v}" for p in ("OPENAI", "ANTHROPIC", "OPENROUTER", "DEEPSEEK", "DASHSCOPE", "OLLAMA", "VLLM", "GEMINI")
       for v in ("API_KEY", "BASE_URL")),
-    *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION"),
+    *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION", "GOOGLE_API_KEY"),
 ]  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def built(config: ModelConfig | str) -> OpenAIModel:
     return model
 
 
-def key_of(model: OpenAIModel | AnthropicModel) -> str | None:
+def key_of(model: RemoteModel) -> str | None:
     return model.config.llm_api_key
 
 
@@ -83,6 +84,11 @@ PRESETS = {
     "deepseek": ("DEEPSEEK_API_KEY", "https://api.deepseek.com/v1/chat/completions"),
     "qwen": ("DASHSCOPE_API_KEY", "https://dashscope.aliyuncs.com/compatible-mode/v1/chat/completions"),
     "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com/v1/messages"),
+    "openai-responses": ("OPENAI_API_KEY", "https://api.openai.com/v1/responses"),
+    "gemini": (
+        "GEMINI_API_KEY",
+        "https://generativelanguage.googleapis.com/v1beta/models/m:generateContent",
+    ),
 }
 
 
@@ -93,8 +99,20 @@ def test_presets_know_address_and_key(name: str, monkeypatch: pytest.MonkeyPatch
         build_model(ModelConfig(llm_provider=name, llm_model_name="m"))
     monkeypatch.setenv(variable, "sk-own")
     model = build_model(ModelConfig(llm_provider=name, llm_model_name="m"))
-    assert isinstance(model, OpenAIModel | AnthropicModel)
+    assert isinstance(model, RemoteModel)
     assert (model.provider, model.url, key_of(model)) == (name, url, "sk-own")
+
+
+def test_google_keys_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_API_KEY", "of-google")
+    model = build_model("gemini:gemini-3-pro")
+    assert isinstance(model, RemoteModel)
+    assert (key_of(model), model.name) == ("of-google", "gemini-3-pro")
+    monkeypatch.setenv("GEMINI_API_KEY", "of-gemini")
+    again = build_model("gemini:gemini-3-pro")
+    assert isinstance(again, RemoteModel)
+    assert key_of(again) == "of-gemini"
+    assert key_of(built(ModelConfig(llm_model_name="m", llm_base_url="http://localhost/v1"))) is None
 
 
 @pytest.mark.parametrize(("name", "port"), [("ollama", 11434), ("vllm", 8000)])
@@ -145,22 +163,45 @@ def checkpoint(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("runs/none", r"No API key for openai: .*\. If 'runs/none' was meant as a folder: there is none\.$"),
-        ("runs/empty", r"If the folder 'runs/empty' was meant: neither it nor its policy/ has a model.safetensors\.$"),
-        ("empty", r"If the folder 'empty' was meant"),
-        ("ollam:qwen3", r"If 'ollam' was meant as a provider: there is none of that name; did you mean 'ollama'\?$"),
-        ("foo:bar", r"If 'foo' was meant as a provider: there is none of that name; known are: anthropic, .*vllm\.$"),
+        (
+            "runs/none",
+            r"'runs/none' is no folder of a policy: there is no such folder\. If .* 'openai:runs/none'\.$",
+        ),
+        (
+            "runs/empty",
+            r"'runs/empty' is no folder of a policy: neither it nor its policy/ has a model\..*\. If",
+        ),
+        ("ollam:qwen3", r"'ollam' is no provider; did you mean 'ollama'\? If it is .* such as 'openai:ollam:qwen3'\.$"),
+        ("opnai:gpt-4o", r"'opnai' is no provider; did you mean 'openai'\?"),
+        ("foo:bar", r"'foo' is no provider; known are: anthropic, .*vllm\. If it is the name of a model"),
         ("./runs/none", r"'./runs/none' is no folder of a policy: there is no such folder\. Give the run_path"),
         ("./empty", r"'./empty' is no folder of a policy: neither it nor its policy/ has"),
+    ],
+)
+@pytest.mark.parametrize("key", ["", "sk-own"])
+def test_a_mistyped_folder_or_provider_is_told(
+    model: str, said: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", key)  # it is never asked for as a model, whoever could answer
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=said):
+        build_model(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("empty", r"If the folder 'empty' was meant: neither it nor its policy/ has a model.safetensors\.$"),
         ("gpt-4o", r"or AgentConfig\(llm_api_key=\.\.\.\)$"),
         ("openai:runs/none", r"or AgentConfig\(llm_api_key=\.\.\.\)$"),
     ],
 )
-def test_a_mistyped_folder_or_provider_is_told(
+def test_a_name_without_a_key_says_what_is_missing(
     model: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "empty").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=said):
         build_model(model)
@@ -170,7 +211,7 @@ def test_a_name_with_a_slash_or_a_colon_is_a_model_where_somebody_can_answer(mon
     for name in ("Qwen/Qwen2.5-0.5B-Instruct", "qwen3:8b"):
         assert built(ModelConfig(llm_model_name=name, llm_base_url="http://localhost:8000/v1")).name == name
     monkeypatch.setenv("OPENAI_API_KEY", "sk-own")
-    assert built("ft:gpt-4o:me").name == "ft:gpt-4o:me"
+    assert built("openai:ft:gpt-4o:me").name == "ft:gpt-4o:me"
 
 
 def test_a_training_run_without_a_policy_says_so_even_with_a_key(
@@ -271,10 +312,10 @@ def test_importing_costs_no_http_client_and_no_sdk() -> None:
     assert done.stdout.strip() == "[]"
 
 
-KEYS = ("LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VLLM_API_KEY")
+KEYS = ("LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VLLM_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY")
 
 
-@pytest.mark.parametrize("name", [None, "openai", "anthropic", "vllm", "azure"])
+@pytest.mark.parametrize("name", [None, "openai", "openai-responses", "anthropic", "gemini", "vllm", "azure"])
 @pytest.mark.parametrize("own", [{}, {"LLM_PROVIDER": "openai", "LLM_BASE_URL": "https://mine.example/v1"}])
 async def test_no_key_goes_to_an_address_out_of_a_record(
     name: str | None, own: dict[str, str], monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,14 @@ def test_sync_run_task_takes_one_or_many() -> None:
     one, many = Task("1 + 2?", adder()), [Task("1 + 2?", adder()) for _ in range(3)]
     assert Runners.sync_run_task(one)[one.id].success
     assert list(Runners.sync_run_task(many)) == [task.id for task in many]
+
+
+def test_misuse_is_raised_without_the_way_through_our_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLM_MODEL_NAME", raising=False)
+    with pytest.raises(ConfigError, match="No model name: set LLM_MODEL_NAME") as misuse:
+        Runners.sync_run("Hello", agent=Agent("a"))
+    assert len(traceback.extract_tb(misuse.value.__traceback__)) == 3  # the caller's line, sync_run, what it calls
+    assert misuse.value.__suppress_context__
 
 
 async def test_misuse_inside_sync_run_in_a_loop_is_raised() -> None:

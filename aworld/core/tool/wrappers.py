@@ -154,6 +154,7 @@ class _Wrapped(Tool):
         self.parameters = inner.parameters
         self.timeout = inner.timeout
         self.idempotent = inner.idempotent
+        self.guardrails = inner.guardrails
         self._inner = inner
 
     @property
