@@ -29,6 +29,7 @@ from aworld.core.definition import (
     why_not,
 )
 from aworld.core.exceptions import ConfigError
+from aworld.models.fallback import Fallback
 
 READY: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (Agent, FunctionAgent, WorkflowSwarm, TeamSwarm, HandoffSwarm, Loop, Map, Guard)
@@ -265,6 +266,9 @@ class Maker:
             ]
         if definition.mcp_servers:
             settings["mcp_config"] = {"mcpServers": self._servers(definition)}
+        if (on := definition.fallback_on) is not None:
+            rule = self._code(on, f"fallback_on of Agent {name!r}") if isinstance(on, str) and ":" in on else on
+            settings["model"] = Fallback(definition.model or (), rule)
         for key, option in (
             ("sandbox", "sandbox"),
             ("output_type", "output_type"),

@@ -46,8 +46,8 @@ D = TypeVar("D", AgentDefinition, TeamDefinition)
 VERSION = 1
 TOP = ("version", "run", "agents", "swarms")
 AGENT = (
-    "type", "desc", "system_prompt", "instructions", "model", "model_object", "conf", "tools", "tool_names",
-    "mcp_servers", "sandbox", "output_type", "max_steps", "options",
+    "type", "desc", "system_prompt", "instructions", "model", "fallback_on", "model_object", "conf", "tools",
+    "tool_names", "mcp_servers", "sandbox", "output_type", "max_steps", "options",
 )  # fmt: skip
 FUNCTION_AGENT = ("function", "desc")
 KINDS: dict[str, type[Topology]] = {

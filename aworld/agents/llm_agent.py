@@ -7,15 +7,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from pydantic import ValidationError
 
-from aworld.config.conf import AgentConfig, ModelConfig
+from aworld.config.conf import AgentConfig, ModelConfig, ModelSettings
 from aworld.core.agent.base import BaseAgent, Turn
-from aworld.core.checks import UNCHECKED, Count, takes, typed
+from aworld.core.checks import UNCHECKED, Count, known_keys, takes, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
@@ -24,6 +24,8 @@ from aworld.core.sandbox import Sandbox, SandboxSource
 from aworld.core.tool.base import ToolContext
 from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
+from aworld.models.fallback import UNAVAILABLE, Fallback, label, left_open
+from aworld.models.native_tools import NativeTool, check_settings, read_native_tools
 from aworld.models.providers import named_model
 
 if TYPE_CHECKING:
@@ -54,7 +56,11 @@ class Agent(BaseAgent):
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
         model: In place of `conf`'s: a model object, a short form such as `"openai:gpt-4o"`, or the folder of a trained
-            policy: the `run_path` of a training run, or a checkpoint.
+            policy: the `run_path` of a training run, or a checkpoint. Of a list the first is asked, and when it cannot
+            serve the next (`Fallback`).
+        model_settings: How it is asked (temperature, tool_choice, …), over what `conf` says. A model object keeps what
+            it sets itself.
+        native_tools: Tools of the provider: `WebSearch()`, `CodeExecution()`, or their words.
 
     Raises:
         ConfigError: When a setting or a tool cannot work. A missing model name or key is reported when the agent runs.
@@ -62,6 +68,7 @@ class Agent(BaseAgent):
 
     _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
         "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "max_steps", "model",
+        "model_settings", "native_tools",
     }  # fmt: skip
 
     @typed()
@@ -79,7 +86,9 @@ class Agent(BaseAgent):
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
         max_steps: Count | None = None,
-        model: Model | str | Path | None = None,
+        model: Model | str | Path | Sequence[Model | str | Path] | None = None,
+        model_settings: Annotated[ModelSettings | None, UNCHECKED] = None,
+        native_tools: Sequence[NativeTool | str | Mapping[str, Any]] = (),
     ) -> None:
         self.sandbox = sandbox
         self._sandboxed: list[Any] = []
@@ -91,6 +100,9 @@ class Agent(BaseAgent):
         supplied = self._supplied()
         super().__init__(name, desc, tools=[*tools, *supplied] if supplied else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
+        if model_settings or native_tools:
+            tools = ModelSettings(native_tools=list(native_tools)) if native_tools else ModelSettings()
+            _put_settings(self.conf.llm_config, model_settings or {}, tools, owner=f"Agent {name!r}")
         self.max_steps = max_steps
         self.system_prompt = self.conf.system_prompt
         if callable(system_prompt):
@@ -100,8 +112,10 @@ class Agent(BaseAgent):
             self.system_prompt = system_prompt
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
-        self._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
+        self._model = _model_of(model)
         self._found: Model | None = None
+        self._settings: dict[str, Any] = {}
+        """What a model object leaves open: sent with each call."""
         self._output: OutputSchema | None = None
         self._wrapped = False
         if output_type is not None and output_type is not str:
@@ -111,29 +125,29 @@ class Agent(BaseAgent):
     @property
     def model(self) -> Model:
         """The model, with the environment read now. Raises ConfigError that names a missing variable."""
-        return (
-            self._model if self._model is not None and not isinstance(self._model, str) else build_model(self._config)
-        )
+        model = self._model
+        if isinstance(model, Fallback):
+            return model.built(self._build, self.conf.llm_config.sampling())
+        return self._build(model) if model is None or isinstance(model, str) else model
 
-    @property
-    def _config(self) -> ModelConfig:
-        """The settings of the model. One that is named by text takes what the settings say of sampling and limits;
-        a key, an address and headers are of the provider that the settings name, and of no other."""
+    def _build(self, name: str | None) -> Model:
+        """The model of the settings. One that is named by text takes what they say of sampling and limits; a key, an
+        address and headers are of the provider that the settings name, and of no other."""
         config = self.conf.llm_config
-        if not isinstance(self._model, str):
-            return config
-        named = named_model(self._model)
+        if name is None:
+            return build_model(config)
+        named = named_model(name)
         changed: dict[str, Any] = {"llm_model_name": named.llm_model_name}
         if named.llm_provider not in (None, config.provider):
             changed |= {"llm_provider": named.llm_provider, "llm_base_url": None, "llm_api_version": None}
             changed |= {"llm_api_key": None, "llm_headers": {}, "params": {}}
-        return config.model_copy(update=changed)
+        return build_model(config.model_copy(update=changed))
 
     @typed()
-    def with_model(self, model: Model | str | Path) -> Agent:
+    def with_model(self, model: Model | str | Path | Sequence[Model | str | Path]) -> Agent:
         """The same agent asking another model."""
         other = copy.copy(self)
-        other._model = str(model.expanduser().absolute()) if isinstance(model, Path) else model
+        other._model, other._settings = _model_of(model), {}
         other._found = other._description = None
         if self._servers:  # they may ask the agent's model
             others = [item for item in self.toolkit.given if item not in self._servers]
@@ -174,19 +188,15 @@ class Agent(BaseAgent):
 
     async def _sample(self, request: ModelRequest, context: ToolContext) -> ModelReply:
         """Ask this agent's model for an MCP server that may. Raises ModelError."""
-        limit = request.params.get("max_tokens")
-        if limit is not None and (self._model is None or isinstance(self._model, str)):  # each has its own word for it
-            model = build_model(self._config.model_copy(update={"llm_max_tokens": limit}))
-            params = {key: value for key, value in request.params.items() if key != "max_tokens"}
-            request = msgspec.structs.replace(request, params=params)
-        else:
-            model = self._found or self.model
         request = msgspec.structs.replace(request, agent=self.name, trajectory_id=context.trajectory_id)
-        return (await call_model(model, request)).reply
+        return (await call_model(self._found or self.model, request)).reply
 
     def check(self) -> None:
         """Find the model, as the environment stands when a run begins. Raises ConfigError that names a variable."""
         self._found = self.model
+        if self.conf.llm_config.model_fields_set and not isinstance(self._model, Fallback | str | None):
+            self._settings = left_open(self._found, self.conf.llm_config.sampling())
+            check_settings(self._found, self._settings)
         for server in self._servers:
             server.check()
 
@@ -194,7 +204,7 @@ class Agent(BaseAgent):
         """Ask the model once."""
         if self.instructions is not None:
             await turn.instruct()
-        return await turn.generate(self._found or self.model, output=self._output)
+        return await turn.generate(self._found or self.model, output=self._output, params=self._settings)
 
     def answer_of(self, message: Message) -> Any:
         """The answer: text, or an instance of `output_type`. Raises ValueError that says what does not fit."""
@@ -235,8 +245,16 @@ class Agent(BaseAgent):
             "max_steps": self.max_steps, "model": self._model,
             "mcp_servers": {s.name: self._server(s, description) for toolset in self._servers for s in toolset.servers},
         }  # fmt: skip
-        if self._model is not None and not isinstance(self._model, str):
-            facts["model"] = f"{self._model.provider}:{self._model.name}"
+        objects = [self._model]
+        if isinstance(self._model, Fallback):
+            facts["model"], objects = self._model.names, list(self._model.models)
+            if callable(self._model.on):
+                facts["fallback_on"] = description.code(self._model.on, f"Fallback(on=...) of agent {self.name!r}")
+            elif self._model.on != UNAVAILABLE:
+                facts["fallback_on"] = self._model.on
+        elif self._model is not None and not isinstance(self._model, str):
+            facts["model"] = label(self._model)
+        if self._model is not None and any(not isinstance(model, str) for model in objects):
             refusal = f"Agent {self.name!r} has a model object ({type(self._model).__name__})"
             remedy = 'name the model in conf= or model="provider:name", or leave it to the environment.'
             facts["model_object"] = (
@@ -314,6 +332,28 @@ def _agent_config(conf: AgentConfig | ModelConfig | dict[str, Any] | None) -> Ag
     if isinstance(conf, ModelConfig):
         return AgentConfig(llm_config=conf.model_copy(deep=True))
     return conf.model_copy(deep=True)
+
+
+def _model_of(model: Any) -> Model | str | None:
+    """What an agent asks: several as one."""
+    if isinstance(model, Path):
+        return str(model.expanduser().absolute())
+    return Fallback(model) if isinstance(model, list | tuple) else model  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _put_settings(config: ModelConfig, *settings: Any, owner: str) -> None:
+    """Put what `Agent(model_settings=, native_tools=)` say where `conf` says it. Raises ConfigError."""
+    for table in settings:
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{owner}: model_settings={table!r:.60}; give a dict, such as {{'temperature': 0.2}}.")
+        fields = cast("Mapping[str, Any]", table)
+        known_keys(f"{owner}: model_settings", fields, ModelSettings.__annotations__)
+        try:
+            for key, value in fields.items():
+                setattr(config, *(("params", {**config.params, **value}) if key == "params" else (f"llm_{key}", value)))
+            read_native_tools(config.llm_native_tools)
+        except ConfigError as error:
+            raise ConfigError(f"{owner}: {error}", setting=error.setting, remedy=error.remedy) from error
 
 
 def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:

@@ -244,8 +244,8 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
 def _own_policy(settings: dict[str, Any]) -> str | None:
     """The model of a recorded agent, if it is a policy that answers in this process: what the environment says of
     models is not for it. Of a model object elsewhere the record does not tell the address."""
-    model: str | None = None if "model_object" in settings else settings.get("model")
-    return model if model and in_process(named_model(model).llm_provider or "") else None
+    model = None if "model_object" in settings else settings.get("model")
+    return model if isinstance(model, str) and in_process(named_model(model).llm_provider or "") else None
 
 
 def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:

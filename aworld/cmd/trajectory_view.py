@@ -22,6 +22,7 @@ from aworld.cmd.terminal import clean
 from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
 from aworld.core.trajectory import Node, Step, Trajectory
+from aworld.models.native_tools import native_uses
 from aworld.trajectory.formats import parsed
 from aworld.trajectory.query import Facets
 from aworld.trajectory.summary import Summary, answer_text
@@ -217,6 +218,8 @@ def _step_line(step: Step) -> Text:
         parts.append(f"{_number(call.usage.input_tokens)} → {_number(call.usage.output_tokens)} tokens")
         if call.usage.cached_tokens:
             parts.append(f"{call.usage.cached_tokens:,} cached")
+        if call.usage.cache_write_tokens:
+            parts.append(f"{call.usage.cache_write_tokens:,} put into the cache")
     if call.queued > 0.001:
         parts.append(f"waited {seconds(call.queued)} for the limiter")
     if call.finish_reason not in (None, "stop", "tool_calls"):
@@ -233,6 +236,11 @@ def _step_body(trajectory: Trajectory, step: Step, full: bool) -> Iterator[Rende
     if reply is not None:
         if reply.reasoning:
             yield Text(_cut(reply.reasoning, full), style="dim italic")
+        for use in native_uses(reply):
+            asked = Text.assemble((clean(use.tool), "bold blue"), f"  {_cut(use.input, full)}")
+            yield _hanging(Text("⇢ ", "blue"), asked)
+            if use.output is not None:
+                yield _hanging(Text("← ", "green"), Text(_cut(use.output, full)))
         if reply.content:
             yield Text(_cut(content(reply.content), full))
     if call.error is not None:
@@ -300,7 +308,8 @@ def _attempt(attempt: Attempt) -> Text:
     named = attempt.status is None or str(attempt.status) in attempt.error
     status = "" if named else f"{attempt.status} "
     waited = f", then waited {seconds(attempt.waited)}" if attempt.waited else ""
-    return Text(f"↻ failed try: {status}{_one_line(attempt.error)}{waited}", style="yellow")
+    asked = f" of {clean(attempt.model)}" if attempt.model else ""
+    return Text(f"↻ failed try{asked}: {status}{_one_line(attempt.error)}{waited}", style="yellow")
 
 
 def _reward(reward: Rewarded) -> Text:

@@ -1,5 +1,5 @@
 """Settings that users write."""
 
-from aworld.config.conf import AgentConfig, EngineName, ModelConfig, RunConfig, TaskConfig, TaskRunMode
+from aworld.config.conf import AgentConfig, EngineName, ModelConfig, ModelSettings, RunConfig, TaskConfig, TaskRunMode
 
-__all__ = ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"]
+__all__ = ["AgentConfig", "EngineName", "ModelConfig", "ModelSettings", "RunConfig", "TaskConfig", "TaskRunMode"]

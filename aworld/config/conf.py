@@ -7,15 +7,41 @@ What is not given comes from the environment when an agent runs, never at import
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, StrEnum
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, TypedDict
 
+from msgspec import to_builtins
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aworld.config.errors import ConfigError, known_keys
 
 ToolMode: TypeAlias = Literal["auto", "native", "structured", "prompt"]
+
+
+class ModelSettings(TypedDict, total=False):
+    """How a model is asked, whichever it is: `Agent(model_settings={...})`, and `ModelRequest.params` for one call.
+
+    Each is the setting `llm_...` of that name; what a provider cannot take is refused.
+    """
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    stop: list[str]
+    reasoning_effort: str
+    logit_bias: dict[str, float]
+    tool_choice: str
+    parallel_tool_calls: bool
+    prompt_cache: bool | Literal["1h"]
+    native_tools: list[Any]
+    params: dict[str, Any]
+    """Extras that only one provider knows."""
+
+
+SETTINGS = tuple(name for name in ModelSettings.__annotations__ if name != "params")
+"""Names of those that every request may have."""
 
 
 class Settings(BaseModel):
@@ -88,6 +114,16 @@ class ModelConfig(Settings):
     llm_seed: int | None = None
     llm_stop: list[str] | None = None
     llm_reasoning_effort: str | None = None
+    llm_logit_bias: dict[str, float] | None = None
+    """What is added to the chance of a token, by its id."""
+    llm_tool_choice: str | None = None
+    """`auto`, `required` (one of the tools must be called), `none`, or the name of the tool that must be."""
+    llm_parallel_tool_calls: bool | None = None
+    """Whether one answer may call several tools."""
+    llm_prompt_cache: bool | Literal["1h"] | None = None
+    """Let the provider keep what it has read of a conversation for the next call; `1h`: for an hour."""
+    llm_native_tools: list[dict[str, Any]] | None = None
+    """Tools of the provider itself (`aworld.models.native_tools`): `{"type": "web_search"}`, or just the word."""
     llm_api_version: str | None = None
     """Azure's `api-version`, or the `anthropic-version` header."""
     llm_headers: dict[str, str] = Field(default_factory=dict, repr=False)
@@ -126,23 +162,27 @@ class ModelConfig(Settings):
             raise ValueError(f"{', '.join(taken)}: would be sent in place of what the log says; leave it out")
         return params
 
+    @field_validator("llm_native_tools", mode="before")
+    @classmethod
+    def _as_data(cls, tools: Any) -> Any:
+        """Tools as they are written down, whether they were given as objects or by their words."""
+        if not isinstance(tools, list | tuple):
+            return tools
+        listed: Iterable[Any] = tools  # pyright: ignore[reportUnknownVariableType]
+        try:
+            return [{"type": tool} if isinstance(tool, str) else to_builtins(tool) for tool in listed]
+        except TypeError as error:
+            raise ValueError(f"give WebSearch(), CodeExecution() or their words: {error}") from None
+
     @property
     def provider(self) -> str:
         """The provider, from the setting, `LLM_PROVIDER`, or `openai`."""
         return self.llm_provider or os.environ.get("LLM_PROVIDER") or "openai"
 
-    def sampling(self, limit: str = "max_tokens") -> dict[str, Any]:
-        """The sampling settings that are set, in the words of the chat-completions API, and `params`. `limit` is what
-        the API calls the most tokens of an answer."""
-        settings = {
-            "temperature": self.llm_temperature,
-            "top_p": self.llm_top_p,
-            limit: self.llm_max_tokens,
-            "seed": self.llm_seed,
-            "stop": self.llm_stop,
-            "reasoning_effort": self.llm_reasoning_effort,
-        }
-        return {**{name: value for name, value in settings.items() if value is not None}, **self.params}
+    def sampling(self) -> dict[str, Any]:
+        """The settings of a request that are set, in the words of `ModelSettings`, and `params`."""
+        settings = {name: getattr(self, f"llm_{name}") for name in SETTINGS}
+        return {**{name: value for name, value in settings.items() if value not in (None, [])}, **self.params}
 
 
 class AgentConfig(Settings):

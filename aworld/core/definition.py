@@ -62,8 +62,11 @@ class AgentDefinition(UnitDefinition):
     system_prompt: str | None = None
     instructions: str | None = None
     """A function whose text follows the system prompt in each call, by its name."""
-    model: str | None = None
-    """A short form such as `openai:gpt-4o`, or the folder of a policy; None leaves it to `llm_config`."""
+    model: str | tuple[str, ...] | None = None
+    """A short form such as `openai:gpt-4o`, or the folder of a policy; several are asked in turn (`Fallback`); None
+    leaves it to `llm_config`."""
+    fallback_on: str | tuple[str, ...] | None = None
+    """Of several: the kinds of errors after which the next is asked, or the function that decides."""
     model_object: str | None = None
     """A model object, by its name; `model` says then only what it calls itself."""
     llm_config: dict[str, JsonValue] = {}

@@ -117,6 +117,8 @@ class Attempt(Struct, frozen=True, omit_defaults=True, gc=False):
     status: int | None = None
     waited: float = 0.0
     """Seconds waited after it, before the next try."""
+    model: str | None = None
+    """Which model was asked, such as `openai:gpt-4o`, where several may answer."""
 
 
 class ModelCalled(Entry, frozen=True, tag="model_call", kw_only=True, omit_defaults=True):

@@ -41,7 +41,7 @@ class ModelRequest(Struct, frozen=True):
     messages: tuple[Message, ...]
     tools: tuple[ToolSchema, ...] = ()
     params: dict[str, Any] = {}
-    """Sampling parameters and provider extras, as they are sent."""
+    """Settings of this call in the words of `ModelSettings`, and extras; they override those of the model."""
     output: OutputSchema | None = None
     turn: int = 0
     """How many calls this agent has made before in this run (0 for the first)."""
@@ -87,7 +87,8 @@ class Model(Protocol):
     """Name of the model, such as `gpt-4o`."""
 
     params: dict[str, Any]
-    """Sampling settings that go with every request, without secrets; a request's own `params` override them."""
+    """Settings that go with every request, in the words of `ModelSettings`, without secrets; a request's own `params`
+    override them. What is on record are both; the model puts them into the words of its API."""
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`."""

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from aworld.models.call import call_model as call_model
     from aworld.models.doubles import FunctionModel as FunctionModel
     from aworld.models.doubles import ScriptedModel as ScriptedModel
+    from aworld.models.fallback import Fallback as Fallback
     from aworld.models.http import close_transports as close_transports
     from aworld.models.limiter import Limits as Limits
     from aworld.models.litellm import LiteLLMModel as LiteLLMModel
+    from aworld.models.native_tools import CodeExecution as CodeExecution
+    from aworld.models.native_tools import WebSearch as WebSearch
+    from aworld.models.native_tools import native_uses as native_uses
     from aworld.models.openai import AzureModel as AzureModel
     from aworld.models.openai import OpenAIModel as OpenAIModel
     from aworld.models.providers import build_model as build_model

@@ -166,6 +166,7 @@ class BlockDelta(Struct):
     thinking: str = ""
     signature: str = ""
     partial_json: str = ""
+    citation: dict[str, Any] | None = None
     stop_reason: str | None = None
 
 
@@ -216,6 +217,7 @@ class AnthropicReply(WireReply):
         self._usage: AnthropicUsage | None = None
         self._blocks: dict[int, dict[str, Raw]] = {}
         self._pieces: dict[tuple[int, str], list[str]] = {}
+        self._citations: dict[int, list[Block]] = {}
 
     def read(self, data: bytes) -> bool:
         """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
@@ -260,7 +262,9 @@ class AnthropicReply(WireReply):
     def _grow(self, index: int, delta: BlockDelta) -> None:
         key = _GROWING.get(delta.type)
         if key is None:
-            return  # citations, and kinds to come
+            if delta.citation is not None:
+                self._citations.setdefault(index, []).append(delta.citation)
+            return  # kinds to come
         if index not in self._blocks:
             raise msgspec.ValidationError("a piece of a block that has not begun")
         text: str = getattr(delta, key)
@@ -294,7 +298,7 @@ class AnthropicReply(WireReply):
                 case _:
                     pass  # kept below
         opaque = None
-        if any(block["type"] not in _PLAIN for block in blocks):
+        if any(block["type"] not in _PLAIN or block.get("citations") for block in blocks):
             # The log is read back as plain JSON, so what is kept is plain too.
             opaque = {"anthropic": {"content": _plain(msgspec.json.encode(blocks))}}
         content, reasoning = "".join(texts) if texts else None, "".join(thoughts) if thoughts else None
@@ -309,6 +313,8 @@ class AnthropicReply(WireReply):
         for key in ("text", "thinking", "signature"):
             if (index, key) in self._pieces:
                 block[key] = "".join((msgspec.convert(block.get(key) or "", str), *self._pieces[index, key]))
+        if index in self._citations:
+            block["citations"] = [*(block.get("citations") or ()), *self._citations[index]]
         arguments = "".join(self._pieces.get((index, "partial_json"), ())) or bytes(start.get("input", b"{}")).decode()
         if "input" in block:
             block["input"] = _object(arguments)

@@ -52,6 +52,8 @@ class Outcome(Tries, frozen=True):
     """What came of a model call that was answered."""
 
     reply: ModelReply
+    asked: Model | None = None
+    """The model that answered, where it is one of several (`Fallback`)."""
 
 
 class CallFailed(ModelError):
@@ -78,6 +80,8 @@ async def call_model(
     wait before each further try; the pieces handed on so far are then void, the answer begins again.
     Raises `CallFailed`.
     """
+    if (call := getattr(type(model), "call", None)) is not None:  # it asks others, each in this way
+        return await call(model, request, on_delta, on_retry)
     limits: Limits | None = getattr(model, "limits", None)
     limiter = None
     if limits is not None:

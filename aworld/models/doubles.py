@@ -17,6 +17,7 @@ from aworld.core.exceptions import AWorldError, ModelError
 from aworld.core.message import Message, ToolCall
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.call import NO_RETRY, Retry
+from aworld.models.native_tools import NATIVE_TOOLS
 
 Said: TypeAlias = str | Message | ToolCall | Sequence[ToolCall] | ModelReply | Exception
 """What a double may say: a text, a message, one or several tool calls, a whole reply, or an error to raise."""
@@ -31,6 +32,9 @@ def call(tool: str, /, **arguments: Any) -> ToolCall:
 
 class _Double(ABC):
     """What the doubles share: each whole answer may be had in pieces too."""
+
+    native_tools = NATIVE_TOOLS
+    """They stand for any model."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -66,6 +66,7 @@ class LocalModel:
     """A model file in this process. A value: models of one file share one engine."""
 
     provider = "local"
+    lacks = frozenset({"parallel_tool_calls", "prompt_cache", "reasoning_effort", "tool_choice"})
 
     def __init__(self, config: ModelConfig) -> None:
         self.name = config.llm_model_name or PACKAGED

@@ -6,8 +6,9 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,6 +17,7 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelRequest, OutputSchema, function_format
+from aworld.models.native_tools import options_of_tool, read_native_tools
 from aworld.models.openai_wire import ChatReply
 from aworld.models.remote_model import RemoteModel, is_strict
 
@@ -32,12 +34,12 @@ class OpenAIModel(RemoteModel):
     `Authorization` header is sent. `provider` is the name that goes into the log. Raises `ConfigError`.
     """
 
+    native_tools: ClassVar[frozenset[str]] = frozenset({"web_search"})
+
     def __init__(self, config: ModelConfig, *, provider: str = "openai") -> None:
         url = self._url(config)
-        super().__init__(config, provider=provider, url=url, headers=self._authorization(config.llm_api_key))
         self._official = _is_official(url)
-        # OpenAI has replaced the word, and refuses the old one for its reasoning models; others know only the old one.
-        self.params = config.sampling("max_completion_tokens" if self._official else "max_tokens")
+        super().__init__(config, provider=provider, url=url, headers=self._authorization(config.llm_api_key))
         self._fixed: dict[str, Any] = _CAPTURE if config.llm_capture_tokens else {}
 
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
@@ -45,11 +47,12 @@ class OpenAIModel(RemoteModel):
         body: dict[str, Any] = {
             "model": self.name,
             **self._fixed,
-            **self.params,
-            **request.params,
+            **self.wire_params(request),
             # Last: what the log shows is what is sent, whatever a hook puts into the parameters.
             "messages": [chat_format(_plain(m) if self._official else m) for m in request.messages],
         }
+        if body.pop("prompt_cache", False):
+            body.setdefault("prompt_cache_key", _cache_key(request.messages))
         if request.tools:
             body["tools"] = [function_format(tool) for tool in request.tools]
         if request.output is not None:
@@ -57,6 +60,26 @@ class OpenAIModel(RemoteModel):
         if stream:
             body["stream"] = True
             body.setdefault("stream_options", {"include_usage": True})
+        return body
+
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words; that a prompt is kept (`prompt_cache`) is left for the body."""
+        body = super().translated(params)
+        if self._official and "max_tokens" in body:
+            # OpenAI has replaced the word, and refuses the old one for its reasoning models; others know only that.
+            body.setdefault("max_completion_tokens", body.pop("max_tokens"))
+        choice = body.get("tool_choice")
+        if isinstance(choice, str) and choice not in ("auto", "none", "required"):
+            body["tool_choice"] = {"type": "function", "function": {"name": choice}}
+        if body.get("prompt_cache") == "1h":
+            raise ConfigError(
+                f"{self.provider} keeps no prompt for an hour: say prompt_cache=True; at OpenAI "
+                'params={"prompt_cache_retention": "24h"} keeps it for a day.', setting="llm_prompt_cache",
+            )  # fmt: skip
+        for tool in read_native_tools(body.pop("native_tools", None)):
+            options = options_of_tool(tool, self.provider, "location")
+            place = {"user_location": {"type": "approximate", "approximate": options["location"]}} if options else {}
+            body["web_search_options"] = {**place, **body.get("web_search_options", {})}
         return body
 
     def _url(self, config: ModelConfig) -> str:
@@ -92,6 +115,16 @@ class AzureModel(OpenAIModel):
 
     def _authorization(self, key: str | None) -> dict[str, str]:
         return {"api-key": key} if key else {}
+
+
+def _cache_key(messages: Iterable[Message]) -> str:
+    """Tells the provider which requests begin alike: those of one conversation, wherever and whenever it goes on."""
+    key = hashlib.sha256()
+    for message in messages:
+        key.update(message.text.encode())
+        if message.role == "user":
+            break
+    return key.hexdigest()[:32]
 
 
 def _plain(message: Message) -> Message:

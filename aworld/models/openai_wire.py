@@ -45,6 +45,8 @@ class ChatMessage(Struct, gc=False):
     tool_calls: list[ChatCall] | None = None
     function_call: ChatFunction | None = None
     reasoning_details: list[dict[str, Any]] | None = None
+    annotations: list[dict[str, Any]] | None = None
+    """Pages that the provider's search found."""
 
 
 class Logprob(Struct, gc=False):
@@ -139,6 +141,7 @@ class ChatReply(WireReply):
         self._reasoning: list[str] = []
         self._calls: list[_CallParts] = []
         self._details: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
         self._prompt_ids: list[int] | None = None
         self._ids: list[int] | None = None
         self._logprobs: list[float] | None = None
@@ -231,6 +234,8 @@ class ChatReply(WireReply):
             self._add_call(ChatCall(index=0, function=message.function_call), whole)
         for detail in message.reasoning_details or ():
             self._add_detail(detail)
+        if message.annotations:
+            self._annotations += message.annotations
         if self.first_token is None and streamed and (self._content or self._reasoning or self._calls):
             self.first_token = now()
 
@@ -285,6 +290,8 @@ class ChatReply(WireReply):
         extras: dict[str, Any] = {}
         if self._details:
             extras["reasoning_details"] = self._details
+        if self._annotations:
+            extras["annotations"] = self._annotations
         if any(parts.extra is not None for parts in self._calls):
             extras["tool_calls"] = [
                 {**tool_call_format(call), **({} if parts.extra is None else {"extra_content": parts.extra})}

@@ -22,6 +22,7 @@ from aworld.config.conf import ModelConfig, ToolMode
 from aworld.core.checks import hint, nearest
 from aworld.core.exceptions import ConfigError
 from aworld.core.model import Model
+from aworld.models.native_tools import check_settings
 
 _WEIGHTS = "model.safetensors"
 _SMALL = 256
@@ -155,6 +156,7 @@ def build_model(config: ModelConfig | str) -> Model:
     model = _models.get(key)
     if model is None:
         model = _with_tools(provider.factory(_resolved(config, name, provider, open_settings)), config.llm_tool_mode)
+        check_settings(model, config.sampling())
         if len(_models) >= _CACHED:
             _models.pop(next(iter(_models)))
         _models[key] = model

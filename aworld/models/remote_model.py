@@ -4,8 +4,8 @@ schemas as providers want them for structured output."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +14,7 @@ from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.call import Retry
+from aworld.models.native_tools import check_settings
 from aworld.models.providers import without_name
 
 if TYPE_CHECKING:
@@ -37,18 +38,27 @@ _MAPS = ("properties", "$defs", "definitions")
 class RemoteModel:
     """Base of the HTTP models. A value without run state: one instance serves any number of calls, in any loop."""
 
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    """Settings (`ModelSettings`) that the API has no word for: they are refused."""
+    native_tools: ClassVar[frozenset[str]] = frozenset()
+    """Tools of the provider itself that the API has."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings that are sent when nobody says more."""
+
     def __init__(self, config: ModelConfig, *, provider: str, url: str, headers: dict[str, str]) -> None:
         if not config.llm_model_name:
             raise without_name()
         self.provider = provider
         self.name: str = config.llm_model_name
-        self.params: dict[str, Any] = {}
+        self.params: dict[str, Any] = {**self.defaults, **config.sampling()}
         self.config = config
         self.url = url
         self.retry = Retry(config.llm_max_retries, config.llm_retry_wait, config.llm_retry_wait_max)
         self.limits = _limits(config, provider, url)
         self._headers = _checked({**headers, **config.llm_headers})
         self._endpoint: Endpoint | None = None
+        check_settings(self, self.params)
+        self._sent = self.translated(self.params)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -86,6 +96,23 @@ class RemoteModel:
     def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
         """The request as it is sent, before encoding."""
         raise NotImplementedError
+
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words; the names are those of `ModelSettings`, others are passed on as they are.
+        Raises `ConfigError` for what the API cannot say."""
+        return {name: value for name, value in params.items() if value is not None}
+
+    def wire_params(self, request: ModelRequest) -> dict[str, Any]:
+        """The settings of this call in the API's words. Raises `ModelError` for what the API cannot say."""
+        if not request.params:
+            return self._sent
+        # Rollouts send a seed with every request, whoever answers.
+        params = {name: value for name, value in request.params.items() if name != "seed" or "seed" not in self.lacks}
+        try:
+            check_settings(self, params)
+            return self.translated({**self.params, **params})
+        except ConfigError as error:
+            raise ModelError(str(error)) from error
 
     def _parts(self, on_delta: Callable[[Delta], None] | None) -> WireReply:
         """What gathers a reply in the protocol of this model."""

@@ -67,6 +67,7 @@ class TokenModel:
     """A model that continues ids. One instance serves any number of concurrent calls."""
 
     provider = "tokens"
+    lacks = frozenset({"logit_bias", "parallel_tool_calls", "prompt_cache", "reasoning_effort", "tool_choice"})
     max_tokens = Sampling().max_tokens
     """Tokens of an answer when nobody says more."""
 

@@ -36,6 +36,7 @@ class ToolsByText:
         self.model = model
         self.mode: Literal["structured", "prompt"] = mode
         self.provider = model.provider
+        self.lacks = frozenset({"parallel_tool_calls", "tool_choice", *getattr(model, "lacks", ())})
         self.name = model.name
         self.params: dict[str, Any] = {**model.params, "tool_mode": mode}
         """Not sent: what the record says of how the tools were offered."""

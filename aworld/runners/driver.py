@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 CORRECTION = "\nAnswer again, in the required form only."
 """What follows the error when an answer is sent back to the agent."""
+PAUSED = "pause_turn"
+"""How a reply ends whose provider is still at work with its own tools: asked again, it goes on."""
 
 _VERSIONS = {"aworld": __version__, "python": platform.python_version()}
 
@@ -358,12 +360,14 @@ class Episode:
         leaf = activation.leaf
         if activation.calls or activation.last is None or leaf is None:
             return False
-        return self.record.messages[leaf].message.role == "assistant"
+        return self.record.messages[leaf].message.role == "assistant" and activation.last.finish_reason != PAUSED
 
     async def _conclude(self, activation: Activation, agent: BaseAgent) -> None:
         """The agent has answered: end its work, or tell it why the answer does not do."""
         assert activation.leaf is not None  # it has just said something
         run, leaf = self._run, activation.leaf
+        if activation.last is not None and activation.last.finish_reason == PAUSED:
+            return  # the next call goes on from what the provider's tools did so far
         message = run.record.messages[leaf].message
         try:
             answer = agent.answer_of(message)

@@ -112,14 +112,16 @@ class AgentTurn:
             messages = self._shown if self._shown is not None else self.messages
             self.show((Message("system", text), *messages))
 
-    async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
+    async def generate(
+        self, model: Model, *, output: OutputSchema | None = None, params: dict[str, Any] | None = None
+    ) -> Message:
         """Ask the model once; captured, retried, streamed. Raises `ModelError`."""
         if self.called:
             raise TaskError(f"Agent {self.agent.name!r} asked its model twice in one turn; one turn is one call.")
         self.called = True
         messages = self._shown if self._shown is not None else self.messages
         request = ModelRequest(
-            messages, self.offer.schemas, {}, output, self.index, self.run.record.id, self.agent.name
+            messages, self.offer.schemas, params or {}, output, self.index, self.run.record.id, self.agent.name
         )
         if self.run.task.hooks:
             return await self._ask_with_hooks(model, request)

@@ -318,7 +318,7 @@ def test_settings_in_the_words_of_the_api() -> None:
         "llm_reasoning_effort": "low",
     }
     known = {"seed": 1, "stop": ["x"], "top_p": 0.5, "reasoning_effort": "low"}
-    assert OpenAIModel(ModelConfig(**settings)).params == {**known, "max_completion_tokens": 9}
+    assert OpenAIModel(ModelConfig(**settings)).params == {**known, "max_tokens": 9}
     local = OpenAIModel(ModelConfig(**settings, llm_base_url="http://127.0.0.1:1/v1"))
     assert local.params == {**known, "max_tokens": 9}
 

@@ -263,6 +263,8 @@ def test_the_public_names() -> None:
         "AnthropicModel",
         "AzureModel",
         "CallFailed",
+        "CodeExecution",
+        "Fallback",
         "FunctionModel",
         "Limits",
         "LiteLLMModel",
@@ -270,10 +272,12 @@ def test_the_public_names() -> None:
         "Outcome",
         "Retry",
         "ScriptedModel",
+        "WebSearch",
         "build_model",
         "call_model",
         "close_transports",
         "known_providers",
+        "native_uses",
         "register_provider",
     ]
     assert all(getattr(aworld.models, name) is not None for name in dir(aworld.models))

@@ -79,8 +79,13 @@ class Turn(Protocol):
         """Show, in this call alone, what the agent's function of instructions returns before everything else."""
         ...
 
-    async def generate(self, model: Model, *, output: OutputSchema | None = None) -> Message:
-        """Ask a model, once a turn. The call is captured, retried and streamed by the runtime. Raises `ModelError`."""
+    async def generate(
+        self, model: Model, *, output: OutputSchema | None = None, params: dict[str, Any] | None = None
+    ) -> Message:
+        """Ask a model, once a turn; `params` are settings of this call (`ModelSettings`).
+
+        The call is captured, retried and streamed by the runtime. Raises `ModelError`.
+        """
         ...
 
 

@@ -1,0 +1,165 @@
+"""Providers' own tools: sent in each dialect's form, kept as they came, sent back, and shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aworld.agents.llm_agent import Agent
+from aworld.config.conf import ModelConfig
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Message, chat_format
+from aworld.core.model import Delta, ModelRequest, ToolSchema
+from aworld.models import CodeExecution, ScriptedModel, WebSearch, native_uses
+from aworld.models.anthropic import AnthropicModel
+from aworld.models.native_tools import Location, NativeUse
+from aworld.models.openai import OpenAIModel
+from aworld.runner import Runners
+
+from .provider import Provider, answer, chat, event, stream
+
+HI = ModelRequest(messages=(Message("user", "What is new?"),))
+SEARCH = {"type": "server_tool_use", "id": "srv_1", "name": "web_search", "input": {"query": "news"}}
+PAGE = {"type": "web_search_result", "url": "https://n.example/1", "title": "News", "encrypted_content": "E9s="}
+FOUND = {"type": "web_search_tool_result", "tool_use_id": "srv_1", "content": [PAGE]}
+CITATION = {"type": "web_search_result_location", "url": PAGE["url"], "title": "News", "encrypted_index": "Eo8=",
+            "cited_text": "It rained."}  # fmt: skip
+RUN = {"type": "server_tool_use", "id": "srv_2", "name": "bash_code_execution", "input": {"command": "expr 6 '*' 7"}}
+RAN = {"type": "bash_code_execution_tool_result", "tool_use_id": "srv_2",
+       "content": {"type": "bash_code_execution_result", "stdout": "42\n", "stderr": "", "return_code": 0,
+                   "content": []}}  # fmt: skip
+SAID = {"type": "text", "text": "It rained.", "citations": [CITATION]}
+CONTENT = [SEARCH, FOUND, RUN, RAN, SAID]
+USES = [NativeUse("web_search", "news", "News https://n.example/1"), NativeUse("code_execution", "expr 6 '*' 7", "42")]
+
+
+def reply(*content: dict[str, Any], stop: str = "end_turn") -> dict[str, Any]:
+    return {"type": "message", "id": "msg_1", "model": "claude-x", "content": content, "stop_reason": stop}
+
+
+def streamed(*content: dict[str, Any]) -> list[bytes]:
+    """The same as events: inputs and citations in pieces of their own, as the API sends them."""
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": {"id": "msg_1", "model": "claude-x"}}]
+    for index, block in enumerate(content):
+        match block:
+            case {"type": "server_tool_use"}:
+                begun, deltas = {**block, "input": {}}, [
+                    {"type": "input_json_delta", "partial_json": piece}
+                    for piece in ('{"command":', '"expr 6 \'*\' 7"}') if "command" in block["input"]
+                ] or [{"type": "input_json_delta", "partial_json": '{"query":"news"}'}]  # fmt: skip
+            case {"type": "text"}:
+                begun = {**block, "text": "", "citations": []}
+                deltas = [{"type": "citations_delta", "citation": one} for one in block["citations"]]
+                deltas.append({"type": "text_delta", "text": block["text"]})
+            case _:
+                begun, deltas = block, []
+        events.append({"type": "content_block_start", "index": index, "content_block": begun})
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        events.append({"type": "content_block_stop", "index": index})
+    events += [{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"}]
+    return [event(one) for one in events]
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_anthropic_searches_and_computes_and_gets_all_of_it_back(live: bool) -> None:
+    search = WebSearch(max_uses=2, allowed_domains=("n.example",), location=Location(country="NO", city="Oslo"))
+    first = stream(streamed(*CONTENT)) if live else answer(reply(*CONTENT))
+    async with Provider(first, answer(reply({"type": "text", "text": "Yes."}))) as provider:
+        model = AnthropicModel(provider.config(llm_native_tools=[search, "code_execution"]))
+        deltas: list[Delta] = []
+        tool = ToolSchema("add", "Adds.", {"type": "object", "properties": {}})
+        asked = ModelRequest(HI.messages, tools=(tool,))
+        said = await (model.stream(asked, deltas.append) if live else model.generate(asked))
+        await model.generate(ModelRequest((*HI.messages, said.message, Message("user", "Sure?"))))
+        before, after = (exchange.json for exchange in provider.requests)
+    assert before["tools"] == [
+        {
+            "type": "web_search_20250305",
+            "name": "web_search",
+            "max_uses": 2,
+            "allowed_domains": ["n.example"],
+            "user_location": {"type": "approximate", "country": "NO", "city": "Oslo"},
+        },
+        {"type": "code_execution_20250825", "name": "code_execution"},
+        {"name": "add", "description": "Adds.", "input_schema": tool.parameters},
+    ]
+    assert after["tools"] == before["tools"][:2]
+    assert after["messages"][1] == {"role": "assistant", "content": CONTENT}
+    assert (said.message.text, said.message.tool_calls) == ("It rained.", ())
+    assert native_uses(said.message) == USES
+
+
+async def test_a_search_of_chat_completions() -> None:
+    cited = {"type": "url_citation", "url_citation": {"url": "https://n.example/1", "title": "News", "start_index": 0}}
+    found = chat("It rained.", message={"annotations": [cited]})
+    async with Provider(answer(found)) as provider:
+        model = OpenAIModel(provider.config(llm_native_tools=[WebSearch(location=Location(city="Oslo"))]))
+        said = await model.generate(HI)
+        place = {"type": "approximate", "approximate": {"city": "Oslo"}}
+        assert provider.requests[0].json["web_search_options"] == {"user_location": place}
+    assert native_uses(said.message) == [NativeUse("web_search", "", "News https://n.example/1")]
+    assert chat_format(said.message)["annotations"] == [cited]
+
+
+async def test_a_paused_turn_goes_on() -> None:
+    """A provider whose own tools take long ends a reply with `pause_turn`: asked again, it goes on from there."""
+    paused, done = reply(SEARCH, stop="pause_turn"), reply(FOUND, SAID)
+    async with Provider(answer(paused), answer(done)) as provider:
+        model = AnthropicModel(provider.config(llm_native_tools=["web_search"]))
+        response = await Runners.run("What is new?", Agent("reporter", model=model))
+        assert provider.requests[1].json["messages"][1:] == [{"role": "assistant", "content": [SEARCH]}]
+    assert (response.status, response.answer, len(response.record.calls)) == ("finished", "It rained.", 2)
+    assert response.record.calls[0].params["native_tools"] == [{"type": "web_search"}]
+
+
+def test_native_tools_are_in_the_definition() -> None:
+    agent = Agent("reporter", model="anthropic:claude-x", native_tools=[WebSearch(max_uses=3), "code_execution"])
+    written = [{"type": "web_search", "max_uses": 3}, {"type": "code_execution"}]
+    assert agent.definition.llm_config == {"llm_native_tools": written}
+    assert Agent.of(agent.definition).definition.digest == agent.definition.digest
+
+
+@pytest.mark.parametrize(
+    ("provider", "tools", "words"),
+    [
+        ("openai", [CodeExecution()], "openai:m has no code_execution of its own"),
+        ("openai", [WebSearch(max_uses=1)], "web_search of openai takes no max_uses"),
+        ("embedded", ["web_search"], "embedded:packaged has no web_search of its own"),
+    ],
+)
+async def test_what_a_provider_lacks_is_said_before_any_call(
+    provider: str, tools: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-never-used")
+    agent = Agent("reporter", model="embedded" if provider == "embedded" else f"{provider}:m", native_tools=tools)
+    with pytest.raises(ConfigError, match=words):
+        await Runners.run("What is new?", agent)
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        (["web_serch"], "native_tools: Invalid value 'web_serch'.*known are: code_execution, web_search"),
+        ([5], r"native_tools\[0\]=5"),
+        ([{"type": "web_search", "max_uses": "many"}], "native_tools: Expected"),
+    ],
+)
+def test_unknown_tools_are_refused(tools: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Agent("reporter", native_tools=tools)
+    with pytest.raises(ConfigError, match="takes max_uses"):
+        WebSearch(most=3)  # pyright: ignore[reportCallIssue]
+
+
+async def test_a_model_object_is_asked_for_them_too() -> None:
+    async with Provider(answer(reply(*CONTENT))) as provider:
+        agent = Agent("reporter", model=AnthropicModel(provider.config()), native_tools=["web_search"])
+        response = await Runners.run("What is new?", agent)
+        assert provider.requests[0].json["tools"] == [{"type": "web_search_20250305", "name": "web_search"}]
+    assert response.record.calls[0].params == {"max_tokens": 8192, "native_tools": [{"type": "web_search"}]}
+    chat_model = OpenAIModel(ModelConfig(llm_model_name="m", llm_api_key="sk-never-used"))
+    with pytest.raises(ConfigError, match="has no code_execution"):
+        await Runners.run("What is new?", Agent("reporter", model=chat_model, native_tools=["code_execution"]))
+    double = Agent("reporter", model=ScriptedModel(["ok"]), native_tools=["web_search"])  # stands for any model
+    assert (await Runners.run("What is new?", double)).answer == "ok"
