@@ -133,7 +133,7 @@ async def scenes(result: TrainingResult) -> list[Scene]:
 
 def tell(console: Console, result: TrainingResult) -> None:
     """The learning curve and three runs of one task."""
-    console.print(Text(curve.terminal(result)))
+    console.print(Text(curve.terminal(result, min(72, console.width))))
     shown = asyncio.run(scenes(result))
     console.print(f"\n  One held-out task, sampled: {shown[0].record.messages[0].message.text!r}", highlight=False)
     for scene in shown:

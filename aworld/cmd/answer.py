@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from aworld.cmd.trajectories import STORE_HELP, open_existing, resolve, store_option
+from aworld.cmd.trajectories import STORE_HELP, open_existing, resolve, short, store_option
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.core.trajectory import Trajectory
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `answer` to the parser of `aworld`."""
     parser = commands.add_parser("answer", help="answer what a waiting run asks", description=_ABOUT)
-    parser.add_argument("id", metavar="ID", help="id of the run, its beginning, or `last`")
+    parser.add_argument("id", metavar="ID", help="id of the run, a piece of it, or `last`")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the answer; without it, the questions are shown")
     parser.add_argument("--question", metavar="QUESTION_ID", help="which question, when several are open")
     parser.add_argument("--store", metavar="URL", help=STORE_HELP)
@@ -57,4 +57,6 @@ def _tell(record: Trajectory, args: argparse.Namespace) -> None:
         print(f"{question.id}: {question.question}")
     if not still:
         code = " (with the --agent, --tool or --mcp that it had)" if record.toolsets or len(record.agents) > 1 else ""
-        print(f"Nothing is left to answer; go on with: aworld resume {record.id}{store_option(args.store)}{code}")
+        print(
+            f"Nothing is left to answer; go on with: aworld resume {short(record.id)}{store_option(args.store)}{code}"
+        )

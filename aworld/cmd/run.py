@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import uuid
 from pathlib import Path
@@ -16,10 +17,11 @@ from aworld.agents.references import find
 from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.swarm import is_file
 from aworld.cmd.terminal import TerminalWatch, aside
-from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, store_option
+from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, short, store_option
 from aworld.cmd.wording import counted, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Topology, Unit, readable
+from aworld.core.event import MessageAdded
 from aworld.core.exceptions import ConfigError
 from aworld.core.output import (
     HandoffOutput,
@@ -113,7 +115,7 @@ _REPLAY = (
     "Run a recording again, with the recorded answers of models and tools in their place, and compare each event. Ends "
     "with 1 where they differ."
 )
-WHICH = "id of the run, its beginning, or `last`"
+WHICH = "id of the run, a piece of it, or `last`"
 
 
 def add_agent(parser: argparse.ArgumentParser) -> None:
@@ -356,12 +358,27 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
         _tell_end(responses[0], args)
     else:
         for response in responses:
-            print(f"{response.id}  {response.status:<13} {_short(str(response.answer or response.msg), 90)}".rstrip())
+            print(_line(response))
             _tell_open(response, args)
-        good = sum(response.success for response in responses)
-        aside(f"{good} of {len(responses)} finished; see them with: aworld trajectories list{store_option(args.store)}")
+        good = f"{sum(response.success for response in responses)} of {len(responses)} finished; see them with: "
+        one = f"see it with: aworld trajectories show {short(responses[0].id)}"
+        aside(f"{one if len(responses) == 1 else good + 'aworld trajectories list'}{store_option(args.store)}")
     left = [response.status for response in responses if not response.success]
     return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
+
+
+def _line(response: TaskResponse) -> str:
+    """A run on a line as wide as the terminal: how it ended, what was asked, what came."""
+    width = shutil.get_terminal_size((100, 0)).columns
+    pieces = _short(question_of(response.record), 24), str(response.answer or why(response))
+    outcome = _short(": ".join(filter(None, pieces)), max(20, width - len(short(response.id)) - 16))
+    return f"{short(response.id)}  {response.status:<13} {outcome}".rstrip()
+
+
+def question_of(record: Trajectory) -> str:
+    """What was asked in a run, without what came before it."""
+    messages = [event.message for event in record.own_events if isinstance(event, MessageAdded)]
+    return next((message.text for message in messages if message is not None and message.role == "user"), "")
 
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
@@ -372,7 +389,7 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
     aside(
         f"[{response.status} in {response.time_cost:.1f} s, {counted(len(response.record.calls), 'step')}{tokens}] "
-        f"aworld trajectories show {response.id}{store_option(args.store)}"
+        f"aworld trajectories show {short(response.id)}{store_option(args.store)}"
     )
 
 
@@ -381,7 +398,7 @@ def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:
     for question in response.record.open_questions():
         print(f"aworld: it asks: {question.question}", file=sys.stderr)
     if response.status == "waiting":
-        aside(f'Answer with: aworld answer {response.id} "..."{store_option(args.store)}')
+        aside(f'Answer with: aworld answer {short(response.id)} "..."{store_option(args.store)}')
 
 
 def _summary(response: TaskResponse) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class Run:
         """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
         conf, spending = self.conf, self.spending()
         if conf.max_steps is not None and steps >= conf.max_steps:
-            remedy = "fork the run with a higher one to go on"
+            remedy = "fork the run with a higher one to go on" if self.environment is None else "give a higher one"
             raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
         if conf.max_tokens is not None:
             if spending.uncounted is not None:
