@@ -43,7 +43,8 @@ class Shell:
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("LLM_", "OPENAI_"))}
         return subprocess.run(
             [sys.executable, "-m", "aworld", "train", *arguments],
-            cwd=self.folder, env={**bare, "PYTHONPATH": str(ROOT), "COLUMNS": "60"}, capture_output=True, text=True, timeout=60,
+            cwd=self.folder, env={**bare, "PYTHONPATH": str(ROOT), "COLUMNS": "60"},
+            capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
 
