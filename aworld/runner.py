@@ -25,10 +25,12 @@ from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
+from aworld.runners.budget import Budget, stopped_short
 from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
-from aworld.runners.local import fork_point, gather, load, run_config, run_many, store_of
+from aworld.runners.local import executor_of, fork_point, load, run_config, run_many, store_of
+from aworld.runners.named_run import Question, Responses, run_questions
 from aworld.runners.replay import ReplayReport, replay
 from aworld.trajectory.query import Query
 
@@ -64,7 +66,7 @@ class Runners:
         TaskError for misuse, and CancelledError when the caller cancels.
         """
         asked = Task(input, agent, swarm, **task)
-        return await run_to_end(asked, store_of(run_config(run_conf).store, asked))
+        return await run_to_end(asked, _store_within(asked, run_conf))
 
     @staticmethod
     def sync_run(
@@ -90,6 +92,34 @@ class Runners:
 
     @staticmethod
     @typed(TaskError)
+    async def run_many(
+        questions: Iterable[Question],
+        agent: Unit | None = None,
+        swarm: Unit | None = None,
+        *,
+        run: str,
+        store: Any = None,
+        run_conf: Conf = None,
+        on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
+        **task: Any,
+    ) -> Responses:
+        """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
+        store="sqlite:///runs.db"))`.
+
+        A question is a text, `{"id": ..., "input": ...}` (also `labels` and `context`), or a `Task`. The same call
+        again reads from the store what has ended, goes on with what has not, and begins the rest; what was cancelled,
+        or failed because no model could be reached, is begun again. Trajectories have the labels `run` and `problem`:
+        the id of the question, or its number. `task` takes the arguments of `Task` for all of them; `on_done` is called
+        after each that this call ran.
+
+        Raises ConfigError where the store has another agent, or another question, under these names.
+        """
+        conf = run_config(run_conf)
+        conf = conf if store is None else conf.model_copy(update={"store": store})
+        return await run_questions(questions, agent if agent is not None else swarm, run, conf, on_done, task)
+
+    @staticmethod
+    @typed(TaskError)
     def sync_run_task(task: Task | Iterable[Task], run_conf: Conf = None) -> dict[str, TaskResponse]:
         """`run_task` for code without an event loop."""
         return run_blocking(Runners.run_task(task, run_conf))
@@ -102,7 +132,7 @@ class Runners:
         Leaving the loop early cancels the run, unless somebody else reads it or `keep_running`.
         """
         _tasks(task)
-        return RunStream(task, store_of(run_config(run_conf).store, task), keep_running=keep_running)
+        return RunStream(task, _store_within(task, run_conf), keep_running=keep_running)
 
     @staticmethod
     @typed(TaskError)
@@ -141,7 +171,7 @@ class Runners:
         _stepping.add(task)
         try:
             if task.driver is None:
-                store = store_of(run_config(run_conf).store, task)
+                store = _store_within(task, run_conf)
                 record = None
                 if task.prefix is None and await store.count(Query(ids=(task.id,))):
                     record = await load(task.id, store)
@@ -165,13 +195,18 @@ class Runners:
         `answers` replies to open questions, by question id. A tool that was running is closed as interrupted, unless
         it says that it is idempotent. A run that has ended comes back as it was recorded; `fork` it to go on.
         """
-        record, opened = await _find(id, store)
-        episode = Episode(_task_of(record, _actor(record, agent, swarm), task), opened, record)
-        if record.finished is not None:
-            return episode.recorded_response()
-        for question, answer in (answers or {}).items():
-            episode.answer(question, answer)
-        return await episode.run()
+        episode, _, _ = await _going_on(id, agent, swarm, store, answers, task)
+        return episode.recorded_response() if episode.record.finished is not None else await episode.run()
+
+    @staticmethod
+    @typed(TaskError)
+    async def streamed_resume(
+        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, store: Any = None,
+        answers: dict[str, str] | None = None, **task: Any,
+    ) -> RunStream:  # fmt: skip
+        """`resume`, to be read as `streamed_run_task` is; what was shown before is not shown again."""
+        episode, goes_on, opened = await _going_on(id, agent, swarm, store, answers, task)
+        return RunStream(goes_on, opened, episode=episode)
 
     @staticmethod
     @typed(TaskError)
@@ -254,6 +289,7 @@ class Runners:
         """Continue every unfinished run of a store whose agent is among `agents`; the others, those that wait for
         people, and those that a live process works on are left."""
         opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
+        executor = executor_of(conf.model_copy(update={"store": opened}), opened)
         by_name = {agent.name: agent for agent in refuse_strangers("resume_all", *agents, error=TaskError)}
 
         async def go_on(id: str) -> TaskResponse | None:
@@ -262,19 +298,23 @@ class Runners:
                 name = record.activations[0].agent if record.activations else ""
                 if name not in by_name or record.status == "waiting":
                     return None
-                return await Episode(_task_of(record, by_name[name], {}), opened, record).run()
+                return await executor.run_one(_task_of(record, by_name[name], {}), record)
             except Exception as error:  # noqa: BLE001 - this one cannot go on; the others can
                 counts.errors[id] = str(error) if isinstance(error, AWorldError) else described(error)
                 return None
 
         unfinished = await opened.query(Query(status=("running", "waiting")))
         limit = max(1, min(conf.max_concurrency, len(unfinished)))
-        async with aclosing(gather((run.id for run in unfinished), go_on, limit)) as responses:
+        async with aclosing(executor.each((run.id for run in unfinished), go_on, limit)) as responses:
             async for response in responses:
                 if response is None:
                     counts.left += 1
                     continue
                 counts.responses[response.trajectory_id] = response
+                if stopped_short(response):
+                    counts.left += 1
+                    counts.errors[response.trajectory_id] = response.msg
+                    continue
                 counts.finished += response.success
                 counts.failed += not response.success
         return counts
@@ -364,6 +404,14 @@ class Runners:
         await asyncio.sleep(0)  # who holds the run in this process hears of it now
 
 
+def _store_within(task: Task, run_conf: Conf) -> Any:
+    """The store of a single task, which gets what its run may spend."""
+    conf = run_config(run_conf)
+    if conf.max_cost is not None or conf.max_tokens is not None:
+        task.share = Budget(conf)
+    return store_of(conf.store, task)
+
+
 def _tasks(value: object) -> list[Task]:
     tasks: list[object] = [value] if isinstance(value, Task | str) else list(cast("Iterable[object]", value))
     for task in tasks:
@@ -383,6 +431,18 @@ async def _find(run: Run, store: Any) -> tuple[Trajectory, Any]:
     if isinstance(run, str):
         return await load(id, opened), opened
     return (run.record if isinstance(run, TaskResponse) else run), opened
+
+
+async def _going_on(
+    id: Run, agent: Unit | None, swarm: Unit | None, store: Any, answers: dict[str, str] | None, task: dict[str, Any]
+) -> tuple[Episode, Task, Any]:
+    """What goes on with a recorded run, its task and its store."""
+    record, opened = await _find(id, store)
+    goes_on = _task_of(record, _actor(record, agent, swarm), task)
+    episode = Episode(goes_on, opened, record)
+    for question, answer in (answers or {}).items() if record.finished is None else ():
+        episode.answer(question, answer)
+    return episode, goes_on, opened
 
 
 def _store_for(run: Run, store: Any) -> Any:

@@ -16,7 +16,6 @@ SAME_FILES = {
     "__init__.py": "what a package is",
     "base.py": "the contract that the other files of its folder meet",
     "files.py": "`aworld.agents.files` and `aworld.tools.files`: what people import by these names",
-    "local.py": "what happens on this machine: its runs, its sandbox",
 }
 """Names of files that several rooms may have, and why."""
 

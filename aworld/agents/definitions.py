@@ -16,7 +16,7 @@ from aworld.agents.patterns import FunctionAgent, Guard
 from aworld.agents.references import find
 from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import Topology, Unit, units_of
+from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
 from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, TeamSwarm, WorkflowNode, WorkflowSwarm
 from aworld.core.checks import known_keys, one_of, typed
 from aworld.core.definition import (
@@ -230,6 +230,10 @@ class Maker:
             case {"serial": [*members]}:
                 known_keys("A serial group", part, ("serial",), "key")
                 return tuple(self._item(member, nodes) for member in members)
+            case {"tool": name}:
+                known_keys("A member as a tool", part, ("tool", "name", "description", "input"), "key")
+                input = self._code(part["input"], f"input= of {name!r} as a tool") if "input" in part else None
+                return UnitTool(self._member(name), part.get("name"), part.get("description"), input)
             case {"from": source, "to": target}:
                 known_keys("An edge", part, ("from", "to", "when"), "key")
                 ends = self._item(source, nodes), self._item(target, nodes)
@@ -261,9 +265,13 @@ class Maker:
             settings["conf"] = AgentConfig(**conf)
         if definition.tools:
             settings["tools"] = [
-                self.members[tool] if tool in definition.units else self._code(tool, f"Tool of Agent {name!r}")
+                self._item(tool, {}) if not isinstance(tool, str) or tool in definition.units
+                else self._code(tool, f"Tool of Agent {name!r}")
                 for tool in definition.tools
-            ]
+            ]  # fmt: skip
+        for key in ("input_guardrails", "output_guardrails"):
+            if references := getattr(definition, key):
+                settings[key] = [self._code(reference, f"{key} of Agent {name!r}") for reference in references]
         if definition.mcp_servers:
             settings["mcp_config"] = {"mcpServers": self._servers(definition)}
         if (on := definition.fallback_on) is not None:

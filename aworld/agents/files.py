@@ -47,7 +47,8 @@ VERSION = 1
 TOP = ("version", "run", "agents", "swarms")
 AGENT = (
     "type", "desc", "system_prompt", "instructions", "model", "fallback_on", "model_object", "conf", "tools",
-    "tool_names", "mcp_servers", "sandbox", "output_type", "max_steps", "options",
+    "tool_names", "mcp_servers", "sandbox", "output_type", "input_guardrails", "output_guardrails", "max_steps",
+    "options",
 )  # fmt: skip
 FUNCTION_AGENT = ("function", "desc")
 KINDS: dict[str, type[Topology]] = {
@@ -172,7 +173,7 @@ class _AgentsFile:
             body = {"type": "FunctionAgent", "desc": body.get("desc"), "options": {"function": body["function"]}}
         fields = {"type": "Agent", **body, **self._conf(body.pop("conf", None), owner, *path, "conf")}
         tools = cast("list[Any]", fields["tools"]) if isinstance(fields.get("tools"), list) else []
-        fields["units"] = self._members((tool for tool in tools if self._is_member(tool)), path)
+        fields["units"] = self._members((name for name in _names(tools) if self._is_member(name)), path)
         fields.pop("conf", None)
         return self._defined(AgentDefinition, {"name": name, **fields}, owner, path)
 
@@ -282,7 +283,7 @@ def _names(part: Any) -> Iterator[Any]:
             yield from _names(item)
     elif isinstance(part, dict):
         body = cast("dict[str, Any]", part)
-        yield from _names([body[key] for key in ("from", "to", "member", "serial") if key in body])
+        yield from _names([body[key] for key in ("from", "to", "member", "tool", "serial") if key in body])
     else:
         yield part
 

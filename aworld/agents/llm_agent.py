@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, Self, cast, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from pydantic import ValidationError
+from typing_extensions import TypedDict
 
 from aworld.config.conf import AgentConfig, ModelConfig, ModelSettings
 from aworld.core.agent.base import BaseAgent, Turn
-from aworld.core.checks import UNCHECKED, Count, known_keys, takes, typed
+from aworld.core.checks import UNCHECKED, Count, guardrails_of, known_keys, takes, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message
 from aworld.core.model import Model, ModelReply, ModelRequest, OutputSchema
 from aworld.core.sandbox import Sandbox, SandboxSource
-from aworld.core.tool.base import ToolContext
+from aworld.core.tool.base import Guardrail, Instructions, ToolContext
 from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
 from aworld.models.fallback import UNAVAILABLE, Fallback, label, left_open
@@ -54,6 +55,10 @@ class Agent(BaseAgent):
         mcp_config: MCP servers by name, `{"mcpServers": {...}}`, or a JSON file of it; see `aworld.tools.mcp`.
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
+        input_guardrails: Functions of the `ToolContext` and the input that return None to let it pass, or the reason
+            why not: the agent's work ends as failed with it before the model is asked.
+        output_guardrails: The same of an answer: one that is refused is sent back with the reason, as one that does not
+            fit `output_type` is.
         max_steps: Most decisions in one piece of work; the task's own limit counts all agents together.
         model: In place of `conf`'s: a model object, a short form such as `"openai:gpt-4o"`, or the folder of a trained
             policy: the `run_path` of a training run, or a checkpoint. Of a list the first is asked, and when it cannot
@@ -67,8 +72,8 @@ class Agent(BaseAgent):
     """
 
     _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
-        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "max_steps", "model",
-        "model_settings", "native_tools",
+        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "input_guardrails", "output_guardrails",
+        "max_steps", "model", "model_settings", "native_tools",
     }  # fmt: skip
 
     @typed()
@@ -78,13 +83,15 @@ class Agent(BaseAgent):
         conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
         desc: str | None = None,
         *,
-        system_prompt: str | Callable[..., Any] | None = None,
+        system_prompt: str | Instructions | None = None,
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
         mcp_servers: str | Iterable[str] | None = None,
         mcp_config: Mapping[str, Any] | str | Path | None = None,
         output_type: Any = None,
+        input_guardrails: Sequence[Guardrail] = (),
+        output_guardrails: Sequence[Guardrail] = (),
         max_steps: Count | None = None,
         model: Model | str | Path | Sequence[Model | str | Path] | None = None,
         model_settings: Annotated[ModelSettings | None, UNCHECKED] = None,
@@ -110,6 +117,8 @@ class Agent(BaseAgent):
             self.system_prompt, self.instructions = None, system_prompt
         elif system_prompt is not None:
             self.system_prompt = system_prompt
+        self.input_guardrails = guardrails_of(f"agent {name!r}", input_guardrails)
+        self.output_guardrails = guardrails_of(f"agent {name!r}", output_guardrails)
         self.output_type = output_type
         self.output_retries = self.conf.output_retries
         self._model = _model_of(model)
@@ -118,6 +127,7 @@ class Agent(BaseAgent):
         """What a model object leaves open: sent with each call."""
         self._output: OutputSchema | None = None
         self._wrapped = False
+        self._beginnings: TypeAdapter[Any] | None = None
         if output_type is not None and output_type is not str:
             self._adapter: TypeAdapter[Any] = _adapter(name, output_type)
             self._output, self._wrapped = _output_schema(self._adapter)
@@ -222,6 +232,17 @@ class Agent(BaseAgent):
             value = value["result"]  # pyright: ignore[reportUnknownVariableType]
         return self.revive(value)
 
+    def partial_of(self, text: str) -> Any:
+        """The fields of `output_type` that the beginning of an answer has, validated; None while it says nothing."""
+        if self._beginnings is None:
+            self._beginnings = _beginnings_of(self.output_type, self._wrapped)
+        text = text[max(text.find("{"), 0) :]
+        try:
+            value = self._beginnings.validate_json(text, experimental_allow_partial="trailing-strings")
+        except ValidationError:
+            return None
+        return value.get("result") if self._wrapped else value or None
+
     def recorded(self, answer: Any) -> Any:
         """An answer as the log keeps it: the JSON form that its type reads back."""
         if self._output is None or answer is None:
@@ -263,6 +284,9 @@ class Agent(BaseAgent):
             description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
         if self.instructions is not None:
             facts["instructions"] = description.code(self.instructions, f"The instructions of agent {self.name!r}")
+        for guardrails in ("input_guardrails", "output_guardrails"):
+            what = f"A guardrail of agent {self.name!r}"
+            facts[guardrails] = tuple(description.code(function, what) for function in getattr(self, guardrails))
         if self.sandbox is not None:
             facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
         if self.output_type is not None:
@@ -378,3 +402,24 @@ def _output_schema(adapter: TypeAdapter[Any]) -> tuple[OutputSchema, bool]:
     if definitions:
         outer["$defs"] = definitions
     return OutputSchema(title, outer), True
+
+
+def _beginnings_of(kind: Any, wrapped: bool) -> TypeAdapter[Any]:
+    """What validates answers that are not whole. pydantic takes beginnings of lists and dicts, and of a `TypedDict`
+    whose fields may be absent: a model or a dataclass is read as such a one."""
+    from pydantic import Field, TypeAdapter
+
+    members: dict[str, Any]
+    if wrapped:
+        members = {"result": kind}
+    elif fields := getattr(kind, "__pydantic_fields__", None):
+        members = {
+            name: Annotated[field.annotation, *field.metadata, Field(validation_alias=field.validation_alias)]
+            for name, field in fields.items()
+        }
+    elif hasattr(kind, "__annotations__"):
+        members = get_type_hints(kind)
+    else:  # a dict
+        return TypeAdapter(kind)
+    make = cast("Any", TypedDict)  # a checker knows only literal members
+    return TypeAdapter(make("Beginning", {name: NotRequired[member] for name, member in members.items()}))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from aworld import __version__
-from aworld.cmd import answer, chat, env, init, mcp, rollout, run, swarm, train, trajectories
+from aworld.cmd import answer, chat, diff, env, init, mcp, rollout, run, swarm, train, trajectories
 from aworld.cmd.terminal import clean_terminals
 from aworld.cmd.wording import worded
 from aworld.core.exceptions import AWorldError, ConfigError, TaskError
@@ -36,6 +36,7 @@ def _main(argv: Sequence[str] | None) -> int:
     run.add_parsers(commands)
     chat.add_parser(commands)
     answer.add_parser(commands)
+    diff.add_parsers(commands)
     rollout.add_parser(commands)
     train.add_parser(commands)
     trajectories.add_parser(commands)

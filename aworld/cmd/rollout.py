@@ -11,7 +11,7 @@ from aworld.cmd.agent_options import MODEL, policy_agent, require
 from aworld.cmd.terminal import TerminalWatch, console
 from aworld.cmd.trajectories import store_option
 from aworld.cmd.wording import counted, helps_to_go_on
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, LimitReached
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from collections.abc import Callable
@@ -42,9 +42,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: all in this process)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="for episodes whose surroundings fail (2)")
     parser.add_argument("--run", metavar="NAME", dest="name", help="name of the run, to go on with it later")
-    from aworld.cmd.run import add_limits, add_store
+    from aworld.cmd.run import add_budget, add_limits, add_store
 
     add_limits(parser)
+    add_budget(parser)
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, for scripts")
     parser.set_defaults(run=_rollout)
@@ -64,9 +65,12 @@ async def _rollout(args: argparse.Namespace) -> int:
     name = args.name or f"{environment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     store = store_of(args.store)
     engine = EngineName.LOCAL if args.workers is None else EngineName.PROCESSES
-    conf = RunConfig(engine_name=engine, worker_num=args.workers or 1, store=store, max_concurrency=args.concurrency)
+    conf = RunConfig(
+        engine_name=engine, worker_num=args.workers or 1, store=store, max_concurrency=args.concurrency,
+        max_cost=args.budget, max_tokens=args.budget_tokens,
+    )  # fmt: skip
     report = Report(environment)
-    began, ran = time.monotonic(), 0
+    began, ran, stopped = time.monotonic(), 0, None
     with TerminalWatch(len(problems) * args.samples, quiet=args.json) as watch:
         watch.say(
             f"run {name}: {counted(len(problems), 'problem')} × {args.samples} of {environment.name}, {args.split}"
@@ -80,11 +84,14 @@ async def _rollout(args: argparse.Namespace) -> int:
             async for rollout in episodes:
                 report.add(rollout)
                 ran += not rollout.recorded
+        except LimitReached as reached:
+            stopped = reached
+            watch.say(_go_on(args, name))
         except BaseException as error:
             if helps_to_go_on(error, done=report.episodes):
                 watch.say(_go_on(args, name))
             raise
-        if report.episodes and not ran:
+        if report.episodes and not ran and stopped is None:
             watch.say(f"nothing was run: all {counted(report.episodes, 'episode')} were there")
     took = time.monotonic() - began
     if args.json:
@@ -94,6 +101,8 @@ async def _rollout(args: argparse.Namespace) -> int:
         print(msgspec.json.encode(figures).decode())
     else:
         _tell(report, args, name, took)
+    if stopped is not None:
+        raise stopped
     return 1 if report.lost else 0
 
 

@@ -4,45 +4,48 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import uuid
+from collections.abc import Callable, Coroutine
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from aworld.agents.llm_agent import Agent
 from aworld.agents.references import find
 from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
+from aworld.cmd.run_view import RunView, short
 from aworld.cmd.swarm import is_file
 from aworld.cmd.terminal import TerminalWatch, aside
-from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, short, store_option
+from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, short_id, store_option
 from aworld.cmd.wording import counted, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
-from aworld.core.agent.flow import Topology, Unit, readable
+from aworld.core.agent.flow import Unit
 from aworld.core.event import MessageAdded
 from aworld.core.exceptions import ConfigError
-from aworld.core.output import (
-    HandoffOutput,
-    MessageOutput,
-    ReasoningOutput,
-    RetryOutput,
-    RunFinished,
-    TextOutput,
-    ToolCallOutput,
-    ToolResultOutput,
-)
+from aworld.core.message import Usage
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
+from aworld.core.tool.wrappers import approval_required
 from aworld.core.trajectory import Trajectory
 from aworld.models.providers import in_process, named_model, recorded
 from aworld.runner import Runners
+from aworld.runners.blocking import run_blocking
+from aworld.runners.feed import RunStream
 from aworld.runners.local import load, store_of
+
+if TYPE_CHECKING:
+    from aworld.sandbox import SandboxPool
 
 WAITING = 3
 """Exit code of runs that ended well or wait for an answer, one of them at least."""
+STOPPED = 130
+"""Exit code after Ctrl-C."""
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,11 +57,19 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="[FILE.yaml] QUESTION",
         help="what to ask, and before it the file of an agent or team; several questions are run side by side",
     )
-    run.add_argument("--file", metavar="PATH", help="read questions from a file, one a line; - for standard input")
+    run.add_argument(
+        "--file", metavar="PATH",
+        help="read questions from a file, one a line (of .jsonl: a text, or id and input); - for standard input",
+    )  # fmt: skip
+    run.add_argument(
+        "--run", metavar="NAME", dest="name",
+        help="a name for these questions: the same command again goes on with them, and asks none twice",
+    )  # fmt: skip
     run.add_argument("--samples", type=int, default=1, metavar="N", help="run each question N times, as a group")
     run.add_argument("--concurrency", type=int, default=100, metavar="N", help="runs in flight at once (100)")
     run.add_argument("--id", help="id of the run, for a single question")
     add_agent(run)
+    add_budget(run)
     _add_common(run)
     run.set_defaults(run=_run)
 
@@ -75,7 +86,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add_agent(resume)
     _add_common(resume)
-    resume.set_defaults(run=_resume)
+    resume.set_defaults(run=go_on)
 
     fork = commands.add_parser(
         "fork", help="go on from a step of a recorded run, in runs of their own", description=_FORK
@@ -115,6 +126,15 @@ _REPLAY = (
     "Run a recording again, with the recorded answers of models and tools in their place, and compare each event. Ends "
     "with 1 where they differ."
 )
+_SANDBOX = (
+    "give it a shell, Python and files, in a sandbox with a copy of the folder (default: the working folder); see "
+    "aworld diff and aworld apply"
+)
+CODER = (
+    "You work on the files of a folder, in a sandbox without a network; the working folder is a copy of it. Look "
+    "before you change something, change what you were asked to and nothing else, and run the tests if there are any."
+)
+"""The system prompt of an agent with a sandbox that was given none."""
 WHICH = "id of the run, a piece of it, or `last`"
 
 
@@ -126,6 +146,10 @@ def add_agent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--tool", action="append", default=[], metavar="MODULE:FUNCTION", help="a tool; repeatable")
+    parser.add_argument("--sandbox", metavar="local[:FOLDER]", help=_SANDBOX)
+    parser.add_argument(
+        "--approve", metavar="TOOL[,TOOL]", help="tools that ask a person before each call, such as shell"
+    )
     parser.add_argument("--mcp", metavar="FILE", help='a JSON file of {"mcpServers": {...}}, whose tools it gets')
     add_limits(parser)
 
@@ -136,6 +160,12 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of a run")
     parser.add_argument("--max-cost", type=float, metavar="USD", help="most US dollars of a run")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="longest time of a run")
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of all runs together to the parser of a command."""
+    parser.add_argument("--budget", type=float, metavar="USD", help="most US dollars of all runs together")
+    parser.add_argument("--budget-tokens", type=int, metavar="N", help="most tokens of all runs together")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -153,16 +183,23 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     if args.agent is None and args.questions and is_file(args.questions[0]):
         args.agent = args.questions.pop(0)
     questions = [*args.questions, *_read_questions(args.file)]
     if not questions:
         raise ConfigError('Nothing to ask: give a QUESTION, such as aworld run "What is 17 * 23?", or --file.')
     require(args, 1, "samples", "concurrency")
-    if args.id and (len(questions) > 1 or args.samples > 1):
+    if args.id and (len(questions) > 1 or args.samples > 1 or args.name):
         raise ConfigError("--id names one run; leave it out for several.")
     agent = agent_of(args)
+    conf = RunConfig(
+        store=args.store, max_concurrency=args.concurrency, max_cost=args.budget, max_tokens=args.budget_tokens
+    )
+    if args.name:
+        if args.samples > 1:
+            raise ConfigError("--run asks each question once; --samples N is for questions without a name.")
+        return run_blocking(_named(questions, agent, conf, args))
     tasks = [
         Task(
             question,
@@ -175,34 +212,69 @@ async def _run(args: argparse.Namespace) -> int:
         for group in [uuid.uuid4().hex[:12] if args.samples > 1 else None]
         for _ in range(args.samples)
     ]
-    conf = RunConfig(store=args.store, max_concurrency=args.concurrency)
-    if len(tasks) == 1:
-        return _report([await _stream(tasks[0], conf, quiet=args.json)], args)
-    return _report(await _many(tasks, conf, quiet=args.json), args)
+    if len(tasks) > 1:
+        return _report(run_blocking(_many(tasks, conf, quiet=args.json)), args)
+
+    async def begin() -> RunStream:
+        return Runners.streamed_run_task(tasks[0], conf)
+
+    return _shown(begin, agent, args)
 
 
-async def _resume(args: argparse.Namespace) -> int:
-    record = await _load(args)
+async def _named(questions: list[Any], agent: Unit, conf: RunConfig, args: argparse.Namespace) -> int:
+    with _Watch(len(questions), quiet=args.json) as watch:
+        report = await Runners.run_many(
+            questions, swarm=agent, run=args.name, run_conf=conf, conf=limits_of(args), on_done=watch.done
+        )
+        if report.recorded:
+            watch.say(f"{report.recorded} of them had ended before")
+    return _report(report.responses, args, show=True, label=f"run={args.name}")
+
+
+def _shown(begin: Callable[[], Coroutine[Any, Any, RunStream]], unit: Unit, args: argparse.Namespace) -> int:
+    """Show one run as it goes, and how it ended."""
+    view = RunView(unit, store_of(args.store), quiet=args.json)
+    response = view.attend(begin)
+    if view.suspended:
+        going_on = f"aworld resume {short_id(response.id)}{again(args)}"
+        print(f"aworld: stopped, and nothing is lost; go on with: {going_on}", file=sys.stderr)
+        return STOPPED
+    return _report([response], args)
+
+
+def go_on(args: argparse.Namespace) -> int:
+    """Go on with a run that waits, or whose process ended, and show it."""
+    record = run_blocking(_load(args))
+    answers: list[str] = getattr(args, "answer", [])
     open_ids = [question.id for question in record.open_questions()]
-    if len(args.answer) > len(open_ids):
-        answers, questions = counted(len(args.answer), "answer"), counted(len(open_ids), "open question")
-        raise ConfigError(f"--answer: {answers} for {questions} of {record.id}.")
-    answers = dict(zip(open_ids, args.answer))
-    response = await Runners.resume(record, swarm=agent_of(args, record), store=args.store, answers=answers)
-    return _report([response], args, show=True)
+    if len(answers) > len(open_ids):
+        count, questions = counted(len(answers), "answer"), counted(len(open_ids), "open question")
+        raise ConfigError(f"--answer: {count} for {questions} of {record.id}.")
+    agent, store = agent_of(args, record), store_of(args.store)
+    if record.finished is not None:
+        return _report([run_blocking(Runners.resume(record, swarm=agent, store=store))], args, show=True)
+    said = dict(zip(open_ids, answers))
+    return _shown(lambda: Runners.streamed_resume(record, swarm=agent, store=store, answers=said), agent, args)
 
 
-async def _fork(args: argparse.Namespace) -> int:
-    record = await _load(args)
+def _fork(args: argparse.Namespace) -> int:
+    record = run_blocking(_load(args))
     limits: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
         limits["conf"] = limits_of(args)
     require(args, 1, "n")
-    count: int = args.n
-    responses = await Runners.fork(
-        record, swarm=agent_of(args, record), at=args.at, n=count, store=args.store, observation=args.say, **limits
-    )
-    return _report(responses, args, show=True)
+    agent, count = agent_of(args, record), int(args.n)
+    options: dict[str, Any] = {"swarm": agent, "at": args.at, "store": store_of(args.store), **limits}
+    if count > 1:
+        forks = Runners.fork(record, n=count, observation=args.say, **options)
+        return _report(run_blocking(forks), args, show=True)
+
+    async def begin() -> RunStream:
+        task = await Runners.forked_task(record, **options)
+        task.said = args.say
+        return Runners.streamed_run_task(task, RunConfig(store=options["store"]))
+
+    return _shown(begin, agent, args)
 
 
 async def _replay(args: argparse.Namespace) -> int:
@@ -222,7 +294,7 @@ async def _load(args: argparse.Namespace) -> Trajectory:
 
 def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit:
     """The agent or team that is named, or the agent that the options describe, open ones being as recorded."""
-    ready = ready_agent(args, "base_url", "temperature", "system", "tool", "mcp")
+    ready = ready_agent(args, *(option for option in DESCRIBING if option != "model"))
     if ready is not None:
         return ready
     if record is not None and len(record.agents) > 1:
@@ -237,10 +309,41 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     llm_config = recorded(settings.get("llm_config") or {}, base_url=args.base_url, provider=named)
     conf = put_options(args, AgentConfig(llm_config=llm_config))
     tools = [find(spec, "--tool") for spec in args.tool]
+    if args.sandbox is not None:
+        from aworld.tools.sandboxed import sandbox_tools
+
+        tools += sandbox_tools(_sandbox(args.sandbox))
+    if args.approve is not None:
+        tools = approval_required(tools, args.approve.split(","))
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)
-    prompt = args.system or settings.get("system_prompt")
+    prompt = args.system or settings.get("system_prompt") or (CODER if args.sandbox is not None else None)
     return Agent(name, conf, system_prompt=prompt, tools=tools, mcp_config=args.mcp)
+
+
+DESCRIBING = ("model", "base_url", "temperature", "system", "tool", "mcp", "sandbox", "approve")
+"""The options that describe an agent."""
+
+
+def again(args: argparse.Namespace) -> str:
+    """The options by which another command has the agent and the store of this one."""
+    words: list[str] = []
+    for option in ("agent", *DESCRIBING):
+        value = getattr(args, option, None)
+        values = cast("list[Any]", value) if isinstance(value, list) else [value]
+        for text in values:
+            words += [] if text is None else [f"--{option.replace('_', '-')}", shlex.quote(str(text))]
+    return "".join(f" {word}" for word in words) + store_option(args.store)
+
+
+def _sandbox(text: str) -> SandboxPool:
+    """The sandboxes that an option names. Raises ConfigError."""
+    from aworld.sandbox import local
+
+    kind, _, folder = text.partition(":")
+    if kind != "local":
+        raise ConfigError(f"--sandbox {text}: give local, or local:FOLDER; other kinds are for an agent of your own.")
+    return local(mount=folder or ".")
 
 
 def _own_policy(settings: dict[str, Any]) -> str | None:
@@ -258,8 +361,8 @@ def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
     names = {tool.name for tool in as_tools(tools) if isinstance(tool, Tool)}
     if missing := had - names:
         raise ConfigError(
-            f"Run {record.id} had the tools {', '.join(sorted(missing))}: give them with --tool MODULE:FUNCTION, or "
-            "the whole agent with --agent MODULE:OBJECT (code is not in the record)."
+            f"Run {record.id} had the tools {', '.join(sorted(missing))}: give them with --tool MODULE:FUNCTION or "
+            "--sandbox local, or the whole agent with --agent MODULE:OBJECT (code is not in the record)."
         )
 
 
@@ -273,84 +376,42 @@ def limits_of(args: argparse.Namespace) -> TaskConfig:
         raise ConfigError(f"--{option}: {str(error).partition(': ')[2].partition(': ')[2].lower()}") from error
 
 
-def _read_questions(path: str | None) -> list[str]:
+def _read_questions(path: str | None) -> list[Any]:
     if path is None:
         return []
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--file {path!r}: {error.strerror}.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-async def _stream(task: Task, conf: RunConfig, *, quiet: bool) -> TaskResponse:
-    """Run one task and show it as it goes: the answer on standard output, all else on standard error."""
-    if quiet:
-        return (await Runners.run_task(task, conf))[task.id]
-    if isinstance(task.agent, Topology):
-        return await _stream_team(task, conf)
-    wrote = False
-    async for output in Runners.streamed_run_task(task, conf).stream_events():
-        match output:
-            case TextOutput():
-                print(output.text, end="", flush=True)
-                wrote = True
-            case ReasoningOutput():
-                aside(output.text, end="")
-            case RetryOutput():
-                aside(f"\n[retry in {output.wait:.1f} s: {output.error}]")
-            case ToolCallOutput():
-                aside(f"\n→ {output.call.name}({output.call.arguments})")
-            case ToolResultOutput():
-                aside(f"← {_short(output.result.content)}")
-            case RunFinished():
-                if wrote:
-                    print()
-                elif output.response.success:  # by code, which has no text on the way
-                    print(readable(output.response.record.answer))
-                return output.response
-            case _:
-                pass
-    raise AssertionError("a stream ends with RunFinished")
-
-
-async def _stream_team(task: Task, conf: RunConfig) -> TaskResponse:
-    """The same for a team. Members talk at the same time, so what each says is shown when it is said."""
-    async for output in Runners.streamed_run_task(task, conf).stream_events():
-        match output:
-            case MessageOutput() if output.message.text:
-                aside(f"[{output.agent}] {output.message.text}")
-            case ToolCallOutput():
-                aside(f"[{output.agent}] → {output.call.name}({output.call.arguments})")
-            case ToolResultOutput():
-                aside(f"[{output.agent}] ← {_short(output.result.content)}")
-            case HandoffOutput():
-                aside(f"[{output.agent}] hands over to {output.to}")
-            case RetryOutput():
-                aside(f"[{output.agent}] retry in {output.wait:.1f} s: {output.error}")
-            case RunFinished():
-                if output.response.success:
-                    print(readable(output.response.record.answer))
-                return output.response
-            case _:
-                pass
-    raise AssertionError("a stream ends with RunFinished")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not path.endswith(".jsonl"):
+        return lines
+    try:
+        return [msgspec.json.decode(line) for line in lines]
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--file {path!r}: every line of it is a JSON text, or an object: {error}.") from error
 
 
 async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
     """Run many tasks with a progress bar on standard error."""
+    with _Watch(len(tasks), quiet=quiet) as watch:
+        return list((await Runners.run_task(tasks, conf, on_done=watch.done)).values())
+
+
+class _Watch(TerminalWatch):
+    """Shows how far many runs are."""
+
     ended = failed = 0
 
-    def done(response: TaskResponse) -> None:
-        nonlocal ended, failed
-        ended, failed = ended + 1, failed + (not response.success)
-        watch.show(ended, f"{failed} not finished" if failed else "")
-
-    with TerminalWatch(len(tasks), quiet=quiet) as watch:
-        return list((await Runners.run_task(tasks, conf, on_done=done)).values())
+    def done(self, response: TaskResponse) -> None:
+        """One more has ended."""
+        self.ended, self.failed = self.ended + 1, self.failed + (not response.success)
+        self.show(self.ended, f"{self.failed} not finished" if self.failed else "")
 
 
-def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bool = False) -> int:
+def _report(
+    responses: list[TaskResponse], args: argparse.Namespace, *, show: bool = False, label: str | None = None
+) -> int:
     if args.json:
         for response in responses:
             print(msgspec.json.encode(_summary(response)).decode())
@@ -360,9 +421,12 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
         for response in responses:
             print(_line(response))
             _tell_open(response, args)
-        good = f"{sum(response.success for response in responses)} of {len(responses)} finished; see them with: "
-        one = f"see it with: aworld trajectories show {short(responses[0].id)}"
-        aside(f"{one if len(responses) == 1 else good + 'aworld trajectories list'}{store_option(args.store)}")
+        good = sum(response.success for response in responses)
+        those = f" --label {shlex.quote(label)}" if label else ""
+        spent = _spent(reduce(Usage.__add__, (response.usage for response in responses), Usage()))
+        many = f"{good} of {len(responses)} finished{spent}; see them with: aworld trajectories list{those}"
+        one = f"see it with: aworld trajectories show {short_id(responses[0].id)}" if len(responses) == 1 else None
+        aside(f"{one or many}{store_option(args.store)}")
     left = [response.status for response in responses if not response.success]
     return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
 
@@ -370,9 +434,9 @@ def _report(responses: list[TaskResponse], args: argparse.Namespace, *, show: bo
 def _line(response: TaskResponse) -> str:
     """A run on a line as wide as the terminal: how it ended, what was asked, what came."""
     width = shutil.get_terminal_size((100, 0)).columns
-    pieces = _short(question_of(response.record), 24), str(response.answer or why(response))
-    outcome = _short(": ".join(filter(None, pieces)), max(20, width - len(short(response.id)) - 16))
-    return f"{short(response.id)}  {response.status:<13} {outcome}".rstrip()
+    pieces = short(question_of(response.record), 24), str(response.answer or why(response))
+    outcome = short(": ".join(filter(None, pieces)), max(20, width - len(short_id(response.id)) - 16))
+    return f"{short_id(response.id)}  {response.status:<13} {outcome}".rstrip()
 
 
 def question_of(record: Trajectory) -> str:
@@ -382,15 +446,28 @@ def question_of(record: Trajectory) -> str:
 
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
+    if response.artifacts:
+        changed, id = (
+            counted(len(response.artifacts), "changed file"),
+            f"{short_id(response.id)}{store_option(args.store)}",
+        )
+        aside(f"[{changed}] aworld diff {id} · aworld apply {id}")
     if not response.success:
         print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
         _tell_open(response, args)
-    usage = response.usage
-    tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
+    steps = counted(len(response.record.calls), "step")
     aside(
-        f"[{response.status} in {response.time_cost:.1f} s, {counted(len(response.record.calls), 'step')}{tokens}] "
-        f"aworld trajectories show {short(response.id)}{store_option(args.store)}"
+        f"[{response.status} in {response.time_cost:.1f} s, {steps}{_spent(response.usage)}] "
+        f"aworld trajectories show {short_id(response.id)}{store_option(args.store)}"
     )
+
+
+def _spent(usage: Usage) -> str:
+    """Tokens and money, as far as they are known."""
+    tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
+    if tokens and usage.estimated:
+        tokens += " (estimated)"
+    return tokens + (f", ${usage.cost:.4f}" if usage.cost else ", $0" if usage.cost is not None else "")
 
 
 def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:
@@ -398,7 +475,7 @@ def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:
     for question in response.record.open_questions():
         print(f"aworld: it asks: {question.question}", file=sys.stderr)
     if response.status == "waiting":
-        aside(f'Answer with: aworld answer {short(response.id)} "..."{store_option(args.store)}')
+        aside(f'Answer with: aworld answer {short_id(response.id)} "..."{store_option(args.store)}')
 
 
 def _summary(response: TaskResponse) -> dict[str, Any]:
@@ -413,9 +490,3 @@ def _summary(response: TaskResponse) -> dict[str, Any]:
         "usage": msgspec.to_builtins(response.usage),
         "time_cost": response.time_cost,
     }
-
-
-def _short(content: Any, width: int = 200) -> str:
-    text = content if isinstance(content, str) else str(content)
-    text = " ".join(text.split())
-    return text if len(text) <= width else f"{text[: width - 1]}…"

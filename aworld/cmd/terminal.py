@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from rich.console import Console
@@ -101,7 +101,7 @@ class TerminalWatch:
         self._bar = Progress(*columns, console=self.console, disable=not self._live)
         self._task = self._bar.add_task("", total=total)
 
-    def __enter__(self) -> TerminalWatch:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

@@ -153,7 +153,7 @@ async def resolve(store: TrajectoryStore, name: str) -> str:
     return name
 
 
-def short(id: str) -> str:
+def short_id(id: str) -> str:
     """A random id by its first 8 digits, any other as it is."""
     return id[:8] if re.fullmatch("[0-9a-f]{32}", id) else id
 

@@ -19,9 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from aworld.cmd.terminal import clean
-from aworld.cmd.trajectories import short
-from aworld.core.event import Attempt, ModelCalled, Rewarded, ToolCalled
+from aworld.cmd.trajectories import short_id
+from aworld.core.event import Attempt, ModelCalled, Noted, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
+from aworld.core.output import GUARDRAIL
 from aworld.core.trajectory import Node, Step, Trajectory
 from aworld.models.native_tools import native_uses
 from aworld.trajectory.formats import parsed
@@ -80,7 +81,7 @@ def table(summaries: list[Summary], width: int | None, now: float, sort: str = "
 
 def _short_names(ids: list[str]) -> list[str]:
     """The ids of a page, by their beginning, or by their end where that tells them apart."""
-    names = [short(id) if len(short(id)) <= 16 else f"…{id[-10:]}" for id in ids]
+    names = [short_id(id) if len(short_id(id)) <= 16 else f"…{id[-10:]}" for id in ids]
     return [id if names.count(name) > 1 else name for id, name in zip(ids, names)]
 
 
@@ -156,6 +157,10 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
     """Print a run: a panel with the outcome, then the conversation step by step."""
     out.print(_header(trajectory, summary, full))
     seen: set[int] = set()
+    verdicts = [e for e in trajectory.own_events if isinstance(e, Noted) and e.source == GUARDRAIL]
+    for verdict in verdicts:
+        if verdict.step is None:
+            out.print(_verdict(verdict))
     for step in trajectory.steps():
         depth = _depth(trajectory, step.call.activation)
         for id in trajectory.path_ids(step.call.prompt):
@@ -166,6 +171,9 @@ def show(out: Console, trajectory: Trajectory, summary: Summary, *, full: bool =
         out.print(_indented(_step_line(step), depth))
         for piece in _step_body(trajectory, step, full):
             out.print(_indented(piece, depth + 1))
+        for verdict in verdicts:
+            if verdict.step == step.number:
+                out.print(_indented(_verdict(verdict), depth + 1))
         seen.update(result.result for result in step.results.values())
         if step.call.reply is not None:
             seen.add(step.call.reply)
@@ -281,6 +289,8 @@ def _tool_call(trajectory: Trajectory, step: Step, call: ToolCalled, full: bool)
     if result is None:
         yield _hanging(Text("  "), Text("no result" if call.result >= 0 else "not run", style="yellow"))
         return
+    for attempt in result.attempts:
+        yield _attempt(attempt)
     took = "" if result.duration is None else f"  {seconds(result.duration)}"
     node = trajectory.messages.get(result.result)
     text = _cut(content(node.message.content), full) if node is not None else ""
@@ -322,6 +332,14 @@ def _attempt(attempt: Attempt) -> Text:
     waited = f", then waited {seconds(attempt.waited)}" if attempt.waited else ""
     asked = f" of {clean(attempt.model)}" if attempt.model else ""
     return Text(f"↻ failed try{asked}: {status}{_one_line(attempt.error)}{waited}", style="yellow")
+
+
+def _verdict(verdict: Noted) -> Text:
+    """What a guardrail said."""
+    data = verdict.data
+    said = ("✓ passed", "green") if data["passed"] else (f"✗ {_one_line(data['reason'])}", "red")
+    name = f"guardrail {clean(verdict.name)} on {clean(data['on'])}  "
+    return Text.assemble((name, "dim"), said, (f"  {seconds(data['seconds'])}", "dim"))
 
 
 def _reward(reward: Rewarded) -> Text:

@@ -39,11 +39,11 @@ def worded(error: AWorldError, args: argparse.Namespace | None = None) -> str:
 
 def why(response: TaskResponse) -> str:
     """Why a run did not end well. What the log says of limits begins with the setting that was reached."""
-    from aworld.cmd.trajectories import short
+    from aworld.cmd.trajectories import short_id
 
-    text = response.msg.replace(f"Runners.resume({response.id!r})", f"aworld resume {short(response.id)}")
+    text = response.msg.replace(f"Runners.resume({response.id!r})", f"aworld resume {short_id(response.id)}")
     for name, limit_remedy in _LIMITS.items():
-        remedy = limit_remedy.format(id=short(response.id))
+        remedy = limit_remedy.format(id=short_id(response.id))
         if response.status in ("limit_reached", "timeout") and text.startswith(name):
             what, _, more = text.removeprefix(name).lstrip("= ").partition("; ")
             return "; ".join(filter(None, (f"--{name.replace('_', '-')} {what}", remedy or more)))

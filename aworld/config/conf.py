@@ -102,7 +102,8 @@ class ModelConfig(Settings):
     """Which model answers, and how it is asked."""
 
     llm_provider: str | None = None
-    """`openai` (also every OpenAI-compatible server), `azure`, `anthropic`, `litellm`. Default `openai`."""
+    """`openai` (also every OpenAI-compatible server), `openai-responses`, `azure`, `anthropic`, `gemini`, … as
+    `known_providers()` lists them. Default `openai`."""
     llm_model_name: str | None = None
     llm_api_key: str | None = Field(default=None, repr=False)
     llm_base_url: str | None = None
@@ -146,6 +147,8 @@ class ModelConfig(Settings):
     """US dollars for a million input tokens, where the provider reports no cost."""
     llm_output_price: float | None = None
     """US dollars for a million output tokens."""
+    prices: str | None = None
+    """A file of prices, which come before those of the package; see `aworld.models.prices`."""
     llm_tool_mode: ToolMode = "auto"
     """How tools are offered: `native` calls of the API; `structured`, a JSON schema of calls and answers, to which the
     server holds the model; `prompt`, in words, and the first JSON object of its text is read. `auto`: native, where a
@@ -277,6 +280,10 @@ class RunConfig(Settings):
     """Worker processes of the engine `processes`."""
     max_concurrency: int = Field(default=1000, ge=1)
     """Tasks in flight at once."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Most US dollars that the runs of one call may spend together; see `aworld.runners.budget` for what is kept."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens that they may use together."""
     sequence_dependent: bool = False
     """Run the tasks one after another, in the order given; the first that does not finish stops the rest."""
     on_progress: Callable[..., Any] | None = None

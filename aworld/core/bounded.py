@@ -54,9 +54,9 @@ async def bounded(call: Coroutine[Any, Any, T], limit: float, clock: Clock | Non
 
 
 def described(raised: BaseException) -> str:
-    """Type and text of an exception, also of one that cannot tell its text."""
+    """Type and text of an exception, as a log can keep it; also of one that cannot tell its text."""
     try:
-        return f"{type(raised).__name__}: {raised}"
+        return f"{type(raised).__name__}: {raised}".encode("utf-8", "backslashreplace").decode()
     except Exception:  # noqa: BLE001 - somebody else's `__str__`
         return type(raised).__name__
 

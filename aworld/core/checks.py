@@ -75,6 +75,15 @@ def takes(what: str, function: Callable[..., Any], *arguments: str, error: type[
         return
 
 
+def guardrails_of(owner: str, functions: Sequence[F]) -> tuple[F, ...]:
+    """The guardrails, if each has a name for its verdicts and takes a context and a value. Raises ConfigError."""
+    for function in functions:
+        if getattr(function, "__name__", "") == "<lambda>":
+            raise ConfigError(f"A guardrail of {owner} is a lambda: its verdicts are recorded by name, so write a def.")
+        takes(f"A guardrail of {owner}", function, "context", "value")
+    return tuple(functions)
+
+
 def is_text(value: Any) -> bool:
     """Whether something is text that can be written down: a lone surrogate cannot."""
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from aworld.core.event import Attempt
 from aworld.core.message import Content, Usage
 
 
@@ -20,6 +21,8 @@ class ActionResult(Struct, frozen=True, omit_defaults=True):
     """Seconds."""
     usage: Usage | None = None
     """What models used that the tool asked."""
+    attempts: tuple[Attempt, ...] = ()
+    """The failed tries."""
 
 
 class Observation(Struct, frozen=True, omit_defaults=True):

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeAlias, cast
 from pydantic import ConfigDict, JsonValue
 
 from aworld.config.conf import AgentConfig, Settings
+from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import digest_of
 
 SECRET = "<secret>"
@@ -72,14 +73,16 @@ class AgentDefinition(UnitDefinition):
     llm_config: dict[str, JsonValue] = {}
     """Settings of `ModelConfig` that differ from the defaults, without key and headers."""
     output_retries: int = AgentConfig.model_fields["output_retries"].default
-    tools: tuple[str, ...] = ()
-    """`module:function`, or the name of one of `units`."""
+    tools: tuple[str | dict[str, JsonValue], ...] = ()
+    """`module:function`, the name of one of `units`, or `{tool: NAME, name:, description:, input:}` for such a one."""
     tool_names: tuple[str, ...] = ()
     mcp_servers: dict[str, dict[str, JsonValue]] = {}
     sandbox: str | None = None
     output_type: str | None = None
     output_schema: dict[str, JsonValue] | None = None
     """The JSON schema of `output_type`, as it was when the agent was made."""
+    input_guardrails: tuple[str, ...] = ()
+    output_guardrails: tuple[str, ...] = ()
     max_steps: int | None = None
     units: dict[str, AgentDefinition | TeamDefinition] = {}
     """Agents and teams among the tools."""
@@ -90,7 +93,8 @@ class TeamDefinition(UnitDefinition):
 
     parts: list[JsonValue] = []
     """How the members of a swarm stand, by their names: `NAME`, `[side, by, side]`, `{serial: [...]}`,
-    `{member: NAME, input:, on_error:, retries:, name:}`, or as edges `{from:, to:, when:}`."""
+    `{member: NAME, input:, on_error:, retries:, name:}`, for a leader `{tool: NAME, name:, description:, input:}`, or
+    as edges `{from:, to:, when:}`."""
     nodes: dict[str, JsonValue] = {}
     """What edges name that is more than a member: `{member: NAME, ...}`."""
     members: dict[str, AgentDefinition | TeamDefinition]
@@ -179,6 +183,17 @@ class Defined:
     def definition(self) -> Any:
         """All that makes it what it is, as data: an `AgentDefinition` or a `TeamDefinition`."""
         return self.described().definition
+
+    def as_tool(self, *, name: str | None = None, description: str | None = None, input: Any = None) -> Tool:
+        """The agent or team as a tool of another agent.
+
+        `name` and `description` are what that one's model sees (default: the own name and `desc`). `input` is what it
+        is called with: a pydantic model, a dataclass or a `TypedDict`, of which it gets the JSON; without it, a text.
+        Raises ConfigError for a name that providers refuse, and an input that is no object.
+        """
+        from aworld.core.agent.flow import UnitTool  # teams are made of agents, so they know of each other
+
+        return UnitTool(cast("Any", self), name, description, input)
 
     def settings(self) -> dict[str, Any]:
         """What the log keeps: the definition's body, JSON-able and without secrets."""

@@ -8,7 +8,8 @@ an older reader cannot take raises `SCHEMA_VERSION`, gets a line here and a fixt
     1   2026-11   first version
     2   2026-11   a reward may have failed: `value` null, and `error`; `finished` tells whether the surroundings failed
     3   2026-11   notes; labels; definitions by digest (`started.definitions`; stores keep bodies of agents and toolsets
-                  once); `started.after`; the kinds `compacted` and `noted`; unknown kinds are read as `Unknown`
+                  once); `started.after`; the kinds `compacted`, `artifact` and `noted`; unknown kinds are read as
+                  `Unknown`
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from aworld.core.message import Content, Message, Origin, Tokens, Usage
 SCHEMA_VERSION = 3
 
 Status: TypeAlias = Literal[
-    "finished", "failed", "timeout", "cancelled", "limit_reached", "interrupted", "waiting", "running"
+    "finished", "failed", "timeout", "cancelled", "limit_reached", "usage_unknown", "interrupted", "waiting", "running"
 ]
+"""`interrupted` and `usage_unknown` stand in responses, not in logs: there the run has not ended, and can go on."""
 
 
 class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", gc=False):
@@ -110,7 +112,7 @@ class MessageAdded(Entry, frozen=True, tag="message", kw_only=True, omit_default
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True, gc=False):
-    """A failed try of a model call."""
+    """A failed try of a model call, or of a tool that is tried again."""
 
     at: float
     error: str
@@ -180,6 +182,8 @@ class ToolReturned(Entry, frozen=True, tag="tool_result", kw_only=True, omit_def
     """Seconds."""
     usage: Usage | None = None
     """What models used that the tool asked; those calls are not in the log."""
+    attempts: tuple[Attempt, ...] = ()
+    """The failed tries."""
 
 
 class AgentStarted(Entry, frozen=True, tag="agent_started", kw_only=True, omit_defaults=True):
@@ -254,6 +258,23 @@ class Compacted(Entry, frozen=True, tag="compacted", kw_only=True, omit_defaults
     tokens_after: int | None = None
 
 
+class ArtifactKept(Entry, frozen=True, tag="artifact", kw_only=True, omit_defaults=True):
+    """A file that the run made, changed or deleted; the last one of a name counts. Contents are blobs of the store."""
+
+    name: str
+    """Its path in `folder`, with `/`."""
+    folder: str
+    """The folder of which the run works on a copy."""
+    digest: str | None = None
+    """SHA-256 of the content; None for one that was deleted."""
+    before: str | None = None
+    """The same of what it was before the run; None for one that was not there."""
+    size: int = 0
+    """Bytes."""
+    executable: bool | None = None
+    """Whether it may be executed, where that has changed."""
+
+
 class Noted(Entry, frozen=True, tag="noted", kw_only=True, omit_defaults=True):
     """Something for which the fold needs no kind of its own: a comment, a verdict, what a hook wants kept."""
 
@@ -303,7 +324,7 @@ class Unknown(Entry, frozen=True, tag="unknown", kw_only=True):
 
 _OfRun: TypeAlias = (
     Started | ToolsetOffered | MessageAdded | ModelCalled | ToolCalled | ToolReturned | AgentStarted | AgentFinished
-    | Rewarded | StateSet | Asked | Answered | Compacted | Noted | Finished
+    | Rewarded | StateSet | Asked | Answered | Compacted | ArtifactKept | Noted | Finished
 )  # fmt: skip
 Event: TypeAlias = _OfRun | Unknown
 

@@ -7,6 +7,8 @@
     ├── ToolError            a tool cannot be built, found or called; its text goes back to the model
     ├── DeniedError          a hook or a person refused an action
     ├── LimitReached         a limit of the task ended the run; names the limit
+    │   ├── BudgetUsed       what many runs share is used up; the run goes on when it is resumed
+    │   └── UsageUnknown     a limit cannot be watched, as a model reported no usage; the same
     ├── AgentLimit           a limit of one agent ended its work; its team is told
     ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
     ├── TrainingError        training cannot go on; its checkpoints are safe
@@ -61,6 +63,14 @@ class LimitReached(AWorldError):
     def __init__(self, limit: str, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message, setting=limit, remedy=remedy)
         self.limit = limit
+
+
+class BudgetUsed(LimitReached):
+    """The budget that many runs share is used up. The log of the run stays open: it goes on when it is resumed."""
+
+
+class UsageUnknown(LimitReached):
+    """A limit on tokens or money cannot be watched, as a model did not report what it used. The log stays open."""
 
 
 class AgentLimit(AWorldError):

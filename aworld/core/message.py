@@ -113,11 +113,17 @@ class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
     reasoning_tokens: int | None = None
     """Part of `output_tokens` that was thinking."""
     cost: float | None = None
-    """US dollars, as reported by the provider or computed from the configured prices."""
+    """US dollars, as reported by the provider or computed from prices."""
+    prices: str | None = None
+    """The prices that `cost` was computed from, such as `table of 2026-11-28`; None where the provider reported it."""
+    estimated: bool = False
+    """Whether these tokens were not reported, but estimated from the length of the texts."""
 
     def __add__(self, other: Usage) -> Usage:
         """Sum of what is known; a figure that neither side knows stays None."""
-        return Usage(*(_add(getattr(self, f), getattr(other, f)) for f in Usage.__struct_fields__))
+        sums = (_add(getattr(self, f), getattr(other, f)) for f in Usage.__struct_fields__[:-2])
+        prices = sorted({*(self.prices or "").split(", "), *(other.prices or "").split(", ")} - {""})
+        return Usage(*sums, ", ".join(prices) or None, self.estimated or other.estimated)
 
 
 class Tokens(Struct, frozen=True, omit_defaults=True, gc=False):

@@ -3,7 +3,7 @@
 `OutputFold.take` says what an event shows, for a live reader as for one that comes later or sits in another process.
 Text and reasoning as they are written, retries, progress of tools, and the news that a step begins are not in the log:
 the process that works on the run pushes them to whoever reads at that moment, and a reader must be right without them.
-All outputs are JSON-able but the last, which carries the response.
+All outputs are JSON-able but the last, which carries the response, and answers in part, which hold Python values.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ class TextOutput(Output, frozen=True, tag="text", kw_only=True, gc=False):
     """A piece of the answer, as the model writes it."""
 
     text: str
+
+
+class PartialOutput(Output, frozen=True, tag="partial", kw_only=True):
+    """The answer of an agent with an `output_type`, as far as it is written: shown when it has changed."""
+
+    value: Any
+    """Of a model, a dataclass or a `TypedDict` a dict of the fields that are there, validated; of any other type a
+    value of it, such as a list that grows."""
 
 
 class ReasoningOutput(Output, frozen=True, tag="reasoning", kw_only=True, gc=False):
@@ -72,6 +80,22 @@ class ToolResultOutput(Output, frozen=True, tag="tool_result", kw_only=True):
     result: ActionResult
 
 
+GUARDRAIL = "guardrail"
+"""The source of verdicts in the log."""
+
+
+class VerdictOutput(Output, frozen=True, tag="verdict", kw_only=True):
+    """A guardrail has judged."""
+
+    guardrail: str
+    on: str
+    """What it judged: `input`, `answer` or `call`."""
+    passed: bool
+    reason: str | None = None
+    """Why it refused, or how it failed."""
+    call_id: str | None = None
+
+
 class HandoffOutput(Output, frozen=True, tag="handoff", kw_only=True):
     """Control passes from `agent` to `to`."""
 
@@ -104,8 +128,8 @@ class RunFinished(Output, frozen=True, tag="finished", kw_only=True):
 
 
 AnyOutput: TypeAlias = (
-    StepStarted | TextOutput | ReasoningOutput | RetryOutput | ToolCallOutput | ToolNoteOutput | ToolResultOutput
-    | HandoffOutput | MessageOutput | StepFinished | QuestionOutput | RunFinished
+    StepStarted | TextOutput | PartialOutput | ReasoningOutput | RetryOutput | ToolCallOutput | ToolNoteOutput
+    | ToolResultOutput | VerdictOutput | HandoffOutput | MessageOutput | StepFinished | QuestionOutput | RunFinished
 )  # fmt: skip
 
 
@@ -208,13 +232,26 @@ class OutputFold:
         turn = self._of(event.activation)
         message = self._messages.pop(event.result, None)
         content = (message.content if message is not None else None) or ""
-        result = ActionResult(event.call_id, event.name, content, event.error, event.duration, event.usage)
+        result = ActionResult(
+            event.call_id, event.name, content, event.error, event.duration, event.usage, event.attempts
+        )
         turn.calls.pop(event.call_id, None)
         turn.hands_over = turn.hands_over or (event.name.startswith("handoff_to_") and event.error is None)
         shown: list[AnyOutput] = [
             ToolResultOutput(trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq, result=result)
         ]
         return shown + self._finish(turn, event.seq)
+
+    def _noted(self, event: ev.Noted) -> list[AnyOutput]:
+        if event.source != GUARDRAIL:
+            return []
+        turn, data = self._of(event.activation or 0), event.data
+        output = VerdictOutput(
+            trajectory_id=self._id, agent=turn.agent, step=turn.step if event.step is None else event.step,
+            seq=event.seq, guardrail=event.name, on=data["on"], passed=data["passed"],
+            reason=data.get("reason"), call_id=data.get("call_id"),
+        )  # fmt: skip
+        return [output]
 
     def _asked(self, event: ev.Asked) -> list[AnyOutput]:
         turn = self._of(event.activation)
@@ -244,5 +281,6 @@ class OutputFold:
         ev.ToolCalled: _tool_call,
         ev.ToolReturned: _tool_result,
         ev.Asked: _asked,
+        ev.Noted: _noted,
         ev.AgentFinished: _agent_finished,
     }

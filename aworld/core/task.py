@@ -12,7 +12,7 @@ from aworld.config.conf import TaskConfig
 from aworld.core.agent.flow import Unit
 from aworld.core.checks import UNCHECKED, Kind, Seconds, as_text, nearest, typed
 from aworld.core.context.base import Context
-from aworld.core.event import Status, TaskInfo
+from aworld.core.event import ArtifactKept, Status, TaskInfo
 from aworld.core.exceptions import TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, Usage, message_of
@@ -125,6 +125,8 @@ class Task:
         self.prefix: Prefix | None = None
         self.said: Content | None = None
         """What is said to the agent when a forked run goes on."""
+        self.share: Any = None
+        """Its part in what many runs may spend together; belongs to `Runners`."""
         self.driver: Any = None
         """What takes its turns when the task is stepped; belongs to `Runners`."""
 
@@ -180,6 +182,12 @@ class TaskResponse:
     def usage(self) -> Usage:
         """Sum of what the model calls reported; fields nobody reported are None."""
         return self.record.usage or Usage()
+
+    @property
+    def artifacts(self) -> list[ArtifactKept]:
+        """The files that the run made, changed or deleted in its copy of a folder; `await store.blob(digest)` gives
+        their contents, `aworld.sandbox.changes` the difference, and brings them back."""
+        return [kept for _, kept in sorted(self.record.artifacts.items())]
 
     @property
     def trajectory(self) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -157,10 +158,11 @@ class Trajectory:
     """Everything that is known of one run. Build one from events with `Trajectory.of`; read, never write."""
 
     __slots__ = (
-        "__weakref__", "_rewards", "activations", "agents", "answer_before", "answered_at", "answers", "calls",
-        "events", "finished", "first_message", "first_seq", "history", "id", "labels", "messages",
+        "__weakref__", "_rewards", "_usages", "activations", "agents", "answer_before", "answered_at", "answers",
+        "artifacts",
+        "calls", "events", "finished", "first_message", "first_seq", "history", "id", "labels", "messages",
         "next_message", "next_step", "notes", "obeyed", "paused", "questions", "spending", "started", "state",
-        "steps_by_agent", "task", "toolsets", "usage", "writers",
+        "steps_by_agent", "task", "toolsets", "writers",
     )  # fmt: skip
 
     def __init__(self, id: str) -> None:
@@ -174,6 +176,8 @@ class Trajectory:
         self.agents: dict[str, Any] = {}
         self.messages: dict[int, Node] = {}
         self.toolsets: dict[str, tuple[dict[str, Any], ...]] = {}
+        self.artifacts: dict[tuple[str, str], ev.ArtifactKept] = {}
+        """The files that differ from what they were before, by folder and name; over all turns of a conversation."""
         self.next_message = 0
         self.history: int | None = None
         """Where the turn before ended, in the next turn of a conversation: the last message of who answered."""
@@ -195,9 +199,9 @@ class Trajectory:
         self.questions: dict[str, ev.Asked] = {}
         self.answers: dict[str, str] = {}
         self.answered_at: dict[str, int] = {}
-        self.usage: Usage | None = None
+        self._usages: list[Usage] = []
         self.spending = Spending()
-        """The same, as limits see it: also by whom it was not told."""
+        """Their sum, as limits see it: also by whom it was not told."""
         self.finished: ev.Finished | None = None
         self.paused = False
         self._rewards: list[ev.Rewarded] = []
@@ -220,6 +224,11 @@ class Trajectory:
     def own_events(self) -> list[ev.Event]:
         """The events, without those of earlier turns of the conversation."""
         return self.events[self.first_seq :] if self.first_seq else self.events
+
+    @property
+    def usage(self) -> Usage | None:
+        """Sum of what the model calls reported; None when none did."""
+        return reduce(Usage.__add__, self._usages) if self._usages else None
 
     @property
     def rewards(self) -> list[ev.Rewarded]:
@@ -428,16 +437,13 @@ class Trajectory:
             self.next_step = event.step + 1
         self.steps_by_agent[event.agent] = self.steps_by_agent.get(event.agent, 0) + 1
         if event.model is not None:
-            self._spend(event.usage, event.provider or "the model", event.step)
+            if event.usage is not None:
+                self._usages.append(event.usage)
+            self.spending.add(event.usage, event.provider or "the model", event.step)
         activation = self.activations[event.activation]
         activation.last = event
         activation.steps += 1
         activation.calls, activation.returned = [], {}
-
-    def _spend(self, usage: Usage | None, who: str, step: int) -> None:
-        if usage is not None:
-            self.usage = usage if self.usage is None else self.usage + usage
-        self.spending.add(usage, who, step)
 
     def _tool_call(self, event: ev.ToolCalled) -> None:
         calls = self.activations[event.activation].calls
@@ -453,7 +459,8 @@ class Trajectory:
         activation = self.activations[event.activation]
         activation.returned[event.call_id] = event
         if event.usage is not None:
-            self._spend(event.usage, f"a model that tool {event.name!r} asked", event.step)
+            self._usages.append(event.usage)
+            self.spending.add(event.usage, f"a model that tool {event.name!r} asked", event.step)
         if len(activation.returned) == len(activation.calls):
             # Answers are chained in the order of the calls, a replaced one behind all of them: the last has the
             # highest id.
@@ -487,6 +494,12 @@ class Trajectory:
     def _finished(self, event: ev.Finished) -> None:
         self.finished = event
 
+    def _artifact(self, event: ev.ArtifactKept) -> None:
+        if event.digest == event.before and event.executable is None:
+            self.artifacts.pop((event.folder, event.name), None)  # as it was before
+        else:
+            self.artifacts[event.folder, event.name] = event
+
     def _noted(self, event: ev.Noted) -> None:
         if event.source == RUNTIME:
             self.paused = event.name == "pause"
@@ -506,6 +519,7 @@ class Trajectory:
         ev.StateSet: _state,
         ev.Asked: _asked,
         ev.Answered: _answered,
+        ev.ArtifactKept: _artifact,
         ev.Noted: _noted,
         ev.Finished: _finished,
     }

@@ -16,20 +16,29 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 from aworld.config.conf import RunConfig
-from aworld.core.agent.flow import Unit
 from aworld.core.checks import positive, typed
 from aworld.core.event import Status
-from aworld.core.exceptions import ConfigError, EnvironmentFailed, StoreError, TaskError
+from aworld.core.exceptions import (
+    BudgetUsed,
+    ConfigError,
+    EnvironmentFailed,
+    StoreError,
+    TaskError,
+    UsageUnknown,
+)
 from aworld.core.hooks import Hooks
 from aworld.core.task import TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.environments.environment import Environment, derived_seed
 from aworld.environments.problem import Problem, as_problem, content_key, digest_of
 from aworld.environments.report import RolloutProgress
+from aworld.runners.budget import stopped_short
 from aworld.runners.local import Executor, executor_of, load, run_config, store_of
+from aworld.runners.named_run import another_run, check_agent
 from aworld.runners.run import units_of_task
 from aworld.trajectory.store import Query, TrajectoryStore
 from aworld.trajectory.summary import Summary
@@ -53,22 +62,6 @@ _PLAIN = re.compile(r"[\w-]{1,48}")
 
 _OWN_LABELS = ("run", "problem", "sample", "attempt", "seed")
 """Labels that are not for the caller to say."""
-
-_MODEL = ("model", "model_object", "llm_config.llm_provider", "llm_config.llm_model_name")
-"""Settings that say where a policy is; it is the same one wherever it was read from, if its version is."""
-
-_REACHED = frozenset(
-    f"llm_config.llm_{name}"
-    for name in (
-        "base_url", "timeout", "stall_timeout", "max_retries", "retry_wait", "retry_wait_max", "max_concurrency",
-        "requests_per_minute", "tokens_per_minute", "input_price", "output_price", "capture_tokens",
-    )
-)  # fmt: skip
-"""Settings that say how a model is reached, not what it is asked: they may be others when a run goes on, such as on
-another machine."""
-
-_SHOWN = 60
-"""Characters of a setting that are shown; of longer ones the difference would hardly be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +173,8 @@ async def rollouts(
     Raises:
         ConfigError: The agent misses a setting, two problems have one id, `labels` takes a name that is not free, or
             `run` is the name of another run: of another environment, seed or agent.
+        LimitReached: What `conf` lets them spend together is used up (`BudgetUsed`), or nobody knows what they spend.
+            What had ended was yielded; the same call with a larger budget goes on.
         EnvironmentFailed: Twice as many episodes as run at once, and at least 20, were lost in a row.
         StoreError: The store can no longer be written; what was acknowledged is safe.
         TaskError: A label is no text, or something cannot travel to the worker processes that `conf` asks for.
@@ -206,6 +201,8 @@ async def rollouts(
     most_lost = max(LOST_IN_A_ROW, 2 * conf.max_concurrency)
     async with aclosing(executor.each(work.missing(problems), work.episode, conf.max_concurrency)) as episodes:
         async for rollout in episodes:
+            if rollout is None:
+                continue
             progress.count(rollout)
             if on_progress is not None:
                 on_progress(progress)
@@ -216,6 +213,9 @@ async def rollouts(
                     f"The last one: {progress.reason}\nWhat has ended is kept; start again with the same run and store "
                     "to go on."
                 )
+    if work.stopped is not None:
+        error = UsageUnknown if work.stopped.status == "usage_unknown" else BudgetUsed
+        raise error("budget", f"run={work.run!r} | {progress.done} episodes have ended. {work.stopped.msg}")
 
 
 def _run_config(conf: RunConfig | dict[str, Any] | None, store: Any, limit: int | None) -> RunConfig:
@@ -285,6 +285,8 @@ class _Work:
     progress: RolloutProgress
     earlier: dict[tuple[str, str], _Earlier] = field(default_factory=dict[tuple[str, str], _Earlier])
     """By group and sample."""
+    stopped: TaskResponse | None = None
+    """The first run that stopped, or did not begin, for want of a budget; no further one begins then."""
 
     @property
     def store(self) -> TrajectoryStore:
@@ -312,10 +314,11 @@ class _Work:
         _check_setting(self.run, summary, record, self.environment.name, self.seed)
         task = self.environment.task(_ANY, self.agent)
         limits = task.conf.model_dump(mode="json", exclude_defaults=True)
-        for name in ("max_steps", "max_tokens", "max_cost") if record.started is not None else ():
-            if (old := record.started.conf.get(name)) != (new := limits.get(name)):
-                raise _another_run(self.run, record, f"with other limits: {name} was {old} and is now {new}")
-        _check_agent(self.run, record, units_of_task(task.agent, task.tools))
+        before = record.started.conf if record.started is not None else limits
+        for name in ("max_steps", "max_tokens", "max_cost"):
+            if (old := before.get(name)) != (new := limits.get(name)):
+                raise another_run(self.run, record, f"with other limits: {name} was {old} and is now {new}")
+        check_agent(self.run, record, units_of_task(task.agent, task.tools))
 
     async def _was_lost(self, summary: Summary) -> bool:
         return summary.status in ("failed", "timeout") and (await load(summary.id, self.store)).surroundings_failed
@@ -335,7 +338,8 @@ class _Work:
 
     def missing(self, problems: Iterable[Problem | dict[str, Any]]) -> Iterator[_Episode]:
         """The episodes that are yet to be run. Raises ConfigError for two problems with one id."""
-        return (item for item in self._episodes(problems) if self._finished(item) is None)
+        episodes = takewhile(lambda _: self.stopped is None, self._episodes(problems))
+        return (item for item in episodes if self._finished(item) is None)
 
     def _episodes(self, problems: Iterable[Problem | dict[str, Any]]) -> Iterator[_Episode]:
         ids: set[str] = set()
@@ -354,8 +358,9 @@ class _Work:
         mark = f"{self.environment.name}\x1f{self.seed}\x1f{problem.id}".encode() + content
         return f"{self.run}.{name}.{hashlib.blake2b(mark, digest_size=4).hexdigest()}"
 
-    async def episode(self, item: _Episode) -> Rollout:
-        """One episode, begun again as long as its surroundings fail and there are retries."""
+    async def episode(self, item: _Episode) -> Rollout | None:
+        """One episode, begun again as long as its surroundings fail and there are retries; None for one that stopped
+        for want of a budget."""
         problem, group, sample = item
         seed = derived_seed(self.seed, problem.id, sample)
         split = self.environment.split_of(problem)
@@ -377,6 +382,9 @@ class _Work:
             response = await self.executor.run_one(task)
             if response.status == "interrupted":
                 raise StoreError(response.msg)
+            if stopped_short(response):
+                self.stopped = self.stopped or response
+                return None
             tries = attempt - earlier.attempts + 1
             if not response.record.surroundings_failed or tries > self.retries:
                 return Rollout(problem, sample, group, seed, response.record, tries, response=response)
@@ -392,19 +400,10 @@ def _is_episode(summary: Summary) -> bool:
     return summary.forked_from is None and all(number.isdecimal() for number in numbers)
 
 
-def _another_run(run: str, record: Trajectory, what: str) -> ConfigError:
-    return ConfigError(
-        f"run={run!r} | the store has episodes of this run {what}, such as {record.id}. Take another name for this "
-        "run (--run), or go on with the same.",
-        setting="run",
-        remedy="take another name for this run",
-    )
-
-
 def _check_setting(run: str, summary: Summary, record: Trajectory, name: str, seed: int) -> None:
     """Raise ConfigError when an episode is of another environment or seed."""
     if (summary.environment or "") != name:
-        raise _another_run(run, record, f"of environment {summary.environment or ''!r}, and this is {name!r}")
+        raise another_run(run, record, f"of environment {summary.environment or ''!r}, and this is {name!r}")
     labels = summary.labels
     expected = derived_seed(seed, labels.get("problem", ""), labels["sample"])
     if "seed" in labels:
@@ -413,37 +412,4 @@ def _check_setting(run: str, summary: Summary, record: Trajectory, name: str, se
         call = next((call for call in record.calls.values() if "seed" in call.params), None)
         same = call is None or call.params["seed"] == derived_seed(expected, call.agent, 0)
     if not same:
-        raise _another_run(run, record, f"with another seed than {seed}")
-
-
-def _check_agent(run: str, record: Trajectory, units: Mapping[str, Unit]) -> None:
-    """Raise ConfigError when an episode was done by other agents than these, or with other settings."""
-    if record.started is None:
-        return
-    if record.agents.keys() != units.keys():
-        names, others = (", ".join(map(repr, agents)) for agents in (record.agents, units))
-        raise _another_run(run, record, f"by another agent: {names}, and this is {others}")
-    for name, unit in units.items():
-        before, now = _flat(record.agents[name]), _flat(unit.settings())
-        for setting in {**before, **now} if record.started.definitions else before:  # older logs tell less
-            old, new = before.get(setting), now.get(setting)
-            if old == new or setting in _REACHED or (setting in _MODEL and _same_policy(record, unit)):
-                continue
-            short = max(len(repr(old)), len(repr(new))) <= _SHOWN
-            change = f"was {old!r} and is now {new!r}" if short else "was another"
-            raise _another_run(run, record, f"by another agent: {setting} of {name!r} {change}")
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an agent, those of its model one by one."""
-    config: Mapping[str, Any] = settings.get("llm_config") or {}
-    rest = {key: value for key, value in settings.items() if key not in ("llm_config", "members", "units")}
-    return rest | {f"llm_config.{key}": value for key, value in config.items()}
-
-
-def _same_policy(record: Trajectory, unit: Unit) -> bool:
-    """Whether the log has samples of the trained policy that the agent asks in this process: its version has a digest
-    of the weights. The version "0" says nothing."""
-    version = getattr(getattr(getattr(unit, "model", None), "policy", None), "version", None)
-    calls = (call for call in record.calls.values() if call.agent == unit.name and call.tokens is not None)
-    return version not in (None, "0") and any(call.tokens and call.tokens.policy_version == version for call in calls)
+        raise another_run(run, record, f"with another seed than {seed}")

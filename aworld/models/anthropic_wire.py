@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable
 from typing import Any, cast
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import Raw, Struct
@@ -19,7 +18,8 @@ from aworld.core.event import now
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
-from aworld.models.wire_reply import WireReply
+from aworld.models.remote_model import data_of, json_object_of
+from aworld.models.wire_reply import WireReply, plain
 
 Block = dict[str, Any]
 
@@ -35,7 +35,6 @@ _STATUS = {
     "overloaded_error": 529,
 }
 _PLAIN = frozenset({"text", "tool_use"})
-_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def wire_messages(messages: Iterable[Message]) -> tuple[str, list[Block]]:
@@ -67,7 +66,7 @@ def _blocks(message: Message) -> tuple[str, list[Block]]:
         return "assistant", kept["content"]
     blocks = _content(message.content)
     blocks += [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": json_object_of(call.arguments)}
         for call in message.tool_calls
     ]
     return "assistant", blocks
@@ -81,15 +80,6 @@ def _tool_result(message: Message) -> Block:
     if message.is_error:
         block["is_error"] = True
     return block
-
-
-def _object(arguments: str) -> Raw | Block:
-    """The arguments as an object. What is something else, of another provider's model or cut off, is shown as it is."""
-    try:
-        _decode_object(arguments or "{}")
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return {"arguments": arguments}
-    return Raw((arguments or "{}").encode())
 
 
 def _content(content: Content | None) -> list[Block]:
@@ -114,13 +104,9 @@ def _part(part: Part) -> Block:
 def _source(url: str, *, document: bool = False) -> Block:
     if not url.startswith("data:"):
         return {"type": "url", "url": url}
-    head, _, data = url[5:].partition(",")
-    media_type = head.split(";")[0] or "text/plain"
+    media_type, data = data_of(url)
     if document and media_type.startswith("text/"):
-        raw = base64.b64decode(data) if head.endswith(";base64") else unquote_to_bytes(data)
-        return {"type": "text", "media_type": "text/plain", "data": raw.decode("utf-8", "replace")}
-    if not head.endswith(";base64"):
-        data = base64.b64encode(unquote_to_bytes(data)).decode()
+        return {"type": "text", "media_type": "text/plain", "data": base64.b64decode(data).decode("utf-8", "replace")}
     return {"type": "base64", "media_type": media_type, "data": data}
 
 
@@ -181,10 +167,6 @@ class AnthropicEvent(MessageShape):
     error: Any = None
 
 
-class _AnyEvent(Struct):
-    type: str = "message"
-
-
 class _BlockShape(Struct):
     """What is read of a block. A tool call has an id and a name."""
 
@@ -196,11 +178,10 @@ class _BlockShape(Struct):
 
 
 _decode = msgspec.json.Decoder(AnthropicEvent, strict=False).decode
-_decode_kind = msgspec.json.Decoder(_AnyEvent).decode
-_plain = msgspec.json.decode
-_EVENTS = frozenset(
-    {"content_block_delta", "content_block_start", "error", "message", "message_delta", "message_start", "message_stop"}
-)
+_EVENTS = frozenset({
+    "", "content_block_delta", "content_block_start", "error", "message", "message_delta", "message_start",
+    "message_stop",
+})  # fmt: skip
 _GROWING = {
     "text_delta": "text",
     "thinking_delta": "thinking",
@@ -221,11 +202,9 @@ class AnthropicReply(WireReply):
 
     def read(self, data: bytes) -> bool:
         """Take in an event, or the whole reply; True for the last one. Raises msgspec.DecodeError."""
-        try:
-            self._add(self._decoded(data, _decode, AnthropicEvent))
-        except msgspec.DecodeError:
-            if self._decoded(data, _decode_kind, _AnyEvent).type in _EVENTS:
-                raise
+        event = self._event(data, _decode, AnthropicEvent, _EVENTS)
+        if event is not None:
+            self._add(event)
         return self.complete
 
     def _add(self, event: AnthropicEvent) -> None:
@@ -279,37 +258,31 @@ class AnthropicReply(WireReply):
         if not self.complete:
             raise msgspec.DecodeError("it has no content")
         blocks: list[Block] = []
-        texts: list[str] = []
-        thoughts: list[str] = []
-        calls: list[ToolCall] = []
         for index in sorted(self._blocks):
-            block, arguments = self._whole(index)
+            block, arguments = self._block(index)
             shape = msgspec.convert(block, _BlockShape)
             blocks.append(block)
             match shape.type:
                 case "text":
-                    texts.append(shape.text)
+                    self._texts.append(shape.text)
                 case "thinking":
-                    thoughts.append(shape.thinking)
+                    self._thoughts.append(shape.thinking)
                 case "tool_use":
                     if not (shape.id and shape.name):
                         raise msgspec.ValidationError("a tool call without an id or a name")
-                    calls.append(ToolCall(shape.id, shape.name, arguments))
+                    self._calls.append(ToolCall(shape.id, shape.name, arguments))
                 case _:
                     pass  # kept below
         opaque = None
         if any(block["type"] not in _PLAIN or block.get("citations") for block in blocks):
-            # The log is read back as plain JSON, so what is kept is plain too.
-            opaque = {"anthropic": {"content": _plain(msgspec.json.encode(blocks))}}
-        content, reasoning = "".join(texts) if texts else None, "".join(thoughts) if thoughts else None
-        message = Message("assistant", content, tuple(calls), reasoning, opaque=opaque)
-        usage = None if self._usage is None else self._usage.usage()
-        return ModelReply(message, self.finish_reason, usage, None, self.model, self.response_id, self.first_token)
+            opaque = {"anthropic": {"content": plain(blocks)}}
+        self.usage = None if self._usage is None else self._usage.usage()
+        return self._whole(opaque)
 
-    def _whole(self, index: int) -> tuple[Block, str]:
+    def _block(self, index: int) -> tuple[Block, str]:
         """A block with all its pieces, and the text of its input as the model wrote it."""
         start = self._blocks[index]
-        block: Block = {key: _plain(raw) for key, raw in start.items()}
+        block: Block = {key: msgspec.json.decode(raw) for key, raw in start.items()}
         for key in ("text", "thinking", "signature"):
             if (index, key) in self._pieces:
                 block[key] = "".join((msgspec.convert(block.get(key) or "", str), *self._pieces[index, key]))
@@ -317,5 +290,5 @@ class AnthropicReply(WireReply):
             block["citations"] = [*(block.get("citations") or ()), *self._citations[index]]
         arguments = "".join(self._pieces.get((index, "partial_json"), ())) or bytes(start.get("input", b"{}")).decode()
         if "input" in block:
-            block["input"] = _object(arguments)
+            block["input"] = json_object_of(arguments)
         return block, arguments

@@ -1,7 +1,8 @@
 """A model call with everything around the one exchange: turns at the limiter, retries, what was tried and waited.
 
 The runtime calls `call_model`, for every model there is; the models themselves make one try. What a model allows is
-read from two attributes that it may have: `retry` (`Retry`) and `limits` (`Limits`). One without them is asked once.
+read from attributes that it may have: `retry` (`Retry`) and `limits` (`Limits`); one without them is asked once. What a
+call costs is computed here, by its `price` (`Price`), where the provider did not say.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ async def call_model(
     if (call := getattr(type(model), "call", None)) is not None:  # it asks others, each in this way
         return await call(model, request, on_delta, on_retry)
     limits: Limits | None = getattr(model, "limits", None)
-    limiter = None
+    limiter, price = None, getattr(model, "price", None)
     if limits is not None:
         from aworld.models.limiter import limiter_for  # most runs have no limits
 
@@ -102,6 +103,8 @@ async def call_model(
             ended = started + time.monotonic() - since
             if reply.first_token is not None and not began <= reply.first_token <= ended:
                 reply = structs.replace(reply, first_token=min(max(began, reply.first_token), ended))
+            if price is not None and reply.usage is not None and reply.usage.cost is None:
+                reply = structs.replace(reply, usage=price.priced(reply.usage))
             return Outcome(attempts, queued, started, ended, reply)
         except ModelError as error:
             failure = error

@@ -1,7 +1,9 @@
 """Models that never touch the network: for tests, demonstrations, simulated users and rule-based policies.
 
 `ScriptedModel` says what it was given, in order; `FunctionModel` says what a Python function of the request returns.
-Both stream as well, and name tool calls by turn and place, so that two runs of the same script are equal.
+Both stream as well, and name tool calls by turn and place, so that two runs of the same script are equal. They cost no
+money. What they use is estimated, a token for each 4 characters of the texts, and marked so (`Usage.estimated`); a
+whole `ModelReply` is taken as it is, with the usage that it reports, or none.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aworld.core.exceptions import AWorldError, ModelError
-from aworld.core.message import Message, ToolCall
+from aworld.core.message import Message, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.call import NO_RETRY, Retry
 from aworld.models.native_tools import NATIVE_TOOLS
+from aworld.models.prices import FREE
 
 Said: TypeAlias = str | Message | ToolCall | Sequence[ToolCall] | ModelReply | Exception
 """What a double may say: a text, a message, one or several tool calls, a whole reply, or an error to raise."""
 
 _PIECE = 12  # characters of a streamed piece
+
+CHARACTERS_PER_TOKEN = 4
+"""By which tokens are estimated: about that of English text with today's tokenizers."""
 
 
 def call(tool: str, /, **arguments: Any) -> ToolCall:
@@ -35,6 +41,7 @@ class _Double(ABC):
 
     native_tools = NATIVE_TOOLS
     """They stand for any model."""
+    price = FREE
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -113,21 +120,28 @@ class FunctionModel(_Double):
 
 def _reply(reply: Said, request: ModelRequest, name: str) -> ModelReply:
     match reply:
-        case str():
-            return ModelReply(Message("assistant", reply), "stop", model=name)
         case ModelReply():
             return msgspec.structs.replace(reply, message=_named(reply.message, request))
-        case Message():
-            message = _named(reply, request)
-            return ModelReply(message, "tool_calls" if message.tool_calls else "stop", model=name)
         case Exception():
             raise reply
+        case str():
+            message = Message("assistant", reply)
+        case Message():
+            message = _named(reply, request)
         case ToolCall():
-            calls: tuple[ToolCall, ...] = (reply,)
+            message = _named(Message("assistant", tool_calls=(reply,)), request)
         case _:
-            calls = tuple(reply)
-    message = _named(Message("assistant", tool_calls=calls), request)
-    return ModelReply(message, "tool_calls", model=name)
+            message = _named(Message("assistant", tool_calls=tuple(reply)), request)
+    read = written = 0
+    for said in (*request.messages, message):  # on the hot path of tests and benchmarks: no call for each message
+        read += written
+        content = said.content or ""
+        written = len(content if type(content) is str else content_text(content))
+        for call in said.tool_calls:
+            written += len(call.name) + len(call.arguments)
+    read, written = -(-read // CHARACTERS_PER_TOKEN), -(-written // CHARACTERS_PER_TOKEN)
+    usage = Usage(read, written, read + written, cost=0.0, estimated=True)
+    return ModelReply(message, "tool_calls" if message.tool_calls else "stop", usage, model=name)
 
 
 def _named(message: Message, request: ModelRequest) -> Message:

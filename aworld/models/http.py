@@ -37,6 +37,7 @@ RETRYABLE = frozenset({408, 409, 429})
 
 _LARGE_BODY = 1_000_000
 _SECRET_LENGTH = 4  # shorter values are not secrets, and hiding them would garble the text
+_RETRY_DELAY = re.compile(rb'"retryDelay":\s*"([0-9.]{1,20})s"')
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a CR at the end may be half of an end
 _DRAIN = 1.0  # seconds for a stream to close after its last event, so that the connection can be used again
 
@@ -60,6 +61,7 @@ class Endpoint:
         url: str,
         headers: Mapping[str, str],
         *,
+        stream_url: str = "",
         secrets: Iterable[str] = (),
         timeout: float,
         stall_timeout: float,
@@ -67,6 +69,7 @@ class Endpoint:
         self.provider = provider
         self.url = url
         self._url = URL(url)
+        self._stream_url = URL(stream_url or url)
         self._headers = {"Content-Type": "application/json", **headers}
         self._timeout = timeout
         self._stall_timeout = stall_timeout
@@ -84,12 +87,12 @@ class Endpoint:
         event, the whole reply.
         """
         session = _sessions.get(asyncio.get_running_loop()) or await _open_session()
-        timeout = self._whole if take is None else self._streamed
+        url, timeout = (self._url, self._whole) if take is None else (self._stream_url, self._streamed)
         # A large body as a file: aiohttp writes that in pieces.
         payload = body if len(body) <= _LARGE_BODY else io.BytesIO(body)
         try:
             async with session.post(
-                self._url, data=payload, headers=self._headers, timeout=timeout, allow_redirects=False
+                url, data=payload, headers=self._headers, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status >= 300:
                     raise self._refusal(response, await self._read(response))
@@ -166,7 +169,7 @@ class Endpoint:
             text if len(text) <= ERROR_TEXT else text[:ERROR_TEXT] + "…",
             status=status,
             retryable=may_pass(status),
-            retry_after=retry_after(response.headers),
+            retry_after=retry_after(response.headers, body),
         )
 
     def _failure(self, error: Exception) -> ModelError:
@@ -237,10 +240,14 @@ class EventParser:
         return self.feed(b"\n\n")
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a provider asks to wait, None when it asks for none. Source: RFC 9110, 10.2.3."""
+def retry_after(headers: Mapping[str, str], body: bytes = b"") -> float | None:
+    """Seconds that a provider asks to wait, None when it asks for none. Google's says it in the error's body.
+    Source: RFC 9110, 10.2.3, and google.rpc.RetryInfo."""
     date = headers.get("Retry-After", "")
-    for value, scale in ((headers.get("retry-after-ms", ""), 1000), (date, 1)):
+    delay = _RETRY_DELAY.search(body)
+    for value, scale in (
+        (headers.get("retry-after-ms", ""), 1000), (date, 1), (delay[1].decode() if delay else "", 1)
+    ):  # fmt: skip
         try:
             return max(0.0, float(value) / scale)
         except ValueError:

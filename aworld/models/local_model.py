@@ -29,6 +29,7 @@ from aworld.core.message import chat_format
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.openai import wire_output
 from aworld.models.openai_wire import ChatReply, Chunk
+from aworld.models.prices import FREE
 
 PACKAGED = "smollm2-135m-instruct"
 """The model that packages bring."""
@@ -67,6 +68,7 @@ class LocalModel:
 
     provider = "local"
     lacks = frozenset({"parallel_tool_calls", "prompt_cache", "reasoning_effort", "tool_choice"})
+    price = FREE
 
     def __init__(self, config: ModelConfig) -> None:
         self.name = config.llm_model_name or PACKAGED

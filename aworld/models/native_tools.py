@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -124,8 +125,34 @@ def _of_chat(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
         yield NativeUse("web_search", "", outcome_text(cited))
 
 
-_READERS = {"anthropic": _of_anthropic, "chat": _of_chat}
+def _of_responses(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
+    for item in kept["output"]:
+        if item.get("type") == "web_search_call":
+            action = _fields(item.get("action"))
+            text, sources = action.get("query") or action.get("pattern") or action.get("url"), action.get("sources")
+            yield NativeUse("web_search", str(text or ""), None if sources is None else outcome_text(sources))
+        elif item.get("type") == "code_interpreter_call":
+            logs = item.get("outputs")
+            yield NativeUse("code_execution", str(item.get("code") or ""), None if logs is None else outcome_text(logs))
+
+
+def _of_gemini(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
+    codes = [_fields(part["executableCode"]) for part in kept["parts"] if "executableCode" in part]
+    results = [_fields(part["codeExecutionResult"]) for part in kept["parts"] if "codeExecutionResult" in part]
+    for code, result in zip_longest(codes, results):
+        yield NativeUse("code_execution", str((code or {}).get("code") or ""), outcome_text(result))
+    if grounding := _fields(kept.get("grounding")):
+        pages = [_fields(_fields(chunk).get("web")) for chunk in grounding.get("groundingChunks") or ()]
+        queries = "; ".join(map(str, grounding.get("webSearchQueries") or ()))
+        yield NativeUse("web_search", queries, outcome_text([{**page, "url": page.get("uri", "")} for page in pages]))
+
+
+_READERS = {"anthropic": _of_anthropic, "chat": _of_chat, "gemini": _of_gemini, "responses": _of_responses}
 """By the key under which `Message.opaque` has what came."""
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def outcome_text(content: Any) -> str:
@@ -139,7 +166,11 @@ def outcome_text(content: Any) -> str:
         return f"error: {fields['error_code']}"
     if "url" in fields:
         return f"{fields.get('title') or ''} {fields['url']}".strip()
-    printed = [str(fields[key]).rstrip("\n") for key in ("stdout", "stderr", "content", "lines") if fields.get(key)]
+    printed = [
+        str(fields[key]).rstrip("\n")
+        for key in ("stdout", "stderr", "content", "lines", "logs", "output")
+        if fields.get(key)
+    ]
     if fields.get("return_code"):
         printed.append(f"exit code {fields['return_code']}")
     return "\n".join(printed)

@@ -52,7 +52,7 @@ class OpenAIModel(RemoteModel):
             "messages": [chat_format(_plain(m) if self._official else m) for m in request.messages],
         }
         if body.pop("prompt_cache", False):
-            body.setdefault("prompt_cache_key", _cache_key(request.messages))
+            body.setdefault("promptcache_key", cache_key(request.messages))
         if request.tools:
             body["tools"] = [function_format(tool) for tool in request.tools]
         if request.output is not None:
@@ -71,11 +71,7 @@ class OpenAIModel(RemoteModel):
         choice = body.get("tool_choice")
         if isinstance(choice, str) and choice not in ("auto", "none", "required"):
             body["tool_choice"] = {"type": "function", "function": {"name": choice}}
-        if body.get("prompt_cache") == "1h":
-            raise ConfigError(
-                f"{self.provider} keeps no prompt for an hour: say prompt_cache=True; at OpenAI "
-                'params={"prompt_cache_retention": "24h"} keeps it for a day.', setting="llm_prompt_cache",
-            )  # fmt: skip
+        refuse_hour(body, self.provider)
         for tool in read_native_tools(body.pop("native_tools", None)):
             options = options_of_tool(tool, self.provider, "location")
             place = {"user_location": {"type": "approximate", "approximate": options["location"]}} if options else {}
@@ -117,7 +113,7 @@ class AzureModel(OpenAIModel):
         return {"api-key": key} if key else {}
 
 
-def _cache_key(messages: Iterable[Message]) -> str:
+def cache_key(messages: Iterable[Message]) -> str:
     """Tells the provider which requests begin alike: those of one conversation, wherever and whenever it goes on."""
     key = hashlib.sha256()
     for message in messages:
@@ -125,6 +121,15 @@ def _cache_key(messages: Iterable[Message]) -> str:
         if message.role == "user":
             break
     return key.hexdigest()[:32]
+
+
+def refuse_hour(params: Mapping[str, Any], provider: str) -> None:
+    """Raise `ConfigError` for settings that want a prompt kept for an hour."""
+    if params.get("prompt_cache") == "1h":
+        raise ConfigError(
+            f"{provider} keeps no prompt for an hour: say prompt_cache=True; at OpenAI "
+            'params={"prompt_cache_retention": "24h"} keeps it for a day.', setting="llm_prompt_cache",
+        )  # fmt: skip
 
 
 def _plain(message: Message) -> Message:

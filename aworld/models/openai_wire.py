@@ -7,6 +7,7 @@ Servers differ. The shapes name only what is used, take `null` everywhere, and n
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, cast
 
 import msgspec
@@ -15,7 +16,7 @@ from msgspec import Struct
 from aworld.core.event import now
 from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
-from aworld.models.wire_reply import WireReply
+from aworld.models.wire_reply import WireReply, call_ids, status_of
 
 
 class ChatFunction(Struct, gc=False):
@@ -139,7 +140,7 @@ class ChatReply(WireReply):
         self._seen = False
         self._content: list[str] | None = None
         self._reasoning: list[str] = []
-        self._calls: list[_CallParts] = []
+        self._call_parts: list[_CallParts] = []
         self._details: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._prompt_ids: list[int] | None = None
@@ -168,7 +169,7 @@ class ChatReply(WireReply):
         if chunk.error or not chunk.choices:
             # Some servers send the message of an error without an `error` around it.
             self.error = chunk.error or (None if self.usage else chunk.message or chunk.detail)
-            self.status = _status(self.error)
+            self.status = status_of(self.error)
         if chunk.prompt_token_ids is not None:
             self._prompt_ids = chunk.prompt_token_ids
         for choice in chunk.choices or ():
@@ -196,7 +197,7 @@ class ChatReply(WireReply):
         broken = self._lenient is not None and self._lenient.lost & _TOKENS  # a part of them is worse than none
         if not broken and (self._prompt_ids is not None or self._ids is not None or self._logprobs is not None):
             tokens = Tokens(_tuple(self._prompt_ids), _tuple(self._ids), _tuple(self._logprobs))
-        calls = self._tool_calls(request) if self._calls else ()
+        calls = self._tool_calls(request) if self._call_parts else ()
         content = None if self._content is None else "".join(self._content)
         message = Message(
             role="assistant",
@@ -236,7 +237,7 @@ class ChatReply(WireReply):
             self._add_detail(detail)
         if message.annotations:
             self._annotations += message.annotations
-        if self.first_token is None and streamed and (self._content or self._reasoning or self._calls):
+        if self.first_token is None and streamed and (self._content or self._reasoning or self._call_parts):
             self.first_token = now()
 
     def _add_call(self, piece: ChatCall, whole: bool) -> None:
@@ -246,7 +247,7 @@ class ChatReply(WireReply):
         call = None if whole else self._begun(piece)
         if call is None or (piece.id and call.id and piece.id != call.id and function.name):
             call = _CallParts(piece.index)
-            self._calls.append(call)
+            self._call_parts.append(call)
         call.id = call.id or piece.id
         call.name = call.name or function.name or ""
         if piece.extra_content is not None:
@@ -257,10 +258,10 @@ class ChatReply(WireReply):
 
     def _begun(self, piece: ChatCall) -> _CallParts | None:
         if piece.index is not None:
-            return next((call for call in reversed(self._calls) if call.index == piece.index), None)
+            return next((call for call in reversed(self._call_parts) if call.index == piece.index), None)
         if piece.id:
-            return next((call for call in reversed(self._calls) if call.id == piece.id), None)
-        return self._calls[-1] if self._calls else None
+            return next((call for call in reversed(self._call_parts) if call.id == piece.id), None)
+        return self._call_parts[-1] if self._call_parts else None
 
     def _add_detail(self, detail: dict[str, Any]) -> None:
         """Join pieces of the same reasoning block: texts grow, the rest (signature, format) is what came last."""
@@ -274,15 +275,11 @@ class ChatReply(WireReply):
                 last[key] = last[key] + value if grown else value
 
     def _tool_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
-        """The calls. An id that the server left out is made: `call_<n>`, unique within the conversation."""
-        before = 0
-        if not all(parts.id for parts in self._calls):
-            before = sum(len(message.tool_calls) for message in request.messages)
+        """The calls, with the ids that the server left out."""
+        ids = None if all(parts.id for parts in self._call_parts) else call_ids(request)
         return tuple(
-            ToolCall(
-                str(parts.id or f"call_{before + n}"), parts.name, "".join(parts.arguments) if parts.arguments else "{}"
-            )
-            for n, parts in enumerate(self._calls)
+            ToolCall(str(parts.id or made), parts.name, "".join(parts.arguments) if parts.arguments else "{}")
+            for parts, made in zip(self._call_parts, ids or repeat(""), strict=False)
         )
 
     def _opaque(self, calls: tuple[ToolCall, ...]) -> dict[str, Any] | None:
@@ -292,10 +289,10 @@ class ChatReply(WireReply):
             extras["reasoning_details"] = self._details
         if self._annotations:
             extras["annotations"] = self._annotations
-        if any(parts.extra is not None for parts in self._calls):
+        if any(parts.extra is not None for parts in self._call_parts):
             extras["tool_calls"] = [
                 {**tool_call_format(call), **({} if parts.extra is None else {"extra_content": parts.extra})}
-                for parts, call in zip(self._calls, calls, strict=True)
+                for parts, call in zip(self._call_parts, calls, strict=True)
             ]
         return {"chat": extras} if extras else None
 
@@ -328,15 +325,3 @@ def _parts(content: list[Any]) -> tuple[str, str]:
 
 def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
-
-
-def _status(error: Any) -> int | None:
-    """The HTTP status that an error object names, if it does."""
-    if not isinstance(error, dict):
-        return None
-    fields = cast("dict[str, Any]", error)
-    try:
-        status = int(fields.get("code") or fields.get("status") or 0)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return status if 400 <= status < 600 else None

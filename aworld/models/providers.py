@@ -44,11 +44,17 @@ class Provider(Struct, frozen=True):
     base_url: str | None = None
     needs_key: bool = False
     """Whether `base_url`, the provider's own address, asks for a key. Other addresses are never refused for one."""
+    second_key_variable: str = ""
+    """Another name of the variable with the key."""
     local_name: str | None = None
     """The model that answers when none is named, of a provider inside this process: it has no key and no address, and
     the `LLM_*` variables that speak of those are not for it."""
     state: Callable[[str], object] | None = None
     """What equal settings do not tell of a model, such as when its file was written; with another, it is built anew."""
+
+    def own_key(self) -> str | None:
+        """The key in the provider's own variables."""
+        return os.environ.get(self.key_variable) or os.environ.get(self.second_key_variable) or None
 
 
 def _lazy(module: str, name: str, **more: Any) -> Factory:
@@ -56,12 +62,12 @@ def _lazy(module: str, name: str, **more: Any) -> Factory:
     return lambda config: getattr(import_module(f"aworld.models.{module}"), name)(config, **more)
 
 
-def _remote(factory: Factory, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
-    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key)
+def _remote(factory: Factory, prefix: str, base_url: str, second: str = "", *, needs_key: bool = True) -> Provider:
+    return Provider(factory, f"{prefix}_API_KEY", f"{prefix}_BASE_URL", base_url, needs_key, second)
 
 
 def _chat(name: str, prefix: str, base_url: str, needs_key: bool = True) -> Provider:
-    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key)
+    return _remote(_lazy("openai", "OpenAIModel", provider=name), prefix, base_url, needs_key=needs_key)
 
 
 def _written(folder: str) -> object:
@@ -75,6 +81,7 @@ def _written(folder: str) -> object:
 
 _providers: dict[str, Provider] = {
     "openai": _chat("openai", "OPENAI", "https://api.openai.com/v1"),
+    "openai-responses": _remote(_lazy("openai_responses", "ResponsesModel"), "OPENAI", "https://api.openai.com/v1"),
     "openrouter": _chat("openrouter", "OPENROUTER", "https://openrouter.ai/api/v1"),
     "deepseek": _chat("deepseek", "DEEPSEEK", "https://api.deepseek.com/v1"),
     "qwen": _chat("qwen", "DASHSCOPE", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
@@ -82,6 +89,9 @@ _providers: dict[str, Provider] = {
     "vllm": _chat("vllm", "VLLM", "http://localhost:8000/v1", needs_key=False),
     "azure": Provider(_lazy("openai", "AzureModel"), "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
     "anthropic": _remote(_lazy("anthropic", "AnthropicModel"), "ANTHROPIC", "https://api.anthropic.com"),
+    "gemini": _remote(
+        _lazy("gemini", "GeminiModel"), "GEMINI", "https://generativelanguage.googleapis.com/v1beta", "GOOGLE_API_KEY"
+    ),
     "litellm": Provider(_lazy("litellm", "LiteLLMModel")),
     "transformers": Provider(_lazy("torch_model", "torch_model"), state=_written),
     "local": Provider(_lazy("local_model", "LocalModel"), local_name="smollm2-135m-instruct", state=lambda name: name),
@@ -119,7 +129,7 @@ def recorded(settings: Mapping[str, Any], *, base_url: str | None = None, provid
     for a provider that neither `LLM_PROVIDER` nor `provider` names; the two arguments are the caller's own word. Keys
     and headers of a record are left out. Raises `ConfigError`.
     """
-    names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers"}
+    names = ModelConfig.model_fields.keys() - {"llm_api_key", "llm_headers", "prices"}
     config: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
     for name, value in config.items():
         for address in _addresses(value) if name != "llm_base_url" else ():
@@ -200,7 +210,7 @@ def in_process(provider: str) -> bool:
 def _environment(config: ModelConfig, name: str, provider: Provider) -> dict[str, str | None]:
     """What the environment gives for the settings that are open."""
     local, own_url = provider.local_name, os.environ.get(provider.url_variable)
-    own_key = os.environ.get(provider.key_variable) or None
+    own_key = provider.own_key()
     chosen = os.environ.get("LLM_PROVIDER")
     # `LLM_*` speak of the provider that the environment names; if it names none, of whichever has no key of its own.
     # One inside this process is meant only where it is named.
@@ -225,7 +235,7 @@ def _refuse_strange(config: RecordedConfig, name: str, provider: Provider) -> No
     if address is not None and address.rstrip("/") not in trusted:
         raise _strange(address, variable)
     meant = name in (os.environ.get("LLM_PROVIDER") or "openai", config.named_provider)
-    if own["llm_api_key"] and url is None and not meant and not os.environ.get(provider.key_variable):
+    if own["llm_api_key"] and url is None and not meant and not provider.own_key():
         raise ConfigError(
             f"The record asks {name}, and the key in LLM_API_KEY may be another provider's: set "
             f"{provider.key_variable or 'LLM_PROVIDER'}, or say --model {name}:NAME.",

@@ -1,20 +1,23 @@
-"""What the models behind an HTTP API share: settings, retries, limits, the endpoint, the price of a call, and JSON
-schemas as providers want them for structured output."""
+"""What the models behind an HTTP API share: settings, retries, limits, the endpoint, the price of a call, and data,
+arguments and JSON schemas as providers want them."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
+from msgspec import Raw
 
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.call import Retry
 from aworld.models.native_tools import check_settings
+from aworld.models.prices import Price, price_of
 from aworld.models.providers import without_name
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from aworld.models.wire_reply import WireReply
 
 _encoder = msgspec.json.Encoder()
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 # Grammars that a provider compiles know only a part of JSON Schema: objects must be closed, and ranges and lengths are
 # refused. What is taken out is not lost: the answer is validated in full by whoever asked for it.
@@ -44,6 +48,8 @@ class RemoteModel:
     """Tools of the provider itself that the API has."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings that are sent when nobody says more."""
+    priced_as: ClassVar[str] = ""
+    """The provider whose prices are this one's too."""
 
     def __init__(self, config: ModelConfig, *, provider: str, url: str, headers: dict[str, str]) -> None:
         if not config.llm_model_name:
@@ -53,6 +59,8 @@ class RemoteModel:
         self.params: dict[str, Any] = {**self.defaults, **config.sampling()}
         self.config = config
         self.url = url
+        self.stream_url = url
+        """Where streamed answers are asked for."""
         self.retry = Retry(config.llm_max_retries, config.llm_retry_wait, config.llm_retry_wait_max)
         self.limits = _limits(config, provider, url)
         self._headers = _checked({**headers, **config.llm_headers})
@@ -71,6 +79,7 @@ class RemoteModel:
                 self.provider,
                 self.url,
                 self._headers,
+                stream_url=self.stream_url,
                 secrets=(config.llm_api_key or "", *config.llm_headers.values()),
                 timeout=config.llm_timeout,
                 stall_timeout=config.llm_stall_timeout,
@@ -129,9 +138,9 @@ class RemoteModel:
         return last
 
     def finished(self, parts: WireReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
-        """The whole reply, with its price. Raises `ModelError` when it is none."""
+        """The whole reply. Raises `ModelError` when it is none."""
         try:
-            return self.priced(parts.reply(request))
+            return parts.reply(request)
         except msgspec.DecodeError as error:
             raise self.endpoint.unreadable(f"what is not a whole reply ({error})", data) from None
 
@@ -142,15 +151,13 @@ class RemoteModel:
         except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"The request to {self.provider} cannot be written as JSON: {error}") from error
 
-    def priced(self, reply: ModelReply) -> ModelReply:
-        """The reply with the cost of the call, where the provider did not say and the settings do."""
-        usage, price_in, price_out = reply.usage, self.config.llm_input_price, self.config.llm_output_price
-        if usage is None or usage.cost is not None or price_in is None or price_out is None:
-            return reply
-        if usage.input_tokens is None or usage.output_tokens is None:
-            return reply
-        cost = (usage.input_tokens * price_in + usage.output_tokens * price_out) / 1_000_000
-        return msgspec.structs.replace(reply, usage=msgspec.structs.replace(usage, cost=cost))
+    @property
+    def price(self) -> Price | None:
+        """What a call costs where the provider does not say; None when nobody knows. Raises `ConfigError`."""
+        price_in, price_out = self.config.llm_input_price, self.config.llm_output_price
+        if price_in is not None and price_out is not None:
+            return Price(price_in, price_out, source="settings")
+        return price_of(self.priced_as or self.provider, self.name, self.config.prices)
 
 
 def _limits(config: ModelConfig, provider: str, url: str) -> Limits | None:
@@ -172,14 +179,42 @@ def _checked(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+def json_object_of(arguments: str) -> Raw | dict[str, Any]:
+    """Arguments of a call, for an API that takes only objects. What is something else, of another provider's model or
+    cut off, is shown as it is."""
+    try:
+        _decode_object(arguments or "{}")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {"arguments": arguments}
+    return Raw((arguments or "{}").encode())
+
+
+def data_of(url: str) -> tuple[str, str]:
+    """Media type and base64 text of a `data:` URL."""
+    head, _, data = url[5:].partition(",")
+    if not head.endswith(";base64"):
+        data = base64.b64encode(unquote_to_bytes(data)).decode()
+    return head.split(";")[0] or "text/plain", data
+
+
+def walked(schema: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A copy of a JSON schema in which each schema is as `change` makes it."""
+    out: dict[str, Any] = {}
+    for key, value in change(schema).items():
+        if key in _MAPS and isinstance(value, dict):
+            out[key] = {name: _any(one, change) for name, one in cast("dict[str, Any]", value).items()}
+        else:
+            out[key] = _any(value, change) if key not in ("enum", "const", "required") else value
+    return out
+
+
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """A copy in which every object is closed (`additionalProperties: false`) and unknown keywords are left out."""
-    out: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _MAPS and isinstance(value, dict):
-            out[key] = {name: _any(one) for name, one in cast("dict[str, Any]", value).items()}
-        elif key not in _UNKNOWN:
-            out[key] = _any(value) if key not in ("enum", "const", "required") else value
+    return walked(schema, _closed)
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    out = {key: value for key, value in schema.items() if key not in _UNKNOWN}
     if out.get("type") == "object" and not isinstance(out.get("additionalProperties"), dict):
         out["additionalProperties"] = False
     return out
@@ -204,9 +239,9 @@ def is_strict(schema: Any) -> bool:
     )
 
 
-def _any(value: Any) -> Any:
+def _any(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     if isinstance(value, dict):
-        return closed(cast("dict[str, Any]", value))
+        return walked(cast("dict[str, Any]", value), change)
     if isinstance(value, list):
-        return [_any(one) for one in cast("list[Any]", value)]
+        return [_any(one, change) for one in cast("list[Any]", value)]
     return value

@@ -20,6 +20,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Tokens, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 from aworld.models.chat_tokens import OPENING, ChatTokens, Prompt
+from aworld.models.prices import FREE
 
 OnDelta: TypeAlias = Callable[[Delta], None] | None
 
@@ -68,6 +69,7 @@ class TokenModel:
 
     provider = "tokens"
     lacks = frozenset({"logit_bias", "parallel_tool_calls", "prompt_cache", "reasoning_effort", "tool_choice"})
+    price = FREE
     max_tokens = Sampling().max_tokens
     """Tokens of an answer when nobody says more."""
 

@@ -24,6 +24,7 @@ OPENINGS = 32
 
 _TEXT = {"type": "string"}
 _OPENING = re.compile(r'\s*\{\s*"answer"\s*:\s*"')
+_OPENING_OF_SHAPE = re.compile(r'\s*\{\s*"answer"\s*:\s*(?=\{)')
 # A character of JSON text as it may be written; of one in two halves, both.
 _HIGH, _LOW = "[dD][89abAB][0-9a-fA-F]{2}", "[dD][c-fC-F][0-9a-fA-F]{2}"
 _CHARACTER = re.compile(rf'\\u{_HIGH}\\u{_LOW}|\\u(?!{_HIGH})[0-9a-fA-F]{{4}}|\\["\\/bfnrt]|[^"\\]')
@@ -56,8 +57,8 @@ class ToolsByText:
         """Answer once; of an answer its text is handed on as it comes, a call comes whole. Raises `ModelError`."""
         if not _is_needed(request):
             return await self.model.stream(request, on_delta)
-        show = on_delta if request.output is not None else AnswerText(on_delta).take
-        return read_reply(await self.model.stream(told_by_text(request, self.mode), show), request)
+        show = AnswerText(on_delta, shaped=request.output is not None)
+        return read_reply(await self.model.stream(told_by_text(request, self.mode), show.take), request)
 
 
 def _is_needed(request: ModelRequest) -> bool:
@@ -180,10 +181,11 @@ def _first_object(text: str) -> dict[str, Any]:
 
 
 class AnswerText:
-    """Hands on the text of `{"answer": "..."}` while it is written."""
+    """Hands on the text of `{"answer": "..."}` while it is written, or the JSON of one that has a shape."""
 
-    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
+    def __init__(self, on_delta: Callable[[Delta], None], *, shaped: bool = False) -> None:
         self._on_delta = on_delta
+        self._opening = _OPENING_OF_SHAPE if shaped else _OPENING
         self._text = ""
         self._at = 0
         """Where the text goes on that was not handed on yet; 0 before the answer begins."""
@@ -195,10 +197,16 @@ class AnswerText:
             return
         self._text += delta.text
         if not self._at:
-            opening = _OPENING.match(self._text)
+            opening = self._opening.match(self._text)
             if opening is None:
                 return
             self._at = opening.end()
+        if self._opening is _OPENING_OF_SHAPE:
+            end = len(self._text.rstrip().removesuffix("}"))  # which may be the one that closes the reply
+            if end > self._at:
+                self._on_delta(TextDelta(self._text[self._at : end]))
+                self._at = end
+            return
         pieces: list[str] = []
         while (piece := _CHARACTER.match(self._text, self._at)) is not None:
             pieces.append(piece[0])

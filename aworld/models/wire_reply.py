@@ -8,24 +8,36 @@ that was cut into its two surrogates is joined. What carries the answer itself i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Raw, Struct
 
-from aworld.core.message import Usage
+from aworld.core.event import now
+from aworld.core.message import Message, ToolCall, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 
 T = TypeVar("T", bound=Struct)
 
 _ANSWER = frozenset(
     {
-        "arguments", "choices", "content", "content_block", "delta", "function", "function_call", "index", "message",
-        "name", "partial_json", "text", "thinking", "tool_calls", "type",
+        "arguments", "candidates", "choices", "content", "content_block", "delta", "function", "function_call", "index",
+        "item", "message", "name", "output", "partial_json", "parts", "response", "text", "thinking", "tool_calls",
+        "type",
     }
 )  # fmt: skip
+
+
+class TypedEvent(Struct):
+    """What every event of a protocol with kinds of events has."""
+
+    type: str = ""
+
+
+_decode_kind = msgspec.json.Decoder(TypedEvent).decode
 
 
 class WireReply:
@@ -45,6 +57,9 @@ class WireReply:
         self.response_id: str | None = None
         self.first_token: float | None = None
         """When the first piece came, in UNIX seconds; None when the reply came as a whole."""
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[ToolCall] = []
         self.refused = b""
         """What the strict decoder last refused."""
         self._lenient: LenientDecoder | None = None
@@ -71,6 +86,12 @@ class WireReply:
         """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
         raise NotImplementedError
 
+    def _whole(self, opaque: dict[str, Any] | None, gap: str = "") -> ModelReply:
+        """The reply of the texts, thoughts and calls; `gap` is between thoughts."""
+        content, reasoning = "".join(self._texts) if self._texts else None, gap.join(self._thoughts) or None
+        message = Message("assistant", content, tuple(self._calls), reasoning, opaque=opaque)
+        return ModelReply(message, self.finish_reason, self.usage, None, self.model, self.response_id, self.first_token)
+
     def _hand_on(self) -> None:
         if self._pieces_to_show and self._on_delta is not None:
             text = "".join(self._pieces_to_show)
@@ -78,6 +99,7 @@ class WireReply:
             self._on_delta(self._kind(text))
 
     def _show(self, kind: type[Delta], text: str) -> None:
+        self.first_token = self.first_token or now()
         if kind is not self._kind:
             self._hand_on()
             self._kind = kind
@@ -90,6 +112,38 @@ class WireReply:
             self.refused = data
             self._lenient = self._lenient or LenientDecoder()
             return self._lenient.decode(data, kind)
+
+    def _event(self, data: bytes, strict: Callable[[bytes], T], kind: type[T], events: frozenset[str]) -> T | None:
+        """An event, or None for one of a kind that is none of `events`, whatever is in it."""
+        try:
+            return self._decoded(data, strict, kind)
+        except msgspec.DecodeError:
+            if self._decoded(data, _decode_kind, TypedEvent).type in events:
+                raise
+            return None
+
+
+def status_of(error: Any) -> int | None:
+    """The HTTP status that an error object names, if it does."""
+    if not isinstance(error, dict):
+        return None
+    fields = cast("dict[str, Any]", error)
+    try:
+        status = int(fields.get("code") or fields.get("status") or 0)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return status if 400 <= status < 600 else None
+
+
+def call_ids(request: ModelRequest) -> Iterator[str]:
+    """Ids for the calls of a reply whose server gave none: `call_<n>`, unique within the conversation."""
+    before = sum(len(message.tool_calls) for message in request.messages)
+    return (f"call_{n}" for n in count(before))
+
+
+def plain(value: Any) -> Any:
+    """The value as the log gives it back: plain JSON."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 class LenientDecoder:

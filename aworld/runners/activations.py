@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import (
@@ -30,7 +28,7 @@ from aworld.core.agent.flow import (
     readable,
 )
 from aworld.core.bounded import failure_of
-from aworld.core.exceptions import AWorldError, TaskError
+from aworld.core.exceptions import AWorldError, TaskError, ToolError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.tool.base import Tool
 from aworld.core.tool.toolkit import Offer
@@ -267,15 +265,12 @@ class Activations:
             tool = offer.by_name.get(called.name)
             if not isinstance(tool, UnitTool | HandoffTool) or called.call_id in begun:
                 continue
-            is_handoff = isinstance(tool, HandoffTool)
-            text = _argument(called, "message" if is_handoff else "input")
-            if text is None:
-                wanted = (
-                    '{"message": "what the other needs to know"}' if is_handoff else '{"input": "what it shall do"}'
-                )
-                refusal = f"{called.name} wants {wanted}; got {called.arguments[:200]!r}."
-                answer_call(self.run.journal, activation, called, refusal, refusal)
-            elif not is_handoff:
+            try:
+                text = tool.read(called.arguments)
+            except ToolError as refused:
+                answer_call(self.run.journal, activation, called, str(refused), str(refused))
+                continue
+            if isinstance(tool, UnitTool):
                 self.start(tool.unit, text, caller=activation.id, call_id=called.call_id)
 
     def hand_over(self, activation: Activation, offer: Offer) -> None:
@@ -285,11 +280,12 @@ class Activations:
         if not tools or len(tools) < len(calls):
             return
         first, target, journal = calls[0], tools[0].target, self.run.journal
+        words = tools[0].read(first.arguments)
         answer_call(journal, activation, first, f"Control passes to {target}.")
         for called in calls[1:]:
             text = "Only one hand-over a turn; this is void."
             answer_call(journal, activation, called, text, text)
-        self.finish(activation, _argument(first, "message") or "", handoff=target)
+        self.finish(activation, words, handoff=target)
 
     async def offer(self, activation: Activation) -> Offer:
         """The tools that an agent is offered in its place: its own, its team's, and the task's for the root."""
@@ -329,15 +325,6 @@ def storable(team: Activation, end: End) -> End:
     except (TypeError, ValueError, NotImplementedError) as error:
         return End(error=f"The answer of {team.agent!r} is not JSON-able: {error}")
     return end
-
-
-def _argument(called: ev.ToolCalled, name: str) -> str | None:
-    """A text argument of a call, None when it is missing or not text."""
-    try:
-        text = msgspec.json.decode(called.arguments or "{}", type=dict[str, Any]).get(name)
-    except msgspec.DecodeError:
-        return None
-    return text if isinstance(text, str) else None
 
 
 class Recovery:

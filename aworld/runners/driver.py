@@ -24,7 +24,16 @@ from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import HandoffTool, UnitTool, readable
 from aworld.core.bounded import failure_of
 from aworld.core.common import Observation
-from aworld.core.exceptions import AgentLimit, AWorldError, EnvironmentFailed, LimitReached, StoreError, TaskError
+from aworld.core.exceptions import (
+    AgentLimit,
+    AWorldError,
+    BudgetUsed,
+    EnvironmentFailed,
+    LimitReached,
+    StoreError,
+    TaskError,
+    UsageUnknown,
+)
 from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Content, Message
 from aworld.core.output import StepStarted
@@ -34,6 +43,8 @@ from aworld.core.tool.toolkit import Offer
 from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
 from aworld.runners.activations import Activations, Recovery
+from aworld.runners.budget import check_prices, status_of
+from aworld.runners.functions import check_input, refusal_of
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
 from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
@@ -249,6 +260,12 @@ class Episode:
             if self._at_work is not None:
                 self._at_work.cancel()
 
+    def suspend(self) -> None:
+        """Stop at once, whatever is under way, and leave the run to be resumed."""
+        if self._begun and self.record.finished is None and self._ended_by is None:
+            self._run.journal.add(ev.Noted, source=RUNTIME, name="pause", data=self.record.obeyed)
+        self._end_by("waiting", _paused(self.record.id))
+
     def _obey(self) -> None:
         """Take in what others wrote since the last turn: answers of people, and what they want of the run."""
         if self._inbox:
@@ -324,6 +341,8 @@ class Episode:
         if not (activation.open_calls or self._has_answered(activation)):
             await self._decide(activation, agent, offer)
         if not activation.calls:
+            if run.scope.sources:
+                await run.keep_artifacts()
             await self._conclude(activation, agent)
             return
         # Members that were called, and hand-overs, are the runtime's to carry out, not a tool's own code.
@@ -332,6 +351,8 @@ class Episode:
         if ours:
             self._activations.start_called(activation, offer)
         await run_tools(run, activation, offer, ours)
+        if run.scope.sources:
+            await run.keep_artifacts()
         if ours:
             self._activations.hand_over(activation, offer)
         if run.environment is not None and run.environment.over:
@@ -342,6 +363,8 @@ class Episode:
         run.check_limits(self._steps)
         if agent.max_steps is not None and activation.steps >= agent.max_steps:
             raise AgentLimit(f"max_steps={agent.max_steps} of agent {agent.name!r} reached.")
+        if agent.input_guardrails and not activation.steps:
+            await check_input(run, activation, agent)
         self._steps += 1
         step = next(self._numbers)
         index = max(self._turns.get(agent.name, 0), run.record.steps_by_agent.get(agent.name, 0))
@@ -369,14 +392,20 @@ class Episode:
         if activation.last is not None and activation.last.finish_reason == PAUSED:
             return  # the next call goes on from what the provider's tools did so far
         message = run.record.messages[leaf].message
+        answer, refusal = None, None
         try:
             answer = agent.answer_of(message)
         except ValueError as error:
+            refusal = str(error)
+        if refusal is None and agent.output_guardrails:
+            context = run.context_for(activation, activation.last.step if activation.last is not None else 0)
+            refusal = await refusal_of(run, activation, context, "answer", answer, agent.output_guardrails)
+        if refusal is not None:
             if self._corrections(activation) >= agent.output_retries:
-                text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {error}"
+                text = f"agent={agent.name} | no valid answer after {agent.output_retries} corrections: {refusal}"
                 self._activations.fail(activation, text)
             else:
-                run.recorder.add(activation, Message("user", f"{error}{CORRECTION}"), leaf, "agent")
+                run.recorder.add(activation, Message("user", f"{refusal}{CORRECTION}"), leaf, "agent")
             return
         if run.environment is not None and activation.caller is None:
             reply = await surroundings.respond(run.environment, message)
@@ -395,7 +424,7 @@ class Episode:
         """The one place that says how a run ended. Whatever breaks in it becomes the run's status."""
         run, status, error = self._run, None, None
         cancelled: asyncio.CancelledError | None = None
-        lost = False  # for a reason that is not the agent's
+        lost = stays = False  # for a reason that is not the agent's; and whether the log stays open
         began, timer = time.perf_counter(), self._timer()
         self._at_work = asyncio.current_task()
         try:
@@ -407,7 +436,8 @@ class Episode:
             await work()
             status, error = self._verdict()
         except LimitReached as reached:
-            status, error = "limit_reached", str(reached)
+            status, error = status_of(reached), str(reached)
+            stays = isinstance(reached, BudgetUsed | UsageUnknown)
         except StoreError as broken:
             if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
                 raise
@@ -434,14 +464,14 @@ class Episode:
         run.spent += time.perf_counter() - began
         lost = lost or (status == "failed" and self._unreachable)
         lost = lost or (status == "timeout" and not run.record.activations)  # the environment never opened
-        if run.environment is not None and not lost:
+        if run.environment is not None and not lost and not stays:
             try:
                 await surroundings.judge(run, status, error)
             except EnvironmentFailed as failure:
                 status, error, lost = "failed", str(failure), True
             except asyncio.CancelledError as request:
                 cancelled, status, error = request, "cancelled", "The run was cancelled by its caller."
-        return await self._close(status, error, lost, cancelled)
+        return await self._close(status, error, lost, cancelled, stays=stays)
 
     def _timer(self) -> asyncio.TimerHandle | None:
         """What ends the run when its time is over."""
@@ -467,7 +497,7 @@ class Episode:
         root = run.record.activations[0]
         if root.finished is None:
             if self._paused:
-                return "waiting", f"The run was paused; it goes on with Runners.resume({run.record.id!r})."
+                return "waiting", _paused(run.record.id)
             if self._activations.ready:
                 return None, None
             if run.record.open_questions():
@@ -481,8 +511,9 @@ class Episode:
         return "finished", None
 
     async def _close(
-        self, status: ev.Status | None, error: str | None, lost: bool, cancelled: asyncio.CancelledError | None = None
-    ) -> TaskResponse:
+        self, status: ev.Status | None, error: str | None, lost: bool, cancelled: asyncio.CancelledError | None = None,
+        *, stays: bool = False,
+    ) -> TaskResponse:  # fmt: skip
         """Write the end, if this is it, let go of what was held, and make the response.
 
         All of it is done, however often the caller cancels; then that is raised.
@@ -490,7 +521,11 @@ class Episode:
         run = self._run
         run.journal.held = False
         try:
-            if status not in (None, "waiting", "interrupted") and run.record.finished is None:
+            # Of calls that were cut off. Else each step did it, and a fork at the end finds it before the end.
+            cut_off = run.scope.sources and any(one.open_calls for one in run.record.activations.values())
+            if cut_off and status != "interrupted" and run.record.finished is None:
+                cancelled = await _uncut(asyncio.ensure_future(run.keep_artifacts())) or cancelled
+            if status not in (None, "waiting", "interrupted") and run.record.finished is None and not stays:
                 write_end(run.journal, status, error, lost)
             if status != "interrupted":
                 cancelled = await _uncut(run.journal.commit()) or cancelled
@@ -537,6 +572,8 @@ class Episode:
             return
         if run.world.live:
             run.task.agent.check()  # raises ConfigError when an agent misses a setting
+            if run.conf.max_cost is not None or run.share is not None:
+                check_prices(run.task, run.units.values())
         prefix = run.task.prefix or await self._turn_before()
         run.is_fork = prefix is not None and not prefix.after
         environment = run.environment
@@ -678,6 +715,10 @@ def refuse_interactive(task: Task) -> None:
     if task.conf.run_mode is TaskRunMode.INTERACTIVE:
         remedy = "step it with Runners.step, or leave run_mode out"
         raise TaskError(f"Task {task.id!r} has run_mode=INTERACTIVE: {remedy}.", setting="run_mode", remedy=remedy)
+
+
+def _paused(id: str) -> str:
+    return f"The run was paused; it goes on with Runners.resume({id!r})."
 
 
 def _cancelled(note: ev.Commanded) -> str:

@@ -25,10 +25,13 @@ from aworld.trajectory.store import TrajectoryStore
 class RunStream:
     """The outputs of one run, and its response. Made by `Runners.streamed_run_task`; the run starts when it is read."""
 
-    def __init__(self, task: Task, store: TrajectoryStore, *, keep_running: bool = False) -> None:
+    def __init__(
+        self, task: Task, store: TrajectoryStore, *, keep_running: bool = False, episode: Episode | None = None
+    ) -> None:
         self._asked, self._id, self._store = task, task.id, store
         self._keep_running = keep_running
-        self._episode: Episode | None = None
+        self._episode = episode
+        """What goes on with a run; None for one that begins."""
         self._task: asyncio.Task[TaskResponse] | None = None
         self._readers = 0
 
@@ -42,6 +45,9 @@ class RunStream:
         self._readers += 1
         subscription = self._store.hub.subscribe(self._id)
         entries, fold, seq = subscription.entries, OutputFold(self._id), -1
+        for event in self._episode.record.events if self._episode is not None and not late else ():
+            fold.take(event)  # what was shown before it went on
+            seq = event.seq
         try:
             task = self._run()
             task.add_done_callback(lambda _: subscription.wake())
@@ -106,10 +112,15 @@ class RunStream:
             self._task.cancel()
             await asyncio.wait((self._task,))
 
+    def suspend(self) -> None:
+        """Stop the run within a second, so that it can be resumed; its status is `waiting` then."""
+        if self._episode is not None:
+            self._episode.suspend()
+
     def _run(self) -> asyncio.Task[TaskResponse]:
         if self._task is None:
             refuse_interactive(self._asked)
-            self._episode = Episode(self._asked, self._store)
+            self._episode = self._episode or Episode(self._asked, self._store)
             self._task = asyncio.ensure_future(self._episode.run())
             self._task.add_done_callback(self._done)
         return self._task

@@ -21,10 +21,12 @@ from typing import Any, TypeVar
 from aworld.config.conf import EngineName, RunConfig
 from aworld.core.checks import typed, unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.exceptions import ConfigError, LimitReached, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
+from aworld.runners.budget import Budget, Share, check_prices, status_of
 from aworld.runners.driver import not_ended, refuse_interactive, run_to_end
+from aworld.runners.run import units_of_task
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
 from aworld.trajectory.store import already_there
 
@@ -96,14 +98,33 @@ class Executor(ABC):
     def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
         self.store = store
         self._conf = conf
+        self.budget = None if conf.max_cost is None and conf.max_tokens is None else Budget(conf)
 
-    @abstractmethod
     def check(self, task: Task) -> None:
-        """Raise TaskError for a task that cannot be run there."""
+        """Raise TaskError for a task that cannot be run there, ConfigError for one whose cost cannot be limited."""
+        if self.budget is not None or task.conf.max_cost is not None:
+            task.share = self.budget
+            check_prices(task, units_of_task(task.agent, task.tools).values())
+
+    async def run_one(self, task: Task, record: Trajectory | None = None) -> TaskResponse:
+        """Run a task to its end, on from `record` if there is one; within `each`. One for which nothing is left of the
+        budget is not begun: its response says so, and its record has no events more than before."""
+        if self.budget is None:
+            return await self._run_one(task, record)
+        try:
+            held = await self.budget.reserve()
+        except LimitReached as reached:
+            text = f"{reached} It was not {'gone on with' if record is not None else 'begun'}."
+            return TaskResponse(record or Trajectory(task.id), status_of(reached), error=text, store=self.store)
+        task.share = share = Share(self.budget, held)
+        try:
+            return await self._run_one(task, record)
+        finally:
+            share.leave()
 
     @abstractmethod
-    async def run_one(self, task: Task) -> TaskResponse:
-        """Run a task to its end, within `each`."""
+    async def _run_one(self, task: Task, record: Trajectory | None) -> TaskResponse:
+        """Run it there."""
 
     @abstractmethod
     def _at_work(self, limit: int) -> AbstractAsyncContextManager[None]:
@@ -132,12 +153,8 @@ class Executor(ABC):
 class LocalExecutor(Executor):
     """Runs tasks on this event loop."""
 
-    def check(self, task: Task) -> None:
-        """See `Executor.check`: every task can be run here."""
-
-    async def run_one(self, task: Task) -> TaskResponse:
-        """See `Executor.run_one`."""
-        return await run_to_end(task, self.store)
+    async def _run_one(self, task: Task, record: Trajectory | None) -> TaskResponse:
+        return await run_to_end(task, self.store, record)
 
     @asynccontextmanager
     async def _at_work(self, limit: int) -> AsyncGenerator[None]:
@@ -176,7 +193,7 @@ async def run_many(
             async for response in finished:
                 responses[response.id] = response
                 if done is not None:
-                    await _tell(done, response)
+                    await tell(done, response)
         if conf.sequence_dependent and not all(response.success for response in responses.values()):
             break
     return {id: responses[id] for id in ids if id in responses}
@@ -193,7 +210,7 @@ async def _check_turns_before(tasks: Sequence[Task], store: TrajectoryStore, amo
             raise not_ended(name, ended[name].status)
 
 
-async def _tell(listener: Callable[[Any], Any], news: Any) -> None:
+async def tell(listener: Callable[[Any], Any], news: Any) -> None:
     """Call a function of the caller's that wants to know. What it raises is logged: it ends no run, and no batch."""
     try:
         pending = listener(news)
@@ -213,13 +230,13 @@ def watched(
 
     async def told(task: Task) -> TaskResponse:
         progress.running += 1
-        await _tell(on_progress, progress)
+        await tell(on_progress, progress)
         try:
             response = await work(task)
         finally:
             progress.running -= 1
         progress.done += 1
-        await _tell(on_progress, progress)
+        await tell(on_progress, progress)
         return response
 
     return told

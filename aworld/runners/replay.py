@@ -23,14 +23,16 @@ from aworld.core.exceptions import AWorldError, ModelError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.message import Content, Message, ToolCall
 from aworld.core.model import ModelReply, ModelRequest
+from aworld.core.output import GUARDRAIL
 from aworld.core.run_environment import Reward
 from aworld.core.task import Prefix, Task
-from aworld.core.tool.base import ToolContext
+from aworld.core.tool.base import Guardrail, ToolContext
 from aworld.core.tool.toolkit import Offer, digest_of
 from aworld.core.trajectory import Trajectory
 from aworld.models.call import CallFailed, Outcome, Tries
 from aworld.models.doubles import FunctionModel
 from aworld.runners.driver import Episode
+from aworld.runners.functions import On, name_of
 from aworld.runners.run import World
 from aworld.runners.turn import result_of
 from aworld.trajectory import MemoryStore, TrajectoryStore
@@ -360,11 +362,23 @@ class RecordedWorld(World):
         """The recorded turns of whoever is at work, and which of them it is."""
         self._calls: dict[Path, list[ev.ModelCalled]] = {}
         self._results: dict[tuple[int, str], ev.ToolReturned] = {}
+        self._verdicts: dict[tuple[Path, str, str, str], deque[Any]] = {}
+        self._instructions: dict[int, str] = {}
+        """What was told first, before hooks rewrote it, by the number of the call."""
+        fresh: dict[int, str] = {}
         for event in record.own_events:
             if isinstance(event, ev.ModelCalled):
                 self._calls.setdefault(self._paths.of(event.activation), []).append(event)
+                if hooks and event.activation in fresh:
+                    self._instructions[event.seq] = fresh.pop(event.activation)
+            elif isinstance(event, ev.MessageAdded):
+                if event.aside and event.message is not None and event.message.role == "system":
+                    fresh.setdefault(event.activation, event.message.text)
             elif isinstance(event, ev.ToolReturned):
                 self._results.setdefault((event.step, event.call_id), event)
+            elif isinstance(event, ev.Noted) and event.source == GUARDRAIL:
+                key = self._paths.of(event.activation or 0), event.data["on"], event.data.get("call_id", ""), event.name
+                self._verdicts.setdefault(key, deque()).append(event.data)
         self._order = sorted(record.calls.values(), key=lambda call: call.step, reverse=True)
         self._replayed: set[int] = set()
 
@@ -400,10 +414,26 @@ class RecordedWorld(World):
             raise EndOfRecord(f"More is asked than was recorded: turn {self._turn + 1} of {len(self._turns)}.")
         return self._turns[self._turn]
 
-    async def instruct(self, agent: BaseAgent, context: ToolContext, conf: TaskConfig) -> str:
+    async def instruct(self, agent: BaseAgent, context: ToolContext, limit: float) -> str:
         """What this agent was told first at this turn."""
-        path = self.record.path(self._recorded().prompt)
-        return path[0].text if path and path[0].role == "system" else ""
+        call = self._recorded()
+        path = self.record.path(call.prompt)
+        sent = path[0].text if path and path[0].role == "system" else ""
+        return self._instructions.get(call.seq, sent)
+
+    async def judge(
+        self, guardrail: Guardrail, context: ToolContext, value: Any, on: On, activation: int, limit: float
+    ) -> str | None:
+        """What this guardrail said then."""
+        assert self._replayed_paths is not None  # a turn is taken
+        verdicts = self._verdicts.get((self._replayed_paths.of(activation), on, context.call_id, name_of(guardrail)))
+        if not verdicts:
+            self.ended = True
+            raise EndOfRecord(f"No verdict of guardrail {name_of(guardrail)!r} on this {on} was recorded.")
+        verdict = verdicts.popleft()
+        if "broken" in verdict:
+            raise TaskError(verdict["reason"])
+        return verdict.get("reason")
 
     async def ask(self, model: Any, request: ModelRequest, on_delta: Any = None, on_retry: Any = None) -> Outcome:
         """The reply that this agent got at this turn."""

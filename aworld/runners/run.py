@@ -29,6 +29,7 @@ from aworld.core.exceptions import (
     EnvironmentFailed,
     LimitReached,
     ModelError,
+    StoreError,
     TaskError,
     ToolError,
 )
@@ -36,11 +37,14 @@ from aworld.core.message import ToolCall, Usage, content_text
 from aworld.core.model import Delta, Model, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.core.task import Task, TaskResponse
-from aworld.core.tool.base import Question, Tool, ToolContext, calling
+from aworld.core.tool.base import Guardrail, Question, Tool, ToolContext, calling
 from aworld.core.tool.results import to_content
 from aworld.core.tool.toolkit import Offer
+from aworld.core.tool.wrappers import means_always
 from aworld.core.trajectory import Activation, Spending, Trajectory
 from aworld.models.call import Outcome, call_model
+from aworld.runners.budget import check_spending
+from aworld.runners.functions import On, reason_of, system_message
 from aworld.runners.journal import Journal, Recorder, give_reward
 from aworld.trajectory.store import TrajectoryStore
 
@@ -61,6 +65,8 @@ class Run:
     def __init__(self, task: Task, store: TrajectoryStore, record: Trajectory, world: World | None = None) -> None:
         self.task = task
         self.conf = task.conf
+        self.share = task.share
+        """Its part in what many runs may spend together; None where each has its own limits alone."""
         self.record = record
         self.journal = Journal(record, store)
         self.recorder = Recorder(self.journal)
@@ -72,7 +78,7 @@ class Run:
             self.units = {name: world.stand_in(unit) for name, unit in self.units.items()}
         self.state = SharedState(self.journal, self.units)
         self.context = self.state.context_of(None)
-        self.scope = RunScope(record.id, task.info)
+        self.scope = RunScope(record.id, task.info, artifacts=record.artifacts, blobs=store)
         self.is_fork = False
         """Whether the run begins within the events of another."""
         self.spent = 0.0
@@ -113,6 +119,16 @@ class Run:
             return {}
         return {q.question: answers[q.id] for q in self.record.questions_of(called) if q.id in answers}
 
+    def always(self, called: ev.ToolCalled) -> bool:
+        """Whether a person has answered `always` to a question of this tool."""
+        record = self.record
+        answers = record.answers
+        calls = {(q.step, q.call_id) for q in record.questions.values() if means_always(answers.get(q.id, ""))}
+        return bool(calls) and any(
+            isinstance(e, ev.ToolCalled) and e.name == called.name and (e.step, e.call_id) in calls
+            for e in record.events
+        )
+
     def unanswered(self, called: ev.ToolCalled) -> bool:
         """Whether a person still has to answer before a call can go on."""
         if not self.record.questions:
@@ -127,7 +143,24 @@ class Run:
         One that waited in this process has its scope again; any other has a new one, which knows what it had used.
         """
         self.scope = _resting.get(self.journal.store, {}).pop(self.record.id, self.scope)
+        self.scope.artifacts = self.record.artifacts
         self.scope.used |= {event.name for event in self.record.own_events if isinstance(event, ev.ToolCalled)}
+
+    async def keep_artifacts(self) -> None:
+        """Put on record what has changed in the files that outlive the run. Raises StoreError."""
+        for source in self.scope.sources:
+            try:
+                async with asyncio.timeout(LET_GO):
+                    changed = await source.artifacts()
+            except StoreError:
+                raise
+            except BaseException as raised:  # such as a sandbox that has died: the run goes on
+                if failure_of(raised) is None:
+                    raise
+                logger.exception("trajectory=%s | changed files of %r are not kept", self.record.id, source)
+                continue
+            for fields in changed:
+                self.journal.add(ev.ArtifactKept, **fields)
 
     async def let_go(self) -> None:
         """The run is over; nothing that it held may hold it up."""
@@ -163,26 +196,12 @@ class Run:
 
     def check_limits(self, steps: int) -> None:
         """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
-        conf, spending = self.conf, self.spending()
+        conf = self.conf
         if conf.max_steps is not None and steps >= conf.max_steps:
             remedy = "fork the run with a higher one to go on" if self.environment is None else "give a higher one"
             raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
-        if conf.max_tokens is not None:
-            if spending.uncounted is not None:
-                who, number = spending.uncounted
-                raise LimitReached("max_tokens", f"max_tokens is set, but {who} reported no usage for step {number}.")
-            if spending.tokens >= conf.max_tokens:
-                text = f"max_tokens={conf.max_tokens} reached: {spending.tokens} tokens used."
-                raise LimitReached("max_tokens", text)
-        if conf.max_cost is not None:
-            if spending.unpriced is not None:
-                who, number = spending.unpriced
-                remedy = "set llm_input_price and llm_output_price (US dollars for a million tokens) for its model"
-                text = f"max_cost is set, but {who} reported no cost for step {number}: {remedy}."
-                raise LimitReached("max_cost", text, remedy=remedy)
-            if spending.cost >= conf.max_cost:
-                text = f"max_cost={conf.max_cost} reached: {spending.cost:.6f} US dollars spent."
-                raise LimitReached("max_cost", text)
+        if conf.max_tokens is not None or conf.max_cost is not None:
+            check_spending(conf, self.spending())
 
 
 def units_of_task(root: Unit, tools: Sequence[Any]) -> dict[str, Unit]:
@@ -340,11 +359,15 @@ class World:
             logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
             raise ModelError(f"Model {model.name!r} raised {text}") from raised
 
-    async def instruct(self, agent: BaseAgent, context: ToolContext, conf: TaskConfig) -> str:
+    async def instruct(self, agent: BaseAgent, context: ToolContext, limit: float) -> str:
         """The system message of one call, of an agent whose instructions are a function. Raises TaskError."""
-        from aworld.runners.functions import system_message  # few agents need it
+        return await system_message(agent, context, limit)
 
-        return await system_message(agent, context, conf.tool_timeout)
+    async def judge(
+        self, guardrail: Guardrail, context: ToolContext, value: Any, on: On, activation: int, limit: float
+    ) -> str | None:
+        """Why a guardrail refuses a value, None when it lets it pass. Raises TaskError for one that fails."""
+        return await reason_of(guardrail, context, value, limit)
 
     async def act(self, offer: Offer, call: ToolCall, context: ToolContext, conf: TaskConfig) -> ActionResult:
         """Call a tool. Every failure is a result that tells the model what was wrong. Raises only
@@ -374,7 +397,7 @@ class World:
         if error is not None:  # as text that can be stored, and no longer than a result may be
             error = content_text(to_content(error, conf.max_tool_result))
             content = to_content(content, conf.max_tool_result)
-        return ActionResult(call.id, call.name, content, error, clock.seconds)
+        return ActionResult(call.id, call.name, content, error, clock.seconds, attempts=tuple(context.attempts))
 
 
 async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:

@@ -18,15 +18,17 @@ from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
-from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskError
+from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskError, ToolError
 from aworld.core.hooks import HookContext, Hooks, around
 from aworld.core.message import Content, Message, Origin, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
-from aworld.core.output import ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
+from aworld.core.output import PartialOutput, ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
 from aworld.core.tool.base import Clock, Question, ToolContext
 from aworld.core.tool.toolkit import Offer, describe
+from aworld.core.tool.wrappers import decoded
 from aworld.core.trajectory import Activation, Trajectory
 from aworld.models.call import Outcome
+from aworld.runners.functions import refusal_of
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run
 
@@ -34,7 +36,9 @@ from aworld.runners.run import Run
 class AgentTurn:
     """What the runtime hands to `BaseAgent.decide`. Satisfies `aworld.core.agent.base.Turn`."""
 
-    __slots__ = ("_messages", "_prompt", "_shown", "activation", "agent", "called", "index", "offer", "run", "step")
+    __slots__ = (
+        "_messages", "_partial", "_prompt", "_shown", "activation", "agent", "called", "index", "offer", "run", "step",
+    )  # fmt: skip
 
     def __init__(self, run: Run, activation: Activation, agent: BaseAgent, offer: Offer, step: int, index: int) -> None:
         self.run = run
@@ -49,6 +53,7 @@ class AgentTurn:
         self._prompt = activation.leaf
         """The leaf of what this call shows."""
         self._shown: tuple[Message, ...] | None = None
+        self._partial: PartialAnswer | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -107,7 +112,7 @@ class AgentTurn:
         Raises TaskError that names a function which fails or returns no text.
         """
         run = self.run
-        text = await run.world.instruct(self.agent, run.context_for(self.activation, self.step), run.conf)
+        text = await run.world.instruct(self.agent, run.context_for(self.activation, self.step), run.conf.tool_timeout)
         if text:
             messages = self._shown if self._shown is not None else self.messages
             self.show((Message("system", text), *messages))
@@ -133,9 +138,21 @@ class AgentTurn:
         return self._record(model, request, outcome)
 
     async def _ask(self, model: Model, request: ModelRequest) -> Outcome:
-        if not self.run.is_read:
-            return await self.run.world.ask(model, request)
-        return await self.run.world.ask(model, request, self._on_delta(), self._on_retry)
+        run, share = self.run, self.run.share
+        used = None if share is None else await share.reserve()  # that much too where the call is cut off
+        try:
+            if run.is_read:
+                outcome = await run.world.ask(model, request, self._on_delta(request), self._on_retry)
+            else:
+                outcome = await run.world.ask(model, request)
+            used = outcome.reply.usage or Usage()
+            return outcome
+        except ModelError:
+            used = None
+            raise
+        finally:
+            if share is not None:
+                share.settle(used, model.provider, self.step)
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
         at = HookContext(self.run.record, self.context, self.agent.name, self.step)
@@ -219,7 +236,7 @@ class AgentTurn:
                 idempotent=tool is not None and tool.idempotent,
             )
 
-    def _on_delta(self) -> Callable[[Delta], None]:
+    def _on_delta(self, request: ModelRequest) -> Callable[[Delta], None]:
         """What takes the pieces of the answer; they are many, so all that they share is looked up once."""
         push, id, agent, step = self.run.journal.store.hub.push, self.run.record.id, self.agent.name, self.step
 
@@ -227,13 +244,55 @@ class AgentTurn:
             kind = TextOutput if type(delta) is TextDelta else ReasoningOutput
             push(id, kind(trajectory_id=id, agent=agent, step=step, text=delta.text))
 
-        return on_delta
+        if request.output is None:
+            return on_delta
+        self._partial = PartialAnswer(self, on_delta)
+        return self._partial
 
     def _on_retry(self, error: ModelError, wait: float) -> None:
+        if self._partial is not None:
+            self._partial.begin()
         output = RetryOutput(
             trajectory_id=self.run.record.id, agent=self.agent.name, step=self.step, error=str(error), wait=wait
         )
         self.run.journal.show(output)
+
+
+class PartialAnswer:
+    """Takes the pieces of an answer that has a shape, and shows also what it says so far.
+
+    It is read when it has grown by a thirty-second, so that all the reading takes as long as reading the whole about
+    thirty times, however small the pieces are.
+    """
+
+    __slots__ = ("_due", "_length", "_on_delta", "_pieces", "_turn", "_value")
+
+    def __init__(self, turn: AgentTurn, on_delta: Callable[[Delta], None]) -> None:
+        self._turn = turn
+        self._on_delta = on_delta
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what a try said that broke off."""
+        self._pieces: list[str] = []
+        self._length = self._due = 0
+        self._value: Any = None
+
+    def __call__(self, delta: Delta) -> None:
+        """Take one more piece."""
+        self._on_delta(delta)
+        if type(delta) is not TextDelta:
+            return
+        self._pieces.append(delta.text)
+        self._length += len(delta.text)
+        if self._length >= self._due:
+            self._due = self._length + self._length // 32
+            self._pieces = ["".join(self._pieces)]
+            turn, value = self._turn, self._turn.agent.partial_of(self._pieces[0])
+            if value is not None and value != self._value:
+                self._value, id = value, turn.run.record.id
+                output = PartialOutput(trajectory_id=id, agent=turn.agent.name, step=turn.step, value=value)
+                turn.run.journal.show(output)
 
 
 def observe(record: Trajectory, activation: Activation) -> Observation:
@@ -251,7 +310,8 @@ def observe(record: Trajectory, activation: Activation) -> Observation:
 def result_of(record: Trajectory, returned: ev.ToolReturned) -> ActionResult:
     """A closed tool call as the agent sees it."""
     content = record.messages[returned.result].message.content
-    return ActionResult(returned.call_id, returned.name, content or "", returned.error, returned.duration)
+    result = ActionResult(returned.call_id, returned.name, content or "", returned.error, returned.duration)
+    return msgspec.structs.replace(result, attempts=returned.attempts) if returned.attempts else result
 
 
 INTERRUPTED = "interrupted"
@@ -340,7 +400,9 @@ async def _with_hooks(
         rewritten["arguments"] = asked.arguments
     if original is not None and (original.content, original.error) != (result.content, result.error):
         rewritten["original"] = (original.content, original.error)
-    return msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name), rewritten
+    attempts = original.attempts if original is not None else ()
+    result = msgspec.structs.replace(result, tool_call_id=called.call_id, name=called.name, attempts=attempts)
+    return result, rewritten
 
 
 class CallAccount:
@@ -351,8 +413,19 @@ class CallAccount:
         self._called = called
         self._spent = spent
 
-    def reserve(self, wanted: Usage) -> Usage:
+    async def reserve(self, wanted: Usage) -> Usage:
         """Set aside what is wanted, and no more output than `max_tokens` of the task leaves."""
+        share = self._run.share
+        if share is not None:
+            await share.reserve()
+        try:
+            return self._reserved(wanted)
+        except LimitReached:
+            if share is not None:
+                share.settle(None)
+            raise
+
+    def _reserved(self, wanted: Usage) -> Usage:
         run, conf = self._run, self._run.conf
         run.check_limits(run.record.next_step + run.samples)
         spending = run.spending()
@@ -378,6 +451,8 @@ class CallAccount:
         place = next(number for number, usage in enumerate(self._spent) if usage is granted)
         self._spent[place : place + 1] = [] if used is None else [used]
         called = self._called
+        if self._run.share is not None:
+            self._run.share.settle(used, source, called.step)
         self._run.journal.add(
             ev.Noted, source=source, name="sampling", data=data, step=called.step, activation=called.activation
         )
@@ -392,11 +467,21 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         called.call_id,
         run.state.context_of(activation),
         run.answers_to(called),
+        bool(run.record.answers) and run.always(called),
         partial(_show_note, run, activation, called) if run.is_read else None,
         clock=run.journal.clocks[activation.id, called.call_id],
         spent=spent,
         account=CallAccount(run, called, spent),
     )
+    tool = offer.by_name.get(call.name)
+    if tool is not None and tool.guardrails:
+        try:
+            values = decoded(call.arguments)
+            refusal = await refusal_of(run, activation, context, "call", values, tool.guardrails)
+        except (TaskError, ToolError) as error:
+            refusal = str(error)
+        if refusal is not None:
+            return ActionResult(call.id, call.name, refusal, refusal)
     result = await run.world.act(offer, call, context, run.conf)
     if context.spent:
         result = msgspec.structs.replace(result, usage=reduce(Usage.__add__, context.spent))
@@ -431,7 +516,7 @@ def answer_call(
 def interrupt_call(journal: Journal, activation: Activation, called: ev.ToolCalled, why: str) -> None:
     """Close a call whose outcome nobody will know."""
     clock = journal.clocks.pop((activation.id, called.call_id), None)
-    never = clock is not None and clock.began is None and clock.ended is not None
+    never = clock is not None and clock.began is None and clock.ended is not None and not clock.before
     effect = "It had not begun, and did not run." if never else "It may or may not have taken effect."
     text = f"The call was interrupted ({why}). {effect}"
     answer_call(journal, activation, called, text, INTERRUPTED)
@@ -495,6 +580,7 @@ def _return(
         error=result.error,
         duration=result.duration,
         usage=result.usage,
+        attempts=result.attempts,
         **rewritten,
     )
 

@@ -21,9 +21,10 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial, reduce
+from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
@@ -35,11 +36,20 @@ from aworld.core.agent.flow import Unit
 from aworld.core.bounded import failure_of
 from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.event import Status, TaskInfo
-from aworld.core.exceptions import AWorldError, ConfigError, StoreError, TaskError
-from aworld.core.message import Content, Message
+from aworld.core.exceptions import (
+    AWorldError,
+    BudgetUsed,
+    ConfigError,
+    LimitReached,
+    StoreError,
+    TaskError,
+    UsageUnknown,
+)
+from aworld.core.message import Content, Message, Usage
 from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
+from aworld.runners.budget import Share
 from aworld.runners.driver import Episode, run_to_end, write_end
 from aworld.runners.journal import Journal
 from aworld.runners.local import Executor, load, rare_collection, store_of
@@ -76,7 +86,8 @@ class ProcessExecutor(Executor):
         self._starting = asyncio.Lock()
 
     def check(self, task: Task) -> None:
-        """Raise TaskError for a task that cannot travel."""
+        """See `Executor.check`. Raises TaskError for a task that cannot travel."""
+        super().check(task)
         self._begins[task.id] = reference_to(task)
 
     @asynccontextmanager
@@ -102,12 +113,12 @@ class ProcessExecutor(Executor):
             ) from error
         return _Worker(process)
 
-    async def run_one(self, task: Task) -> TaskResponse:
-        """See `Executor.run_one`. Raises TaskError for a task that cannot travel."""
+    async def _run_one(self, task: Task, record: Trajectory | None) -> TaskResponse:
         begin = self._begins.pop(task.id, None) or reference_to(task)
         for attempt in range(ATTEMPTS):
             worker = await self._free()
-            ended = await worker.execute(msgspec.structs.replace(begin, again=attempt > 0))
+            again = record is not None or attempt > 0
+            ended = await worker.execute(msgspec.structs.replace(begin, again=again), task.share)
             if ended is None:
                 continue
             if ended.misuse is not None:
@@ -164,27 +175,43 @@ class _Worker:
         self.process = process
         self.waiting: dict[str, asyncio.Future[RunEnded | None]] = {}
         self.gone = False
+        self._shares: dict[str, _SharedOut] = {}
+        """What runs there may spend, by task."""
         self._reading = asyncio.create_task(self._read())
 
-    async def execute(self, begin: Begin) -> RunEnded | None:
+    async def execute(self, begin: Begin, share: Share | None = None) -> RunEnded | None:
         """Run a task there; None when the process died."""
         if self.gone:
             return None
         waiter = self.waiting[begin.task.id] = asyncio.get_running_loop().create_future()
+        if share is not None:
+            begin = msgspec.structs.replace(begin, shares=True)
+            self._shares[begin.task.id] = _SharedOut(share, self._say)
         try:
             assert self.process.stdin is not None  # it was started with a pipe
+            self._say(begin)
             with suppress(BrokenPipeError, ConnectionResetError):
-                self.process.stdin.write(msgspec.json.encode(begin) + b"\n")
                 await self.process.stdin.drain()
             return await waiter
         finally:
             self.waiting.pop(begin.task.id, None)
+            if (shared := self._shares.pop(begin.task.id, None)) is not None:
+                shared.leave()
+
+    def _say(self, order: Begin | Reserved) -> None:
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self.process.stdin.write(msgspec.json.encode(order) + b"\n")
 
     async def _read(self) -> None:
         assert self.process.stdout is not None  # it was started with a pipe
-        decoder = msgspec.json.Decoder(RunEnded)
+        decoder: msgspec.json.Decoder[RunEnded | Reserve | Settle] = msgspec.json.Decoder(RunEnded | Reserve | Settle)
         while line := await self.process.stdout.readline():
             ended = decoder.decode(line)
+            if not isinstance(ended, RunEnded):
+                if (shared := self._shares.get(ended.id)) is not None:
+                    shared.take(ended)
+                continue
             waiter = self.waiting.get(ended.id)
             if waiter is not None and not waiter.done():
                 waiter.set_result(ended)
@@ -212,12 +239,86 @@ class _Worker:
         await self._reading
 
 
+class _SharedOut:
+    """What a run in a worker may spend: its calls are set aside in the budget of the parent, one line each way."""
+
+    def __init__(self, share: Share, say: Callable[[Reserved], None]) -> None:
+        self._share = share
+        self._say = say
+        self._granted = 0
+        self._waiting: set[asyncio.Task[None]] = set()
+
+    def take(self, asked: Reserve | Settle) -> None:
+        """Do what the worker says of a call."""
+        if isinstance(asked, Settle):
+            self._granted -= 1
+            self._share.settle(asked.used, asked.who, asked.step)
+            return
+        task = asyncio.create_task(self._reserve(asked))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _reserve(self, asked: Reserve) -> None:
+        try:
+            granted = await self._share.reserve()
+        except LimitReached as reached:
+            unknown = isinstance(reached, UsageUnknown)
+            self._say(Reserved(asked.call, limit=reached.limit, refused=str(reached), unknown=unknown))
+        else:
+            self._granted += 1
+            self._say(Reserved(asked.call, granted))
+
+    def leave(self) -> None:
+        """The run is over, or its process is; of calls that were under way nobody knows what they took."""
+        for task in self._waiting:
+            task.cancel()
+        self._share.leave(cut=self._granted)
+
+
+_numbers = count()
+
+
+class FarShare:
+    """A run's part in a budget, in a worker: the parent keeps the books. Stands where `Share` does."""
+
+    conf: ClassVar = RunConfig()  # prices were looked at by the parent
+
+    def __init__(
+        self, id: str, say: Callable[[Reserve | Settle], None], open_calls: dict[int, asyncio.Future[Reserved]]
+    ) -> None:
+        self._id = id
+        self._say = say
+        self._open_calls = open_calls
+
+    async def reserve(self) -> Usage:
+        """See `Budget.reserve`."""
+        number = next(_numbers)
+        answer = self._open_calls[number] = asyncio.get_running_loop().create_future()
+        self._say(Reserve(self._id, number))
+        try:
+            reserved = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(self._give_back)
+            raise
+        if reserved.granted is None:
+            raise (UsageUnknown if reserved.unknown else BudgetUsed)(reserved.limit, reserved.refused)
+        return reserved.granted
+
+    def _give_back(self, answer: asyncio.Future[Reserved]) -> None:
+        if answer.result().granted is not None:
+            self.settle(None)
+
+    def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
+        """See `Budget.settle`."""
+        self._say(Settle(self._id, used, who, step))
+
+
 MAIN = "__aworld_main__"
 """The name under which a worker imports the program's own file: what stands behind `if __name__ == "__main__":` does
 not run there."""
 
 
-class Begin(Struct, omit_defaults=True):
+class Begin(Struct, omit_defaults=True, tag=True):
     """A task on its way to a worker. Code stands as `module:name` or `file.py:name`."""
 
     task: TaskInfo
@@ -234,9 +335,37 @@ class Begin(Struct, omit_defaults=True):
     arguments: dict[str, Any] = {}
     again: bool = False
     """Whether another worker may have begun it."""
+    shares: bool = False
+    """Whether it shares a budget with others."""
 
 
-class RunEnded(Struct, omit_defaults=True):
+class Reserve(Struct, omit_defaults=True, tag=True):
+    """A run in a worker wants to ask a model."""
+
+    id: str
+    call: int
+
+
+class Reserved(Struct, omit_defaults=True, tag=True):
+    """Whether it may."""
+
+    call: int
+    granted: Usage | None = None
+    limit: str = ""
+    refused: str = ""
+    unknown: bool = False
+
+
+class Settle(Struct, omit_defaults=True, tag=True):
+    """What the call took."""
+
+    id: str
+    used: Usage | None = None
+    who: str = ""
+    step: int = 0
+
+
+class RunEnded(Struct, omit_defaults=True, tag=True):
     """How a run ended in a worker; its log is in the store."""
 
     id: str
@@ -394,17 +523,24 @@ async def serve(url: str, orders: int, answers: int) -> None:
     loop, store = asyncio.get_running_loop(), store_of(url)
     reader = asyncio.StreamReader(limit=1 << 26)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(orders, "rb"))
-    decoder = msgspec.json.Decoder(Begin)
+    decoder: msgspec.json.Decoder[Begin | Reserved] = msgspec.json.Decoder(Begin | Reserved)
+    open_calls: dict[int, asyncio.Future[Reserved]] = {}
     running: set[asyncio.Task[None]] = set()
     line = b""
 
+    def say(answer: RunEnded | Reserve | Settle) -> None:
+        os.write(answers, msgspec.json.encode(answer) + b"\n")
+
     async def execute(begin: Begin) -> None:
-        ended = await _execute(begin, store)
-        os.write(answers, msgspec.json.encode(ended) + b"\n")
+        say(await _execute(begin, store, FarShare(begin.task.id, say, open_calls) if begin.shares else None))
 
     with rare_collection():
         while (line := await reader.readline()).strip():
-            task = asyncio.create_task(execute(decoder.decode(line)))
+            order = decoder.decode(line)
+            if isinstance(order, Reserved):
+                open_calls.pop(order.call).set_result(order)
+                continue
+            task = asyncio.create_task(execute(order))
             running.add(task)
             task.add_done_callback(running.discard)
         if not line:  # the parent was killed: what runs is stopped, and no end of it is written
@@ -415,10 +551,11 @@ async def serve(url: str, orders: int, answers: int) -> None:
     await store.close()
 
 
-async def _execute(begin: Begin, store: TrajectoryStore) -> RunEnded:
+async def _execute(begin: Begin, store: TrajectoryStore, share: FarShare | None = None) -> RunEnded:
     record: Trajectory | None = None
     try:
         task = task_of(begin)
+        task.share = share
         if begin.again and await store.count(Query(ids=(begin.task.id,))):
             record = await load(begin.task.id, store)
             if record.finished is not None:  # its worker died after the end, before it could say so

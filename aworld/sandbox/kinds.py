@@ -18,8 +18,8 @@ from aworld.config.errors import ConfigError
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxLimits
 
 KINDS = {
-    "local": "aworld.sandbox.local:LocalSandbox",
-    "none": "aworld.sandbox.local:UnisolatedSandbox",
+    "local": "aworld.sandbox.local_sandbox:LocalSandbox",
+    "none": "aworld.sandbox.local_sandbox:UnisolatedSandbox",
     "container": "aworld.sandbox.container:ContainerSandbox",
     "e2b": "aworld.sandbox.e2b:E2BSandbox",
 }

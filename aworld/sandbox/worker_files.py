@@ -111,6 +111,24 @@ def list_folder(path: str, boxed: bool) -> None:
             out.write(b"%s%d/%s\0" % (b"d" if folder else b"f", size, os.fsencode(entry.name)))
 
 
+def scan(path: str, boxed: bool, left_out: str) -> None:
+    """Every file of a folder and of those below it: size, time of its content, of its inode, inode and mode, `/` and
+    its path, each ended by NUL. Folders with a name of `left_out` (lines) are not looked into."""
+    names = left_out.split("\n")
+    with open(1, "wb", closefd=False) as out:
+        for folder, folders, files in os.walk(path):
+            folders[:] = [name for name in folders if name not in names]
+            for name in files:
+                place = os.path.join(folder, name)
+                try:
+                    stat = os.lstat(place)
+                except FileNotFoundError:  # it was deleted meanwhile
+                    continue
+                if stat.st_mode & 0o170000 == 0o100000:
+                    facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_mode)
+                    out.write(b"%d %d %d %d %d/" % facts + os.fsencode(os.path.relpath(place, path)) + b"\0")
+
+
 def pack(path: str, boxed: bool) -> None:
     """The folder as a tar archive."""
     import tarfile
@@ -186,6 +204,7 @@ OPERATIONS = {
     b"read": read_file,
     b"write": write_file,
     b"list": list_folder,
+    b"scan": scan,
     b"pack": pack,
     b"unpack": unpack,
     b"restore": restore,

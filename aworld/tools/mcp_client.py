@@ -325,7 +325,7 @@ class Link(AbstractAsyncContextManager["Link"]):
         size = sum(len(message.text.encode()) for message in question.messages)
         granted = Usage(size // BYTES_PER_TOKEN + 1, question.params["max_tokens"])
         if account is not None:
-            granted = account.reserve(granted)
+            granted = await account.reserve(granted)
             question.params["max_tokens"] = granted.output_tokens
         used: Usage | None = granted  # of one that is cut off, nobody knows what it cost
         data: dict[str, Any] = {"error": "it did not answer"}

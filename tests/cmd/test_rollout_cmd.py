@@ -115,7 +115,7 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     other = shell(*command, "--run", "r", "--seed", "5")
     assert other.returncode == 2
-    assert "run='r' | the store has episodes of this run with another seed than 5" in other.stderr
+    assert "run='r' | the store has trajectories of this run with another seed than 5" in other.stderr
     more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
     assert more["episodes"] == 18
     assert len(lines_of(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18

@@ -26,7 +26,7 @@ async def test_a_script_is_said_in_order() -> None:
     assert [reply.finish_reason for reply in said] == ["tool_calls", "tool_calls", "stop", "stop", "length"]
     assert [reply.message.content for reply in said[2:]] == ["m", "bye", "whole"]
     assert said[4] == own
-    assert said[0].usage is None
+    assert said[0].usage == Usage(1, 3, 4, cost=0.0, estimated=True)
     # Stateless: the same turn says the same, whatever was asked before.
     assert await model.generate(asked(1)) == said[1]
 

@@ -18,8 +18,10 @@ from aworld.core.model import Delta, ModelRequest
 from aworld.models import http
 from aworld.models.anthropic import AnthropicModel
 from aworld.models.call import CallFailed, call_model
+from aworld.models.gemini import GeminiModel
 from aworld.models.http import retry_after
 from aworld.models.openai import OpenAIModel
+from aworld.models.openai_responses import ResponsesModel
 
 from .provider import (
     DONE,
@@ -205,6 +207,9 @@ def test_retry_after_in_each_of_its_forms() -> None:
         "\x00",
     ):
         assert retry_after({"Retry-After": odd, "retry-after-ms": odd}) in (None, 0.0, float("inf"))
+    assert retry_after({}, b'{"error": {"details": [{"retryDelay": "34.5s"}]}}') == 34.5
+    assert retry_after({"Retry-After": "2"}, b'"retryDelay": "34s"') == 2
+    assert retry_after({}, b'"retryDelay": "1.2.3s"') is None
     date = retry_after({"Retry-After": formatdate(time.time() + 30, usegmt=True)})
     assert date is not None
     assert 27 < date <= 30
@@ -245,8 +250,10 @@ KEY = "sk-very-secret-key"
 PASSWORD = "hunter2-in-a-header"
 
 
-@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel])
-async def test_no_error_shows_a_key_or_a_header(kind: type[OpenAIModel] | type[AnthropicModel]) -> None:
+@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel, ResponsesModel, GeminiModel])
+async def test_no_error_shows_a_key_or_a_header(
+    kind: type[OpenAIModel] | type[AnthropicModel] | type[GeminiModel],
+) -> None:
     echo = f"bad key {KEY}, headers: Authorization: Bearer {KEY}, X-Gate: {PASSWORD}"
     long = {"error": {"message": "z" * 1990 + KEY}}
     steps = [

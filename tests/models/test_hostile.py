@@ -23,13 +23,15 @@ from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.models import CallFailed, call_model, http
 from aworld.models.anthropic import AnthropicModel
+from aworld.models.gemini import GeminiModel
 from aworld.models.openai import OpenAIModel
+from aworld.models.openai_responses import ResponsesModel
 from aworld.runner import Runners
 
 from .provider import EVENTS, Connection, Provider, Step, chunked, event, head, raw, stalled, stream
 
 HI = ModelRequest(messages=(Message("user", "hi"),))
-Model = OpenAIModel | AnthropicModel
+Model = OpenAIModel | AnthropicModel | ResponsesModel | GeminiModel
 DEEP: Any = "@deep@"
 ODD: list[Any] = [
     None,
@@ -116,6 +118,50 @@ MESSAGE_EVENTS: list[dict[str, Any]] = [
 ]
 
 
+RESPONSE: dict[str, Any] = {
+    "id": "r",
+    "model": "g",
+    "status": "completed",
+    "error": None,
+    "incomplete_details": None,
+    "usage": {**USAGE, "input_tokens_details": {"cached_tokens": 1}, "output_tokens_details": {"reasoning_tokens": 1}},
+    "output": [
+        {"type": "reasoning", "id": "i", "summary": [{"type": "summary_text", "text": "y"}], "encrypted_content": "e"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x", "annotations": []}]},
+        {"type": "function_call", "id": "f", "call_id": "c", "name": "add", "arguments": "{}"},
+    ],
+}
+RESPONSE_EVENTS: list[dict[str, Any]] = [
+    {"type": "response.created", "response": {"id": "r", "output": []}},
+    {"type": "response.reasoning_summary_text.delta", "output_index": 0, "summary_index": 0, "delta": "y"},
+    {"type": "response.output_text.delta", "output_index": 1, "delta": "x"},
+    {"type": "response.output_item.done", "output_index": 1, "item": RESPONSE["output"][1]},
+    {"type": "response.function_call_arguments.delta", "output_index": 2, "delta": "{}"},
+    {"type": "response.completed", "response": {**RESPONSE, "output": RESPONSE["output"][1:]}},
+]
+GENERATED: dict[str, Any] = {
+    "candidates": [
+        {
+            "index": 0,
+            "finishReason": "STOP",
+            "content": {
+                "role": "model",
+                "parts": [
+                    {"text": "y", "thought": True},
+                    {"text": "x", "thoughtSignature": "s"},
+                    {"functionCall": {"id": "c", "name": "add", "args": {"a": 1}}, "thoughtSignature": "s"},
+                ],
+            },
+        }
+    ],
+    "usageMetadata": {"promptTokenCount": 1, "candidatesTokenCount": 2, "thoughtsTokenCount": 1, "totalTokenCount": 4},
+    "promptFeedback": {"blockReason": None},
+    "modelVersion": "g",
+    "responseId": "r",
+    "error": None,
+}
+
+
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield at
     if isinstance(value, dict | list):
@@ -154,6 +200,10 @@ CASES: dict[str, tuple[type[Model], bool, Any]] = {
     "a chunk": (OpenAIModel, True, [CHUNK]),
     "a message": (AnthropicModel, False, MESSAGE),
     "events": (AnthropicModel, True, MESSAGE_EVENTS),
+    "a response": (ResponsesModel, False, RESPONSE),
+    "events of a response": (ResponsesModel, True, RESPONSE_EVENTS),
+    "a generated content": (GeminiModel, False, GENERATED),
+    "generated contents": (GeminiModel, True, [GENERATED]),
 }
 
 

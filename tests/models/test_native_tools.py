@@ -8,13 +8,15 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import ModelConfig
-from aworld.core.exceptions import ConfigError
+from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelRequest, ToolSchema
 from aworld.models import CodeExecution, ScriptedModel, WebSearch, native_uses
 from aworld.models.anthropic import AnthropicModel
+from aworld.models.gemini import GeminiModel
 from aworld.models.native_tools import Location, NativeUse
 from aworld.models.openai import OpenAIModel
+from aworld.models.openai_responses import ResponsesModel
 from aworld.runner import Runners
 
 from .provider import Provider, answer, chat, event, stream
@@ -90,6 +92,91 @@ async def test_anthropic_searches_and_computes_and_gets_all_of_it_back(live: boo
     assert native_uses(said.message) == USES
 
 
+@pytest.mark.parametrize("live", [False, True])
+async def test_openai_searches_and_computes_and_gets_all_of_it_back(live: bool) -> None:
+    page = {"type": "url", "url": "https://n.example/1"}
+    output = [
+        {"id": "ws_1", "type": "web_search_call", "action": {"type": "search", "query": "news", "sources": [page]}},
+        {"id": "ci_1", "type": "code_interpreter_call", "code": "6 * 7", "container_id": "cntr_1",
+         "outputs": [{"type": "logs", "logs": "42"}]},
+        {"id": "msg_1", "type": "message", "role": "assistant", "content": [
+            {"type": "output_text", "text": "It rained.", "annotations": [{"type": "url_citation", **page}]}]},
+    ]  # fmt: skip
+    whole = {"id": "resp_1", "model": "gpt-x", "status": "completed", "output": output}
+    first = stream([event({"type": "response.completed", "response": whole})]) if live else answer(whole)
+    search = WebSearch(allowed_domains=("n.example",), location=Location(country="NO"))
+    async with Provider(first, answer(whole)) as provider:
+        model = ResponsesModel(provider.config(llm_native_tools=[search, "code_execution"]))
+        tool = ToolSchema("add", "Adds.", {"type": "object", "properties": {}})
+        asked = ModelRequest(HI.messages, tools=(tool,))
+        said = await (model.stream(asked, lambda _: None) if live else model.generate(asked))
+        await model.generate(ModelRequest((*HI.messages, said.message, Message("user", "Sure?"))))
+        before, after = (exchange.json for exchange in provider.requests)
+    assert before["tools"] == [
+        {
+            "type": "web_search",
+            "filters": {"allowed_domains": ["n.example"]},
+            "user_location": {"type": "approximate", "country": "NO"},
+        },
+        {"type": "code_interpreter", "container": {"type": "auto"}},
+        {"type": "function", "name": "add", "description": "Adds.", "parameters": tool.parameters, "strict": False},
+    ]
+    assert set(before["include"]) == {
+        "reasoning.encrypted_content", "web_search_call.action.sources", "code_interpreter_call.outputs",
+    }  # fmt: skip
+    assert after["tools"] == before["tools"][:2]
+    assert after["input"][1:4] == output
+    assert said.message.text == "It rained."
+    assert native_uses(said.message) == [
+        NativeUse("web_search", "news", "https://n.example/1"),
+        NativeUse("code_execution", "6 * 7", "42"),
+    ]
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_gemini_searches_and_computes_and_gets_all_of_it_back(live: bool) -> None:
+    parts = [
+        {"executableCode": {"language": "PYTHON", "code": "print(6 * 7)"}},
+        {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "42\n"}},
+        {"text": "It rained."},
+    ]
+    grounding = {
+        "webSearchQueries": ["news"],
+        "groundingChunks": [{"web": {"uri": "https://n.example/1", "title": "News"}}, {"odd": 5}],
+    }
+    candidate = {"content": {"parts": parts}, "finishReason": "STOP", "groundingMetadata": grounding}
+    whole = {"candidates": [candidate]}
+    pieces = [{"candidates": [{"content": {"parts": [part]}}]} for part in parts]
+    end = {"candidates": [{"finishReason": "STOP", "groundingMetadata": grounding}]}
+    first = stream([event(one) for one in (*pieces, end)]) if live else answer(whole)
+    async with Provider(first, answer(whole)) as provider:
+        model = GeminiModel(provider.config(llm_native_tools=["web_search", "code_execution"]))
+        tool = ToolSchema("now", "", {"type": "object", "properties": {}})
+        asked = ModelRequest(HI.messages, tools=(tool,))
+        said = await (model.stream(asked, lambda _: None) if live else model.generate(asked))
+        await model.generate(ModelRequest((*HI.messages, said.message, Message("user", "Sure?"))))
+        before, after = (exchange.json for exchange in provider.requests)
+    functions = {"functionDeclarations": [{"name": "now", "description": ""}]}
+    assert before["tools"] == [{"googleSearch": {}}, {"codeExecution": {}}, functions]
+    assert before["toolConfig"] == {"includeServerSideToolInvocations": True}
+    assert after["tools"] == before["tools"][:2]
+    assert "toolConfig" not in after
+    assert after["contents"][1] == {"role": "model", "parts": parts}
+    assert said.message.text == "It rained."
+    assert native_uses(said.message) == [
+        NativeUse("code_execution", "print(6 * 7)", "42"),
+        NativeUse("web_search", "news", "News https://n.example/1"),
+    ]
+
+
+async def test_what_stands_in_the_way_of_a_tool_is_said() -> None:
+    config = ModelConfig(llm_model_name="gemini-2.5-pro", llm_native_tools=[{"type": "web_search"}])
+    model = GeminiModel(config)
+    tool = ToolSchema("now", "", {"type": "object"})
+    with pytest.raises(ModelError, match=r"gemini-2.5-pro takes only one of .* take a model of Gemini 3"):
+        await model.generate(ModelRequest(HI.messages, tools=(tool,)))
+
+
 async def test_a_search_of_chat_completions() -> None:
     cited = {"type": "url_citation", "url_citation": {"url": "https://n.example/1", "title": "News", "start_index": 0}}
     found = chat("It rained.", message={"annotations": [cited]})
@@ -125,6 +212,8 @@ def test_native_tools_are_in_the_definition() -> None:
     [
         ("openai", [CodeExecution()], "openai:m has no code_execution of its own"),
         ("openai", [WebSearch(max_uses=1)], "web_search of openai takes no max_uses"),
+        ("openai-responses", [WebSearch(max_uses=1)], "web_search of openai-responses takes no max_uses"),
+        ("gemini", [WebSearch(allowed_domains=("x",))], "web_search of gemini takes no allowed_domains"),
         ("embedded", ["web_search"], "embedded:packaged has no web_search of its own"),
     ],
 )
@@ -132,6 +221,7 @@ async def test_what_a_provider_lacks_is_said_before_any_call(
     provider: str, tools: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never-used")
+    monkeypatch.setenv("GEMINI_API_KEY", "never-used")
     agent = Agent("reporter", model="embedded" if provider == "embedded" else f"{provider}:m", native_tools=tools)
     with pytest.raises(ConfigError, match=words):
         await Runners.run("What is new?", agent)

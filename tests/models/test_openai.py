@@ -22,6 +22,7 @@ from aworld.core.model import (
     TextDelta,
     ToolSchema,
 )
+from aworld.models.call import call_model
 from aworld.models.openai import AzureModel, OpenAIModel
 
 from .provider import DONE, EVENTS, Connection, Provider, answer, chat, chunked, event, joined, piece, stream
@@ -93,8 +94,8 @@ async def test_what_is_not_said_is_none() -> None:
 async def test_cost_from_the_configured_prices() -> None:
     body = {**chat(), "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 500_000}}
     async with Provider(answer(body), answer(body)) as provider:
-        priced = await OpenAIModel(provider.config(llm_input_price=2.0, llm_output_price=8.0)).generate(HI)
-        half = await OpenAIModel(provider.config(llm_input_price=2.0)).generate(HI)
+        priced = (await call_model(OpenAIModel(provider.config(llm_input_price=2.0, llm_output_price=8.0)), HI)).reply
+        half = (await call_model(OpenAIModel(provider.config(llm_input_price=2.0)), HI)).reply
     assert priced.usage is not None
     assert priced.usage.cost == 6.0
     assert half.usage is not None

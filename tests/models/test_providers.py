@@ -25,15 +25,16 @@ from aworld.models import (
     register_provider,
 )
 from aworld.models.providers import _models, _providers, recorded
+from aworld.models.remote_model import RemoteModel
 from aworld.runner import Runners
 
 from .provider import Provider, answer, chat
 
 VARIABLES = [
     *("LLM_PROVIDER", "LLM_MODEL_NAME", "LLM_API_KEY", "LLM_BASE_URL", "LLM_TEMPERATURE"),
-    *(f"{p}_{v}" for p in ("OPENAI", "ANTHROPIC", "OPENROUTER", "DEEPSEEK", "DASHSCOPE", "OLLAMA", "VLLM")
+    *(f"{p}_{v}" for p in ("OPENAI", "ANTHROPIC", "OPENROUTER", "DEEPSEEK", "DASHSCOPE", "OLLAMA", "VLLM", "GEMINI")
       for v in ("API_KEY", "BASE_URL")),
-    *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION"),
+    *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION", "GOOGLE_API_KEY"),
 ]  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def built(config: ModelConfig | str) -> OpenAIModel:
     return model
 
 
-def key_of(model: OpenAIModel | AnthropicModel) -> str | None:
+def key_of(model: RemoteModel) -> str | None:
     return model.config.llm_api_key
 
 
@@ -83,6 +84,11 @@ PRESETS = {
     "deepseek": ("DEEPSEEK_API_KEY", "https://api.deepseek.com/v1/chat/completions"),
     "qwen": ("DASHSCOPE_API_KEY", "https://dashscope.aliyuncs.com/compatible-mode/v1/chat/completions"),
     "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com/v1/messages"),
+    "openai-responses": ("OPENAI_API_KEY", "https://api.openai.com/v1/responses"),
+    "gemini": (
+        "GEMINI_API_KEY",
+        "https://generativelanguage.googleapis.com/v1beta/models/m:generateContent",
+    ),
 }
 
 
@@ -93,8 +99,20 @@ def test_presets_know_address_and_key(name: str, monkeypatch: pytest.MonkeyPatch
         build_model(ModelConfig(llm_provider=name, llm_model_name="m"))
     monkeypatch.setenv(variable, "sk-own")
     model = build_model(ModelConfig(llm_provider=name, llm_model_name="m"))
-    assert isinstance(model, OpenAIModel | AnthropicModel)
+    assert isinstance(model, RemoteModel)
     assert (model.provider, model.url, key_of(model)) == (name, url, "sk-own")
+
+
+def test_google_keys_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_API_KEY", "of-google")
+    model = build_model("gemini:gemini-3-pro")
+    assert isinstance(model, RemoteModel)
+    assert (key_of(model), model.name) == ("of-google", "gemini-3-pro")
+    monkeypatch.setenv("GEMINI_API_KEY", "of-gemini")
+    again = build_model("gemini:gemini-3-pro")
+    assert isinstance(again, RemoteModel)
+    assert key_of(again) == "of-gemini"
+    assert key_of(built(ModelConfig(llm_model_name="m", llm_base_url="http://localhost/v1"))) is None
 
 
 @pytest.mark.parametrize(("name", "port"), [("ollama", 11434), ("vllm", 8000)])
@@ -294,10 +312,10 @@ def test_importing_costs_no_http_client_and_no_sdk() -> None:
     assert done.stdout.strip() == "[]"
 
 
-KEYS = ("LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VLLM_API_KEY")
+KEYS = ("LLM_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "VLLM_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY")
 
 
-@pytest.mark.parametrize("name", [None, "openai", "anthropic", "vllm", "azure"])
+@pytest.mark.parametrize("name", [None, "openai", "openai-responses", "anthropic", "gemini", "vllm", "azure"])
 @pytest.mark.parametrize("own", [{}, {"LLM_PROVIDER": "openai", "LLM_BASE_URL": "https://mine.example/v1"}])
 async def test_no_key_goes_to_an_address_out_of_a_record(
     name: str | None, own: dict[str, str], monkeypatch: pytest.MonkeyPatch

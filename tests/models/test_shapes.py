@@ -14,7 +14,9 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Message, ToolCall, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 from aworld.models.anthropic import AnthropicModel
+from aworld.models.gemini import GeminiModel
 from aworld.models.openai import OpenAIModel
+from aworld.models.openai_responses import ResponsesModel
 
 from .provider import DONE, Provider, Step, chat, event, piece, raw, stream
 
@@ -263,8 +265,150 @@ MESSAGE_WHOLES: dict[str, tuple[Any, Seen, Any]] = {
     ),
 }
 
-Model = OpenAIModel | AnthropicModel
+
+def item(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "i", "type": kind, **fields}
+
+
+def told(*parts: Any) -> dict[str, Any]:
+    return item("message", role="assistant", content=list(parts))
+
+
+def called(**fields: Any) -> dict[str, Any]:
+    return item("function_call", **{"call_id": "c", "name": "add", "arguments": "{}", **fields})
+
+
+def response(*output: Any, **fields: Any) -> dict[str, Any]:
+    return {"id": "r", "model": "g", "status": "completed", "output": list(output), **fields}
+
+
+def ended(*output: Any, **fields: Any) -> bytes:
+    return event({"type": "response.completed", "response": response(*output, **fields)})
+
+
+def grows(kind: str = "output_text", **fields: Any) -> bytes:
+    return event({"type": f"response.{kind}.delta", "output_index": 0, **fields})
+
+
+SAID = {"type": "output_text", "text": "ok"}
+RESPONSE_STREAMS: dict[str, tuple[list[bytes], Seen, Any]] = {
+    "a surrogate pair in two pieces": (
+        [
+            grows(delta="@").replace(b"@", b"a\\ud83d"),
+            grows(delta="@").replace(b"@", b"\\ude00b"),
+            ended(told({"type": "output_text", "text": "a😀b"})),
+        ],
+        text,
+        "a😀b",
+    ),
+    "a piece of null": ([grows(delta=None), grows(delta="ok"), ended(told(SAID))], text, "ok"),
+    "a piece of a wrong type": ([grows(delta=5)], text, Refused("not a reply")),
+    "an event of a kind to come": (
+        [event({"type": "response.weather", "delta": {"rain": 1}, "item": 5}), ended(told(SAID))],
+        text,
+        "ok",
+    ),
+    "an item of a kind to come": ([ended(item("poem", content="lines"), told(SAID))], text, "ok"),
+    "a part of a kind to come": ([ended(told({"type": "poem", "lines": [1]}, SAID))], text, "ok"),
+    "null among the items": ([ended(None, told(SAID))], text, "ok"),
+    "an item of text": ([ended("ok")], text, Refused("not a reply")),
+    "a text of null": ([ended(told({"type": "output_text", "text": None}))], text, Refused("not a whole reply")),
+    "arguments as an object": ([ended(called(arguments={"a": 1}))], calls, Refused("not a whole reply")),
+    "arguments that were cut": (
+        [ended(called(arguments='{"a": 1, "b": "cut'), incomplete_details={"reason": "max_output_tokens"})],
+        lambda reply: (calls(reply), reply.finish_reason),
+        ([("add", '{"a": 1, "b": "cut')], "length"),
+    ),
+    "odd figures": (
+        [ended(told(SAID), model=5, id=7, usage={"input_tokens": "x", "output_tokens": 9, "input_tokens_details": []})],
+        lambda reply: (text(reply), reply.model, reply.usage),
+        ("ok", None, Usage(output_tokens=9)),
+    ),
+    "an event after the end": ([ended(told(SAID)), grows(delta=" and more")], text, "ok"),
+    "an end without a response": ([event({"type": "response.completed"})], text, Refused("only the beginning")),
+    "an error of text": ([event({"type": "error", "error": "engine died"})], text, Refused("engine died")),
+    "an event of brackets": (
+        [event(b'{"type": "response.completed", "response": ' + b"[" * 50_000)],
+        text,
+        Refused("not a reply"),
+    ),
+}
+RESPONSE_WHOLES: dict[str, tuple[Any, Seen, Any]] = {
+    "no status": ({"output": [told(SAID)]}, lambda r: (text(r), r.finish_reason), ("ok", "stop")),
+    "no output": ({"status": "completed"}, text, Refused("no output")),
+    "an output of text": (response(output="ok"), text, Refused("not a reply")),
+    "reasoning without a summary": (
+        response(item("reasoning", summary=None, content=[{"type": "reasoning_text", "text": "Hm."}]), told(SAID)),
+        lambda reply: (text(reply), reply.message.reasoning),
+        ("ok", "Hm."),
+    ),
+    "a call with an id of null": (response(called(call_id=None)), calls, Refused("not a whole reply")),
+}
+
+
+def candidate(*parts: Any, finish: Any = "STOP", **fields: Any) -> dict[str, Any]:
+    answer = {"content": {"parts": list(parts)}, **fields}
+    return {"candidates": [answer if finish is None else {**answer, "finishReason": finish}]}
+
+
+def use_of(**fields: Any) -> dict[str, Any]:
+    return {"functionCall": {"name": "add", "args": {}, **fields}}
+
+
+FINAL = event(candidate())
+GEMINI_STREAMS: dict[str, tuple[list[bytes], Seen, Any]] = {
+    "a surrogate pair in two pieces": (
+        [
+            event(candidate({"text": "@"}, finish=None)).replace(b"@", b"a\\ud83d"),
+            event(candidate({"text": "@"}, finish=None)).replace(b"@", b"\\ude00b"),
+            FINAL,
+        ],
+        text,
+        "a😀b",
+    ),
+    "an end in each chunk": ([event(candidate({"text": "o"})), event(candidate({"text": "k"}))], text, "ok"),
+    "no parts": ([event({"candidates": [{"content": {}}]}), event(candidate({"text": "ok"}))], text, "ok"),
+    "no content": ([event({"candidates": [{"finishReason": "SAFETY"}]})], lambda r: r.finish_reason, "content_filter"),
+    "null among the parts": ([event(candidate(None, {"text": "ok"}))], text, "ok"),
+    "another candidate": ([event(candidate({"text": "no"}, index=1)), event(candidate({"text": "ok"}))], text, "ok"),
+    "a text of null": ([event(candidate({"text": None}))], text, Refused("not a reply")),
+    "a part of text": ([event(candidate("ok"))], text, Refused("not a reply")),
+    "a part of a kind to come": ([event(candidate({"poem": [1]}, {"text": "ok"}))], text, "ok"),
+    "a thought of 5": ([event(candidate({"text": "ok", "thought": 5}))], text, "ok"),
+    "two calls without ids": (
+        [event(candidate(use_of(), use_of(name="sub"))), FINAL],
+        lambda reply: [(call.id, call.name) for call in reply.message.tool_calls],
+        [("call_0", "add"), ("call_1", "sub")],
+    ),
+    "arguments of null": ([event(candidate(use_of(args=None)))], calls, [("add", "{}")]),
+    "arguments of text": ([event(candidate(use_of(args="x")))], calls, [("add", '"x"')]),
+    "a call of null": ([event(candidate({"functionCall": None}))], calls, Refused("not a whole reply")),
+    "odd figures": (
+        [
+            event({
+                **candidate({"text": "ok"}), "modelVersion": 5, "responseId": [],
+                "usageMetadata": {"promptTokenCount": "x", "thoughtsTokenCount": 9},
+            })
+        ],
+        lambda reply: (text(reply), reply.model, reply.usage),
+        ("ok", None, Usage(output_tokens=9, reasoning_tokens=9)),
+    ),
+    "an error of text": ([event({"error": "engine died"})], text, Refused("engine died")),
+    "an event of brackets": ([event(b'{"candidates": ' + b"[" * 50_000)], text, Refused("not a reply")),
+}  # fmt: skip
+GEMINI_WHOLES: dict[str, tuple[Any, Seen, Any]] = {
+    "no reason to end": (candidate({"text": "ok"}, finish=None), lambda r: (text(r), r.finish_reason), ("ok", None)),
+    "a reason of 5": (candidate({"text": "ok"}, finish=5), lambda r: (text(r), r.finish_reason), ("ok", None)),
+    "candidates of text": ({"candidates": "ok"}, text, Refused("not a reply")),
+    "a call with a name of 5": (candidate(use_of(name=5)), calls, Refused("not a whole reply")),
+}
+
+Model = OpenAIModel | AnthropicModel | ResponsesModel | GeminiModel
 CASES = [
+    *((ResponsesModel, True, name, *row) for name, row in RESPONSE_STREAMS.items()),
+    *((ResponsesModel, False, name, *row) for name, row in RESPONSE_WHOLES.items()),
+    *((GeminiModel, True, name, *row) for name, row in GEMINI_STREAMS.items()),
+    *((GeminiModel, False, name, *row) for name, row in GEMINI_WHOLES.items()),
     *((OpenAIModel, True, name, *row) for name, row in CHAT_STREAMS.items()),
     *((AnthropicModel, True, name, *row) for name, row in MESSAGE_STREAMS.items()),
     *((OpenAIModel, False, name, *row) for name, row in CHAT_WHOLES.items()),
@@ -328,7 +472,7 @@ async def test_what_was_cut_goes_back_as_an_object() -> None:
     assert reply.message.tool_calls == (ToolCall("t1", "add", '{"a": 1, "b": "cut'),)
 
 
-@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel])
+@pytest.mark.parametrize("kind", [OpenAIModel, AnthropicModel, ResponsesModel, GeminiModel])
 async def test_a_refusal_of_brackets_is_quoted(kind: type[Model]) -> None:
     async with Provider(raw(b"[" * 100_000, 400), raw(b'{"error":' * 900 + b"1" + b"}" * 900, 400)) as provider:
         model = kind(provider.config())

@@ -178,10 +178,8 @@ async def test_one_process_asks_another_answers_and_a_third_goes_on(tmp_path: Pa
     assert 'aworld answer bill "..."' in err
 
     code, out, _ = desk("answer", "bill", "The lion's share: me")
-    assert (code, out) == (
-        0,
-        "Nothing is left to answer; go on with: aworld resume bill (with the --agent, --tool or --mcp that it had)\n",
-    )
+    assert code == 0
+    assert out.startswith("Nothing is left to answer; go on with: aworld resume bill (with the --agent, --tool, --mcp")
     code, out, _ = desk("resume", "bill", "--agent", "people:payer")
     assert (code, "All paid." in out) == (0, True)
     assert len((tmp_path / "effects").read_text().splitlines()) == 1
@@ -209,9 +207,10 @@ async def test_the_command_shows_what_is_open_and_takes_an_answer_once(tmp_path:
     }
     (tmp_path / "trips.py").write_text(TRIPS)
     code, out, err = desk("resume", "trip", "--agent", "trips:asker")  # asks again: what, and how to answer
-    assert (code, out.split()[:2]) == (3, ["trip", "waiting"])
-    assert err.splitlines()[:3] == [
-        "aworld: it asks: Where?", "aworld: it asks: When?", 'Answer with: aworld answer trip "..."',
+    assert (code, out) == (3, "")
+    assert err.splitlines()[:4] == [
+        "aworld: waiting", "aworld: it asks: Where?", "aworld: it asks: When?",
+        'Answer with: aworld answer trip "..."',
     ]  # fmt: skip
     code, _, err = desk("answer", "trip", "Monday")
     assert code == 2

@@ -26,7 +26,7 @@ from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
 from aworld.sandbox import SandboxPool, open_sandbox
-from aworld.sandbox.local import LocalSandbox
+from aworld.sandbox.local_sandbox import LocalSandbox
 from aworld.tools.files import file_tools
 from aworld.tools.human import ask
 from aworld.tools.python import python_tool

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from aworld.agents.definitions import travels, unit_of
 from aworld.agents.files import dump, load
@@ -15,7 +16,10 @@ from aworld.agents.llm_agent import Agent
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.swarm import HandoffSwarm
-from aworld.core.exceptions import ConfigError
+from aworld.core.definition import AgentDefinition
+from aworld.core.exceptions import ConfigError, DeniedError
+from aworld.core.hooks import HookContext, Hooks
+from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import ToolContext
 from aworld.models import FunctionModel
@@ -89,12 +93,47 @@ async def test_replay_uses_what_is_on_record_and_resume_asks_again(store: Trajec
     assert prompts(forked)[1:] == ["Asked 4 times before.", "Asked 5 times before."]
 
 
+class Remembering(Hooks):
+    """Puts something behind the system prompt of each call."""
+
+    async def before_model(self, at: HookContext, request: ModelRequest) -> ModelRequest:
+        first, *rest = request.messages
+        return replace(request, messages=(replace(first, content=f"{first.text} You know Ada."), *rest))
+
+
+async def test_hooks_are_given_what_was_returned_in_a_replay_too() -> None:
+    def brief(context: ToolContext) -> str:
+        return f"Part {context.step // 2}."
+
+    agent = scripted(SUM, SUM, SUM, "done", system_prompt=brief)
+    response = await Runners.run("x", agent, hooks=[Remembering()])
+    assert prompts(response) == [f"Part {n // 2}. You know Ada." for n in range(4)]
+    report = await Runners.replay(response.record, agent, hooks=[Remembering()])
+    assert report.same, report.difference
+
+
+def named(context: ToolContext) -> str:
+    return f"You are {context.agent}."
+
+
+def silent(context: ToolContext) -> str:
+    return ""
+
+
 def raises(context: ToolContext) -> str:
     raise LookupError("no such customer")
 
 
 def exits(context: ToolContext) -> str:
     raise SystemExit(3)
+
+
+def garbled(context: ToolContext) -> str:
+    raise ValueError("half \ud800")
+
+
+def refuses(context: ToolContext) -> str:
+    raise DeniedError("not today")
 
 
 def wordless(context: ToolContext) -> Any:
@@ -114,6 +153,8 @@ async def hangs(context: ToolContext) -> str:
     ("function", "words"),
     [
         (raises, "Instructions 'raises' of agent 'agent' raised LookupError: no such customer"),
+        (garbled, "Instructions 'garbled' of agent 'agent' raised ValueError: half \\ud800"),
+        (refuses, "Instructions 'refuses' of agent 'agent' raised DeniedError: not today"),
         (exits, "Instructions 'exits' of agent 'agent' raised SystemExit: 3"),
         (wordless, "Instructions 'wordless' of agent 'agent' returned {'text': 'brief'}; return text"),
         (broken, "Instructions 'broken' of agent 'agent' returned 'half \\ud800'; return text"),
@@ -121,7 +162,7 @@ async def hangs(context: ToolContext) -> str:
     ],
 )
 async def test_what_goes_wrong_ends_that_run_alone(function: Any, words: str) -> None:
-    conf = TaskConfig(tool_timeout=0.01)
+    conf = TaskConfig(tool_timeout=0.01) if function is hangs else TaskConfig()
     bad, good = Task("x", agent=scripted("never", system_prompt=function), conf=conf), Task("y", agent=scripted("well"))
     responses = await Runners.run_task([bad, good])
     assert responses[good.id].answer == "well"
@@ -132,13 +173,13 @@ async def test_what_goes_wrong_ends_that_run_alone(function: Any, words: str) ->
 
 
 async def test_no_text_is_no_system_message() -> None:
-    response = await Runners.run("x", scripted("done", system_prompt=lambda context: ""))
+    response = await Runners.run("x", scripted("done", system_prompt=silent))
     assert prompts(response) == [None]
 
 
 async def test_whoever_takes_over_has_its_own_instructions() -> None:
     first = scripted(call("handoff_to_second", message="yours"), name="first", system_prompt=season, tools=())
-    second = scripted("done", name="second", system_prompt=lambda context: f"You are {context.agent}.")
+    second = scripted("done", name="second", system_prompt=named)
     response = await Runners.run("x", swarm=HandoffSwarm((first, second)))
     assert (response.answer, prompts(response)) == ("done", ["It is winter.", "You are second."])
 
@@ -148,7 +189,7 @@ def test_refused_when_it_takes_no_context() -> None:
         return "x"
 
     with pytest.raises(ConfigError, match=r"system_prompt of agent 'a' is called as f\(context\), which it does not"):
-        Agent("a", system_prompt=brief)
+        Agent("a", system_prompt=brief)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="system_prompt=3"):
         Agent("a", system_prompt=3)  # type: ignore[arg-type]
 
@@ -156,6 +197,7 @@ def test_refused_when_it_takes_no_context() -> None:
 async def test_a_definition_names_the_function() -> None:
     agent = Agent("a", system_prompt=season, model="openai:gpt-4o")
     definition = travels(agent)
+    assert isinstance(definition, AgentDefinition)
     assert (definition.system_prompt, definition.instructions) == (None, "tests.runners.test_instructions:season")
     assert unit_of(definition).definition == definition
     assert load(dump(agent)).definition == definition

@@ -23,6 +23,7 @@ from aworld.core.tool import base, threads
 from aworld.core.tool.func_to_tool import tool
 from aworld.core.trajectory import Trajectory
 from aworld.models.doubles import FunctionModel, call
+from aworld.models.prices import Price
 from aworld.runner import Runners
 from aworld.runners import journal
 from aworld.server import ModelServer
@@ -70,10 +71,16 @@ async def test_tokens_are_summed_where_no_total_is_reported() -> None:
     assert (response.status, len(response.trajectory)) == ("limit_reached", 2)
 
 
-async def test_a_limit_that_cannot_be_watched_ends_the_run() -> None:
-    response = await Runners.run("x", spending(None), conf={"max_tokens": 150})
-    assert (response.status, len(response.trajectory)) == ("limit_reached", 1)
-    assert "reported no usage for step 0" in response.msg
+async def test_a_limit_that_cannot_be_watched_is_no_limit_reached(store: TrajectoryStore) -> None:
+    conf = RunConfig(store=store)
+    response = await Runners.run("x", spending(None), id="run", conf={"max_tokens": 150}, run_conf=conf)
+    assert (response.status, len(response.trajectory)) == ("usage_unknown", 1)
+    assert "reported no usage for step 0: leave max_tokens out, or ask a server that reports usage" in response.msg
+    again = await Runners.resume_all(store, [spending(None)])
+    assert (again.finished, again.failed, again.left) == (0, 0, 1)
+    assert "reported no usage" in again.errors["run"]
+    resumed = await Runners.resume("run", spending(None), store=store, conf={"max_steps": 3})  # without the limit
+    assert (resumed.status, len(resumed.trajectory)) == ("limit_reached", 3)
 
 
 async def test_max_cost_as_reported() -> None:
@@ -84,8 +91,15 @@ async def test_max_cost_as_reported() -> None:
 
 
 async def test_an_unknown_cost_is_not_zero() -> None:
-    response = await Runners.run("x", spending(Usage(80, 20, 100)), conf={"max_cost": 0.6})
-    assert (response.status, len(response.trajectory)) == ("limit_reached", 1)
+    class Unpriced(FunctionModel):
+        price: Any = Price(reported=True)  # which it does not do
+
+    def spend(_: ModelRequest) -> ModelReply:
+        return ModelReply(Message("assistant", tool_calls=(call("add", a=1, b=1),)), usage=Usage(80, 20, 100))
+
+    agent = Agent("a", model=Unpriced(spend), tools=[add])
+    response = await Runners.run("x", agent, conf={"max_cost": 0.6})
+    assert (response.status, len(response.trajectory)) == ("usage_unknown", 1)
     assert "llm_input_price" in response.msg
 
 

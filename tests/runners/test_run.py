@@ -39,7 +39,7 @@ async def test_a_run_gives_its_answer_and_everything_that_it_did() -> None:
     assert response.id == response.trajectory_id == response.record.id
     assert response.time_cost > 0
     assert response.context is not None
-    assert response.usage.total_tokens is None  # nobody reported any: unknown is not zero
+    assert response.usage.estimated  # a double reports none
     assert kinds(response.record) == [
         "started", "agent_started", "message", "message",
         "message", "toolset", "model_call", "tool_call", "message", "tool_result",

@@ -57,7 +57,7 @@ def everything_shown(response: TaskResponse) -> str:
     return "\n".join([events, json.dumps(response.trajectory), response.msg, repr(response), str(response.answer)])
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "openai-responses", "gemini"])
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_server_that_echoes_them_in_its_errors(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
-from aworld.core.model import ModelRequest
+from aworld.core.message import Message, Usage
+from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.tool.func_to_tool import tool
 from aworld.environments import Environment, Problem, factory
 from aworld.models import FunctionModel
@@ -75,3 +76,15 @@ def _think(request: ModelRequest) -> Said:
 
 traveller = Agent("traveller", model=FunctionModel(_think), tools=[place, die_once, die, hang, listen])
 team = Swarm(Agent("first", model=FunctionModel(_think), tools=[place]))
+
+
+def _spend(request: ModelRequest) -> ModelReply:
+    """Two steps of a hundred tokens and ten cents each."""
+    if request.turn == 0:
+        return ModelReply(
+            Message("assistant", tool_calls=(call("place", city="Rome"),)), usage=Usage(90, 10, 100, cost=0.1)
+        )
+    return ModelReply(Message("assistant", "done"), usage=Usage(90, 10, 100, cost=0.1))
+
+
+spender = Agent("spender", model=FunctionModel(_spend), tools=[place])

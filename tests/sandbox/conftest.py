@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aworld.sandbox import reaper
-from aworld.sandbox.local import LimitsBy
+from aworld.sandbox.local_sandbox import LimitsBy
 from tests.sandbox.e2b_server import Server, served
 from tests.sandbox.places import needs_group
 

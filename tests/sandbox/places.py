@@ -22,7 +22,7 @@ from aworld.core.sandbox import ExecResult, Sandbox, SandboxLimits
 from aworld.core.tool.base import ToolContext
 from aworld.sandbox import SandboxPool, open_sandbox
 from aworld.sandbox.cgroup import make_group
-from aworld.sandbox.local import Isolation, LocalSandbox
+from aworld.sandbox.local_sandbox import Isolation, LocalSandbox
 from aworld.sandbox.pool import PooledSandbox
 from aworld.tools.python import python_tool
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from aworld.core.sandbox import SandboxError, SandboxLimits
-from aworld.sandbox.local import LimitsBy
+from aworld.sandbox.local_sandbox import LimitsBy
 from aworld.sandbox.profile import MASKED
 from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, new_mark, python
 

@@ -14,7 +14,7 @@ import pytest
 from aworld.core.exceptions import AWorldError
 from aworld.core.sandbox import SandboxError, SandboxLimits
 from aworld.sandbox import cgroup
-from aworld.sandbox.local import LimitsBy
+from aworld.sandbox.local_sandbox import LimitsBy
 from aworld.sandbox.worker_proc import GroupFigures
 from tests.sandbox.places import local, needs_bubblewrap, needs_group, python
 

@@ -16,7 +16,7 @@ import pytest
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import FileInfo, Sandbox, SandboxError, SandboxLimits
 from aworld.sandbox import open_sandbox, profile
-from aworld.sandbox.local import LocalSandbox
+from aworld.sandbox.local_sandbox import LocalSandbox
 from tests.sandbox.places import SMALL, gone, local, marked, needs_bubblewrap, new_mark, python
 
 pytestmark = needs_bubblewrap

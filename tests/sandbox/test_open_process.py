@@ -16,7 +16,7 @@ import pytest
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess
 from aworld.sandbox import channel, open_sandbox
 from aworld.sandbox.e2b import E2BSandbox
-from aworld.sandbox.local import Isolation
+from aworld.sandbox.local_sandbox import Isolation
 from tests.sandbox.e2b_server import served
 from tests.sandbox.places import IMAGE, SMALL, gone, local, marked, needs_bubblewrap, needs_e2b, needs_engine, new_mark
 

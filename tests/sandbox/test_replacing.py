@@ -11,7 +11,7 @@ import pytest
 
 from aworld.core.sandbox import Sandbox, SandboxError
 from aworld.sandbox import open_sandbox
-from aworld.sandbox.local import UnisolatedSandbox
+from aworld.sandbox.local_sandbox import UnisolatedSandbox
 from tests.sandbox.places import IMAGE, SMALL, needs_bubblewrap, needs_engine
 
 LIMITS = replace(SMALL, disk_mb=5, wall_seconds=60)

@@ -13,7 +13,7 @@ import pytest
 from aworld.config.errors import ConfigError
 from aworld.core.sandbox import SandboxError
 from aworld.sandbox import open_sandbox
-from aworld.sandbox.local import LocalSandbox, UnisolatedSandbox
+from aworld.sandbox.local_sandbox import LocalSandbox, UnisolatedSandbox
 from tests.sandbox.places import SMALL, gone, local, marked, new_mark
 
 

@@ -41,7 +41,7 @@ def _facts(unit: Unit) -> dict[str, Any]:
     assert isinstance(unit, Topology)
     facts: dict[str, Any] = {"kind": type(unit), "desc": unit.desc, "state": unit.reducers}
     for name, value in vars(unit).items():
-        if name not in ("items", "graph", "tools_of", "reducers", "_description"):
+        if name not in ("items", "graph", "tools_of", "reducers", "_callees", "_description"):
             facts[name] = _named(value)
     if isinstance(unit, WorkflowSwarm):
         facts["places"] = [

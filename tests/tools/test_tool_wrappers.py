@@ -138,7 +138,7 @@ async def test_wrong_names_are_errors_for_known_tools_and_for_toolsets(wrap: Any
 
 
 def answered(context: ToolContext, answer: str) -> ToolContext:
-    question = 'May bob call delete?\n  path: "x"\nAnswer yes, or say why not.'
+    question = 'May bob call delete?\n  path: "x"\nAnswer yes, always, or say why not.'
     return dataclasses.replace(context, answers={question: answer})
 
 
@@ -146,7 +146,7 @@ async def test_without_a_callback_a_person_is_asked(context: ToolContext) -> Non
     (made,) = await listed(approval_required(delete))
     with pytest.raises(Question) as caught:
         await made.invoke('{"path": "x"}', context)
-    assert caught.value.text == 'May bob call delete?\n  path: "x"\nAnswer yes, or say why not.'
+    assert caught.value.text == 'May bob call delete?\n  path: "x"\nAnswer yes, always, or say why not.'
 
 
 @pytest.mark.parametrize("answer", ["yes", "y", "Y", " Yes! ", "true", "approve", "ok", "OK."])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import msgspec
@@ -24,7 +24,7 @@ from aworld.core.definition import AgentDefinition, Defined, Description
 from aworld.core.exceptions import AWorldError, ConfigError
 from aworld.core.message import Content, Message, Origin, ToolCall
 from aworld.core.model import Model, OutputSchema
-from aworld.core.tool.base import Tool
+from aworld.core.tool.base import Guardrail, Instructions
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
 from aworld.core.tool.results import json_form
 from aworld.core.tool.toolkit import Toolkit
@@ -98,8 +98,10 @@ class BaseAgent(Defined):
 
     _fields: ClassVar[frozenset[str]] = Defined._fields | {"system_prompt", "tools", "tool_names"}
     system_prompt: str | None = None
-    instructions: Callable[..., Any] | None = None
-    """A function of the `ToolContext`, asked before each call of a model: its text follows the system prompt."""
+    instructions: Instructions | None = None
+    """Asked before each call of a model: its text follows the system prompt."""
+    input_guardrails: Sequence[Guardrail] = ()
+    output_guardrails: Sequence[Guardrail] = ()
     output_type: Any = None
     output_retries: int = 0
     max_steps: int | None = None
@@ -151,27 +153,21 @@ class BaseAgent(Defined):
 
         return [tool.unit for tool in self.toolkit.items if isinstance(tool, UnitTool)]
 
-    def _tool(self, tool: Any, description: Description) -> str:
+    def _tool(self, tool: Any, description: Description) -> Any:
         from aworld.core.agent.flow import UnitTool
 
         if isinstance(tool, UnitTool):
-            return tool.unit.name
+            return tool.part(description)
         what = f"Tool {getattr(tool, 'name', type(tool).__name__)!r} of agent {self.name!r}"
         if isinstance(tool, FunctionTool):
             return description.code(tool, what, lambda there: _same_tool(there, tool), _TOOL)
         return description.code(tool, what, remedy=_TOOL)
 
-    def with_system_prompt(self, text: str, instructions: Callable[..., Any] | None = None) -> Self:
+    def with_system_prompt(self, text: str, instructions: Instructions | None = None) -> Self:
         """The same agent with another system prompt, and other instructions or none."""
         other = copy.copy(self)
         other.system_prompt, other.instructions, other._description = text or None, instructions, None
         return other
-
-    def as_tool(self) -> Tool:
-        """The agent as a tool of another agent."""
-        from aworld.core.agent.flow import UnitTool  # teams are made of agents, so they know of each other
-
-        return UnitTool(self)
 
     async def policy(self, observation: Observation) -> ActionModel | Sequence[ActionModel]:
         """Decide: observation in, actions out. An action with content and no tool ends the agent's work."""
@@ -195,6 +191,10 @@ class BaseAgent(Defined):
     def answer_of(self, message: Message) -> Any:
         """The answer that a final message gives. Raises ValueError, shown to the agent, when it does not fit."""
         return message.text
+
+    def partial_of(self, text: str) -> Any:
+        """What the beginning of an answer says so far, for who reads along; None while it says nothing."""
+        return None
 
     def recorded(self, answer: Any) -> Any:
         """An answer as the log keeps it: JSON-able, in the form that `revive` reads."""
@@ -223,7 +223,7 @@ def _same_tool(there: Any, tool: Any) -> bool:
         tools = as_tools(there)
     except AWorldError:  # such as a method, without the object that it is bound to
         return False
-    traits = ("schema", "timeout", "idempotent", "_inline", "__wrapped__")
+    traits = ("schema", "timeout", "idempotent", "_inline", "guardrails", "retries", "retry_on", "__wrapped__")
     return all(getattr(tools[0], trait, None) == getattr(tool, trait) for trait in traits)
 
 

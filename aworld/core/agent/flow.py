@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -18,9 +18,13 @@ from aworld.core.agent.base import BaseAgent, checked_id, plain
 from aworld.core.checks import typed
 from aworld.core.definition import Defined, Description, TeamDefinition
 from aworld.core.event import Status
-from aworld.core.exceptions import AWorldError, ConfigError
+from aworld.core.exceptions import AWorldError, ConfigError, ToolError
 from aworld.core.message import Content, Text
 from aworld.core.tool.base import Tool
+from aworld.core.tool.func_to_tool import checked_name
+
+if TYPE_CHECKING:
+    from aworld.core.tool.arguments import Arguments
 
 OnError: TypeAlias = Literal["fail", "skip", "tell"]
 """What a failed member means: the team fails with it, goes on without it, or is told and goes on."""
@@ -171,10 +175,6 @@ class Topology(Defined):
         """How the members stand, where that is more than options say: `parts` and `nodes` of the definition."""
         return {}
 
-    def as_tool(self) -> Tool:
-        """The team as a tool of an agent."""
-        return UnitTool(self)
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {', '.join(m.name for m in self.members())}>"
 
@@ -186,17 +186,36 @@ Unit: TypeAlias = BaseAgent | Topology
 class UnitTool(Tool):
     """An agent or a team that another agent calls. The runtime starts it in a branch of its own."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, name: str | None = None, description: str | None = None, input: Any = None) -> None:
         self.unit = unit
-        self.name = checked_id(unit.name)
-        self.description = unit.desc or f"Ask {unit.name} to do something, and get its answer."
+        self.name = checked_id(unit.name) if name is None else checked_name(name, f"for {unit.name}")
+        self.description = description or unit.desc or f"Ask {unit.name} to do something, and get its answer."
+        self.input = input
         self.parameters = _one_text("input", "What it shall do, with all it needs to know.")
+        self._typed: Arguments | None = None
+        if input is not None:
+            from aworld.core.tool.arguments import Arguments  # pydantic is not imported before it is needed
+
+            self._typed = Arguments.of_type(input, f"input= of {unit.name!r} as a tool")
+            self.parameters = self._typed.schema
 
     def under(self, name: str) -> Tool:
         """The agent or team under another name; in the log and to itself it keeps its own."""
-        other = UnitTool(self.unit)
-        other.name = name
-        return other
+        return UnitTool(self.unit, name, self.description, self.input)
+
+    def read(self, arguments: str) -> str:
+        """What the agent or team is told: the text, or the JSON of the input. Raises ToolError."""
+        if self._typed is None:
+            return _text_of(self.name, arguments, "input", "what it shall do")
+        return self._typed.dump(self._typed.read(arguments))
+
+    def part(self, description: Description) -> Any:
+        """How a definition has it: its name, with what is not the default."""
+        default, names = UnitTool(self.unit), ("name", "description")
+        part = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
+        if self.input is not None:
+            part["input"] = description.code(self.input, f"input= of {self.unit.name!r} as a tool")
+        return {"tool": self.unit.name, **part} if part else self.unit.name
 
 
 class HandoffTool(Tool):
@@ -207,6 +226,21 @@ class HandoffTool(Tool):
         self.name = handoff_name(target)
         self.description = f"Hand over to {target}" + (f": {desc}" if desc else ".")
         self.parameters = _one_text("message", "What the other needs to know to go on: task, findings.")
+
+    def read(self, arguments: str) -> str:
+        """What the other is told. Raises ToolError."""
+        return _text_of(self.name, arguments, "message", "what the other needs to know")
+
+
+def _text_of(tool: str, arguments: str, name: str, meaning: str) -> str:
+    """The one text argument of a call. Raises ToolError."""
+    try:
+        text = msgspec.json.decode(arguments or "{}", type=dict[str, Any]).get(name)
+    except msgspec.DecodeError:
+        text = None
+    if not isinstance(text, str):
+        raise ToolError(f'{tool} wants {{"{name}": "{meaning}"}}; got {arguments[:200]!r}.')
+    return text
 
 
 def _one_text(name: str, description: str) -> dict[str, Any]:

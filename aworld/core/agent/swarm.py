@@ -27,6 +27,7 @@ from aworld.core.agent.flow import (
     Topology,
     Turns,
     Unit,
+    UnitTool,
     refuse_strangers,
 )
 from aworld.core.agent.flow import units_of as units_of
@@ -187,14 +188,20 @@ class WorkflowSwarm(Swarm):
 class TeamSwarm(Swarm):
     """A leader that calls its members as tools, several at once if it likes, and ends the work. The leader comes first.
 
+    A member that is called with more than a text stands there as `member.as_tool(input=Model)`.
+
     A member that fails tells the leader so.
     """
 
     leader: BaseAgent
     team: list[Unit]
+    _callees: list[UnitTool]
+    """The team as the leader's model sees it."""
 
     def _build(self, members: list[Any], root_agent: Unit | None, name: str | None) -> None:
         leader, *team = members if root_agent is None else [root_agent, *(m for m in members if m is not root_agent)]
+        callees = [member if isinstance(member, UnitTool) else None for member in team]
+        team = [member if callee is None else callee.unit for member, callee in zip(team, callees)]
         refuse_strangers("TeamSwarm", leader, *team)
         if not isinstance(leader, BaseAgent):
             raise ConfigError(
@@ -205,9 +212,10 @@ class TeamSwarm(Swarm):
                 f"TeamSwarm has a leader, {leader.name!r}, and no members: TeamSwarm(leader, member, ...)."
             )
         self.leader, self.team = leader, team
+        self._callees = [callee or UnitTool(member) for member, callee in zip(team, callees)]
 
     def _tools_for(self, member: Unit) -> tuple[Tool, ...]:
-        return tuple(callee.as_tool() for callee in self.team) if member is self.leader else ()
+        return tuple(self._callees) if member is self.leader else ()
 
     def _default_name(self) -> str:
         return f"{self.leader.name}-team"
@@ -222,7 +230,7 @@ class TeamSwarm(Swarm):
 
     def _structure(self, description: Description) -> dict[str, Any]:
         """The leader first."""
-        return {"parts": [member.name for member in self.members()]}
+        return {"parts": [self.leader.name, *(callee.part(description) for callee in self._callees)]}
 
     def flow(self) -> Flow:
         """The leader's work is the team's."""

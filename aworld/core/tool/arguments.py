@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import (
     Annotated,
@@ -33,7 +33,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, from_json, to_jsonable_python
 from typing_extensions import TypedDict
 
-from aworld.core.exceptions import ToolError
+from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.tool.schema import EMPTY, Field, Signature, UnresolvedError, bare, is_union
 
 _SHOWN = 8
@@ -46,6 +46,9 @@ _CLIP = 80
 class Arguments:
     """Schema and validator of a function's arguments. Raises `ToolError` that names a parameter without a schema."""
 
+    dump: Callable[[Any], str]
+    """The JSON text of a value, of those that are `of_type`."""
+
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
         try:
@@ -57,6 +60,22 @@ class Arguments:
         """JSON schema of an object."""
         self._open = signature.extra is not EMPTY
         self._validate = adapter.validator.validate_json
+
+    @classmethod
+    def of_type(cls, type_: Any, owner: str) -> Arguments:
+        """Of a type whose JSON form is an object: what is read is a value of it. Raises ConfigError."""
+        try:
+            adapter = TypeAdapter[Any](type_)
+            schema = adapter.json_schema(schema_generator=_Schema)
+        except (PydanticUserError, PydanticUndefinedAnnotation, TypeError) as error:
+            raise ConfigError(f"{owner} cannot be offered to a model: {error}") from error
+        if not isinstance(type_, type) or "properties" not in schema:
+            remedy = "give a pydantic model, a dataclass or a TypedDict"
+            raise ConfigError(f"{owner}: {type_!r} is no object with named fields; {remedy}.", remedy=remedy)
+        arguments = cls.__new__(cls)
+        arguments._open, arguments._validate, arguments.schema = False, adapter.validate_json, schema
+        arguments.dump = lambda value: adapter.dump_json(value, by_alias=True).decode()
+        return arguments
 
     def read(self, text: str) -> dict[str, Any]:
         """The JSON text as values of the annotated types; absent arguments are absent. Raises `ToolError`."""
@@ -78,6 +97,8 @@ class Arguments:
         if first["type"] == "json_invalid":
             reason = first["msg"].removeprefix("Invalid JSON: ")
             return f"The arguments are not valid JSON ({reason}): {_clip(text)}\nWanted: {whole}"
+        if not first["loc"] and isinstance(from_json(text), dict):  # of a type that looks at the whole
+            return f"Wrong arguments: {first['msg'].removeprefix('Value error, ')}: {_clip(text)}\nWanted: {whole}"
         if not first["loc"]:
             got = _json_kind(first["input"])
             return f"The arguments must be one JSON object, but are {got}: {_clip(text)}\nWanted: {whole}"

@@ -11,12 +11,13 @@ which returns the run's own copy of it (`aworld.core.context.base`); all others 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from aworld.core.context.base import Context
+from aworld.core.event import Attempt
 from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
 
@@ -28,10 +29,12 @@ threads."""
 class Clock:
     """The time that a call itself takes. It stands until the call begins, which may have to wait for a thread."""
 
-    __slots__ = ("began", "ended", "queued")
+    __slots__ = ("before", "began", "ended", "queued")
 
     def __init__(self) -> None:
         self.queued = time.perf_counter()
+        self.before = 0.0
+        """Seconds that failed tries have taken, and the waits after them."""
         self.began: float | None = None
         self.ended: float | None = None
 
@@ -43,6 +46,11 @@ class Clock:
         """The call begins. From any thread."""
         self.began = time.perf_counter()
 
+    def again(self) -> None:
+        """The call begins anew after a failed try, which goes on counting."""
+        self.before, self.ended = self.before + time.perf_counter() - (self.began or self.queued), None
+        self.begin()
+
     def end(self) -> None:
         """The call has ended. From any thread; the first one counts."""
         self.ended = self.ended or time.perf_counter()
@@ -50,7 +58,7 @@ class Clock:
     @property
     def seconds(self) -> float | None:
         """What the call has taken; None for one that never began."""
-        return None if self.began is None else (self.ended or time.perf_counter()) - self.began
+        return None if self.began is None else self.before + (self.ended or time.perf_counter()) - self.began
 
     def left(self, limit: float) -> float:
         """Seconds of `limit` that the call has left, or that it may still wait."""
@@ -61,7 +69,7 @@ class Clock:
 class Account(Protocol):
     """What one tool call may have models do, out of what the limits of its run have left."""
 
-    def reserve(self, wanted: Usage) -> Usage:
+    async def reserve(self, wanted: Usage) -> Usage:
         """Set aside what asking a model may use, before it is asked. What is granted may be fewer `output_tokens`.
 
         Raises LimitReached, which names the limit, when there is nothing left.
@@ -86,17 +94,27 @@ class ToolContext:
     """The state of the task, shared by its agents and tools."""
     answers: dict[str, str] = field(default_factory=dict[str, str])
     """What people answered to this call, by question."""
+    always: bool = False
+    """Whether a person has answered `always` to a question of this tool in this run: it needs no more consent."""
     notify: Callable[[str, Any], None] | None = None
     """Tells readers of the stream of progress: a kind, such as `progress` or `log`, and JSON-able data. None when there
     are no readers."""
     spent: list[Usage] = field(default_factory=list[Usage])
     """What models used that the tool asked; it counts towards the limits of the run when the call is over. A tool that
     may ask many times asks `account` first."""
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
+    """The failed tries of this call, where the tool is one that is tried again."""
     account: Account | None = None
     """What it may still spend on models; None outside of a run."""
     clock: Clock = field(default_factory=Clock)
     """The time that the call takes; `THREADS.run(function, context.clock)` stops it while it waits for a thread."""
 
+
+Instructions: TypeAlias = Callable[[ToolContext], str | Awaitable[str]]
+"""A function that says what an agent is told before everything else."""
+
+Guardrail: TypeAlias = Callable[[ToolContext, Any], str | Awaitable[str | None] | None]
+"""A function that returns None to let a value pass, or the reason why not; it may raise `DeniedError`."""
 
 calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)
 """The tool call that the code at hand serves, also in the thread of a synchronous tool."""
@@ -122,6 +140,8 @@ class Tool:
     """Seconds; None takes the task's `tool_timeout`."""
     idempotent: bool = False
     """Whether the tool may run again when the process died while it ran."""
+    guardrails: Sequence[Guardrail] = ()
+    """They judge the arguments of each call, a dict, before it is made."""
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         """Run with the JSON text `arguments`. Returns text, message parts or JSON-able data; raises `ToolError`."""

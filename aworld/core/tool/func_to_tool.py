@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import cached_property, partial, update_wrapper
 from types import FunctionType, LambdaType, MethodType
@@ -27,10 +27,11 @@ from typing import (
     overload,
 )
 
-from aworld.core.checks import UNCHECKED, Seconds, hint, typed
+from aworld.core.checks import UNCHECKED, Number, Seconds, guardrails_of, hint, typed
 from aworld.core.context.base import RunScope
-from aworld.core.exceptions import ConfigError, ToolError
-from aworld.core.tool.base import Tool, ToolContext, Toolset, is_toolset
+from aworld.core.event import Attempt, now
+from aworld.core.exceptions import ConfigError, EnvironmentFailed, ToolError
+from aworld.core.tool.base import Guardrail, Question, Tool, ToolContext, Toolset, is_toolset
 from aworld.core.tool.schema import Signature, UnresolvedError, definition, docstring_of, read_signature, unpartial
 
 if TYPE_CHECKING:
@@ -67,12 +68,17 @@ class FunctionTool(Tool, Generic[P, R]):
         timeout: float | None = None,
         idempotent: bool = False,
         inline: bool = False,
+        guardrails: Sequence[Guardrail] = (),
+        retries: int = 0,
+        retry_on: type[Exception] | Sequence[type[Exception]] = (),
     ) -> None:
         target, self._binds = _unwrapped(function)
         self.__name__ = _given_name(target)
         self.name = checked_name(name or self.__name__, f"function {_label(target)}")
         self.timeout = timeout
         self.idempotent = idempotent
+        self.guardrails = guardrails_of(f"tool {self.name!r}", guardrails)
+        self.retries, self.retry_on = retries, _retried(self.name, retries, retry_on, idempotent)
         self._description = description
         self._otherwise = ""
         self._inline = inline
@@ -133,21 +139,26 @@ class FunctionTool(Tool, Generic[P, R]):
         for name, whole in signature.injected:
             values[name] = context if whole else context.context
         args = tuple(values.pop(name, default) for name, default in signature.positional)
-        try:
-            if self._awaits:
-                return await self._function(*args, **values)
-            if self._inline:
-                result = self._function(*args, **values)
-            else:
-                from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
+        while True:
+            try:
+                if self._awaits:
+                    return await self._function(*args, **values)
+                if self._inline:
+                    result = self._function(*args, **values)
+                else:
+                    from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
 
-                result = await THREADS.run(partial(self._function, *args, **values), context.clock)
-            if inspect.isawaitable(result):
-                context.clock.ended = None
-                return await result
-            return result
-        except SystemExit as error:
-            raise ToolError(f"{self.name} tried to end the program (exit code {error.code}).") from error
+                    result = await THREADS.run(partial(self._function, *args, **values), context.clock)
+                if inspect.isawaitable(result):
+                    context.clock.ended = None
+                    return await result
+                return result
+            except SystemExit as error:
+                raise ToolError(f"{self.name} tried to end the program (exit code {error.code}).") from error
+            except self.retry_on as error:
+                if len(context.attempts) >= self.retries or isinstance(error, ToolError | Question | EnvironmentFailed):
+                    raise
+                await _wait_after(error, context)
 
     def require(self) -> None:
         """Check now what is otherwise built at the first use. Raises `ToolError`."""
@@ -226,6 +237,9 @@ def tool(
     timeout: float | None = None,
     idempotent: bool = False,
     inline: bool = False,
+    guardrails: Sequence[Guardrail] = (),
+    retries: int = 0,
+    retry_on: type[Exception] | Sequence[type[Exception]] = (),
     tool_name: str | None = None,
     tool_desc: str | None = None,
 ) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
@@ -239,6 +253,9 @@ def tool(
     timeout: Seconds | None = None,
     idempotent: bool = False,
     inline: bool = False,
+    guardrails: Sequence[Guardrail] = (),
+    retries: Number = 0,
+    retry_on: type[Exception] | Sequence[type[Exception]] = (),
     tool_name: str | None = None,
     tool_desc: str | None = None,
 ) -> Any:
@@ -246,16 +263,20 @@ def tool(
 
     `name` and `desc` are what the model sees (default: the function's name and docstring). `timeout` is in seconds.
     `idempotent` lets the tool run again when the process died while it ran. `inline` runs a synchronous function on
-    the event loop, for tiny ones that never wait. `tool_name` registers the tool, so that `find_tools(tool_name)`
-    finds it; `tool_desc` describes it where there is neither `desc` nor docstring.
+    the event loop, for tiny ones that never wait. `guardrails` are functions of the `ToolContext` and the arguments (a
+    dict) that return None to let a call pass, or the reason why not. `retries` are tries after the first, within the
+    time-out: after exceptions that `retry_on` names, or after any where the tool is idempotent. `tool_name` registers
+    the tool, so that `find_tools(tool_name)` finds it; `tool_desc` describes it where there is neither `desc` nor
+    docstring.
 
     Raises `ConfigError` for a name that providers refuse, and `ToolError` for a parameter that a model cannot fill.
     """
 
     def decorate(function: Callable[..., Any]) -> FunctionTool[..., Any]:
         decorated = FunctionTool(
-            function, name=name, description=desc, timeout=timeout, idempotent=idempotent, inline=inline
-        )
+            function, name=name, description=desc, timeout=timeout, idempotent=idempotent, inline=inline,
+            guardrails=guardrails, retries=retries, retry_on=retry_on,
+        )  # fmt: skip
         decorated._otherwise = tool_desc or ""
         if tool_name is not None:
             _register(tool_name, decorated)
@@ -289,6 +310,32 @@ def as_tools(items: Any) -> list[Tool | Toolset]:
     if not single and isinstance(items, Iterable):
         return [tool for item in cast("Iterable[Any]", items) for tool in as_tools(item)]
     return [_as_tool(items)]
+
+
+async def _wait_after(error: Exception, context: ToolContext) -> None:
+    """Put a failed try on record, and wait before the next one: a tenth of a second, then twice as long each time."""
+    from asyncio import sleep
+
+    from aworld.core.bounded import described
+
+    wait = 0.1 * 2 ** len(context.attempts)
+    context.attempts.append(Attempt(now(), described(error)[:1000], waited=wait))
+    context.clock.ended = None
+    await sleep(wait)
+    context.clock.again()
+
+
+def _retried(name: str, retries: int, retry_on: Any, idempotent: bool) -> tuple[type[Exception], ...]:
+    """The exceptions after which a tool is tried again. Raises ConfigError where that might do a thing twice."""
+    kinds: tuple[Any, ...] = (retry_on,) if isinstance(retry_on, type) else tuple(retry_on)
+    if strangers := [kind for kind in kinds if not issubclass(kind, Exception)]:
+        raise ConfigError(f"retry_on of tool {name!r} names {strangers[0]!r}, which is no class of exceptions.")
+    if retries and not kinds and not idempotent:
+        raise ConfigError(
+            f"retries={retries} of tool {name!r} might do a thing twice: say idempotent=True, or name in retry_on= the "
+            "exceptions that are raised before anything is done."
+        )
+    return kinds or (Exception,) if retries else ()
 
 
 def checked_name(name: str, owner: str) -> str:

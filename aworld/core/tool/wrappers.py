@@ -27,12 +27,25 @@ When: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool] | Collectio
 Approve: TypeAlias = Callable[[str, dict[str, Any], ToolContext], bool | str | Awaitable[bool | str]]
 """Asks for consent: True runs the call; False, or a text that says why, refuses it. A plain function may block."""
 
+ALWAYS = "always"
+"""The answer that lets a tool run for the rest of the run."""
+CONSENT = f"Answer yes, {ALWAYS}, or say why not."
+"""Ends a question of `approval_required`."""
 _YES = frozenset({"yes", "y", "true", "approve", "approved", "ok", "okay"})
 
 
 def means_yes(words: str) -> bool:
     """Whether a person's words are consent: a plain yes and nothing else, as more words may take it back."""
-    return words.strip().lower().rstrip(".!") in _YES
+    return means_always(words) or _plain(words) in _YES
+
+
+def means_always(words: str) -> bool:
+    """Whether they are consent for the rest of the run."""
+    return _plain(words) == ALWAYS
+
+
+def _plain(words: str) -> str:
+    return words.strip().lower().rstrip(".!")
 
 
 @typed()
@@ -80,7 +93,8 @@ def approval_required(tools: Any, when: When | None = None, approve: Approve | N
     """The tools, run only with consent: for every call, or for those that `when` picks.
 
     `approve` is asked for it; without one, a person is (`Question`: the run waits until the answer comes), and yes,
-    y, true, approve or ok let the call run. A refusal goes to the model as a `ToolError` with the words of who refused.
+    y, true, approve or ok let the call run, `always` this tool for the rest of the run. A refusal goes to the model as
+    a `ToolError` with the words of who refused.
     Raises `ConfigError` when `when` names a tool that is not there, and for agents: what they do is done by their own
     tools.
     """
@@ -140,6 +154,7 @@ class _Wrapped(Tool):
         self.parameters = inner.parameters
         self.timeout = inner.timeout
         self.idempotent = inner.idempotent
+        self.guardrails = inner.guardrails
         self._inner = inner
 
     @property
@@ -179,6 +194,8 @@ class _Approved(_Wrapped):
         if self._approve is None:
             question = _question(self.name, values, context.agent)
             if question not in context.answers:
+                if context.always:
+                    return
                 raise Question(question)
             answer = context.answers[question].strip()
             if not means_yes(answer):
@@ -208,7 +225,7 @@ def decoded(arguments: str) -> dict[str, Any]:
 
 def _question(name: str, values: dict[str, Any], agent: str) -> str:
     shown = [f"  {key}: {msgspec.json.encode(value).decode()}" for key, value in values.items()]
-    return "\n".join([f"May {agent} call {name}?", *shown, "Answer yes, or say why not."])
+    return "\n".join([f"May {agent} call {name}?", *shown, CONSENT])
 
 
 def _reason(words: str) -> str:

@@ -1,0 +1,169 @@
+"""What a run changed in its copy of a folder, out of its log: shown as a unified diff, and brought back.
+
+Bringing back is all or nothing. A file that somebody else changed meanwhile is not overwritten: then nothing is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from aworld.core.context.base import Blobs
+from aworld.core.event import ArtifactKept
+from aworld.core.exceptions import TaskError
+from aworld.core.trajectory import Trajectory
+
+LEFT_OUT = (".git", ".hg", ".svn", ".aworld", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+"""Folders that are neither copied nor brought back: of version control, of ours, and caches of tools."""
+LONGEST = 1_000_000
+"""Bytes of a file that is compared line by line: `difflib` takes seconds for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file that a run changed, with what it was and what it is; None where there is none."""
+
+    kept: ArtifactKept
+    before: bytes | None
+    after: bytes | None
+
+    def diff(self) -> str:
+        """The change as git writes it."""
+        name, kept = self.kept.name, self.kept
+        lines = [f"diff --git a/{name} b/{name}"]
+        mode = "100755" if kept.executable else "100644"
+        if self.before is None:
+            lines.append(f"new file mode {mode}")
+        elif self.after is None:
+            lines.append("deleted file mode 100644")
+        elif kept.executable is not None:
+            lines += [f"old mode {'100644' if kept.executable else '100755'}", f"new mode {mode}"]
+        if self.before != self.after:
+            old = "/dev/null" if self.before is None else f"a/{name}"
+            new = "/dev/null" if self.after is None else f"b/{name}"
+            lines += compared(self.before or b"", self.after or b"", old, new)
+        return "\n".join(lines) + "\n"
+
+
+async def changes_of(record: Trajectory, blobs: Blobs) -> dict[str, list[FileChange]]:
+    """What a run changed, by folder, in the order of names. Raises `TaskError` for a content that is not there."""
+    changes: dict[str, list[FileChange]] = {}
+    for (folder, _), kept in sorted(record.artifacts.items()):
+        before, after = [None if d is None else await blobs.blob(d) for d in (kept.before, kept.digest)]
+        changes.setdefault(folder, []).append(FileChange(kept, before, after))
+    return changes
+
+
+def compared(before: bytes, after: bytes, old: str, new: str) -> list[str]:
+    """Two contents as lines of a unified diff; what is no text, or too long, is named alone."""
+    try:
+        if b"\0" in before + after or max(len(before), len(after)) > LONGEST:
+            raise ValueError
+        texts = before.decode().split("\n"), after.decode().split("\n")
+    except ValueError:
+        return [f"Binary files {old} and {new} differ ({len(before):,} and {len(after):,} bytes)"]
+    for text in texts:  # as git has it: a last line without its end says so
+        if text[-1]:
+            text[-1] += "\n\\ No newline at end of file"
+        else:
+            text.pop()
+    return list(difflib.unified_diff(texts[0], texts[1], old, new, lineterm=""))
+
+
+def apply(changes: list[FileChange], folder: Path) -> list[str]:
+    """Make a folder as the run left its copy; returns the names of the files that were written or deleted.
+
+    Raises `TaskError`, and touches nothing, where a path leads out, or a file is not what the run began with: the text
+    shows how it differs.
+    """
+    due = [change for change in changes if not _is_there(change, _target(folder, change.kept.name))]
+    differing = [text for change in due if (text := _conflict(change, _target(folder, change.kept.name)))]
+    if differing:
+        listed = "\n".join(differing)
+        raise TaskError(
+            f"{folder} was changed since the run began, and nothing was written. What differs from what it began "
+            f"with:\n{listed}\nSee `aworld diff`; undo these changes, or bring the run's elsewhere with --to."
+        )
+    _write(due, folder)
+    return [change.kept.name for change in due]
+
+
+def _target(folder: Path, name: str) -> Path:
+    """The place of a file. Raises `TaskError` for one that is not in the folder, or behind a link."""
+    parts = PurePosixPath(name).parts
+    inside = parts and not name.startswith("/") and "\0" not in name and str(PurePosixPath(name)) == name
+    if not inside or any(part == ".." or part.lower() in LEFT_OUT for part in parts):
+        raise TaskError(f"{name!r} is no path of a file in {folder} that may be written; nothing was.")
+    place = folder
+    for part in parts:
+        if place.is_symlink() and place != folder:
+            break
+        if place.exists() and not place.is_dir():
+            raise TaskError(f"{place} is a file, and the run has a folder there; nothing was written.")
+        place /= part
+    if place.is_symlink():
+        raise TaskError(f"{place} is a link, which is not followed; nothing was written.")
+    return place
+
+
+def _is_there(change: FileChange, target: Path) -> bool:
+    """Whether the folder has the file already as the run left it."""
+    if change.after is None or not target.is_file():
+        return change.after is None and not target.exists()
+    wanted = change.kept.executable
+    return target.read_bytes() == change.after and wanted in (None, bool(target.stat().st_mode & 0o111))
+
+
+def _conflict(change: FileChange, target: Path) -> str | None:
+    """How a file differs from what the run began with; None where it does not."""
+    name = change.kept.name
+    if target.is_dir():
+        return f"{name} is a folder"
+    there = target.read_bytes() if target.exists() else None
+    if there is None and change.before is not None:
+        return f"{name} was deleted"
+    if there is None or hashlib.sha256(there).hexdigest() == change.kept.before:
+        return None
+    return "\n".join(compared(change.before or b"", there, f"{name} (as the run began)", f"{name} (now)"))
+
+
+def _write(changes: list[FileChange], folder: Path) -> None:
+    """Write all files beside their places first, and keep what is there; whatever fails leaves everything as it was. A
+    process that is killed in between leaves files of which each is whole: the same again completes it."""
+    mark = f".aworld-part-{secrets.token_hex(8)}"
+    staged: list[tuple[Path, Path, Path]] = []
+    placed: list[tuple[Path, Path]] = []
+    try:
+        for number, change in enumerate(changes):
+            target = folder / change.kept.name
+            new, old = (target.with_name(f"{mark}-{number}-{which}") for which in ("new", "old"))
+            staged.append((target, new, old))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                shutil.copy2(target, old)
+            if change.after is not None:
+                new.write_bytes(change.after)
+                mode = (old if old.exists() else new).stat().st_mode & 0o777
+                if change.kept.executable is not None:  # by those who may read it
+                    mode = mode | (mode & 0o444) >> 2 if change.kept.executable else mode & ~0o111
+                new.chmod(mode)
+        for change, (target, new, old) in zip(changes, staged):
+            placed.append((target, old))
+            new.replace(target) if change.after is not None else target.unlink()
+    except BaseException:
+        for target, old in placed:
+            old.replace(target) if old.exists() else target.unlink(missing_ok=True)
+        raise
+    finally:
+        for target, new, old in staged:
+            new.unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+            for parent in target.parents[: len(Path(os.path.relpath(target, folder)).parts) - 1]:
+                with suppress(OSError):  # it has other files
+                    parent.rmdir()
