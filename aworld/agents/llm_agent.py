@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, Self, cast, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from pydantic import ValidationError
+from typing_extensions import TypedDict
 
 from aworld.config.conf import AgentConfig, ModelConfig, ModelSettings
 from aworld.core.agent.base import BaseAgent, Turn
@@ -30,7 +31,6 @@ from aworld.models.providers import named_model
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-    from pydantic_core import CoreSchema, SchemaValidator
 
     from aworld.tools.mcp import McpToolset
 
@@ -127,7 +127,7 @@ class Agent(BaseAgent):
         """What a model object leaves open: sent with each call."""
         self._output: OutputSchema | None = None
         self._wrapped = False
-        self._beginnings: SchemaValidator | None = None
+        self._beginnings: TypeAdapter[Any] | None = None
         if output_type is not None and output_type is not str:
             self._adapter: TypeAdapter[Any] = _adapter(name, output_type)
             self._output, self._wrapped = _output_schema(self._adapter)
@@ -235,9 +235,10 @@ class Agent(BaseAgent):
     def partial_of(self, text: str) -> Any:
         """The fields of `output_type` that the beginning of an answer has, validated; None while it says nothing."""
         if self._beginnings is None:
-            self._beginnings = _validator_of_beginnings(self._adapter.core_schema, self._wrapped)
+            self._beginnings = _beginnings_of(self.output_type, self._wrapped)
+        text = text[max(text.find("{"), 0) :]
         try:
-            value = self._beginnings.validate_json(text[max(text.find("{"), 0) :], allow_partial="trailing-strings")
+            value = self._beginnings.validate_json(text, experimental_allow_partial="trailing-strings")
         except ValidationError:
             return None
         return value.get("result") if self._wrapped else value or None
@@ -403,37 +404,22 @@ def _output_schema(adapter: TypeAdapter[Any]) -> tuple[OutputSchema, bool]:
     return OutputSchema(title, outer), True
 
 
-def _validator_of_beginnings(schema: CoreSchema, wrapped: bool) -> SchemaValidator:
-    """What validates answers that are not whole: none of the fields at the top must be there yet.
+def _beginnings_of(kind: Any, wrapped: bool) -> TypeAdapter[Any]:
+    """What validates answers that are not whole. pydantic takes beginnings of lists and dicts, and of a `TypedDict`
+    whose fields may be absent: a model or a dataclass is read as such a one."""
+    from pydantic import Field, TypeAdapter
 
-    pydantic validates beginnings of lists and dicts, and of a `TypedDict` whose fields may be absent; a model or a
-    dataclass is read as such a one.
-    """
-    from pydantic_core import SchemaValidator
-
-    around = ("definitions", "model", "dataclass", "function-before", "function-after", "function-wrap")
-    node: Any = schema
-    definitions: list[Any] = node["definitions"] if node["type"] == "definitions" else []
+    members: dict[str, Any]
     if wrapped:
-        node = {"fields": {"result": {"schema": node["schema"] if definitions else node}}}
-    while "type" in node and node["type"] not in ("model-fields", "dataclass-args", "typed-dict"):
-        if node["type"] == "definition-ref":
-            node = next(named for named in definitions if named["ref"] == node["schema_ref"])
-        elif node["type"] in around:
-            node = node["schema"]
-        else:  # a dict
-            return SchemaValidator(schema)
-    by_place = node.get("type") == "dataclass-args"
-    fields: dict[str, Any] = {field["name"]: field for field in node["fields"]} if by_place else node["fields"]
-    beginning: Any = {"type": "typed-dict", "fields": {name: _may_be_absent(field) for name, field in fields.items()}}
-    if definitions:
-        beginning = {"type": "definitions", "schema": beginning, "definitions": definitions}
-    return SchemaValidator(beginning)
-
-
-def _may_be_absent(field: dict[str, Any]) -> dict[str, Any]:
-    schema = field["schema"]
-    while schema["type"] == "default":  # it would be there at once
-        schema = schema["schema"]
-    alias = {key: field[key] for key in ("validation_alias",) if key in field}
-    return {"type": "typed-dict-field", "schema": schema, "required": False, **alias}
+        members = {"result": kind}
+    elif fields := getattr(kind, "__pydantic_fields__", None):
+        members = {
+            name: Annotated[field.annotation, *field.metadata, Field(validation_alias=field.validation_alias)]
+            for name, field in fields.items()
+        }
+    elif hasattr(kind, "__annotations__"):
+        members = get_type_hints(kind)
+    else:  # a dict
+        return TypeAdapter(kind)
+    make = cast("Any", TypedDict)  # a checker knows only literal members
+    return TypeAdapter(make("Beginning", {name: NotRequired[member] for name, member in members.items()}))

@@ -363,9 +363,17 @@ class RecordedWorld(World):
         self._calls: dict[Path, list[ev.ModelCalled]] = {}
         self._results: dict[tuple[int, str], ev.ToolReturned] = {}
         self._verdicts: dict[tuple[Path, str, str, str], deque[Any]] = {}
+        self._instructions: dict[int, str] = {}
+        """What was told first, before hooks rewrote it, by the number of the call."""
+        fresh: dict[int, str] = {}
         for event in record.own_events:
             if isinstance(event, ev.ModelCalled):
                 self._calls.setdefault(self._paths.of(event.activation), []).append(event)
+                if hooks and event.activation in fresh:
+                    self._instructions[event.seq] = fresh.pop(event.activation)
+            elif isinstance(event, ev.MessageAdded):
+                if event.aside and event.message is not None and event.message.role == "system":
+                    fresh.setdefault(event.activation, event.message.text)
             elif isinstance(event, ev.ToolReturned):
                 self._results.setdefault((event.step, event.call_id), event)
             elif isinstance(event, ev.Noted) and event.source == GUARDRAIL:
@@ -408,8 +416,10 @@ class RecordedWorld(World):
 
     async def instruct(self, agent: BaseAgent, context: ToolContext, limit: float) -> str:
         """What this agent was told first at this turn."""
-        path = self.record.path(self._recorded().prompt)
-        return path[0].text if path and path[0].role == "system" else ""
+        call = self._recorded()
+        path = self.record.path(call.prompt)
+        sent = path[0].text if path and path[0].role == "system" else ""
+        return self._instructions.get(call.seq, sent)
 
     async def judge(
         self, guardrail: Guardrail, context: ToolContext, value: Any, on: On, activation: int, limit: float

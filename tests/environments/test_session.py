@@ -16,6 +16,7 @@ from aworld.core.message import Message
 from aworld.core.model import ModelRequest
 from aworld.core.output import RunFinished
 from aworld.core.rows import rows
+from aworld.core.tool.base import ToolContext
 from aworld.core.trajectory import Trajectory
 from aworld.environments import Environment, Part, Problem, Session
 from aworld.environments.environment import derived_seed
@@ -211,8 +212,11 @@ async def test_the_system_prompt_comes_before_the_agents_own() -> None:
     assert said(record.path(1))[0] == ("system", "You are in a shop.\n\nBe polite.")
     assert record.agents["buyer"]["system_prompt"] == "You are in a shop.\n\nBe polite."
     assert (bare.system_prompt, own.system_prompt) == (None, "Be polite.")
-    asks = agent_of(system_prompt=lambda context: f"You are a {context.agent}.")
-    record = (await run(environment.task(problem(1), asks))).record
+
+    def role(context: ToolContext) -> str:
+        return f"You are a {context.agent}."
+
+    record = (await run(environment.task(problem(1), agent_of(system_prompt=role)))).record
     assert said(record.path(record.calls[1].prompt))[0] == ("system", "You are in a shop.\n\nYou are a buyer.")
 
 

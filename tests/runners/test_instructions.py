@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from aworld.agents.definitions import travels, unit_of
 from aworld.agents.files import dump, load
@@ -17,6 +18,8 @@ from aworld.core import event as ev
 from aworld.core.agent.swarm import HandoffSwarm
 from aworld.core.definition import AgentDefinition
 from aworld.core.exceptions import ConfigError, DeniedError
+from aworld.core.hooks import HookContext, Hooks
+from aworld.core.model import ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import ToolContext
 from aworld.models import FunctionModel
@@ -88,6 +91,25 @@ async def test_replay_uses_what_is_on_record_and_resume_asks_again(store: Trajec
     assert next(asked) == 3
     forked = await Runners.fork(task.id, at=1, agent=agent, store=store)
     assert prompts(forked)[1:] == ["Asked 4 times before.", "Asked 5 times before."]
+
+
+class Remembering(Hooks):
+    """Puts something behind the system prompt of each call."""
+
+    async def before_model(self, at: HookContext, request: ModelRequest) -> ModelRequest:
+        first, *rest = request.messages
+        return replace(request, messages=(replace(first, content=f"{first.text} You know Ada."), *rest))
+
+
+async def test_hooks_are_given_what_was_returned_in_a_replay_too() -> None:
+    def brief(context: ToolContext) -> str:
+        return f"Part {context.step // 2}."
+
+    agent = scripted(SUM, SUM, SUM, "done", system_prompt=brief)
+    response = await Runners.run("x", agent, hooks=[Remembering()])
+    assert prompts(response) == [f"Part {n // 2}. You know Ada." for n in range(4)]
+    report = await Runners.replay(response.record, agent, hooks=[Remembering()])
+    assert report.same, report.difference
 
 
 def named(context: ToolContext) -> str:

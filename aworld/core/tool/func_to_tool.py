@@ -328,9 +328,8 @@ async def _wait_after(error: Exception, context: ToolContext) -> None:
 def _retried(name: str, retries: int, retry_on: Any, idempotent: bool) -> tuple[type[Exception], ...]:
     """The exceptions after which a tool is tried again. Raises ConfigError where that might do a thing twice."""
     kinds: tuple[Any, ...] = (retry_on,) if isinstance(retry_on, type) else tuple(retry_on)
-    for kind in kinds:
-        if not isinstance(kind, type) or not issubclass(kind, Exception):
-            raise ConfigError(f"retry_on of tool {name!r} names {kind!r}, which is no class of exceptions.")
+    if strangers := [kind for kind in kinds if not issubclass(kind, Exception)]:
+        raise ConfigError(f"retry_on of tool {name!r} names {strangers[0]!r}, which is no class of exceptions.")
     if retries and not kinds and not idempotent:
         raise ConfigError(
             f"retries={retries} of tool {name!r} might do a thing twice: say idempotent=True, or name in retry_on= the "
