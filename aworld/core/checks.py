@@ -33,6 +33,9 @@ class StructDoor(StructMeta):
     if not TYPE_CHECKING:  # for checkers an instance is made as any struct's is, of arguments that they know
 
         def __call__(cls, *args, **kwargs):  # noqa: D102 - how an instance is made
+            for name, value in (*zip(cls.__struct_fields__, args), *kwargs.items()):
+                if not _fits(value, kinds := _kinds_of_fields(cls).get(name)):
+                    raise ConfigError(f"{cls.__name__}: {_refusal(name, value, kinds or ())}", setting=name)
             try:
                 return super().__call__(*args, **kwargs)
             except TypeError as error:
@@ -281,6 +284,11 @@ def _parameters(function: Any) -> tuple[dict[str, Kinds], bool]:
     return kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+@cache
+def _kinds_of_fields(struct: type) -> dict[str, Kinds]:
+    return {name: _kinds(hint) for name, hint in typing.get_type_hints(struct, include_extras=True).items()}
+
+
 def _type_of(function: Any, annotation: Any) -> Any:
     try:
         hints = types.SimpleNamespace(__annotations__={"it": annotation})
@@ -313,7 +321,8 @@ def _kinds(annotation: Any) -> Kinds:
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
     names = [_either(item or ()) for item in items if None not in items]
     words = "a dict" if issubclass(origin, Mapping) else "a list"
-    return (Kind(f"{words} of {' to '.join(names)}" if names else words, partial(_is_a, origin), items),)
+    kind = Sequence if origin in (list, tuple) else origin
+    return (Kind(f"{words} of {' to '.join(names)}" if names else words, partial(_is_a, kind), items),)
 
 
 _NAMES = {"bool": "True or False", "Path": "a path", "BaseAgent": "an agent", "Topology": "a swarm"}
