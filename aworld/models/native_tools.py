@@ -131,9 +131,8 @@ def _of_anthropic(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
         yield NativeUse(tool, "", outcome_text(block.get("content")))
 
 
-def _of_chat(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
-    cited = [one["url_citation"] for one in kept.get("annotations", ()) if isinstance(one.get("url_citation"), dict)]
-    if cited:
+def _of_chat(kept: Sequence[Mapping[str, Any]]) -> Iterator[NativeUse]:
+    if cited := [one["url_citation"] for one in kept if one.get("type") == "url_citation"]:
         yield NativeUse("web_search", "", outcome_text(cited))
 
 
@@ -159,7 +158,7 @@ def _of_gemini(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
         yield NativeUse("web_search", queries, outcome_text([{**page, "url": page.get("uri", "")} for page in pages]))
 
 
-_READERS = {"anthropic": _of_anthropic, "chat": _of_chat, "gemini": _of_gemini, "responses": _of_responses}
+_READERS = {"anthropic": _of_anthropic, "annotations": _of_chat, "gemini": _of_gemini, "responses": _of_responses}
 """By the key under which `Message.opaque` has what came."""
 
 
