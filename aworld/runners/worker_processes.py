@@ -50,6 +50,7 @@ from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.budget import Share
+from aworld.runners.dependencies import FUNCTIONS
 from aworld.runners.driver import Episode, run_to_end, write_end
 from aworld.runners.journal import Journal
 from aworld.runners.local import Executor, load, rare_collection, store_of
@@ -272,6 +273,7 @@ class Begin(Struct, omit_defaults=True, tag=True):
     tools: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     after: str | None = None
+    deps: str | None = None
     by: str | None = None
     """The function that makes the task, where it has an environment; see `Remake`."""
     arguments: dict[str, Any] = {}
@@ -332,6 +334,7 @@ def reference_to(task: Task) -> Begin:
         _paths(bare.tools, "tool"),
         _paths(bare.hooks, "hooks"),
         after.id if isinstance(after, Trajectory) else after,
+        _deps_path(task),
         None if remake is None else remake.by,
         {} if remake is None else remake.arguments,
     )
@@ -350,6 +353,7 @@ def task_of(begin: Begin) -> Task:
         tools=[object_at(path) for path in begin.tools],
         context=begin.context,
         hooks=[object_at(path) for path in begin.hooks],
+        deps=None if begin.deps is None else object_at(begin.deps),
         **msgspec.structs.asdict(begin.task),
     )
     task.history = task.history or begin.history
@@ -388,6 +392,18 @@ def _unit_at(path: str) -> Any:
 
 def _paths(objects: Sequence[Any], what: str) -> tuple[str, ...]:
     return tuple(path_of(item, f"{what} {getattr(item, 'name', item)!r}") for item in objects)
+
+
+def _deps_path(task: Task) -> str | None:
+    """Where the function that makes the dependencies is imported from. Raises TaskError for any that are made."""
+    if task.deps is None or isinstance(task.deps, str):
+        return task.deps
+    if isinstance(task.deps, FUNCTIONS):
+        return path_of(task.deps, f"deps= of task {task.id!r}, {getattr(task.deps, '__name__', 'a partial')!r},")
+    raise TaskError(
+        f"deps= of task {task.id!r} is a {type(task.deps).__name__}, which cannot travel to another process: give a "
+        "function that makes one there, at the top of a module or as \"module:function\", or run with engine 'local'."
+    )
 
 
 def path_of(item: object, what: str) -> str:
