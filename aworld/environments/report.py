@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from aworld.core.checks import Count, typed, typed_class
+from aworld.core.checks import Count, typed
 from aworld.core.message import Usage
 from aworld.core.trajectory import Trajectory
 
@@ -121,7 +121,6 @@ class Estimate:
     high: float
 
 
-@typed_class
 @dataclass(slots=True)
 class Report:
     """Figures of a rollout, fed by `add`; it keeps counts, not episodes."""
