@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Unpack, cast, overload
 from weakref import WeakSet
 
@@ -27,12 +26,12 @@ from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
-from aworld.runners.budget import Budget, stopped_short
+from aworld.runners.budget import Budget
 from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.local import executor_of, fork_point, load, run_config, run_many, store_of
-from aworld.runners.named_run import Question, Responses, run_questions
+from aworld.runners.named_run import ManyRuns, Question, run_questions
 from aworld.runners.replay import ReplayReport, replay
 from aworld.trajectory.query import Query
 
@@ -43,18 +42,6 @@ R = TypeVar("R", default=Any)
 
 _stepping: WeakSet[Task] = WeakSet()
 """Tasks that take a step right now."""
-
-
-@dataclass(slots=True)
-class Resumed:
-    """What `Runners.resume_all` did: how many runs finished, did not finish well, and were left as they were."""
-
-    finished: int = 0
-    failed: int = 0
-    left: int = 0
-    errors: dict[str, str] = field(default_factory=dict[str, str])
-    """Why a run that should have gone on was left, by id."""
-    responses: dict[str, TaskResponse] = field(default_factory=dict[str, TaskResponse])
 
 
 class Runners:
@@ -137,15 +124,15 @@ class Runners:
         on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
         deps: Any = None,
         **task: Unpack[TaskChanges],
-    ) -> Responses:
+    ) -> ManyRuns:
         """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
         store="sqlite:///runs.db"))`.
 
         A question is a text, `{"id": ..., "input": ...}` (also `labels` and `context`), or a `Task`. The same call
         again reads from the store what has ended, goes on with what has not, and begins the rest; what was cancelled,
-        or failed because no model could be reached, is begun again. Trajectories have the labels `run` and `problem`:
-        the id of the question, or its number. `deps` and `task` are arguments of `Task` for all of them; `on_done` is
-        called after each that this call ran.
+        or failed because no model could be reached, goes on as a fork. The labels `run` and `problem`, the id of the
+        question or its number, tell trajectories apart. `deps` and `task` are arguments of `Task` for all of them;
+        `on_done` is called after each that this call ran.
 
         Raises ConfigError where the store has another agent, or another question, under these names.
         """
@@ -326,10 +313,10 @@ class Runners:
 
     @staticmethod
     @typed(TaskError)
-    async def resume_all(store: Any, agents: Iterable[Unit], run_conf: Conf = None, *, deps: Any = None) -> Resumed:
+    async def resume_all(store: Any, agents: Iterable[Unit], run_conf: Conf = None, *, deps: Any = None) -> ManyRuns:
         """Continue every unfinished run of a store whose agent is among `agents`; the others, those that wait for
         people, and those that a live process works on are left."""
-        opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
+        opened, conf, counts = store_of(store), run_config(run_conf), ManyRuns()
         executor = executor_of(conf.model_copy(update={"store": opened}), opened)
         by_name = {agent.name: agent for agent in refuse_strangers("resume_all", *agents, error=TaskError)}
 
@@ -350,14 +337,8 @@ class Runners:
             async for response in responses:
                 if response is None:
                     counts.left += 1
-                    continue
-                counts.responses[response.trajectory_id] = response
-                if stopped_short(response):
-                    counts.left += 1
-                    counts.errors[response.trajectory_id] = response.msg
-                    continue
-                counts.finished += response.success
-                counts.failed += not response.success
+                else:
+                    counts.add(response)
         return counts
 
     @overload

@@ -18,7 +18,7 @@ NAMES = {
         "TaskConfig", "TaskResponse", "TeamSwarm", "ToolContext", "WorkflowSwarm", "tool",
     ],
     "aworld.agents.llm_agent": ["Agent"],
-    "aworld.runner": ["Resumed", "Runners"],
+    "aworld.runner": ["ManyRuns", "Runners"],
     "aworld.config": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
     "aworld.config.conf": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
     "aworld.core.agent.base": ["BaseAgent", "Turn"],

@@ -119,8 +119,7 @@ class Agent(BaseAgent[Deps, Out]):
         super().__init__(name, desc, tools=[*tools, *supplied] if supplied else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
         if model_settings or native_tools:
-            tools = ModelSettings(native_tools=list(native_tools)) if native_tools else ModelSettings()
-            _put_settings(self.conf.llm_config, model_settings or {}, tools, owner=f"Agent {name!r}")
+            _put_settings(self.conf.llm_config, model_settings or {}, native_tools, f"Agent {name!r}")
         self.max_steps = max_steps
         self.system_prompt = self.conf.system_prompt
         if callable(system_prompt):
@@ -275,25 +274,9 @@ class Agent(BaseAgent[Deps, Out]):
         """The settings of the model, the shape of the answer, and where tools of servers and sandboxes come from."""
         facts: dict[str, Any] = {
             "llm_config": self._llm_config(description), "output_retries": self.output_retries,
-            "max_steps": self.max_steps, "model": self._model,
+            "max_steps": self.max_steps, **self._model_facts(description),
             "mcp_servers": {s.name: self._server(s, description) for toolset in self._servers for s in toolset.servers},
         }  # fmt: skip
-        objects = [self._model]
-        if isinstance(self._model, Fallback):
-            facts["model"], objects = self._model.names, list(self._model.models)
-            if callable(self._model.on):
-                facts["fallback_on"] = description.code(self._model.on, f"Fallback(on=...) of agent {self.name!r}")
-            elif self._model.on != UNAVAILABLE:
-                facts["fallback_on"] = self._model.on
-        elif self._model is not None and not isinstance(self._model, str):
-            facts["model"] = label(self._model)
-        if self._model is not None and any(not isinstance(model, str) for model in objects):
-            refusal = f"Agent {self.name!r} has a model object ({type(self._model).__name__})"
-            remedy = 'name the model in conf= or model="provider:name", or leave it to the environment.'
-            facts["model_object"] = (
-                f"{type(self._model).__module__}:{type(self._model).__qualname__}<{self._model.name}>"
-            )
-            description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
         if self.instructions is not None:
             facts["instructions"] = description.code(self.instructions, f"The instructions of agent {self.name!r}")
         for guardrails in ("input_guardrails", "output_guardrails"):
@@ -306,6 +289,25 @@ class Agent(BaseAgent[Deps, Out]):
         if self.output_type is not None:
             facts["output_type"] = description.code(self.output_type, f"output_type of agent {self.name!r}")
             facts["output_schema"] = self._output.schema if self._output is not None else None
+        return facts
+
+    def _model_facts(self, description: Description) -> dict[str, Any]:
+        """The model by its name, or several with the rule."""
+        model = self._model
+        if model is None or isinstance(model, str):
+            return {"model": model}
+        facts: dict[str, Any] = {"model": model.names if isinstance(model, Fallback) else label(model)}
+        if isinstance(model, Fallback):
+            if callable(model.on):
+                facts["fallback_on"] = description.code(model.on, f"Fallback(on=...) of agent {self.name!r}")
+            elif model.on != UNAVAILABLE:
+                facts["fallback_on"] = model.on
+            if all(isinstance(member, str) for member in model.models):
+                return facts
+        refusal = f"Agent {self.name!r} has a model object ({type(model).__name__})"
+        remedy = 'name the model in conf= or model="provider:name", or leave it to the environment.'
+        facts["model_object"] = f"{type(model).__module__}:{type(model).__qualname__}<{model.name}>"
+        description.hold(facts["model_object"], model, f"{refusal}; {remedy}")
         return facts
 
     def _llm_config(self, description: Description) -> dict[str, Any]:
@@ -379,24 +381,27 @@ def _model_of(model: Any) -> Model | str | None:
     return Fallback(model) if isinstance(model, list | tuple) else model  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _put_settings(config: ModelConfig, *settings: Any, owner: str) -> None:
+def _put_settings(config: ModelConfig, settings: Any, native_tools: Sequence[Any], owner: str) -> None:
     """Put what `Agent(model_settings=, native_tools=)` say where `conf` says it. Raises ConfigError."""
-    for table in settings:
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{owner}: model_settings={table!r:.60}; give a dict, such as {{'temperature': 0.2}}.")
-        fields = cast("Mapping[str, Any]", table)
-        known_keys(f"{owner}: model_settings", fields, ModelSettings.__annotations__)
-        try:
-            for key, value in fields.items():
-                setattr(config, *(("params", {**config.params, **value}) if key == "params" else (f"llm_{key}", value)))
-            read_native_tools(config.llm_native_tools)
-        except ConfigError as error:
-            raise ConfigError(f"{owner}: {error}", setting=error.setting, remedy=error.remedy) from error
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{owner}: model_settings={settings!r:.60}; give a dict, such as {{'temperature': 0.2}}.")
+    fields: dict[str, Any] = {**settings, **({"native_tools": native_tools} if native_tools else {})}
+    known_keys(f"{owner}: model_settings", fields, ModelSettings.__annotations__)
+    try:
+        extras = fields.pop("params", {})
+        config.params = {**config.params, **extras} if isinstance(extras, dict) else extras
+        for name, value in fields.items():
+            setattr(config, f"llm_{name}", value)
+        read_native_tools(config.llm_native_tools)
+    except ConfigError as error:
+        raise ConfigError(f"{owner}: {error}", setting=error.setting, remedy=error.remedy) from error
 
 
 def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # here: it imports what builds schemas, and few agents need it
 
+    if isinstance(output_type, str):
+        raise ConfigError(f"output_type={output_type!r} of agent {name!r} is a text; give the type itself.")
     try:
         return TypeAdapter(output_type)
     except Exception as error:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
     from aworld.config.conf import RunConfig
     from aworld.core.agent.flow import Unit
     from aworld.core.task import TaskResponse
-    from aworld.core.trajectory import Trajectory
     from aworld.trajectory.store import TrajectoryStore
 
 _ABOUT = (
@@ -49,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _chat(args: argparse.Namespace) -> int:
     from aworld.cmd.run import agent_of, limits_of
+    from aworld.cmd.run_view import at_terminal
     from aworld.config.conf import RunConfig
     from aworld.runners.blocking import one_loop
     from aworld.runners.local import store_of
@@ -68,7 +68,10 @@ def _chat(args: argparse.Namespace) -> int:
                     if not chat.command(text):
                         break
                 else:
-                    run(chat.turn(text))
+                    response = run(chat.turn(text))
+                    while (answers := at_terminal(response.record.open_questions())) is not None:
+                        response = run(chat.go_on(response, answers))
+                    chat.note(text, response)
             except AWorldError as error:
                 chat.tell(f"aworld: {error}")
             except KeyboardInterrupt:
@@ -103,14 +106,6 @@ def _line() -> str | None:
             return text
 
 
-def _question(record: Trajectory) -> str:
-    """What the person said in a turn."""
-    from aworld.core.event import MessageAdded
-
-    messages = [event.message for event in record.own_events if isinstance(event, MessageAdded)]
-    return next((message.text for message in messages if message is not None and message.role == "user"), "")
-
-
 class Chat:
     """A conversation: who answers, and the ids of its turns."""
 
@@ -130,6 +125,7 @@ class Chat:
 
     async def take_up(self, store: TrajectoryStore) -> None:
         """Go on with the last conversation of the store. Raises ConfigError if there is none."""
+        from aworld.cmd.run import question_of
         from aworld.runners.local import load
         from aworld.trajectory.query import LABEL as PREFIX
         from aworld.trajectory.query import Query, Where
@@ -141,7 +137,7 @@ class Chat:
         id: str | None = last[0].id
         while id is not None:
             record = await load(id, store)
-            self.turns.insert(0, (_question(record), id))
+            self.turns.insert(0, (question_of(record), id))
             before = record.started.forked_from if record.started is not None else None
             id = before.id if before is not None else None
         self.tell(f"Going on after turn {len(self.turns)}: {self.turns[-1][0]:.60}")
@@ -169,8 +165,8 @@ class Chat:
                 self.tell(_HELP)
         return True
 
-    async def turn(self, text: str) -> None:
-        """Ask, show what comes, and remember the turn if it was answered."""
+    async def turn(self, text: str) -> TaskResponse:
+        """Ask, and show what comes."""
         from aworld.core.task import Task
         from aworld.runner import Runners
 
@@ -178,13 +174,22 @@ class Chat:
         task = Task(text, swarm=self.agent, conf=self.limits, deps=self.deps, after=after)
         self._name = self._name or task.id
         task.labels = {**task.labels, LABEL: self._name}
-        response = await self._shown(Runners.streamed_run_task(task, self.conf))
-        if response.success:
-            self.turns.append((text, task.id))
-            return
+        return await self._shown(Runners.streamed_run_task(task, self.conf))
+
+    async def go_on(self, response: TaskResponse, answers: dict[str, str]) -> TaskResponse:
+        """Go on with a turn that asked something."""
+        from aworld.runner import Runners
+
+        return await self._shown(await Runners.streamed_resume(response, swarm=self.agent, answers=answers))
+
+    def note(self, text: str, response: TaskResponse) -> None:
+        """Remember a turn, if it was answered."""
         from aworld.cmd.wording import why
 
-        self.tell(f"aworld: {response.status}: {why(response)}")
+        if response.success:
+            self.turns.append((text, response.id))
+        else:
+            self.tell(f"aworld: {response.status}: {why(response)}".removesuffix(": "))
 
     async def _shown(self, stream: Any) -> TaskResponse:
         from aworld.cmd.markdown import MarkdownStream

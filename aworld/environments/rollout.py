@@ -20,7 +20,8 @@ from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 from aworld.config.conf import RunConfig
-from aworld.core.checks import positive, typed
+from aworld.core.agent.flow import Unit
+from aworld.core.checks import Count, positive, typed
 from aworld.core.event import Status
 from aworld.core.exceptions import (
     BudgetUsed,
@@ -126,7 +127,7 @@ class Rollout:
 @typed(TaskError)
 async def rollouts(
     environment: Environment,
-    agent: Any,
+    agent: Unit,
     problems: Iterable[Problem | dict[str, Any]],
     *,
     samples: int = 1,
@@ -234,7 +235,8 @@ def _run_config(conf: RunConfig | dict[str, Any] | None, store: Any, limit: int 
     return conf.model_copy(update={"max_concurrency": limit, "store": conf.store if store is None else store})
 
 
-async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncIterator[list[Rollout]]:
+@typed()
+async def by_group(episodes: AsyncIterator[Rollout], samples: Count) -> AsyncIterator[list[Rollout]]:
     """The samples of each problem together, as soon as the last of them has ended, in order of their numbers.
 
     At the end come the groups that have fewer, such as those of a run that was cut short.
@@ -315,6 +317,11 @@ class _Work:
         record = await load(summary.id, self.store)
         _check_setting(self.run, summary, record, self.environment.name, self.seed)
         task = self.environment.task(_ANY, self.agent)
+        limits = task.conf.model_dump(mode="json", exclude_defaults=True)
+        before = record.started.conf if record.started is not None else limits
+        for name in ("max_steps", "max_tokens", "max_cost"):
+            if (old := before.get(name)) != (new := limits.get(name)):
+                raise another_run(self.run, record, f"with other limits: {name} was {old} and is now {new}")
         check_agent(self.run, record, units_of_task(task.agent, task.tools))
 
     async def _was_lost(self, summary: Summary) -> bool:

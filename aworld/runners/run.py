@@ -22,7 +22,7 @@ from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
 from aworld.core.bounded import bounded, described, failure_of
 from aworld.core.common import ActionResult
-from aworld.core.context.base import Context, RunScope
+from aworld.core.context.base import NOT_KEPT, Context, RunScope
 from aworld.core.exceptions import (
     AWorldError,
     ConfigError,
@@ -154,17 +154,19 @@ class Run:
         """Put on record what has changed in the files that outlive the run. Raises StoreError."""
         for source in self.scope.sources:
             try:
-                async with asyncio.timeout(LET_GO):
+                async with asyncio.timeout(PUT_ASIDE):
                     changed = await source.artifacts()
             except StoreError:
                 raise
             except BaseException as raised:  # such as a sandbox that has died: the run goes on
                 if failure_of(raised) is None:
                     raise
-                logger.exception("trajectory=%s | changed files of %r are not kept", self.record.id, source)
-                continue
+                changed = [{"name": "", "error": described(raised)}]
             for fields in changed:
-                self.journal.add(ev.ArtifactKept, **fields)
+                if "error" in fields:
+                    self.journal.add(ev.Noted, source="sandbox", name=NOT_KEPT, data=fields)
+                else:
+                    self.journal.add(ev.ArtifactKept, **fields)
 
     async def let_go(self) -> None:
         """The run is over; nothing that it held may hold it up."""
@@ -202,7 +204,7 @@ class Run:
         """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
         conf = self.conf
         if conf.max_steps is not None and steps >= conf.max_steps:
-            remedy = "fork the run with a higher one to go on"
+            remedy = "fork the run with a higher one to go on" if self.environment is None else "give a higher one"
             raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
         if conf.max_tokens is not None or conf.max_cost is not None:
             check_spending(conf, self.spending())
