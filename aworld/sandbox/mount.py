@@ -128,12 +128,9 @@ class FolderCopy(PooledSandbox):
                 await self._fill(cast("LocalSandbox", sandbox))
         return sandbox
 
-    def _past(self) -> dict[str, ArtifactKept]:
-        """What the log has of this folder, by name."""
-        return {name: kept for (folder, name), kept in self._scope.artifacts.items() if folder == str(self._folder)}
-
     async def _fill(self, sandbox: LocalSandbox) -> None:
-        past, contents = self._past(), dict[str, bytes]()
+        here, contents = str(self._folder), dict[str, bytes]()
+        past = {name: kept for (folder, name), kept in self._scope.artifacts.items() if folder == here}
         for name, kept in past.items():
             if kept.digest is not None and self._scope.blobs is not None:
                 contents[name] = await self._scope.blobs.blob(kept.digest)
