@@ -79,6 +79,8 @@ class Run:
         self.state = SharedState(self.journal, self.units)
         self.context = self.state.context_of(None)
         self.scope = RunScope(record.id, task.info, artifacts=record.artifacts, blobs=store)
+        self.deps: Any = None
+        """What tools and instructions work with; see `aworld.runners.dependencies`."""
         self.is_fork = False
         """Whether the run begins within the events of another."""
         self.spent = 0.0
@@ -108,7 +110,9 @@ class Run:
 
     def context_for(self, activation: Activation, step: int) -> ToolContext:
         """What a function of the agent's author may know of the run, as a tool does."""
-        return ToolContext(self.record.id, activation.agent, step, "", self.state.context_of(activation))
+        return ToolContext(
+            self.record.id, activation.agent, step, "", self.state.context_of(activation), deps=self.deps
+        )
 
     # People
 
