@@ -224,6 +224,8 @@ def members(folder: Path, limits: SandboxLimits) -> list[tuple[str, Path, os.sta
     """
     if not folder.is_dir():
         raise ConfigError(f"mount={str(folder)!r} | {'not a folder' if folder.exists() else 'there is no such folder'}")
+    if str(folder) in ("/", os.path.expanduser("~")):
+        raise ConfigError(f"mount={str(folder)!r} | has more than work in it, keys too; name the folder of a project")
     listed: list[tuple[str, Path, os.stat_result]] = []
     size, home = 0, f"{os.path.realpath(folder)}/"
     for name in _names(folder):

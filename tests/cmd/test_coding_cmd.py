@@ -31,13 +31,19 @@ class Coder(ModelServer):
     """A model that mends the program, runs its test, and says so; it takes its commands out of the question."""
 
     def __init__(self) -> None:
+        self.hold: asyncio.Event | None = None
+        """Until it is set, the last answer is kept back; `held` says that it is asked for."""
+        self.held = asyncio.Event()
         super().__init__(FunctionModel(self._think))
 
-    def _think(self, request: ModelRequest) -> Said:
+    async def _think(self, request: ModelRequest) -> Said:
         question = next(message.text for message in request.messages if message.role == "user")
         commands = COMMANDS if question == "fix and sleep" else COMMANDS[:2]
         if request.turn < len(commands):
             return call("shell", command=commands[request.turn])
+        if self.hold is not None:
+            self.held.set()
+            await self.hold.wait()
         return f"Mended: {request.messages[-1].text}"
 
 
@@ -189,6 +195,22 @@ async def test_a_killed_run_goes_on_with_its_files(terminal: Terminal) -> None:
     await terminal.end()
     code, out, _ = await terminal.piped("resume", "one", "--sandbox", "local")
     assert (code, "Mended: The call was interrupted" in out) == (0, True)
+    assert "a + b" in (await terminal.piped("diff", "one"))[1]
+
+
+async def test_ctrl_c_while_the_model_is_asked_loses_nothing(terminal: Terminal, server: Coder) -> None:
+    server.hold = asyncio.Event()
+    terminal.start("run", "--sandbox", "local", "fix the test", "--id", "one")
+    await terminal.see("green")
+    await server.held.wait()
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    assert await terminal.end() == 130
+    server.hold.set()
+    (terminal.folder / "elsewhere").mkdir()
+    code, _, err = await terminal.piped("resume", "one", "--sandbox", "local:elsewhere")
+    assert (code, f"give --sandbox local:{terminal.folder}" in err) == (2, True)
+    code, out, err = await terminal.piped("resume", "one", "--sandbox", "local")
+    assert (code, out) == (0, "Mended: green\n[exit code 0]\n")
     assert "a + b" in (await terminal.piped("diff", "one"))[1]
 
 
