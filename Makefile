@@ -24,6 +24,7 @@ demo: install  ## See a policy get better from its own record, in two environmen
 	@$(BIN)/python examples/demo.py
 
 test: install-dev lint  ## Lint, type-check and run all tests
+	@echo "All tests, on all cores: about ten minutes on two of them."
 	@$(BIN)/python -m pytest -n auto
 
 # For models this small more threads are ten times slower.
@@ -38,6 +39,7 @@ test-trainers: $(TRAINERS)/verifiers/.installed $(TRAINERS)/openenv/.installed  
 	@AWORLD_VLLM_PYTHON=$(abspath $(TRAINERS))/vllm/bin/python $(BIN)/python -m pytest tests/trainers/test_vllm.py
 
 lint: install-dev  ## Ruff, strict type check, import rules, known faults of the locked versions
+	@echo "Linters and the type checker: one to three minutes."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
@@ -66,12 +68,14 @@ install-dev: $(VENV)/.installed-dev
 
 # The marker files are younger than pyproject.toml when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml
+	@echo "Installing AWorld into $(VENV), this once: one to two minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(if $(LOCKED),$(BIN)/python -m pip install $(QUIETLY) $(EXACTLY) && $(BIN)/python -m pip install $(QUIETLY) --no-deps --no-build-isolation --editable .,\
 		$(BIN)/python -m pip install $(QUIETLY) --editable '.[embedded]')
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	@echo "Installing what the tests need into $(VENV), this once: two to three minutes."
 	@$(if $(LOCKED),true,$(BIN)/python -m pip install $(QUIETLY) --upgrade 'pip>=25.1' && $(BIN)/python -m pip install $(QUIETLY) --editable . --group dev && $(BIN)/python -m pip install $(QUIETLY) --no-deps $(LOCAL_MODEL))
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""An agent gets better, from nothing but its own recorded experience: no key, no network, no GPU, two minutes.
+"""An agent gets better, from nothing but its own recorded experience: no key, no network, no GPU, three minutes.
 
 The small policy that comes with AWorld knows its tools, and not when to take which. In `parity` the right one depends
 on whether a number is even, which nothing that it was made from shows; in `sums` its habit is the wrong one, and
@@ -133,7 +133,7 @@ async def scenes(result: TrainingResult) -> list[Scene]:
 
 def tell(console: Console, result: TrainingResult) -> None:
     """The learning curve and three runs of one task."""
-    console.print(Text(curve.terminal(result)))
+    console.print(Text(curve.terminal(result, min(72, console.width))))
     shown = asyncio.run(scenes(result))
     console.print(f"\n  One held-out task, sampled: {shown[0].record.messages[0].message.text!r}", highlight=False)
     for scene in shown:
@@ -178,7 +178,9 @@ def better(row: Comparison) -> bool:
 
 def main() -> int:
     console = Console(soft_wrap=not sys.stdout.isatty())
-    console.print("[bold]Agents that get better from their own record[/bold]: no key, no network, no GPU.")
+    console.print(
+        "[bold]Agents that get better from their own record[/bold]: no key, no network, no GPU; two to three minutes."
+    )
     shutil.rmtree(FOLDER, ignore_errors=True)
     began = time.monotonic()
     results: dict[str, TrainingResult] = {}

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from aworld.cmd.run import add_agent, add_store, again, go_on
-from aworld.cmd.trajectories import open_existing, resolve, store_option
+from aworld.cmd.trajectories import open_existing, resolve, short_id, store_option
 
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.core.trajectory import Trajectory
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `answer` to the parser of `aworld`."""
     parser = commands.add_parser("answer", help="answer what a waiting run asks", description=_ABOUT)
-    parser.add_argument("id", metavar="ID", help="id of the run, its beginning, or `last`")
+    parser.add_argument("id", metavar="ID", help="id of the run, a piece of it, or `last`")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the answer; without it, the questions are shown")
     parser.add_argument("--question", metavar="QUESTION_ID", help="which question, when several are open")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
@@ -71,4 +71,5 @@ def _tell(record: Trajectory, args: argparse.Namespace) -> None:
             if record.toolsets or len(record.agents) > 1
             else ""
         )
-        print(f"Nothing is left to answer; go on with: aworld resume {record.id}{store_option(args.store)}{code}")
+        going_on = f"aworld resume {short_id(record.id)}{store_option(args.store)}"
+        print(f"Nothing is left to answer; go on with: {going_on}{code}")

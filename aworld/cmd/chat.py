@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
     from aworld.config.conf import RunConfig
     from aworld.core.agent.flow import Unit
     from aworld.core.task import TaskResponse
-    from aworld.core.trajectory import Trajectory
     from aworld.trajectory.store import TrajectoryStore
 
 _ABOUT = (
@@ -107,14 +106,6 @@ def _line() -> str | None:
             return text
 
 
-def _question(record: Trajectory) -> str:
-    """What the person said in a turn."""
-    from aworld.core.event import MessageAdded
-
-    messages = [event.message for event in record.own_events if isinstance(event, MessageAdded)]
-    return next((message.text for message in messages if message is not None and message.role == "user"), "")
-
-
 class Chat:
     """A conversation: who answers, and the ids of its turns."""
 
@@ -134,6 +125,7 @@ class Chat:
 
     async def take_up(self, store: TrajectoryStore) -> None:
         """Go on with the last conversation of the store. Raises ConfigError if there is none."""
+        from aworld.cmd.run import question_of
         from aworld.runners.local import load
         from aworld.trajectory.query import LABEL as PREFIX
         from aworld.trajectory.query import Query, Where
@@ -145,7 +137,7 @@ class Chat:
         id: str | None = last[0].id
         while id is not None:
             record = await load(id, store)
-            self.turns.insert(0, (_question(record), id))
+            self.turns.insert(0, (question_of(record), id))
             before = record.started.forked_from if record.started is not None else None
             id = before.id if before is not None else None
         self.tell(f"Going on after turn {len(self.turns)}: {self.turns[-1][0]:.60}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -87,11 +88,24 @@ _CODES = (
     "3 a run waits for an answer (see aworld answer); 130 Ctrl-C."
 )
 
+_LATER = {
+    "web": "aworld chat talks with an agent in the terminal, aworld trajectories shows what it did.",
+    "api_server": "aworld mcp serve offers an agent to other programs, aworld env serve an environment.",
+    "eval": "aworld rollout measures an agent on an environment, with intervals.",
+    "evolve": "aworld train makes a policy better on an environment.",
+    "synthesize": "aworld trajectories export writes training data out of recorded runs.",
+    "gateway": "aworld run and aworld chat record what an agent of your own does.",
+}
+"""Commands of the plan, and what there is in their place."""
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with options as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
+        word = re.search("COMMAND: invalid choice: '(.*?)'", message)
+        if word is not None and word[1] in _LATER:
+            self.exit(2, f"aworld: {word[1]} is not built yet; until then: {_LATER[word[1]]}\n")
         self.exit(2, f"{self.format_usage()}aworld: {message}\n")
 
 

@@ -144,10 +144,12 @@ def _tell(report: Report, args: argparse.Namespace, name: str, took: float) -> N
     from rich.table import Table
 
     out = console()
-    table = Table("part", "mean", "min", "max", "weight", "failed", title=f"{report.environment.name} · {args.split}")
+    table = Table(
+        "part", "rewards", "mean", "min", "max", "weight", "failed", title=f"{report.environment.name} · {args.split}"
+    )
     for part in report.parts.values():
         values = ["–", "–", "–"] if part.mean is None else [f"{part.mean:.3f}", f"{part.low:g}", f"{part.high:g}"]
-        table.add_row(part.name, *values, f"{part.weight:g}", str(part.failed) if part.failed else "")
+        table.add_row(part.name, str(part.count), *values, f"{part.weight:g}", str(part.failed) if part.failed else "")
     if report.parts:
         out.print(table)
     say: Callable[[str], None] = lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731

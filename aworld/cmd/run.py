@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Coroutine
@@ -20,10 +21,11 @@ from aworld.cmd.agent_options import MODEL, put_options, ready_agent, require
 from aworld.cmd.run_view import RunView, short
 from aworld.cmd.swarm import is_file
 from aworld.cmd.terminal import TerminalWatch, aside
-from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, store_option
+from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, short_id, store_option
 from aworld.cmd.wording import counted, helps_to_go_on, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Unit
+from aworld.core.event import MessageAdded
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Usage
 from aworld.core.task import Task, TaskResponse
@@ -133,7 +135,7 @@ CODER = (
     "before you change something, change what you were asked to and nothing else, and run the tests if there are any."
 )
 """The system prompt of an agent with a sandbox that was given none."""
-WHICH = "id of the run, its beginning, or `last`"
+WHICH = "id of the run, a piece of it, or `last`"
 
 
 def add_agent(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +243,7 @@ def _shown(begin: Callable[[], Coroutine[Any, Any, RunStream]], unit: Unit, args
     view = RunView(unit, store_of(args.store), quiet=args.json)
     response = view.attend(begin)
     if view.suspended:
-        going_on = f"aworld resume {response.id}{again(args)}"
+        going_on = f"aworld resume {short_id(response.id)}{again(args)}"
         print(f"aworld: stopped, and nothing is lost; go on with: {going_on}", file=sys.stderr)
         return STOPPED
     return _report([response], args)
@@ -428,22 +430,38 @@ def _report(
         _tell_end(responses[0], args)
     else:
         for response in responses:
-            print(f"{response.id}  {response.status:<13} {short(str(response.answer or why(response)), 90)}".rstrip())
+            print(_line(response))
             _tell_open(response, args)
         good = sum(response.success for response in responses)
         those = f" --label {shlex.quote(label)}" if label else ""
         spent = _spent(reduce(Usage.__add__, (response.usage for response in responses), Usage()))
-        aside(
-            f"{good} of {len(responses)} finished{spent}; see them with: "
-            f"aworld trajectories list{those}{store_option(args.store)}"
-        )
+        many = f"{good} of {len(responses)} finished{spent}; see them with: aworld trajectories list{those}"
+        one = f"see it with: aworld trajectories show {short_id(responses[0].id)}" if len(responses) == 1 else None
+        aside(f"{one or many}{store_option(args.store)}")
     left = [response.status for response in responses if not response.success]
     return WAITING if left and all(status == "waiting" for status in left) else min(len(left), 1)
 
 
+def _line(response: TaskResponse) -> str:
+    """A run on a line as wide as the terminal: how it ended, what was asked, what came."""
+    width = shutil.get_terminal_size((100, 0)).columns
+    pieces = short(question_of(response.record), 24), str(response.answer or why(response))
+    outcome = short(": ".join(filter(None, pieces)), max(20, width - len(short_id(response.id)) - 16))
+    return f"{short_id(response.id)}  {response.status:<13} {outcome}".rstrip()
+
+
+def question_of(record: Trajectory) -> str:
+    """What was asked in a run, without what came before it."""
+    messages = [event.message for event in record.own_events if isinstance(event, MessageAdded)]
+    return next((message.text for message in messages if message is not None and message.role == "user"), "")
+
+
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if response.artifacts:
-        changed, id = counted(len(response.artifacts), "changed file"), f"{response.id}{store_option(args.store)}"
+        changed, id = (
+            counted(len(response.artifacts), "changed file"),
+            f"{short_id(response.id)}{store_option(args.store)}",
+        )
         aside(f"[{changed}] aworld diff {id} · aworld apply {id}")
     if not response.success:
         print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
@@ -451,7 +469,7 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     steps = counted(len(response.record.calls), "step")
     aside(
         f"[{response.status} in {response.time_cost:.1f} s, {steps}{_spent(response.usage)}] "
-        f"aworld trajectories show {response.id}{store_option(args.store)}"
+        f"aworld trajectories show {short_id(response.id)}{store_option(args.store)}"
     )
 
 
@@ -468,7 +486,7 @@ def _tell_open(response: TaskResponse, args: argparse.Namespace) -> None:
     for question in response.record.open_questions():
         print(f"aworld: it asks: {question.question}", file=sys.stderr)
     if response.status == "waiting":
-        aside(f'Answer with: aworld answer {response.id} "..."{store_option(args.store)}')
+        aside(f'Answer with: aworld answer {short_id(response.id)} "..."{store_option(args.store)}')
 
 
 def _summary(response: TaskResponse) -> dict[str, Any]:

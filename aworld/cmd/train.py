@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from aworld.cmd.agent_options import policy_agent
@@ -191,7 +192,7 @@ def _tell(result: TrainingResult) -> None:
     from aworld.training import curve
 
     if result.evaluations:
-        print(curve.terminal(result))
+        print(curve.terminal(result, min(72, shutil.get_terminal_size().columns)))
     for each in result.comparisons:
         print(
             f"{each.mode}: {each.before:.1%} → {each.after:.1%} on held-out problems "

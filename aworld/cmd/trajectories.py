@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -62,7 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="instead of runs, how many have which status,agent,environment,model,version,labels.NAME",
     )  # fmt: skip
     show = commands.add_parser("show", help="one run: the conversation, tool calls, timings, tokens, rewards")
-    show.add_argument("id", metavar="ID", help="id of the run, its beginning, or `last`")
+    show.add_argument("id", metavar="ID", help="id of the run, a piece of it, or `last`")
     show.add_argument("--full", action="store_true", help="cut nothing")
     export = commands.add_parser("export", help="write runs to a file, for training and analysis")
     export.add_argument("ids", metavar="ID", nargs="*", help="only these runs, or their beginnings")
@@ -76,7 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     delete.add_argument("--yes", "-y", action="store_true", help="do not ask")
     for command in (listing, show, export, delete):
         command.add_argument("--store", metavar="URL", help=STORE_HELP)
-        command.add_argument("--json", action="store_true", help="JSON for scripts")
+        command.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
         command.set_defaults(run=run)
     return parser
 
@@ -132,15 +133,16 @@ def open_existing(address: str | None) -> TrajectoryStore:
 
 
 async def resolve(store: TrajectoryStore, name: str) -> str:
-    """The id that is meant by an id, the beginning of one, a task id, or `last`. Raises `TaskError`."""
-    from aworld.trajectory.query import Query
+    """The id that is meant by an id, a piece of one, a task id, or `last`. Raises `TaskError`."""
+    from aworld.trajectory.query import Query, Where
 
     if name == "last":
         newest = await store.query(Query(limit=1))
         if not newest:
             raise TaskError(f"the store {store.url} is empty")
         return newest[0].id
-    for query in (Query(ids=(name,)), Query(prefix=name, limit=6), Query(task=name, limit=6)):
+    piece = Query(where=(Where("id", "contains", name.removeprefix("…")),), limit=6)
+    for query in (Query(ids=(name,)), Query(prefix=name, limit=6), Query(task=name, limit=6), piece):
         page = await store.query(query)
         if len(page) == 1:
             return page[0].id
@@ -149,6 +151,11 @@ async def resolve(store: TrajectoryStore, name: str) -> str:
             raise TaskError(f"{name!r} may be {named}; give more of the id")
     await store.read(name)  # says that there is none, and which is near
     return name
+
+
+def short_id(id: str) -> str:
+    """A random id by its first 8 digits, any other as it is."""
+    return id[:8] if re.fullmatch("[0-9a-f]{32}", id) else id
 
 
 async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
@@ -161,7 +168,7 @@ async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
         return await _facets(store, args, query)
     page = await store.query(query)
     if args.json:
-        _print_json(page)
+        _print_json(*page)
         return 0
     from aworld.cmd.terminal import console
     from aworld.cmd.trajectory_view import table
@@ -173,7 +180,10 @@ async def _list(store: TrajectoryStore, args: argparse.Namespace) -> int:
         out.print(f"No runs{' there' if total else ''}: {total} match in {store.url}", soft_wrap=True, highlight=False)
         return 0
     width = out.width if out.is_terminal else None
-    out.print(table(page, width, time.time(), query.order.removeprefix("-")), crop=False)
+    with out.capture() if width is None else contextlib.nullcontext() as piped:
+        out.print(table(page, width, time.time(), query.order.removeprefix("-")), crop=False)
+    for line in piped.get().splitlines() if piped is not None else ():
+        print(line.rstrip())
     count = f"{total:,}{'+' if total >= max(MOST, end + 1) else ''}"
     if args.after is not None:
         line = f"{len(page)} of {count}" + (f" · next page: --after {page[-1].id}" if page.next else "")
@@ -204,7 +214,7 @@ async def _show(store: TrajectoryStore, args: argparse.Namespace) -> int:
     id = await resolve(store, args.id)
     trajectory = await load(id, store)
     if args.json:
-        _print_json(rows(trajectory))
+        _print_json(*rows(trajectory))
         return 0
     from aworld.cmd.terminal import console
     from aworld.cmd.trajectory_view import show
@@ -318,8 +328,9 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-def _print_json(value: Any) -> None:
+def _print_json(*values: Any) -> None:
+    """One JSON object a line, as all commands print them."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
-    sys.stdout.flush()
+    for value in values:
+        print(msgspec.json.encode(value).decode())

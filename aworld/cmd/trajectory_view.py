@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aworld.cmd.terminal import clean
+from aworld.cmd.trajectories import short_id
 from aworld.core.event import Attempt, ModelCalled, Noted, Rewarded, ToolCalled
 from aworld.core.message import Audio, Content, File, Image
 from aworld.core.output import GUARDRAIL
@@ -52,10 +53,15 @@ CUT_LINES = 12
 def table(summaries: list[Summary], width: int | None, now: float, sort: str = "") -> Table:
     """The list of runs for a terminal of this width, or for a pipe, where nothing is cut; `sort`: a column to show too.
 
-    Ids are what one copies, so they are whole, also where the terminal is too narrow for them. As many columns follow
-    as leave some room for the answer, which is cut.
+    Ids are what one copies: on a terminal as much of them as tells one from another, also where it is too narrow. As
+    many columns follow as leave some room for the answer, which is cut. A pipe has whole ids, and neither labels nor
+    groups, which are long: `--json` has all.
     """
     columns = _columns(summaries, now, sort)
+    if width is None:
+        columns = {name: cells for name, cells in columns.items() if name not in ("labels", "group") or name == sort}
+    else:
+        columns["run"] = [Text(name, style="cyan") for name in _short_names([clean(one.id) for one in summaries])]
     sizes = {name: max(len(name), *(cell.cell_len for cell in cells)) for name, cells in columns.items()}
     if width is not None:
         del sizes["answer"]
@@ -71,6 +77,12 @@ def table(summaries: list[Summary], width: int | None, now: float, sort: str = "
     for row in zip(*(columns[name] for name in sizes)):
         out.add_row(*row)
     return out
+
+
+def _short_names(ids: list[str]) -> list[str]:
+    """The ids of a page, by their beginning, or by their end where that tells them apart."""
+    names = [short_id(id) if len(short_id(id)) <= 16 else f"…{id[-10:]}" for id in ids]
+    return [id if names.count(name) > 1 else name for id, name in zip(ids, names)]
 
 
 def _across(sizes: dict[str, int]) -> int:

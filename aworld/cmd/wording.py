@@ -20,7 +20,7 @@ _REMEDIES = {
 """What a command does about a setting; all other remedies are the same everywhere."""
 
 _LIMITS = {
-    "max_steps": "go on with: aworld fork ID --at N --max-steps MORE",
+    "max_steps": "go on with: aworld fork {id} --max-steps MORE",
     "max_tokens": "",
     "max_cost": "",
     "timeout": "give a longer --timeout.",
@@ -43,8 +43,12 @@ def worded(error: AWorldError, args: argparse.Namespace | None = None) -> str:
 
 def why(response: TaskResponse) -> str:
     """Why a run did not end well. What the log says of limits begins with the setting that was reached."""
-    text = _with_options(response.msg).replace(f"Runners.resume({response.id!r})", f"aworld resume {response.id}")
-    for name, remedy in _LIMITS.items():
+    from aworld.cmd.trajectories import short_id
+
+    again = f"aworld resume {short_id(response.id)}"
+    text = _with_options(response.msg).replace(f"Runners.resume({response.id!r})", again)
+    for name, limit_remedy in _LIMITS.items():
+        remedy = limit_remedy.format(id=short_id(response.id))
         if response.status in ("limit_reached", "usage_unknown", "timeout") and text.startswith(name):
             what, _, more = text.removeprefix(name).lstrip("= ").partition("; ")
             return "; ".join(filter(None, (f"--{name.replace('_', '-')} {what}", remedy or more)))

@@ -318,6 +318,11 @@ class _Work:
         record = await load(summary.id, self.store)
         _check_setting(self.run, summary, record, self.environment.name, self.seed)
         task = self.environment.task(_ANY, self.agent)
+        limits = task.conf.model_dump(mode="json", exclude_defaults=True)
+        before = record.started.conf if record.started is not None else limits
+        for name in ("max_steps", "max_tokens", "max_cost"):
+            if (old := before.get(name)) != (new := limits.get(name)):
+                raise another_run(self.run, record, f"with other limits: {name} was {old} and is now {new}")
         check_agent(self.run, record, units_of_task(task.agent, task.tools))
 
     async def _was_lost(self, summary: Summary) -> bool:

@@ -204,7 +204,7 @@ class Run:
         """Refuse one more step, after `steps` of them. Raises `LimitReached`, which names the setting."""
         conf = self.conf
         if conf.max_steps is not None and steps >= conf.max_steps:
-            remedy = "fork the run with a higher one to go on"
+            remedy = "fork the run with a higher one to go on" if self.environment is None else "give a higher one"
             raise LimitReached("max_steps", f"max_steps={conf.max_steps} reached; {remedy}.", remedy=remedy)
         if conf.max_tokens is not None or conf.max_cost is not None:
             check_spending(conf, self.spending())

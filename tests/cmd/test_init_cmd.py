@@ -103,3 +103,11 @@ def test_the_folder_at_hand_will_do_when_it_is_empty(
     assert main(["init", "."]) == 0
     assert "cd " not in capsys.readouterr().out
     assert (tmp_path / "README.md").read_text().startswith(f"# {tmp_path.name}\n")
+
+
+@pytest.mark.parametrize("command", ["web", "api_server", "eval", "evolve", "synthesize", "gateway"])
+def test_a_command_that_comes_later_says_so_in_a_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--port", "8000"])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"aworld: {command} is not built yet; until then: aworld ")

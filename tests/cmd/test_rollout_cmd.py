@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,11 @@ team = Swarm(agent)
 ROOT = Path(__file__).parents[2]
 
 
+def lines_of(text: str) -> list[Any]:
+    """The objects of JSON lines."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
 class Shell:
     """Runs `aworld rollout` in a folder of its own."""
 
@@ -90,7 +96,7 @@ def test_a_rollout_ends_with_a_table_and_what_to_do_next(shell: Shell) -> None:
     export = next(line for line in out.splitlines() if line.startswith("export:")).removeprefix("export: aworld ")
     assert shell(*export.split()).returncode == 0
     assert len((shell.folder / "first.jsonl").read_text().splitlines()) == 80
-    listed = json.loads(shell("trajectories", "list", "--label", "run=first", "--json", "--limit", "99").stdout)
+    listed = lines_of(shell("trajectories", "list", "--label", "run=first", "--json", "--limit", "99").stdout)
     assert len(listed) == 40
     unknown = next(run for run in listed if run["task_name"] == "shop/3")
     assert unknown["score"] is None
@@ -112,7 +118,7 @@ def test_a_second_start_of_a_run_does_nothing_twice(shell: Shell) -> None:
     assert "run='r' | the store has trajectories of this run with another seed than 5" in other.stderr
     more = json.loads(shell(*command[:-1], "3", "--run", "r", "--seed", "4").stdout)
     assert more["episodes"] == 18
-    assert len(json.loads(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
+    assert len(lines_of(shell("trajectories", "list", "--json", "--limit", "99").stdout)) == 18
 
 
 def test_worker_processes_give_the_figures_of_one_process(shell: Shell) -> None:
@@ -152,7 +158,7 @@ def test_a_model_in_this_process_takes_the_options_of_a_model(shell: Shell) -> N
     for run, model, name in (("a", "embedded", "packaged"), ("b", "runs/sums", "runs/sums/policy")):
         done = shell(*one, "--model", model, "--temperature", "0.25", "--max-steps", "1", "--run", run)
         assert done.returncode == 0, done.stderr
-        (listed,) = json.loads(shell("trajectories", "list", "--label", f"run={run}", "--json").stdout)
+        (listed,) = lines_of(shell("trajectories", "list", "--label", f"run={run}", "--json").stdout)
         record = asyncio.run(load(listed["id"], store_of(str(shell.folder / ".aworld" / "trajectories.db"))))
         assert (record.calls[0].model, record.calls[0].params["temperature"]) == (name, 0.25)
         refused = shell(*one, "--model", model, "--base-url", "http://127.0.0.1:1/v1")

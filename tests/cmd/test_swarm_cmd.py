@@ -87,7 +87,7 @@ def test_an_object_is_run_forked_and_resumed(capsys: pytest.CaptureFixture[str])
     assert captured.out == "done\n"
     assert "[writer] a draft" in captured.err  # its steps are shown as those of a run
     assert main(["resume", "one", "--agent", f"{HERE}:team"]) == 0
-    assert "finished      done" in capsys.readouterr().out
+    assert "finished      go: done" in capsys.readouterr().out
     assert main(["fork", "one", "--at", "1"]) == 2
     assert "was made by a team, 'desk': name it with --agent" in capsys.readouterr().err
 

@@ -43,7 +43,8 @@ class Shell:
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("LLM_", "OPENAI_"))}
         return subprocess.run(
             [sys.executable, "-m", "aworld", "train", *arguments],
-            cwd=self.folder, env={**bare, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+            cwd=self.folder, env={**bare, "PYTHONPATH": str(ROOT), "COLUMNS": "60"},
+            capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
 
@@ -58,6 +59,8 @@ def test_train_and_go_on(shell: Shell) -> None:
     assert "step 1: greedy" in done.stderr
     assert "step 2/2" in done.stderr
     assert "McNemar" in done.stdout
+    (ground,) = [line for line in done.stdout.splitlines() if "└" in line]
+    assert len(ground) == 60  # the curve is as wide as the terminal
     assert f"Agent(model='{shell.folder / 'run'}')" in done.stdout
     result = TrainingResult.open(shell.folder / "run" / "result.json")
     assert (result.engine, result.steps) == ("embedded", 2)

@@ -90,7 +90,8 @@ def aworld(*arguments: str) -> int:
 def test_list_is_a_page_of_a_table(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert aworld("list", "--limit", "3") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == [*COLUMNS, "started", "agent", "group", "answer"]
+    assert lines[0].split() == [*COLUMNS, "started", "agent", "answer"]
+    assert [line for line in lines if line.endswith(" ")] == []  # a pipe gets no padding
     assert lines[1].startswith("weather-2  ✓ finished")
     assert "It is sunny." in lines[2]
     assert lines[-1] == "1–3 of 32 · next page: --offset 3"
@@ -100,9 +101,9 @@ def test_list_is_a_page_of_a_table(store: Path, capsys: pytest.CaptureFixture[st
 
 def test_list_with_filters(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert aworld("list", "--status", "failed", "--max-score", "0.5", "--order", "best", "--json") == 0
-    assert [summary["id"] for summary in json.loads(capsys.readouterr().out)] == ["run-13", "run-03"]
+    assert ids(capsys) == ["run-13", "run-03"]
     assert aworld("list", "--group", "group-1", "--agent", "lead", "--json") == 0
-    (summary,) = json.loads(capsys.readouterr().out)
+    summary = json.loads(capsys.readouterr().out)  # one object a line
     assert (summary["score"], summary["status"], summary["task_name"]) == (2.5, "finished", "Weather")
     assert aworld("list", "--since", "2200-01-01") == 0
     assert "0 match" in capsys.readouterr().out
@@ -128,7 +129,7 @@ def labelled(store: Path) -> Path:
 
 
 def ids(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [summary["id"] for summary in json.loads(capsys.readouterr().out)]
+    return [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
 
 
 def test_labels_and_other_columns_are_filters_and_orders(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,12 +147,18 @@ def test_labels_and_other_columns_are_filters_and_orders(labelled: Path, capsys:
     assert "no run matches --user ann --label problem=8" in capsys.readouterr().err
 
 
-def test_the_list_shows_labels_and_what_it_is_sorted_by(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_labels_and_what_it_is_sorted_by(
+    labelled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert aworld("list", "--user", "ann", "--sort=-cost") == 0
     header, first, *_ = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["run", "status", "score", "cost"]
     assert "$2.0000" in first
-    assert "problem=7 run=nightly" in first
+    assert "problem=7" not in first  # a pipe gets what is short
+    with monkeypatch.context() as terminal:
+        terminal.setattr("aworld.cmd.terminal.console", lambda: Console(force_terminal=True, width=200))
+        assert aworld("list", "--user", "ann") == 0
+    assert "problem=7 run=nightly" in capsys.readouterr().out.splitlines()[1]
     assert aworld("show", "episode-1") == 0
     out = capsys.readouterr().out
     assert "labels      problem=7 run=nightly" in out
@@ -201,7 +208,7 @@ def test_show_takes_the_beginning_of_an_id_and_last(store: Path, capsys: pytest.
     assert "weather-2" in out
     assert "forked from weather-1" in out
     assert aworld("show", "weather-1", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["meta"]["step"] for row in rows] == [0, 1, 2, 3]
     assert aworld("show", "weather") == 2
     assert "aworld: 'weather' may be weather-2, weather-1; give more of the id" in capsys.readouterr().err
@@ -247,13 +254,29 @@ def test_wide_terminals_show_more_columns() -> None:
     assert listed(80, id="short")[0].split() == [*COLUMNS, "answer"]
 
 
-@pytest.mark.parametrize("width", [20, 70, 80, 100, 120, 160, None])
-def test_an_id_is_whole_and_the_answer_is_cut(width: int | None) -> None:
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 120, 160])
+def test_a_terminal_shows_what_fits(width: int) -> None:
     header, row = listed(width)
+    assert row.startswith("…xxxxxxxxxx  ■ limit_reached")
+    assert len(row.rstrip()) <= max(width, 35)
+    assert ("answer" in header) == (width >= 60)
+    assert row.rstrip().endswith("…" if width >= 60 else "–")
+    assert ("agent" in header) == (width >= 100)
+
+
+def test_a_pipe_gets_whole_ids_and_answers() -> None:
+    _, row = listed(None)
     assert row.startswith(f"{RUN.id}  ■ limit_reached")
-    assert len(row) <= max(width or 1000, 74)
-    assert ("answer" in header) == (width is None or width > 80)
-    assert row.rstrip().endswith("so" if width is None else "…" if width > 80 else "–")
+    assert row.rstrip().endswith("so")
+
+
+def test_ids_are_short_where_that_tells_them_apart() -> None:
+    hexes = [f"{n:032x}" for n in (1, 2)]
+    runs = [msgspec.structs.replace(RUN, id=id) for id in ("3f2a" * 8, "a-name", *hexes)]
+    out = io.StringIO()
+    Console(file=out, width=80).print(table(runs, 80, 1e9))
+    names = [line.split()[0] for line in out.getvalue().splitlines()[1:]]
+    assert names == ["3f2a3f2a", "a-name", *hexes]
 
 
 def test_export_to_a_file_and_to_standard_output(
@@ -307,7 +330,7 @@ def test_errors_speak_of_options() -> None:
         (
             "limit_reached",
             "max_steps=1 reached; fork the run",
-            "--max-steps 1 reached; go on with: aworld fork ID --at N --max-steps MORE",
+            "--max-steps 1 reached; go on with: aworld fork r1 --max-steps MORE",
         ),
         ("failed", "max_steps=1 reached", "max_steps=1 reached"),
         ("interrupted", "stop one, then Runners.resume('r1')", "stop one, then aworld resume r1"),
@@ -349,7 +372,7 @@ def test_delete_asks(
     assert aworld("delete", "run-02") == code
     assert "Delete run-02? [y/N]" in capsys.readouterr().out
     assert aworld("list", "--limit", "100", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)) == left
+    assert len(ids(capsys)) == left
 
 
 def test_errors_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Path) -> None:

@@ -164,6 +164,10 @@ async def test_one_name_is_one_run(store: TrajectoryStore) -> None:
         await all_of(shop(), agent_of(), [problem(1)], seed=1, **given)
     with pytest.raises(ConfigError, match="with another seed than 1"):
         await all_of(shop(), agent_of(), iter([problem(2)]), seed=1, **given)
+    longer = shop()
+    longer.conf.max_steps = 20
+    with pytest.raises(ConfigError, match=r"with other limits: max_steps was .* and is now 20, .* Take another name"):
+        await all_of(longer, agent_of(), [problem(1)], **given)
     other = Environment("other", train=[problem(1)], session=Shop)
     with pytest.raises(ConfigError, match="of environment 'shop', and this is 'other'"):
         await all_of(other, agent_of(), [problem(1)], **given)
