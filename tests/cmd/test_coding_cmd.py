@@ -160,6 +160,37 @@ async def test_always_holds_for_the_rest_of_the_run_and_a_refusal_is_told(termin
     assert "aworld answer two" in terminal.text
 
 
+PAYER = """
+from aworld.agents.llm_agent import Agent
+from aworld.core.tool.wrappers import approval_required
+from aworld.models.doubles import ScriptedModel, call
+from aworld.tools.human import ask
+
+
+def pay(amount: int) -> str:
+    return f"paid {amount}"
+
+
+script = [[call("pay", amount=1), call("pay", amount=2), call("ask", question="Whom?")], "Done."]
+agent = Agent("payer", model=ScriptedModel(script), tools=[ask, *approval_required([pay])])
+"""
+
+
+async def test_several_questions_of_one_turn_are_asked_one_after_the_other(terminal: Terminal) -> None:
+    (terminal.folder / "paying.py").write_text(PAYER)
+    terminal.start("run", "pay", "--agent", "paying:agent")
+    await terminal.see("[y/n/always")
+    terminal.type("always")  # also for the second call of that turn
+    await terminal.see("> ")
+    terminal.type("")  # no answer
+    await terminal.see("> ", 2)
+    terminal.type("Bob")
+    assert await terminal.end() == 0
+    assert terminal.text.count("[y/n/always") == 1
+    for line in ("← paid 1", "← paid 2", "← Bob", "Done."):
+        assert line in terminal.text
+
+
 async def test_without_a_terminal_it_waits_and_goes_on_elsewhere_with_its_files(terminal: Terminal) -> None:
     words = ("--sandbox", "local", "--approve", "shell")
     code, _, err = await terminal.piped("run", *words, "fix the test", "--id", "one")
