@@ -5,84 +5,105 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast, overload
+from typing import Annotated, Any, Literal, Unpack, cast, overload
 from weakref import WeakSet
 
 import msgspec
+from typing_extensions import TypeVar
 
 from aworld.config.conf import RunConfig, TaskConfig
-from aworld.core.agent.flow import Unit, refuse_strangers
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology, Unit, refuse_strangers
 from aworld.core.bounded import described
-from aworld.core.checks import Count, Number, typed
+from aworld.core.checks import UNCHECKED, Count, Number, typed
 from aworld.core.common import Observation
 from aworld.core.event import Answered, Asked, Commanded, now
 from aworld.core.exceptions import AWorldError, LeaseError, TaskError
 from aworld.core.hooks import Hooks
 from aworld.core.output import AnyOutput
-from aworld.core.task import Prefix, Task, TaskResponse, content_of
+from aworld.core.task import D, DepsSource, Prefix, Task, TaskChanges, TaskOptions, TaskResponse, content_of
 from aworld.core.tool.results import to_content
 from aworld.core.trajectory import Trajectory
 from aworld.runners import feed
 from aworld.runners.blocking import run_blocking
-from aworld.runners.budget import Budget, stopped_short
+from aworld.runners.budget import Budget
 from aworld.runners.driver import Episode, refuse_empty, run_to_end, write_end
 from aworld.runners.feed import RunStream
 from aworld.runners.journal import Journal, give_reward
 from aworld.runners.local import executor_of, fork_point, load, run_config, run_many, store_of
-from aworld.runners.named_run import Question, Responses, run_questions
+from aworld.runners.named_run import ManyRuns, Question, run_questions
 from aworld.runners.replay import ReplayReport, replay
 from aworld.trajectory.query import Query
 
 Conf = RunConfig | dict[str, Any] | None
-Run = str | Trajectory | TaskResponse
+Run = str | Trajectory | TaskResponse[Any]
+R = TypeVar("R", default=Any)
+"""What an agent answers."""
 
 _stepping: WeakSet[Task] = WeakSet()
 """Tasks that take a step right now."""
 
 
-@dataclass(slots=True)
-class Resumed:
-    """What `Runners.resume_all` did: how many runs finished, did not finish well, and were left as they were."""
-
-    finished: int = 0
-    failed: int = 0
-    left: int = 0
-    errors: dict[str, str] = field(default_factory=dict[str, str])
-    """Why a run that should have gone on was left, by id."""
-    responses: dict[str, TaskResponse] = field(default_factory=dict[str, TaskResponse])
-
-
 class Runners:
     """Runs agents and swarms. Nothing is written to disk unless a store is named in `RunConfig(store=...)`."""
 
+    @overload
     @staticmethod
     async def run(
-        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
-    ) -> TaskResponse:
-        """Run one input to its end. `task` takes the arguments of `Task`, such as `conf` and `tools`.
+        input: Any, agent: BaseAgent[None, R] | Topology | None = None, swarm: Unit | None = None, *, deps: None = None,
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[R]: ...  # fmt: skip
+
+    @overload
+    @staticmethod
+    async def run(
+        input: Any, agent: BaseAgent[D, R] | Topology | None = None, swarm: Unit | None = None, *, deps: DepsSource[D],
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[R]: ...  # fmt: skip
+
+    @staticmethod
+    async def run(
+        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, deps: Any = None,
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[Any]:  # fmt: skip
+        """Run one input to its end. `deps` and `task` are the arguments of `Task`, such as `conf` and `tools`.
 
         A failure, limit, time-out or refusal comes back as a response with its status. Raises ConfigError and
         TaskError for misuse, and CancelledError when the caller cancels.
         """
-        asked = Task(input, agent, swarm, **task)
+        asked = Task(input, agent, swarm, deps=deps, **task)
         return await run_to_end(asked, _store_within(asked, run_conf))
+
+    @overload
+    @staticmethod
+    def sync_run(
+        input: Any, agent: BaseAgent[None, R] | Topology | None = None, swarm: Unit | None = None, *, deps: None = None,
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[R]: ...  # fmt: skip
+
+    @overload
+    @staticmethod
+    def sync_run(
+        input: Any, agent: BaseAgent[D, R] | Topology | None = None, swarm: Unit | None = None, *, deps: DepsSource[D],
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[R]: ...  # fmt: skip
 
     @staticmethod
     def sync_run(
-        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
-    ) -> TaskResponse:
+        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, deps: Any = None,
+        run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> TaskResponse[Any]:  # fmt: skip
         """`run` for code without an event loop; works inside a running one too, by a thread of its own."""
-        return run_blocking(Runners.run(input, agent, swarm, run_conf=run_conf, **task))
+        return run_blocking(Runners.run(input, cast("Any", agent), swarm, deps=deps, run_conf=run_conf, **task))
 
     @staticmethod
     @typed(TaskError)
     async def run_task(
-        task: Task | Iterable[Task],
+        task: Task[R] | Iterable[Task[R]],
         run_conf: Conf = None,
         *,
-        on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
-    ) -> dict[str, TaskResponse]:
+        on_done: Callable[[TaskResponse[R]], Awaitable[None] | None] | None = None,
+    ) -> dict[str, TaskResponse[R]]:
         """Run one or many tasks, at most `run_conf.max_concurrency` at once.
 
         Returns responses by task id, in the order of the tasks. `on_done` is called after each, and awaited where it is
@@ -101,26 +122,29 @@ class Runners:
         store: Any = None,
         run_conf: Conf = None,
         on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
-        **task: Any,
-    ) -> Responses:
+        deps: Any = None,
+        **task: Unpack[TaskChanges],
+    ) -> ManyRuns:
         """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
         store="sqlite:///runs.db"))`.
 
         A question is a text, `{"id": ..., "input": ...}` (also `labels` and `context`), or a `Task`. The same call
         again reads from the store what has ended, goes on with what has not, and begins the rest; what was cancelled,
-        or failed because no model could be reached, is begun again. Trajectories have the labels `run` and `problem`:
-        the id of the question, or its number. `task` takes the arguments of `Task` for all of them; `on_done` is called
-        after each that this call ran.
+        or failed because no model could be reached, goes on as a fork. The labels `run` and `problem`, the id of the
+        question or its number, tell trajectories apart. `deps` and `task` are arguments of `Task` for all of them;
+        `on_done` is called after each that this call ran.
 
         Raises ConfigError where the store has another agent, or another question, under these names.
         """
         conf = run_config(run_conf)
         conf = conf if store is None else conf.model_copy(update={"store": store})
-        return await run_questions(questions, agent if agent is not None else swarm, run, conf, on_done, task)
+        return await run_questions(
+            questions, agent if agent is not None else swarm, run, conf, on_done, {**task, "deps": deps}
+        )
 
     @staticmethod
     @typed(TaskError)
-    def sync_run_task(task: Task | Iterable[Task], run_conf: Conf = None) -> dict[str, TaskResponse]:
+    def sync_run_task(task: Task[R] | Iterable[Task[R]], run_conf: Conf = None) -> dict[str, TaskResponse[R]]:
         """`run_task` for code without an event loop."""
         return run_blocking(Runners.run_task(task, run_conf))
 
@@ -142,20 +166,21 @@ class Runners:
 
     @staticmethod
     def streaming_run(
-        input: Any, agent: Unit | None = None, swarm: Unit | None = None, *, run_conf: Conf = None, **task: Any
-    ) -> AsyncIterator[AnyOutput]:
+        input: Any, agent: BaseAgent[D, Any] | Topology | None = None, swarm: Unit | None = None, *,
+        deps: DepsSource[D] | None = None, run_conf: Conf = None, **task: Unpack[TaskOptions],
+    ) -> AsyncIterator[AnyOutput]:  # fmt: skip
         """`run`, read while it goes on."""
-        return Runners.streaming_run_task(Task(input, agent, swarm, **task), run_conf)
+        return Runners.streaming_run_task(Task(input, agent, swarm, deps=deps, **task), run_conf)
 
     @staticmethod
     @typed(TaskError)
     async def step(
-        task: Task,
+        task: Task[R],
         run_conf: Conf = None,
         *,
         observation: Any = None,
         tool_results: dict[str, Any] | None = None,
-    ) -> tuple[bool, Observation, TaskResponse]:
+    ) -> tuple[bool, Observation, TaskResponse[R]]:
         """Take one turn: one model call and what it caused.
 
         Before it, `observation` adds something for the agent to see, and `tool_results` (by call id) takes the place
@@ -187,25 +212,28 @@ class Runners:
     @staticmethod
     @typed(TaskError)
     async def resume(
-        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, store: Any = None,
-        answers: dict[str, str] | None = None, **task: Any,
-    ) -> TaskResponse:  # fmt: skip
+        id: Run, agent: BaseAgent[D, R] | Topology | None = None, swarm: Unit | None = None, *, store: Any = None,
+        answers: dict[str, str] | None = None, deps: Annotated[DepsSource[D] | None, UNCHECKED] = None,
+        **task: Unpack[TaskChanges],
+    ) -> TaskResponse[R]:  # fmt: skip
         """Continue a run whose process ended, or that waits for people, from its last event.
+
+        `deps` is given again where a value was given, or a function that stands in no module under a name.
 
         `answers` replies to open questions, by question id. A tool that was running is closed as interrupted, unless
         it says that it is idempotent. A run that has ended comes back as it was recorded; `fork` it to go on.
         """
-        episode, _, _ = await _going_on(id, agent, swarm, store, answers, task)
+        episode, _, _ = await _going_on(id, agent, swarm, store, answers, {**task, "deps": deps})
         return episode.recorded_response() if episode.record.finished is not None else await episode.run()
 
     @staticmethod
     @typed(TaskError)
     async def streamed_resume(
         id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, store: Any = None,
-        answers: dict[str, str] | None = None, **task: Any,
+        answers: dict[str, str] | None = None, deps: Any = None, **task: Unpack[TaskChanges],
     ) -> RunStream:  # fmt: skip
         """`resume`, to be read as `streamed_run_task` is; what was shown before is not shown again."""
-        episode, goes_on, opened = await _going_on(id, agent, swarm, store, answers, task)
+        episode, goes_on, opened = await _going_on(id, agent, swarm, store, answers, {**task, "deps": deps})
         return RunStream(goes_on, opened, episode=episode)
 
     @staticmethod
@@ -285,10 +313,10 @@ class Runners:
 
     @staticmethod
     @typed(TaskError)
-    async def resume_all(store: Any, agents: Iterable[Unit], run_conf: Conf = None) -> Resumed:
+    async def resume_all(store: Any, agents: Iterable[Unit], run_conf: Conf = None, *, deps: Any = None) -> ManyRuns:
         """Continue every unfinished run of a store whose agent is among `agents`; the others, those that wait for
         people, and those that a live process works on are left."""
-        opened, conf, counts = store_of(store), run_config(run_conf), Resumed()
+        opened, conf, counts = store_of(store), run_config(run_conf), ManyRuns()
         executor = executor_of(conf.model_copy(update={"store": opened}), opened)
         by_name = {agent.name: agent for agent in refuse_strangers("resume_all", *agents, error=TaskError)}
 
@@ -298,7 +326,7 @@ class Runners:
                 name = record.activations[0].agent if record.activations else ""
                 if name not in by_name or record.status == "waiting":
                     return None
-                return await executor.run_one(_task_of(record, by_name[name], {}), record)
+                return await executor.run_one(_task_of(record, by_name[name], {"deps": deps}), record)
             except Exception as error:  # noqa: BLE001 - this one cannot go on; the others can
                 counts.errors[id] = str(error) if isinstance(error, AWorldError) else described(error)
                 return None
@@ -309,42 +337,41 @@ class Runners:
             async for response in responses:
                 if response is None:
                     counts.left += 1
-                    continue
-                counts.responses[response.trajectory_id] = response
-                if stopped_short(response):
-                    counts.left += 1
-                    counts.errors[response.trajectory_id] = response.msg
-                    continue
-                counts.finished += response.success
-                counts.failed += not response.success
+                else:
+                    counts.add(response)
         return counts
 
     @overload
     @staticmethod
     async def fork(
-        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: int | None = None, n: None = None,
-        store: Any = None, observation: Any = None, **task: Any,
-    ) -> TaskResponse: ...  # fmt: skip
+        id: Run, agent: BaseAgent[D, R] | Topology | None = None, swarm: Unit | None = None, *, at: int | None = None,
+        n: None = None, store: Any = None, observation: Any = None, deps: DepsSource[D] | None = None,
+        **task: Unpack[TaskChanges],
+    ) -> TaskResponse[R]: ...  # fmt: skip
 
     @overload
     @staticmethod
     async def fork(
-        id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: int | None = None, n: int,
-        store: Any = None, observation: Any = None, **task: Any,
-    ) -> list[TaskResponse]: ...  # fmt: skip
+        id: Run, agent: BaseAgent[D, R] | Topology | None = None, swarm: Unit | None = None, *, at: int | None = None,
+        n: int, store: Any = None, observation: Any = None, deps: DepsSource[D] | None = None,
+        **task: Unpack[TaskChanges],
+    ) -> list[TaskResponse[R]]: ...  # fmt: skip
 
     @staticmethod
     @typed(TaskError)
     async def fork(
         id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: Number | None = None,
-        n: Count | None = None, store: Any = None, observation: Any = None, **task: Any,
-    ) -> TaskResponse | list[TaskResponse]:  # fmt: skip
+        n: Count | None = None, store: Any = None, observation: Any = None,
+        deps: Any = None, **task: Unpack[TaskChanges],
+    ) -> TaskResponse[Any] | list[TaskResponse[Any]]:  # fmt: skip
         """Go on from a point of a recorded run, in a trajectory of its own that shares the steps before.
 
         `at` is the first step that is taken anew (None: after the last; a run that had ended needs an `observation`
         to have something to do). `n` gives that many independent continuations, side by side, as a list.
         """
-        tasks = [await Runners.forked_task(id, agent, swarm, at=at, store=store, **task) for _ in range(n or 1)]
+        tasks = [
+            await Runners.forked_task(id, agent, swarm, at=at, store=store, deps=deps, **task) for _ in range(n or 1)
+        ]
         if observation is not None:
             for forked_task in tasks:
                 forked_task.said = content_of(observation)
@@ -355,11 +382,11 @@ class Runners:
     @typed(TaskError)
     async def forked_task(
         id: Run, agent: Unit | None = None, swarm: Unit | None = None, *, at: Number | None = None, store: Any = None,
-        **task: Any,
+        deps: Any = None, **task: Unpack[TaskChanges],
     ) -> Task:  # fmt: skip
         """A task that goes on from a point of a recorded run: to be run, streamed or stepped in the same store."""
         record, _ = await _find(id, store)
-        child = _task_of(record, _actor(record, agent, swarm), task, same=False)
+        child = _task_of(record, _actor(record, agent, swarm), {**task, "deps": deps}, same=False)
         child.prefix = Prefix(record, fork_point(record, at))
         return child
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from enum import StrEnum
 from inspect import isawaitable
 from pathlib import Path
@@ -27,10 +28,11 @@ from aworld.core.message import Image, Message, Text, ToolCall
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool import approval_required, filtered, find_tools, prefixed, renamed, tool
-from aworld.environments import Environment, Problem
-from aworld.models import ScriptedModel
+from aworld.environments import Environment, EpisodeEnv, Problem, Report, rollouts, split_by_hash
+from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
+from aworld.sandbox import open_sandbox
 from aworld.training import AgentTrainer
 from aworld.trajectory import Query, TrajectoryStore, open_store
 from aworld.trajectory.memory import MemoryStore
@@ -167,7 +169,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "task environment": (door(new, environment=5), "environment=5; give the environment of a run"),
     "task tools": (door(new, tools=[5]), "5 is not callable"),
     "task tool_names": (door(new, tool_names="search"), "tool_names='search'; give a list"),
-    "task argument": (door(new, scene=5), "Task has no argument 'scene'; did you mean"),
+    "task argument": (door(new, agnet=5), "Task has no argument 'agnet'; did you mean 'agent'"),
     # Runners
     "run argument": (door(run, foo=1), "Task has no argument 'foo'"),
     "run run_conf": (door(run, run_conf=5), "run_conf=5; give a RunConfig, a dict"),
@@ -224,8 +226,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "delete": (door(MemoryStore().delete, None), "id=None; give text"),
     "facets": (door(MemoryStore().facets, "status"), "fields='status'; give a list of text"),
     "Query order": (door(Query, order="nonsense"), "nonsense"),
-    "Query status": (door(Query, status="finished"), "status"),
-    "Query limit": (door(Query, limit="5"), "limit"),
+    "Query status": (door(Query, status="finished"), "Query: status='finished'; give a list of one of 'finished'"),
+    "Query limit": (door(Query, limit="5"), "Query: limit='5'; give a whole number or None"),
+    "Query since": (door(Query, since=datetime.now(tz=UTC)), "Query: since=datetime.*; give a finite number or None"),
     "Query argument": (door(Query, ordr="id"), "Query: .*'ordr'; it takes where, labels"),
     "definition of JSON": (door(AgentDefinition.model_validate, {"nam": "a"}), "has no setting 'nam'; did you mean"),
     # Environments and training
@@ -233,9 +236,25 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "environment argument": (door(Environment, "e", trian=[]), "Environment 'e' has no argument 'trian'; did you mean"),
     "environment session": (door(Environment, "e", session="s"), "session='s'; give a function"),
     "environment system prompt": (door(Environment, "e", system_prompt=5), "system_prompt=5; give text"),
-    "problem": (door(Problem, 1, 2, 3, 4, 5), "Problem: .*it takes id, input, answer, data"),
+    "problem id": (door(Problem, 1, "x"), "Problem: id=1; give text"),
+    "episode": (door(EpisodeEnv, 5), "EpisodeEnv: environment=5; give an Environment"),
+    "episode split": (door(EpisodeEnv, Environment("e"), "dev"), "split='dev'; give one of 'train', 'test'"),
+    "rollouts": (door(rollouts, Environment("e"), 5, []), "agent=5; give an agent or a swarm"),
+    "split by hash": (door(split_by_hash, 5), "split_by_hash: generate=5; give a function"),
+    "a stream of nothing": (
+        door(Environment("e", train=lambda seed: seed).problems, "train", 1),  # type: ignore[arg-type, return-value]
+        "a function of a seed makes problems; it returned 0",
+    ),
+    "report": (door(Report, 5), "Report: environment=5; give an Environment"),
+    "problem": (door(Problem, "a", "b", 3, {}, 5), "Problem: .*it takes id, input, answer, data"),
     "trainer": (door(AgentTrainer, ann, on_event="tell"), "on_event='tell'; give a function"),
     "trainer argument": (door(AgentTrainer, ann, run_pth="x"), "has no argument 'run_pth'; did you mean 'run_path'"),
+    "settings by place": (door(RunConfig, 5), "RunConfig takes its settings by name, such as engine_name="),
+    "settings of a model by place": (door(AgentConfig, 5), "AgentConfig takes its settings by name"),
+    "output type": (door(Agent, "a", output_type="Advice"), "output_type='Advice' of agent 'a' is a text"),
+    "script": (door(ScriptedModel, 5), "ScriptedModel: replies=5; give a list"),
+    "function model": (door(FunctionModel, 5), "FunctionModel: function=5; give a function"),
+    "sandbox": (door(open_sandbox, 5), "open_sandbox: name=5; give text"),
     "settings": (door(TaskConfig, tool_timeout=float("inf")), "tool_timeout: Input should be a finite number"),
     # How many
     "too few": (door(Task), "Task needs input="),

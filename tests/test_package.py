@@ -13,8 +13,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 NAMES = {
+    "aworld": [
+        "Agent", "AgentConfig", "Environment", "HandoffSwarm", "Hooks", "RunConfig", "Runners", "Swarm", "Task",
+        "TaskConfig", "TaskResponse", "TeamSwarm", "ToolContext", "WorkflowSwarm", "tool",
+    ],
     "aworld.agents.llm_agent": ["Agent"],
-    "aworld.runner": ["Resumed", "Runners"],
+    "aworld.runner": ["ManyRuns", "Runners"],
     "aworld.config": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
     "aworld.config.conf": ["AgentConfig", "EngineName", "ModelConfig", "RunConfig", "TaskConfig", "TaskRunMode"],
     "aworld.core.agent.base": ["BaseAgent", "Turn"],
@@ -112,3 +116,12 @@ def test_importing_the_package_brings_nothing_of_it() -> None:
     code = "import sys, aworld; print([m for m in sys.modules if m.startswith(('aworld.', 'pydantic', 'msgspec'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_of_the_package_brings_what_it_needs_and_no_more() -> None:
+    import aworld
+
+    assert dir(aworld) == NAMES["aworld"]
+    assert "aworld.agents" not in imported_by("from aworld import ToolContext, tool")
+    with pytest.raises(ImportError, match="cannot import name 'Runer' from 'aworld'"):
+        exec("from aworld import Runer")

@@ -158,8 +158,8 @@ class Maker:
             unit = kind(*items, **values)
         except TypeError as error:
             raise ConfigError(f"{definition.name!r} cannot be made: {error}.") from error
-        if isinstance(unit, BaseAgent) and unit.system_prompt != definition.system_prompt:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-            unit = unit.with_system_prompt(cast("AgentDefinition", definition).system_prompt or "", unit.instructions)
+        if isinstance(definition, AgentDefinition) and unit.system_prompt != definition.system_prompt:
+            unit = unit.with_system_prompt(definition.system_prompt or "", unit.instructions)
         if not is_ready(kind):
             self._refuse_another(unit)
         return unit
@@ -169,7 +169,7 @@ class Maker:
         if ":" not in name:
             return READY[one_of("type", name, READY)]
         kind = self._code(name, f"The class of {self.definition.name!r}")
-        base = Topology if isinstance(self.definition, TeamDefinition) else BaseAgent
+        base: type[Any] = Topology if isinstance(self.definition, TeamDefinition) else BaseAgent
         if not isinstance(kind, type) or not issubclass(kind, base):
             raise ConfigError(f"{name!r} is no class of {base.__name__}.", setting=name)
         return kind
@@ -280,6 +280,7 @@ class Maker:
         for key, option in (
             ("sandbox", "sandbox"),
             ("output_type", "output_type"),
+            ("deps_type", "deps_type"),
             ("model_object", "model"),
             ("instructions", "system_prompt"),
         ):

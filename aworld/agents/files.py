@@ -47,8 +47,8 @@ VERSION = 1
 TOP = ("version", "run", "agents", "swarms")
 AGENT = (
     "type", "desc", "system_prompt", "instructions", "model", "fallback_on", "model_object", "conf", "tools",
-    "tool_names", "mcp_servers", "sandbox", "output_type", "input_guardrails", "output_guardrails", "max_steps",
-    "options",
+    "tool_names", "mcp_servers", "sandbox", "output_type", "deps_type", "input_guardrails", "output_guardrails",
+    "max_steps", "options",
 )  # fmt: skip
 FUNCTION_AGENT = ("function", "desc")
 KINDS: dict[str, type[Topology]] = {

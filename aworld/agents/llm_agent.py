@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, Self, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, Protocol, Self, cast, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from typing_extensions import TypedDict
 
 from aworld.config.conf import AgentConfig, ModelConfig, ModelSettings
-from aworld.core.agent.base import BaseAgent, Turn
+from aworld.core.agent.base import BaseAgent, Deps, Out, Turn
 from aworld.core.checks import UNCHECKED, Count, guardrails_of, known_keys, takes, typed
 from aworld.core.definition import SECRET, AgentDefinition, Description
 from aworld.core.exceptions import ConfigError
@@ -38,8 +38,16 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
 _KEY_NAME = re.compile(r"key|token|secret|passw|auth|cred", re.IGNORECASE)
 
 
-class Agent(BaseAgent):
-    """An agent that lets a language model decide.
+class UnionOf(Protocol[Out]):
+    """`A | B` as a value, whose type checkers do not know the members: the answer is Any to them."""
+
+    @property
+    def __args__(self) -> tuple[Out, ...]: ...
+
+
+class Agent(BaseAgent[Deps, Out]):
+    """An agent that lets a language model decide. To a type checker it is `Agent[Deps, Out]`, by its `deps_type` and
+    its `output_type`.
 
     Args:
         name: Its name in logs and teams.
@@ -55,6 +63,8 @@ class Agent(BaseAgent):
         mcp_config: MCP servers by name, `{"mcpServers": {...}}`, or a JSON file of it; see `aworld.tools.mcp`.
         output_type: Shape of the answer: a pydantic model, a dataclass or any type that pydantic can validate. An
             answer that does not fit is sent back with the error, at most `conf.output_retries` times.
+        deps_type: Class of what its tools and instructions work with, such as a database: a run of it needs `deps=`
+            of this type, and they read it in `ToolContext[Database].deps`.
         input_guardrails: Functions of the `ToolContext` and the input that return None to let it pass, or the reason
             why not: the agent's work ends as failed with it before the model is asked.
         output_guardrails: The same of an answer: one that is refused is sent back with the reason, as one that does not
@@ -72,8 +82,8 @@ class Agent(BaseAgent):
     """
 
     _fields: ClassVar[frozenset[str]] = BaseAgent._fields | {
-        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "input_guardrails", "output_guardrails",
-        "max_steps", "model", "model_settings", "native_tools",
+        "conf", "sandbox", "mcp_servers", "mcp_config", "output_type", "deps_type", "input_guardrails",
+        "output_guardrails", "max_steps", "model", "model_settings", "native_tools",
     }  # fmt: skip
 
     @typed()
@@ -83,13 +93,14 @@ class Agent(BaseAgent):
         conf: AgentConfig | ModelConfig | dict[str, Any] | None = None,
         desc: str | None = None,
         *,
-        system_prompt: str | Instructions | None = None,
+        system_prompt: str | Instructions[Deps] | None = None,
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         sandbox: Sandbox | SandboxSource | None = None,
         mcp_servers: str | Iterable[str] | None = None,
         mcp_config: Mapping[str, Any] | str | Path | None = None,
-        output_type: Any = None,
+        output_type: Annotated[type[Out] | UnionOf[Out] | None, UNCHECKED] = None,
+        deps_type: type[Deps] | None = None,
         input_guardrails: Sequence[Guardrail] = (),
         output_guardrails: Sequence[Guardrail] = (),
         max_steps: Count | None = None,
@@ -108,8 +119,7 @@ class Agent(BaseAgent):
         super().__init__(name, desc, tools=[*tools, *supplied] if supplied else tools, tool_names=tool_names)
         self.conf = _agent_config(conf)
         if model_settings or native_tools:
-            tools = ModelSettings(native_tools=list(native_tools)) if native_tools else ModelSettings()
-            _put_settings(self.conf.llm_config, model_settings or {}, tools, owner=f"Agent {name!r}")
+            _put_settings(self.conf.llm_config, model_settings or {}, native_tools, f"Agent {name!r}")
         self.max_steps = max_steps
         self.system_prompt = self.conf.system_prompt
         if callable(system_prompt):
@@ -120,6 +130,7 @@ class Agent(BaseAgent):
         self.input_guardrails = guardrails_of(f"agent {name!r}", input_guardrails)
         self.output_guardrails = guardrails_of(f"agent {name!r}", output_guardrails)
         self.output_type = output_type
+        self.deps_type = deps_type
         self.output_retries = self.conf.output_retries
         self._model = _model_of(model)
         self._found: Model | None = None
@@ -154,7 +165,7 @@ class Agent(BaseAgent):
         return build_model(config.model_copy(update=changed))
 
     @typed()
-    def with_model(self, model: Model | str | Path | Sequence[Model | str | Path]) -> Agent:
+    def with_model(self, model: Model | str | Path | Sequence[Model | str | Path]) -> Self:
         """The same agent asking another model."""
         other = copy.copy(self)
         other._model, other._settings = _model_of(model), {}
@@ -263,25 +274,9 @@ class Agent(BaseAgent):
         """The settings of the model, the shape of the answer, and where tools of servers and sandboxes come from."""
         facts: dict[str, Any] = {
             "llm_config": self._llm_config(description), "output_retries": self.output_retries,
-            "max_steps": self.max_steps, "model": self._model,
+            "max_steps": self.max_steps, **self._model_facts(description),
             "mcp_servers": {s.name: self._server(s, description) for toolset in self._servers for s in toolset.servers},
         }  # fmt: skip
-        objects = [self._model]
-        if isinstance(self._model, Fallback):
-            facts["model"], objects = self._model.names, list(self._model.models)
-            if callable(self._model.on):
-                facts["fallback_on"] = description.code(self._model.on, f"Fallback(on=...) of agent {self.name!r}")
-            elif self._model.on != UNAVAILABLE:
-                facts["fallback_on"] = self._model.on
-        elif self._model is not None and not isinstance(self._model, str):
-            facts["model"] = label(self._model)
-        if self._model is not None and any(not isinstance(model, str) for model in objects):
-            refusal = f"Agent {self.name!r} has a model object ({type(self._model).__name__})"
-            remedy = 'name the model in conf= or model="provider:name", or leave it to the environment.'
-            facts["model_object"] = (
-                f"{type(self._model).__module__}:{type(self._model).__qualname__}<{self._model.name}>"
-            )
-            description.hold(facts["model_object"], self._model, f"{refusal}; {remedy}")
         if self.instructions is not None:
             facts["instructions"] = description.code(self.instructions, f"The instructions of agent {self.name!r}")
         for guardrails in ("input_guardrails", "output_guardrails"):
@@ -289,9 +284,30 @@ class Agent(BaseAgent):
             facts[guardrails] = tuple(description.code(function, what) for function in getattr(self, guardrails))
         if self.sandbox is not None:
             facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
+        if self.deps_type is not None:
+            facts["deps_type"] = description.code(self.deps_type, f"deps_type of agent {self.name!r}")
         if self.output_type is not None:
             facts["output_type"] = description.code(self.output_type, f"output_type of agent {self.name!r}")
             facts["output_schema"] = self._output.schema if self._output is not None else None
+        return facts
+
+    def _model_facts(self, description: Description) -> dict[str, Any]:
+        """The model by its name, or several with the rule."""
+        model = self._model
+        if model is None or isinstance(model, str):
+            return {"model": model}
+        facts: dict[str, Any] = {"model": model.names if isinstance(model, Fallback) else label(model)}
+        if isinstance(model, Fallback):
+            if callable(model.on):
+                facts["fallback_on"] = description.code(model.on, f"Fallback(on=...) of agent {self.name!r}")
+            elif model.on != UNAVAILABLE:
+                facts["fallback_on"] = model.on
+            if all(isinstance(member, str) for member in model.models):
+                return facts
+        refusal = f"Agent {self.name!r} has a model object ({type(model).__name__})"
+        remedy = 'name the model in conf= or model="provider:name", or leave it to the environment.'
+        facts["model_object"] = f"{type(model).__module__}:{type(model).__qualname__}<{model.name}>"
+        description.hold(facts["model_object"], model, f"{refusal}; {remedy}")
         return facts
 
     def _llm_config(self, description: Description) -> dict[str, Any]:
@@ -365,24 +381,27 @@ def _model_of(model: Any) -> Model | str | None:
     return Fallback(model) if isinstance(model, list | tuple) else model  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _put_settings(config: ModelConfig, *settings: Any, owner: str) -> None:
+def _put_settings(config: ModelConfig, settings: Any, native_tools: Sequence[Any], owner: str) -> None:
     """Put what `Agent(model_settings=, native_tools=)` say where `conf` says it. Raises ConfigError."""
-    for table in settings:
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{owner}: model_settings={table!r:.60}; give a dict, such as {{'temperature': 0.2}}.")
-        fields = cast("Mapping[str, Any]", table)
-        known_keys(f"{owner}: model_settings", fields, ModelSettings.__annotations__)
-        try:
-            for key, value in fields.items():
-                setattr(config, *(("params", {**config.params, **value}) if key == "params" else (f"llm_{key}", value)))
-            read_native_tools(config.llm_native_tools)
-        except ConfigError as error:
-            raise ConfigError(f"{owner}: {error}", setting=error.setting, remedy=error.remedy) from error
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{owner}: model_settings={settings!r:.60}; give a dict, such as {{'temperature': 0.2}}.")
+    fields: dict[str, Any] = {**settings, **({"native_tools": native_tools} if native_tools else {})}
+    known_keys(f"{owner}: model_settings", fields, ModelSettings.__annotations__)
+    try:
+        extras = fields.pop("params", {})
+        config.params = {**config.params, **extras} if isinstance(extras, dict) else extras
+        for name, value in fields.items():
+            setattr(config, f"llm_{name}", value)
+        read_native_tools(config.llm_native_tools)
+    except ConfigError as error:
+        raise ConfigError(f"{owner}: {error}", setting=error.setting, remedy=error.remedy) from error
 
 
 def _adapter(name: str, output_type: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # here: it imports what builds schemas, and few agents need it
 
+    if isinstance(output_type, str):
+        raise ConfigError(f"output_type={output_type!r} of agent {name!r} is a text; give the type itself.")
     try:
         return TypeAdapter(output_type)
     except Exception as error:

@@ -48,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _chat(args: argparse.Namespace) -> int:
     from aworld.cmd.run import agent_of, limits_of
+    from aworld.cmd.run_view import at_terminal
     from aworld.config.conf import RunConfig
     from aworld.runners.blocking import one_loop
     from aworld.runners.local import store_of
@@ -67,7 +68,10 @@ def _chat(args: argparse.Namespace) -> int:
                     if not chat.command(text):
                         break
                 else:
-                    run(chat.turn(text))
+                    response = run(chat.turn(text))
+                    while (answers := at_terminal(response.record.open_questions())) is not None:
+                        response = run(chat.go_on(response, answers))
+                    chat.note(text, response)
             except AWorldError as error:
                 chat.tell(f"aworld: {error}")
             except KeyboardInterrupt:
@@ -161,8 +165,8 @@ class Chat:
                 self.tell(_HELP)
         return True
 
-    async def turn(self, text: str) -> None:
-        """Ask, show what comes, and remember the turn if it was answered."""
+    async def turn(self, text: str) -> TaskResponse:
+        """Ask, and show what comes."""
         from aworld.core.task import Task
         from aworld.runner import Runners
 
@@ -170,13 +174,22 @@ class Chat:
         task = Task(text, swarm=self.agent, conf=self.limits, after=after)
         self._name = self._name or task.id
         task.labels = {**task.labels, LABEL: self._name}
-        response = await self._shown(Runners.streamed_run_task(task, self.conf))
-        if response.success:
-            self.turns.append((text, task.id))
-            return
+        return await self._shown(Runners.streamed_run_task(task, self.conf))
+
+    async def go_on(self, response: TaskResponse, answers: dict[str, str]) -> TaskResponse:
+        """Go on with a turn that asked something."""
+        from aworld.runner import Runners
+
+        return await self._shown(await Runners.streamed_resume(response, swarm=self.agent, answers=answers))
+
+    def note(self, text: str, response: TaskResponse) -> None:
+        """Remember a turn, if it was answered."""
         from aworld.cmd.wording import why
 
-        self.tell(f"aworld: {response.status}: {why(response)}")
+        if response.success:
+            self.turns.append((text, response.id))
+        else:
+            self.tell(f"aworld: {response.status}: {why(response)}".removesuffix(": "))
 
     async def _shown(self, stream: Any) -> TaskResponse:
         from aworld.cmd.markdown import MarkdownStream

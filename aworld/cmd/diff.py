@@ -35,12 +35,17 @@ _APPLY = (
 
 
 async def _changes(args: argparse.Namespace) -> tuple[str, dict[str, list[FileChange]]]:
+    from aworld.core.context.base import NOT_KEPT
+    from aworld.core.event import Noted
     from aworld.runners.local import load
     from aworld.sandbox.changes import changes_of
 
     store = open_existing(args.store)
     try:
         record = await load(await resolve(store, args.id), store)
+        for event in record.events:
+            if isinstance(event, Noted) and event.name == NOT_KEPT:
+                print(f"aworld: not kept: {event.data['name']}: {event.data['error']}", file=sys.stderr)
         return record.id, await changes_of(record, store)
     finally:
         await store.close()

@@ -22,7 +22,7 @@ from aworld.cmd.run_view import RunView, short
 from aworld.cmd.swarm import is_file
 from aworld.cmd.terminal import TerminalWatch, aside
 from aworld.cmd.trajectories import STORE, STORE_HELP, resolve, short_id, store_option
-from aworld.cmd.wording import counted, why
+from aworld.cmd.wording import counted, helps_to_go_on, why
 from aworld.config.conf import AgentConfig, RunConfig, TaskConfig
 from aworld.core.agent.flow import Unit
 from aworld.core.event import MessageAdded
@@ -200,6 +200,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.samples > 1:
             raise ConfigError("--run asks each question once; --samples N is for questions without a name.")
         return run_blocking(_named(questions, agent, conf, args))
+    if any(not isinstance(question, str) for question in questions):
+        raise ConfigError(f"--file {args.file}: questions with an id have a name together: --run NAME.")
     tasks = [
         Task(
             question,
@@ -223,12 +225,17 @@ def _run(args: argparse.Namespace) -> int:
 
 async def _named(questions: list[Any], agent: Unit, conf: RunConfig, args: argparse.Namespace) -> int:
     with _Watch(len(questions), quiet=args.json) as watch:
-        report = await Runners.run_many(
-            questions, swarm=agent, run=args.name, run_conf=conf, conf=limits_of(args), on_done=watch.done
-        )
+        try:
+            report = await Runners.run_many(
+                questions, swarm=agent, run=args.name, run_conf=conf, conf=limits_of(args), on_done=watch.done
+            )
+        except BaseException as error:
+            if helps_to_go_on(error, done=watch.ended):
+                watch.say("cut short; the same command goes on, and asks nothing twice")
+            raise
         if report.recorded:
             watch.say(f"{report.recorded} of them had ended before")
-    return _report(report.responses, args, show=True, label=f"run={args.name}")
+    return _report(list(report.responses.values()), args, show=True, label=f"run={args.name}")
 
 
 def _shown(begin: Callable[[], Coroutine[Any, Any, RunStream]], unit: Unit, args: argparse.Namespace) -> int:

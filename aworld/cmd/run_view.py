@@ -48,10 +48,9 @@ class RunView:
         """Show the run until it has ended, was stopped, or asks something that nobody here answers."""
         with one_loop() as run:
             response: TaskResponse = run(self._show(begin))
-            asks = not self._quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-            while asks and not self.suspended and (questions := response.record.open_questions()):
+            while not self._quiet and not self.suspended:
                 # Outside of the loop, so that Ctrl-C ends the waiting for a line.
-                answers = answered(questions)
+                answers = at_terminal(response.record.open_questions())
                 if answers is None:
                     break
                 going_on = partial(
@@ -117,8 +116,10 @@ class RunView:
         raise AssertionError("a stream ends with RunFinished")
 
 
-def answered(questions: list[Asked]) -> dict[str, str] | None:
-    """What the person at the terminal answers, by question; None when they leave."""
+def at_terminal(questions: list[Asked]) -> dict[str, str] | None:
+    """What the person at the terminal answers, by question; None when nobody is there or asked, and when they leave."""
+    if not questions or sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
     answers: dict[str, str] = {}
     for question in questions:
         consent = question.question.endswith(CONSENT)

@@ -36,13 +36,12 @@ def named(reference: str) -> Unit:
     """The agent or team that `MODULE:OBJECT` or a YAML file names. Raises ConfigError."""
     from aworld.agents.files import load
     from aworld.agents.references import find
-    from aworld.core.agent.base import BaseAgent
-    from aworld.core.agent.flow import Topology
+    from aworld.core.agent.flow import is_unit
 
     if is_file(reference):
         return load(Path(reference))
     unit = find(reference, "Agent or swarm")
-    if not isinstance(unit, BaseAgent | Topology):
+    if not is_unit(unit):
         raise ConfigError(f"{reference!r} is {a(type(unit).__name__)}; name an agent or a swarm.")
     return unit
 

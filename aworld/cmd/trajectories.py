@@ -226,7 +226,8 @@ async def _show(store: TrajectoryStore, args: argparse.Namespace) -> int:
 
 _WHY_NONE = {
     True: "None of the chosen runs is complete and was captured with token ids, which parquet and openenv need: the "
-    "server of the model has to return them (llm_capture_tokens=True asks for them). Text goes into --format openai, sharegpt, atif or rows.",
+    "server of the model has to return them (llm_capture_tokens=True asks for them). Text goes into --format openai, "
+    "sharegpt, atif or rows.",
     False: "None of the chosen runs has a step that could be written.",
 }
 

@@ -194,7 +194,8 @@ def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
     if _total(summary) is not None:
         facts.append(f"{_number(summary.input_tokens)} tokens in, {_number(summary.output_tokens)} out")
     if trajectory.usage is not None and trajectory.usage.cost is not None:
-        facts.append(f"${trajectory.usage.cost:.4f}")
+        prices = f" ({trajectory.usage.prices})" if trajectory.usage.prices else ""
+        facts.append(f"${trajectory.usage.cost:.4f}{prices}")
     line = Text.assemble((f"{sign} {summary.status}", f"bold {colour}"), "  ")
     if summary.score is not None:
         line.append_text(Text.assemble(_score(summary.score), "  "))

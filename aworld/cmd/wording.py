@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 from aworld.core.exceptions import AWorldError, ConfigError
@@ -27,27 +28,36 @@ _LIMITS = {
 """The limits of a run that are options, and what helps where one was reached."""
 
 
+_BUDGETS = {"cost": "budget", "tokens": "budget-tokens"}
+
+
 def worded(error: AWorldError, args: argparse.Namespace | None = None) -> str:
     """An error with the remedy in the words of the command line; of the command with these arguments, if given."""
-    remedy = _REMEDIES.get(error.setting or "")
+    remedy, text = _REMEDIES.get(error.setting or ""), _with_options(str(error))
     if remedy is None or error.remedy is None:
-        return str(error)
+        return text
     if error.setting == "llm_model_name" and args is not None and not hasattr(args, "model"):
         remedy = "set LLM_MODEL_NAME, or llm_model_name in the settings of the agent"
-    return str(error).replace(error.remedy, remedy.format(id=getattr(args, "id", None) or "ID"))
+    return text.replace(error.remedy, remedy.format(id=getattr(args, "id", None) or "ID"))
 
 
 def why(response: TaskResponse) -> str:
     """Why a run did not end well. What the log says of limits begins with the setting that was reached."""
     from aworld.cmd.trajectories import short_id
 
-    text = response.msg.replace(f"Runners.resume({response.id!r})", f"aworld resume {short_id(response.id)}")
+    again = f"aworld resume {short_id(response.id)}"
+    text = _with_options(response.msg).replace(f"Runners.resume({response.id!r})", again)
     for name, limit_remedy in _LIMITS.items():
         remedy = limit_remedy.format(id=short_id(response.id))
-        if response.status in ("limit_reached", "timeout") and text.startswith(name):
+        if response.status in ("limit_reached", "usage_unknown", "timeout") and text.startswith(name):
             what, _, more = text.removeprefix(name).lstrip("= ").partition("; ")
             return "; ".join(filter(None, (f"--{name.replace('_', '-')} {what}", remedy or more)))
     return text
+
+
+def _with_options(text: str) -> str:
+    """What is said of a budget, with its option."""
+    return re.sub(r"RunConfig\(max_(cost|tokens)=([^)]*)\)", lambda m: f"--{_BUDGETS[m[1]]} {m[2]}", text)
 
 
 def helps_to_go_on(error: BaseException, *, done: int) -> bool:

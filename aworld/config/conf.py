@@ -7,9 +7,9 @@ What is not given comes from the environment when an agent runs, never at import
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum, StrEnum
-from typing import Any, Literal, Self, TypeAlias, TypedDict
+from typing import Any, Literal, Never, Self, TypeAlias, TypedDict, cast
 
 from msgspec import to_builtins
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -56,7 +56,9 @@ class Settings(BaseModel):
         defer_build=True,  # its validator is built at the first use: a sixth of what importing an agent costs
     )
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, *positional: Never, **data: Any) -> None:
+        if positional:
+            raise ConfigError(f"{type(self).__name__} takes its settings by name, such as {self.known()[0]}=....")
         if data:
             self._refuse_unknown(data)
         try:
@@ -171,9 +173,8 @@ class ModelConfig(Settings):
         """Tools as they are written down, whether they were given as objects or by their words."""
         if not isinstance(tools, list | tuple):
             return tools
-        listed: Iterable[Any] = tools  # pyright: ignore[reportUnknownVariableType]
         try:
-            return [{"type": tool} if isinstance(tool, str) else to_builtins(tool) for tool in listed]
+            return [{"type": tool} if isinstance(tool, str) else to_builtins(tool) for tool in cast("list[Any]", tools)]
         except TypeError as error:
             raise ValueError(f"give WebSearch(), CodeExecution() or their words: {error}") from None
 
@@ -196,8 +197,8 @@ class AgentConfig(Settings):
     output_retries: int = Field(default=2, ge=0)
     """How often an answer that does not fit `output_type` is sent back to the model with the error."""
 
-    def __init__(self, **data: Any) -> None:  # for type checkers: the settings of a model are taken too
-        super().__init__(**data)
+    def __init__(self, *positional: Never, **data: Any) -> None:  # for checkers: the settings of a model are taken too
+        super().__init__(*positional, **data)
 
     @classmethod
     def known(cls) -> list[str]:

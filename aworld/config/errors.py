@@ -27,7 +27,7 @@ class ConfigError(AWorldError, ValueError):
     """A setting is missing, unknown or impossible. The message names the option or variable and the remedy."""
 
 
-def nearest(name: object, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+def nearest(name: object, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The one of these names that is most like `name`; None when none is like it."""
     near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return near[0] if near else None

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial, wraps
 from numbers import Real
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
 
 from msgspec import StructMeta
 
@@ -30,11 +30,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 class StructDoor(StructMeta):
     """Of structs that users make: `class Query(Struct, metaclass=StructDoor)` refuses wrong arguments in our words."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - how an instance is made
-        try:
-            return super().__call__(*args, **kwargs)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__}: {error}; it takes {', '.join(cls.__struct_fields__)}.") from None
+    if not TYPE_CHECKING:  # for checkers an instance is made as any struct's is, of arguments that they know
+
+        def __call__(cls, *args, **kwargs):  # noqa: D102 - how an instance is made
+            for name, value in (*zip(cls.__struct_fields__, args), *kwargs.items()):
+                if not _fits(value, kinds := _kinds_of_fields(cls).get(name)):
+                    raise ConfigError(f"{cls.__name__}: {_refusal(name, value, kinds or ())}", setting=name)
+            try:
+                return super().__call__(*args, **kwargs)
+            except TypeError as error:
+                raise ConfigError(f"{cls.__name__}: {error}; it takes {', '.join(cls.__struct_fields__)}.") from None
 
 
 def one_of(setting: str, value: T, names: Iterable[Any], error: type[AWorldError] = ConfigError) -> T:
@@ -279,6 +284,11 @@ def _parameters(function: Any) -> tuple[dict[str, Kinds], bool]:
     return kinds, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+@cache
+def _kinds_of_fields(struct: type) -> dict[str, Kinds]:
+    return {name: _kinds(hint) for name, hint in typing.get_type_hints(struct, include_extras=True).items()}
+
+
 def _type_of(function: Any, annotation: Any) -> Any:
     try:
         hints = types.SimpleNamespace(__annotations__={"it": annotation})
@@ -311,7 +321,8 @@ def _kinds(annotation: Any) -> Kinds:
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
     names = [_either(item or ()) for item in items if None not in items]
     words = "a dict" if issubclass(origin, Mapping) else "a list"
-    return (Kind(f"{words} of {' to '.join(names)}" if names else words, partial(_is_a, origin), items),)
+    kind = Sequence if origin in (list, tuple) else origin
+    return (Kind(f"{words} of {' to '.join(names)}" if names else words, partial(_is_a, kind), items),)
 
 
 _NAMES = {"bool": "True or False", "Path": "a path", "BaseAgent": "an agent", "Topology": "a swarm"}

@@ -78,6 +78,7 @@ class AgentDefinition(UnitDefinition):
     tool_names: tuple[str, ...] = ()
     mcp_servers: dict[str, dict[str, JsonValue]] = {}
     sandbox: str | None = None
+    deps_type: str | None = None
     output_type: str | None = None
     output_schema: dict[str, JsonValue] | None = None
     """The JSON schema of `output_type`, as it was when the agent was made."""
@@ -160,6 +161,8 @@ class Defined:
 
     name: str
     desc: str | None
+    deps_type: Any = None
+    """The class of the dependencies without which an agent cannot work; its tools read them in `ToolContext.deps`."""
     _fields: ClassVar[frozenset[str]] = frozenset({"name", "desc"})
     """Arguments that a definition has as fields."""
     _named: ClassVar[frozenset[str]] = frozenset()

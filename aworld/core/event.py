@@ -81,6 +81,9 @@ class Started(Entry, frozen=True, tag="started", kw_only=True, omit_defaults=Tru
     shares that one's messages; its steps, limits, usage and rewards are its own."""
     environment: str | None = None
     """Name of the environment whose episode this is: its state is not in the log, so it cannot be resumed."""
+    deps: str | None = None
+    """Where the function that made the dependencies of the run is imported from, `module:name`; with `<...>` in it
+    where nobody else can import it, or where a value was given. What they are is never stored."""
     versions: dict[str, str] = {}
     schema: int = 1
     """Version of the schema that the log was written in. Defaults are not stored, so this is not `SCHEMA_VERSION`."""

@@ -11,6 +11,7 @@
     │   └── UsageUnknown     a limit cannot be watched, as a model reported no usage; the same
     ├── AgentLimit           a limit of one agent ended its work; its team is told
     ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
+    ├── DependencyError      the function that makes `deps=` failed; the run is left as it is, to be resumed
     ├── TrainingError        training cannot go on; its checkpoints are safe
     └── StoreError           the log could not be written or read; what was acknowledged before is safe
         └── LeaseError       another run owns the log, or took it over
@@ -83,6 +84,10 @@ class EnvironmentFailed(AWorldError):
     Raised by a tool or a session, it ends the run as failed for a reason that is not the agent's; any other exception
     of a tool is told to the model.
     """
+
+
+class DependencyError(AWorldError):
+    """What a run depends on could not be made now; nothing was done, and the run can be resumed when it can be."""
 
 
 class StoreError(AWorldError):

@@ -33,6 +33,8 @@ class HookContext:
     context: Context
     agent: str | None = None
     step: int | None = None
+    deps: Any = None
+    """The dependencies of the run."""
 
 
 class Hooks:

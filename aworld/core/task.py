@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeAlias, TypedDict, cast
+
+from typing_extensions import TypeVar
 
 from aworld.config.conf import TaskConfig
-from aworld.core.agent.flow import Unit
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology, Unit
 from aworld.core.checks import UNCHECKED, Kind, Seconds, as_text, nearest, typed
 from aworld.core.context.base import Context
 from aworld.core.event import ArtifactKept, Status, TaskInfo
@@ -26,6 +29,14 @@ from aworld.core.trajectory import Trajectory
 TaskStatus = Status
 
 T = TypeVar("T")
+D = TypeVar("D")
+Answer = TypeVar("Answer", covariant=True, default=Any)
+"""What the agent of a task answers; Any of a team."""
+
+DepsSource: TypeAlias = (
+    D | Callable[[], D] | Callable[[], Awaitable[D]] | Callable[[], AsyncIterator[D]] | Callable[[], Iterator[D]] | str
+)
+"""`deps=` of a run: the dependencies, or the function that makes them, by itself or as `module:function`."""
 
 
 def _opens(value: Any) -> bool:
@@ -49,7 +60,31 @@ class Prefix:
     """Whether the task is the next turn of its conversation, and not a fork."""
 
 
-class Task:
+class TaskChanges(TypedDict, total=False):
+    """The arguments of `Task` that may take the place of what was recorded."""
+
+    conf: TaskConfig | dict[str, Any] | None
+    name: str | None
+    session_id: str | None
+    user_id: str | None
+    group_id: str | None
+    labels: Mapping[str, str] | None
+    after: TaskResponse[Any] | Trajectory | str | None
+    tools: Sequence[Any]
+    tool_names: Sequence[str]
+    context: dict[str, Any] | None
+    timeout: float | None
+    hooks: Sequence[Hooks]
+    environment: RunEnvironment | None
+
+
+class TaskOptions(TaskChanges, total=False):
+    """The arguments of `Task` beside input, agent and dependencies."""
+
+    id: str | None
+
+
+class Task(Generic[Answer]):
     """One thing to be done by an agent or a swarm.
 
         Task("What is 17 * 23?", agent=solver, conf={"max_steps": 5}, labels={"experiment": "a"})
@@ -69,6 +104,9 @@ class Task:
         tools: Tools for this task only, added to those of the (root) agent.
         tool_names: The same, by registered name.
         context: First values of the state that agents and tools share.
+        deps: What tools and instructions work with, such as a database, in `ToolContext.deps`; or a function without
+            arguments that returns or yields it, sync or async, itself or as "module:function". Never stored. A function
+            is called in each process that works on the run; what stands behind its `yield` is done at the end.
         timeout: Seconds that the run may take; short for `conf.timeout`.
         hooks: Called around the task, each model call and each tool call.
         environment: The surroundings made for this run, such as an episode of an environment.
@@ -81,7 +119,7 @@ class Task:
     def __init__(
         self,
         input: Annotated[str | Part | Sequence[str | Part] | Sequence[Message | Mapping[str, Any]], UNCHECKED],
-        agent: Unit | None = None,
+        agent: BaseAgent[D, Answer] | Topology | None = None,
         swarm: Unit | None = None,
         conf: TaskConfig | dict[str, Any] | None = None,
         *,
@@ -91,10 +129,11 @@ class Task:
         user_id: str | None = None,
         group_id: str | None = None,
         labels: Mapping[str, str] | None = None,
-        after: TaskResponse | Trajectory | str | None = None,
+        after: TaskResponse[Any] | Trajectory | str | None = None,
         tools: Annotated[Sequence[Any], UNCHECKED] = (),
         tool_names: Sequence[str] = (),
         context: dict[str, Any] | None = None,
+        deps: Annotated[DepsSource[D] | None, UNCHECKED] = None,
         timeout: Seconds | None = None,
         hooks: Sequence[Hooks] = (),
         environment: Annotated[RunEnvironment, _ENVIRONMENT] | None = None,
@@ -120,6 +159,7 @@ class Task:
         for tool_name in tool_names:
             self.tools += find_tools(tool_name)
         self.context = {key: _writable(value, f"context[{key!r}]") for key, value in (context or {}).items()}
+        self.deps: Any = deps
         self.hooks = _checked_hooks(hooks)
         self.environment = environment
         self.prefix: Prefix | None = None
@@ -140,13 +180,13 @@ class Task:
 
 
 @dataclass(slots=True)
-class TaskResponse:
+class TaskResponse(Generic[Answer]):
     """How a run ended, and everything that it did."""
 
     record: Trajectory
     """The trajectory, with all of its events."""
     status: Status
-    answer: Any = None
+    answer: Answer = None  # pyright: ignore[reportAssignmentType] - of a run that has finished it is one
     """The answer, of the agent's `output_type` where it has one; None when there is none."""
     error: str | None = None
     time_cost: float = 0.0

@@ -18,6 +18,7 @@ import msgspec
 
 from aworld.config.conf import TaskConfig
 from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology
 from aworld.core.checks import UNCHECKED, one_of, positive, typed
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.hooks import HookContext, Hooks
@@ -259,7 +260,7 @@ class Environment:
         prompt = self.system_prompt
         if not prompt:
             return agent, input
-        if not isinstance(agent, BaseAgent):
+        if isinstance(agent, Topology):
             return agent, f"{prompt}\n\n{input}" if isinstance(input, str) else (Text(f"{prompt}\n\n"), *input)
         prompted = self._prompted.get(agent)
         if prompted is None:

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeAlias, cast
 import msgspec
 
 from aworld.core.agent.base import BaseAgent, Turn
+from aworld.core.checks import typed
 from aworld.core.common import Observation
 from aworld.core.event import Rewarded, Status
 from aworld.core.exceptions import EnvironmentFailed, TaskError
@@ -42,6 +43,7 @@ class EpisodeEnv:
         store: A store or its address, for the logs of the episodes; None keeps them as long as they are held.
     """
 
+    @typed()
     def __init__(self, environment: Environment, split: Split = "train", *, store: Any = None) -> None:
         self.environment = environment
         self.split: Split = split
@@ -69,6 +71,7 @@ class EpisodeEnv:
         record = self.record
         return record.path(record.activations[0].leaf) if record.activations else ()
 
+    @typed(TaskError)
     async def reset(
         self, *, seed: int | None = None, problem: Problem | Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, cast, overload
 import msgspec
 from msgspec import Struct
 
-from aworld.core.checks import StructDoor, unique
+from aworld.core.checks import StructDoor, typed, unique
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Content, Text, content_text
 
@@ -81,6 +81,7 @@ def digest_of(problem: Problem, key: Key = content_key) -> bytes:
     ).digest()
 
 
+@typed()
 def split_by_hash(generate: Generator, *, test: float = 0.1, key: Key = content_key) -> tuple[Generator, Generator]:
     """A training and a held-out stream of one generator, that share no problem whatever their seeds.
 
@@ -180,7 +181,10 @@ def taken(source: Source, n: int | None, seed: int | None, where: str, *, fewer:
     if callable(source):
         if n is None:
             raise ConfigError(f"{where} makes problems without end; say how many with n=...")
-        problems = list(islice(different(source(seed or 0)), n))
+        stream: Any = source(seed or 0)
+        if not isinstance(stream, Iterable):
+            raise ConfigError(f"{where}: a function of a seed makes problems; it returned {stream!r:.60}.")
+        problems = list(islice(different(cast("Iterable[Problem]", stream)), n))
     elif seed is None:
         problems = list(source[:n])
     else:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from aworld.config.conf import TaskConfig
+from aworld.core.checks import typed
 from aworld.core.exceptions import ConfigError, EnvironmentFailed, ToolError
 from aworld.core.message import Content, Message
 from aworld.core.tool.base import Tool, ToolContext
@@ -183,6 +184,7 @@ class RemoteEnvironment(Environment):
         ConfigError: There is no such server, or it refuses the token. Blocks until the server has told.
     """
 
+    @typed()
     def __init__(
         self,
         url: str,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from aworld.core.checks import Count, typed, typed_class
 from aworld.core.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Estimate:
     high: float
 
 
+@typed_class
 @dataclass(slots=True)
 class Report:
     """Figures of a rollout, fed by `add`; it keeps counts, not episodes."""
@@ -172,7 +174,8 @@ class Report:
         """Share of episodes that solved their problem, each problem counting the same; None without any."""
         return share_of([(n, c) for n, c in self._groups.values()])
 
-    def pass_at(self, k: int) -> float | None:
+    @typed()
+    def pass_at(self, k: Count) -> float | None:
         """Probability that at least one of `k` samples solves a problem; None when no problem has that many samples.
 
         The unbiased estimator of Chen et al. 2021, "Evaluating Large Language Models Trained on Code", section 2.1.

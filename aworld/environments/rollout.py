@@ -20,7 +20,9 @@ from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 from aworld.config.conf import RunConfig
-from aworld.core.checks import positive, typed
+from aworld.core.agent.base import BaseAgent
+from aworld.core.agent.flow import Topology
+from aworld.core.checks import Count, positive, typed
 from aworld.core.event import Status
 from aworld.core.exceptions import (
     BudgetUsed,
@@ -126,7 +128,7 @@ class Rollout:
 @typed(TaskError)
 async def rollouts(
     environment: Environment,
-    agent: Any,
+    agent: BaseAgent | Topology,
     problems: Iterable[Problem | dict[str, Any]],
     *,
     samples: int = 1,
@@ -140,6 +142,7 @@ async def rollouts(
     on_progress: Callable[[RolloutProgress], None] | None = None,
     hooks: Sequence[Hooks] = (),
     session_id: str | None = None,
+    deps: Any = None,
     conf: RunConfig | dict[str, Any] | None = None,
 ) -> AsyncGenerator[Rollout, None]:
     """Run `samples` episodes of each problem; yields them in the order of finishing.
@@ -167,6 +170,7 @@ async def rollouts(
         on_progress: Called after each episode.
         hooks: Called around every episode.
         session_id: Whose conversations the episodes belong to; says nothing else.
+        deps: What tools and instructions work with, or the function that makes it for each episode; see `Task`.
         conf: Where the episodes run: `RunConfig(engine_name="processes", worker_num=4, store="sqlite:///runs.db")` for
             worker processes. The episodes of one that dies are begun anew in another.
 
@@ -188,7 +192,7 @@ async def rollouts(
     agent.check()  # misuse is told before anything begins
     listed = cast("Sequence[Any]", problems) if isinstance(problems, Sequence) else None
     progress = RolloutProgress(None if listed is None else len(listed) * samples)
-    fields: dict[str, Any] = {"hooks": hooks, "session_id": session_id}
+    fields: dict[str, Any] = {"hooks": hooks, "session_id": session_id, "deps": deps}
     name = run or uuid.uuid4().hex[:12]
     executor = executor_of(conf, store_of(conf.store))
     executor.check(environment.task(_ANY, agent, seed=seed, **fields))
@@ -232,7 +236,8 @@ def _run_config(conf: RunConfig | dict[str, Any] | None, store: Any, limit: int 
     return conf.model_copy(update={"max_concurrency": limit, "store": conf.store if store is None else store})
 
 
-async def by_group(episodes: AsyncIterator[Rollout], samples: int) -> AsyncIterator[list[Rollout]]:
+@typed()
+async def by_group(episodes: AsyncIterator[Rollout], samples: Count) -> AsyncIterator[list[Rollout]]:
     """The samples of each problem together, as soon as the last of them has ended, in order of their numbers.
 
     At the end come the groups that have fewer, such as those of a run that was cut short.

@@ -135,7 +135,12 @@ class ProblemEnvironment:
         make = self.environment.session
         if make is None:
             return None
-        session = self.session = make(self.problem)
+        session = make(self.problem)
+        if not isinstance(session, Session):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"Environment {self.name!r}, session: it makes a Session of a problem; got {session!r:.60}."
+            )
+        self.session = session
         session.seed = self.seed
         session._give, session._record = give, record
         return await session.start()

@@ -27,7 +27,7 @@ class AnthropicModel(RemoteModel):
     """A model behind Anthropic's Messages API. `config` needs `llm_model_name`. Raises `ConfigError`."""
 
     lacks: ClassVar[frozenset[str]] = frozenset({"seed", "logit_bias"})
-    native_tools: ClassVar[frozenset[str]] = NATIVE_TOOLS
+    native_tools = NATIVE_TOOLS
     defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": MAX_TOKENS}
 
     def __init__(self, config: ModelConfig, *, provider: str = "anthropic") -> None:
@@ -105,6 +105,6 @@ def _mark(body: dict[str, Any], mark: Block) -> None:
         body["tools"] = [*body["tools"][:-1], {**body["tools"][-1], "cache_control": mark}]
     if "system" in body:
         body["system"] = [{"type": "text", "text": body["system"], "cache_control": mark}]
-    last: Block = next((message for message in reversed(body["messages"]) if message["role"] == "user"), {})
-    if last:  # copies: what stands in the log, and what every call sends, stay as they are
+    last: Block | None = next((message for message in reversed(body["messages"]) if message["role"] == "user"), None)
+    if last is not None:  # copies: what stands in the log, and what every call sends, stay as they are
         last["content"] = [*last["content"][:-1], {**last["content"][-1], "cache_control": mark}]

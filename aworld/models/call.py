@@ -53,19 +53,19 @@ class Outcome(Tries, frozen=True):
     """What came of a model call that was answered."""
 
     reply: ModelReply
-    asked: Model | None = None
-    """The model that answered, where it is one of several (`Fallback`)."""
+    asked: tuple[Model, ModelRequest] | None = None
+    """The model that answered and what it was asked, where it is one of several (`Fallback`)."""
 
 
 class CallFailed(ModelError):
-    """Every try of a model call failed; `outcome` says what it took, an `Outcome` without a reply."""
+    """Every try of a model call failed; `error` is the last one, `outcome` what it took."""
 
     def __init__(self, error: ModelError, outcome: Tries) -> None:
         tries = f" (after {len(outcome.attempts)} tries)" if len(outcome.attempts) > 1 else ""
         super().__init__(
             f"{error}{tries}", status=error.status, retryable=error.retryable, retry_after=error.retry_after
         )
-        self.outcome = outcome
+        self.error, self.outcome = error, outcome
 
 
 async def call_model(
@@ -81,8 +81,8 @@ async def call_model(
     wait before each further try; the pieces handed on so far are then void, the answer begins again.
     Raises `CallFailed`.
     """
-    if (call := getattr(type(model), "call", None)) is not None:  # it asks others, each in this way
-        return await call(model, request, on_delta, on_retry)
+    if (ask_each := getattr(type(model), "ask_each", None)) is not None:  # a `Fallback`
+        return await ask_each(model, request, on_delta, on_retry)
     limits: Limits | None = getattr(model, "limits", None)
     limiter, price = None, getattr(model, "price", None)
     if limits is not None:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from aworld.core.checks import typed
 from aworld.core.exceptions import AWorldError, ModelError
 from aworld.core.message import Message, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
@@ -68,6 +69,7 @@ class ScriptedModel(_Double):
 
     provider = "scripted"
 
+    @typed()
     def __init__(self, replies: Sequence[Said], name: str = "scripted") -> None:
         super().__init__(name)
         self.replies = tuple(replies)
@@ -94,6 +96,7 @@ class FunctionModel(_Double):
 
     provider = "function"
 
+    @typed()
     def __init__(
         self,
         function: Callable[[ModelRequest], Said | Awaitable[Said]],
@@ -130,8 +133,10 @@ def _reply(reply: Said, request: ModelRequest, name: str) -> ModelReply:
             message = _named(reply, request)
         case ToolCall():
             message = _named(Message("assistant", tool_calls=(reply,)), request)
+        case [*calls] if all(isinstance(call, ToolCall) for call in calls):
+            message = _named(Message("assistant", tool_calls=tuple(calls)), request)
         case _:
-            message = _named(Message("assistant", tool_calls=tuple(reply)), request)
+            raise ModelError(f"{name} says a text, a message, a call or a list of calls; it said {reply!r:.60}.")
     read = written = 0
     for said in (*request.messages, message):  # on the hot path of tests and benchmarks: no call for each message
         read += written

@@ -64,28 +64,19 @@ class Fallback:
         if not models:
             raise ConfigError("Fallback: models=[]; give a list of models, the first to be asked first.")
         self.models = tuple(str(m.expanduser().absolute()) if isinstance(m, Path) else m for m in models)
+        self.names = tuple(model if isinstance(model, str) else label(model) for model in self.models)
+        """The models as they are called."""
+        self.name = ", ".join(self.names)
         self.on = on if callable(on) else (on,) if isinstance(on, str) else tuple(on)
         for kind in () if callable(self.on) else self.on:
             one_of("Fallback: on", kind, get_args(ErrorKind))
         self.params: dict[str, Any] = {}
-        self.build: Callable[[str], Model] = build_model
-        """What makes a model of its name."""
         self.settings: Mapping[str, Any] = {}
         """What is sent to each, where it does not say otherwise itself."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The models as they are called."""
-        return tuple(model if isinstance(model, str) else label(model) for model in self.models)
-
-    @property
-    def name(self) -> str:
-        """All their names."""
-        return ", ".join(self.names)
-
     def members(self) -> list[Model]:
         """The models. Raises ConfigError for one that cannot be had."""
-        return [self.build(model) if isinstance(model, str) else model for model in self.models]
+        return [build_model(model) if isinstance(model, str) else model for model in self.models]
 
     def built(self, build: Callable[[str], Model], settings: Mapping[str, Any]) -> Fallback:
         """The same of models that exist: those that are named are made by `build`. Raises ConfigError."""
@@ -97,13 +88,13 @@ class Fallback:
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`."""
-        return (await self.call(request)).reply
+        return (await self.ask_each(request)).reply
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
-        return (await self.call(request, on_delta)).reply
+        return (await self.ask_each(request, on_delta)).reply
 
-    async def call(
+    async def ask_each(
         self,
         request: ModelRequest,
         on_delta: Callable[[Delta], None] | None = None,
@@ -129,15 +120,15 @@ class Fallback:
                     if on_retry is not None:
                         on_retry(ModelError(f"{failures[-1]}; now asking {label(members[place])}"), 0.0)
                     continue
-                text = "; ".join(failures) if len(failures) > 1 else str(failed.__cause__)
-                error = ModelError(
-                    text, status=failed.status, retryable=failed.retryable, retry_after=failed.retry_after
-                )
+                error = failed.error
+                if len(failures) > 1:
+                    facts = {name: getattr(error, name) for name in ("status", "retryable", "retry_after")}
+                    error = ModelError("; ".join(failures), **facts)
                 raise CallFailed(error, Tries(tuple(attempts), queued, started, tries.ended)) from failed
             attempts += _of(model, outcome.attempts)
             return structs.replace(
                 outcome, attempts=tuple(attempts), queued=queued + outcome.queued, started=started or outcome.started,
-                asked=outcome.asked or model,
+                asked=outcome.asked or (model, asked),
             )  # fmt: skip
         raise AssertionError("there is a model")
 

@@ -46,7 +46,7 @@ class GeminiModel(RemoteModel):
     """A model behind Google's API. `config` needs `llm_model_name`. Raises `ConfigError`."""
 
     lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "parallel_tool_calls"})
-    native_tools: ClassVar[frozenset[str]] = NATIVE_TOOLS
+    native_tools = NATIVE_TOOLS
 
     def __init__(self, config: ModelConfig, *, provider: str = "gemini") -> None:
         base = (config.llm_base_url or BASE_URL).rstrip("/")

@@ -9,7 +9,7 @@ class) and puts them in its own words. What they did comes inside the reply, is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, TypeAlias, cast
 
@@ -39,9 +39,9 @@ class WebSearch(
 
     max_uses: int | None = None
     """Most searches of one call of the model."""
-    allowed_domains: tuple[str, ...] = ()
+    allowed_domains: Sequence[str] = ()
     """The only ones whose pages may be found."""
-    blocked_domains: tuple[str, ...] = ()
+    blocked_domains: Sequence[str] = ()
     location: Location | None = None
 
 
@@ -109,7 +109,7 @@ def _of_anthropic(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
     for block in blocks:
         if block.get("type") == "server_tool_use":
             result = results.pop(block.get("id"), None)
-            name, asked = str(block.get("name")), block.get("input") or {}
+            name, asked = str(block.get("name")), cast("dict[str, Any]", block.get("input") or {})
             text = asked.get("query") or asked.get("code") or asked.get("command") or json.dumps(asked)
             output = None if result is None else outcome_text(result.get("content"))
             yield NativeUse("code_execution" if name.endswith("code_execution") else name, str(text), output)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,6 +24,7 @@ from aworld.models.remote_model import RemoteModel, is_strict
 BASE_URL = "https://api.openai.com/v1"
 AZURE_API_VERSION = "2024-10-21"
 
+_SEARCH = frozenset({"web_search"})
 _CAPTURE: dict[str, Any] = {"return_token_ids": True, "logprobs": True, "top_logprobs": 0}
 
 
@@ -34,11 +35,10 @@ class OpenAIModel(RemoteModel):
     `Authorization` header is sent. `provider` is the name that goes into the log. Raises `ConfigError`.
     """
 
-    native_tools: ClassVar[frozenset[str]] = frozenset({"web_search"})
-
     def __init__(self, config: ModelConfig, *, provider: str = "openai") -> None:
         url = self._url(config)
         self._official = _is_official(url)
+        self.native_tools = _SEARCH if provider in ("openai", "openrouter", "litellm") else frozenset[str]()
         super().__init__(config, provider=provider, url=url, headers=self._authorization(config.llm_api_key))
         self._fixed: dict[str, Any] = _CAPTURE if config.llm_capture_tokens else {}
 
@@ -52,7 +52,7 @@ class OpenAIModel(RemoteModel):
             "messages": [chat_format(_plain(m) if self._official else m) for m in request.messages],
         }
         if body.pop("prompt_cache", False):
-            body.setdefault("promptcache_key", cache_key(request.messages))
+            body.setdefault("prompt_cache_key", cache_key(request.messages))
         if request.tools:
             body["tools"] = [function_format(tool) for tool in request.tools]
         if request.output is not None:

@@ -37,7 +37,7 @@ class ResponsesModel(RemoteModel):
     """A model behind the Responses API. `config` needs `llm_model_name`. Raises `ConfigError`."""
 
     lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "seed", "stop"})
-    native_tools: ClassVar[frozenset[str]] = NATIVE_TOOLS
+    native_tools = NATIVE_TOOLS
     priced_as: ClassVar[str] = "openai"
 
     def __init__(self, config: ModelConfig, *, provider: str = "openai-responses") -> None:

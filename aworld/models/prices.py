@@ -13,7 +13,7 @@ import re
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Usage
-from aworld.core.model import Model
 
 HOW_TO_PRICE = (
     "set llm_input_price and llm_output_price (US dollars for a million tokens; 0 for a server of your own), or name a "
@@ -73,7 +72,7 @@ class PriceTable(Struct, forbid_unknown_fields=True):
     """A file of prices."""
 
     date: str
-    """The day on which they were read."""
+    """The day of the table; the sources may say more."""
     prices: dict[str, dict[str, Price]]
     """By provider, and by the model's name, without the date of a snapshot. `*` in it stands for anything, and the
     longest that fits counts."""
@@ -109,14 +108,3 @@ def _table(path: str) -> PriceTable:
     except msgspec.MsgspecError as error:
         form = '{"date": "2026-11-28", "prices": {"openai": {"my-model*": {"input": 2.5, "output": 10}}}}'
         raise ConfigError(f"prices={path!r} is no table of prices: {error}. It looks like {form}.") from error
-
-
-def check_price(model: Model | Any, limit: str) -> None:
-    """Raise `ConfigError` for a model whose cost cannot be known, where `limit` is a limit on it. One that says nothing
-    of prices may report the cost itself."""
-    if getattr(model, "price", FREE) is None:
-        raise ConfigError(
-            f"{limit} is set, and no price of {model.provider}:{model.name} is known: {HOW_TO_PRICE}.",
-            setting="max_cost",
-            remedy=HOW_TO_PRICE,
-        )

@@ -44,7 +44,7 @@ class RemoteModel:
 
     lacks: ClassVar[frozenset[str]] = frozenset()
     """Settings (`ModelSettings`) that the API has no word for: they are refused."""
-    native_tools: ClassVar[frozenset[str]] = frozenset()
+    native_tools: frozenset[str] = frozenset()
     """Tools of the provider itself that the API has."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings that are sent when nobody says more."""

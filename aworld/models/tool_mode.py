@@ -1,7 +1,8 @@
 """Tools for models that have no native tool calls (`llm_tool_mode="structured"` or `"prompt"`).
 
 The tools are told in the system prompt, and the model answers in JSON: `{"tool": name, "arguments": {...}}` for a call,
-`{"answer": ...}` for an answer. With `structured` the server is asked to hold it to a JSON schema of those shapes; with
+`{"answer": ...}` for an answer. Who makes a call again that was answered already is offered the answer alone: small
+models would go on for ever. With `structured` the server is asked to hold it to a JSON schema of those shapes; with
 `prompt` it is asked in words, and the first JSON object in its text is read. The log has the call as a call; the text
 that the model wrote is kept beside it (`Message.opaque`), and is what it sees of itself in later prompts.
 """
@@ -66,8 +67,16 @@ def _is_needed(request: ModelRequest) -> bool:
     return bool(request.tools) or any(message.tool_calls for message in request.messages)
 
 
+def _repeats(messages: Sequence[Message]) -> bool:
+    """Whether the last call is one that was made before, with the same arguments."""
+    calls = [(call.name, call.arguments) for message in messages for call in message.tool_calls]
+    return bool(calls) and messages[-1].role == "tool" and calls[-1] in calls[:-1]
+
+
 def told_by_text(request: ModelRequest, mode: Literal["structured", "prompt"]) -> ModelRequest:
     """The request as a model without tools gets it."""
+    if _repeats(request.messages):
+        request = replace(request, tools=())
     system = [message for message in request.messages if message.role == "system"]
     rest = [message for message in request.messages if message.role != "system"]
     words = "\n\n".join([*(message.text for message in system), _instructions(request.tools, request.output)])

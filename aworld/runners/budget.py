@@ -16,11 +16,11 @@ from typing import Any
 
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.event import Status
-from aworld.core.exceptions import BudgetUsed, LimitReached, UsageUnknown
+from aworld.core.exceptions import BudgetUsed, ConfigError, LimitReached, UsageUnknown
 from aworld.core.message import Usage
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Spending
-from aworld.models.prices import HOW_TO_PRICE, check_price
+from aworld.models.prices import FREE, HOW_TO_PRICE
 
 _NOTHING = Usage(total_tokens=0, cost=0.0)
 
@@ -28,33 +28,34 @@ _NOTHING = Usage(total_tokens=0, cost=0.0)
 def check_spending(limits: TaskConfig | RunConfig, spending: Spending) -> None:
     """Raise `LimitReached`, which names the setting, where nothing is left; `UsageUnknown` where that is not known."""
     shared = isinstance(limits, RunConfig)
-    error, whose = (BudgetUsed, "the budget of all runs, ") if shared else (LimitReached, "")
-    more = "; what is left goes on with a larger one" if shared else ""
-    for name, limit, unknown, spent, what, remedy in (
-        ("max_tokens", limits.max_tokens, spending.uncounted, spending.tokens, f"{spending.tokens} tokens used",
-         "leave max_tokens out, or ask a server that reports usage"),
-        ("max_cost", limits.max_cost, spending.unpriced, spending.cost, f"{spending.cost:.6f} US dollars spent",
-         HOW_TO_PRICE),
+    for name, limit, spent, said, unknown, what, remedy in (
+        ("max_tokens", limits.max_tokens, spending.tokens, f"{spending.tokens} tokens used", spending.uncounted,
+         "usage", "leave max_tokens out, or ask a server that reports usage"),
+        ("max_cost", limits.max_cost, spending.cost, f"{spending.cost:.6f} US dollars spent", spending.unpriced,
+         "cost", HOW_TO_PRICE),
     ):  # fmt: skip
         if limit is None:
             continue
+        setting = f"RunConfig({name}={limit})" if shared else f"{name}={limit}"
         if unknown is not None:
-            kind = "usage" if name == "max_tokens" else "cost"
-            text = f"{whose}{name} is set, but {unknown[0]} reported no {kind} for step {unknown[1]}: {remedy}."
-            raise UsageUnknown(name, text[0].upper() + text[1:] if shared else text, remedy=remedy)
+            text = f"{setting} is set, but {unknown[0]} reported no {what} for step {unknown[1]}: {remedy}."
+            raise UsageUnknown(name, text, remedy=remedy)
         if round(spent, 9) >= limit:  # ten times 0.1 is 1
-            text = f"{whose}{name}={limit} reached: {what}{more}."
-            raise error(name, text[0].upper() + text[1:] if shared else text)
+            if shared:
+                raise BudgetUsed(name, f"{setting} reached: {said} by all runs; a larger one goes on.")
+            raise LimitReached(name, f"{setting} reached: {said}.")
 
 
 def check_prices(task: Task, units: Iterable[Any]) -> None:
-    """Raise `ConfigError`, before anything is paid, where money is limited and a model has no known price."""
-    shared = task.share is not None and task.share.conf.max_cost is not None
-    if task.conf.max_cost is None and not shared:
+    """Raise `ConfigError`, before anything is paid, where money is limited and a model has no known price. One that
+    says nothing of prices may report its cost itself."""
+    if task.conf.max_cost is None and (task.share is None or task.share.conf.max_cost is None):
         return
-    for unit in units:
-        if (model := getattr(unit, "model", None)) is not None:
-            check_price(model, "max_cost")
+    for model in filter(None, (getattr(unit, "model", None) for unit in units)):
+        for asked in model.members() if hasattr(model, "members") else [model]:  # those that a fallback may ask
+            if getattr(asked, "price", FREE) is None:
+                text = f"max_cost is set, and no price of {asked.provider}:{asked.name} is known: {HOW_TO_PRICE}."
+                raise ConfigError(text, setting="max_cost", remedy=HOW_TO_PRICE)
 
 
 class Budget:
@@ -87,7 +88,7 @@ class Budget:
     def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
         """A call is over; None for one that was not answered."""
         self._open -= 1
-        if used is not None:
+        if used not in (None, _NOTHING):  # the first call may be cut off
             self.spending.add(used, who, step)
             before = self.largest or _NOTHING
             tokens = used.total_tokens or (used.input_tokens or 0) + (used.output_tokens or 0)
@@ -135,19 +136,23 @@ class Share:
         self._budget = budget
         self._held = held
         """What was set aside for its first call, before it began."""
+        self._open = 0
 
     async def reserve(self) -> Usage:
         """See `Budget.reserve`."""
         held, self._held = self._held, None
-        return held or await self._budget.reserve()
+        amount = held or await self._budget.reserve()
+        self._open += 1
+        return amount
 
     def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
         """See `Budget.settle`."""
+        self._open -= 1
         self._budget.settle(used, who, step)
 
-    def leave(self, cut: int = 0) -> None:
-        """The run is over. It may have asked no model; or calls of it were cut off, in a process that died."""
+    def leave(self) -> None:
+        """The run is over, or its process is: it may have asked no model, or have left calls without a word."""
         if self._held is not None:
             self._held = self._budget.settle(None)
-        for _ in range(cut):
-            self._budget.settle(self._budget.largest)
+        while self._open:
+            self.settle(self._budget.largest)

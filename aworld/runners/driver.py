@@ -28,6 +28,7 @@ from aworld.core.exceptions import (
     AgentLimit,
     AWorldError,
     BudgetUsed,
+    DependencyError,
     EnvironmentFailed,
     LimitReached,
     StoreError,
@@ -44,6 +45,7 @@ from aworld.core.trajectory import RUNTIME, Activation, Trajectory
 from aworld.runners import surroundings
 from aworld.runners.activations import Activations, Recovery
 from aworld.runners.budget import check_prices, status_of
+from aworld.runners.dependencies import Dependencies, dependencies
 from aworld.runners.functions import check_input, refusal_of
 from aworld.runners.journal import Journal
 from aworld.runners.run import Run, World, recorded_seconds, run_finished
@@ -88,6 +90,8 @@ class Episode:
         """How somebody else has ended the run: by cancelling it, or by taking it over."""
         self._paused = False
         self._answers: dict[str, str] = {}
+        self._deps: Dependencies | None = None
+        """What the run works with, until it has it."""
 
     @property
     def record(self) -> Trajectory:
@@ -442,6 +446,10 @@ class Episode:
             if run.journal.lease is None or not run.record.events:  # somebody else has the run, or there is none
                 raise
             status, error = "interrupted", str(broken)
+        except DependencyError as missing:
+            status, error, lost = "interrupted", f"{missing} Runners.resume({run.record.id!r}) tries again.", True
+            if run.environment is not None:  # an episode is begun anew
+                status, error = "failed", str(missing)
         except AWorldError as trouble:
             if not self._begun:  # misuse by the caller: there is no run to speak of
                 run.journal.release()
@@ -553,7 +561,7 @@ class Episode:
         await (run.rest() if response.status == "waiting" else run.let_go())
         for hook in reversed(self._entered):
             try:
-                await hook.after_task(HookContext(run.record, run.context), response)
+                await hook.after_task(HookContext(run.record, run.context, deps=run.deps), response)
             except BaseException as raised:  # the run has ended: its outcome stands
                 if failure_of(raised) is None:
                     raise
@@ -569,11 +577,15 @@ class Episode:
         run, journal = self._run, self._run.journal
         if self._begun:
             await journal.claim(self._alarm)
+            if self._deps is not None:
+                await self._make_deps(self._deps)
             return
         if run.world.live:
             run.task.agent.check()  # raises ConfigError when an agent misses a setting
             if run.conf.max_cost is not None or run.share is not None:
                 check_prices(run.task, run.units.values())
+            if run.task.deps is not None or run.record.events or [u for u in run.units.values() if u.deps_type]:
+                self._deps = dependencies(run.task, run.record)
         prefix = run.task.prefix or await self._turn_before()
         run.is_fork = prefix is not None and not prefix.after
         environment = run.environment
@@ -606,6 +618,8 @@ class Episode:
             self._activations.begin(run.task.input)
         await journal.commit()
         self._begun = True
+        if self._deps is not None:
+            await self._make_deps(self._deps)
         if environment is not None:
             opening = await surroundings.open_environment(run)
             if not run.record.activations:
@@ -614,7 +628,12 @@ class Episode:
             self._tell(run.task.said)
         for hook in run.task.hooks:
             self._entered.append(hook)
-            await hook.before_task(HookContext(run.record, run.context))
+            await hook.before_task(HookContext(run.record, run.context, deps=run.deps))
+
+    async def _make_deps(self, deps: Dependencies) -> None:
+        """Give the run what it works with. Raises DependencyError when that cannot be made now."""
+        self._run.deps = await self._run.scope.own(deps).make(self._run.conf.tool_timeout)
+        self._deps = None
 
     async def _turn_before(self) -> Prefix | None:
         """The turn of the conversation that this run goes on from."""
@@ -654,6 +673,7 @@ class Episode:
             forked_from=ev.Fork(prefix.trajectory.id, prefix.seq) if prefix is not None else None,
             after=prefix is not None and prefix.after,
             environment=run.environment.name if run.environment is not None else None,
+            deps=self._deps.reference if self._deps is not None else None,
             versions=_VERSIONS,
             schema=ev.SCHEMA_VERSION,
         )

@@ -336,7 +336,7 @@ class Recorder:
             fields = {"reply": reply, "started": started, "ended": now()}
         elif isinstance(outcome, Outcome):
             message, fields = self._answered(at, outcome, used)
-            model = outcome.asked or model
+            model, request = outcome.asked or (model, request)
         else:  # no try brought an answer
             failed_at = now()
             tries = outcome.outcome if isinstance(outcome, CallFailed) else Tries((), 0.0, failed_at, failed_at)

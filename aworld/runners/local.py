@@ -25,6 +25,7 @@ from aworld.core.exceptions import ConfigError, LimitReached, TaskError
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.budget import Budget, Share, check_prices, status_of
+from aworld.runners.dependencies import dependencies
 from aworld.runners.driver import not_ended, refuse_interactive, run_to_end
 from aworld.runners.run import units_of_task
 from aworld.trajectory import Query, TrajectoryStore, WeakStore, open_store
@@ -101,7 +102,9 @@ class Executor(ABC):
         self.budget = None if conf.max_cost is None and conf.max_tokens is None else Budget(conf)
 
     def check(self, task: Task) -> None:
-        """Raise TaskError for a task that cannot be run there, ConfigError for one whose cost cannot be limited."""
+        """Raise TaskError for a task that cannot be run there, or lacks its dependencies; ConfigError for one whose
+        cost cannot be limited."""
+        dependencies(task)
         if self.budget is not None or task.conf.max_cost is not None:
             task.share = self.budget
             check_prices(task, units_of_task(task.agent, task.tools).values())

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from aworld.config.conf import RunConfig
+from aworld.config.conf import EngineName, RunConfig
 from aworld.core.agent.flow import Unit
 from aworld.core.checks import known_keys, unique
-from aworld.core.exceptions import ConfigError, LeaseError, TaskError
+from aworld.core.exceptions import AWorldError, ConfigError, LeaseError, TaskError
 from aworld.core.message import Usage
-from aworld.core.task import Task, TaskResponse
+from aworld.core.task import Prefix, Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.driver import Episode
-from aworld.runners.local import executor_of, load, store_of, tell, watched
+from aworld.runners.local import executor_of, fork_point, load, store_of, tell, watched
 from aworld.runners.run import units_of_task
 from aworld.trajectory import Query
 from aworld.trajectory.summary import Summary
@@ -54,39 +54,41 @@ _SHOWN = 60
 
 
 @dataclass(slots=True)
-class Responses:
-    """What came of many questions, in their order."""
+class ManyRuns:
+    """What came of many runs."""
 
-    run: str
-    """The name, also a label of the trajectories."""
-    responses: list[TaskResponse] = field(default_factory=list[TaskResponse])
+    finished: int = 0
+    """Those with an answer."""
+    failed: int = 0
+    """Those that ended without one."""
+    left: int = 0
+    """Those that have not ended: they wait for people, another process has them, or nothing was left of the budget."""
     recorded: int = 0
     """Those that had ended before, and come from the store."""
-
-    @property
-    def finished(self) -> int:
-        """Questions that were answered."""
-        return sum(response.success for response in self.responses)
-
-    @property
-    def left(self) -> int:
-        """Those that have not ended: they wait for people, another process works on them, or there was no budget for
-        them. The same call goes on with them."""
-        return sum(response.record.finished is None for response in self.responses)
-
-    @property
-    def failed(self) -> int:
-        """Those that ended without an answer."""
-        return len(self.responses) - self.finished - self.left
+    errors: dict[str, str] = field(default_factory=dict[str, str])
+    """Why a run that should have gone on was left, by id."""
+    responses: dict[str, TaskResponse] = field(default_factory=dict[str, TaskResponse])
+    """By id; those to questions in the order of the questions."""
 
     @property
     def usage(self) -> Usage:
-        """What all of them took, earlier calls included; `usage.cost` in US dollars."""
-        return reduce(Usage.__add__, (response.usage for response in self.responses), Usage())
+        """What all of them took, before this call too; `usage.cost` in US dollars."""
+        return reduce(Usage.__add__, (response.usage for response in self.responses.values()), Usage())
+
+    def add(self, response: TaskResponse) -> None:
+        """Count one more."""
+        self.responses[response.trajectory_id] = response
+        ended = response.record.finished is not None
+        self.finished += response.success
+        self.failed += ended and not response.success
+        self.left += not ended and not response.success
+        if not ended and response.error:
+            self.errors[response.trajectory_id] = response.error
 
     def __str__(self) -> str:
-        cost = f", {self.usage.cost:.4f} US dollars" if self.usage.cost is not None else ""
-        return f"run {self.run}: {self.finished} finished, {self.failed} failed, {self.left} left{cost}"
+        cost = self.usage.cost
+        spent = "" if cost is None else f", {cost:.4f} US dollars"
+        return f"{self.finished} finished, {self.failed} failed, {self.left} left{spent}"
 
 
 async def run_questions(
@@ -96,7 +98,7 @@ async def run_questions(
     conf: RunConfig,
     on_done: Callable[[TaskResponse], Any] | None,
     fields: dict[str, Any],
-) -> Responses:
+) -> ManyRuns:
     """See `Runners.run_many`."""
     if not run.strip():
         raise TaskError("run='' names nothing: give this run a name, by which it is found again.")
@@ -104,55 +106,57 @@ async def run_questions(
     unique("Two questions have the id", (task.labels["problem"] for task in tasks), TaskError)
     executor = executor_of(conf, store_of(conf.store))
     store, earlier = executor.store, dict[str, Summary]()
+    ids = {task.labels["problem"]: task.id for task in tasks}
     for summary in await store.query(Query(labels={"run": run})):
-        if summary.forked_from is None and "problem" in summary.labels:
-            last = earlier.get(summary.labels["problem"])
-            if last is None or _attempt(summary) > _attempt(last):
-                earlier[summary.labels["problem"]] = summary
-    responses: dict[str, TaskResponse] = {}
-    records: dict[str, Trajectory] = {}
-    recorded = 0
+        problem, attempt = summary.labels.get("problem", ""), _attempt(summary)
+        ours = summary.id == _id(ids.get(problem), attempt)  # and no fork of somebody's, which has the labels too
+        if ours and (problem not in earlier or attempt > _attempt(earlier[problem])):
+            earlier[problem] = summary
+    report, records = ManyRuns(), dict[str, Trajectory]()
     for task in tasks:
         if (summary := earlier.get(task.labels["problem"])) is None:
             continue
         record = await load(summary.id, store)
         _check_same(run, task, record)
-        if record.status == "cancelled" or record.surroundings_failed:  # not what the agent does: begun again
+        if record.status == "cancelled" or record.surroundings_failed:  # not the agent's doing: once more
             attempt = _attempt(summary) + 1
-            task.id = f"{task.id}~{attempt}"
-            task.labels["attempt"] = str(attempt)
+            task.id, task.labels["attempt"] = _id(task.id, attempt), str(attempt)
+            if record.calls and conf.engine_name is EngineName.LOCAL:  # steps that were paid for are kept
+                task.prefix = Prefix(record, fork_point(record, None))
             continue
         task.id = record.id
-        if record.finished is not None or record.status == "waiting":
-            responses[task.id] = Episode(task, store, record).recorded_response(record.status, record.error)
-            recorded += record.finished is not None
+        if record.finished is not None or record.open_questions():
+            report.add(Episode(task, store, record).recorded_response(record.status, record.error))
+            report.recorded += record.finished is not None
         else:
             records[task.id] = record
-    rest = [task for task in tasks if task.id not in responses]
+    rest = [task for task in tasks if task.id not in report.responses]
     for task in rest:
         task.agent.check()
         executor.check(task)
 
     async def work(task: Task) -> TaskResponse:
+        refused: AWorldError | None = None
         try:
             response = await executor.run_one(task, records.pop(task.id, None))
-        except (LeaseError, TaskError) as error:  # another process may have begun it meanwhile
-            if not await store.count(Query(ids=(task.id,))):
-                raise
-            response = TaskResponse(await load(task.id, store), "running", error=str(error), store=store)
-        if response.status in ("interrupted", "running") and response.record.finished is None:
-            record = await load(task.id, store)  # raises where the store is what broke
-            if record.finished is not None:
-                return Episode(task, store, record).recorded_response()
+        except (LeaseError, TaskError) as error:
+            refused, response = error, TaskResponse(Trajectory(task.id), "interrupted", error=str(error), store=store)
+        if response.status != "interrupted":
+            return response
+        if await store.count(Query(ids=(task.id,))):  # another process is at work on it, or done; or the store broke
+            return Episode(task, store, await load(task.id, store)).recorded_response("interrupted", response.error)
+        if refused is not None:
+            raise refused
         return response
 
     limit = max(min(conf.max_concurrency, len(rest)), 1)
     async with aclosing(executor.each(rest, watched(work, len(rest), conf.on_progress), limit)) as ended:
         async for response in ended:
-            responses[response.id] = response
+            report.add(response)
             if on_done is not None:
                 await tell(on_done, response)
-    return Responses(run, [responses[task.id] for task in tasks], recorded)
+    report.responses = {task.id: report.responses[task.id] for task in tasks}
+    return report
 
 
 def _task(question: Question, number: int, unit: Unit | None, run: str, fields: dict[str, Any]) -> Task:
@@ -160,12 +164,14 @@ def _task(question: Question, number: int, unit: Unit | None, run: str, fields: 
     if isinstance(question, Task):
         task, problem = copy.copy(question), question.id if question.named else str(number)
     else:
-        named: Mapping[str, Any] = {"input": question} if isinstance(question, str) else question
+        named = cast("Mapping[str, Any]", question if isinstance(question, Mapping) else {"input": question})
         known_keys("A question", named, ("id", "input", "labels", "context"))
         if "input" not in named:
             raise TaskError(f"Question {number} has no input: a question is a text, {{'input': ...}}, or a Task.")
-        more = {name: {**fields.get(name, {}), **named[name]} for name in ("labels", "context") if name in named}
-        task = Task(named["input"], swarm=unit, **{**fields, **more})
+        for name in named.keys() & {"labels", "context"}:  # its own beside those of all
+            own = named[name]
+            fields = {**fields, name: {**fields.get(name, {}), **own} if isinstance(own, dict) else own}
+        task = Task(named["input"], swarm=unit, **fields)
         problem = str(named.get("id", number))
     if taken := [name for name in _OWN_LABELS if name in task.labels]:
         raise TaskError(f"labels[{taken[0]!r}]: run_many gives this label itself; take another name.")
@@ -176,8 +182,13 @@ def _task(question: Question, number: int, unit: Unit | None, run: str, fields: 
     return task
 
 
+def _id(base: str | None, attempt: int) -> str:
+    return f"{base}~{attempt}" if attempt else f"{base}"
+
+
 def _attempt(summary: Summary) -> int:
-    return int(summary.labels.get("attempt", 0))
+    attempt = summary.labels.get("attempt", "")
+    return int(attempt) if attempt.isdecimal() else 0
 
 
 def _check_same(run: str, task: Task, record: Trajectory) -> None:

@@ -22,7 +22,7 @@ from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
 from aworld.core.bounded import bounded, described, failure_of
 from aworld.core.common import ActionResult
-from aworld.core.context.base import Context, RunScope
+from aworld.core.context.base import NOT_KEPT, Context, RunScope
 from aworld.core.exceptions import (
     AWorldError,
     ConfigError,
@@ -79,6 +79,8 @@ class Run:
         self.state = SharedState(self.journal, self.units)
         self.context = self.state.context_of(None)
         self.scope = RunScope(record.id, task.info, artifacts=record.artifacts, blobs=store)
+        self.deps: Any = None
+        """What tools and instructions work with; see `aworld.runners.dependencies`."""
         self.is_fork = False
         """Whether the run begins within the events of another."""
         self.spent = 0.0
@@ -108,7 +110,9 @@ class Run:
 
     def context_for(self, activation: Activation, step: int) -> ToolContext:
         """What a function of the agent's author may know of the run, as a tool does."""
-        return ToolContext(self.record.id, activation.agent, step, "", self.state.context_of(activation))
+        return ToolContext(
+            self.record.id, activation.agent, step, "", self.state.context_of(activation), deps=self.deps
+        )
 
     # People
 
@@ -150,17 +154,19 @@ class Run:
         """Put on record what has changed in the files that outlive the run. Raises StoreError."""
         for source in self.scope.sources:
             try:
-                async with asyncio.timeout(LET_GO):
+                async with asyncio.timeout(PUT_ASIDE):
                     changed = await source.artifacts()
             except StoreError:
                 raise
             except BaseException as raised:  # such as a sandbox that has died: the run goes on
                 if failure_of(raised) is None:
                     raise
-                logger.exception("trajectory=%s | changed files of %r are not kept", self.record.id, source)
-                continue
+                changed = [{"name": "", "error": described(raised)}]
             for fields in changed:
-                self.journal.add(ev.ArtifactKept, **fields)
+                if "error" in fields:
+                    self.journal.add(ev.Noted, source="sandbox", name=NOT_KEPT, data=fields)
+                else:
+                    self.journal.add(ev.ArtifactKept, **fields)
 
     async def let_go(self) -> None:
         """The run is over; nothing that it held may hold it up."""

@@ -72,6 +72,11 @@ class AgentTurn:
         """The state of the task."""
         return self.run.state.context_of(self.activation)
 
+    @property
+    def deps(self) -> Any:
+        """What was given to the run as `deps=`, or made for it."""
+        return self.run.deps
+
     def show(self, messages: Sequence[Message], *, origin: Origin = "agent") -> None:
         """Show these messages in this call, and in this call alone; the conversation stays as it is.
 
@@ -155,7 +160,7 @@ class AgentTurn:
                 share.settle(used, model.provider, self.step)
 
     async def _ask_with_hooks(self, model: Model, request: ModelRequest) -> Message:
-        at = HookContext(self.run.record, self.context, self.agent.name, self.step)
+        at = HookContext(self.run.record, self.context, self.agent.name, self.step, self.run.deps)
         outcome: Outcome | None = None
         failed: ModelError | None = None
 
@@ -370,7 +375,7 @@ async def _with_hooks(
 ) -> tuple[ActionResult, dict[str, Any]]:
     """The result; and the arguments that were used, and what the tool itself answered, where a hook rewrote them."""
     original: ActionResult | None = None
-    at = HookContext(run.record, run.context, activation.agent, called.step)
+    at = HookContext(run.record, run.context, activation.agent, called.step, run.deps)
 
     def failed(error: BaseException) -> ActionResult:
         return ActionResult(called.call_id, called.name, "", f"{type(error).__name__}: {error}")
@@ -472,6 +477,7 @@ async def _act(run: Run, activation: Activation, offer: Offer, called: ev.ToolCa
         clock=run.journal.clocks[activation.id, called.call_id],
         spent=spent,
         account=CallAccount(run, called, spent),
+        deps=run.deps,
     )
     tool = offer.by_name.get(call.name)
     if tool is not None and tool.guardrails:

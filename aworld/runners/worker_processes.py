@@ -24,7 +24,7 @@ from functools import lru_cache, partial, reduce
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -50,6 +50,7 @@ from aworld.core.run_environment import Travelling
 from aworld.core.task import Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.budget import Share
+from aworld.runners.dependencies import FUNCTIONS
 from aworld.runners.driver import Episode, run_to_end, write_end
 from aworld.runners.journal import Journal
 from aworld.runners.local import Executor, load, rare_collection, store_of
@@ -175,8 +176,9 @@ class _Worker:
         self.process = process
         self.waiting: dict[str, asyncio.Future[RunEnded | None]] = {}
         self.gone = False
-        self._shares: dict[str, _SharedOut] = {}
+        self._shares: dict[str, Share] = {}
         """What runs there may spend, by task."""
+        self._granting: set[asyncio.Task[None]] = set()
         self._reading = asyncio.create_task(self._read())
 
     async def execute(self, begin: Begin, share: Share | None = None) -> RunEnded | None:
@@ -186,7 +188,7 @@ class _Worker:
         waiter = self.waiting[begin.task.id] = asyncio.get_running_loop().create_future()
         if share is not None:
             begin = msgspec.structs.replace(begin, shares=True)
-            self._shares[begin.task.id] = _SharedOut(share, self._say)
+            self._shares[begin.task.id] = share
         try:
             assert self.process.stdin is not None  # it was started with a pipe
             self._say(begin)
@@ -195,22 +197,37 @@ class _Worker:
             return await waiter
         finally:
             self.waiting.pop(begin.task.id, None)
-            if (shared := self._shares.pop(begin.task.id, None)) is not None:
-                shared.leave()
+            if (left := self._shares.pop(begin.task.id, None)) is not None:
+                left.leave()
 
-    def _say(self, order: Begin | Reserved) -> None:
-        if self.process.stdin is not None:
-            with suppress(BrokenPipeError, ConnectionResetError):
-                self.process.stdin.write(msgspec.json.encode(order) + b"\n")
+    def _say(self, order: Begin | BudgetCall) -> None:
+        assert self.process.stdin is not None  # it was started with a pipe
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.process.stdin.write(msgspec.json.encode(order) + b"\n")
+
+    async def _grant(self, call: BudgetCall) -> None:
+        share = self._shares[call.id]
+        try:
+            call.usage = await share.reserve()
+        except LimitReached as reached:
+            call.refused = isinstance(reached, UsageUnknown), reached.limit, str(reached)
+        if self._shares.get(call.id) is share:
+            self._say(call)
+        elif call.refused is None:  # the run ended meanwhile
+            share.settle(None)
 
     async def _read(self) -> None:
         assert self.process.stdout is not None  # it was started with a pipe
-        decoder: msgspec.json.Decoder[RunEnded | Reserve | Settle] = msgspec.json.Decoder(RunEnded | Reserve | Settle)
+        decoder: msgspec.json.Decoder[RunEnded | BudgetCall] = msgspec.json.Decoder(RunEnded | BudgetCall)
         while line := await self.process.stdout.readline():
             ended = decoder.decode(line)
-            if not isinstance(ended, RunEnded):
-                if (shared := self._shares.get(ended.id)) is not None:
-                    shared.take(ended)
+            if isinstance(ended, BudgetCall):
+                if ended.over and ended.id in self._shares:
+                    self._shares[ended.id].settle(ended.usage, ended.who, ended.step)
+                elif ended.id in self._shares:
+                    task = asyncio.create_task(self._grant(ended))
+                    self._granting.add(task)
+                    task.add_done_callback(self._granting.discard)
                 continue
             waiter = self.waiting.get(ended.id)
             if waiter is not None and not waiter.done():
@@ -239,80 +256,6 @@ class _Worker:
         await self._reading
 
 
-class _SharedOut:
-    """What a run in a worker may spend: its calls are set aside in the budget of the parent, one line each way."""
-
-    def __init__(self, share: Share, say: Callable[[Reserved], None]) -> None:
-        self._share = share
-        self._say = say
-        self._granted = 0
-        self._waiting: set[asyncio.Task[None]] = set()
-
-    def take(self, asked: Reserve | Settle) -> None:
-        """Do what the worker says of a call."""
-        if isinstance(asked, Settle):
-            self._granted -= 1
-            self._share.settle(asked.used, asked.who, asked.step)
-            return
-        task = asyncio.create_task(self._reserve(asked))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
-
-    async def _reserve(self, asked: Reserve) -> None:
-        try:
-            granted = await self._share.reserve()
-        except LimitReached as reached:
-            unknown = isinstance(reached, UsageUnknown)
-            self._say(Reserved(asked.call, limit=reached.limit, refused=str(reached), unknown=unknown))
-        else:
-            self._granted += 1
-            self._say(Reserved(asked.call, granted))
-
-    def leave(self) -> None:
-        """The run is over, or its process is; of calls that were under way nobody knows what they took."""
-        for task in self._waiting:
-            task.cancel()
-        self._share.leave(cut=self._granted)
-
-
-_numbers = count()
-
-
-class FarShare:
-    """A run's part in a budget, in a worker: the parent keeps the books. Stands where `Share` does."""
-
-    conf: ClassVar = RunConfig()  # prices were looked at by the parent
-
-    def __init__(
-        self, id: str, say: Callable[[Reserve | Settle], None], open_calls: dict[int, asyncio.Future[Reserved]]
-    ) -> None:
-        self._id = id
-        self._say = say
-        self._open_calls = open_calls
-
-    async def reserve(self) -> Usage:
-        """See `Budget.reserve`."""
-        number = next(_numbers)
-        answer = self._open_calls[number] = asyncio.get_running_loop().create_future()
-        self._say(Reserve(self._id, number))
-        try:
-            reserved = await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            answer.add_done_callback(self._give_back)
-            raise
-        if reserved.granted is None:
-            raise (UsageUnknown if reserved.unknown else BudgetUsed)(reserved.limit, reserved.refused)
-        return reserved.granted
-
-    def _give_back(self, answer: asyncio.Future[Reserved]) -> None:
-        if answer.result().granted is not None:
-            self.settle(None)
-
-    def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
-        """See `Budget.settle`."""
-        self._say(Settle(self._id, used, who, step))
-
-
 MAIN = "__aworld_main__"
 """The name under which a worker imports the program's own file: what stands behind `if __name__ == "__main__":` does
 not run there."""
@@ -330,6 +273,7 @@ class Begin(Struct, omit_defaults=True, tag=True):
     tools: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     after: str | None = None
+    deps: str | None = None
     by: str | None = None
     """The function that makes the task, where it has an environment; see `Remake`."""
     arguments: dict[str, Any] = {}
@@ -339,30 +283,20 @@ class Begin(Struct, omit_defaults=True, tag=True):
     """Whether it shares a budget with others."""
 
 
-class Reserve(Struct, omit_defaults=True, tag=True):
-    """A run in a worker wants to ask a model."""
+class BudgetCall(Struct, omit_defaults=True, tag=True):
+    """A call of a model within a budget, whose books the parent keeps. A worker asks for it, and says when it is over;
+    the parent answers with the same number."""
 
     id: str
-    call: int
-
-
-class Reserved(Struct, omit_defaults=True, tag=True):
-    """Whether it may."""
-
-    call: int
-    granted: Usage | None = None
-    limit: str = ""
-    refused: str = ""
-    unknown: bool = False
-
-
-class Settle(Struct, omit_defaults=True, tag=True):
-    """What the call took."""
-
-    id: str
-    used: Usage | None = None
+    """Of the task."""
+    number: int
+    over: bool = False
+    usage: Usage | None = None
+    """What was set aside, or used."""
     who: str = ""
     step: int = 0
+    refused: tuple[bool, str, str] | None = None
+    """Whether usage is unknown, the limit, and the words."""
 
 
 class RunEnded(Struct, omit_defaults=True, tag=True):
@@ -400,6 +334,7 @@ def reference_to(task: Task) -> Begin:
         _paths(bare.tools, "tool"),
         _paths(bare.hooks, "hooks"),
         after.id if isinstance(after, Trajectory) else after,
+        _deps_path(task),
         None if remake is None else remake.by,
         {} if remake is None else remake.arguments,
     )
@@ -418,6 +353,7 @@ def task_of(begin: Begin) -> Task:
         tools=[object_at(path) for path in begin.tools],
         context=begin.context,
         hooks=[object_at(path) for path in begin.hooks],
+        deps=None if begin.deps is None else object_at(begin.deps),
         **msgspec.structs.asdict(begin.task),
     )
     task.history = task.history or begin.history
@@ -456,6 +392,18 @@ def _unit_at(path: str) -> Any:
 
 def _paths(objects: Sequence[Any], what: str) -> tuple[str, ...]:
     return tuple(path_of(item, f"{what} {getattr(item, 'name', item)!r}") for item in objects)
+
+
+def _deps_path(task: Task) -> str | None:
+    """Where the function that makes the dependencies is imported from. Raises TaskError for any that are made."""
+    if task.deps is None or isinstance(task.deps, str):
+        return task.deps
+    if isinstance(task.deps, FUNCTIONS):
+        return path_of(task.deps, f"deps= of task {task.id!r}, {getattr(task.deps, '__name__', 'a partial')!r},")
+    raise TaskError(
+        f"deps= of task {task.id!r} is a {type(task.deps).__name__}, which cannot travel to another process: give a "
+        "function that makes one there, at the top of a module or as \"module:function\", or run with engine 'local'."
+    )
 
 
 def path_of(item: object, what: str) -> str:
@@ -518,27 +466,61 @@ def _main(path: str) -> ModuleType:
     return sys.modules[MAIN]
 
 
+_numbers = count()
+_Wanted: TypeAlias = "dict[int, asyncio.Future[BudgetCall]]"
+"""Calls that wait for the parent, by number."""
+
+
+class FarShare:
+    """A run's part in a budget, in a worker. Stands where `Share` does; the parent keeps the books."""
+
+    conf: ClassVar = RunConfig()  # prices were looked at by the parent
+
+    def __init__(self, id: str, say: Callable[[BudgetCall], None], wanted: _Wanted) -> None:
+        self._id = id
+        self._say = say
+        self._wanted = wanted
+
+    async def reserve(self) -> Usage:
+        """See `Budget.reserve`."""
+        number = next(_numbers)
+        answer = self._wanted[number] = asyncio.get_running_loop().create_future()
+        self._say(BudgetCall(self._id, number))
+        granted = await answer
+        if granted.refused is not None:
+            unknown, limit, text = granted.refused
+            raise (UsageUnknown if unknown else BudgetUsed)(limit, text)
+        return granted.usage or Usage()
+
+    def settle(self, used: Usage | None, who: str = "", step: int = 0) -> None:
+        """See `Budget.settle`."""
+        self._say(BudgetCall(self._id, 0, True, used, who, step))
+
+
 async def serve(url: str, orders: int, answers: int) -> None:
     """Run what comes until nothing more can; `orders` and `answers` are the descriptors of the pipes to the parent."""
     loop, store = asyncio.get_running_loop(), store_of(url)
     reader = asyncio.StreamReader(limit=1 << 26)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(orders, "rb"))
-    decoder: msgspec.json.Decoder[Begin | Reserved] = msgspec.json.Decoder(Begin | Reserved)
-    open_calls: dict[int, asyncio.Future[Reserved]] = {}
+    decoder: msgspec.json.Decoder[Begin | BudgetCall] = msgspec.json.Decoder(Begin | BudgetCall)
+    wanted: _Wanted = {}
     running: set[asyncio.Task[None]] = set()
     line = b""
 
-    def say(answer: RunEnded | Reserve | Settle) -> None:
+    def say(answer: RunEnded | BudgetCall) -> None:
         os.write(answers, msgspec.json.encode(answer) + b"\n")
 
     async def execute(begin: Begin) -> None:
-        say(await _execute(begin, store, FarShare(begin.task.id, say, open_calls) if begin.shares else None))
+        say(await _execute(begin, store, FarShare(begin.task.id, say, wanted) if begin.shares else None))
 
     with rare_collection():
         while (line := await reader.readline()).strip():
             order = decoder.decode(line)
-            if isinstance(order, Reserved):
-                open_calls.pop(order.call).set_result(order)
+            if isinstance(order, BudgetCall):
+                if not (answer := wanted.pop(order.number)).cancelled():
+                    answer.set_result(order)
+                elif order.refused is None:
+                    say(BudgetCall(order.id, 0, over=True))
                 continue
             task = asyncio.create_task(execute(order))
             running.add(task)

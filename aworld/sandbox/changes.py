@@ -19,8 +19,8 @@ from aworld.core.event import ArtifactKept
 from aworld.core.exceptions import TaskError
 from aworld.core.trajectory import Trajectory
 
-LEFT_OUT = (".git", ".hg", ".svn", ".aworld", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
-"""Folders that are neither copied nor brought back: of version control, of ours, and caches of tools."""
+LEFT_OUT = (".git", ".hg", ".svn", ".env", ".aworld", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+"""Names of what is neither copied nor brought back: keys, what is of version control and of ours, caches of tools."""
 LONGEST = 1_000_000
 """Bytes of a file that is compared line by line: `difflib` takes seconds for more."""
 
@@ -49,6 +49,11 @@ class FileChange:
             new = "/dev/null" if self.after is None else f"b/{name}"
             lines += compared(self.before or b"", self.after or b"", old, new)
         return "\n".join(lines) + "\n"
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a path leads to or through what is left out."""
+    return any(part.lower() in LEFT_OUT for part in name.split("/"))
 
 
 async def changes_of(record: Trajectory, blobs: Blobs) -> dict[str, list[FileChange]]:
@@ -98,7 +103,7 @@ def _target(folder: Path, name: str) -> Path:
     """The place of a file. Raises `TaskError` for one that is not in the folder, or behind a link."""
     parts = PurePosixPath(name).parts
     inside = parts and not name.startswith("/") and "\0" not in name and str(PurePosixPath(name)) == name
-    if not inside or any(part == ".." or part.lower() in LEFT_OUT for part in parts):
+    if not inside or ".." in parts or is_left_out(name):
         raise TaskError(f"{name!r} is no path of a file in {folder} that may be written; nothing was.")
     place = folder
     for part in parts:

@@ -15,6 +15,7 @@ from inspect import signature
 from typing import Any
 
 from aworld.config.errors import ConfigError
+from aworld.core.checks import typed
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxLimits
 
 KINDS = {
@@ -28,6 +29,7 @@ SPELLED = ("local", "none", "container:IMAGE", "e2b or e2b:TEMPLATE")
 GROUP = "aworld.sandboxes"
 
 
+@typed()
 async def open_sandbox(name: str = "local", limits: SandboxLimits | None = None, **options: Any) -> Sandbox:
     """Open a sandbox by the name of its kind; `options` are those of the `open` of its class.
 
@@ -39,8 +41,6 @@ async def open_sandbox(name: str = "local", limits: SandboxLimits | None = None,
     Raises `ConfigError` for an unknown name, an unknown option or a missing package, `SandboxError` when it
     cannot be opened.
     """
-    if limits is not None and not isinstance(limits, SandboxLimits):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"limits={limits!r} | give SandboxLimits(...), such as SandboxLimits(wall_seconds=30)")
     kind, _, which = name.partition(":")
     opener = getattr(kind_of(kind), "open", None)
     parameters = [] if opener is None else list(signature(opener).parameters.values())

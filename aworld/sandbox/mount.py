@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import logging
 import os
 import shutil
 import stat
@@ -26,15 +25,17 @@ from aworld.core.checks import is_text, typed
 from aworld.core.context.base import RunScope
 from aworld.core.event import ArtifactKept
 from aworld.core.sandbox import Sandbox, SandboxError, SandboxLimits
-from aworld.sandbox.changes import LEFT_OUT
+from aworld.sandbox.changes import LEFT_OUT, is_left_out
 from aworld.sandbox.kinds import open_sandbox
 from aworld.sandbox.pool import PooledSandbox, SandboxPool
 
 if TYPE_CHECKING:  # it can be imported on Linux alone
     from aworld.sandbox.local_sandbox import LocalSandbox
 
-logger = logging.getLogger(__name__)
-
+AT_ONCE = 16
+"""Files read at the same time: each takes a process of the sandbox."""
+MOST = 5_000
+"""Changed files of one step that are kept: as many as are read in 10 to 20 seconds."""
 HOME = "/tmp"
 """Where programs keep settings and caches: in the work folder they would count as changes."""
 
@@ -54,7 +55,7 @@ def local(
 
     Args:
         mount: The folder; in the sandbox it is the work folder. Of a git repository, what git does not ignore is
-            copied, without `.git`; of another folder all but caches of tools. Links that lead out are left out.
+            copied, of another folder all; never `.git`, `.env`, caches of tools, and links that lead out.
         write: `copy`: each run changes a copy of its own; see `response.artifacts`, `aworld diff` and `aworld apply`.
             `no`: the folder itself is shown, all of it, and cannot be written.
         limits: Of each sandbox; `disk_mb` has to hold the copy.
@@ -68,8 +69,8 @@ def local(
     if mount is None:
         return SandboxPool(partial(open_sandbox, "local", limits, **options), size=size)
     folder = Path(mount).expanduser().absolute()
-    if not folder.is_dir():
-        raise ConfigError(f"mount={str(mount)!r} | {'not a folder' if folder.exists() else 'there is no such folder'}")
+    if write == "copy" or not folder.is_dir():
+        members(folder, limits)  # what cannot be is told before anything begins
     options["env"] = {"HOME": HOME, **options.get("env", {})}
     if write == "no":
         if os.geteuid() == 0 and not all(place.stat().st_mode & 0o1 for place in (folder, *folder.parents)):
@@ -79,9 +80,10 @@ def local(
             )
         options["readonly"] = {"/work": folder, **options.get("readonly", {})}
         return SandboxPool(partial(open_sandbox, "local", limits, **options), size=size)
-    for _ in members(folder, limits):
-        pass  # what does not fit is told before anything begins
     return FolderPool(folder, limits, size, options)
+
+
+_NOTHING = (None, False, 0, 0)
 
 
 class FolderPool(SandboxPool):
@@ -110,8 +112,9 @@ class FolderCopy(PooledSandbox):
         self._filled: LocalSandbox | None = None
         self._archive = b""
         """What the sandbox was filled with: it has the originals of files that change later."""
-        self._base: dict[str, tuple[str, bool]] = {}
-        """What the copy was made of: digest, and whether it is executable."""
+        self._base: dict[str, tuple[str | None, bool, int, int]] = {}
+        """What the copy was made of: digest, whether it is executable, and where in the archive it begins and ends, 0
+        for what is in the blobs."""
         self._seen: dict[str, bytes] = {}
         """The files of the sandbox as they were last looked at."""
         self._applied: set[str] = set()
@@ -134,7 +137,11 @@ class FolderCopy(PooledSandbox):
         for name, kept in past.items():
             if kept.digest is not None and self._scope.blobs is not None:
                 contents[name] = await self._scope.blobs.blob(kept.digest)
-        await sandbox.restore(await asyncio.to_thread(self._pack, past, contents))
+        try:
+            data = await asyncio.to_thread(self._pack, past, contents)
+        except OSError as error:
+            raise SandboxError(f"{self._folder} cannot be copied: {error}") from error
+        await sandbox.restore(data)
         self._seen = await sandbox.scan(LEFT_OUT)
         self._filled = sandbox
 
@@ -148,21 +155,20 @@ class FolderCopy(PooledSandbox):
                     _put(archive, name, facts.st_mtime, link=os.readlink(path))
                     continue
                 data, executable = path.read_bytes(), bool(facts.st_mode & 0o111)
-                self._base[name] = (hashlib.sha256(data).hexdigest(), executable)
-                if name not in past or self._base[name][0] == past[name].digest:
+                digest, end, kept = hashlib.sha256(data).hexdigest(), 0, past.get(name)
+                if kept is None or (kept.digest == digest and kept.executable in (None, executable)):
                     _put(archive, name, facts.st_mtime, data, executable)
+                    end = buffer.tell() - -len(data) % tarfile.BLOCKSIZE
+                self._base[name] = (digest, executable, end - len(data), end)
             for name, kept in past.items():
-                here, executable = self._base.get(name, (None, False))
-                if here == kept.digest:
+                here, executable, _, end = self._base.get(name, _NOTHING)
+                if here == kept.digest and (end or here is None):
                     self._applied.add(name)
                     continue
-                if kept.before is not None:
-                    self._base[name] = (kept.before, executable)
-                else:
-                    self._base.pop(name, None)
+                now = executable if kept.executable is None else kept.executable
+                self._base[name] = (kept.before, executable if kept.executable is None else not now, 0, 0)
                 if kept.digest is not None:
-                    executable = executable if kept.executable is None else kept.executable
-                    _put(archive, name, kept.at, contents[name], executable)
+                    _put(archive, name, kept.at, contents[name], now)
         self._archive = buffer.getvalue()
         return self._archive
 
@@ -174,22 +180,29 @@ class FolderCopy(PooledSandbox):
                 return []
             listing = await sandbox.scan(LEFT_OUT)
             names = {name for name in listing.keys() | self._seen.keys() if listing.get(name) != self._seen.get(name)}
-            names = {name for name in names | self._applied if is_text(name)}
+            names = {name for name in names | self._applied if is_text(name) and not is_left_out(name)}
             names -= await asyncio.to_thread(_ignored, self._folder, names - self._base.keys())
-            changed = [await self._change(sandbox, name, listing.get(name)) for name in sorted(names)]
+            changed: list[dict[str, Any] | None] = []
+            ordered = sorted(names)
+            if len(ordered) > MOST:  # hardly work that somebody wants back
+                beyond = f"{len(ordered):,} files changed in one step, at most {MOST:,} are kept: let git ignore them"
+                changed.append({"name": ordered[0], "error": beyond})
+                ordered.clear()
+            for first in range(0, len(ordered), AT_ONCE):
+                some = ordered[first : first + AT_ONCE]
+                changed += await asyncio.gather(*(self._change(sandbox, name, listing.get(name)) for name in some))
             self._seen, self._applied = listing, set()
             return [fields for fields in changed if fields is not None]
 
     async def _change(self, sandbox: LocalSandbox, name: str, facts: bytes | None) -> dict[str, Any] | None:
         """How a file differs from the original; None where the log says so already."""
-        before, was_executable = self._base.get(name, (None, False))
+        before, was_executable, start, end = self._base.get(name, _NOTHING)
         digest, executable, data = None, None, b""
         if facts is not None:
             try:
                 data = await sandbox.read(name)
             except (SandboxError, OSError) as error:
-                logger.warning("folder=%s | a changed file is not kept: %s", self._folder, error)
-                return None
+                return {"name": name, "error": str(error)}
             digest, executable = hashlib.sha256(data).hexdigest(), bool(int(facts.split()[-1]) & 0o111)
             executable = None if executable == was_executable else executable
         kept = self._scope.artifacts.get((str(self._folder), name))
@@ -200,51 +213,50 @@ class FolderCopy(PooledSandbox):
         if blobs is not None and digest is not None:
             await blobs.put_blob(data)
         if blobs is not None and before is not None and (kept is None or kept.before != before):
-            with tarfile.open(fileobj=io.BytesIO(self._archive)) as archive:
-                original = archive.extractfile(name)
-                await blobs.put_blob(original.read() if original is not None else b"")
+            await blobs.put_blob(self._archive[start:end])
         return {
             "name": name, "folder": str(self._folder), "digest": digest, "before": before, "size": len(data),
             "executable": executable,
         }  # fmt: skip
 
 
-def members(folder: Path, limits: SandboxLimits) -> Iterator[tuple[str, Path, os.stat_result]]:
-    """What a copy of the folder has: plain files, and links that lead nowhere else.
+def members(folder: Path, limits: SandboxLimits) -> list[tuple[str, Path, os.stat_result]]:
+    """What a copy of the folder has, by its path in it: plain files, and links that lead nowhere else.
 
-    Raises `ConfigError` for more than the sandbox may hold.
+    Raises `ConfigError` where there is no such folder, or more than the sandbox may hold.
     """
-    size = count = 0
-    home = os.path.realpath(folder)
-    for name in _listed(folder):
+    if not folder.is_dir():
+        raise ConfigError(f"mount={str(folder)!r} | {'not a folder' if folder.exists() else 'there is no such folder'}")
+    listed: list[tuple[str, Path, os.stat_result]] = []
+    size, home = 0, f"{os.path.realpath(folder)}/"
+    for name in _names(folder):
         path = folder / name
-        try:
-            facts = path.lstat()
-        except FileNotFoundError:  # deleted, and git knows it still
+        if is_left_out(name) or not os.path.lexists(path):  # git may know files that were deleted
             continue
+        facts = path.lstat()
         if stat.S_ISLNK(facts.st_mode):
-            inside = os.path.realpath(path).startswith(f"{home}/") and not os.path.isabs(os.readlink(path))
-            if not inside:
+            if os.path.isabs(os.readlink(path)) or not os.path.realpath(path).startswith(home):
                 continue
         elif not stat.S_ISREG(facts.st_mode):
             continue
-        size, count = size + facts.st_size, count + 1
+        listed.append((name, path, facts))
+        size += facts.st_size
         if size > limits.disk_mb << 20:
             raise ConfigError(
-                f"mount={str(folder)!r} | has more than the sandbox may hold, disk_mb={limits.disk_mb} (after {count} "
-                "files); mount a smaller folder, or give limits=SandboxLimits(disk_mb=...)"
+                f"mount={str(folder)!r} | has more than the sandbox may hold, disk_mb={limits.disk_mb} (after "
+                f"{len(listed)} files); mount a smaller folder, or give limits=SandboxLimits(disk_mb=...)"
             )
-        yield name, path, facts
+    return listed
 
 
-def _listed(folder: Path) -> Iterator[str]:
+def _names(folder: Path) -> Iterator[str]:
     """The files of a folder by their paths in it: of a git repository those that git does not ignore."""
     listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed:  # else no repository, or an ignored folder of one
         yield from dict.fromkeys(os.fsdecode(name) for name in listed.split(b"\0")[:-1])
         return
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in LEFT_OUT)
+        folders[:] = sorted(name for name in folders if not is_left_out(name))
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for name in sorted(files) + links:
             yield os.path.relpath(os.path.join(place, name), folder)
@@ -252,27 +264,27 @@ def _listed(folder: Path) -> Iterator[str]:
 
 def _ignored(folder: Path, names: Collection[str]) -> set[str]:
     """Those of some new files that git ignores."""
-    if not names:
-        return set()
     text = b"".join(os.fsencode(name) + b"\0" for name in names)
-    ignored = _git(folder, "check-ignore", "-z", "--stdin", data=text) or b""
-    return {os.fsdecode(name) for name in ignored.split(b"\0")}
+    ignored = _git(folder, "check-ignore", "-z", "--stdin", data=text, strict=False) if names else None
+    return {os.fsdecode(name) for name in (ignored or b"").split(b"\0")}
 
 
-def _git(folder: Path, *words: str, data: bytes = b"") -> bytes | None:
-    """What git says of a folder; None where it is in no repository. Raises `ConfigError`."""
+def _git(folder: Path, *words: str, data: bytes = b"", strict: bool = True) -> bytes | None:
+    """What git says of a folder; None where it is in no repository, and where it fails if not `strict`. Raises
+    `ConfigError`."""
     if not any((place / ".git").exists() for place in (folder, *folder.parents)):
         return None
     program = shutil.which("git")
     if program is None:
         raise ConfigError(f"mount={str(folder)!r} | is in a git repository, and git is not installed; install it")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Nothing that the repository's settings name is started.
     command = [program, "-c", "core.fsmonitor=false", "-C", str(folder), *words]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    if done.returncode > 1:
-        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        raise ConfigError(f"mount={str(folder)!r} | git {words[0]}: {said}")
-    return done.stdout
+    done = subprocess.run(command, input=data, capture_output=True, check=False, env=env)
+    if done.returncode > 1 and strict:
+        words_of_git = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise ConfigError(f"mount={str(folder)!r} | git {words[0]}: {words_of_git}")
+    return done.stdout if done.returncode <= 1 else None
 
 
 def _put(

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class SandboxPool:
-    """Gives each run a sandbox of its own. A `SandboxSource`; belongs to the event loop that uses it first.
+    """Gives each run a sandbox of its own. A `SandboxSource`; belongs to one event loop while it has sandboxes.
 
     `make` opens a sandbox, for example `lambda: open_sandbox("local")`. At most `size` exist at a time, prepared ones
     included; who comes later waits, in the order of coming. `warm` are prepared ahead. A sandbox is never used twice.
@@ -101,12 +101,14 @@ class SandboxPool:
         if self._closed:
             raise SandboxError("the pool of sandboxes is closed")
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-            self._spawn(self._reap())
-            self._prepare()
-        elif self._loop is not loop:
+        if self._loop is loop:
+            return
+        if self._leases or self._warm:
             raise SandboxError("a pool of sandboxes belongs to one event loop; make one for each sync_run or thread")
+        self._loop, self._slots, self._held = loop, asyncio.Semaphore(self._size), 0
+        self._background.clear()  # of a loop before, such as that of a sync_run
+        self._spawn(self._reap())
+        self._prepare()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run apart from the caller, whose cancellation must not leave half a sandbox."""

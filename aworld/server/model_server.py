@@ -19,6 +19,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Struct
 from msgspec.structs import astuple
 
+from aworld.core.checks import typed
 from aworld.core.exceptions import ModelError
 from aworld.core.message import Tokens, Usage, chat_format, message_of, tool_call_format
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta, ToolSchema
@@ -53,6 +54,7 @@ _decode = msgspec.json.Decoder(_Completion).decode
 class ModelServer(Serving):
     """Serves a model over HTTP. `port=0` takes a free one; `base_url` is known when the server has started."""
 
+    @typed()
     def __init__(self, model: Model, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
         router = APIRouter()
         router.add_route("/v1/chat/completions", self._complete, methods=["POST"])

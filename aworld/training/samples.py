@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from aworld.core.checks import typed
 from aworld.core.trajectory import Trajectory
 from aworld.training.credit import Credit, trajectory_reward
 from aworld.trajectory.sequences import TokenSequence, sequences
@@ -71,6 +72,7 @@ class SampleSet(Struct, frozen=True, kw_only=True):
     """Trajectories of which no token can be trained on."""
 
 
+@typed()
 def derive(
     trajectories: Iterable[Trajectory],
     *,

@@ -243,6 +243,7 @@ class MemoryStore:
                     return bodies[digest]
         raise unknown_digest("definition", digest, self.url)
 
+    @typed()
     async def put_blob(self, data: bytes) -> str:
         """See `TrajectoryStore.put_blob`."""
         digest = hashlib.sha256(data).hexdigest()

@@ -198,6 +198,7 @@ class SQLiteStore:
         writer.wake()
         return Pending(waiter) if isinstance(waiter, Future) else waiter
 
+    @typed()
     async def put_blob(self, data: bytes) -> str:
         """See `TrajectoryStore.put_blob`."""
 

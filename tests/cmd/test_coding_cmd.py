@@ -57,7 +57,7 @@ class Terminal:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("LLM_", "OPENAI_", "AWORLD_"))}
         settings = {"LLM_MODEL_NAME": "m", "LLM_API_KEY": "k", "LLM_BASE_URL": server.base_url}
         self.environment = {**clean, **settings, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
-        self.text = ""
+        self.text, self.data = "", b""
 
     def start(self, *words: str) -> None:
         self.ours, theirs = pty.openpty()
@@ -66,7 +66,7 @@ class Terminal:
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
-        self.text = ""
+        self.text, self.data = "", b""
 
     async def see(self, words: str, count: int = 1) -> None:
         """Wait until the terminal shows something so many times."""
@@ -82,6 +82,7 @@ class Terminal:
         while not enough():
             if not select.select([self.ours], [], [], max(deadline - time.monotonic(), 0))[0]:
                 self.process.kill()
+                self.process.wait(10)
                 raise TimeoutError(f"no {what!r} in {self.text!r}")
             try:
                 piece = os.read(self.ours, 65536)
@@ -89,7 +90,8 @@ class Terminal:
                 if what == "its end":
                     return
                 raise AssertionError(f"ended without {what!r}: {self.text!r}") from None
-            self.text += piece.decode(errors="replace")
+            self.data += piece  # which may end within a character
+            self.text = self.data.decode(errors="replace")
 
     def type(self, line: str) -> None:
         os.write(self.ours, f"{line}\n".encode())
@@ -234,3 +236,17 @@ async def test_the_example_is_asked_for_consent_and_brought_back(terminal: Termi
     assert "← [standard error] Traceback" in terminal.text  # the first try was wrong
     assert (await terminal.piped("apply", "one"))[0] == 0
     assert (terminal.folder / "calc.py").read_text() == "def add(a, b):\n    return a + b\n"
+
+
+async def test_a_chat_asks_too(terminal: Terminal) -> None:
+    terminal.start("chat", "--sandbox", "local", "--approve", "shell")
+    await terminal.see("› ")
+    terminal.type("fix the test")
+    await terminal.see("[y/n/always")
+    terminal.type("always")
+    await terminal.see("Mended: green")
+    await terminal.see("› ", 2)
+    os.write(terminal.ours, b"\x04")
+    assert await terminal.end() == 0
+    assert terminal.text.count("[y/n/always") == 1
+    assert "a + b" in (await terminal.piped("diff", "last"))[1]

@@ -220,3 +220,15 @@ def test_on_a_terminal_progress_is_shown_while_it_goes_on(shell: Shell) -> None:
     assert "10/10" in shown
     assert "episodes/s" in shown
     assert b"pass@1" in out
+
+
+def test_a_budget_ends_it_early_and_the_same_command_goes_on(shell: Shell) -> None:
+    command = ("rollout", "my_tasks:tasks", "--agent", "my_tasks:agent", "--run", "r", "--budget-tokens")
+    cut = shell(*command, "60")
+    assert cut.returncode == 1
+    assert "cut short; go on with: aworld rollout my_tasks:tasks ... --run r" in cut.stderr
+    assert "--budget-tokens 60 reached: " in cut.stderr
+    assert "stored in sqlite:///.aworld/trajectories.db, with the label run=r" in cut.stdout  # with what had ended
+    done = shell(*command, "100000")
+    assert done.returncode == 0, done.stderr
+    assert "10 episodes in" in done.stdout

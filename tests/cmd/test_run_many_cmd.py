@@ -45,8 +45,10 @@ async def test_a_file_of_questions_is_asked_once_and_exported_by_its_name(shell:
 
 async def test_bad_files_and_options_are_told(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{\n")
+    (tmp_path / "ids.jsonl").write_text('{"id": 1, "input": "x"}\n')
     for words, message in (
         (("--file", "bad.jsonl"), "every line of it is a JSON text, or an object"),
+        (("--file", "ids.jsonl"), "questions with an id have a name together: --run NAME"),
         (("--run", "r", "--samples", "2", "x"), "--run asks each question once"),
         (("--run", "r", "--id", "i", "x"), "--id names one run"),
         (("--budget", "1", "x", "y"), "no price of openai:m is known: set llm_input_price"),
@@ -62,6 +64,7 @@ async def test_a_budget_stops_and_the_same_command_goes_on(shell: Shell, tmp_pat
     code, out, err = await shell.run(*words, "3")
     assert code == 1
     assert "limit_reached" in out
+    assert "--budget-tokens 3 reached: " in out
     assert "1 of 3 finished" in err
     code, out, err = await shell.run(*words, "1000")
     assert code == 0, err

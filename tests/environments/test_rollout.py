@@ -18,8 +18,9 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import RunConfig
 from aworld.core.event import Event
-from aworld.core.exceptions import ConfigError, EnvironmentFailed, ModelError, StoreError, TaskError
-from aworld.core.model import ModelRequest
+from aworld.core.exceptions import BudgetUsed, ConfigError, EnvironmentFailed, ModelError, StoreError, TaskError
+from aworld.core.message import Message, Usage
+from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.tool import tool
 from aworld.environments import (
     Environment,
@@ -507,3 +508,19 @@ async def test_a_run_that_began_before_labels_is_gone_on_with_by_its_name(tmp_pa
     with pytest.raises(ConfigError, match="with another seed than 1"):
         await all_of(environment, agent, problems, seed=1, **settings)
     await store.close()
+
+
+async def test_a_budget_ends_a_rollout_and_a_larger_one_goes_on(store: TrajectoryStore) -> None:
+    def think(_: ModelRequest) -> ModelReply:
+        return ModelReply(Message("assistant", "2"), usage=Usage(9, 1, 10))
+
+    environment = Environment("ones", train=[Problem(str(n), "1 + 1?", 2, {"n": n}) for n in range(10)])
+    agent = Agent("a", model=FunctionModel(think))
+    problems, done = environment.problems("train"), list[RolloutProgress]()
+    conf = RunConfig(store=store, max_tokens=40)
+    with pytest.raises(BudgetUsed, match=r"run='r' \| 4 episodes have ended. RunConfig\(max_tokens=40\) reached"):
+        await all_of(environment, agent, problems, run="r", conf=conf, on_progress=done.append)
+    assert len(done) == 4
+    conf = RunConfig(store=store, max_tokens=4000)
+    assert len(await all_of(environment, agent, problems, run="r", conf=conf)) == 6
+    assert await store.count(Query(labels={"run": "r"})) == 10

@@ -389,3 +389,26 @@ async def test_the_second_generation_answers_typed_with_tools_in_words() -> None
         "enum": ["add"],
     }
     assert second["contents"][-1]["parts"] == [{"text": "Result of add: 3"}]
+
+
+async def test_a_conversation_goes_on_with_another_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    part: dict[str, Any] = {"type": "output_text", "text": "3", "annotations": []}
+    said: dict[str, Any] = {
+        "status": "completed",
+        "output": [{"type": "message", "role": "assistant", "content": [part]}],
+    }
+    busy = status(503, {"error": {"code": 503, "message": "overloaded"}})
+    async with Provider(answer(reply(THOUGHT, CALL)), busy) as google, Provider(answer(said)) as other:
+        monkeypatch.setenv("GEMINI_BASE_URL", google.base_url)
+        monkeypatch.setenv("OPENAI_BASE_URL", other.base_url)
+        models = ["gemini:gemini-3-pro", "openai-responses:gpt-5"]
+        done = await Runners.run("1 + 2?", Agent("a", {"llm_max_retries": 0}, model=models, tools=[add]))
+        sent = other.requests[0].json["input"]
+    assert (done.status, done.answer) == ("finished", "3")
+    first, second = (done.record.calls[step] for step in sorted(done.record.calls))
+    assert (first.provider, second.provider) == ("gemini", "openai-responses")
+    # The signature stays where it belongs; the call and its answer go on under the id that was made for them.
+    assert sent[1:] == [
+        {"type": "function_call", "call_id": "call_0", "name": "add", "arguments": '{"a": 1, "b": 2}'},
+        {"type": "function_call_output", "call_id": "call_0", "output": "3"},
+    ]

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from aworld.agents.llm_agent import Agent
+from aworld.cmd.trajectory_view import show
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelRequest, ToolSchema
 from aworld.models import CodeExecution, ScriptedModel, WebSearch, native_uses
 from aworld.models.anthropic import AnthropicModel
+from aworld.models.anthropic_wire import Block
 from aworld.models.gemini import GeminiModel
 from aworld.models.native_tools import Location, NativeUse
 from aworld.models.openai import OpenAIModel
 from aworld.models.openai_responses import ResponsesModel
 from aworld.runner import Runners
+from aworld.trajectory.summary import Tally
 
 from .provider import Provider, answer, chat, event, stream
 
 HI = ModelRequest(messages=(Message("user", "What is new?"),))
-SEARCH = {"type": "server_tool_use", "id": "srv_1", "name": "web_search", "input": {"query": "news"}}
-PAGE = {"type": "web_search_result", "url": "https://n.example/1", "title": "News", "encrypted_content": "E9s="}
-FOUND = {"type": "web_search_tool_result", "tool_use_id": "srv_1", "content": [PAGE]}
-CITATION = {"type": "web_search_result_location", "url": PAGE["url"], "title": "News", "encrypted_index": "Eo8=",
+SEARCH: Block = {"type": "server_tool_use", "id": "srv_1", "name": "web_search", "input": {"query": "news"}}
+PAGE: Block = {"type": "web_search_result", "url": "https://n.example/1", "title": "News", "encrypted_content": "E9s="}
+FOUND: Block = {"type": "web_search_tool_result", "tool_use_id": "srv_1", "content": [PAGE]}
+CITATION: Block = {"type": "web_search_result_location", "url": PAGE["url"], "title": "News", "encrypted_index": "Eo8=",
             "cited_text": "It rained."}  # fmt: skip
-RUN = {"type": "server_tool_use", "id": "srv_2", "name": "bash_code_execution", "input": {"command": "expr 6 '*' 7"}}
-RAN = {"type": "bash_code_execution_tool_result", "tool_use_id": "srv_2",
+RUN: Block = {**SEARCH, "id": "srv_2", "name": "bash_code_execution", "input": {"command": "expr 6 '*' 7"}}
+RAN: Block = {"type": "bash_code_execution_tool_result", "tool_use_id": "srv_2",
        "content": {"type": "bash_code_execution_result", "stdout": "42\n", "stderr": "", "return_code": 0,
                    "content": []}}  # fmt: skip
-SAID = {"type": "text", "text": "It rained.", "citations": [CITATION]}
+SAID: Block = {"type": "text", "text": "It rained.", "citations": [CITATION]}
 CONTENT = [SEARCH, FOUND, RUN, RAN, SAID]
 USES = [NativeUse("web_search", "news", "News https://n.example/1"), NativeUse("code_execution", "expr 6 '*' 7", "42")]
 
@@ -44,12 +50,13 @@ def streamed(*content: dict[str, Any]) -> list[bytes]:
     """The same as events: inputs and citations in pieces of their own, as the API sends them."""
     events: list[dict[str, Any]] = [{"type": "message_start", "message": {"id": "msg_1", "model": "claude-x"}}]
     for index, block in enumerate(content):
+        begun: Block
+        deltas: list[Block]
         match block:
             case {"type": "server_tool_use"}:
-                begun, deltas = {**block, "input": {}}, [
-                    {"type": "input_json_delta", "partial_json": piece}
-                    for piece in ('{"command":', '"expr 6 \'*\' 7"}') if "command" in block["input"]
-                ] or [{"type": "input_json_delta", "partial_json": '{"query":"news"}'}]  # fmt: skip
+                text = json.dumps(block["input"])
+                begun, pieces = block | {"input": dict[str, Any]()}, (text[:9], text[9:])
+                deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
             case {"type": "text"}:
                 begun = {**block, "text": "", "citations": []}
                 deltas = [{"type": "citations_delta", "citation": one} for one in block["citations"]]
@@ -90,6 +97,21 @@ async def test_anthropic_searches_and_computes_and_gets_all_of_it_back(live: boo
     assert after["messages"][1] == {"role": "assistant", "content": CONTENT}
     assert (said.message.text, said.message.tool_calls) == ("It rained.", ())
     assert native_uses(said.message) == USES
+
+
+async def test_what_they_did_is_shown_with_the_step() -> None:
+    usage = {"input_tokens": 5, "output_tokens": 3, "cache_read_input_tokens": 64, "cache_creation_input_tokens": 32}
+    async with Provider(answer({**reply(*CONTENT), "usage": usage})) as provider:
+        model = AnthropicModel(provider.config(llm_native_tools=["web_search", "code_execution"]))
+        response = await Runners.run("What is new?", Agent("reporter", model=model))
+    out = io.StringIO()
+    show(Console(file=out, width=120), response.record, Tally.of(response.id, response.record.events).summary())
+    shown = [line.rstrip() for line in out.getvalue().splitlines()]
+    at = next(n for n, line in enumerate(shown) if "web_search" in line)
+    assert [line.strip() for line in shown[at : at + 5]] == [
+        "⇢ web_search  news", "← News https://n.example/1", "⇢ code_execution  expr 6 '*' 7", "← 42", "It rained.",
+    ]  # fmt: skip
+    assert "101 → 3 tokens · 64 cached · 32 put into the cache" in out.getvalue()
 
 
 @pytest.mark.parametrize("live", [False, True])
@@ -211,6 +233,7 @@ def test_native_tools_are_in_the_definition() -> None:
     ("provider", "tools", "words"),
     [
         ("openai", [CodeExecution()], "openai:m has no code_execution of its own"),
+        ("deepseek", ["web_search"], "deepseek:m has no web_search of its own"),
         ("openai", [WebSearch(max_uses=1)], "web_search of openai takes no max_uses"),
         ("openai-responses", [WebSearch(max_uses=1)], "web_search of openai-responses takes no max_uses"),
         ("gemini", [WebSearch(allowed_domains=("x",))], "web_search of gemini takes no allowed_domains"),
@@ -221,6 +244,7 @@ async def test_what_a_provider_lacks_is_said_before_any_call(
     provider: str, tools: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never-used")
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-never-used")
     monkeypatch.setenv("GEMINI_API_KEY", "never-used")
     agent = Agent("reporter", model="embedded" if provider == "embedded" else f"{provider}:m", native_tools=tools)
     with pytest.raises(ConfigError, match=words):

@@ -119,11 +119,11 @@ async def test_an_answer_that_never_fits_fails_the_run_with_everything_kept(retr
     agent = scripted(*["five"] * (retries + 1), conf=AgentConfig(output_retries=retries), output_type=int, tools=())
     response = await Runners.run("x", agent)
     assert response.status == "failed"
-    assert response.answer is None
     assert f"no valid answer after {retries} corrections" in response.msg
     assert "not JSON" in response.msg
     assert [row["action"]["content"] for row in response.trajectory] == ["five"] * (retries + 1)
     assert_sound(response.record)
+    assert response.answer is None
 
 
 async def test_text_is_no_schema() -> None:

@@ -230,11 +230,11 @@ async def test_a_failing_model_is_a_status_not_a_crash(failing: Exception) -> No
     assert response.status == "failed"
     assert type(failing).__name__ in response.msg
     assert not response.success
-    assert response.answer is None
     first, second = response.trajectory
     assert first["observation"][0]["content"] == "3"  # what was done is kept
     assert second["action"]["content"] is None
     assert_sound(response.record)
+    assert response.answer is None
 
 
 async def test_one_failure_leaves_the_other_tasks_alone() -> None:

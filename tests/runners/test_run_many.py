@@ -34,14 +34,14 @@ async def test_the_same_call_again_reads_what_has_ended_and_runs_the_rest(store:
     calls: list[str] = []
     agent = echo(calls)
     first = await Runners.run_many(["one", "two"], agent, run="survey", store=store)
-    assert [response.answer for response in first.responses] == ["You said one.", "You said two."]
+    assert [response.answer for response in first.responses.values()] == ["You said one.", "You said two."]
     done: list[TaskResponse] = []
     again = await Runners.run_many(["one", "two", "three"], agent, run="survey", store=store, on_done=done.append)
-    assert [response.answer for response in again.responses][1:] == ["You said two.", "You said three."]
+    assert [response.answer for response in again.responses.values()][1:] == ["You said two.", "You said three."]
     assert (calls, len(done)) == (["one", "two", "three"], 1)
     assert (again.finished, again.failed, again.left, again.recorded) == (3, 0, 0, 2)
-    assert str(again) == "run survey: 3 finished, 0 failed, 0 left, 0.0000 US dollars"
-    assert again.usage.total_tokens == sum(response.usage.total_tokens or 0 for response in again.responses)
+    assert str(again) == "3 finished, 0 failed, 0 left, 0.0000 US dollars"
+    assert again.usage.total_tokens == sum(response.usage.total_tokens or 0 for response in again.responses.values())
     (two,) = await store.query(Query(labels={"run": "survey", "problem": "1"}))
     assert two.id == "survey.1"
 
@@ -53,17 +53,15 @@ async def test_questions_have_ids_labels_and_tasks(store: TrajectoryStore) -> No
         {"id": 7, "input": "seven"},
         Task("a task", agent, id="own"),
     ]
-    for _ in range(2):
-        got = await Runners.run_many(reversed(questions), agent, run="r", store=store, labels={"by": "me"})
-        assert [response.record.labels.get("problem") for response in got.responses] == [
-            "own",
-            "7",
-            "capital of/France",
-        ]
-    ids = [response.id for response in got.responses]
+    await Runners.run_many(questions, agent, run="r", store=store, labels={"by": "me"})
+    got = await Runners.run_many(reversed(questions), agent, run="r", store=store, labels={"by": "me"})
+    problems = [response.record.labels.get("problem") for response in got.responses.values()]
+    assert problems == ["own", "7", "capital of/France"]
+    assert got.recorded == 3
+    ids = [response.id for response in got.responses.values()]
     assert ids[:2] == ["own", "r.7"]
     assert "/" not in ids[2]
-    assert got.responses[2].record.labels == {
+    assert got.responses[ids[2]].record.labels == {
         "by": "me", "topic": "cities", "run": "r", "problem": "capital of/France",
     }  # fmt: skip
     assert await store.count() == 3
@@ -133,12 +131,45 @@ async def test_what_no_model_could_answer_is_begun_again(store: TrajectoryStore)
 
     agent = Agent("a", model=FunctionModel(think, "m"))
     first = await Runners.run_many(["one"], agent, run="r", store=store)
-    assert (first.failed, first.responses[0].record.surroundings_failed) == (1, True)
+    assert (first.failed, first.responses["r.0"].record.surroundings_failed) == (1, True)
     broken = False
     again = await Runners.run_many(["one"], agent, run="r", store=store)
-    assert [response.id for response in again.responses] == ["r.0~1"]
+    assert [response.id for response in again.responses.values()] == ["r.0~1"]
     third = await Runners.run_many(["one"], agent, run="r", store=store)
-    assert (third.recorded, [response.answer for response in third.responses]) == (1, ["here"])
+    assert (third.recorded, [response.answer for response in third.responses.values()]) == (1, ["here"])
+
+
+async def test_cancelled_in_the_middle_it_pays_no_step_twice(store: TrajectoryStore) -> None:
+    steps: list[tuple[str, int]] = []
+    gate, halfway = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def think(request: ModelRequest) -> Any:
+        question = next(message.text for message in request.messages if message.role == "user")
+        if request.turn == 1 and question != "q0":
+            halfway.release()
+            await gate.wait()
+        steps.append((question, request.turn))
+        return call("add", a=1, b=request.turn) if request.turn < 2 else "done"
+
+    agent = thinking(think, tools=[add])
+    reached = asyncio.Event()
+    running = asyncio.create_task(
+        Runners.run_many([f"q{n}" for n in range(4)], agent, run="r", store=store, on_done=lambda _: reached.set())
+    )
+    async with asyncio.timeout(10):
+        await reached.wait()
+        for _ in range(3):
+            await halfway.acquire()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        gate.set()
+        report = await Runners.run_many([f"q{n}" for n in range(4)], agent, run="r", store=store)
+        assert (report.finished, report.recorded) == (4, 1)
+        assert sorted(steps) == [(f"q{n}", turn) for n in range(4) for turn in range(3)]
+        assert list(report.responses) == ["r.0", "r.1~1", "r.2~1", "r.3~1"]
+        again = await Runners.run_many([f"q{n}" for n in range(4)], agent, run="r", store=store)
+    assert again.recorded == 4
 
 
 async def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
@@ -149,7 +180,7 @@ async def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(tmp_path: 
             child.kill()
         async with process("-m", "tests.runners.surveyed", url, str(asked)) as child:
             lines = await lines_until(child, 1000)
-    assert lines[-1].startswith("run survey: 40 finished, 0 failed, 0 left")
+    assert lines[-1].startswith("40 finished, 0 failed, 0 left")
     store = open_store(url)
     try:
         summaries = await store.query(Query(labels={"run": "survey"}))
@@ -170,7 +201,7 @@ async def test_two_processes_share_the_questions(tmp_path: Path) -> None:
     ):
         ends = [(await lines_until(child, 1000))[-1] for child in (one, other)]
         async with process("-m", "tests.runners.surveyed", url, str(asked)) as last:
-            assert (await lines_until(last, 1000))[-1].startswith("run survey: 40 finished, 0 failed, 0 left")
+            assert (await lines_until(last, 1000))[-1].startswith("40 finished, 0 failed, 0 left")
     assert all(" 0 failed" in end for end in ends)
     store = open_store(url)
     try:
@@ -193,7 +224,11 @@ async def test_worker_processes_share_one_budget(tmp_path: Path, limit: dict[str
         first = await Runners.run_many(questions, travelling.spender, run="r", run_conf=conf)
         assert first.usage.total_tokens == 300  # to the end, and no further
         assert (first.finished + first.left, first.failed) == (20, 0)
-        assert all("The budget of all runs, max_" in r.msg for r in first.responses if not r.success)
+        assert all("by all runs" in r.msg for r in first.responses.values() if not r.success)
+        begun = sum(bool(response.record.events) for response in first.responses.values() if not response.success)
+        free = RunConfig(engine_name=EngineName.PROCESSES, worker_num=2)
+        resumed = await Runners.resume_all(conf.store, [travelling.spender], free)
+        assert (resumed.finished, resumed.failed, resumed.left) == (begun, 0, 0)
         again = await Runners.run_many(
             questions,
             travelling.spender,
@@ -201,3 +236,22 @@ async def test_worker_processes_share_one_budget(tmp_path: Path, limit: dict[str
             run_conf=conf.model_copy(update={"max_cost": 99, "max_tokens": None}),
         )
     assert (again.finished, again.left, again.usage.total_tokens) == (20, 0, 4000)
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [("What?", "questions"), ([3], "Input must be text"), ([{"input": "x", "labels": "a"}], "labels")],
+)
+async def test_what_is_no_question_is_refused(questions: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        await Runners.run_many(questions, echo([]), run="r")
+
+
+async def test_a_worker_that_dies_keeps_nothing_of_the_budget(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/runs.db"
+    conf = RunConfig(engine_name=EngineName.PROCESSES, worker_num=2, store=store, max_tokens=2000)
+    questions = [f"mark {tmp_path}/died", *(f"place city-{n}" for n in range(6))]
+    async with asyncio.timeout(60):
+        report = await Runners.run_many(questions, travelling.traveller, run="r", run_conf=conf)
+    assert (report.finished, report.left) == (7, 0)
+    assert report.responses["r.0"].answer == "alive"

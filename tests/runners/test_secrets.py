@@ -68,14 +68,14 @@ async def test_a_server_that_echoes_them_in_its_errors(
     conf.llm_provider = provider
     agent = Agent("a", conf, tools=[add])
     seen = ""
-    response: Any = None
+    response: TaskResponse | None = None
     if streamed:
         async for output in Runners.streaming_run("x", agent, run_conf=RunConfig(store=store)):
             seen += repr(output)
             response = getattr(output, "response", None)
     else:
         response = await Runners.run("x", agent, run_conf=RunConfig(store=store))
-    assert isinstance(response, TaskResponse)
+    assert response is not None
     assert response.status == "failed"
     assert "You sent" in response.msg
     seen += everything_shown(response) + caplog.text + repr(await store.query())

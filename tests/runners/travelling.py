@@ -13,6 +13,7 @@ from aworld.agents.llm_agent import Agent
 from aworld.core.agent.swarm import Swarm
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
+from aworld.core.tool.base import ToolContext
 from aworld.core.tool.func_to_tool import tool
 from aworld.environments import Environment, Problem, factory
 from aworld.models import FunctionModel
@@ -88,3 +89,33 @@ def _spend(request: ModelRequest) -> ModelReply:
 
 
 spender = Agent("spender", model=FunctionModel(_spend), tools=[place])
+
+
+class Shelf:
+    """What tools work with that is made in each process."""
+
+    def __init__(self, boxes: int) -> None:
+        self.boxes = boxes
+
+
+def shelf() -> Shelf:
+    """A shelf of this process."""
+    return Shelf(os.getpid())
+
+
+def no_shelf() -> Shelf:
+    """Fails."""
+    raise OSError("the door is locked")
+
+
+def take(n: int, context: ToolContext[Shelf]) -> str:
+    """Take a box."""
+    return f"{n} of {context.deps.boxes}"
+
+
+clerk = Agent(
+    "clerk",
+    model=FunctionModel(lambda request: request.messages[-1].text if request.turn else call("take", n=1)),
+    tools=[take],
+    deps_type=Shelf,
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config import RunConfig
+from aworld.core.event import Noted
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.sandbox import SandboxLimits
 from aworld.core.task import TaskResponse
 from aworld.core.tool.wrappers import approval_required
 from aworld.models.doubles import ScriptedModel, call
 from aworld.runner import Runners
-from aworld.sandbox import local
+from aworld.sandbox import base_sandbox, local, mount
 from aworld.sandbox.changes import FileChange, apply, changes_of
 from aworld.sandbox.pool import SandboxPool
 from aworld.tools.sandboxed import sandbox_tools
@@ -116,7 +118,8 @@ async def test_what_came_back_to_what_it_was_is_no_change(repo: Path) -> None:
 
 
 async def test_of_a_git_repository_there_is_what_git_does_not_ignore(repo: Path) -> None:
-    (repo / ".gitignore").write_text("*.log\n.env\n")
+    (repo / ".gitignore").write_text("*.log\n")
+    (repo / "old.log").write_text("")
     (repo / ".env").write_text("KEY=secret")
     git(repo, "init", "-q")
     git(repo, "add", "a.py")
@@ -127,6 +130,36 @@ async def test_of_a_git_repository_there_is_what_git_does_not_ignore(repo: Path)
         "./.gitignore", "./a.py", "./deep/b.txt", "./gone.bin",
     ]  # fmt: skip
     assert [kept.name for kept in response.artifacts] == ["new.txt"]
+
+
+async def test_a_folder_that_is_gone_when_it_is_copied_is_no_empty_one(repo: Path) -> None:
+    pool = local(mount=repo)
+    shutil.rmtree(repo)
+    response = await run(pool, shell("ls"))
+    assert "there is no such folder" in response.trajectory[0]["observation"][0]["error"]
+
+
+async def test_what_cannot_be_kept_is_on_record(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount, "MOST", 3)
+    monkeypatch.setattr(base_sandbox, "READ_BYTES", 1000)
+    response = await run(local(mount=repo), shell("seq 5000 > large; echo > small"), shell("touch 1 2 3 4"))
+    assert [kept.name for kept in response.artifacts] == ["small"]
+    notes = [event.data for event in response.record.events if isinstance(event, Noted)]
+    assert [note["name"] for note in notes] == ["large", "1"]
+    assert "more than 1000 bytes" in notes[0]["error"]
+    assert "4 files changed in one step, at most 3 are kept: let git ignore them" in notes[1]["error"]
+
+
+async def test_one_agent_of_a_module_is_for_many_loops(repo: Path) -> None:
+    def again() -> TaskResponse:
+        coder = Agent("coder", model=ScriptedModel([shell("cat a.py"), "done"]), sandbox=pool)
+        return Runners.sync_run("Look.", coder)
+
+    pool = local(mount=repo)
+    responses = [await asyncio.to_thread(again) for _ in range(2)]
+    assert [response.trajectory[0]["observation"][0]["content"] for response in responses] == [
+        "x = 1\n[exit code 0]"
+    ] * 2
 
 
 async def test_links_that_lead_out_are_left_out(repo: Path, tmp_path: Path) -> None:
@@ -149,9 +182,9 @@ async def test_a_folder_can_be_shown_alone(open_folder: Path) -> None:
 
 
 def test_a_mount_that_cannot_be_is_refused_before_anything_begins(repo: Path, tmp_path: Path) -> None:
-    for mount, words in ((tmp_path / "nowhere", "there is no such folder"), (repo / "a.py", "not a folder")):
+    for place, words in ((tmp_path / "nowhere", "there is no such folder"), (repo / "a.py", "not a folder")):
         with pytest.raises(ConfigError, match=words):
-            local(mount=mount)
+            local(mount=place)
     with open(repo / "large", "wb") as file:
         file.truncate(2 << 20)
     with pytest.raises(ConfigError, match=r"more than the sandbox may hold, disk_mb=1 .* limits=SandboxLimits"):
@@ -203,9 +236,11 @@ async def test_a_cancelled_run_leaves_what_it_had_changed(repo: Path) -> None:
 
 
 async def test_the_next_turn_of_a_conversation_goes_on_with_the_files(repo: Path, store: TrajectoryStore) -> None:
-    first = await run(local(mount=repo), shell("echo 'x = 2' > a.py"), store=store)
-    second = await run(local(mount=repo), shell("echo 'y = 2' >> a.py"), store=store, after=first)
+    first = await run(local(mount=repo), shell("echo 'x = 2' > a.py; chmod +x deep/b.txt; touch empty"), store=store)
+    second = await run(local(mount=repo), shell("echo 'y = 2' >> a.py; ls -l deep"), store=store, after=first)
     assert (await changes(second))[0].after == b"x = 2\ny = 2\n"
+    assert "-rwxr-xr-x" in second.trajectory[0]["observation"][0]["content"]
+    assert [kept.name for kept in second.artifacts] == ["a.py", "deep/b.txt", "empty"]
     apply(await changes(first), repo)
     third = await run(local(mount=repo), shell("echo 'z = 2' >> a.py"), store=store, after=first)
     assert apply(await changes(third), repo) == ["a.py"]  # what was brought back meanwhile is no conflict

@@ -234,17 +234,20 @@ async def test_a_prepared_one_that_failed_or_died_is_not_given(caplog: pytest.Lo
     assert factory.living == 0
 
 
-def test_a_pool_belongs_to_one_loop() -> None:
-    pool = NamedPool(open_sandbox)
+def test_a_pool_belongs_to_one_loop_while_it_has_sandboxes() -> None:
+    """As an agent of a module has it, which one `sync_run` after the other uses."""
+    pool, factory = NamedPool(open_sandbox), Factory()
+    pool._make = factory
 
-    async def use() -> None:
-        async with pool:
-            pass
+    async def use(name: str, *, ends: bool = True) -> None:
+        await pool.lease(name)
+        if ends:
+            await pool.end_run(name)
 
-    asyncio.run(use())
-    pool._closed = False
+    asyncio.run(use("a"))
+    asyncio.run(use("b", ends=False))
     with pytest.raises(SandboxError, match="one event loop"):
-        asyncio.run(use())
+        asyncio.run(use("c"))
 
 
 @pytest.mark.parametrize(("size", "warm"), [(0, 0), (2, 3), (1, -1)])

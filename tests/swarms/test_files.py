@@ -104,7 +104,7 @@ class _Builder:
         self.units.append(made)
         return made
 
-    def agent(self, depth: int) -> Agent:
+    def agent(self, depth: int) -> Agent[None, Any]:
         draw = self.draw
         tools: list[Any] = draw(st.lists(st.sampled_from((rules.lookup, rules.add)), unique=True, max_size=2))
         if depth > 0 and draw(st.booleans()):

@@ -326,7 +326,7 @@ class Verdict(BaseModel):
     why: str
 
 
-def judging(*, good: bool) -> Agent:
+def judging(*, good: bool) -> Agent[None, Verdict]:
     verdict = Verdict(good=good, why="because")
     return Agent("judge", model=ScriptedModel([verdict.model_dump_json()]), output_type=Verdict)
 

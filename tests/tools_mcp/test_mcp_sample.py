@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -121,8 +122,7 @@ async def test_the_sample_runs_as_it_is_written(transport: str, monkeypatch: pyt
         monkeypatch.setenv("LLM_BASE_URL", model.base_url)
         names: dict[str, object] = {}
         await asyncio.to_thread(exec, SAMPLE.replace(STDIO, named), names)
-    result = names["result"]
-    assert isinstance(result, TaskResponse)
+    result = cast("TaskResponse", names["result"])
     assert result.status == "finished", result.msg
     assert "Hello, World!" in str(result.answer)
     assert "AWorld" in str(result.answer)

@@ -13,9 +13,10 @@ import copy
 import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Generic, Protocol, Self
 
 import msgspec
+from typing_extensions import TypeVar
 
 from aworld.core.checks import UNCHECKED, typed
 from aworld.core.common import ActionModel, Observation
@@ -28,6 +29,11 @@ from aworld.core.tool.base import Guardrail, Instructions
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
 from aworld.core.tool.results import json_form
 from aworld.core.tool.toolkit import Toolkit
+
+Deps = TypeVar("Deps", contravariant=True, default=None)
+"""What a run of the agent is given to work with: `Agent(deps_type=...)`."""
+Out = TypeVar("Out", covariant=True, default=str)
+"""What it answers: `Agent(output_type=...)`."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _TOOL = (
@@ -52,6 +58,11 @@ class Turn(Protocol):
     @property
     def context(self) -> Context:
         """The state of the task."""
+        ...
+
+    @property
+    def deps(self) -> Any:
+        """What was given to the run as `deps=`, or made for it."""
         ...
 
     @property
@@ -89,7 +100,7 @@ class Turn(Protocol):
         ...
 
 
-class BaseAgent(Defined):
+class BaseAgent(Defined, Generic[Deps, Out]):
     """Base of every agent.
 
     `tools` takes functions, tools, toolsets, agents and swarms; `tool_names` finds those that

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
+from typing_extensions import TypeIs
 
 from aworld.core.agent.base import BaseAgent, checked_id, plain
 from aworld.core.checks import typed
@@ -179,8 +180,13 @@ class Topology(Defined):
         return f"<{type(self).__name__} {self.name!r}: {', '.join(m.name for m in self.members())}>"
 
 
-Unit: TypeAlias = BaseAgent | Topology
+Unit: TypeAlias = BaseAgent[Any, Any] | Topology
 """Whatever can act: an agent or a team."""
+
+
+def is_unit(item: object) -> TypeIs[Unit]:
+    """Whether something is an agent or a team."""
+    return isinstance(item, BaseAgent | Topology)
 
 
 class UnitTool(Tool):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
-from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import (
     Arrow,
     End,
@@ -26,6 +25,7 @@ from aworld.core.agent.flow import (
     Topology,
     Turns,
     Unit,
+    is_unit,
     joined,
     readable,
     refuse_strangers,
@@ -334,7 +334,7 @@ class Loop(Topology):
         name: str | None = None,
         desc: str | None = None,
     ) -> None:
-        if not isinstance(body, BaseAgent | Topology):
+        if not is_unit(body):
             from aworld.core.agent.swarm import WorkflowSwarm  # a swarm is made of what stands here
 
             body = WorkflowSwarm(*body)
@@ -407,7 +407,7 @@ class Map(Topology):
 
     def members(self) -> list[Unit]:
         """The member that is repeated, and the one that reads the results."""
-        return [self.unit, self.reduce] if isinstance(self.reduce, BaseAgent | Topology) else [self.unit]
+        return [self.unit, self.reduce] if is_unit(self.reduce) else [self.unit]
 
     def arrows(self) -> list[Arrow]:
         """To the member that reads the results, if there is one."""
@@ -475,7 +475,7 @@ class _MapFlow:
     def _reduce(self) -> list[Move]:
         outputs = [self._outputs[i] for i in sorted(self._outputs)]
         reduce = self._owner.reduce
-        if isinstance(reduce, BaseAgent | Topology):
+        if is_unit(reduce):
             named = [(f"{self._owner.unit.name} {i + 1}", output) for i, output in sorted(self._outputs.items())]
             return [Start("reduce", reduce, joined(named) if named else "[]")]
         return [End(reduce(outputs) if reduce is not None else outputs)]

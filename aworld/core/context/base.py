@@ -49,6 +49,10 @@ class Context(Mapping[str, Any]):
         return f"<Context of {self.trajectory_id}: {self._state!r}>"
 
 
+NOT_KEPT = "not_kept"
+"""What the log notes of a changed file that cannot be kept: its name, and the error."""
+
+
 class Blobs(Protocol):
     """Contents by their digest, as a store keeps them."""
 
@@ -65,7 +69,8 @@ class ArtifactSource(Protocol):
     """What has files of a run that are to be kept with its log."""
 
     async def artifacts(self) -> list[dict[str, Any]]:
-        """The fields of `ArtifactKept` of each file that has changed since the last call, its content in the blobs."""
+        """The fields of `ArtifactKept` of each file that has changed since the last call, its content in the blobs; or
+        `name` and `error` of one that cannot be kept."""
         ...
 
 

@@ -14,12 +14,17 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeGuard, runtime_checkable
+
+from typing_extensions import TypeVar
 
 from aworld.core.context.base import Context
 from aworld.core.event import Attempt
 from aworld.core.message import Usage
 from aworld.core.model import ToolSchema
+
+DepsT = TypeVar("DepsT", covariant=True, default=Any)
+"""What a tool works with that is given to the run: a database, a client."""
 
 QUEUE = 3600.0
 """Seconds that a call may wait for its turn: 1,000 runs with a tool of a minute wait a quarter of an hour for 64
@@ -83,8 +88,9 @@ class Account(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ToolContext:
-    """What a tool may know of the call it serves. A function tool gets it by annotating a parameter with this type."""
+class ToolContext(Generic[DepsT]):
+    """What a tool may know of the call it serves. A function tool gets it by annotating a parameter with this type, or
+    with `ToolContext[Database]`, where it works with dependencies of that type."""
 
     trajectory_id: str
     agent: str
@@ -108,15 +114,17 @@ class ToolContext:
     """What it may still spend on models; None outside of a run."""
     clock: Clock = field(default_factory=Clock)
     """The time that the call takes; `THREADS.run(function, context.clock)` stops it while it waits for a thread."""
+    deps: DepsT = None  # pyright: ignore[reportAssignmentType] - a tool that asks for a type is run with one
+    """What was given to the run as `deps=`, or made for it; never stored."""
 
 
-Instructions: TypeAlias = Callable[[ToolContext], str | Awaitable[str]]
+Instructions: TypeAlias = Callable[[ToolContext[DepsT]], str | Awaitable[str]]
 """A function that says what an agent is told before everything else."""
 
-Guardrail: TypeAlias = Callable[[ToolContext, Any], str | Awaitable[str | None] | None]
+Guardrail: TypeAlias = Callable[[ToolContext[Any], Any], str | Awaitable[str | None] | None]
 """A function that returns None to let a value pass, or the reason why not; it may raise `DeniedError`."""
 
-calling: ContextVar[ToolContext | None] = ContextVar("calling", default=None)
+calling: ContextVar[ToolContext[Any] | None] = ContextVar("calling", default=None)
 """The tool call that the code at hand serves, also in the thread of a synchronous tool."""
 
 

@@ -149,7 +149,7 @@ def _injectable(annotation: Any) -> type[ToolContext] | type[Context] | None:
     """`ToolContext` or `Context` when the runtime fills a parameter of this type, also where it is optional."""
     annotation = bare(annotation)
     options = get_args(annotation) if is_union(annotation) else (annotation,)
-    classes = [option for option in options if isinstance(option, type)]
+    classes = [kind for option in options if isinstance(kind := get_origin(option) or option, type)]
     if any(issubclass(option, ToolContext) for option in classes):
         return ToolContext
     return Context if any(issubclass(option, Context) for option in classes) else None

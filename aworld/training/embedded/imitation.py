@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aworld.agents.llm_agent import Agent
+from aworld.core.checks import typed
 from aworld.core.exceptions import ConfigError
 from aworld.models.embedded.tokenizer import PolicyTokenizer
 from aworld.training.embedded.actor import Actor
@@ -25,6 +26,7 @@ from aworld.training.embedded.gradients import Batch, imitation, loss_and_gradie
 from aworld.training.embedded.learner import version_of
 
 
+@typed()
 def imitate(
     agent: Agent,
     dialogues: Iterable[Mapping[str, Any]],

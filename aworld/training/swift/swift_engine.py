@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from aworld.agents.llm_agent import Agent
+from aworld.core.agent.flow import Unit
 from aworld.core.exceptions import ConfigError, TrainingError
 from aworld.core.message import Message
 from aworld.core.model import ModelRequest
@@ -66,11 +67,12 @@ class SwiftEngine:
         """Refuse what cannot work, before anything runs. Raises ConfigError."""
         options = swift_options(job.config.options)
         check_config(job.config, options)
-        if not isinstance(job.agent, Agent):
+        agent: Unit = job.agent
+        if not isinstance(agent, Agent):
             raise ConfigError("The swift engine trains the policy of one Agent; a swarm speaks in several voices.")
-        if options.model is None and embedded_policy(job.agent) is None:
-            model = f"{job.agent.model.provider}:{job.agent.model.name}, whose weights are not here"
-            raise ConfigError(f"Agent {job.agent.name!r} asks {model}. Say options={{'model': folder or name}}.")
+        if options.model is None and embedded_policy(agent) is None:
+            model = f"{agent.model.provider}:{agent.model.name}, whose weights are not here"
+            raise ConfigError(f"Agent {agent.name!r} asks {model}. Say options={{'model': folder or name}}.")
         python = python_of(options.python, PYTHON)
         versions = {package: version_in(python, package) for package in ("ms-swift", "msgspec")}
         if not (versions["ms-swift"] or "").startswith(f"{VERSION}.") or versions["msgspec"] is None:

@@ -19,7 +19,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from aworld.core.agent.base import BaseAgent
 from aworld.core.checks import one_of
 from aworld.core.exceptions import ConfigError
 from aworld.training.registry import TrainingJob
@@ -53,12 +52,12 @@ class TRLEngine:
                 f"samples={config.samples}, minibatches={config.minibatches}: TRL compares at least 2 samples of a "
                 f"group, and minibatches must divide groups × samples, {batch}."
             )
-        if not isinstance(job.agent, BaseAgent) or not hasattr(job.agent, "with_model"):
+        agent: Any = job.agent
+        if not hasattr(agent, "with_model"):
             raise ConfigError("The engine trl trains one Agent; a swarm is trained by train_engine_name='embedded'.")
         if derived := [option for option in config.options if option in RESERVED]:
             raise ConfigError(f"options={{{derived[0]!r}: ...}} follows from {RESERVED[derived[0]]}=...; set that.")
         _check_options(config.options, self._trl())
-        agent: Any = job.agent
         check_policy(agent.model)
 
     async def train(self, job: TrainingJob) -> TrainingResult:
