@@ -1,6 +1,5 @@
-"""A text game, scored on the way.
-
-aworld rollout dungeon:dungeon --agent dungeon:bot --samples 4     # --model local plays without a key
+"""A text game, scored on the way. In this folder (`--model local` plays without a key):
+aworld rollout dungeon:dungeon --agent dungeon:bot --samples 4
 """
 
 import os
