@@ -11,7 +11,7 @@ from weakref import WeakSet
 import msgspec
 from typing_extensions import TypeVar
 
-from aworld.config.conf import RunConfig, TaskConfig
+from aworld.config.conf import EngineName, RunConfig, TaskConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit, refuse_strangers
 from aworld.core.bounded import described
@@ -71,8 +71,10 @@ class Runners:
         A failure, limit, time-out or refusal comes back as a response with its status. Raises ConfigError and
         TaskError for misuse, and CancelledError when the caller cancels.
         """
-        asked = Task(input, agent, swarm, deps=deps, **task)
-        return await run_to_end(asked, _store_within(asked, run_conf))
+        asked, conf = Task(input, agent, swarm, deps=deps, **task), run_config(run_conf)
+        if conf.engine_name is not EngineName.LOCAL:
+            return (await run_many([asked], conf, None))[asked.id]
+        return await run_to_end(asked, _store_within(asked, conf))
 
     @overload
     @staticmethod
@@ -418,7 +420,7 @@ class Runners:
     ) -> None:
         """Reward a step, or the whole run when `step` is None; at any time, also long after the run.
 
-        Durable when it returns. Raises ValueError for a value that is not a finite number or an unknown step.
+        Durable when it returns. Raises TaskError for a value that is not a finite number or an unknown step.
         """
         fields: dict[str, Any] = {"name": name, "weight": weight, "step": step, "source": source, "detail": detail}
         if isinstance(run, Task) and run.driver is not None:
@@ -432,8 +434,13 @@ class Runners:
 
 
 def _store_within(task: Task, run_conf: Conf) -> Any:
-    """The store of a single task, which gets what its run may spend."""
+    """The store of a single task, which gets what its run may spend. It runs here."""
     conf = run_config(run_conf)
+    if conf.engine_name is not EngineName.LOCAL:
+        raise TaskError(
+            f"engine_name={conf.engine_name.value!r} is for whole runs: a run that is streamed or stepped is of this "
+            "process. Run it with run_task, and read it with Runners.follow."
+        )
     if conf.max_cost is not None or conf.max_tokens is not None:
         task.share = Budget(conf)
     return store_of(conf.store, task)

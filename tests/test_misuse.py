@@ -28,7 +28,7 @@ from aworld.core.message import Image, Message, Text, ToolCall
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool import approval_required, filtered, find_tools, prefixed, renamed, tool
-from aworld.environments import Environment, EpisodeEnv, Problem, Report, rollouts, split_by_hash
+from aworld.environments import Environment, EpisodeEnv, Problem, rollouts, split_by_hash
 from aworld.models import FunctionModel, ScriptedModel
 from aworld.models.doubles import call
 from aworld.runner import Runners
@@ -215,6 +215,19 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "reward step": (door(Runners.reward, "x", 1, step=True), "step=True; give a whole number"),
     "reward step as a float": (door(Runners.reward, "x", 1, step=0.0), "step=0.0; give a whole number"),
     "reward weight": (door(Runners.reward, "x", 1, weight="2"), "weight='2'; give a finite number"),
+    "run elsewhere": (
+        door(run, run_conf={"engine_name": "processes", "store": "memory:"}),
+        "needs a store that processes share",
+    ),
+    "stream elsewhere": (
+        door(Runners.streamed_run_task, new(), {"engine_name": "processes"}),
+        "is for whole runs",
+    ),
+    "no store": (door(Runners.resume, "nosuch", ann), "holds no response of a run 'nosuch'; give store="),
+    "follow without a store": (
+        door(anext, Runners.follow("nosuch")),
+        "holds no response of a run 'nosuch'; give store=",
+    ),
     # Stores
     "open_store": (door(open_store, None), "open_store: url=None; give text"),
     "query": (door(MemoryStore().query, "finished"), "query='finished'; give a Query"),
@@ -245,7 +258,6 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         door(Environment("e", train=lambda seed: seed).problems, "train", 1),  # type: ignore[arg-type, return-value]
         "a function of a seed makes problems; it returned 0",
     ),
-    "report": (door(Report, 5), "Report: environment=5; give an Environment"),
     "problem": (door(Problem, "a", "b", 3, {}, 5), "Problem: .*it takes id, input, answer, data"),
     "trainer": (door(AgentTrainer, ann, on_event="tell"), "on_event='tell'; give a function"),
     "trainer argument": (door(AgentTrainer, ann, run_pth="x"), "has no argument 'run_pth'; did you mean 'run_path'"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 from aworld.cmd.agent_options import policy_agent
@@ -75,7 +77,8 @@ async def _train(args: argparse.Namespace) -> int:
         result = await trainer.train_async()
     except BaseException as error:
         if helps_to_go_on(error, done=watch.done):
-            watch.say(f"go on: aworld train … --run-path {trainer.job.run_path}")
+            folder = [] if args.run_path else ["--run-path", str(trainer.job.run_path)]
+            watch.say(f"go on: {shlex.join(['aworld', *sys.argv[1:], *folder])}")
         raise
     if args.json:
         import msgspec

@@ -251,7 +251,7 @@ class TaskResponse(Generic[Answer]):
     ) -> Awaitable[None]:  # fmt: skip
         """Reward this step, or the whole run when the response is of a whole run.
 
-        The reward counts at once; await the result to know that it is durable. Raises ValueError for a value that is
+        The reward counts at once; await the result to know that it is durable. Raises TaskError for a value that is
         not a finite number.
         """
         if self.give_reward is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from aworld.core.checks import Count, typed, typed_class
+from aworld.core.checks import Count, typed
 from aworld.core.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -118,7 +118,6 @@ class Estimate:
     high: float
 
 
-@typed_class
 @dataclass(slots=True)
 class Report:
     """Figures of a rollout, fed by `add`; it keeps counts, not episodes."""

@@ -338,8 +338,11 @@ class Recovery:
         """Read off the log who is due. Teams are told again what they were told; calls of lost outcome are closed."""
         record = self._run.record
         if missing := {a.agent for a in record.activations.values()} - self._at.units.keys():
-            names = list(self._at.units)
-            raise TaskError(f"The log has members that were not given: {sorted(missing)}; given: {names}.")
+            names = ", ".join(map(repr, sorted(missing)))
+            raise TaskError(
+                f"Run {record.id} was begun with {names}, which {list(self._at.units)} have not; give "
+                "the agent or team with those names."
+            )
         for activation in record.activations.values():
             if activation.caller is not None:
                 self._at.children.setdefault(activation.caller, []).append(activation.id)

@@ -142,6 +142,8 @@ async def follow(
     left = {which} if isinstance(which, str) else None if isinstance(which, Query) else set(which)
     if left is not None and not left:
         return
+    for id in left or () if store.url == "weak:" else ():  # nobody else will ever begin it there
+        await store.read(id)
     async for id, entry in store.follow(which):
         if isinstance(entry, NoteAdded):
             continue

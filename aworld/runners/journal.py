@@ -23,7 +23,7 @@ import msgspec
 from aworld.core import event as ev
 from aworld.core.agent.base import plain
 from aworld.core.event import Answered, Commanded, Event, Note, Rewarded, now
-from aworld.core.exceptions import ModelError
+from aworld.core.exceptions import ModelError, TaskError
 from aworld.core.message import Message, Origin, Tokens, ToolCall
 from aworld.core.model import Model, ModelRequest
 from aworld.core.output import AnyOutput
@@ -143,7 +143,7 @@ def give_reward(journal: Journal, value: float, **fields: Any) -> Awaitable[None
     """Reward a step, or the whole when `step` is None, by a note; `fields` are those of `Reward`. It counts at once;
     awaited, it is durable.
 
-    Raises ValueError for a value that no sum could use, a step that the trajectory does not have, or a detail that JSON
+    Raises TaskError for a value that no sum could use, a step that the trajectory does not have, or a detail that JSON
     cannot hold.
     """
     reward = checked_reward(journal.record, Reward(value=value, **fields))
@@ -151,32 +151,32 @@ def give_reward(journal: Journal, value: float, **fields: Any) -> Awaitable[None
 
 
 def write_reward(journal: Journal, reward: Reward) -> None:
-    """Add a reward to the run's own log, also one without a value. Raises ValueError as `give_reward` does."""
+    """Add a reward to the run's own log, also one without a value. Raises TaskError as `give_reward` does."""
     journal.add(Rewarded, **checked_reward(journal.record, reward))
 
 
 def checked_reward(record: Trajectory, reward: Reward) -> dict[str, Any]:
-    """The fields of a reward as stored; one that says why it has no value needs none. Raises ValueError."""
+    """The fields of a reward as stored; one that says why it has no value needs none. Raises TaskError."""
     fields = msgspec.structs.asdict(reward)
     for label in ("value", "weight"):
         number: Any = fields[label]
         if number is None and label == "value" and reward.error is not None:
             continue
         if not isinstance(number, Real) or not math.isfinite(number):
-            raise ValueError(f"A reward's {label} must be a finite number; got {number!r}.")
+            raise TaskError(f"A reward's {label} must be a finite number; got {number!r}.")
         fields[label] = float(number)
     try:
         step = msgspec.convert(fields | {"detail": None}, Reward).step
     except msgspec.ValidationError as error:  # written, it could not be read again
-        raise ValueError(f"A reward has a field of a wrong type: {error}.") from error
+        raise TaskError(f"A reward has a field of a wrong type: {error}.") from error
     if step is not None and step not in record.calls:
-        raise ValueError(f"Trajectory {record.id} has no step {step}; it has {len(record.calls)}, from 0.")
+        raise TaskError(f"Trajectory {record.id} has no step {step}; it has {len(record.calls)}, from 0.")
     fields["step"] = step
     try:
         fields["detail"] = plain(reward.detail)
         msgspec.json.encode(fields)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"A reward's fields must be JSON-able: {error}") from error
+        raise TaskError(f"A reward's fields must be JSON-able: {error}") from error
     return fields
 
 

@@ -208,7 +208,7 @@ async def test_usage_and_token_limits_count_over_the_whole_tree() -> None:
 
 async def test_an_unknown_member_in_the_log_is_misuse() -> None:
     whole, ends, _ = await streamed(Swarm(echo("a"), echo("b"), name="team"))
-    with pytest.raises(Exception, match="members that were not given"):
+    with pytest.raises(Exception, match="give the agent or team with those names"):
         await revived(Swarm(echo("a"), echo("c"), name="team"), whole.record, ends[-1])
 
 
