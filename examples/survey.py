@@ -5,12 +5,11 @@ import os
 
 from pydantic import BaseModel
 
-from aworld.agents.llm_agent import Agent
+from aworld import Agent, Runners
 from aworld.config import RunConfig
 from aworld.core.agent.swarm import TeamSwarm
 from aworld.core.model import ModelRequest
 from aworld.models.doubles import FunctionModel, Said, call
-from aworld.runner import Runners
 
 FIELDS = ("history", "nature", "people", "trade")
 

@@ -4,8 +4,7 @@ aworld rollout dungeon:dungeon --agent dungeon:bot --samples 4
 
 import os
 
-from aworld.agents.llm_agent import Agent
-from aworld.core.tool import tool
+from aworld import Agent, tool
 from aworld.environments import Environment, Problem, ScoredEpisode, Session
 from aworld.models.doubles import FunctionModel, call
 
