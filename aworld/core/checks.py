@@ -321,7 +321,7 @@ def _kinds(annotation: Any) -> Kinds:
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
     names = [_either(item or ()) for item in items if None not in items]
     words = "a dict" if issubclass(origin, Mapping) else "a list"
-    kind = Sequence if origin in (list, tuple) else origin
+    kind: Any = Sequence if origin in (list, tuple) else origin
     return (Kind(f"{words} of {' to '.join(names)}" if names else words, partial(_is_a, kind), items),)
 
 

@@ -121,9 +121,9 @@ class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
 
     def __add__(self, other: Usage) -> Usage:
         """Sum of what is known; a figure that neither side knows stays None."""
-        sums = (_add(getattr(self, f), getattr(other, f)) for f in Usage.__struct_fields__[:-2])
+        sums: Any = (_add(getattr(self, f), getattr(other, f)) for f in Usage.__struct_fields__[:-2])
         prices = sorted({*(self.prices or "").split(", "), *(other.prices or "").split(", ")} - {""})
-        return Usage(*sums, ", ".join(prices) or None, self.estimated or other.estimated)
+        return Usage(*sums, prices=", ".join(prices) or None, estimated=self.estimated or other.estimated)
 
 
 class Tokens(Struct, frozen=True, omit_defaults=True, gc=False):

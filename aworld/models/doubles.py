@@ -133,7 +133,7 @@ def _reply(reply: Said, request: ModelRequest, name: str) -> ModelReply:
             message = _named(reply, request)
         case ToolCall():
             message = _named(Message("assistant", tool_calls=(reply,)), request)
-        case [*calls] if all(isinstance(call, ToolCall) for call in calls):
+        case [*calls] if all(isinstance(call, ToolCall) for call in calls):  # pyright: ignore[reportUnnecessaryIsInstance]
             message = _named(Message("assistant", tool_calls=tuple(calls)), request)
         case _:
             raise ModelError(f"{name} says a text, a message, a call or a list of calls; it said {reply!r:.60}.")

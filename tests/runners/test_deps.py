@@ -164,7 +164,7 @@ async def test_misuse_is_told_before_anything_begins(deps: Any, words: str, stor
 
 def test_deps_type_is_a_class() -> None:
     with pytest.raises(ConfigError, match="deps_type=3; give a type"):
-        Agent("a", deps_type=3)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        Agent("a", deps_type=3)  # pyright: ignore[reportArgumentType]
 
 
 async def test_a_protocol_is_left_to_the_type_checker() -> None:

@@ -84,7 +84,7 @@ async def test_who_listens_from_the_beginning_is_not_sent_to_the_file(tmp_path: 
             await asyncio.sleep(0.01)
         return "done"
 
-    store.read = counted  # type: ignore[method-assign]
+    store.read = counted
     stream = Runners.streamed_run_task(Task("x", thinking(think), id="one"), RunConfig(store=store))
     outputs = await read(stream.stream_events())
     assert isinstance(outputs[-1], RunFinished)
