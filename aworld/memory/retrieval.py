@@ -1,0 +1,84 @@
+"""How what was found is ranked: a weighted sum of scores, each brought between 0 and 1 first.
+
+On public conversations with labelled evidence, words of a turn find 62 % of it in the first ten, those of the turn with
+its two neighbours 69 %, both and vectors 72 to 73 % (weighed .5 to 1); reciprocal ranks of words and vectors with equal
+weight were worse than words alone. Recency and importance only decide between items that fit about as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from aworld.core.memory import MemoryFilter, Scores
+
+WEIGHTS = {"words": 1.0, "around": 0.5, "vector": 0.8, "vector_around": 0.4}
+"""Of the item, and of it with the turns beside it."""
+RECENCY = 0.02
+"""What an item of this moment has over an old one, as a share of its score."""
+IMPORTANCE = 0.05
+"""What the most important item has over one of no importance."""
+HALF_LIFE = 30 * 86400.0
+"""Seconds after which recency counts half."""
+
+_WORD = re.compile(r"\w+")
+_SCRIPT = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af])")
+"""Characters of scripts that put no spaces between words: each is a word of its own."""
+_COMMON = frozenset(
+    _WORD.findall(
+        "a about am an and any are as at be been but by can could did do does for from had has have he her him his "
+        "how i if in into is it its just me my of on or our she so some than that the their them then there these they "
+        "this to too us was we were what when where which who whom whose why will with would you your"
+    )
+)
+"""English words that stand in nearly every text: they tell little, and reading their lists takes the longest."""
+
+
+def words_of(text: str) -> str:
+    """A text as it is indexed."""
+    return _SCRIPT.sub(r" \1 ", text)
+
+
+def match_of(query: str, which: MemoryFilter) -> str | None:
+    """The query in the language of FTS5: any of its words, of the items that the filter means; None without a word."""
+    words = dict.fromkeys(_WORD.findall(words_of(query.lower())))
+    telling = [word for word in words if word not in _COMMON] or list(words)
+    if not telling:
+        return None
+    match = f"text : ({_quoted(telling, ' OR ')})"
+    tags = [tag(name, value) for name, value in which.owners.items()]
+    if not tags:
+        return match
+    return f'({match}) AND (tags : ("{GLOBAL}" OR ({_quoted(tags, " AND ")})))'
+
+
+def _quoted(words: Sequence[str], between: str) -> str:
+    return between.join(f'"{word}"' for word in words)
+
+
+GLOBAL = "g0"
+
+
+def tag(name: str, value: str) -> str:
+    """The word in an index by which items of an owner are found: a letter and digits, which no stemmer changes."""
+    digest = hashlib.blake2b(value.encode(), digest_size=8).digest()
+    return f"{name[0]}{int.from_bytes(digest)}"
+
+
+def ranked(scores: Sequence[Scores], now: float, limit: int) -> list[tuple[int, float]]:
+    """The keys of the best, with their scores, the best first; of equals the latest first."""
+    scale: dict[str, tuple[float, float]] = {}
+    for part in WEIGHTS:
+        values = [getattr(one, part) for one in scores]
+        # What a part did not find at all has 0 of it: of words that is the least there is.
+        least = min(values, default=0.0) if part.startswith("vector") else 0.0
+        if (most := max(values, default=0.0)) > least:
+            scale[part] = least, WEIGHTS[part] / (most - least)
+    result: list[tuple[float, int]] = []
+    for one in scores:
+        fit = sum((getattr(one, part) - least) * factor for part, (least, factor) in scale.items())
+        recency = 0.5 ** (max(0.0, now - one.created_at) / HALF_LIFE)
+        result.append((fit * (1 + RECENCY * recency + IMPORTANCE * (one.importance - 0.5)), one.key))
+    result.sort(reverse=True)
+    return [(key, score) for score, key in result[:limit]]
