@@ -136,7 +136,8 @@ class Runners:
         question or its number, tell trajectories apart. `deps` and `task` are arguments of `Task` for all of them;
         `on_done` is called after each that this call ran.
 
-        Raises ConfigError where the store has another agent, or another question, under these names.
+        Without a store nothing is kept, and the same call begins anew. Raises ConfigError where the store has another
+        agent, or another question, under these names.
         """
         conf = run_config(run_conf)
         conf = conf if store is None else conf.model_copy(update={"store": store})

@@ -404,13 +404,20 @@ def _read_questions(path: str | None) -> list[Any]:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--file {path!r}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--file {path!r} is not UTF-8 text: {error}.") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not path.endswith(".jsonl"):
         return lines
-    try:
-        return [msgspec.json.decode(line) for line in lines]
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"--file {path!r}: every line of it is a JSON text, or an object: {error}.") from error
+    questions: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            questions.append(msgspec.json.decode(line))
+        except msgspec.DecodeError as error:
+            raise ConfigError(
+                f"--file {path!r}, line {number}: a line is a JSON text, or an object: {error}."
+            ) from error
+    return questions
 
 
 async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
