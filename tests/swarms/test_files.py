@@ -225,8 +225,37 @@ def test_a_key_is_left_out_of_what_is_written_and_refused_in_what_is_read(tmp_pa
 
 def test_every_setting_of_an_agent_can_be_written() -> None:
     """When an agent learns a new argument, files must learn it too."""
-    words = set(AGENT) - {"type", "options", "model_object", "instructions"}  # the last: a system_prompt that is code
+    # `instructions`: a system_prompt that is code; `fallback_on`: the rule of several models
+    words = set(AGENT) - {"type", "options", "model_object", "instructions", "fallback_on"}
     assert set(inspect.signature(Agent).parameters) - {"name", "mcp_config"} == words
+
+
+def test_how_a_model_is_asked() -> None:
+    text = """
+    version: 1
+    agents:
+      a:
+        model: ["openai:gpt-4o", "anthropic:claude-x"]
+        fallback_on: [server, auth]
+        model_settings: {temperature: 0.2, params: {top_k: 4}}
+        native_tools: [web_search]
+    """
+    agent = load(text)
+    written = agent.definition.llm_config
+    assert written == {
+        "llm_temperature": 0.2, "params": {"top_k": 4}, "llm_native_tools": [{"type": "web_search"}],
+    }  # fmt: skip
+    assert (agent.definition.model, agent.definition.fallback_on) == (
+        ("openai:gpt-4o", "anthropic:claude-x"), ("server", "auth"),
+    )  # fmt: skip
+    assert load(dump(agent)).definition == agent.definition
+    for wrong, words in (
+        ("model_settings: {temprature: 1}", r"line 4: model_settings of Agent 'a' has no 'temprature'; did you mean"),
+        ("model_settings: 5", "line 4: model_settings of Agent 'a' is a mapping"),
+        ("native_tools: [5]", "llm_native_tools"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load(f"version: 1\nagents:\n  a:\n    {wrong}\n")
 
 
 async def test_a_loaded_team_runs() -> None:
