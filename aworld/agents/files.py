@@ -33,7 +33,7 @@ from aworld.agents.definitions import Maker, travels
 from aworld.agents.patterns import Guard
 from aworld.agents.references import importable
 from aworld.agents.yaml_lines import YamlText
-from aworld.config.conf import AgentConfig, ModelSettings
+from aworld.config.conf import AgentConfig
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import Topology, Unit
 from aworld.core.agent.swarm import HandoffSwarm, Loop, Map, TeamSwarm, WorkflowSwarm
@@ -46,9 +46,9 @@ D = TypeVar("D", AgentDefinition, TeamDefinition)
 VERSION = 1
 TOP = ("version", "run", "agents", "swarms")
 AGENT = (
-    "type", "desc", "system_prompt", "instructions", "model", "fallback_on", "model_object", "conf", "model_settings",
-    "native_tools", "tools", "tool_names", "mcp_servers", "sandbox", "output_type", "deps_type", "input_guardrails",
-    "output_guardrails", "max_steps", "options",
+    "type", "desc", "system_prompt", "instructions", "model", "fallback_on", "model_object", "conf", "tools",
+    "tool_names", "mcp_servers", "sandbox", "output_type", "deps_type", "input_guardrails", "output_guardrails",
+    "max_steps", "options",
 )  # fmt: skip
 FUNCTION_AGENT = ("function", "desc")
 KINDS: dict[str, type[Topology]] = {
@@ -171,21 +171,11 @@ class _AgentsFile:
         self._refuse_unknown(body, FUNCTION_AGENT if "function" in body else AGENT, owner, *path)
         if "function" in body:
             body = {"type": "FunctionAgent", "desc": body.get("desc"), "options": {"function": body["function"]}}
-        conf = self._with_settings(body, owner, *path)
-        fields = {"type": "Agent", **body, **self._conf(conf, owner, *path, "conf")}
+        fields = {"type": "Agent", **body, **self._conf(body.pop("conf", None), owner, *path, "conf")}
         tools = cast("list[Any]", fields["tools"]) if isinstance(fields.get("tools"), list) else []
         fields["units"] = self._members((name for name in _names(tools) if self._is_member(name)), path)
+        fields.pop("conf", None)
         return self._defined(AgentDefinition, {"name": name, **fields}, owner, path)
-
-    def _with_settings(self, body: dict[str, Any], owner: str, *path: str) -> Any:
-        """`conf` with what `model_settings` and `native_tools` say beside it."""
-        conf, tools = body.pop("conf", None), body.pop("native_tools", None)
-        place = (*path, "model_settings")
-        settings = self._mapping(body.pop("model_settings", None), f"model_settings of {owner}", *place)
-        self._refuse_unknown(settings, list(ModelSettings.__annotations__), f"model_settings of {owner}", *place)
-        settings |= {"native_tools": tools} if tools else {}
-        named = {name if name == "params" else f"llm_{name}": value for name, value in settings.items()}
-        return {**self._mapping(conf, f"conf of {owner}", *path, "conf"), **named} if named else conf
 
     def _conf(self, value: Any, owner: str, *path: str) -> dict[str, Any]:
         """The settings of the model, and what else stands beside them."""
