@@ -440,8 +440,8 @@ def _report(
             _tell_open(response, args)
         good = sum(response.success for response in responses)
         those = f" --label {shlex.quote(label)}" if label else ""
-        spent = _spent(reduce(Usage.__add__, (response.usage for response in responses), Usage()))
-        many = f"{good} of {len(responses)} finished{spent}; see them with: aworld trajectories list{those}"
+        together = spent(reduce(Usage.__add__, (response.usage for response in responses), Usage()))
+        many = f"{good} of {len(responses)} finished{together}; see them with: aworld trajectories list{those}"
         one = f"see it with: aworld trajectories show {short_id(responses[0].id)}" if len(responses) == 1 else None
         aside(f"{one or many}{store_option(args.store)}")
     left = [response.status for response in responses if not response.success]
@@ -474,12 +474,12 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
         _tell_open(response, args)
     steps = counted(len(response.record.calls), "step")
     aside(
-        f"[{response.status} in {response.time_cost:.1f} s, {steps}{_spent(response.usage)}] "
+        f"[{response.status} in {response.time_cost:.1f} s, {steps}{spent(response.usage)}] "
         f"aworld trajectories show {short_id(response.id)}{store_option(args.store)}"
     )
 
 
-def _spent(usage: Usage) -> str:
+def spent(usage: Usage) -> str:
     """Tokens and money, as far as they are known."""
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
     if tokens and usage.estimated:
