@@ -329,7 +329,7 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     if args.sandbox is not None:
         from aworld.tools.sandboxed import sandbox_tools
 
-        tools += sandbox_tools(_sandbox(args.sandbox))
+        tools += sandbox_tools(_sandbox(args.sandbox, record))
     if args.approve is not None:
         tools = approval_required(tools, args.approve.split(","))
     if args.mcp is None:  # what a server offers is known only when the run begins
@@ -353,13 +353,17 @@ def again(args: argparse.Namespace) -> str:
     return "".join(f" {word}" for word in words) + store_option(args.store)
 
 
-def _sandbox(text: str) -> SandboxPool:
-    """The sandboxes that an option names. Raises ConfigError."""
+def _sandbox(text: str, record: Trajectory | None) -> SandboxPool:
+    """The sandboxes that an option names. Raises ConfigError, also for another folder than that of a record."""
     from aworld.sandbox import local
 
     kind, _, folder = text.partition(":")
     if kind != "local":
         raise ConfigError(f"--sandbox {text}: give local, or local:FOLDER; other kinds are for an agent of your own.")
+    folders = {name for name, _ in record.artifacts} if record is not None else set[str]()
+    if record is not None and folders and str(Path(folder or ".").expanduser().absolute()) not in folders:
+        changed = ", ".join(folders)
+        raise ConfigError(f"Run {record.id} has changed a copy of {changed}: give --sandbox local:{changed}.")
     return local(mount=folder or ".")
 
 

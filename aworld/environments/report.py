@@ -188,6 +188,18 @@ class Report:
         chances = [1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in self._groups.values() if n >= k]
         return fmean(chances) if chances else None
 
+    def _repr_html_(self) -> str:
+        from aworld.core.notebook import html
+
+        first = self.pass_at_1
+        passed = None if first is None else f"{first.value:.3f} (95 %: {first.low:.3f}–{first.high:.3f})"
+        endings = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common())
+        return html(
+            self.environment.name, {"pass@1": passed, "problems": self.problems, "episodes": endings},
+            ("part", "rewards", "mean", "weight", "failed"),
+            ((part.name, part.count, part.mean, part.weight, part.failed) for part in self.parts.values()),
+        )  # fmt: skip
+
     def as_dict(self) -> dict[str, Any]:
         """The figures, JSON-able."""
         first = self.pass_at_1
