@@ -43,6 +43,7 @@ async def right(unknown: Any) -> None:
     told: Advice = (await Runners.run_task(task))[task.id].answer
     again: Advice = (await Runners.resume("id", desk)).answer
     forks: list[Advice] = [fork.answer for fork in await Runners.fork("id", desk, n=2)]
+    many: list[Advice] = [one.answer for one in (await Runners.run_many(["x"], desk, run="a")).responses.values()]
     anything: str = (await Runners.run("x", unknown)).answer
 
 
@@ -59,6 +60,7 @@ async def wrong(context: ToolContext[Database]) -> None:
     Runners.streaming_run("x", desk, deps=database, timout=3)  # error
     Agent("other", system_prompt=brief, deps_type=int)  # error
     await Runners.resume("id", desk, stroe="sqlite:///runs.db")  # error
+    await Runners.run_many(["x"], desk, run="a", deps=3)  # error
     from aworld import Runer  # error
 
 
