@@ -69,6 +69,15 @@ asyncio.run(right(0))
 MISTAKES = {number for number, line in enumerate(PROGRAM.splitlines(), 1) if line.endswith("# error")}
 
 
+def test_the_example_runs_without_a_key() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "LLM_MODEL_NAME"}
+    command = [sys.executable, str(EXAMPLE)]
+    done = subprocess.run(
+        command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("Ada, you have 100.5 euros. Blocked.\n", "")
+
+
 def program(folder: Path) -> Path:
     """The program in a file, beside the example that it imports."""
     (folder / "typed.py").write_text(EXAMPLE.read_text("utf-8"), "utf-8")
