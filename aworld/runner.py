@@ -117,16 +117,16 @@ class Runners:
     @typed(TaskError)
     async def run_many(
         questions: Iterable[Question],
-        agent: Unit | None = None,
+        agent: BaseAgent[D, R] | Topology | None = None,
         swarm: Unit | None = None,
         *,
         run: str,
         store: Any = None,
         run_conf: Conf = None,
-        on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
-        deps: Any = None,
+        on_done: Callable[[TaskResponse[R]], Awaitable[None] | None] | None = None,
+        deps: Annotated[DepsSource[D] | None, UNCHECKED] = None,
         **task: Unpack[TaskChanges],
-    ) -> ManyRuns:
+    ) -> ManyRuns[R]:
         """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
         store="sqlite:///runs.db"))`.
 
