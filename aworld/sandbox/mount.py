@@ -121,7 +121,10 @@ class FolderCopy(PooledSandbox):
         """Files that the log has as changed, and that the folder has by now."""
 
     async def open(self) -> Sandbox:
-        """The sandbox, with the copy in it."""
+        """The sandbox, with the copy in it; another one where it has died, with the files as the log has them."""
+        if self._filled is not None and not self._filled.alive:
+            self._filled = None
+            await self._end()
         sandbox = await super().open()
         async with self._lock:
             if self._filled is not sandbox:
@@ -173,7 +176,7 @@ class FolderCopy(PooledSandbox):
         """See `ArtifactSource`."""
         async with self._lock:
             sandbox = self._filled
-            if sandbox is None or not sandbox.alive:
+            if sandbox is None:
                 return []
             listing = await sandbox.scan(LEFT_OUT)
             names = {name for name in listing.keys() | self._seen.keys() if listing.get(name) != self._seen.get(name)}
