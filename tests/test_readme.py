@@ -75,6 +75,18 @@ def test_the_readme_has_blocks_of_both_kinds() -> None:
     assert {kind for kind, _ in BLOCKS} == {"bash", "python"}
 
 
+def test_what_the_pages_point_to_is_there() -> None:
+    root = README.parent
+    for page in (
+        README,
+        *(root / "docs").glob("*.md"),
+        root / "CONTRIBUTING.md",
+        root / "aworld/models/embedded/README.md",
+    ):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
 @needs_bubblewrap
 def test_python_blocks_run(
     served: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -43,7 +43,7 @@ FILES = {
     "agent.py": '''\
 """The agent: a clerk who looks prices up."""
 
-from aworld.agents.llm_agent import Agent
+from aworld import Agent
 
 PRICES = {"tea": 3, "cake": 4, "soup": 6, "bread": 2, "juice": 5, "salad": 7}
 
@@ -87,9 +87,9 @@ prices = Environment(
     "test_agent.py": '''\
 """Tests without a model: a script answers in its place, without key or network."""
 
+from aworld import Runners
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
-from aworld.runner import Runners
 
 from agent import clerk
 from environment import prices

@@ -225,8 +225,9 @@ async def _show(store: TrajectoryStore, args: argparse.Namespace) -> int:
 
 
 _WHY_NONE = {
-    True: "None of the chosen runs is complete and was captured with token ids, which Parquet needs: the server of the "
-    "model has to return them. Text goes into --format openai, sharegpt, atif or rows.",
+    True: "None of the chosen runs is complete and was captured with token ids, which parquet and openenv need: the "
+    "server of the model has to return them (llm_capture_tokens=True asks for them). Text goes into --format openai, "
+    "sharegpt, atif or rows.",
     False: "None of the chosen runs has a step that could be written.",
 }
 
@@ -253,7 +254,7 @@ async def _export(store: TrajectoryStore, args: argparse.Namespace) -> int:
     elif args.output != "-":
         print(f"{count:,} sample{'' if count == 1 else 's'} in {args.output}", file=sys.stderr)
     if not count:
-        print(f"aworld: {_WHY_NONE[args.format == 'parquet']}", file=sys.stderr)
+        print(f"aworld: {_WHY_NONE[args.format in ('parquet', 'openenv')]}", file=sys.stderr)
     return 0 if count else 1
 
 

@@ -234,6 +234,11 @@ class TaskResponse(Generic[Answer]):
         """The rows, JSON-able: all of them, or this step's when the task is stepped."""
         return rows(self.record) if self.step is None else step_row(self.record, self.step)
 
+    def _repr_html_(self) -> str:
+        from aworld.core.notebook import html_of
+
+        return html_of(self.record, answer=self.answer, error=self.error, seconds=self.time_cost)
+
     @typed(TaskError)
     def reward(
         self,

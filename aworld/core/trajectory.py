@@ -400,6 +400,11 @@ class Trajectory:
     def __repr__(self) -> str:
         return f"<Trajectory {self.id} {self.status} steps={self.next_step} events={len(self.events)}>"
 
+    def _repr_html_(self) -> str:
+        from aworld.core.notebook import html_of
+
+        return html_of(self)
+
     def _started(self, event: ev.Started) -> None:
         if event.after:
             root = self.activations.get(0)

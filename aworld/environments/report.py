@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from aworld.core.checks import Count, typed
+from aworld.core.message import Usage
 from aworld.core.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -132,12 +135,15 @@ class Report:
     parts: dict[str, PartFigures] = field(default_factory=dict[str, PartFigures])
     errors: Counter[str] = field(default_factory=Counter[str])
     """Why episodes did not finish well, by text."""
+    usage: Usage = field(default_factory=Usage)
+    """What all episodes took."""
     _groups: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
 
     def add(self, rollout: Rollout) -> None:
         """Count one more episode."""
         self.episodes += 1
         self.statuses[rollout.status] += 1
+        self.usage += rollout.record.usage or Usage()
         if rollout.error is not None:
             self.errors[rollout.error.splitlines()[0][:200] if rollout.error else "?"] += 1
         if rollout.lost:
@@ -182,6 +188,18 @@ class Report:
         chances = [1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in self._groups.values() if n >= k]
         return fmean(chances) if chances else None
 
+    def _repr_html_(self) -> str:
+        from aworld.core.notebook import html
+
+        first = self.pass_at_1
+        passed = None if first is None else f"{first.value:.3f} (95 %: {first.low:.3f}–{first.high:.3f})"
+        endings = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common())
+        return html(
+            self.environment.name, {"pass@1": passed, "problems": self.problems, "episodes": endings},
+            ("part", "rewards", "mean", "weight", "failed"),
+            ((part.name, part.count, part.mean, part.weight, part.failed) for part in self.parts.values()),
+        )  # fmt: skip
+
     def as_dict(self) -> dict[str, Any]:
         """The figures, JSON-able."""
         first = self.pass_at_1
@@ -191,6 +209,7 @@ class Report:
             "episodes": self.episodes,
             "problems": self.problems,
             "statuses": dict(self.statuses),
+            "usage": to_builtins(self.usage),
             "lost": self.lost,
             "unscored": self.unscored,
             "pass@1": None if first is None else {"value": first.value, "low": first.low, "high": first.high},

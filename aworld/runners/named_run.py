@@ -90,6 +90,12 @@ class ManyRuns:
         spent = "" if cost is None else f", {cost:.4f} US dollars"
         return f"{self.finished} finished, {self.failed} failed, {self.left} left{spent}"
 
+    def _repr_html_(self) -> str:
+        from aworld.core.notebook import html
+
+        runs = ((one.id, one.status, one.answer or one.msg) for one in self.responses.values())
+        return html(str(self), {}, ("run", "status", "answer"), runs)
+
 
 async def run_questions(
     questions: Iterable[Question],

@@ -109,6 +109,15 @@ class TrainingResult(Struct, frozen=True, kw_only=True):
     cpu_seconds: float = 0.0
     """CPU seconds of all processes that trained, resumed ones included."""
 
+    def _repr_html_(self) -> str:
+        from aworld.core.notebook import html
+        from aworld.training.curve import svg
+
+        shares = ((one.mode, f"{one.before:.1%}", f"{one.after:.1%}", one.p_value) for one in self.comparisons)
+        facts = {"steps": self.steps, "stopped": self.stopped, "advice": self.advice, "run_path": self.run_path}
+        table = html(self.engine, facts, ("held out", "before", "after", "p"), shares)
+        return f'{table}<div style="max-width:560px">{svg(self)}</div>' if self.evaluations else table
+
     def of_mode(self, mode: Mode) -> tuple[Evaluation, ...]:
         """The evaluations of one mode, in order."""
         return tuple(evaluation for evaluation in self.evaluations if evaluation.mode == mode)

@@ -291,8 +291,9 @@ def test_export_to_a_file_and_to_standard_output(
 
 
 def test_an_export_of_nothing_says_why(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert aworld("export", "--format", "parquet", "-o", str(tmp_path / "out.parquet")) == 1
-    assert "captured with token ids" in capsys.readouterr().err
+    for format in ("parquet", "openenv"):
+        assert aworld("export", "--format", format, "-o", str(tmp_path / f"out.{format}")) == 1
+        assert "captured with token ids, which parquet and openenv need" in capsys.readouterr().err
     out = tmp_path / "out.jsonl"
     out.write_text("of an earlier export")
     filters = ("--status", "timeout", "--status", "waiting", "--min-score", "0.5", "--since", "2200-01-02")
