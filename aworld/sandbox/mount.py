@@ -178,8 +178,8 @@ class FolderCopy(PooledSandbox):
             sandbox = self._filled
             if sandbox is None:
                 return []
-            listing = await sandbox.scan(LEFT_OUT)
-            names = {name for name in listing.keys() | self._seen.keys() if listing.get(name) != self._seen.get(name)}
+            listing, seen = await sandbox.scan(LEFT_OUT), self._seen
+            names = {name for name in listing.keys() | seen.keys() if listing.get(name) != seen.get(name)}
             names = {name for name in names | self._applied if is_text(name) and not is_left_out(name)}
             names -= await asyncio.to_thread(_ignored, self._folder, names - self._base.keys())
             changed: list[dict[str, Any] | None] = []
@@ -290,15 +290,10 @@ def _git(folder: Path, *words: str, data: bytes = b"", strict: bool = True) -> b
 
 
 def _put(
-    archive: tarfile.TarFile,
-    name: str,
-    time: float,
-    data: bytes = b"",
-    executable: bool = False,
-    link: str | None = None,
+    archive: tarfile.TarFile, name: str, time: float, data: bytes = b"", executable: bool = False, link: str = ""
 ) -> None:
     member = tarfile.TarInfo(name)
     member.mtime, member.size, member.mode = int(time), len(data), 0o755 if executable else 0o644
-    if link is not None:
+    if link:
         member.type, member.linkname = tarfile.SYMTYPE, link
     archive.addfile(member, io.BytesIO(data))
