@@ -475,11 +475,8 @@ def question_of(record: Trajectory) -> str:
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if response.artifacts:
-        changed, id = (
-            counted(len(response.artifacts), "changed file"),
-            f"{short_id(response.id)}{store_option(args.store)}",
-        )
-        aside(f"[{changed}] aworld diff {id} · aworld apply {id}")
+        id = f"{short_id(response.id)}{store_option(args.store)}"
+        aside(f"[{counted(len(response.artifacts), 'changed file')}] aworld diff {id} · aworld apply {id}")
     if not response.success:
         print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
         _tell_open(response, args)
@@ -517,4 +514,5 @@ def _summary(response: TaskResponse) -> dict[str, Any]:
         "steps": len(response.record.calls),
         "usage": msgspec.to_builtins(response.usage),
         "time_cost": response.time_cost,
+        "artifacts": [kept.name for kept in response.artifacts],
     }
