@@ -223,10 +223,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         door(Runners.streamed_run_task, new(), {"engine_name": "processes"}),
         "is for whole runs",
     ),
-    "no store": (door(Runners.resume, "nosuch", ann), "holds no response of a run 'nosuch'; give store="),
+    "no store": (door(Runners.resume, "nosuch", ann), "no trajectory 'nosuch' here: .* Give store="),
     "follow without a store": (
         door(anext, Runners.follow("nosuch")),
-        "holds no response of a run 'nosuch'; give store=",
+        "no trajectory 'nosuch' here: .* Give store=",
     ),
     # Stores
     "open_store": (door(open_store, None), "open_store: url=None; give text"),

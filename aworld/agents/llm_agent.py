@@ -25,8 +25,8 @@ from aworld.core.sandbox import Sandbox, SandboxSource
 from aworld.core.tool.base import Guardrail, Instructions, ToolContext
 from aworld.core.tool.toolkit import Toolkit
 from aworld.models import build_model, call_model
-from aworld.models.fallback import UNAVAILABLE, Fallback, label, left_open
-from aworld.models.native_tools import NativeTool, check_settings, read_native_tools
+from aworld.models.fallback import UNAVAILABLE, Fallback, label
+from aworld.models.native_tools import NativeTool, open_settings, read_native_tools
 from aworld.models.providers import named_model
 
 if TYPE_CHECKING:
@@ -216,8 +216,7 @@ class Agent(BaseAgent[Deps, Out]):
         """Find the model, as the environment stands when a run begins. Raises ConfigError that names a variable."""
         self._found = self.model
         if self.conf.llm_config.model_fields_set and not isinstance(self._model, Fallback | str | None):
-            self._settings = left_open(self._found, self.conf.llm_config.sampling())
-            check_settings(self._found, self._settings)
+            self._settings = open_settings(self._found, self.conf.llm_config.sampling())
         for server in self._servers:
             server.check()
 

@@ -57,7 +57,7 @@ def _chat(args: argparse.Namespace) -> int:
     _ready(agent)
     conf = RunConfig(store=args.store)
     with one_loop() as run:
-        chat = Chat(agent, conf, limits_of(args))
+        chat = Chat(agent, conf, limits_of(args), args.deps)
         if args.goes_on:
             run(chat.take_up(store_of(args.store)))
         model = getattr(getattr(agent, "model", None), "name", None)
@@ -110,10 +110,10 @@ def _line() -> str | None:
 class Chat:
     """A conversation: who answers, and the ids of its turns."""
 
-    def __init__(self, agent: Unit, conf: RunConfig, limits: Any) -> None:
+    def __init__(self, agent: Unit, conf: RunConfig, limits: Any, deps: str | None = None) -> None:
         from aworld.cmd.terminal import console
 
-        self.agent, self.conf, self.limits = agent, conf, limits
+        self.agent, self.conf, self.limits, self.deps = agent, conf, limits, deps
         self.turns: list[tuple[str, str]] = []
         """What was asked, and the id of its run."""
         self._name: str | None = None
@@ -172,7 +172,7 @@ class Chat:
         from aworld.runner import Runners
 
         after = self.turns[-1][1] if self.turns else None
-        task = Task(text, swarm=self.agent, conf=self.limits, after=after)
+        task = Task(text, swarm=self.agent, conf=self.limits, deps=self.deps, after=after)
         self._name = self._name or task.id
         task.labels = {**task.labels, LABEL: self._name}
         return await self._shown(Runners.streamed_run_task(task, self.conf))

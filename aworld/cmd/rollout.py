@@ -168,6 +168,8 @@ def _tell(report: Report, args: argparse.Namespace, name: str, took: float) -> N
 
 
 def _figures(report: Report, args: argparse.Namespace, took: float) -> list[str]:
+    from aworld.cmd.run import spent
+
     first = report.pass_at_1
     lines: list[str] = []
     if first is not None:
@@ -178,7 +180,7 @@ def _figures(report: Report, args: argparse.Namespace, took: float) -> list[str]
         if value is not None:
             lines.append(f"pass@{k:<2} {value:.3f}")
     endings = ", ".join(f"{count} {status}" for status, count in report.statuses.most_common())
-    lines.append(f"{counted(report.episodes, 'episode')} in {took:.1f} s: {endings}")
+    lines.append(f"{counted(report.episodes, 'episode')} in {took:.1f} s: {endings}{spent(report.usage)}")
     if report.lost:
         lines.append(f"{report.lost} lost: their surroundings failed; the same command with --run tries them again")
     if report.unscored:

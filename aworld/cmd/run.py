@@ -142,6 +142,7 @@ WHICH = "id of the run, a piece of it, or `last`"
 def add_agent(parser: argparse.ArgumentParser) -> None:
     """Add the options that name or describe an agent to the parser of a command."""
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
+    parser.add_argument("--deps", metavar="MODULE:FUNCTION", help="makes what the tools of that agent work with")
     parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help=MODEL)
     parser.add_argument("--base-url", metavar="URL", help="where the API lives")
     parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
@@ -210,6 +211,7 @@ def _run(args: argparse.Namespace) -> int:
             conf=limits_of(args),
             id=args.id,
             group_id=group,
+            deps=args.deps,
         )
         for question in questions
         for group in [uuid.uuid4().hex[:12] if args.samples > 1 else None]
@@ -228,7 +230,13 @@ async def _named(questions: list[Any], agent: Unit, conf: RunConfig, args: argpa
     with _Watch(len(questions), quiet=args.json) as watch:
         try:
             report = await Runners.run_many(
-                questions, swarm=agent, run=args.name, run_conf=conf, conf=limits_of(args), on_done=watch.done
+                questions,
+                swarm=agent,
+                run=args.name,
+                run_conf=conf,
+                conf=limits_of(args),
+                on_done=watch.done,
+                deps=args.deps,
             )
         except BaseException as error:
             if helps_to_go_on(error, done=watch.ended):
@@ -267,7 +275,8 @@ def go_on(args: argparse.Namespace) -> int:
             )
         return _report([run_blocking(Runners.resume(record, swarm=agent, store=store))], args, show=True)
     said = dict(zip(open_ids, answers))
-    return _shown(lambda: Runners.streamed_resume(record, swarm=agent, store=store, answers=said), agent, args)
+    options: dict[str, Any] = {"swarm": agent, "store": store, "answers": said, "deps": args.deps}
+    return _shown(lambda: Runners.streamed_resume(record, **options), agent, args)
 
 
 def _fork(args: argparse.Namespace) -> int:
@@ -279,6 +288,7 @@ def _fork(args: argparse.Namespace) -> int:
     require(args, 1, "n")
     agent, count = agent_of(args, record), int(args.n)
     options: dict[str, Any] = {"swarm": agent, "at": args.at, "store": store_of(args.store), **limits}
+    options["deps"] = args.deps
     if count > 1:
         forks = Runners.fork(record, n=count, observation=args.say, **options)
         return _report(run_blocking(forks), args, show=True)
@@ -326,7 +336,7 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
     if args.sandbox is not None:
         from aworld.tools.sandboxed import sandbox_tools
 
-        tools += sandbox_tools(_sandbox(args.sandbox))
+        tools += sandbox_tools(_sandbox(args.sandbox, record))
     if args.approve is not None:
         tools = approval_required(tools, args.approve.split(","))
     if args.mcp is None:  # what a server offers is known only when the run begins
@@ -342,7 +352,7 @@ DESCRIBING = ("model", "base_url", "temperature", "system", "tool", "mcp", "sand
 def again(args: argparse.Namespace) -> str:
     """The options by which another command has the agent and the store of this one."""
     words: list[str] = []
-    for option in ("agent", *DESCRIBING):
+    for option in ("agent", "deps", *DESCRIBING):
         value = getattr(args, option, None)
         values = cast("list[Any]", value) if isinstance(value, list) else [value]
         for text in values:
@@ -350,13 +360,17 @@ def again(args: argparse.Namespace) -> str:
     return "".join(f" {word}" for word in words) + store_option(args.store)
 
 
-def _sandbox(text: str) -> SandboxPool:
-    """The sandboxes that an option names. Raises ConfigError."""
+def _sandbox(text: str, record: Trajectory | None) -> SandboxPool:
+    """The sandboxes that an option names. Raises ConfigError, also for another folder than that of a record."""
     from aworld.sandbox import local
 
     kind, _, folder = text.partition(":")
     if kind != "local":
         raise ConfigError(f"--sandbox {text}: give local, or local:FOLDER; other kinds are for an agent of your own.")
+    folders = {name for name, _ in record.artifacts} if record is not None else set[str]()
+    if record is not None and folders and str(Path(folder or ".").expanduser().absolute()) not in folders:
+        changed = ", ".join(folders)
+        raise ConfigError(f"Run {record.id} has changed a copy of {changed}: give --sandbox local:{changed}.")
     return local(mount=folder or ".")
 
 
@@ -437,8 +451,8 @@ def _report(
             _tell_open(response, args)
         good = sum(response.success for response in responses)
         those = f" --label {shlex.quote(label)}" if label else ""
-        spent = _spent(reduce(Usage.__add__, (response.usage for response in responses), Usage()))
-        many = f"{good} of {len(responses)} finished{spent}; see them with: aworld trajectories list{those}"
+        together = spent(reduce(Usage.__add__, (response.usage for response in responses), Usage()))
+        many = f"{good} of {len(responses)} finished{together}; see them with: aworld trajectories list{those}"
         one = f"see it with: aworld trajectories show {short_id(responses[0].id)}" if len(responses) == 1 else None
         aside(f"{one or many}{store_option(args.store)}")
     left = [response.status for response in responses if not response.success]
@@ -471,12 +485,12 @@ def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
         _tell_open(response, args)
     steps = counted(len(response.record.calls), "step")
     aside(
-        f"[{response.status} in {response.time_cost:.1f} s, {steps}{_spent(response.usage)}] "
+        f"[{response.status} in {response.time_cost:.1f} s, {steps}{spent(response.usage)}] "
         f"aworld trajectories show {short_id(response.id)}{store_option(args.store)}"
     )
 
 
-def _spent(usage: Usage) -> str:
+def spent(usage: Usage) -> str:
     """Tokens and money, as far as they are known."""
     tokens = f", {usage.input_tokens} + {usage.output_tokens} tokens" if usage.input_tokens is not None else ""
     if tokens and usage.estimated:

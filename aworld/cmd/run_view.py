@@ -27,7 +27,7 @@ from aworld.core.output import (
     ToolResultOutput,
 )
 from aworld.core.task import TaskResponse
-from aworld.core.tool.wrappers import CONSENT
+from aworld.core.tool.wrappers import ALWAYS, CONSENT, means_always
 from aworld.runner import Runners
 from aworld.runners.blocking import one_loop
 from aworld.runners.feed import RunStream
@@ -121,8 +121,12 @@ def at_terminal(questions: list[Asked]) -> dict[str, str] | None:
     if not questions or sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     answers: dict[str, str] = {}
+    always: set[str] = set()
     for question in questions:
-        consent = question.question.endswith(CONSENT)
+        consent, head = question.question.endswith(CONSENT), question.question.partition("\n")[0]
+        if consent and head in always:  # another call of that tool in the same turn
+            answers[question.id] = ALWAYS
+            continue
         print(question.question.removesuffix(CONSENT).rstrip(), file=sys.stderr)
         while not answers.get(question.id):
             print("[y/n/always, or why not] " if consent else "> ", end="", file=sys.stderr, flush=True)
@@ -134,6 +138,8 @@ def at_terminal(questions: list[Asked]) -> dict[str, str] | None:
                 print(file=sys.stderr)
                 return None
             answers[question.id] = line.strip()
+        if means_always(answers[question.id]):
+            always.add(head)
     return answers
 
 

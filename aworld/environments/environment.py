@@ -104,7 +104,9 @@ class Environment:
         self.key = key
         self._digests: dict[Split, set[bytes]] = {}
         self._checked = False
-        self._prompted: weakref.WeakKeyDictionary[BaseAgent, BaseAgent] = weakref.WeakKeyDictionary()
+        self._prompted: weakref.WeakKeyDictionary[BaseAgent[Any, Any], BaseAgent[Any, Any]] = (
+            weakref.WeakKeyDictionary()
+        )
         if not callable(self.train) and not callable(self.test):  # of streams, when problems are drawn
             self.check_disjoint()
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from aworld.core.checks import Count, typed
+from aworld.core.message import Usage
 from aworld.core.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -132,12 +135,15 @@ class Report:
     parts: dict[str, PartFigures] = field(default_factory=dict[str, PartFigures])
     errors: Counter[str] = field(default_factory=Counter[str])
     """Why episodes did not finish well, by text."""
+    usage: Usage = field(default_factory=Usage)
+    """What all episodes took."""
     _groups: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
 
     def add(self, rollout: Rollout) -> None:
         """Count one more episode."""
         self.episodes += 1
         self.statuses[rollout.status] += 1
+        self.usage += rollout.record.usage or Usage()
         if rollout.error is not None:
             self.errors[rollout.error.splitlines()[0][:200] if rollout.error else "?"] += 1
         if rollout.lost:
@@ -203,6 +209,7 @@ class Report:
             "episodes": self.episodes,
             "problems": self.problems,
             "statuses": dict(self.statuses),
+            "usage": to_builtins(self.usage),
             "lost": self.lost,
             "unscored": self.unscored,
             "pass@1": None if first is None else {"value": first.value, "low": first.low, "high": first.high},

@@ -20,8 +20,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 from aworld.config.conf import RunConfig
-from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import Topology
+from aworld.core.agent.flow import Unit
 from aworld.core.checks import Count, positive, typed
 from aworld.core.event import Status
 from aworld.core.exceptions import (
@@ -128,7 +127,7 @@ class Rollout:
 @typed(TaskError)
 async def rollouts(
     environment: Environment,
-    agent: BaseAgent | Topology,
+    agent: Unit,
     problems: Iterable[Problem | dict[str, Any]],
     *,
     samples: int = 1,

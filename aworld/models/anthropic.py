@@ -18,8 +18,6 @@ BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
 MAX_TOKENS = 8192
 """Sent when nothing is set: the API insists on a number, and every current model takes this one."""
-
-
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 
 
@@ -42,8 +40,7 @@ class AnthropicModel(RemoteModel):
         """The request as it is sent, before encoding."""
         system, messages = wire_messages(request.messages)
         # The messages last: what the log shows is what is sent, whatever a hook puts into the parameters.
-        params = self.wire_params(request)
-        body: dict[str, Any] = {"model": self.name, **params, "messages": messages}
+        body: dict[str, Any] = {"model": self.name, **self.wire_params(request), "messages": messages}
         if system:
             body["system"] = system
         if request.tools:
@@ -54,7 +51,7 @@ class AnthropicModel(RemoteModel):
                     for tool in request.tools
                 ),
             ]
-        if (cache := body.pop("prompt_cache", None)) is not None:
+        if cache := body.pop("prompt_cache", None):
             _mark(body, {"type": "ephemeral", "ttl": "1h"} if cache == "1h" else {"type": "ephemeral"})
         if request.output is not None:
             shape = {"type": "json_schema", "schema": closed(request.output.schema)}
@@ -77,8 +74,6 @@ class AnthropicModel(RemoteModel):
             choice = {"type": "auto", **(choice or {}), "disable_parallel_tool_use": not parallel}
         if choice:
             body["tool_choice"] = choice
-        if not body.get("prompt_cache", True):
-            del body["prompt_cache"]
         if tools := read_native_tools(body.pop("native_tools", None)):
             body["tools"] = [*(_native(tool, self.provider) for tool in tools), *body.get("tools", ())]
         return body

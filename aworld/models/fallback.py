@@ -8,17 +8,17 @@ the name of the one that answered. In a stream the event of a retry tells the re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from msgspec import structs
 
 from aworld.core.checks import one_of, typed
-from aworld.core.event import Attempt
 from aworld.core.exceptions import ConfigError, ModelError
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest
 from aworld.models.call import CallFailed, Outcome, Tries, call_model
-from aworld.models.native_tools import check_settings
+from aworld.models.native_tools import open_settings
 from aworld.models.providers import build_model
 
 ErrorKind: TypeAlias = Literal["connection", "rate_limit", "server", "auth", "not_found", "bad_request"]
@@ -83,7 +83,7 @@ class Fallback:
         other = Fallback([build(model) if isinstance(model, str) else model for model in self.models], self.on)
         other.settings = settings
         for model in other.members():
-            check_settings(model, left_open(model, settings))
+            open_settings(model, settings)
         return other
 
     async def generate(self, request: ModelRequest) -> ModelReply:
@@ -101,35 +101,28 @@ class Fallback:
         on_retry: Callable[[ModelError, float], None] | None = None,
     ) -> Outcome:
         """Ask one after the other; what `call_model` does for this model. Raises `CallFailed`, which names each."""
-        members = self.members()
-        attempts: list[Attempt] = []
+        tries: list[tuple[Model, Tries]] = []
         failures: list[str] = []
-        queued, started = 0.0, 0.0
-        for place, model in enumerate(members, 1):
-            asked = request
-            if left := left_open(model, self.settings):
-                asked = structs.replace(request, params={**left, **request.params})
+        members = self.members()
+        for model, following in zip_longest(members, members[1:]):
+            asked = structs.replace(request, params={**open_settings(model, self.settings), **request.params})
             try:
                 outcome = await call_model(model, asked, on_delta=on_delta, on_retry=on_retry)
             except CallFailed as failed:
-                tries = failed.outcome
-                attempts += _of(model, tries.attempts)
+                tries.append((model, failed.outcome))
                 failures.append(f"{label(model)}: {failed}")
-                queued, started = queued + tries.queued, started or tries.started
-                if place < len(members) and self._falls(failed):
+                if following is not None and self._falls(failed):
                     if on_retry is not None:
-                        on_retry(ModelError(f"{failures[-1]}; now asking {label(members[place])}"), 0.0)
+                        on_retry(ModelError(f"{failures[-1]}; now asking {label(following)}"), 0.0)
                     continue
-                error = failed.error
+                error, text = failed.error, "; ".join(failures)
                 if len(failures) > 1:
-                    facts = {name: getattr(error, name) for name in ("status", "retryable", "retry_after")}
-                    error = ModelError("; ".join(failures), **facts)
-                raise CallFailed(error, Tries(tuple(attempts), queued, started, tries.ended)) from failed
-            attempts += _of(model, outcome.attempts)
-            return structs.replace(
-                outcome, attempts=tuple(attempts), queued=queued + outcome.queued, started=started or outcome.started,
-                asked=outcome.asked or (model, asked),
-            )  # fmt: skip
+                    error = ModelError(
+                        text, status=error.status, retryable=error.retryable, retry_after=error.retry_after
+                    )
+                raise CallFailed(error, _joined(tries)) from failed
+            what_it_took = structs.asdict(_joined([*tries, (model, outcome)]))
+            return structs.replace(outcome, **what_it_took, asked=outcome.asked or (model, asked))
         raise AssertionError("there is a model")
 
     def _falls(self, error: ModelError) -> bool:
@@ -141,10 +134,6 @@ def label(model: Model) -> str:
     return f"{model.provider}:{model.name}"
 
 
-def left_open(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings of an agent that its model does not have of its own."""
-    return {name: value for name, value in settings.items() if name not in model.params}
-
-
-def _of(model: Model, attempts: Sequence[Attempt]) -> list[Attempt]:
-    return [a if a.model else structs.replace(a, model=label(model)) for a in attempts]
+def _joined(tries: Sequence[tuple[Model, Tries]]) -> Tries:
+    attempts = [a if a.model else structs.replace(a, model=label(model)) for model, t in tries for a in t.attempts]
+    return Tries(tuple(attempts), sum(t.queued for _, t in tries), tries[0][1].started, tries[-1][1].ended)

@@ -56,6 +56,8 @@ NATIVE_TOOLS = frozenset({"web_search", "code_execution"})
 
 def read_native_tools(values: Any) -> list[NativeTool]:
     """The tools that settings name (`llm_native_tools`, or `native_tools` of parameters). Raises `ConfigError`."""
+    if isinstance(values, list):
+        values = [{"type": tool} if isinstance(tool, str) else tool for tool in cast("list[Any]", values)]
     try:
         return msgspec.convert(values or [], list[NativeTool])
     except msgspec.ValidationError as error:
@@ -75,6 +77,13 @@ def check_settings(model: Any, params: Mapping[str, Any]) -> None:
                 f"{model.provider}:{model.name} has no {word} of its own: leave it out of native_tools, take another "
                 "provider, or give the agent a tool that does it.", setting="native_tools",
             )  # fmt: skip
+
+
+def open_settings(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of an agent that its model leaves open. Raises `ConfigError` for one that it has no word for."""
+    left = {name: value for name, value in settings.items() if name not in model.params}
+    check_settings(model, left)
+    return left
 
 
 def options_of_tool(tool: NativeTool, provider: str, *takes: str) -> dict[str, Any]:
@@ -100,7 +109,10 @@ class NativeUse(Struct, frozen=True):
 def native_uses(message: Message) -> list[NativeUse]:
     """What providers' tools did within a message, in their order."""
     kept = message.opaque or {}
-    return [use for key, read in _READERS.items() if key in kept for use in read(kept[key])]
+    try:
+        return [use for key, read in _READERS.items() if key in kept for use in read(kept[key])]
+    except (AttributeError, KeyError, RecursionError, TypeError):  # the record of a stranger may hold anything
+        return []
 
 
 def _of_anthropic(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
@@ -119,9 +131,8 @@ def _of_anthropic(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
         yield NativeUse(tool, "", outcome_text(block.get("content")))
 
 
-def _of_chat(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
-    cited = [one["url_citation"] for one in kept.get("annotations", ()) if isinstance(one.get("url_citation"), dict)]
-    if cited:
+def _of_chat(kept: Sequence[Mapping[str, Any]]) -> Iterator[NativeUse]:
+    if cited := [one["url_citation"] for one in kept if one.get("type") == "url_citation"]:
         yield NativeUse("web_search", "", outcome_text(cited))
 
 
@@ -147,7 +158,7 @@ def _of_gemini(kept: Mapping[str, Any]) -> Iterator[NativeUse]:
         yield NativeUse("web_search", queries, outcome_text([{**page, "url": page.get("uri", "")} for page in pages]))
 
 
-_READERS = {"anthropic": _of_anthropic, "chat": _of_chat, "gemini": _of_gemini, "responses": _of_responses}
+_READERS = {"anthropic": _of_anthropic, "annotations": _of_chat, "gemini": _of_gemini, "responses": _of_responses}
 """By the key under which `Message.opaque` has what came."""
 
 

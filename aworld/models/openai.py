@@ -24,7 +24,6 @@ from aworld.models.remote_model import RemoteModel, is_strict
 BASE_URL = "https://api.openai.com/v1"
 AZURE_API_VERSION = "2024-10-21"
 
-_SEARCH = frozenset({"web_search"})
 _CAPTURE: dict[str, Any] = {"return_token_ids": True, "logprobs": True, "top_logprobs": 0}
 
 
@@ -38,7 +37,8 @@ class OpenAIModel(RemoteModel):
     def __init__(self, config: ModelConfig, *, provider: str = "openai") -> None:
         url = self._url(config)
         self._official = _is_official(url)
-        self.native_tools = _SEARCH if provider in ("openai", "openrouter", "litellm") else frozenset[str]()
+        searches = provider in ("litellm", "openrouter") or (provider == "openai" and self._official)
+        self.native_tools = frozenset({"web_search"} if searches else ())  # other servers would pass it over
         super().__init__(config, provider=provider, url=url, headers=self._authorization(config.llm_api_key))
         self._fixed: dict[str, Any] = _CAPTURE if config.llm_capture_tokens else {}
 

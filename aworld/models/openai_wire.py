@@ -283,18 +283,17 @@ class ChatReply(WireReply):
         )
 
     def _opaque(self, calls: tuple[ToolCall, ...]) -> dict[str, Any] | None:
-        """What the server wants back with the message, in the words of the chat-completions API."""
+        """What the server wants back with the message, in the words of the API; and what it found, which stays here."""
         extras: dict[str, Any] = {}
         if self._details:
             extras["reasoning_details"] = self._details
-        if self._annotations:
-            extras["annotations"] = self._annotations
         if any(parts.extra is not None for parts in self._call_parts):
             extras["tool_calls"] = [
                 {**tool_call_format(call), **({} if parts.extra is None else {"extra_content": parts.extra})}
                 for parts, call in zip(self._call_parts, calls, strict=True)
             ]
-        return {"chat": extras} if extras else None
+        kept: dict[str, Any] = {"annotations": self._annotations} if self._annotations else {}
+        return kept | ({"chat": extras} if extras else {}) or None
 
 
 class _CallParts:

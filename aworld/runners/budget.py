@@ -70,15 +70,17 @@ class Budget:
         """Calls that are under way, and those set aside for runs that begin."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def reserve(self) -> Usage:
-        """Wait for room for one call; what is set aside for it. Raises `LimitReached` when the budget is used up."""
+    async def reserve(self, *, begin: bool = False) -> Usage:
+        """Wait for room for one call; what is set aside for it. Raises `LimitReached` when the budget is used up.
+
+        A run that is to begin waits behind those that have: so more of them come to their end."""
         while True:
             check_spending(self.conf, self.spending)
             if self._room() > 0:
                 self._open += 1
                 return self.largest or _NOTHING
             turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+            (self._waiting.append if begin else self._waiting.appendleft)(turn)
             try:
                 await turn
             except asyncio.CancelledError:

@@ -1,13 +1,14 @@
 """What a run works with and the log never holds: a database, a client, the settings of a tenant.
 
 `deps=` is that, or a function that makes it for one run, in whichever process works on it. The log names the function,
-so that who goes on with the run has it made again. A name out of a log is called only where the function says that it
-returns what the agent declares by `deps_type`: a log may come from a stranger.
+so that who goes on with the run has it made again. A log may come from a stranger: a name out of it is called only
+where the program has imported its module, and the function says that it returns what the agent declares by `deps_type`.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,6 +119,8 @@ def dependencies(task: Task, record: Trajectory | None = None) -> Dependencies |
 def _recorded(reference: str, wanted: Mapping[str, Any]) -> Any:
     """The function that a log names. Raises TaskError when it is not one that could be called."""
     trouble = why_not(reference)
+    if trouble is None and reference.partition(":")[0] not in sys.modules:
+        trouble = "in a module that this program has not imported"
     if trouble is None:
         try:
             function = find(reference, "deps=")

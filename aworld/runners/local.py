@@ -115,7 +115,7 @@ class Executor(ABC):
         if self.budget is None:
             return await self._run_one(task, record)
         try:
-            held = await self.budget.reserve()
+            held = await self.budget.reserve(begin=True)
         except LimitReached as reached:
             text = f"{reached} It was not {'gone on with' if record is not None else 'begun'}."
             return TaskResponse(record or Trajectory(task.id), status_of(reached), error=text, store=self.store)

@@ -205,8 +205,7 @@ class _Worker:
         with suppress(BrokenPipeError, ConnectionResetError):
             self.process.stdin.write(msgspec.json.encode(order) + b"\n")
 
-    async def _grant(self, call: BudgetCall) -> None:
-        share = self._shares[call.id]
+    async def _grant(self, call: BudgetCall, share: Share) -> None:
         try:
             call.usage = await share.reserve()
         except LimitReached as reached:
@@ -225,7 +224,7 @@ class _Worker:
                 if ended.over and ended.id in self._shares:
                     self._shares[ended.id].settle(ended.usage, ended.who, ended.step)
                 elif ended.id in self._shares:
-                    task = asyncio.create_task(self._grant(ended))
+                    task = asyncio.create_task(self._grant(ended, self._shares[ended.id]))
                     self._granting.add(task)
                     task.add_done_callback(self._granting.discard)
                 continue

@@ -128,12 +128,9 @@ class FolderCopy(PooledSandbox):
                 await self._fill(cast("LocalSandbox", sandbox))
         return sandbox
 
-    def _past(self) -> dict[str, ArtifactKept]:
-        """What the log has of this folder, by name."""
-        return {name: kept for (folder, name), kept in self._scope.artifacts.items() if folder == str(self._folder)}
-
     async def _fill(self, sandbox: LocalSandbox) -> None:
-        past, contents = self._past(), dict[str, bytes]()
+        here, contents = str(self._folder), dict[str, bytes]()
+        past = {name: kept for (folder, name), kept in self._scope.artifacts.items() if folder == here}
         for name, kept in past.items():
             if kept.digest is not None and self._scope.blobs is not None:
                 contents[name] = await self._scope.blobs.blob(kept.digest)
@@ -227,6 +224,8 @@ def members(folder: Path, limits: SandboxLimits) -> list[tuple[str, Path, os.sta
     """
     if not folder.is_dir():
         raise ConfigError(f"mount={str(folder)!r} | {'not a folder' if folder.exists() else 'there is no such folder'}")
+    if str(folder) in ("/", os.path.expanduser("~")):
+        raise ConfigError(f"mount={str(folder)!r} | has more than work in it, keys too; name the folder of a project")
     listed: list[tuple[str, Path, os.stat_result]] = []
     size, home = 0, f"{os.path.realpath(folder)}/"
     for name in _names(folder):

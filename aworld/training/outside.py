@@ -109,8 +109,8 @@ class OutsideRollouts:
     """
 
     def __init__(
-        self, environment: Environment, agent: Agent, problems: Mapping[str, Problem], *, parse: Parse, name: str,
-        run: str, store: Any = None, params: Mapping[str, Any] | None = None,
+        self, environment: Environment, agent: Agent[Any, Any], problems: Mapping[str, Problem], *, parse: Parse,
+        name: str, run: str, store: Any = None, params: Mapping[str, Any] | None = None,
         on_end: Callable[[OutsideEnd, TaskResponse], None] | None = None,
     ) -> None:  # fmt: skip
         self.environment = environment

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from aworld.core.agent.base import BaseAgent
-from aworld.core.agent.flow import Topology
+from aworld.core.agent.flow import Unit, is_unit
 from aworld.core.checks import UNCHECKED, typed
 from aworld.core.exceptions import ConfigError
 from aworld.environments.rubric import Part, Rubric, Scorer
@@ -54,7 +53,7 @@ class AgentTrainer:
     @typed()
     def __init__(
         self,
-        agent: Annotated[BaseAgent | Topology, UNCHECKED],
+        agent: Annotated[Unit, UNCHECKED],
         config: Annotated[TrainingConfig | Mapping[str, Any] | str | Path | None, UNCHECKED] = None,
         reward_func: Annotated[Scorer | Rubric | Part | None, UNCHECKED] = None,
         train_dataset: Annotated[Dataset | None, UNCHECKED] = None,
@@ -106,7 +105,7 @@ class AgentTrainer:
 
 
 def _check_agent(agent: object) -> None:
-    if not isinstance(agent, BaseAgent | Topology):
+    if not is_unit(agent):
         raise ConfigError(f"agent takes the Agent or the team whose policy is trained; got {agent!r:.100}.")
     try:
         agent.check()

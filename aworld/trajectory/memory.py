@@ -317,9 +317,10 @@ class WeakStore(MemoryStore):
         return DONE
 
     def _unknown(self, id: str) -> TaskError:
-        error = super()._unknown(id)
-        error.add_note("Without a store a run is known as long as its record is held; give RunConfig(store=...).")
-        return error
+        return TaskError(
+            f"no trajectory {id!r} here: without a store a run is known as long as its response is held. Give store=, "
+            "where it is recorded."
+        )
 
     async def put_blob(self, data: bytes) -> str:
         """See `TrajectoryStore.put_blob`. The newest are kept, up to `BLOBS` bytes."""

@@ -305,8 +305,6 @@ def open_store(url: str) -> TrajectoryStore:
 
 def unknown_trajectory(id: str, url: str, near: Iterable[str]) -> TaskError:
     """The error for an id that a store does not have, naming the nearest that it has."""
-    if url == "weak:":  # nobody named a store
-        return TaskError(f"This process holds no response of a run {id!r}; give store=, where it is recorded.")
     close = difflib.get_close_matches(id, list(near), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "see `aworld trajectories list`"
     return TaskError(f"no trajectory {id!r} in store {url}; {hint}")

@@ -31,13 +31,19 @@ class Coder(ModelServer):
     """A model that mends the program, runs its test, and says so; it takes its commands out of the question."""
 
     def __init__(self) -> None:
+        self.hold: asyncio.Event | None = None
+        """Until it is set, the last answer is kept back; `held` says that it is asked for."""
+        self.held = asyncio.Event()
         super().__init__(FunctionModel(self._think))
 
-    def _think(self, request: ModelRequest) -> Said:
+    async def _think(self, request: ModelRequest) -> Said:
         question = next(message.text for message in request.messages if message.role == "user")
         commands = COMMANDS if question == "fix and sleep" else COMMANDS[:2]
         if request.turn < len(commands):
             return call("shell", command=commands[request.turn])
+        if self.hold is not None:
+            self.held.set()
+            await self.hold.wait()
         return f"Mended: {request.messages[-1].text}"
 
 
@@ -154,6 +160,37 @@ async def test_always_holds_for_the_rest_of_the_run_and_a_refusal_is_told(termin
     assert "aworld answer two" in terminal.text
 
 
+PAYER = """
+from aworld.agents.llm_agent import Agent
+from aworld.core.tool.wrappers import approval_required
+from aworld.models.doubles import ScriptedModel, call
+from aworld.tools.human import ask
+
+
+def pay(amount: int) -> str:
+    return f"paid {amount}"
+
+
+script = [[call("pay", amount=1), call("pay", amount=2), call("ask", question="Whom?")], "Done."]
+agent = Agent("payer", model=ScriptedModel(script), tools=[ask, *approval_required([pay])])
+"""
+
+
+async def test_several_questions_of_one_turn_are_asked_one_after_the_other(terminal: Terminal) -> None:
+    (terminal.folder / "paying.py").write_text(PAYER)
+    terminal.start("run", "pay", "--agent", "paying:agent")
+    await terminal.see("[y/n/always")
+    terminal.type("always")  # also for the second call of that turn
+    await terminal.see("> ")
+    terminal.type("")  # no answer
+    await terminal.see("> ", 2)
+    terminal.type("Bob")
+    assert await terminal.end() == 0
+    assert terminal.text.count("[y/n/always") == 1
+    for line in ("← paid 1", "← paid 2", "← Bob", "Done."):
+        assert line in terminal.text
+
+
 async def test_without_a_terminal_it_waits_and_goes_on_elsewhere_with_its_files(terminal: Terminal) -> None:
     words = ("--sandbox", "local", "--approve", "shell")
     code, _, err = await terminal.piped("run", *words, "fix the test", "--id", "one")
@@ -189,6 +226,22 @@ async def test_a_killed_run_goes_on_with_its_files(terminal: Terminal) -> None:
     await terminal.end()
     code, out, _ = await terminal.piped("resume", "one", "--sandbox", "local")
     assert (code, "Mended: The call was interrupted" in out) == (0, True)
+    assert "a + b" in (await terminal.piped("diff", "one"))[1]
+
+
+async def test_ctrl_c_while_the_model_is_asked_loses_nothing(terminal: Terminal, server: Coder) -> None:
+    server.hold = asyncio.Event()
+    terminal.start("run", "--sandbox", "local", "fix the test", "--id", "one")
+    await terminal.see("green")
+    await server.held.wait()
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    assert await terminal.end() == 130
+    server.hold.set()
+    (terminal.folder / "elsewhere").mkdir()
+    code, _, err = await terminal.piped("resume", "one", "--sandbox", "local:elsewhere")
+    assert (code, f"give --sandbox local:{terminal.folder}" in err) == (2, True)
+    code, out, err = await terminal.piped("resume", "one", "--sandbox", "local")
+    assert (code, out) == (0, "Mended: green\n[exit code 0]\n")
     assert "a + b" in (await terminal.piped("diff", "one"))[1]
 
 

@@ -275,3 +275,36 @@ async def test_an_address_out_of_a_record_is_never_asked_with_our_key(shell: She
         code, _, err = await shell.run(*command.split(), "--store", "evil.db", "--base-url", url)
         if "wired" not in command:  # an address in any other setting is refused whoever names it
             assert (code, stranger.questions) == (0, before + 1), err
+
+
+DESK = '''
+from aworld import Agent, ToolContext
+
+
+class Factor:
+    value = 23
+
+
+def factor() -> Factor:
+    return Factor()
+
+
+def multiply(a: int, b: int, context: ToolContext[Factor]) -> int:
+    """Multiply a number with ours."""
+    return a * context.deps.value
+
+
+desk = Agent("desk", tools=[multiply], deps_type=Factor)
+'''
+
+
+async def test_what_tools_work_with_is_named_and_made_again_for_a_fork(shell: Shell) -> None:
+    (shell.folder / "my_desk.py").write_text(DESK)
+    desk = ("--agent", "my_desk:desk")
+    code, out, err = await shell.run("run", "17 * 23?", *desk)
+    assert (code, out) == (2, "")
+    assert "Agent 'desk' works with Factor (deps_type): give the run deps=" in err
+    code, out, err = await shell.run("run", "17 * 23?", *desk, "--deps", "my_desk:factor", "--id", "one")
+    assert (code, out) == (0, "The answer is 391.\n"), err
+    code, out, err = await shell.run("fork", "one", "--at", "0", *desk)
+    assert (code, out) == (0, "The answer is 391.\n"), err

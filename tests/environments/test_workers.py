@@ -14,7 +14,7 @@ import pytest
 from aworld.agents.llm_agent import Agent
 from aworld.config import RunConfig
 from aworld.config.conf import EngineName
-from aworld.core.exceptions import ConfigError, TaskError
+from aworld.core.exceptions import BudgetUsed, ConfigError, TaskError
 from aworld.environments import Environment, Problem, Report, Rollout, RolloutProgress, rollouts
 from aworld.environments.adapters.gymnasium import gymnasium_environment
 from aworld.environments.remote import RemoteEnvironment
@@ -186,3 +186,16 @@ async def test_a_store_or_a_progress_that_is_named_twice_is_refused(tmp_path: Pa
         await collected(environment, buyer, [], conf=conf(tmp_path, on_progress=print))
     with pytest.raises(ConfigError, match="a store that processes share"):
         await collected(environment, buyer, [], conf={"engine_name": "processes", "store": "memory:"})
+
+
+async def test_a_budget_is_one_for_all_workers(tmp_path: Path) -> None:
+    shop = hired_shop(0)
+    problems = shop.problems("train")
+    done: list[RolloutProgress] = []
+    few = conf(tmp_path, max_tokens=100, max_concurrency=3)
+    with pytest.raises(BudgetUsed, match=r"episodes have ended. RunConfig"):
+        await collected(shop, buyer, problems, run="r", conf=few, on_progress=done.append)
+    assert 1 <= len(done) < 10
+    rest = await collected(shop, buyer, problems, run="r", conf=conf(tmp_path, max_tokens=10_000))
+    assert len(rest) == 10 - len(done)
+    assert all(rollout.score == 1.0 for rollout in rest.values())

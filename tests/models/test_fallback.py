@@ -19,6 +19,7 @@ from aworld.models import CallFailed, Fallback, FunctionModel, ScriptedModel, ca
 from aworld.models.anthropic import AnthropicModel
 from aworld.models.openai import OpenAIModel
 from aworld.runner import Runners
+from aworld.server import ModelServer
 
 from .provider import EVENTS, Provider, answer, broken, chat, chunked, piece, status
 
@@ -119,6 +120,13 @@ async def test_one_within_another_and_in_the_place_of_any_model() -> None:
     for model in (inner, Fallback([inner])):
         with pytest.raises(CallFailed, match=r"^function:a: down; function:b: down \(after 2 tries\)$"):
             await call_model(model, HI)
+
+
+async def test_a_server_of_models_serves_several_as_one() -> None:
+    model = Fallback([FunctionModel(lambda _: ModelError("down", status=500)), ScriptedModel(["Hello."])])
+    async with ModelServer(model) as server:
+        client = OpenAIModel(ModelConfig(llm_base_url=server.base_url, llm_model_name="any"))
+        assert (await client.generate(HI)).message.text == "Hello."
 
 
 async def test_a_list_is_in_the_definition(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

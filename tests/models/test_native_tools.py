@@ -6,6 +6,7 @@ import io
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -13,8 +14,10 @@ from aworld.agents.llm_agent import Agent
 from aworld.cmd.trajectory_view import show
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.hooks import HookContext, Hooks
 from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelRequest, ToolSchema
+from aworld.core.task import Task
 from aworld.models import CodeExecution, ScriptedModel, WebSearch, native_uses
 from aworld.models.anthropic import AnthropicModel
 from aworld.models.anthropic_wire import Block
@@ -25,7 +28,7 @@ from aworld.models.openai_responses import ResponsesModel
 from aworld.runner import Runners
 from aworld.trajectory.summary import Tally
 
-from .provider import Provider, answer, chat, event, stream
+from .provider import DONE, Provider, answer, chat, event, piece, stream
 
 HI = ModelRequest(messages=(Message("user", "What is new?"),))
 SEARCH: Block = {"type": "server_tool_use", "id": "srv_1", "name": "web_search", "input": {"query": "news"}}
@@ -199,16 +202,20 @@ async def test_what_stands_in_the_way_of_a_tool_is_said() -> None:
         await model.generate(ModelRequest(HI.messages, tools=(tool,)))
 
 
-async def test_a_search_of_chat_completions() -> None:
+@pytest.mark.parametrize("live", [False, True])
+async def test_a_search_of_chat_completions(live: bool) -> None:
     cited = {"type": "url_citation", "url_citation": {"url": "https://n.example/1", "title": "News", "start_index": 0}}
     found = chat("It rained.", message={"annotations": [cited]})
-    async with Provider(answer(found)) as provider:
-        model = OpenAIModel(provider.config(llm_native_tools=[WebSearch(location=Location(city="Oslo"))]))
-        said = await model.generate(HI)
+    pieces = [piece(content="It "), piece(content="rained."), piece("stop", annotations=[cited]), DONE]
+    async with Provider(stream(pieces) if live else answer(found)) as provider:
+        config = provider.config(llm_native_tools=[WebSearch(location=Location(city="Oslo"))])
+        model = OpenAIModel(config, provider="openrouter")
+        said = await (model.stream(HI, lambda _: None) if live else model.generate(HI))
         place = {"type": "approximate", "approximate": {"city": "Oslo"}}
         assert provider.requests[0].json["web_search_options"] == {"user_location": place}
     assert native_uses(said.message) == [NativeUse("web_search", "", "News https://n.example/1")]
-    assert chat_format(said.message)["annotations"] == [cited]
+    assert said.message.opaque == {"annotations": [cited]}
+    assert "annotations" not in chat_format(said.message)  # no server asks for them, and some would refuse them
 
 
 async def test_a_paused_turn_goes_on() -> None:
@@ -233,6 +240,7 @@ def test_native_tools_are_in_the_definition() -> None:
     ("provider", "tools", "words"),
     [
         ("openai", [CodeExecution()], "openai:m has no code_execution of its own"),
+        ("a server", ["web_search"], "openai:m has no web_search of its own"),
         ("deepseek", ["web_search"], "deepseek:m has no web_search of its own"),
         ("openai", [WebSearch(max_uses=1)], "web_search of openai takes no max_uses"),
         ("openai-responses", [WebSearch(max_uses=1)], "web_search of openai-responses takes no max_uses"),
@@ -246,6 +254,9 @@ async def test_what_a_provider_lacks_is_said_before_any_call(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never-used")
     monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-never-used")
     monkeypatch.setenv("GEMINI_API_KEY", "never-used")
+    if provider == "a server":  # with OpenAI's protocol: it would pass over what it does not know
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+        provider = "openai"
     agent = Agent("reporter", model="embedded" if provider == "embedded" else f"{provider}:m", native_tools=tools)
     with pytest.raises(ConfigError, match=words):
         await Runners.run("What is new?", agent)
@@ -264,6 +275,34 @@ def test_unknown_tools_are_refused(tools: Any, words: str) -> None:
         Agent("reporter", native_tools=tools)
     with pytest.raises(ConfigError, match="takes max_uses"):
         WebSearch(most=3)  # pyright: ignore[reportCallIssue]
+
+
+async def test_a_hook_lends_them_for_one_call() -> None:
+    class Search(Hooks):
+        async def before_model(self, at: HookContext, request: ModelRequest) -> ModelRequest:
+            return msgspec.structs.replace(request, params={"native_tools": self.tools})
+
+        def __init__(self, tools: Any) -> None:
+            self.tools = tools
+
+    async with Provider(answer(reply(*CONTENT))) as provider:
+        agent = Agent("reporter", model=AnthropicModel(provider.config()))
+        for tools, status in (([WebSearch(max_uses=1)], "finished"), (["web_serch"], "failed"), (5, "failed")):
+            task = Task("What is new?", agent, hooks=[Search(tools)])
+            response = (await Runners.run_task(task))[task.id]
+            assert response.status == status
+            assert status == "finished" or "native_tools: " in str(response.error)
+        (sent,) = [exchange.json["tools"] for exchange in provider.requests]
+    assert sent == [{"type": "web_search_20250305", "name": "web_search", "max_uses": 1}]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"anthropic": 5}, {"anthropic": {}}, {"anthropic": {"content": [5]}}, {"annotations": ["x"]},
+     {"gemini": {"parts": [5]}}, {"responses": {"output": None}}],
+)  # fmt: skip
+def test_a_record_of_a_stranger_may_hold_anything(kept: dict[str, Any]) -> None:
+    assert native_uses(Message("assistant", "x", opaque=kept)) == []
 
 
 async def test_a_model_object_is_asked_for_them_too() -> None:

@@ -55,6 +55,7 @@ CHAT_TOOL = {"type": "function", "function": {"name": "add"}}
          {"tool_choice": {"type": "any", "disable_parallel_tool_use": False}}),
         ({"max_tokens": 9, "top_p": 0.5}, {"max_tokens": 9, "top_p": 0.5}, {"max_tokens": 9, "top_p": 0.5}),
         ({"stop": ["x"]}, {"stop": ["x"]}, {"stop_sequences": ["x"]}),
+        ({"prompt_cache": False}, {}, {}),
         ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}, {"output_config": {"effort": "low"}}),
     ],
 )  # fmt: skip

@@ -19,7 +19,10 @@ from aworld.core.agent.base import BaseAgent, Turn
 from aworld.core.exceptions import ConfigError, TaskError
 from aworld.core.hooks import HookContext
 from aworld.core.message import Message
+from aworld.core.output import RunFinished
+from aworld.core.task import TaskResponse
 from aworld.core.tool.base import Question
+from aworld.environments import Environment, Problem, rollouts
 from aworld.models import ScriptedModel
 from aworld.models.doubles import call
 from aworld.runners.local import load
@@ -219,12 +222,12 @@ async def test_a_run_is_stepped_and_resumed_when_they_can_be_made_again(
     finished, _, response = await Runners.step(task, conf)
     assert (finished, response.status) == (True, "interrupted")
     done = await Runners.resume_all(store, [keeper()])
-    assert (done.finished, done.failed) == (0, 1)
+    assert (done.finished, done.left) == (0, 1)
     monkeypatch.setattr(f"{HERE}.up", True)
     finished, _, response = await Runners.step(task)
     assert results(response) == ["3"]
     done = await Runners.resume_all(store, [keeper()])
-    assert (done.finished, done.failed) == (1, 0)
+    assert (done.finished, done.left) == (1, 0)
     assert_sound(await load(task.id, store))
 
 
@@ -311,6 +314,79 @@ async def test_a_log_of_a_stranger_has_nothing_else_called(
         await Runners.resume(record, asking(), store=store)
 
 
+# Ends in between
+
+
+async def test_a_run_that_is_cancelled_while_they_are_made_has_a_sound_end(store: TrajectoryStore) -> None:
+    begun = asyncio.Event()
+
+    async def never() -> Database:
+        begun.set()
+        return await late()
+
+    run = asyncio.create_task(Runners.run("x", keeper(), id="one", deps=never, run_conf=RunConfig(store=store)))
+    async with asyncio.timeout(10):
+        await begun.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    record = await load("one", store)
+    assert record.status == "cancelled"
+    assert_sound(record)
+    response = await Runners.run("x", keeper(), deps=never, timeout=0.05)
+    assert response.status == "timeout"
+    assert_sound(response.record)
+
+
+async def test_what_stands_behind_the_yield_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    async def fragile() -> AsyncIterator[Database]:
+        yield Database({"nails": 1})
+        raise OSError("it was closed already")
+
+    response = await Runners.run("x", keeper(), deps=fragile)
+    assert response.success, response.msg
+    assert "it was closed already" in caplog.text
+
+
+async def test_a_stepped_run_has_them_for_all_of_its_steps() -> None:
+    closed.clear()
+    task = Task("x", keeper(), deps=yielding)
+    over, _, response = await Runners.step(task)
+    assert (over, results(response), closed) == (False, ["1"], [])
+    over, _, response = await Runners.step(task)
+    assert over
+    assert len(closed) == 1
+
+
+async def test_a_stream_and_the_next_turn_of_a_conversation() -> None:
+    outputs = [output async for output in Runners.streaming_run("x", keeper(), deps=plain)]
+    assert isinstance(outputs[-1], RunFinished)
+    response: TaskResponse = outputs[-1].response
+    assert response.success, response.msg
+    with pytest.raises(TaskError, match="give the run deps="):
+        await Runners.run_task(Task("and now?", keeper(), after=response))
+    again = await Runners.run("and now?", keeper(), after=response, deps=plain)
+    assert again.success, again.msg
+
+
+async def test_episodes_and_named_runs(store: TrajectoryStore) -> None:
+    world = Environment("stock", train=[Problem("nails", "How many?", "done")])
+    async for rollout in rollouts(world, keeper(), world.problems("train"), deps=yielding):
+        assert rollout.response is not None
+        assert results(rollout.response) == ["1"]
+    lost = [rollout async for rollout in rollouts(world, keeper(), world.problems("train"), deps=flaky, retries=0)]
+    assert [rollout.response.status for rollout in lost if rollout.response] == ["failed"]
+    assert lost[0].record.surroundings_failed
+    with pytest.raises(TaskError, match="give the run deps="):
+        async for _ in rollouts(world, keeper(), world.problems("train")):
+            pass
+    with pytest.raises(TaskError, match="give the run deps="):
+        await Runners.run_many(["one", "two"], keeper(), run="count", store=store)
+    assert await store.count() == 0
+    report = await Runners.run_many(["one", "two"], keeper(), run="count", store=store, deps=plain)
+    assert report.finished == 2
+
+
 # Other processes
 
 
@@ -345,3 +421,18 @@ async def test_a_definition_names_the_type() -> None:
     definition = travels(Agent("a", deps_type=Shelf, model="openai:gpt-4o"))
     assert definition.deps_type == "tests.runners.travelling:Shelf"  # pyright: ignore
     assert unit_of(definition).deps_type is Shelf
+
+
+async def test_workers_go_on_with_what_is_given_again_or_recorded(tmp_path: Path) -> None:
+    conf = processes(tmp_path)
+    async with asyncio.timeout(60):
+        await Runners.run_task(Task("take 1", clerk, id="one", deps=travelling.no_shelf), conf)
+        done = await Runners.resume_all(conf.store, [clerk], conf)  # the record names the function, which fails again
+        assert (done.finished, done.left) == (0, 1)
+        assert "no_shelf) raised OSError: the door is locked" in done.errors["one"]
+        done = await Runners.resume_all(conf.store, [clerk], conf, deps=Shelf(1))
+        assert done.left == 1
+        assert "cannot travel to another process: give a function" in done.errors["one"]
+        done = await Runners.resume_all(conf.store, [clerk], conf, deps=shelf)
+    assert done.finished == 1
+    assert done.responses["one"].answer.startswith("1 of ")

@@ -10,8 +10,9 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config import EngineName, RunConfig
+from aworld.core.agent.swarm import TeamSwarm, WorkflowSwarm
 from aworld.core.exceptions import ConfigError, TaskError
-from aworld.core.message import Message, Usage
+from aworld.core.message import Message, Text, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.task import Task, TaskResponse
 from aworld.models.doubles import FunctionModel, call
@@ -255,3 +256,17 @@ async def test_a_worker_that_dies_keeps_nothing_of_the_budget(tmp_path: Path) ->
         report = await Runners.run_many(questions, travelling.traveller, run="r", run_conf=conf)
     assert (report.finished, report.left) == (7, 0)
     assert report.responses["r.0"].answer == "alive"
+
+
+async def test_teams_and_questions_of_many_parts_go_on_too(store: TrajectoryStore) -> None:
+    def think(request: ModelRequest) -> str:
+        return f"{request.agent} heard {request.messages[-1].text[:10]}"
+
+    team = TeamSwarm(thinking(think, name="lead"), thinking(think, name="helper"))
+    chain = WorkflowSwarm(thinking(think, name="one"), thinking(think, name="two"))
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "?"}]
+    questions: list[Any] = ["plain", {"input": chat}, {"input": [Text("a part"), Text("another")]}]
+    for swarm in (team, chain):
+        for recorded in (0, 3):
+            report = await Runners.run_many(questions, swarm=swarm, run=swarm.name, store=store)
+            assert (report.finished, report.recorded) == (3, recorded)

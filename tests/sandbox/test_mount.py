@@ -181,8 +181,13 @@ async def test_a_folder_can_be_shown_alone(open_folder: Path) -> None:
     assert response.artifacts == []
 
 
-def test_a_mount_that_cannot_be_is_refused_before_anything_begins(repo: Path, tmp_path: Path) -> None:
-    for place, words in ((tmp_path / "nowhere", "there is no such folder"), (repo / "a.py", "not a folder")):
+def test_a_mount_that_cannot_be_is_refused_before_anything_begins(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place, words in (
+        (tmp_path / "nowhere", "there is no such folder"), (repo / "a.py", "not a folder"), ("~", "keys"),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             local(mount=place)
     with open(repo / "large", "wb") as file:

@@ -193,7 +193,7 @@ class TeamSwarm(Swarm):
     A member that fails tells the leader so.
     """
 
-    leader: BaseAgent
+    leader: BaseAgent[Any, Any]
     team: list[Unit]
     _callees: list[UnitTool]
     """The team as the leader's model sees it."""

@@ -28,7 +28,7 @@ from aworld.training.embedded.learner import version_of
 
 @typed()
 def imitate(
-    agent: Agent,
+    agent: Agent[Any, Any],
     dialogues: Iterable[Mapping[str, Any]],
     output: str | Path,
     *,

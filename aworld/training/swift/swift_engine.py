@@ -238,7 +238,7 @@ class SwiftRun(TrainingRun[TrainingState]):
             raise TrainingError(f"step={report.step} | {hopeless(unknown, report.reason, self.job)}")
 
 
-def embedded_policy(agent: Agent) -> Any:
+def embedded_policy(agent: Agent[Any, Any]) -> Any:
     """The `Policy` behind an agent that asks an embedded model; None for any other."""
     model = agent.model
     return getattr(model, "policy", None) if model.provider == "embedded" else None

@@ -65,7 +65,7 @@ def solved(trajectory: Trajectory) -> bool:
 
 
 def sft(
-    agent: Agent,
+    agent: Agent[Any, Any],
     trajectories: Iterable[Trajectory],
     output: str | Path,
     *,
@@ -109,7 +109,7 @@ def sft(
 
 
 def dpo(
-    agent: Agent,
+    agent: Agent[Any, Any],
     trajectories: Iterable[Trajectory],
     output: str | Path,
     *,
