@@ -117,6 +117,15 @@ def test_python_blocks_run(
     assert people.splitlines() == ["waiting ['Where to?']", "Dress for this: Oslo"]
 
 
+def test_the_first_example_says_why_it_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"MODEL_NAME": "m", "API_KEY": "k", "BASE_URL": "http://127.0.0.1:9/v1"}.items():
+        monkeypatch.setenv(f"LLM_{name}", value)
+    exec(compile(next(block for kind, block in BLOCKS if kind == "python"), str(README), "exec"), {"__name__": "first"})
+    assert capsys.readouterr().out.startswith("failed openai could not be reached: Cannot connect to host 127.0.0.1:9")
+
+
 def test_bash_blocks_run(served: None, tmp_path: Path) -> None:
     for kind, block in BLOCKS:
         # The settings stand for the reader's own; what was learnt is used where it is learnt.

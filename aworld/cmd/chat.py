@@ -60,7 +60,8 @@ def _chat(args: argparse.Namespace) -> int:
         chat = Chat(agent, conf, limits_of(args), args.deps)
         if args.goes_on:
             run(chat.take_up(store_of(args.store)))
-        chat.tell(_SMALL if args.model == "local" else "")
+        model = getattr(getattr(agent, "model", None), "name", None)
+        chat.tell(_SMALL if model and _SMALL.startswith(model) else "")
         chat.tell("Ask something; /help shows the commands.")
         while (text := _line()) is not None:
             try:

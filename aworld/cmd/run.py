@@ -38,6 +38,7 @@ from aworld.runner import Runners
 from aworld.runners.blocking import run_blocking
 from aworld.runners.feed import RunStream
 from aworld.runners.local import load, store_of
+from aworld.runners.surroundings import check_environment
 
 if TYPE_CHECKING:
     from aworld.sandbox import SandboxPool
@@ -260,6 +261,7 @@ def _shown(begin: Callable[[], Coroutine[Any, Any, RunStream]], unit: Unit, args
 def go_on(args: argparse.Namespace) -> int:
     """Go on with a run that waits, or whose process ended, and show it."""
     record = run_blocking(_load(args))
+    check_environment(record)
     answers: list[str] = getattr(args, "answer", [])
     open_ids = [question.id for question in record.open_questions()]
     if len(answers) > len(open_ids):
@@ -267,6 +269,10 @@ def go_on(args: argparse.Namespace) -> int:
         raise ConfigError(f"--answer: {count} for {questions} of {record.id}.")
     agent, store = agent_of(args, record), store_of(args.store)
     if record.finished is not None:
+        if record.status != "finished":
+            aside(
+                f"it has ended: nothing is left to resume; go on with: aworld fork {short_id(record.id)}{again(args)}"
+            )
         return _report([run_blocking(Runners.resume(record, swarm=agent, store=store))], args, show=True)
     said = dict(zip(open_ids, answers))
     options: dict[str, Any] = {"swarm": agent, "store": store, "answers": said, "deps": args.deps}
@@ -275,6 +281,7 @@ def go_on(args: argparse.Namespace) -> int:
 
 def _fork(args: argparse.Namespace) -> int:
     record = run_blocking(_load(args))
+    check_environment(record)
     limits: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
         limits["conf"] = limits_of(args)

@@ -248,6 +248,9 @@ async def test_ctrl_c_ends_every_run_cancelled_and_keeps_what_was_done(shell: Sh
     await store.close()
     assert [run.status for run in runs] == ["cancelled"] * 20
     assert [run.steps for run in runs] == [1] * 20
+    code, _, said = await shell.run("resume", runs[0].id, "--tool", "my_tools:multiply")
+    going_on = f"aworld fork {runs[0].id[:8]} --tool my_tools:multiply"
+    assert (code, f"it has ended: nothing is left to resume; go on with: {going_on}\n" in said) == (1, True)
 
 
 class Stranger(ModelServer):
