@@ -146,7 +146,7 @@ async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
         (("run", "a", "--tool", "leaving:divide"), "importing 'leaving' raised SystemExit: 3 (leaving.py, line 1)"),
         (
             ("run", "a", "--agent", "crooked:a"),
-            "importing 'crooked' raised SyntaxError: invalid syntax (crooked.py, line 1)",
+            "raised SyntaxError: invalid syntax (crooked.py, line 1)",
         ),
         (("run", "--file", "latin.txt"), "--file 'latin.txt' is not UTF-8 text"),
         (("run", "--file", "cut.jsonl", "--run", "r"), "--file 'cut.jsonl', line 2: a line is a JSON text"),
