@@ -63,6 +63,7 @@ aworld: agents that are run, recorded, scored and made better. Where to begin:
   aworld chat --model local                    talk with a small model in this process, without a key
   aworld init my_project                       a folder with an agent, an environment and tests
   aworld run "What is 17 * 23?"                one question; the model is named by LLM_MODEL_NAME, or --model
+  aworld run --sandbox local --approve shell "fix the test"     on a copy of this folder, see aworld diff
   aworld trajectories show last                what the model was sent and said, step by step
   aworld rollout aworld.environments.parity:parity --model embedded --tasks 20 --samples 4
   aworld train aworld.environments.parity:parity     a policy that learns, on one core

@@ -414,13 +414,20 @@ def _read_questions(path: str | None) -> list[Any]:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--file {path!r}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--file {path!r} is not UTF-8 text: {error}.") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not path.endswith(".jsonl"):
         return lines
-    try:
-        return [msgspec.json.decode(line) for line in lines]
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"--file {path!r}: every line of it is a JSON text, or an object: {error}.") from error
+    questions: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            questions.append(msgspec.json.decode(line))
+        except msgspec.DecodeError as error:
+            raise ConfigError(
+                f"--file {path!r}, line {number}: a line is a JSON text, or an object: {error}."
+            ) from error
+    return questions
 
 
 async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
@@ -478,11 +485,8 @@ def question_of(record: Trajectory) -> str:
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if response.artifacts:
-        changed, id = (
-            counted(len(response.artifacts), "changed file"),
-            f"{short_id(response.id)}{store_option(args.store)}",
-        )
-        aside(f"[{changed}] aworld diff {id} · aworld apply {id}")
+        id = f"{short_id(response.id)}{store_option(args.store)}"
+        aside(f"[{counted(len(response.artifacts), 'changed file')}] aworld diff {id} · aworld apply {id}")
     if not response.success:
         print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
         _tell_open(response, args)
@@ -520,4 +524,5 @@ def _summary(response: TaskResponse) -> dict[str, Any]:
         "steps": len(response.record.calls),
         "usage": msgspec.to_builtins(response.usage),
         "time_cost": response.time_cost,
+        "artifacts": [kept.name for kept in response.artifacts],
     }

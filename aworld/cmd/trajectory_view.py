@@ -218,6 +218,7 @@ def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
         "labels": labels_text(summary.labels),
         "forked from": summary.forked_from,
         "started": started,
+        "files": f"{len(trajectory.artifacts)} changed: see aworld diff" if trajectory.artifacts else None,
     }
     for name, value in about.items():
         if value:
