@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from aworld.cmd.main import parser_of_commands
 from aworld.core.model import ModelRequest
 from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
@@ -85,6 +87,20 @@ def test_what_the_pages_point_to_is_there() -> None:
     ):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_every_command_on_the_pages_is_one_that_is_taken() -> None:
+    parser, commands = parser_of_commands(), 0
+    for page in (README, *(README.parent / "docs").glob("*.md"), README.parent / "examples/environments/dungeon.py"):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:\w+=\S+ )*aworld (.+)$", text, re.MULTILINE):
+            words = shlex.split(re.split(r" [|>&]", line)[0], comments=True)
+            try:
+                parser.parse_args(words)
+            except SystemExit:
+                pytest.fail(f"{page.name}: aworld {line}")
+            commands += 1
+    assert commands > 15
 
 
 @needs_bubblewrap

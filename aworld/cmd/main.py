@@ -29,20 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     _read_env_file()  # before the options, whose defaults it may set
-    parser = _parser()
-    parser.add_argument("--version", action="version", version=f"aworld {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    init.add_parser(commands)
-    run.add_parsers(commands)
-    chat.add_parser(commands)
-    answer.add_parser(commands)
-    diff.add_parsers(commands)
-    rollout.add_parser(commands)
-    train.add_parser(commands)
-    trajectories.add_parser(commands)
-    swarm.add_parser(commands)
-    mcp.add_parser(commands)
-    env.add_parser(commands)
+    parser = parser_of_commands()
     if not (sys.argv[1:] if argv is None else argv):
         print(_BEGIN, end="")
         return 0
@@ -110,8 +97,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.format_usage()}aworld: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    return _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
+def parser_of_commands() -> argparse.ArgumentParser:
+    """What reads the words of a command line."""
+    parser = _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
+    parser.add_argument("--version", action="version", version=f"aworld {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    init.add_parser(commands)
+    run.add_parsers(commands)
+    chat.add_parser(commands)
+    answer.add_parser(commands)
+    diff.add_parsers(commands)
+    rollout.add_parser(commands)
+    train.add_parser(commands)
+    trajectories.add_parser(commands)
+    swarm.add_parser(commands)
+    mcp.add_parser(commands)
+    env.add_parser(commands)
+    return parser
 
 
 def _read_env_file() -> None:

@@ -51,7 +51,9 @@ STOPPED = 130
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser of `aworld`."""
-    run = commands.add_parser("run", help="run an agent or a team on a question, or on many", description=_RUN)
+    run = commands.add_parser(
+        "run", help="run an agent or a team on a question, or on many", description=_RUN, epilog=_EXAMPLE
+    )
     run.add_argument(
         "questions",
         nargs="*",
@@ -108,6 +110,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     replay.set_defaults(run=_replay)
 
 
+_EXAMPLE = 'Examples: aworld run "What is 17 * 23?" --tool my_tools:multiply; aworld run --file questions.txt --json'
 _RUN = (
     "Run an agent. The model comes from --model, or from LLM_PROVIDER, LLM_MODEL_NAME, LLM_API_KEY and LLM_BASE_URL "
     "(also read from .env). Every run is recorded: see `aworld trajectories`."
