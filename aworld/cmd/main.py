@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aworld import __version__
 from aworld.cmd import answer, chat, diff, env, init, mcp, rollout, run, swarm, train, trajectories
@@ -101,7 +101,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     """What reads the words of a command line."""
     parser = _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
     parser.add_argument("--version", action="version", version=f"aworld {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands: argparse._SubParsersAction[Any] = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     init.add_parser(commands)
     run.add_parsers(commands)
     chat.add_parser(commands)
