@@ -1,13 +1,13 @@
 """What an agent remembers: the items, the settings of a memory, and the contracts of its parts.
 
 An item is one frozen record: what is remembered, whose it is (`metadata`, `scope`), where it comes from (`trajectory`,
-`step`) and how sure it is. It is changed by deltas alone, and each is kept (`MemoryChange`). A store keeps items and
-finds their words; an embedder makes vectors of texts; a vector index, where one is configured, finds the nearest.
+`step`) and how sure it is. It is changed by deltas alone, and each is kept (`MemoryChange`). An embedder makes vectors
+of texts; a vector index, where one is configured, finds the nearest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ from pydantic import Field
 from aworld.config.conf import Settings
 from aworld.core.checks import StructDoor
 from aworld.core.event import now
+from aworld.core.exceptions import ConfigError
 
 MESSAGES = ("human", "ai", "system", "tool")
 """The kinds of items that are turns of a conversation: they have neighbours."""
@@ -57,13 +58,18 @@ class MemoryItem(Struct, frozen=True, omit_defaults=True, kw_only=True, metaclas
     created_at: float = field(default_factory=now)
     updated_at: float | None = None
     expires_at: float | None = None
-    """UNIX seconds from which it is no longer found; it is deleted when the store is next opened, or by `expire`."""
+    """UNIX seconds from which it is no longer found; `expire` deletes it."""
     retired_at: float | None = None
     """Since when it no longer holds; it is kept, and not found by a search."""
     supersedes: tuple[str, ...] = ()
     """Ids of items in the place of which this one stands; they are retired when it is added."""
     data: dict[str, Any] = {}
     """What else belongs to it, as JSON."""
+
+    def __post_init__(self) -> None:
+        for name in ("confidence", "importance"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ConfigError(f"MemoryItem: {name}={value!r}; give a number from 0 to 1.", setting=name)
 
 
 class MemoryChange(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -101,18 +107,6 @@ class Recollection(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The higher, the better; only to be compared within one search."""
     around: tuple[MemoryItem, ...] = ()
     """The turns before and after it, where they were asked for."""
-
-
-class Scores(Struct, gc=False):
-    """How well one item fits a query, before the parts are weighed; what did not find it says 0."""
-
-    key: int
-    created_at: float
-    importance: float
-    words: float = 0.0
-    around: float = 0.0
-    vector: float = 0.0
-    vector_around: float = 0.0
 
 
 class MemoryLLMConfig(Settings):
@@ -194,64 +188,4 @@ class VectorIndex(Protocol):
 
     async def delete(self, ids: Sequence[str]) -> None:
         """Forget these items, as far as it has them."""
-        ...
-
-
-class ItemStore(Protocol):
-    """Keeps items, durable when a call returns, and finds them. Raises `StoreError` when it cannot."""
-
-    async def write(self, changes: Sequence[MemoryChange], vectors: Mapping[str, bytes], model: str | None) -> bool:
-        """Carry out changes, all or none; False where an item has another version than the change is based on.
-
-        `vectors` are float32, by item id, of this model. Raises ConfigError where the store has another's.
-        """
-        ...
-
-    async def read(self, ids: Sequence[str]) -> list[MemoryItem]:
-        """Those of these items that are there, in this order."""
-        ...
-
-    async def recent(self, which: MemoryFilter, limit: int) -> list[MemoryItem]:
-        """The latest items that hold, the latest first."""
-        ...
-
-    async def changes(self, id: str) -> list[MemoryChange]:
-        """What was done to an item, the first first."""
-        ...
-
-    async def scores(
-        self, words: str, vector: bytes | None, near: Mapping[str, float], which: MemoryFilter, limit: int
-    ) -> list[Scores]:
-        """Candidates for a query: by its words (a text), its vector, and what another index has found near."""
-        ...
-
-    async def found(self, keys: Sequence[int], neighbours: int) -> list[tuple[MemoryItem, tuple[MemoryItem, ...]]]:
-        """The items of these keys, with as many turns before and after each."""
-        ...
-
-    async def vectors(self, digests: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Vectors that are there of contents, by SHA-256."""
-        ...
-
-    async def bare(self, limit: int) -> list[MemoryItem]:
-        """Items that hold and have no vector."""
-        ...
-
-    async def fill(self, vectors: Mapping[str, bytes], model: str) -> None:
-        """Put in vectors, by item id. Raises ConfigError where the store has another model's."""
-        ...
-
-    async def strip(self) -> None:
-        """Take all vectors out, and forget which model made them."""
-        ...
-
-    async def purge(
-        self, ids: Sequence[str] = (), *, user: str | None = None, before: float | None = None
-    ) -> list[str]:
-        """Delete items and all that was derived from them, so that no file holds a byte of it: these, those of a user,
-        or those that expired before. Returns their ids."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of the file."""
         ...

@@ -25,7 +25,6 @@ from aworld.core.memory import (
     Embedder,
     ItemKind,
     ItemScope,
-    ItemStore,
     MemoryChange,
     MemoryConfig,
     MemoryFilter,
@@ -50,12 +49,10 @@ class Memory:
     """
 
     @typed()
-    def __init__(
-        self, config: MemoryConfig | None = None, *, store: ItemStore | None = None, embedder: Embedder | None = None
-    ) -> None:
+    def __init__(self, config: MemoryConfig | None = None, *, embedder: Embedder | None = None) -> None:
         self.config = config = config or MemoryConfig()
         one_of("provider", config.provider, ("aworld",))
-        self._store = store or SQLiteItems(config.path, timeout=config.timeout)
+        self._store = SQLiteItems(config.path, timeout=config.timeout)
         self._embedder = embedder
         if embedder is None and config.embedding_config is not None:
             self._embedder = build_embedder(config.embedding_config)
@@ -102,15 +99,16 @@ class Memory:
         which = MemoryFilter(
             user_id=user_id, session_id=session_id, agent_id=agent_id, team=team, kinds=kinds, scopes=scopes
         )
-        vector, near = None, dict[str, float]()
+        if not query.strip():
+            return []
+        vector, model, near = b"", None, dict[str, float]()
         if self._embedder is not None:
             await self._begin()
             values = await self._vector_of(query)
-            if self._index is None:
-                vector = _packed(values)
-            else:
+            vector, model = _packed(values), self._model
+            if self._index is not None:
                 near = await self._index.nearest(values, max(limit, CANDIDATES), which)
-        scores = await self._store.scores(query, vector, near, which, limit)
+        scores = await self._store.scores(query, vector, model, near, which, limit)
         best = ranked(scores, now(), limit)
         hits = await self._store.found([key for key, _ in best], neighbours)
         return [Recollection(item=item, score=score, around=beside) for (item, beside), (_, score) in zip(hits, best)]

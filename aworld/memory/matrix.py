@@ -70,11 +70,6 @@ class Matrix:
         if not self._count:
             return {}, {}
         query = np.frombuffer(vector, np.float32)
-        if len(query) != self._vectors.shape[1]:
-            raise ConfigError(
-                f"embedding_config: the query has {len(query)} dimensions and the items have {self._vectors.shape[1]}; "
-                "configure the model that made those, or call `await memory.embed_again()`"
-            )
         query = query / max(float(np.linalg.norm(query)), 1e-12)
         mask = self._meant(which, now)
         rows = np.flatnonzero(mask)

@@ -11,7 +11,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from aworld.core.memory import MemoryFilter, Scores
+from msgspec import Struct
+
+from aworld.core.memory import MemoryFilter, MemoryItem
 
 WEIGHTS = {"words": 1.0, "around": 0.5, "vector": 0.8, "vector_around": 0.4}
 """Of the item, and of it with the turns beside it."""
@@ -35,6 +37,18 @@ _COMMON = frozenset(
 """English words that stand in nearly every text: they tell little, and reading their lists takes the longest."""
 
 
+class Scores(Struct, gc=False):
+    """How well one item fits a query, before the parts are weighed; what did not find it says 0."""
+
+    key: int
+    created_at: float
+    importance: float
+    words: float = 0.0
+    around: float = 0.0
+    vector: float = 0.0
+    vector_around: float = 0.0
+
+
 def words_of(text: str) -> str:
     """A text as it is indexed."""
     return _SCRIPT.sub(r" \1 ", text)
@@ -46,24 +60,31 @@ def match_of(query: str, which: MemoryFilter) -> str | None:
     telling = [word for word in words if word not in _COMMON] or list(words)
     if not telling:
         return None
-    match = f"text : ({_quoted(telling, ' OR ')})"
+    match = f"text : ({_any(telling)})"
     tags = [tag(name, value) for name, value in which.owners.items()]
-    if not tags:
-        return match
-    return f'({match}) AND (tags : ("{GLOBAL}" OR ({_quoted(tags, " AND ")})))'
+    if tags:
+        match += f' AND (tags : ("{tag("scope", "global")}" OR ({" AND ".join(tags)})))'
+    for name, values in (("kind", which.kinds), ("scope", which.scopes)):
+        if values:
+            match += f" AND (tags : ({_any([tag(name, value) for value in values])}))"
+    return match
 
 
-def _quoted(words: Sequence[str], between: str) -> str:
-    return between.join(f'"{word}"' for word in words)
+def _any(words: Sequence[str]) -> str:
+    return " OR ".join(f'"{word}"' for word in words)
 
 
-GLOBAL = "g0"
+def tags_of(item: MemoryItem) -> str:
+    """What filters ask of an item, as words of an index: it is filtered as it is searched."""
+    about = item.metadata
+    owners = {"user_id": about.user_id, "session_id": about.session_id, "agent_id": about.agent_id, "team": about.team}
+    named = {**owners, "kind": item.kind, "scope": item.scope}
+    return " ".join(tag(name, value) for name, value in named.items() if value is not None)
 
 
 def tag(name: str, value: str) -> str:
-    """The word in an index by which items of an owner are found: a letter and digits, which no stemmer changes."""
-    digest = hashlib.blake2b(value.encode(), digest_size=8).digest()
-    return f"{name[0]}{int.from_bytes(digest)}"
+    """One of them: a letter and digits, which no stemmer changes."""
+    return f"t{int.from_bytes(hashlib.blake2b(f'{name} {value}'.encode(), digest_size=8).digest())}"
 
 
 def ranked(scores: Sequence[Scores], now: float, limit: int) -> list[tuple[int, float]]:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -25,8 +23,9 @@ import msgspec
 
 from aworld.core.event import now
 from aworld.core.exceptions import AWorldError, ConfigError, StoreError
-from aworld.core.memory import MESSAGES, MemoryChange, MemoryFilter, MemoryItem, Scores
-from aworld.memory.retrieval import GLOBAL, match_of, tag, words_of
+from aworld.core.memory import MESSAGES, MemoryChange, MemoryFilter, MemoryItem
+from aworld.memory.retrieval import Scores, match_of, tags_of, words_of
+from aworld.trajectory.sqlite_file import begin_log, make_file
 
 if TYPE_CHECKING:
     from aworld.memory.matrix import Matrix
@@ -36,7 +35,6 @@ T = TypeVar("T")
 APPLICATION_ID = 0x41576D65
 """`AWme`: the mark of this kind of file."""
 VERSION = 1
-OWNERS = ("user_id", "session_id", "agent_id", "team")
 CANDIDATES = 200
 """Items that each part of a search may bring."""
 _BATCH = 500  # writes in one transaction, so that the first does not wait for long
@@ -64,6 +62,7 @@ _TABLES = """
     CREATE INDEX items_user ON items (user_id) WHERE user_id IS NOT NULL;
     CREATE INDEX items_thread ON items (thread, key) WHERE thread IS NOT NULL;
     CREATE INDEX items_digest ON items (digest) WHERE vector IS NOT NULL;
+    CREATE INDEX items_rank ON items (key, created_at, importance, expires_at);
     CREATE INDEX items_expiry ON items (expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE changes (key INTEGER PRIMARY KEY, item TEXT NOT NULL, data BLOB NOT NULL);
     CREATE INDEX changes_item ON changes (item);
@@ -72,7 +71,8 @@ _TABLES = """
     CREATE VIRTUAL TABLE words USING fts5(text, tags, tokenize = 'porter unicode61 remove_diacritics 2');
     CREATE VIRTUAL TABLE around USING fts5(text, tags, tokenize = 'porter unicode61 remove_diacritics 2')
     """
-"""`thread` is the conversation of a turn: its neighbours are the keys before and after in it."""
+"""`thread` is the conversation of a turn: its neighbours are the keys before and after in it. `items_rank` has
+what ranks a candidate: a search that read the wide rows took twice as long."""
 
 _item = msgspec.json.Decoder(MemoryItem)
 _change = msgspec.json.Decoder(MemoryChange)
@@ -80,7 +80,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SQLiteItems:
-    """A store of items in one SQLite file, or with `None` in memory. Satisfies `ItemStore`."""
+    """A store of items in one SQLite file, or with `None` in memory. Raises StoreError when it cannot be used."""
 
     def __init__(self, path: str | None = None, *, timeout: float = 10.0) -> None:
         self.path = path or ":memory:"
@@ -92,7 +92,18 @@ class SQLiteItems:
         self._matrix: Matrix | None = None
 
     async def write(self, changes: Sequence[MemoryChange], vectors: Mapping[str, bytes], model: str | None) -> bool:
-        """See `ItemStore`."""
+        """Carry out changes, all or none; False where an item has another version than the change is based on.
+
+        `vectors` are float32, by item id, of this model. Raises ConfigError where the store has another's.
+        """
+
+        for change in changes:
+            try:
+                _encode(change)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ConfigError(
+                    f"Memory item {change.item.id!r}: data= is no JSON: {error}", setting="data"
+                ) from None
 
         def work(db: sqlite3.Connection) -> bool:
             if vectors and model is not None:
@@ -107,7 +118,7 @@ class SQLiteItems:
         return await self._write(work)
 
     async def read(self, ids: Sequence[str]) -> list[MemoryItem]:
-        """See `ItemStore`."""
+        """Those of these items that are there, in this order."""
 
         def work(db: sqlite3.Connection) -> list[MemoryItem]:
             rows = [db.execute("SELECT data FROM items WHERE id = ?", (id,)).fetchone() for id in ids]
@@ -116,13 +127,13 @@ class SQLiteItems:
         return await self._read(work)
 
     async def recent(self, which: MemoryFilter, limit: int) -> list[MemoryItem]:
-        """See `ItemStore`."""
+        """The latest items that hold, the latest first."""
         where, values = _where(which)
         sql = f"SELECT data FROM items WHERE {where} ORDER BY key DESC LIMIT ?"
         return await self._read(lambda db: [_item.decode(row[0]) for row in db.execute(sql, (*values, limit))])
 
     async def changes(self, id: str) -> list[MemoryChange]:
-        """See `ItemStore`."""
+        """What was done to an item, the first first."""
 
         def work(db: sqlite3.Connection) -> list[MemoryChange]:
             rows = db.execute("SELECT data FROM changes WHERE item = ? ORDER BY key", (id,)).fetchall()
@@ -133,13 +144,13 @@ class SQLiteItems:
         return await self._read(work)
 
     async def scores(
-        self, words: str, vector: bytes | None, near: Mapping[str, float], which: MemoryFilter, limit: int
+        self, words: str, vector: bytes, model: str | None, near: Mapping[str, float], which: MemoryFilter, limit: int
     ) -> list[Scores]:
-        """See `ItemStore`."""
-        return await self._read(lambda db: self._scores(db, words, vector, near, which, max(limit, CANDIDATES)))
+        """Candidates for a query: by its words (a text), its vector, and what another index has found near."""
+        return await self._read(lambda db: self._scores(db, words, vector, model, near, which, max(limit, CANDIDATES)))
 
     async def found(self, keys: Sequence[int], neighbours: int) -> list[tuple[MemoryItem, tuple[MemoryItem, ...]]]:
-        """See `ItemStore`."""
+        """The items of these keys, with as many turns before and after each."""
 
         def work(db: sqlite3.Connection) -> list[tuple[MemoryItem, tuple[MemoryItem, ...]]]:
             result: list[tuple[MemoryItem, tuple[MemoryItem, ...]]] = []
@@ -155,7 +166,7 @@ class SQLiteItems:
         return await self._read(work)
 
     async def vectors(self, digests: Sequence[bytes]) -> dict[bytes, bytes]:
-        """See `ItemStore`."""
+        """Vectors that are there of contents, by SHA-256."""
         sql = "SELECT vector FROM items WHERE digest = ? AND vector IS NOT NULL LIMIT 1"
 
         def work(db: sqlite3.Connection) -> dict[bytes, bytes]:
@@ -165,12 +176,12 @@ class SQLiteItems:
         return await self._read(work)
 
     async def bare(self, limit: int) -> list[MemoryItem]:
-        """See `ItemStore`."""
+        """Items that hold and have no vector."""
         sql = "SELECT data FROM items WHERE live AND vector IS NULL LIMIT ?"
         return await self._read(lambda db: [_item.decode(row[0]) for row in db.execute(sql, (limit,))])
 
     async def strip(self) -> None:
-        """See `ItemStore`."""
+        """Take all vectors out, and forget which model made them."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute("UPDATE items SET vector = NULL")
@@ -184,7 +195,9 @@ class SQLiteItems:
 
         def work(db: sqlite3.Connection) -> None:
             self._keep_model(db, model, vectors)
-            db.executemany("UPDATE items SET vector = ? WHERE id = ?", [(v, id) for id, v in vectors.items()])
+            db.executemany(
+                "UPDATE items SET vector = ? WHERE id = ? AND vector IS NULL", [(v, id) for id, v in vectors.items()]
+            )
             _raise_epoch(db)
 
         await self._write(work)
@@ -192,7 +205,8 @@ class SQLiteItems:
     async def purge(
         self, ids: Sequence[str] = (), *, user: str | None = None, before: float | None = None
     ) -> list[str]:
-        """See `ItemStore`."""
+        """Delete items and all that was derived from them, so that no file holds a byte of it: these, those of a user,
+        or those that expired before. Returns their ids."""
 
         def work(db: sqlite3.Connection) -> list[str]:
             rows: list[tuple[int, str, str | None]] = []
@@ -218,7 +232,7 @@ class SQLiteItems:
         return gone
 
     async def close(self) -> None:
-        """See `ItemStore`."""
+        """Let go of the file."""
 
         def work() -> None:
             if self._db is not None:
@@ -283,13 +297,11 @@ class SQLiteItems:
         if self._db is not None:
             return self._db
         if self.path != ":memory:":
-            for folder in reversed([folder for folder in Path(self.path).parents if not folder.exists()]):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            with suppress(FileExistsError):  # what people say is nobody else's
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            make_file(Path(self.path))
         db = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
         try:
-            for pragma in ("trusted_schema = OFF", "journal_mode = wal", "synchronous = normal", "secure_delete = ON"):
+            begin_log(db, self._timeout)
+            for pragma in ("trusted_schema = OFF", "synchronous = normal", "secure_delete = ON"):
                 db.execute(f"PRAGMA {pragma}")
             db.execute("PRAGMA temp_store = memory")  # nothing of it in a file that nobody erases
             db.execute("BEGIN IMMEDIATE")
@@ -331,18 +343,21 @@ class SQLiteItems:
         remedy = _REMEDIES.get(name, "look at the file, its folder and the disk")
         return StoreError(f"memory={self.path} | {error}: {remedy}")
 
-    def _keep_model(self, db: sqlite3.Connection, model: str, vectors: Mapping[str, bytes]) -> None:
-        """Refuse vectors of another model than that of those that are there."""
+    def _check_model(self, db: sqlite3.Connection, model: str, size: int) -> bool:
+        """Refuse vectors of another model than that of those that are there; whether there are any."""
         facts = dict(db.execute("SELECT name, value FROM facts WHERE name IN ('model', 'bytes')").fetchall())
-        size = len(next(iter(vectors.values())))
-        if not facts:
-            db.execute("INSERT INTO facts VALUES ('model', ?), ('bytes', ?)", (model, size))
-        elif (facts["model"], facts["bytes"]) != (model, size):
+        if facts and (facts["model"], facts["bytes"]) != (model, size):
             raise ConfigError(
                 f"embedding_config: {self.path} has vectors of {facts['model']!r} ({facts['bytes'] // 4} dimensions), "
                 f"and these are of {model!r} ({size // 4}): configure that one, or call `await memory.embed_again()`",
                 setting="embedding_config",
             )
+        return bool(facts)
+
+    def _keep_model(self, db: sqlite3.Connection, model: str, vectors: Mapping[str, bytes]) -> None:
+        size = len(next(iter(vectors.values())))
+        if not self._check_model(db, model, size):
+            db.execute("INSERT INTO facts VALUES ('model', ?), ('bytes', ?)", (model, size))
 
     def _apply(self, db: sqlite3.Connection, change: MemoryChange, vector: bytes | None) -> bool:
         """Write one change. False when the item is not at the version before it."""
@@ -373,7 +388,7 @@ class SQLiteItems:
             _raise_epoch(db)
         if live:
             db.execute(
-                "INSERT INTO words (rowid, text, tags) VALUES (?, ?, ?)", (key, words_of(item.content), _tags(item))
+                "INSERT INTO words (rowid, text, tags) VALUES (?, ?, ?)", (key, words_of(item.content), tags_of(item))
             )
         if row is not None:  # of a new one that waits for the next search
             for other in {key, *_beside(db, key, thread, 1), *_beside(db, key, row[2], 1)}:
@@ -381,8 +396,8 @@ class SQLiteItems:
         return True
 
     def _scores(
-        self, db: sqlite3.Connection, words: str, vector: bytes | None, near: Mapping[str, float], which: MemoryFilter,
-        limit: int,
+        self, db: sqlite3.Connection, words: str, vector: bytes, model: str | None, near: Mapping[str, float],
+        which: MemoryFilter, limit: int,
     ) -> list[Scores]:  # fmt: skip
         where, values = _where(which)
         parts: dict[str, dict[int, float]] = {"words": {}, "around": {}, "vector": {}, "vector_around": {}}
@@ -392,22 +407,27 @@ class SQLiteItems:
         for table in ("words", "around") if match else ():
             parts[table] = dict(
                 db.execute(
-                    f"SELECT key, -bm25({table}, 1.0, 0.0) AS score FROM {table} JOIN items ON key = {table}.rowid "
-                    f"WHERE {table} MATCH ? AND {where} ORDER BY score DESC, key DESC LIMIT ?",
-                    (match, *values, limit),
+                    f"SELECT rowid, -bm25({table}, 1.0, 0.0) AS score FROM {table} "
+                    f"WHERE {table} MATCH ? ORDER BY score DESC, rowid DESC LIMIT ?",
+                    (match, limit),
                 ).fetchall()
             )
         for id, score in near.items():
             if row := db.execute(f"SELECT key FROM items WHERE id = ? AND {where}", (id, *values)).fetchone():
                 parts["vector"][row[0]] = score
-        if vector is not None:
+        if model is not None:
+            self._check_model(db, model, len(vector))
+        if model is not None and not near:
             matrix = self._synchronised(db)
             parts["vector"], parts["vector_around"] = matrix.search(
                 vector, which, limit, [*parts["words"], *parts["around"]], now()
             )
-        keys = sorted({key for part in parts.values() for key in part})
-        marks = ", ".join(map(str, keys))
-        rows = db.execute(f"SELECT key, created_at, importance FROM items WHERE key IN ({marks})")
+        keys = ", ".join(map(str, sorted({key for part in parts.values() for key in part})))
+        rows = db.execute(
+            "SELECT key, created_at, importance FROM items INDEXED BY items_rank "
+            f"WHERE key IN ({keys}) AND (expires_at IS NULL OR expires_at > ?)",
+            (now(),),
+        )
         return [Scores(*row, *(part.get(row[0], 0.0) for part in parts.values())) for row in rows]
 
     def _index_new(self, db: sqlite3.Connection) -> None:
@@ -471,11 +491,6 @@ def _thread_of(item: MemoryItem) -> str | None:
     return None if place is None or item.kind not in MESSAGES else f"{about.user_id or ''}\n{place}"
 
 
-def _tags(item: MemoryItem) -> str:
-    owners = [tag(name, value) for name in OWNERS if (value := getattr(item.metadata, name)) is not None]
-    return " ".join([*owners, GLOBAL] if item.scope == "global" else owners)
-
-
 def _beside(db: sqlite3.Connection, key: int, thread: str | None, count: int) -> list[int]:
     """As many turns before and after, in order."""
     if thread is None:
@@ -499,7 +514,7 @@ def _index_around(db: sqlite3.Connection, key: int) -> None:
     keys = sorted([key, *_beside(db, key, row[1], 1)])
     sql = f"SELECT text FROM words WHERE rowid IN ({', '.join(map(str, keys))}) ORDER BY rowid"
     text = "\n".join(text for (text,) in db.execute(sql))
-    db.execute("INSERT OR REPLACE INTO around (rowid, text, tags) VALUES (?, ?, ?)", (key, text, _tags(item)))
+    db.execute("INSERT OR REPLACE INTO around (rowid, text, tags) VALUES (?, ?, ?)", (key, text, tags_of(item)))
 
 
 def _drop_words(db: sqlite3.Connection, key: int) -> None:

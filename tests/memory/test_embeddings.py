@@ -72,8 +72,9 @@ async def test_another_model_is_refused_until_all_is_embedded_again(tmp_path: Pa
     other = Memory(settings, embedder=HashedEmbedder("large", 96))
     with pytest.raises(ConfigError, match=r"vectors of 'small' \(64 dimensions\).*'large' \(96\).*embed_again"):
         await other.add(Fact(content="rain again"))
-    with pytest.raises(ConfigError, match=r"dimensions.*embed_again"):
-        await other.search("automobile")
+    for model in (other, Memory(settings, embedder=HashedEmbedder("twin"))):
+        with pytest.raises(ConfigError, match=r"vectors of 'small'.*embed_again"):
+            await model.search("automobile")
     assert await other.embed_again() == 2
     assert (await other.search("automobile"))[0].item.content == "the car is red"
 

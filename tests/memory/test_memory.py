@@ -124,6 +124,10 @@ async def test_what_cannot_be_is_refused_and_nothing_is_lost(memory: Memory) -> 
         await memory.edit(item.id, contnt="x")
     with pytest.raises(ConfigError, match="content"):
         await memory.edit(item.id, content=3)
+    with pytest.raises(ConfigError, match=r"confidence=1\.5; give a number from 0 to 1"):
+        await memory.edit(item.id, confidence=1.5)
+    with pytest.raises(ConfigError, match="data= is no JSON"):
+        await memory.add(Fact(content="x", data={"it": object()}))
     with pytest.raises(ConfigError, match="kind"):
         MemoryItem(content="x", kind="dream")  # type: ignore[arg-type]
     assert [hit.content for hit in await memory.recent()] == ["a fact"]
