@@ -34,7 +34,6 @@ from aworld.core.memory import (
     VectorIndex,
 )  # fmt: skip
 from aworld.memory.embeddings import build_embedder
-from aworld.memory.retrieval import ranked
 from aworld.memory.sqlite_items import CANDIDATES, SQLiteItems
 
 _QUERIES = 256  # vectors of questions that are kept in this process
@@ -56,6 +55,7 @@ class Memory:
         self._embedder = embedder
         if embedder is None and config.embedding_config is not None:
             self._embedder = build_embedder(config.embedding_config)
+        self._model = self._embedder.model if self._embedder is not None else None
         self._index: VectorIndex | None = None
         if config.vector_store_config is not None:
             if self._embedder is None:
@@ -103,15 +103,12 @@ class Memory:
             return []
         vector, model, near = b"", None, dict[str, float]()
         if self._embedder is not None:
-            await self._begin()
-            values = await self._vector_of(query)
+            await self._begin(self._embedder)
+            values = await self._vector_of(query, self._embedder)
             vector, model = _packed(values), self._model
             if self._index is not None:
                 near = await self._index.nearest(values, max(limit, CANDIDATES), which)
-        scores = await self._store.scores(query, vector, model, near, which, limit)
-        best = ranked(scores, now(), limit)
-        hits = await self._store.found([key for key, _ in best], neighbours)
-        return [Recollection(item=item, score=score, around=beside) for (item, beside), (_, score) in zip(hits, best)]
+        return await self._store.search(query, vector, model, near, which, limit, neighbours)
 
     @typed()
     async def recent(self, limit: Count = 20, **owners: Any) -> list[MemoryItem]:
@@ -151,7 +148,10 @@ class Memory:
     @typed()
     async def history(self, id: str) -> list[MemoryChange]:
         """All that was done to an item, the first first. Raises TaskError where there is none."""
-        return await self._store.changes(id) or (await self._all([id]) and [])
+        changes = await self._store.changes(id)
+        if not changes:
+            await self._all([id])
+        return changes
 
     @typed()
     async def forget(self, id: str) -> None:
@@ -180,41 +180,32 @@ class Memory:
                 "Memory.embed_again: there is no model; set embedding_config.", setting="embedding_config"
             )
         await self._store.strip()
-        return await self._fill()
+        return await self._fill(self._embedder)
 
     async def close(self) -> None:
         """Let go of the file. The next call opens it again."""
         await self._store.close()
         self._begun = False
 
-    async def _begin(self) -> None:
+    async def _begin(self, embedder: Embedder) -> None:
         """Give vectors to what was added without a model."""
         if not self._begun:
-            await self._fill()
+            await self._fill(embedder)
             self._begun = True
 
-    async def _fill(self) -> int:
+    async def _fill(self, embedder: Embedder) -> int:
         count = 0
         while items := await self._store.bare(_FILL):
-            vectors = await self._embed([item.content for item in items])
+            vectors = await embedder.embed([item.content for item in items])
             packed = {item.id: _packed(vector) for item, vector in zip(items, vectors)}
-            await self._store.fill(packed, self._model)
+            await self._store.fill(packed, embedder.model)
             if self._index is not None:
                 await self._index.put(items, vectors)
             count += len(items)
         return count
 
-    @property
-    def _model(self) -> str:
-        assert self._embedder is not None  # whoever asks has vectors of it
-        return self._embedder.model
-
-    async def _embed(self, texts: Sequence[str]) -> list[list[float]]:
-        assert self._embedder is not None
-        return await self._embedder.embed(texts)
-
-    async def _vector_of(self, query: str) -> list[float]:
-        vector = self._queries.pop(query, None) or (await self._embed([query]))[0]
+    async def _vector_of(self, query: str, embedder: Embedder) -> list[float]:
+        vector = self._queries.pop(query, None) or (await embedder.embed([query]))[0]
         self._queries[query] = vector
         if len(self._queries) > _QUERIES:
             self._queries.popitem(last=False)
@@ -223,8 +214,7 @@ class Memory:
     async def _write(self, changes: Sequence[MemoryChange]) -> bool:
         items = [change.item for change in changes if change.item.retired_at is None]
         vectors = await self._vectors_of(items)
-        model = None if self._embedder is None else self._model
-        if not await self._store.write(changes, vectors, model):
+        if not await self._store.write(changes, vectors, self._model):
             return False
         if self._index is not None:
             if items:
@@ -237,12 +227,12 @@ class Memory:
         """Vectors of contents; what the store has of the same content is not asked for again."""
         if self._embedder is None or not items:
             return {}
-        await self._begin()
+        await self._begin(self._embedder)
         digests = {item.id: hashlib.sha256(item.content.encode()).digest() for item in items}
         ready = await self._store.vectors(list(set(digests.values())))
         texts = {digests[item.id]: item.content for item in items if digests[item.id] not in ready}
         if texts:
-            ready |= zip(texts, map(_packed, await self._embed(list(texts.values()))))
+            ready |= zip(texts, map(_packed, await self._embedder.embed(list(texts.values()))))
         return {id: ready[digest] for id, digest in digests.items()}
 
     async def _all(self, ids: Sequence[str]) -> list[MemoryItem]:

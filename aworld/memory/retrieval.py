@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-
-from msgspec import Struct
+from collections.abc import Mapping, Sequence
 
 from aworld.core.memory import MemoryFilter, MemoryItem
 
@@ -35,18 +33,6 @@ _COMMON = frozenset(
     )
 )
 """English words that stand in nearly every text: they tell little, and reading their lists takes the longest."""
-
-
-class Scores(Struct, gc=False):
-    """How well one item fits a query, before the parts are weighed; what did not find it says 0."""
-
-    key: int
-    created_at: float
-    importance: float
-    words: float = 0.0
-    around: float = 0.0
-    vector: float = 0.0
-    vector_around: float = 0.0
 
 
 def words_of(text: str) -> str:
@@ -87,19 +73,24 @@ def tag(name: str, value: str) -> str:
     return f"t{int.from_bytes(hashlib.blake2b(f'{name} {value}'.encode(), digest_size=8).digest())}"
 
 
-def ranked(scores: Sequence[Scores], now: float, limit: int) -> list[tuple[int, float]]:
-    """The keys of the best, with their scores, the best first; of equals the latest first."""
-    scale: dict[str, tuple[float, float]] = {}
-    for part in WEIGHTS:
-        values = [getattr(one, part) for one in scores]
-        # What a part did not find at all has 0 of it: of words that is the least there is.
+def ranked(
+    parts: Mapping[str, Mapping[int, float]], items: Mapping[int, tuple[float, float]], now: float, limit: int
+) -> list[tuple[int, float]]:
+    """The keys of the best `items`, with their scores, the best first; of equals the latest first.
+
+    `parts` are the scores by each of `WEIGHTS`, by key; `items` the time and the importance of each.
+    """
+    fit = dict.fromkeys(items, 0.0)
+    for part, scores in parts.items():
+        values = [score for key, score in scores.items() if key in items]
+        # What shares no word has 0 of words, and is not among them: that is the least there is.
         least = min(values, default=0.0) if part.startswith("vector") else 0.0
         if (most := max(values, default=0.0)) > least:
-            scale[part] = least, WEIGHTS[part] / (most - least)
-    result: list[tuple[float, int]] = []
-    for one in scores:
-        fit = sum((getattr(one, part) - least) * factor for part, (least, factor) in scale.items())
-        recency = 0.5 ** (max(0.0, now - one.created_at) / HALF_LIFE)
-        result.append((fit * (1 + RECENCY * recency + IMPORTANCE * (one.importance - 0.5)), one.key))
-    result.sort(reverse=True)
-    return [(key, score) for score, key in result[:limit]]
+            factor = WEIGHTS.get(part, 0.0) / (most - least)
+            for key, score in scores.items():
+                if key in items:
+                    fit[key] += (score - least) * factor
+    for key, (created_at, importance) in items.items():
+        recency = 0.5 ** (max(0.0, now - created_at) / HALF_LIFE)
+        fit[key] *= 1 + RECENCY * recency + IMPORTANCE * (importance - 0.5)
+    return sorted(fit.items(), key=lambda pair: (-pair[1], -pair[0]))[:limit]

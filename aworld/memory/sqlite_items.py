@@ -23,8 +23,8 @@ import msgspec
 
 from aworld.core.event import now
 from aworld.core.exceptions import AWorldError, ConfigError, StoreError
-from aworld.core.memory import MESSAGES, MemoryChange, MemoryFilter, MemoryItem
-from aworld.memory.retrieval import Scores, match_of, tags_of, words_of
+from aworld.core.memory import MESSAGES, MemoryChange, MemoryFilter, MemoryItem, Recollection
+from aworld.memory.retrieval import match_of, ranked, tags_of, words_of
 from aworld.trajectory.sqlite_file import begin_log, make_file
 
 if TYPE_CHECKING:
@@ -143,27 +143,32 @@ class SQLiteItems:
 
         return await self._read(work)
 
-    async def scores(
-        self, words: str, vector: bytes, model: str | None, near: Mapping[str, float], which: MemoryFilter, limit: int
-    ) -> list[Scores]:
-        """Candidates for a query: by its words (a text), its vector, and what another index has found near."""
-        return await self._read(lambda db: self._scores(db, words, vector, model, near, which, max(limit, CANDIDATES)))
+    async def search(
+        self, words: str, vector: bytes, model: str | None, near: Mapping[str, float], which: MemoryFilter,
+        limit: int, neighbours: int,
+    ) -> list[Recollection]:  # fmt: skip
+        """The best for a query, by its words (a text), its vector, and what another index has found near, by id; with
+        as many turns before and after each."""
 
-    async def found(self, keys: Sequence[int], neighbours: int) -> list[tuple[MemoryItem, tuple[MemoryItem, ...]]]:
-        """The items of these keys, with as many turns before and after each."""
-
-        def work(db: sqlite3.Connection) -> list[tuple[MemoryItem, tuple[MemoryItem, ...]]]:
-            result: list[tuple[MemoryItem, tuple[MemoryItem, ...]]] = []
-            for key in keys:
-                row = db.execute("SELECT data, thread FROM items WHERE key = ?", (key,)).fetchone()
-                if row is None:  # another process has deleted it meanwhile
-                    continue
-                beside = _beside(db, key, row[1], neighbours) if neighbours else []
+        def work(db: sqlite3.Connection) -> list[Recollection]:
+            result: list[Recollection] = []
+            for key, score in self._best(db, words, vector, model, near, which, limit):
+                data, thread = db.execute("SELECT data, thread FROM items WHERE key = ?", (key,)).fetchone()
+                beside = _beside(db, key, thread, neighbours) if neighbours else []
                 turns = [db.execute("SELECT data FROM items WHERE key = ?", (k,)).fetchone()[0] for k in beside]
-                result.append((_item.decode(row[0]), tuple(map(_item.decode, turns))))
+                around = tuple(map(_item.decode, turns))
+                result.append(Recollection(item=_item.decode(data), score=score, around=around))
             return result
 
-        return await self._read(work)
+        def at_once(db: sqlite3.Connection) -> list[Recollection]:
+            self._index_new(db)
+            db.execute("BEGIN")  # one state of the file, whatever others write meanwhile
+            try:
+                return work(db)
+            finally:
+                db.execute("COMMIT")
+
+        return await self._read(at_once)
 
     async def vectors(self, digests: Sequence[bytes]) -> dict[bytes, bytes]:
         """Vectors that are there of contents, by SHA-256."""
@@ -395,40 +400,34 @@ class SQLiteItems:
                 _index_around(db, other)
         return True
 
-    def _scores(
+    def _best(
         self, db: sqlite3.Connection, words: str, vector: bytes, model: str | None, near: Mapping[str, float],
         which: MemoryFilter, limit: int,
-    ) -> list[Scores]:  # fmt: skip
-        where, values = _where(which)
-        parts: dict[str, dict[int, float]] = {"words": {}, "around": {}, "vector": {}, "vector_around": {}}
-        match = match_of(words, which)
-        if match:
-            self._index_new(db)
+    ) -> list[tuple[int, float]]:  # fmt: skip
+        parts: dict[str, dict[int, float]] = {}
+        match, most = match_of(words, which), max(limit, CANDIDATES)
         for table in ("words", "around") if match else ():
-            parts[table] = dict(
-                db.execute(
-                    f"SELECT rowid, -bm25({table}, 1.0, 0.0) AS score FROM {table} "
-                    f"WHERE {table} MATCH ? ORDER BY score DESC, rowid DESC LIMIT ?",
-                    (match, limit),
-                ).fetchall()
+            sql = (
+                f"SELECT rowid, -bm25({table}, 1.0, 0.0) AS score FROM {table} WHERE {table} MATCH ? "
+                "ORDER BY score DESC, rowid DESC LIMIT ?"
             )
-        for id, score in near.items():
-            if row := db.execute(f"SELECT key FROM items WHERE id = ? AND {where}", (id, *values)).fetchone():
-                parts["vector"][row[0]] = score
+            parts[table] = dict(db.execute(sql, (match, most)).fetchall())
         if model is not None:
             self._check_model(db, model, len(vector))
-        if model is not None and not near:
-            matrix = self._synchronised(db)
-            parts["vector"], parts["vector_around"] = matrix.search(
-                vector, which, limit, [*parts["words"], *parts["around"]], now()
-            )
-        keys = ", ".join(map(str, sorted({key for part in parts.values() for key in part})))
+            if near:
+                ids = [(id, db.execute("SELECT key FROM items WHERE id = ? AND live", (id,)).fetchone()) for id in near]
+                parts["vector"] = {row[0]: near[id] for id, row in ids if row}
+            else:
+                others = [key for part in parts.values() for key in part]
+                matrix = self._synchronised(db)
+                parts["vector"], parts["vector_around"] = matrix.search(vector, which, most, others, now())
+        keys = ", ".join(map(str, {key for part in parts.values() for key in part}))
         rows = db.execute(
             "SELECT key, created_at, importance FROM items INDEXED BY items_rank "
             f"WHERE key IN ({keys}) AND (expires_at IS NULL OR expires_at > ?)",
             (now(),),
         )
-        return [Scores(*row, *(part.get(row[0], 0.0) for part in parts.values())) for row in rows]
+        return ranked(parts, {key: (at, importance) for key, at, importance in rows}, now(), limit)
 
     def _index_new(self, db: sqlite3.Connection) -> None:
         """Index what was added since the last search with the turns beside it: all at once costs a fifth."""
@@ -488,7 +487,9 @@ def _thread_of(item: MemoryItem) -> str | None:
     """The conversation of a turn; no turn of one user is a neighbour of another's."""
     about = item.metadata
     place = about.session_id or about.task_id
-    return None if place is None or item.kind not in MESSAGES else f"{about.user_id or ''}\n{place}"
+    if place is None or item.kind not in MESSAGES or item.scope == "global":  # whoever finds that is not shown the rest
+        return None
+    return f"{about.user_id or ''}\n{place}"
 
 
 def _beside(db: sqlite3.Connection, key: int, thread: str | None, count: int) -> list[int]:

@@ -79,6 +79,14 @@ async def test_a_turn_brings_the_turns_beside_it(memory: Memory) -> None:
     assert [hit.item.content for hit in question[:2]] == turns[:2]  # the answer, for the question before it
 
 
+async def test_who_finds_a_global_turn_is_not_shown_the_conversation(memory: Memory) -> None:
+    await memory.add(MemoryHumanMessage(content="my pin is 4711", metadata=ANNA))
+    await memory.add(MemoryAIMessage(content="banks never ask for it", metadata=ANNA, scope="global"))
+    await memory.add(MemoryHumanMessage(content="thanks, 4711 stays mine", metadata=ANNA))
+    hits = await memory.search("4711 banks", user_id="bob", neighbours=2)
+    assert [(hit.item.content, hit.around) for hit in hits] == [("banks never ask for it", ())]
+
+
 async def test_an_item_is_changed_by_deltas_and_its_history_is_kept(memory: Memory) -> None:
     old = await memory.add(
         Fact(content="Anna lives in Paris", metadata=ANNA, trajectory="run-1", step=3, confidence=0.9)
