@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.message import Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.call import Retry
 from aworld.models.native_tools import check_settings
@@ -140,7 +142,8 @@ class RemoteModel:
     def finished(self, parts: WireReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
         """The whole reply. Raises `ModelError` when it is none."""
         try:
-            return parts.reply(request)
+            reply = parts.reply(request)
+            return reply if reply.usage is None else structs.replace(reply, usage=_plausible(reply.usage))
         except msgspec.DecodeError as error:
             raise self.endpoint.unreadable(f"what is not a whole reply ({error})", data) from None
 
@@ -158,6 +161,12 @@ class RemoteModel:
         if price_in is not None and price_out is not None:
             return Price(price_in, price_out, source="settings")
         return price_of(self.priced_as or self.provider, self.name, self.config.prices)
+
+
+def _plausible(usage: Usage) -> Usage:
+    """Usage without figures that no call has, which would make room in a budget: negative ones, infinity, no number."""
+    figures = ((name, getattr(usage, name)) for name in Usage.__struct_fields__[:-2])
+    return structs.replace(usage, **{name: None for name, n in figures if n is not None and not 0 <= n < math.inf})
 
 
 def _limits(config: ModelConfig, provider: str, url: str) -> Limits | None:

@@ -18,7 +18,7 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import AgentConfig
-from aworld.core.message import Message
+from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.models import CallFailed, call_model, http
@@ -235,6 +235,15 @@ async def test_a_wrong_type_at_each_place(name: str) -> None:
                 msgspec.json.encode(model.body(ModelRequest((*HI.messages, outcome.reply.message))))
     assert all(texts)
     assert len(sent) / 4 < good < len(sent)
+
+
+@pytest.mark.parametrize("figure", [b'"nan"', b"NaN", b"1e999", b"-5", b'"-inf"'])
+async def test_figures_that_no_call_has_make_no_room_in_a_budget(figure: bytes) -> None:
+    usage = b'{"cost": %b, "prompt_tokens": -9, "completion_tokens": -9, "total_tokens": -9}' % figure
+    reply = b'{"choices": [{"message": {"content": "x"}}], "usage": %b}' % usage
+    async with Provider(raw(reply)) as provider:
+        outcome = await call_model(OpenAIModel(provider.config(llm_max_retries=0)), HI)
+    assert outcome.reply.usage == Usage()
 
 
 JSON = {"Content-Type": "application/json"}
