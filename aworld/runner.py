@@ -117,16 +117,16 @@ class Runners:
     @typed(TaskError)
     async def run_many(
         questions: Iterable[Question],
-        agent: Unit | None = None,
+        agent: BaseAgent[D, R] | Topology | None = None,
         swarm: Unit | None = None,
         *,
         run: str,
         store: Any = None,
         run_conf: Conf = None,
-        on_done: Callable[[TaskResponse], Awaitable[None] | None] | None = None,
-        deps: Any = None,
+        on_done: Callable[[TaskResponse[R]], Awaitable[None] | None] | None = None,
+        deps: Annotated[DepsSource[D] | None, UNCHECKED] = None,
         **task: Unpack[TaskChanges],
-    ) -> ManyRuns:
+    ) -> ManyRuns[R]:
         """Put many questions to an agent, under a name: `print(await Runners.run_many(questions, agent, run="survey",
         store="sqlite:///runs.db"))`.
 
@@ -136,7 +136,8 @@ class Runners:
         question or its number, tell trajectories apart. `deps` and `task` are arguments of `Task` for all of them;
         `on_done` is called after each that this call ran.
 
-        Raises ConfigError where the store has another agent, or another question, under these names.
+        Without a store nothing is kept, and the same call begins anew. Raises ConfigError where the store has another
+        agent, or another question, under these names.
         """
         conf = run_config(run_conf)
         conf = conf if store is None else conf.model_copy(update={"store": store})

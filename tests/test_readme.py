@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from aworld.cmd.main import parser_of_commands
 from aworld.core.model import ModelRequest
 from aworld.models import FunctionModel
 from aworld.models.doubles import Said, call
@@ -87,6 +89,20 @@ def test_what_the_pages_point_to_is_there() -> None:
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
 
 
+def test_every_command_on_the_pages_is_one_that_is_taken() -> None:
+    parser, commands = parser_of_commands(), 0
+    for page in (README, *(README.parent / "docs").glob("*.md"), README.parent / "examples/environments/dungeon.py"):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:\w+=\S+ )*aworld (.+)$", text, re.MULTILINE):
+            words = shlex.split(re.split(r" [|>&]", line)[0], comments=True)
+            try:
+                parser.parse_args(words)
+            except SystemExit:
+                pytest.fail(f"{page.name}: aworld {line}")
+            commands += 1
+    assert commands > 15
+
+
 @needs_bubblewrap
 def test_python_blocks_run(
     served: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -115,6 +131,15 @@ def test_python_blocks_run(
     assert sandbox.strip() == "finished Dress for this: 391"
     assert served_agent.strip() == "Dress for this: Dress for this: The weather in Oslo"
     assert people.splitlines() == ["waiting ['Where to?']", "Dress for this: Oslo"]
+
+
+def test_the_first_example_says_why_it_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"MODEL_NAME": "m", "API_KEY": "k", "BASE_URL": "http://127.0.0.1:9/v1"}.items():
+        monkeypatch.setenv(f"LLM_{name}", value)
+    exec(compile(next(block for kind, block in BLOCKS if kind == "python"), str(README), "exec"), {"__name__": "first"})
+    assert capsys.readouterr().out.startswith("failed openai could not be reached: Cannot connect to host 127.0.0.1:9")
 
 
 def test_bash_blocks_run(served: None, tmp_path: Path) -> None:

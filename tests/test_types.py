@@ -43,6 +43,7 @@ async def right(unknown: Any) -> None:
     told: Advice = (await Runners.run_task(task))[task.id].answer
     again: Advice = (await Runners.resume("id", desk)).answer
     forks: list[Advice] = [fork.answer for fork in await Runners.fork("id", desk, n=2)]
+    many: list[Advice] = [one.answer for one in (await Runners.run_many(["x"], desk, run="a")).responses.values()]
     anything: str = (await Runners.run("x", unknown)).answer
 
 
@@ -59,12 +60,22 @@ async def wrong(context: ToolContext[Database]) -> None:
     Runners.streaming_run("x", desk, deps=database, timout=3)  # error
     Agent("other", system_prompt=brief, deps_type=int)  # error
     await Runners.resume("id", desk, stroe="sqlite:///runs.db")  # error
+    await Runners.run_many(["x"], desk, run="a", deps=3)  # error
     from aworld import Runer  # error
 
 
 asyncio.run(right(0))
 """
 MISTAKES = {number for number, line in enumerate(PROGRAM.splitlines(), 1) if line.endswith("# error")}
+
+
+def test_the_example_runs_without_a_key() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "LLM_MODEL_NAME"}
+    command = [sys.executable, str(EXAMPLE)]
+    done = subprocess.run(
+        command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("Ada, you have 100.5 euros. Blocked.\n", "")
 
 
 def program(folder: Path) -> Path:

@@ -184,7 +184,8 @@ class _AgentsFile:
             if key in conf:
                 raise self._error(f"{owner}: {key} does not go into conf; {remedy}", *path, key)
         try:
-            AgentConfig(**conf)
+            if tools := AgentConfig(**conf).llm_config.llm_native_tools:
+                conf["llm_native_tools"] = tools
         except ConfigError as error:
             raise self._error(f"{owner}: {error}", *path, error.setting) from error
         retries = {"output_retries": conf.pop("output_retries")} if "output_retries" in conf else {}

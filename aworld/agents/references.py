@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aworld.core.bounded import described
 from aworld.core.checks import nearest
 from aworld.core.exceptions import ConfigError
 
@@ -26,8 +28,13 @@ def find(reference: str, what: str) -> Any:
         value: Any = importlib.import_module(module)
     except (ImportError, ConfigError) as error:
         raise ConfigError(f"{what} {reference!r}: cannot import {module!r}: {error}.", setting=reference) from error
-    except (ValueError, TypeError) as error:  # a relative or otherwise impossible name
-        raise ConfigError(f"{what} {reference!r}: {module!r} is no module: {error}.", setting=reference) from error
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # code of somebody else, which may also exit
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if (frames := _own(error)) else ""
+        raise ConfigError(
+            f"{what} {reference!r}: importing {module!r} raised {described(error)}{place}.", setting=reference
+        ) from error
     for part in name.split("."):
         if not hasattr(value, part):
             near = nearest(part, dir(value))
@@ -35,6 +42,14 @@ def find(reference: str, what: str) -> Any:
             raise ConfigError(f"{what} {reference!r}: {module!r} has no {name!r}{meant}", setting=reference)
         value = getattr(value, part)
     return value
+
+
+def _own(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where it was raised, below the machinery of imports; nothing for a name that is none, and for a syntax error,
+    which names its place itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    machinery = (__file__, importlib.__file__)
+    return [f for f in frames if f.filename not in machinery and not f.filename.startswith("<frozen")]
 
 
 @contextmanager

@@ -60,12 +60,13 @@ def _chat(args: argparse.Namespace) -> int:
         chat = Chat(agent, conf, limits_of(args), args.deps)
         if args.goes_on:
             run(chat.take_up(store_of(args.store)))
-        chat.tell(_SMALL if args.model == "local" else "")
+        model = getattr(getattr(agent, "model", None), "name", None)
+        chat.tell(_SMALL if model and _SMALL.startswith(model) else "")
         chat.tell("Ask something; /help shows the commands.")
         while (text := _line()) is not None:
             try:
                 if text.startswith("/"):
-                    if not chat.command(text):
+                    if not run(chat.command(text)):
                         break
                 else:
                     response = run(chat.turn(text))
@@ -142,7 +143,7 @@ class Chat:
             id = before.id if before is not None else None
         self.tell(f"Going on after turn {len(self.turns)}: {self.turns[-1][0]:.60}")
 
-    def command(self, text: str) -> bool:
+    async def command(self, text: str) -> bool:
         """Carry out what begins with a slash; False to leave. Raises ConfigError."""
         name, _, argument = text[1:].partition(" ")
         match name:
@@ -159,11 +160,20 @@ class Chat:
                     number = int(argument) if argument.isdecimal() else -1
                 if not 0 <= number <= len(self.turns):
                     raise ConfigError(f"/{name} {argument}: the turns are numbered 1 to {len(self.turns)}.")
+                await self._leave_out(self.turns[number:])
                 self.turns = self.turns[:number]
                 self.tell(f"The next question follows turn {number}." if number else "The conversation begins anew.")
             case _:
                 self.tell(_HELP)
         return True
+
+    async def _leave_out(self, turns: list[tuple[str, str]]) -> None:
+        """Take turns out of the conversation, so that `--continue` does not go on after them."""
+        from aworld.core.event import Labelled, now
+        from aworld.runners.local import store_of
+
+        for _, id in turns:
+            await store_of(self.conf.store).note(id, [Labelled(seq=-1, at=now(), labels={LABEL: None}, source="chat")])
 
     async def turn(self, text: str) -> TaskResponse:
         """Ask, and show what comes."""

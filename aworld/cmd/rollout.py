@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
     from aworld.environments.problem import Problem
     from aworld.environments.report import Report, RolloutProgress
 
+_EXAMPLE = "Example: aworld rollout aworld.environments.sums:sums --model embedded --tasks 20 --samples 4"
 _ABOUT = (
     "Run an agent on the problems of an environment, several samples of each, and score them. Every episode is "
     "recorded. Started again with the same --run and --store, it does what is missing and no finished episode twice."
@@ -28,7 +29,9 @@ _ABOUT = (
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `rollout` to the parser of `aworld`."""
-    parser = commands.add_parser("rollout", help="run an agent on many problems of an environment", description=_ABOUT)
+    parser = commands.add_parser(
+        "rollout", help="run an agent on many problems of an environment", description=_ABOUT, epilog=_EXAMPLE
+    )
     parser.add_argument("environment", metavar="MODULE:ENVIRONMENT", help="such as my_tasks:shop")
     parser.add_argument("--agent", metavar="MODULE:OBJECT|FILE.yaml", help="a ready agent or team")
     parser.add_argument("--model", metavar="[PROVIDER:]NAME|FOLDER", help=f"or a plain agent that asks: {MODEL}")

@@ -38,6 +38,7 @@ from aworld.runner import Runners
 from aworld.runners.blocking import run_blocking
 from aworld.runners.feed import RunStream
 from aworld.runners.local import load, store_of
+from aworld.runners.surroundings import check_environment
 
 if TYPE_CHECKING:
     from aworld.sandbox import SandboxPool
@@ -50,7 +51,9 @@ STOPPED = 130
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser of `aworld`."""
-    run = commands.add_parser("run", help="run an agent or a team on a question, or on many", description=_RUN)
+    run = commands.add_parser(
+        "run", help="run an agent or a team on a question, or on many", description=_RUN, epilog=_EXAMPLE
+    )
     run.add_argument(
         "questions",
         nargs="*",
@@ -107,6 +110,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     replay.set_defaults(run=_replay)
 
 
+_EXAMPLE = 'Examples: aworld run "What is 17 * 23?" --tool my_tools:multiply; aworld run --file questions.txt --json'
 _RUN = (
     "Run an agent. The model comes from --model, or from LLM_PROVIDER, LLM_MODEL_NAME, LLM_API_KEY and LLM_BASE_URL "
     "(also read from .env). Every run is recorded: see `aworld trajectories`."
@@ -260,6 +264,7 @@ def _shown(begin: Callable[[], Coroutine[Any, Any, RunStream]], unit: Unit, args
 def go_on(args: argparse.Namespace) -> int:
     """Go on with a run that waits, or whose process ended, and show it."""
     record = run_blocking(_load(args))
+    check_environment(record)
     answers: list[str] = getattr(args, "answer", [])
     open_ids = [question.id for question in record.open_questions()]
     if len(answers) > len(open_ids):
@@ -267,6 +272,10 @@ def go_on(args: argparse.Namespace) -> int:
         raise ConfigError(f"--answer: {count} for {questions} of {record.id}.")
     agent, store = agent_of(args, record), store_of(args.store)
     if record.finished is not None:
+        if record.status != "finished":
+            aside(
+                f"it has ended: nothing is left to resume; go on with: aworld fork {short_id(record.id)}{again(args)}"
+            )
         return _report([run_blocking(Runners.resume(record, swarm=agent, store=store))], args, show=True)
     said = dict(zip(open_ids, answers))
     options: dict[str, Any] = {"swarm": agent, "store": store, "answers": said, "deps": args.deps}
@@ -275,6 +284,7 @@ def go_on(args: argparse.Namespace) -> int:
 
 def _fork(args: argparse.Namespace) -> int:
     record = run_blocking(_load(args))
+    check_environment(record)
     limits: dict[str, Any] = {}
     if any(value is not None for value in (args.max_steps, args.max_tokens, args.max_cost, args.timeout)):
         limits["conf"] = limits_of(args)
@@ -404,13 +414,20 @@ def _read_questions(path: str | None) -> list[Any]:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--file {path!r}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--file {path!r} is not UTF-8 text: {error}.") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not path.endswith(".jsonl"):
         return lines
-    try:
-        return [msgspec.json.decode(line) for line in lines]
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"--file {path!r}: every line of it is a JSON text, or an object: {error}.") from error
+    questions: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            questions.append(msgspec.json.decode(line))
+        except msgspec.DecodeError as error:
+            raise ConfigError(
+                f"--file {path!r}, line {number}: a line is a JSON text, or an object: {error}."
+            ) from error
+    return questions
 
 
 async def _many(tasks: list[Task], conf: RunConfig, *, quiet: bool) -> list[TaskResponse]:
@@ -468,11 +485,8 @@ def question_of(record: Trajectory) -> str:
 
 def _tell_end(response: TaskResponse, args: argparse.Namespace) -> None:
     if response.artifacts:
-        changed, id = (
-            counted(len(response.artifacts), "changed file"),
-            f"{short_id(response.id)}{store_option(args.store)}",
-        )
-        aside(f"[{changed}] aworld diff {id} · aworld apply {id}")
+        id = f"{short_id(response.id)}{store_option(args.store)}"
+        aside(f"[{counted(len(response.artifacts), 'changed file')}] aworld diff {id} · aworld apply {id}")
     if not response.success:
         print(": ".join(filter(None, ("aworld", response.status, why(response)))), file=sys.stderr)
         _tell_open(response, args)
@@ -510,4 +524,5 @@ def _summary(response: TaskResponse) -> dict[str, Any]:
         "steps": len(response.record.calls),
         "usage": msgspec.to_builtins(response.usage),
         "time_cost": response.time_cost,
+        "artifacts": [kept.name for kept in response.artifacts],
     }

@@ -77,6 +77,8 @@ class RunView:
             response = await self._shown(stream)
         finally:
             loop.remove_signal_handler(signal.SIGINT)
+        if self.suspended and not response.record.events:  # it had not begun
+            raise KeyboardInterrupt
         self.suspended = self.suspended and response.status == "waiting"
         return response
 

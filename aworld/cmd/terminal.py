@@ -8,6 +8,7 @@ text or set a title, become `�`. Files and pipes get what was written, byte by
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import time
@@ -56,7 +57,10 @@ class CleanStream:
 def clean_terminals() -> Generator[None]:
     """Put the border before standard output and standard error, each if it is a terminal."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", CleanStream(s)) if s is not None and s.isatty() else s for s in streams)
+    if None in streams:  # closed by the shell, as by >&-
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+        sys.stdout, sys.stderr = (nowhere if s is None else s for s in streams)
+    sys.stdout, sys.stderr = (cast("TextIO", CleanStream(s)) if s.isatty() else s for s in (sys.stdout, sys.stderr))
     try:
         yield
     finally:

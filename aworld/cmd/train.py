@@ -16,6 +16,7 @@ from aworld.core.exceptions import ConfigError
 if TYPE_CHECKING:  # the command line starts fast: what a command needs is imported when it runs
     from aworld.training.result import Evaluation, StepReport, TrainingEvent, TrainingResult
 
+_EXAMPLE = "Example: aworld train aworld.environments.sums:sums --steps 30 --run-path runs/sums"
 _ABOUT = (
     "Train a policy on an environment, or on a file of problems with a reward function. Every episode is recorded. "
     "Started again with the same --run-path, it goes on where it was cut off."
@@ -38,7 +39,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `train` to the parser of `aworld`."""
-    parser = commands.add_parser("train", help="train a policy on an environment", description=_ABOUT)
+    parser = commands.add_parser("train", help="train a policy on an environment", description=_ABOUT, epilog=_EXAMPLE)
     parser.add_argument("data", metavar="MODULE:ENVIRONMENT|FILE", help="such as my_tasks:shop, or problems.jsonl")
     parser.add_argument(
         "--engine", default="embedded", metavar="NAME", help="what trains (embedded); see docs/trainers.md"

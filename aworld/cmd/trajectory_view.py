@@ -80,9 +80,12 @@ def table(summaries: list[Summary], width: int | None, now: float, sort: str = "
 
 
 def _short_names(ids: list[str]) -> list[str]:
-    """The ids of a page, by their beginning, or by their end where that tells them apart."""
-    names = [short_id(id) if len(short_id(id)) <= 16 else f"…{id[-10:]}" for id in ids]
-    return [id if names.count(name) > 1 else name for id, name in zip(ids, names)]
+    """The ids of a page by as much of their beginning, or their end, as tells them apart."""
+    for size in range(10, 60, 4):
+        names = [id if len(id := short_id(whole)) <= size + 1 else f"…{id[-size:]}" for whole in ids]
+        if len({*names}) == len({*ids}):
+            return names
+    return ids
 
 
 def _across(sizes: dict[str, int]) -> int:
@@ -215,6 +218,7 @@ def _header(trajectory: Trajectory, summary: Summary, full: bool) -> Panel:
         "labels": labels_text(summary.labels),
         "forked from": summary.forked_from,
         "started": started,
+        "files": f"{len(trajectory.artifacts)} changed: see aworld diff" if trajectory.artifacts else None,
     }
     for name, value in about.items():
         if value:

@@ -321,8 +321,8 @@ def _kinds(annotation: Any) -> Kinds:
     items = () if origin is Iterable else tuple(_kinds(item) for item in args if item is not ...)
     names = [_either(item or ()) for item in items if None not in items]
     words = "a dict" if issubclass(origin, Mapping) else "a list"
-    kind: Any = Sequence if origin in (list, tuple) else origin
-    return (Kind(f"{words} of {' to '.join(names)}" if names else words, partial(_is_a, kind), items),)
+    is_one = partial(_is_a, Sequence if origin in (list, tuple) else origin)
+    return (Kind(f"{words} of {' to '.join(names)}" if names else words, is_one, items),)
 
 
 _NAMES = {"bool": "True or False", "Path": "a path", "BaseAgent": "an agent", "Topology": "a swarm"}

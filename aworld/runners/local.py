@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from aworld.config.conf import EngineName, RunConfig
+from aworld.core.agent.flow import Unit
 from aworld.core.checks import typed, unique
 from aworld.core.event import AgentFinished, Event, Finished, MessageAdded, Rewarded
 from aworld.core.exceptions import ConfigError, LimitReached, TaskError
@@ -99,12 +100,16 @@ class Executor(ABC):
     def __init__(self, store: TrajectoryStore, conf: RunConfig) -> None:
         self.store = store
         self._conf = conf
+        self._checked: Unit | None = None
+        """An agent that works with nothing that is given to the run: the next task of it needs no look."""
         self.budget = None if conf.max_cost is None and conf.max_tokens is None else Budget(conf)
 
     def check(self, task: Task) -> None:
         """Raise TaskError for a task that cannot be run there, or lacks its dependencies; ConfigError for one whose
         cost cannot be limited."""
-        dependencies(task)
+        if task.deps is not None or task.agent is not self._checked:
+            dependencies(task)
+            self._checked = task.agent if task.deps is None else None
         if self.budget is not None or task.conf.max_cost is not None:
             task.share = self.budget
             check_prices(task, units_of_task(task.agent, task.tools).values())

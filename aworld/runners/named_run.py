@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, TypeAlias, cast
+from typing import Any, Generic, TypeAlias, cast
 
 from aworld.config.conf import EngineName, RunConfig
 from aworld.core.agent.flow import Unit
 from aworld.core.checks import known_keys, unique
 from aworld.core.exceptions import AWorldError, ConfigError, LeaseError, TaskError
 from aworld.core.message import Usage
-from aworld.core.task import Prefix, Task, TaskResponse
+from aworld.core.task import Answer, Prefix, Task, TaskResponse
 from aworld.core.trajectory import Trajectory
 from aworld.runners.driver import Episode
 from aworld.runners.local import executor_of, fork_point, load, store_of, tell, watched
@@ -54,7 +54,7 @@ _SHOWN = 60
 
 
 @dataclass(slots=True)
-class ManyRuns:
+class ManyRuns(Generic[Answer]):
     """What came of many runs."""
 
     finished: int = 0
@@ -67,7 +67,7 @@ class ManyRuns:
     """Those that had ended before, and come from the store."""
     errors: dict[str, str] = field(default_factory=dict[str, str])
     """Why a run that should have gone on was left, by id."""
-    responses: dict[str, TaskResponse] = field(default_factory=dict[str, TaskResponse])
+    responses: dict[str, TaskResponse[Answer]] = field(default_factory=dict[str, Any])
     """By id; those to questions in the order of the questions."""
 
     @property
@@ -75,7 +75,7 @@ class ManyRuns:
         """What all of them took, before this call too; `usage.cost` in US dollars."""
         return reduce(Usage.__add__, (response.usage for response in self.responses.values()), Usage())
 
-    def add(self, response: TaskResponse) -> None:
+    def add(self, response: TaskResponse[Any]) -> None:
         """Count one more."""
         self.responses[response.trajectory_id] = response
         ended = response.record.finished is not None

@@ -36,7 +36,7 @@ def check_environment(record: Trajectory) -> None:
     if name is not None:
         raise TaskError(
             f"Trajectory {record.id} is an episode of environment {name!r}, whose state is not in the log: "
-            "run it anew, such as by the same `aworld rollout` with its --run."
+            f"begin it anew, such as by `aworld rollout` with {'its' if record.finished is None else 'another'} --run."
         )
 
 

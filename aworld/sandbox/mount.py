@@ -121,7 +121,10 @@ class FolderCopy(PooledSandbox):
         """Files that the log has as changed, and that the folder has by now."""
 
     async def open(self) -> Sandbox:
-        """The sandbox, with the copy in it."""
+        """The sandbox, with the copy in it; another one where it has died, with the files as the log has them."""
+        if self._filled is not None and not self._filled.alive:
+            self._filled = None
+            await self._end()
         sandbox = await super().open()
         async with self._lock:
             if self._filled is not sandbox:
@@ -173,10 +176,10 @@ class FolderCopy(PooledSandbox):
         """See `ArtifactSource`."""
         async with self._lock:
             sandbox = self._filled
-            if sandbox is None or not sandbox.alive:
+            if sandbox is None:
                 return []
-            listing = await sandbox.scan(LEFT_OUT)
-            names = {name for name in listing.keys() | self._seen.keys() if listing.get(name) != self._seen.get(name)}
+            listing, seen = await sandbox.scan(LEFT_OUT), self._seen
+            names = {name for name in listing.keys() | seen.keys() if listing.get(name) != seen.get(name)}
             names = {name for name in names | self._applied if is_text(name) and not is_left_out(name)}
             names -= await asyncio.to_thread(_ignored, self._folder, names - self._base.keys())
             changed: list[dict[str, Any] | None] = []
@@ -287,15 +290,10 @@ def _git(folder: Path, *words: str, data: bytes = b"", strict: bool = True) -> b
 
 
 def _put(
-    archive: tarfile.TarFile,
-    name: str,
-    time: float,
-    data: bytes = b"",
-    executable: bool = False,
-    link: str | None = None,
+    archive: tarfile.TarFile, name: str, time: float, data: bytes = b"", executable: bool = False, link: str = ""
 ) -> None:
     member = tarfile.TarInfo(name)
     member.mtime, member.size, member.mode = int(time), len(data), 0o755 if executable else 0o644
-    if link is not None:
+    if link:
         member.type, member.linkname = tarfile.SYMTYPE, link
     archive.addfile(member, io.BytesIO(data))

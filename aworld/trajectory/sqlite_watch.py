@@ -249,6 +249,8 @@ class Watch:
         ).fetchall()
         for key, id, first, events, notes, _ in rows:
             if (topic := hub.topics.get(id)) is not None:
+                if id in claims.keys:  # nobody else adds events, and ours are told when they are written
+                    topic.events = events
                 try:
                     self._tell(connection, topic, id, key, first, events, notes)
                 except (msgspec.DecodeError, UnreadableLog):  # who listens is told when it reads

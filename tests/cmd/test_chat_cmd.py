@@ -71,7 +71,12 @@ async def test_turns_go_on_from_each_other_are_undone_forked_and_continued(folde
     store = open_store(f"sqlite:///{folder}/.aworld/trajectories.db")
     runs = await store.query(Query())
     await store.close()
-    assert len({run.labels["chat"] for run in runs}) == 1
+    assert len({run.labels["chat"] for run in runs if "chat" in run.labels}) == 1
+    code, out, err = chat(folder, ["/undo", "/undo"], "--agent", "talking:agent", "--continue")
+    assert (code, err) == (0, "")
+    code, out, err = chat(folder, ["e"], "--agent", "talking:agent", "--continue")
+    assert "Going on after turn 2: c" in out, "an undone turn stays undone"
+    assert "**3** so far: a, c, e" in out
 
 
 def test_nothing_to_continue_and_no_model_are_told_at_once(folder: Path) -> None:

@@ -173,6 +173,20 @@ def test_the_line_of_progress_says_why_episodes_are_lost() -> None:
     assert _state(progress).endswith("2 lost · last: the shop is closed")
 
 
+def test_an_episode_is_begun_anew_and_not_forked(shell: Shell) -> None:
+    command = "rollout", "my_tasks:tasks", "--agent", "my_tasks:agent", "--tasks", "1", "--run", "first"
+    done = shell(*command, "--max-steps", "1")
+    assert "max_steps=1 reached; give a higher one." in done.stdout
+    done = shell(*command, "--max-steps", "20")
+    assert done.returncode == 2
+    assert "with other limits: max_steps was 1 and is now 20" in done.stderr
+    assert "Take another name for this run (--run)" in done.stderr
+    for words in (("fork", "last"), ("resume", "last")):
+        done = shell(*words, "--agent", "my_tasks:agent", "--max-steps", "20")
+        assert done.returncode == 2
+        assert "begin it anew, such as by `aworld rollout` with another --run." in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

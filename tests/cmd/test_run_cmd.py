@@ -142,6 +142,14 @@ async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
         (("run", "a", "--tool", "my_tools"), "MODULE:NAME"),
         (("run", "a", "--tool", "my_tools:divide"), "has no 'divide'"),
         (("run", "a", "--tool", "your_tools:divide"), "cannot import 'your_tools'"),
+        (("run", "a", "--tool", "broken:divide"), "importing 'broken' raised ValueError: boom (broken.py, line 1)"),
+        (("run", "a", "--tool", "leaving:divide"), "importing 'leaving' raised SystemExit: 3 (leaving.py, line 1)"),
+        (
+            ("run", "a", "--agent", "crooked:a"),
+            "raised SyntaxError: invalid syntax (crooked.py, line 1)",
+        ),
+        (("run", "--file", "latin.txt"), "--file 'latin.txt' is not UTF-8 text"),
+        (("run", "--file", "cut.jsonl", "--run", "r"), "--file 'cut.jsonl', line 2: a line is a JSON text"),
         (("run", "a", "--max-steps", "0"), "--max-steps: input should be greater"),
         (("run", "a", "--samples", "0"), "aworld: --samples must be at least 1; got 0."),
         (("run", "a", "--concurrency", "-3"), "aworld: --concurrency must be at least 1; got -3."),
@@ -156,8 +164,16 @@ async def test_settings_are_read_from_dot_env(shell: Shell) -> None:
     ],
 )
 async def test_misuse_has_exit_code_2_and_says_what_to_do(shell: Shell, words: tuple[str, ...], said: str) -> None:
-    code, out, err = await shell.run(*words)
-    assert (code, out) == (2, "")
+    for name, code in (
+        ("broken", 'raise ValueError("boom")'),
+        ("leaving", "raise SystemExit(3)"),
+        ("crooked", "x = = 3"),
+    ):
+        (shell.folder / f"{name}.py").write_text(code)
+    (shell.folder / "latin.txt").write_bytes(b"\xe9t\xe9")
+    (shell.folder / "cut.jsonl").write_text('"one"\n{"id": \n')
+    exit_code, out, err = await shell.run(*words)
+    assert (exit_code, out) == (2, "")
     assert said in err
     assert "Traceback" not in err
 
@@ -232,6 +248,9 @@ async def test_ctrl_c_ends_every_run_cancelled_and_keeps_what_was_done(shell: Sh
     await store.close()
     assert [run.status for run in runs] == ["cancelled"] * 20
     assert [run.steps for run in runs] == [1] * 20
+    code, _, said = await shell.run("resume", runs[0].id, "--tool", "my_tools:multiply")
+    going_on = f"aworld fork {runs[0].id[:8]} --tool my_tools:multiply"
+    assert (code, f"it has ended: nothing is left to resume; go on with: {going_on}\n" in said) == (1, True)
 
 
 class Stranger(ModelServer):

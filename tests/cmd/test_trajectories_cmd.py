@@ -271,12 +271,15 @@ def test_a_pipe_gets_whole_ids_and_answers() -> None:
 
 
 def test_ids_are_short_where_that_tells_them_apart() -> None:
-    hexes = [f"{n:032x}" for n in (1, 2)]
-    runs = [msgspec.structs.replace(RUN, id=id) for id in ("3f2a" * 8, "a-name", *hexes)]
-    out = io.StringIO()
-    Console(file=out, width=80).print(table(runs, 80, 1e9))
-    names = [line.split()[0] for line in out.getvalue().splitlines()[1:]]
-    assert names == ["3f2a3f2a", "a-name", *hexes]
+    def names(*ids: str) -> list[str]:
+        out = io.StringIO()
+        Console(file=out, width=80).print(table([msgspec.structs.replace(RUN, id=id) for id in ids], 80, 1e9))
+        return [line.split()[0] for line in out.getvalue().splitlines()[1:]]
+
+    assert names("3f2a" * 8, "a-name", "nightly.84-37.5243eb3d.1") == ["3f2a3f2a", "a-name", "…5243eb3d.1"]
+    assert names("first.8-7.5243eb3d.1", "second.8-7.5243eb3d.1") == ["…rst.8-7.5243eb3d.1", "…ond.8-7.5243eb3d.1"]
+    alike = [f"{n:032x}" for n in (1, 2)]
+    assert names(*alike) == alike
 
 
 def test_export_to_a_file_and_to_standard_output(

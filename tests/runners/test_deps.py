@@ -70,13 +70,17 @@ async def test_tools_instructions_and_hooks_read_them(store: TrajectoryStore, tm
     def brief(context: ToolContext[Database]) -> str:
         return f"There are {', '.join(context.deps.rows)}."
 
+    def known(context: ToolContext[Database], value: object) -> str | None:
+        seen.append(context.deps)
+        return None
+
     database = Database({"nails": 7})
-    agent = keeper(system_prompt=brief)
+    agent = keeper(system_prompt=brief, input_guardrails=[known])
     response = await Runners.run("x", agent, deps=database, hooks=[Watch()], run_conf=RunConfig(store=store))
     assert response.success, response.msg
     assert results(response) == ["7"]
     assert response.trajectory[0]["state"]["messages"][0]["content"] == "There are nails."
-    assert seen == [database, database]
+    assert seen == [database, database, database]
     await store.flush()
     assert SECRET.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 

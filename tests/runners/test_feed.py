@@ -92,6 +92,16 @@ async def test_who_listens_from_the_beginning_is_not_sent_to_the_file(tmp_path: 
     await store.close()
 
 
+async def test_a_result_is_seen_before_the_model_speaks_again(store: TrajectoryStore) -> None:
+    agent = scripted(call("add", a=1, b=2), call("add", a=3, b=4), "done and done", tools=[add])
+    steps: list[int] = []
+    for output in await read(Runners.streaming_run("x", agent, run_conf=RunConfig(store=store))):
+        step = getattr(output, "step", None)
+        steps += [] if step is None else [step]
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 1, 2}
+
+
 async def test_a_run_is_followed_by_its_id_from_a_cursor(store: TrajectoryStore) -> None:
     response = await Runners.run("1 + 2?", adder(), run_conf=RunConfig(store=store))
     whole = await read(Runners.follow(response.id, store=store))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -148,6 +150,25 @@ async def test_what_cannot_be_kept_is_on_record(repo: Path, monkeypatch: pytest.
     assert [note["name"] for note in notes] == ["large", "1"]
     assert "more than 1000 bytes" in notes[0]["error"]
     assert "4 files changed in one step, at most 3 are kept: let git ignore them" in notes[1]["error"]
+
+
+async def test_a_sandbox_that_dies_is_replaced_by_one_with_the_files_of_the_last_step(repo: Path) -> None:
+    pool: Any = local(mount=repo)
+
+    def crash() -> None:
+        [lease] = pool._leases
+        os.kill(lease.result().pid, signal.SIGKILL)
+
+    script = [shell("echo kept > new"), [call("crash"), shell("sleep 30")], shell("cat new"), "done"]
+    agent = Agent("coder", model=ScriptedModel(script), sandbox=pool, tools=[crash])
+    async with pool:
+        response = await asyncio.wait_for(Runners.run("Do it.", agent), 60)
+    assert response.success
+    assert response.trajectory[1]["observation"][1]["error"]
+    assert response.trajectory[2]["observation"][0]["content"] == "kept\n[exit code 0]"
+    assert [kept.name for kept in response.artifacts] == ["new"]
+    [note] = [event.data for event in response.record.events if isinstance(event, Noted)]
+    assert "sandbox" in note["error"]
 
 
 async def test_one_agent_of_a_module_is_for_many_loops(repo: Path) -> None:

@@ -231,6 +231,25 @@ def test_every_setting_of_an_agent_can_be_written() -> None:
     assert set(inspect.signature(Agent).parameters) - {"name", "mcp_config"} - in_conf == words - other_words
 
 
+def test_how_a_model_is_asked() -> None:
+    text = """
+    version: 1
+    agents:
+      a:
+        model: ["openai:gpt-4o", "anthropic:claude-x"]
+        fallback_on: [server, auth]
+        conf: {llm_temperature: 0.2, params: {top_k: 4}, llm_native_tools: [web_search]}
+    """
+    agent = load(text)
+    tools = [{"type": "web_search"}]
+    assert agent.definition.llm_config == {"llm_temperature": 0.2, "params": {"top_k": 4}, "llm_native_tools": tools}
+    assert agent.definition.model == ("openai:gpt-4o", "anthropic:claude-x")
+    assert agent.definition.fallback_on == ("server", "auth")
+    assert load(dump(agent)).definition == agent.definition
+    with pytest.raises(ConfigError, match=r"line 4: Agent 'a': ModelConfig: llm_native_tools"):
+        load("version: 1\nagents:\n  a:\n    conf: {llm_native_tools: [5]}\n")
+
+
 async def test_a_loaded_team_runs() -> None:
     text = """
     version: 1
