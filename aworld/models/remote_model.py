@@ -56,6 +56,8 @@ class RemoteModel:
     def __init__(self, config: ModelConfig, *, provider: str, url: str, headers: dict[str, str]) -> None:
         if not config.llm_model_name:
             raise without_name()
+        if "Authorization" in headers and "@" in urlsplit(url).netloc:
+            raise ConfigError("llm_base_url has a user, and there is a key: leave out one of them, as HTTP sends one")
         self.provider = provider
         self.name: str = config.llm_model_name
         self.params: dict[str, Any] = {**self.defaults, **config.sampling()}

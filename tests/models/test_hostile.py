@@ -4,6 +4,7 @@ words."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
 import gzip
 import json
@@ -18,6 +19,7 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import AgentConfig
+from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.output import RunFinished
@@ -350,3 +352,14 @@ async def test_a_transport_that_means_harm(name: str, streamed: bool, monkeypatc
     assert most < 24 << 20
     assert re.search(said, str(response.error)), response.error
     assert not re.search(r"raised \w*(Error|Exception)", str(response.error))
+
+
+async def test_a_password_in_an_address_is_not_told_when_the_server_sends_it_back() -> None:
+    sent = base64.b64encode(b"user:hunter22").decode()
+    async with Provider(raw(b'{"error": {"message": "who is %b?"}}' % sent.encode(), 401)) as provider:
+        config = provider.config(llm_max_retries=0, llm_api_key=None)
+        config.llm_base_url = str(config.llm_base_url).replace("://", "://user:hunter22@")
+        with pytest.raises(CallFailed, match=r"who is \*\*\*\?"):
+            await call_model(OpenAIModel(config), HI)
+    with pytest.raises(ConfigError, match="llm_base_url has a user, and there is a key"):
+        OpenAIModel(config.model_copy(update={"llm_api_key": "sk-key"}))
