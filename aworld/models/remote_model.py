@@ -38,6 +38,8 @@ _UNKNOWN = frozenset(
         "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "default",
     }
 )  # fmt: skip
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+"""What a decoder raises; the second for pieces that were left as they came (`Raw`), and are no text."""
 _MAPS = ("properties", "$defs", "definitions")
 
 
@@ -134,7 +136,7 @@ class RemoteModel:
     def _read(self, parts: WireReply, events: list[bytes], kind: str = "") -> bool:
         try:
             last = parts.feed(events)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             what = f"{kind} that" if kind and "json" not in kind else "what"
             raise self.endpoint.unreadable(f"{what} is not a reply ({error})", parts.refused) from None
         if parts.error:
@@ -146,7 +148,7 @@ class RemoteModel:
         try:
             reply = parts.reply(request)
             return reply if reply.usage is None else structs.replace(reply, usage=_plausible(reply.usage))
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise self.endpoint.unreadable(f"what is not a whole reply ({error})", data) from None
 
     def encode(self, body: dict[str, Any]) -> bytes:

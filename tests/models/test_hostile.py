@@ -248,6 +248,28 @@ async def test_figures_that_no_call_has_make_no_room_in_a_budget(figure: bytes) 
     assert outcome.reply.usage == Usage()
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", CASES)
+async def test_bytes_that_are_no_text_at_each_place(name: str, streamed: bool) -> None:
+    kind, is_stream, value = CASES[name]
+    if is_stream is not streamed:
+        return
+    sent: list[bytes] = []
+    for one in [spoilt(value, at, "@bad@") for at in places(value) if at]:
+        parts = [event(written(part)) for part in one] + [event(b"[DONE]")] if streamed else [written(one)]
+        sent.append(b"".join(parts).replace(b"@bad@", b"a\xff"))
+    async with Provider(*(stream([data]) if streamed else raw(data) for data in sent)) as provider:
+        model = kind(provider.config(llm_max_retries=0))
+        for data in sent:
+            try:
+                outcome = await call_model(model, HI, on_delta=(lambda _: None) if streamed else None)
+                msgspec.json.decode(msgspec.json.encode(outcome.reply), type=ModelReply)
+            except CallFailed as error:
+                assert error.retryable, data
+            except Exception as error:
+                raise AssertionError(f"{error!r} for {data!r}") from error
+
+
 JSON = {"Content-Type": "application/json"}
 SSE = {"Content-Type": "text/event-stream"}
 
