@@ -367,9 +367,10 @@ async def _run_call(run: Run, activation: Activation, offer: Offer, called: ev.T
     close_call(run.journal, activation, called, result, **rewritten)
     run.journal.clocks.pop((activation.id, called.call_id), None)
     run.reserved.pop((activation.id, called.call_id), None)  # it is on record now
-    result_stored = run.journal.commit(wait=run.is_read)
     if run.is_read:  # readers see it before the model speaks again
-        await result_stored
+        await run.journal.commit()
+    else:
+        run.journal.commit(wait=False)
 
 
 async def _with_hooks(
