@@ -176,7 +176,7 @@ def _target(folder: Path, name: str) -> Path:
         if place.is_symlink() and place != folder:
             break
         if place.exists() and not place.is_dir():
-            raise TaskError(f"{place} is a file, and the run has a folder there; nothing was written.")
+            raise TaskError(f"{place} is a file, and the run has a folder there; nothing was written. Move it away.")
         place /= part
     if place.is_symlink():
         raise TaskError(f"{place} is a link, which is not followed; nothing was written.")

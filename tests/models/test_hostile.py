@@ -264,8 +264,8 @@ async def test_bytes_that_are_no_text_at_each_place(name: str, streamed: bool) -
             try:
                 outcome = await call_model(model, HI, on_delta=(lambda _: None) if streamed else None)
                 msgspec.json.decode(msgspec.json.encode(outcome.reply), type=ModelReply)
-            except CallFailed as error:
-                assert "is not a" in str(error), data
+            except CallFailed:
+                continue
             except Exception as error:
                 raise AssertionError(f"{error!r} for {data!r}") from error
 
