@@ -15,11 +15,10 @@ _BATCH = 1000
 
 
 class ChromaVectors:
-    """A collection of Chroma, in a folder (`chroma_data_path`), on a server (`host`, `port`), or in this process.
-    Satisfies `VectorIndex`."""
+    """A collection of Chroma, in a folder (`chroma_data_path`) or in this process. Satisfies `VectorIndex`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        known_keys("vector_store_config", config, ("chroma_data_path", "collection_name", "host", "port"))
+        known_keys("vector_store_config", config, ("chroma_data_path", "collection_name"))
         try:
             import chromadb  # pyright: ignore[reportMissingImports] - half a gigabyte, and optional
         except ImportError as error:
@@ -34,14 +33,8 @@ class ChromaVectors:
 
     async def put(self, items: Sequence[MemoryItem], vectors: Sequence[Sequence[float]]) -> None:
         """See `VectorIndex`."""
-        for start in range(0, len(items), _BATCH):
-            batch = items[start : start + _BATCH]
-            await self._do(
-                "upsert",
-                ids=[item.id for item in batch],
-                embeddings=[list(vector) for vector in vectors[start : start + _BATCH]],
-                metadatas=[_metadata(item) for item in batch],
-            )
+        arguments = {"ids": [item.id for item in items], "metadatas": [_metadata(item) for item in items]}
+        await self._do("upsert", embeddings=[list(vector) for vector in vectors], **arguments)
 
     async def nearest(self, vector: Sequence[float], limit: int, which: MemoryFilter) -> dict[str, float]:
         """See `VectorIndex`."""
@@ -67,11 +60,7 @@ class ChromaVectors:
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
         if self._collection is None:
             settings = self._chroma.Settings(anonymized_telemetry=False)
-            if "host" in self._config:
-                client = self._chroma.HttpClient(
-                    host=self._config["host"], port=self._config.get("port", 8000), settings=settings
-                )
-            elif "chroma_data_path" in self._config:
+            if "chroma_data_path" in self._config:
                 client = self._chroma.PersistentClient(path=str(self._config["chroma_data_path"]), settings=settings)
             else:
                 client = self._chroma.EphemeralClient(settings=settings)

@@ -101,9 +101,7 @@ class SQLiteItems:
             try:
                 _encode(change)
             except (TypeError, ValueError, OverflowError) as error:
-                raise ConfigError(
-                    f"Memory item {change.item.id!r}: data= is no JSON: {error}", setting="data"
-                ) from None
+                raise ConfigError(f"A memory item's data= is no JSON: {error}; give such.", setting="data") from None
 
         def work(db: sqlite3.Connection) -> bool:
             if vectors and model is not None:
@@ -200,9 +198,8 @@ class SQLiteItems:
 
         def work(db: sqlite3.Connection) -> None:
             self._keep_model(db, model, vectors)
-            db.executemany(
-                "UPDATE items SET vector = ? WHERE id = ? AND vector IS NULL", [(v, id) for id, v in vectors.items()]
-            )
+            sql = "UPDATE items SET vector = ? WHERE id = ? AND vector IS NULL"
+            db.executemany(sql, [(vector, id) for id, vector in vectors.items()])
             _raise_epoch(db)
 
         await self._write(work)
@@ -273,7 +270,7 @@ class SQLiteItems:
             batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
             if self._waiting:
                 self._thread.submit(self._commit)
-        results: list[tuple[Future[Any], Any, BaseException | None]] = []
+        results: list[tuple[Callable[[Any], None], Any]] = []
         batch = [(work, future) for work, future in batch if future.set_running_or_notify_cancel()]
         try:
             db = self._open()
@@ -281,22 +278,19 @@ class SQLiteItems:
             for work, future in batch:
                 db.execute("SAVEPOINT work")
                 try:
-                    results.append((future, work(db), None))
+                    results.append((future.set_result, work(db)))
                 except AWorldError as error:  # that one is refused, the others are not
                     db.execute("ROLLBACK TO work")
-                    results.append((future, None, error))
+                    results.append((future.set_exception, error))
                 db.execute("RELEASE work")
             db.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - whoever waits is told
             if self._db is not None and self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             self._matrix = None
-            results = [(future, None, self._explained(error)) for _, future in batch]
-        for future, value, error in results:
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
+            results = [(future.set_exception, self._explained(error)) for _, future in batch]
+        for settle, result in results:
+            settle(result)
 
     def _open(self) -> sqlite3.Connection:
         if self._db is not None:
@@ -315,9 +309,7 @@ class SQLiteItems:
                 "FROM pragma_application_id, pragma_user_version"
             ).fetchone()
             if tables and (mark, version) != (APPLICATION_ID, VERSION):
-                what = (
-                    f"of version {version}, known here: {VERSION}" if mark == APPLICATION_ID else "of another program"
-                )
+                what = f"of version {version}" if mark == APPLICATION_ID else "of another program"
                 raise StoreError(f"memory={self.path} | a file {what}; give the memory a file of its own (path=)")
             if not tables:
                 for statement in _TABLES.split(";"):
