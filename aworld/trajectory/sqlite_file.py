@@ -55,10 +55,18 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
 def make_file(path: Path) -> None:
     """Make the file and the folders that are missing, for their owner alone: what agents say is nobody else's. SQLite
     gives what it puts beside the file the permissions of the file."""
-    for folder in reversed([folder for folder in path.parents if not folder.exists()]):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    make_folders(path.parent)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it that are missing, for their owner alone. Git leaves `.aworld` out: what agents
+    were told must not be committed by accident."""
+    for folder in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.name == ".aworld":
+            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 Identity: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int] | None]"
