@@ -8,6 +8,7 @@ of texts; a vector index, where one is configured, finds the nearest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
@@ -154,7 +155,7 @@ class MemoryConfig(Settings):
     """None: items are found by their words alone."""
     vector_store_config: VectorDBConfig | None = None
     """None: vectors are searched where the items are, exactly."""
-    path: str | None = None
+    path: str | Path | None = None
     """A file, which several processes may use at once; None keeps everything in this process."""
     ttl: float | None = Field(default=None, gt=0)
     """Seconds that an item is kept which says nothing else (`expires_at`)."""

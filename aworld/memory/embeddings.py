@@ -164,9 +164,7 @@ def _onnx(config: EmbeddingsConfig) -> Embedder:
         np, folder = _imported("numpy", "numpy", config), str(config.model_name)
         for name in ("model.onnx", "tokenizer.json"):
             if not os.path.isfile(os.path.join(folder, name)):
-                raise ConfigError(
-                    f"embedding_config: model_name={folder!r} is to be a folder with {name}, and has none"
-                )
+                raise ConfigError(f"embedding_config: model_name={folder!r} has no {name}; give a folder that has it")
         tokenizer = tokenizers.Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
         tokenizer.enable_padding()
         tokenizer.enable_truncation(256)

@@ -82,8 +82,8 @@ _encode = msgspec.json.Encoder().encode
 class SQLiteItems:
     """A store of items in one SQLite file, or with `None` in memory. Raises StoreError when it cannot be used."""
 
-    def __init__(self, path: str | None = None, *, timeout: float = 10.0) -> None:
-        self.path = path or ":memory:"
+    def __init__(self, path: str | Path | None = None, *, timeout: float = 10.0) -> None:
+        self.path = str(path or ":memory:")
         self._timeout = timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aworld-memory")
         self._db: sqlite3.Connection | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +148,40 @@ async def test_both_together_are_never_worse_than_the_better_half(seed: int, mon
     assert both >= max(words, vectors)
     assert both == await recall(words=1.0, around=0.5, vector=1.0, vector_around=0.5)
     assert max(words, vectors) < 1.0  # or there would be nothing to win
+
+
+async def test_an_onnx_model_in_a_folder_makes_vectors(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnx: Any = pytest.importorskip("onnx", reason="onnx is not installed")
+    np: Any = pytest.importorskip("numpy")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = ["[UNK]", "car", "automobile", "doctor", "red", "the", "is"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    table = np.eye(len(words), dtype=np.float32)
+    table[2] = table[1]  # both words mean the same
+    make, kind = onnx.helper, onnx.TensorProto
+    graph = make.make_graph(
+        [make.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
+        "embedding",
+        [make.make_tensor_value_info("input_ids", kind.INT64, ["batch", "length"])],
+        [make.make_tensor_value_info("last_hidden_state", kind.FLOAT, ["batch", "length", len(words)])],
+        [onnx.numpy_helper.from_array(table, "table")],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+
+    settings = EmbeddingsConfig(provider="onnx", model_name=str(tmp_path))
+    short, long = await build_embedder(settings).embed(["automobile", "the red car is the doctor"])
+    assert short == [0, 1, 0, 0, 0, 0, 0]
+    assert sum(value**2 for value in long) == pytest.approx(1.0)
+    memory = Memory(MemoryConfig(embedding_config=settings))
+    await memory.add(Fact(content="the car is red"), Fact(content="a doctor"))
+    assert (await memory.search("automobile"))[0].item.content == "the car is red"
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(ConfigError, match=r"has no model\.onnx"):
+        await build_embedder(settings).embed(["x"])

@@ -142,7 +142,7 @@ async def test_what_cannot_be_is_refused_and_nothing_is_lost(memory: Memory) -> 
 
 
 async def test_items_expire(tmp_path: Path) -> None:
-    memory = Memory(MemoryConfig(path=str(tmp_path / "m.db"), ttl=1000))
+    memory = Memory(MemoryConfig(path=tmp_path / "m.db", ttl=1000))
     await memory.add(Fact(content="old news", created_at=1.0), Fact(content="fresh news"))
     await memory.add(Fact(content="kept news", created_at=1.0, expires_at=1e12))
     assert sorted(await contents(memory, "news")) == ["fresh news", "kept news"]
