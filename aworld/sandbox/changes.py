@@ -67,12 +67,21 @@ def is_left_out(name: str) -> bool:
 
 
 async def changes_of(record: Trajectory, blobs: Blobs) -> dict[str, list[FileChange]]:
-    """What a run changed, by folder, in the order of names. Raises `TaskError` for a content that is not there."""
+    """What a run changed, by folder, in the order of names. Raises `TaskError` for a content that is not there, or
+    another."""
     changes: dict[str, list[FileChange]] = {}
     for (folder, _), kept in sorted(record.artifacts.items()):
-        before, after = [None if d is None else await blobs.blob(d) for d in (kept.before, kept.digest)]
+        before, after = [None if d is None else await _content(blobs, d) for d in (kept.before, kept.digest)]
         changes.setdefault(folder, []).append(FileChange(kept, before, after))
     return changes
+
+
+async def _content(blobs: Blobs, digest: str) -> bytes:
+    data: object = await blobs.blob(digest)
+    # In the store of a stranger: a difference against another beginning would hide what is written.
+    if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != digest:
+        raise TaskError(f"The content {digest} is not what its digest says: the store is damaged, or was changed.")
+    return data
 
 
 def compared(before: bytes, after: bytes, old: str, new: str) -> list[str]:
