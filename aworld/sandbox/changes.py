@@ -77,9 +77,9 @@ async def changes_of(record: Trajectory, blobs: Blobs) -> dict[str, list[FileCha
 
 
 async def _content(blobs: Blobs, digest: str) -> bytes:
-    data: object = await blobs.blob(digest)
+    data = await blobs.blob(digest)
     # In the store of a stranger: a difference against another beginning would hide what is written.
-    if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != digest:
+    if type(data) is not bytes or hashlib.sha256(data).hexdigest() != digest:
         raise TaskError(f"The content {digest} is not what its digest says: the store is damaged, or was changed.")
     return data
 
