@@ -265,7 +265,8 @@ class SharedState:
         with self._journal.lock:  # a tool may run in a thread
             if self._record.finished is not None or (activation is not None and activation.finished is not None):
                 raise TaskError(f"{key!r} was not set: the work that it belongs to has ended.")
-            reducer = self._reducer(key)
+            teams = (unit for unit in self._units.values() if isinstance(unit, Topology))
+            reducer = next((team.reducers[key] for team in teams if key in team.reducers), None)
             other = self._beside(activation, key, every=reducer is not None) if activation is not None else None
             if other is not None and activation is not None:
                 if reducer is None:
@@ -319,11 +320,6 @@ class SharedState:
         while callers[-1].caller is not None:
             callers.append(self._record.activations[callers[-1].caller])
         return callers[::-1]
-
-    def _reducer(self, key: str) -> Callable[[Any, Any], Any] | None:
-        """How writes of parallel members to a key are joined, None when no team says."""
-        teams = (unit for unit in self._units.values() if isinstance(unit, Topology))
-        return next((team.reducers[key] for team in teams if key in team.reducers), None)
 
 
 class World:
