@@ -67,12 +67,21 @@ def is_left_out(name: str) -> bool:
 
 
 async def changes_of(record: Trajectory, blobs: Blobs) -> dict[str, list[FileChange]]:
-    """What a run changed, by folder, in the order of names. Raises `TaskError` for a content that is not there."""
+    """What a run changed, by folder, in the order of names. Raises `TaskError` for a content that is not there, or
+    another."""
     changes: dict[str, list[FileChange]] = {}
     for (folder, _), kept in sorted(record.artifacts.items()):
-        before, after = [None if d is None else await blobs.blob(d) for d in (kept.before, kept.digest)]
+        before, after = [None if d is None else await _content(blobs, d) for d in (kept.before, kept.digest)]
         changes.setdefault(folder, []).append(FileChange(kept, before, after))
     return changes
+
+
+async def _content(blobs: Blobs, digest: str) -> bytes:
+    data = await blobs.blob(digest)
+    # In the store of a stranger: a difference against another beginning would hide what is written.
+    if type(data) is not bytes or hashlib.sha256(data).hexdigest() != digest:
+        raise TaskError(f"The content {digest} is not what its digest says: the store is damaged, or was changed.")
+    return data
 
 
 def compared(before: bytes, after: bytes, old: str, new: str) -> list[str]:
@@ -128,13 +137,16 @@ def _quoted(name: str) -> str:
 def apply(changes: list[FileChange], folder: Path) -> list[str]:
     """Make a folder as the run left its copy; returns the names of the files that were written or deleted.
 
-    Raises `TaskError`, and touches nothing, where a path leads out, or a file is not what the run began with: the text
-    shows how it differs.
+    Raises `TaskError`, and touches nothing, where a path leads out, something cannot be written, or a file is not what
+    the run began with: the text shows how it differs.
     """
     with _locked(folder):
-        targets = [_target(folder, change.kept.name) for change in changes]
-        due = [(change, target) for change, target in zip(changes, targets) if not _is_there(change, target)]
-        differing = [text for change, target in due if (text := _conflict(change, target))]
+        try:
+            targets = [_target(folder, change.kept.name) for change in changes]
+            due = [(change, target) for change, target in zip(changes, targets) if not _is_there(change, target)]
+            differing = [text for change, target in due if (text := _conflict(change, target))]
+        except OSError as error:
+            raise TaskError(f"{folder} cannot be read: {error}; nothing was written.") from error
         if differing:
             listed = "\n".join(differing)
             raise TaskError(
@@ -228,12 +240,15 @@ def _write(changes: list[FileChange], folder: Path) -> None:
         for change, (target, new, old) in zip(changes, staged):
             placed.append((target, old))
             new.replace(target) if change.after is not None else target.unlink()
-    except BaseException:
+    except BaseException as error:
         for target, old in placed:
             try:
                 old.replace(target) if old.exists() else target.unlink(missing_ok=True)
             except OSError:  # the others are put back all the same, and what this one was stays beside it
                 stuck.add(old)
+        if isinstance(error, OSError):
+            kept = f"what was there is kept in {', '.join(map(str, stuck))}" if stuck else "everything is as it was"
+            raise TaskError(f"{folder} cannot be written: {error}; {kept}.") from error
         raise
     finally:
         for target, new, old in staged:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from threading import Thread
@@ -15,7 +17,9 @@ import pytest
 
 from aworld.core.event import ArtifactKept
 from aworld.core.exceptions import TaskError
-from aworld.sandbox.changes import FileChange, apply
+from aworld.core.trajectory import Trajectory
+from aworld.sandbox.changes import FileChange, apply, changes_of
+from aworld.trajectory import open_store
 
 KILLED_IN_THE_MIDDLE = """
 import os, signal, sys
@@ -46,6 +50,22 @@ def test_a_name_in_a_difference_is_written_as_git_writes_it(tmp_path: Path, name
     done = subprocess.run(["git", "apply", "-"], input=patch.encode(), cwd=tmp_path, capture_output=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == name.split("/")[:1]
+
+
+async def test_contents_that_are_not_what_the_record_names_are_refused(tmp_path: Path) -> None:
+    """A difference against another beginning than that of the folder would hide what is written."""
+    store = open_store(f"sqlite:///{tmp_path}/runs.db")
+    files = change("a", b"one\n", b"one\nevil\ntwo\n")
+    for data in (files.before, files.after):
+        await store.put_blob(data or b"")
+    record = Trajectory("r")
+    record.artifacts["/f", "a"] = files.kept
+    assert (await changes_of(record, store))["/f"] == [files]
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
+        connection.execute("UPDATE blobs SET data = ? WHERE digest = ?", (b"one\nevil\n", files.kept.before))
+    with pytest.raises(TaskError, match="is not what its digest says"):
+        await changes_of(record, store)
+    await store.close()
 
 
 def test_the_difference_of_any_two_texts_is_there_in_seconds(tmp_path: Path) -> None:
@@ -125,7 +145,7 @@ def test_a_rollback_that_fails_too_keeps_what_was_there(tmp_path: Path, monkeypa
         return place(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(TaskError, match=r"Input/output error; what was there is kept in .*aworld-part"):
         apply([change(name, b"1", b"2") for name in "abc"], tmp_path)
     assert (tmp_path / "b").read_bytes() == b"1"
     assert [part.read_bytes() for part in tmp_path.glob(".aworld-part-*-0-*")] == [b"1"]  # of a

@@ -286,7 +286,7 @@ async def test_changes_that_somebody_made_meanwhile_are_not_overwritten(repo: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "/etc/evil", "a/../../evil", ".git/hooks/x", "link/evil", "link", "a.py/evil", ""]
+    "name", ["../evil", "/etc/evil", "a/../../evil", ".git/hooks/x", "link/evil", "link", "a.py/evil", "", "a" * 300]
 )
 async def test_no_record_writes_outside_of_the_folder(repo: Path, tmp_path: Path, name: str) -> None:
     """A record may be a stranger's."""
@@ -316,7 +316,7 @@ async def test_what_fails_in_the_middle_leaves_everything_as_it_was(
         return place(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TaskError, match="No space left on device; everything is as it was"):
         apply(files, repo)
     assert {path: path.read_bytes() for path in repo.rglob("*") if path.is_file()} == before
     assert not (repo / "d").exists()
