@@ -39,7 +39,11 @@ DepsSource: TypeAlias = (
 """`deps=` of a run: the dependencies, or the function that makes them, by itself or as `module:function`."""
 
 
-_ENVIRONMENT = Kind("the environment of a run", lambda value: callable(getattr(value, "open", None)))
+def _opens(value: Any) -> bool:
+    return callable(getattr(value, "open", None))
+
+
+_ENVIRONMENT = Kind("the environment of a run", _opens)
 
 _ids = random.Random()
 """Source of ids: seeded by the system, apart from the program's own seed; 15 µs cheaper than a system call a task."""
