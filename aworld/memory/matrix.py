@@ -16,7 +16,7 @@ except ImportError as error:
 OWNERS = ("user_id", "session_id", "agent_id", "team")
 COLUMNS = "key, vector, thread, user_id, session_id, agent_id, team, kind, scope, expires_at"
 _CODED = ("thread", *OWNERS, "kind", "scope")
-_GATHER = 0.25
+_GATHER = 0.4
 """Share of the items below which it is faster to copy the vectors that are meant than to multiply all."""
 
 
@@ -75,7 +75,7 @@ class Matrix:
         rows = np.flatnonzero(mask)
         cosines = np.full(self._count + 1, np.nan, np.float32)  # the last one is that of the row -1: there is none
         if len(rows) < _GATHER * self._count:
-            cosines[rows] = self._vectors[rows] @ query
+            cosines[rows] = np.take(self._vectors, rows, axis=0) @ query
         else:
             cosines[:-1] = self._vectors[: self._count] @ query
             cosines[:-1][~mask] = np.nan
@@ -110,7 +110,7 @@ class Matrix:
         for name in ("_keys", "_vectors", "_expiry", "_codes", "_beside"):
             old = getattr(self, name)
             width = (dimensions,) if name == "_vectors" else old.shape[1:]
-            new = np.empty((size, *width), old.dtype)
+            new = np.empty((size, *width), old.dtype, order="F" if name == "_codes" else "C")
             if self._count:
                 new[: self._count] = old[: self._count]
             setattr(self, name, new)
