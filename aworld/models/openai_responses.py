@@ -114,7 +114,9 @@ def _said(message: Message) -> list[Item]:
         items: list[Item] = kept["output"]
         # The API refuses reasoning that nothing follows: that of an answer that was cut off.
         last = next((n for n in range(len(items), 0, -1) if items[n - 1].get("type") != "reasoning"), 0)
-        return items[:last]
+        calls = iter(message.tool_calls)  # which have ids of their own where the server gave one twice
+        ids = [call.id if i.get("type") == "function_call" and (call := next(calls, None)) else None for i in items]
+        return [{**i, "call_id": id} if id not in (None, i.get("call_id")) else i for i, id in zip(items[:last], ids)]
     text = content_text(message.content)
     items = [{"role": "assistant", "content": text}] if text else []
     items += [

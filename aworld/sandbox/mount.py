@@ -241,6 +241,8 @@ def members(folder: Path, limits: SandboxLimits) -> list[tuple[str, Path, os.sta
         path = folder / name
         if is_left_out(name) or not os.path.lexists(path):  # git may know files that were deleted
             continue
+        if os.path.realpath(path.parent) != os.path.dirname(home + name):  # or that are behind a link by now
+            continue
         facts = path.lstat()
         if stat.S_ISLNK(facts.st_mode):
             if os.path.isabs(os.readlink(path)) or not os.path.realpath(path).startswith(home):

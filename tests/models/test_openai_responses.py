@@ -349,3 +349,11 @@ def test_settings_that_are_about_the_cache_and_the_price() -> None:
     assert model.price == price_of("openai", "gpt-5")
     with pytest.raises(ConfigError, match="keeps no prompt for an hour"):
         ResponsesModel(ModelConfig(llm_model_name="gpt-5", llm_prompt_cache="1h"))
+
+
+async def test_an_id_that_the_server_gave_twice_names_one_call_each_when_it_goes_back() -> None:
+    async with Provider(answer(response(REASONING, CALL, CALL)), answer(response(text("3")))) as provider:
+        agent = Agent("adder", model=ResponsesModel(provider.config()), tools=[add])
+        assert (await Runners.run("1 + 2, twice?", agent)).answer == "3"
+        sent = provider.requests[1].json["input"]
+    assert [item["call_id"] for item in sent[2:4]] == [item["call_id"] for item in sent[4:]] == ["call_1", "call_1-1"]

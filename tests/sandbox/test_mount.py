@@ -192,6 +192,18 @@ async def test_links_that_lead_out_are_left_out(repo: Path, tmp_path: Path) -> N
     assert response.trajectory[0]["observation"][0]["content"] == "a.py\ndeep\ngone.bin\ninside\nx = 1\n[exit code 0]"
 
 
+def test_what_git_knows_behind_a_link_is_left_out(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/key").write_text("secret")
+    git(repo, "init", "-q")
+    (repo / "keys").mkdir()
+    (repo / "keys/key").write_text("mine")
+    git(repo, "add", ".")
+    shutil.rmtree(repo / "keys")
+    (repo / "keys").symlink_to(tmp_path / "elsewhere")
+    assert [name for name, _, _ in mount.members(repo, SandboxLimits())] == ["a.py", "deep/b.txt", "gone.bin"]
+
+
 async def test_a_folder_can_be_shown_alone(open_folder: Path) -> None:
     (open_folder / "a.py").write_text("x = 1\n")
     pool = local(mount=open_folder, write="no")
