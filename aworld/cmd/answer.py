@@ -67,7 +67,7 @@ def _tell(record: Trajectory, args: argparse.Namespace) -> None:
         print(f"{question.id}: {question.question}")
     if not still:
         code = (
-            " (with the --agent, --tool, --mcp or --sandbox that it had)"
+            " (with the --agent, --tool, --mcp, --sandbox or --approve that it had)"
             if record.toolsets or len(record.agents) > 1
             else ""
         )

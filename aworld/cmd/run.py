@@ -31,7 +31,7 @@ from aworld.core.message import Usage
 from aworld.core.task import Task, TaskResponse
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import as_tools
-from aworld.core.tool.wrappers import approval_required
+from aworld.core.tool.wrappers import approval_required, asking
 from aworld.core.trajectory import Trajectory
 from aworld.models.providers import in_process, named_model, recorded
 from aworld.runner import Runners
@@ -342,6 +342,7 @@ def agent_of(args: argparse.Namespace, record: Trajectory | None = None) -> Unit
         tools += sandbox_tools(_sandbox(args.sandbox, record))
     if args.approve is not None:
         tools = approval_required(tools, args.approve.split(","))
+    _refuse_missing_consent(record, settings, tools)
     if args.mcp is None:  # what a server offers is known only when the run begins
         _refuse_missing_tools(record, tools)
     prompt = args.system or settings.get("system_prompt") or (CODER if args.sandbox is not None else None)
@@ -394,6 +395,17 @@ def _refuse_missing_tools(record: Trajectory | None, tools: list[Any]) -> None:
         raise ConfigError(
             f"Run {record.id} had the tools {', '.join(sorted(missing))}: give them with --tool MODULE:FUNCTION or "
             "--sandbox local, or the whole agent with --agent MODULE:OBJECT (code is not in the record)."
+        )
+
+
+def _refuse_missing_consent(record: Trajectory | None, settings: dict[str, Any], tools: list[Any]) -> None:
+    """A tool that asked before it ran would run unasked."""
+    lost = asking(settings.get("tools", ())) - asking(as_tools(tools))
+    if record is not None and lost:
+        names = ",".join(sorted(lost))
+        raise ConfigError(
+            f"Run {record.id} asks a person before {names}: give --approve {names}, or the whole agent with "
+            "--agent MODULE:OBJECT."
         )
 
 

@@ -254,6 +254,17 @@ async def test_without_a_terminal_it_waits_and_goes_on_elsewhere_with_its_files(
     assert "← green" in err
 
 
+async def test_consent_is_not_lost_where_a_run_goes_on_or_is_forked(terminal: Terminal) -> None:
+    code, _, err = await terminal.piped("run", "--sandbox", "local", "--approve", "shell", "fix it", "--id", "one")
+    assert code == 3, err
+    code, out, _ = await terminal.piped("answer", "one", "yes")
+    assert "or --approve that it had" in out
+    for words in (("resume", "one"), ("fork", "one", "--at", "0")):
+        code, _, err = await terminal.piped(*words, "--sandbox", "local")
+        assert code == 2
+        assert "Run one asks a person before shell: give --approve shell" in err
+
+
 async def test_ctrl_c_leaves_a_run_that_goes_on(terminal: Terminal) -> None:
     terminal.start("run", "--sandbox", "local", "fix and sleep", "--id", "one")
     await terminal.see("sleep 50")

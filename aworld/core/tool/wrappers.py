@@ -7,7 +7,8 @@ a toolset among them, all are wrapped when it is asked for its tools.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeAlias, cast
 
@@ -170,6 +171,12 @@ class _Wrapped(Tool):
 
     async def invoke(self, arguments: str, context: ToolContext) -> Any:
         return await self._inner.invoke(arguments, context)
+
+
+def asking(tools: Iterable[Any]) -> set[str]:
+    """Names of the tools that ask a person before they run: of tools, or of their names in a definition."""
+    marks = (re.fullmatch(rf".*:{_Approved.__name__}<(.*)>", tool) for tool in tools if isinstance(tool, str))
+    return {mark[1] for mark in marks if mark} | {tool.name for tool in tools if isinstance(tool, _Approved)}
 
 
 class _Approved(_Wrapped):
