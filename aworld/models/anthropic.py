@@ -50,6 +50,7 @@ class AnthropicModel(RemoteModel):
     lacks: ClassVar[frozenset[str]] = frozenset({"seed", "logit_bias"})
     native_tools = NATIVE_TOOLS
     defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": MAX_TOKENS}
+    keeps_an_hour: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, *, provider: str = "anthropic") -> None:
         base = (config.llm_base_url or BASE_URL).rstrip("/")
@@ -84,7 +85,7 @@ class AnthropicModel(RemoteModel):
         return body
 
     def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; that a prompt is kept (`prompt_cache`) is left for the body."""
+        """Settings in the API's words."""
         body = super().translated(params)
         if (stop := body.pop("stop", None)) is not None:
             body["stop_sequences"] = [stop] if isinstance(stop, str) else stop

@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 
 from aworld.config.conf import ModelConfig
 from aworld.core.event import now
-from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Text, ToolCall, Usage, content_text
 from aworld.core.message import Part as ContentPart
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
@@ -96,8 +96,7 @@ class GeminiModel(RemoteModel):
     def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Settings in the API's words; what it calls by its own names stands where it was put."""
         body = super().translated(params)
-        if body.pop("prompt_cache", None) == "1h":
-            raise ConfigError("Gemini keeps a prompt by itself, and not for an hour: leave llm_prompt_cache unset.")
+        body.pop("prompt_cache", None)  # it keeps prompts by itself
         ours: dict[str, Any] = {_GENERATION[word]: body.pop(word) for word in _GENERATION.keys() & body.keys()}
         if isinstance(ours.get("stopSequences"), str):
             ours["stopSequences"] = [ours["stopSequences"]]

@@ -63,7 +63,7 @@ class OpenAIModel(RemoteModel):
         return body
 
     def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; that a prompt is kept (`prompt_cache`) is left for the body."""
+        """Settings in the API's words."""
         body = super().translated(params)
         if self._official and "max_tokens" in body:
             # OpenAI has replaced the word, and refuses the old one for its reasoning models; others know only that.
@@ -71,7 +71,6 @@ class OpenAIModel(RemoteModel):
         choice = body.get("tool_choice")
         if isinstance(choice, str) and choice not in ("auto", "none", "required"):
             body["tool_choice"] = {"type": "function", "function": {"name": choice}}
-        refuse_hour(body, self.provider)
         for tool in read_native_tools(body.pop("native_tools", None)):
             options = options_of_tool(tool, self.provider, "location")
             place = {"user_location": {"type": "approximate", "approximate": options["location"]}} if options else {}
@@ -121,15 +120,6 @@ def cache_key(messages: Iterable[Message]) -> str:
         if message.role == "user":
             break
     return key.hexdigest()[:32]
-
-
-def refuse_hour(params: Mapping[str, Any], provider: str) -> None:
-    """Raise `ConfigError` for settings that want a prompt kept for an hour."""
-    if params.get("prompt_cache") == "1h":
-        raise ConfigError(
-            f"{provider} keeps no prompt for an hour: say prompt_cache=True; at OpenAI "
-            'params={"prompt_cache_retention": "24h"} keeps it for a day.', setting="llm_prompt_cache",
-        )  # fmt: skip
 
 
 def _plain(message: Message) -> Message:

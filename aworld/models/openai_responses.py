@@ -22,7 +22,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.native_tools import NATIVE_TOOLS, CodeExecution, options_of_tool, read_native_tools
-from aworld.models.openai import BASE_URL, cache_key, refuse_hour
+from aworld.models.openai import BASE_URL, cache_key
 from aworld.models.openai_wire import CompletionDetails, PromptDetails
 from aworld.models.remote_model import RemoteModel, is_strict
 from aworld.models.wire_reply import WireReply, plain, status_of
@@ -64,9 +64,8 @@ class ResponsesModel(RemoteModel):
         return body
 
     def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; that a prompt is kept (`prompt_cache`) is left for the body."""
+        """Settings in the API's words."""
         body = super().translated(params)
-        refuse_hour(body, self.provider)
         if "max_tokens" in body:
             body["max_output_tokens"] = body.pop("max_tokens")
         if "reasoning_effort" in body:

@@ -48,6 +48,8 @@ class RemoteModel:
     """Tools of the provider itself that the API has."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings that are sent when nobody says more."""
+    keeps_an_hour: ClassVar[bool] = False
+    """Whether a prompt can be kept for an hour (`prompt_cache="1h"`)."""
     priced_as: ClassVar[str] = ""
     """The provider whose prices are this one's too."""
 
@@ -107,8 +109,13 @@ class RemoteModel:
         raise NotImplementedError
 
     def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; the names are those of `ModelSettings`, others are passed on as they are.
-        Raises `ConfigError` for what the API cannot say."""
+        """Settings in the API's words; the names are those of `ModelSettings`, others are passed on as they are. That a
+        prompt is kept (`prompt_cache`) is left for the body. Raises `ConfigError` for what the API cannot say."""
+        if params.get("prompt_cache") == "1h" and not self.keeps_an_hour:
+            raise ConfigError(
+                f"{self.provider} keeps no prompt for an hour: set llm_prompt_cache=True; at OpenAI "
+                'params={"prompt_cache_retention": "24h"} keeps it for a day.', setting="llm_prompt_cache",
+            )  # fmt: skip
         return {name: value for name, value in params.items() if value is not None}
 
     def wire_params(self, request: ModelRequest) -> dict[str, Any]:
