@@ -44,68 +44,6 @@ _STATUS = {
 _PLAIN = frozenset({"text", "tool_use"})
 
 
-class AnthropicModel(RemoteModel):
-    """A model behind Anthropic's Messages API. `config` needs `llm_model_name`. Raises `ConfigError`."""
-
-    lacks: ClassVar[frozenset[str]] = frozenset({"seed", "logit_bias"})
-    native_tools = NATIVE_TOOLS
-    defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": MAX_TOKENS}
-    keeps_an_hour: ClassVar[bool] = True
-
-    def __init__(self, config: ModelConfig, *, provider: str = "anthropic") -> None:
-        base = (config.llm_base_url or BASE_URL).rstrip("/")
-        headers = {"anthropic-version": config.llm_api_version or VERSION}
-        if config.llm_api_key:
-            headers["x-api-key"] = config.llm_api_key
-        url = f"{base}/messages" if base.endswith("/v1") else f"{base}/v1/messages"
-        super().__init__(config, provider=provider, url=url, headers=headers)
-
-    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
-        """The request as it is sent, before encoding."""
-        system, messages = wire_messages(request.messages)
-        # The messages last: what the log shows is what is sent, whatever a hook puts into the parameters.
-        body: dict[str, Any] = {"model": self.name, **self.wire_params(request), "messages": messages}
-        if system:
-            body["system"] = system
-        if request.tools:
-            body["tools"] = [
-                *body.get("tools", ()),
-                *(
-                    {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
-                    for tool in request.tools
-                ),
-            ]
-        if cache := body.pop("prompt_cache", None):
-            _mark(body, {"type": "ephemeral", "ttl": "1h"} if cache == "1h" else {"type": "ephemeral"})
-        if request.output is not None:
-            shape = {"type": "json_schema", "schema": closed(request.output.schema)}
-            body["output_config"] = {"format": shape, **body.get("output_config", {})}
-        if stream:
-            body["stream"] = True
-        return body
-
-    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words."""
-        body = super().translated(params)
-        if (stop := body.pop("stop", None)) is not None:
-            body["stop_sequences"] = [stop] if isinstance(stop, str) else stop
-        if (effort := body.pop("reasoning_effort", None)) is not None:
-            body["output_config"] = {"effort": effort, **body.get("output_config", {})}
-        choice, parallel = body.pop("tool_choice", None), body.pop("parallel_tool_calls", None)
-        if isinstance(choice, str):
-            choice = {"type": _CHOICES[choice]} if choice in _CHOICES else {"type": "tool", "name": choice}
-        if parallel is not None and (choice or {}).get("type") != "none":
-            choice = {"type": "auto", **(choice or {}), "disable_parallel_tool_use": not parallel}
-        if choice:
-            body["tool_choice"] = choice
-        if tools := read_native_tools(body.pop("native_tools", None)):
-            body["tools"] = [*(_native(tool, self.provider) for tool in tools), *body.get("tools", ())]
-        return body
-
-    def _parts(self, on_delta: Callable[[Delta], None] | None) -> AnthropicReply:
-        return AnthropicReply(on_delta)
-
-
 def _native(tool: NativeTool, provider: str) -> Block:
     """A tool of the provider itself in the API's words."""
     word = tool.__struct_config__.tag
@@ -384,3 +322,63 @@ class AnthropicReply(WireReply):
         if "input" in block:
             block["input"] = json_object_of(arguments)
         return block, arguments
+
+
+class AnthropicModel(RemoteModel):
+    """A model behind Anthropic's Messages API. `config` needs `llm_model_name`. Raises `ConfigError`."""
+
+    lacks: ClassVar[frozenset[str]] = frozenset({"seed", "logit_bias"})
+    native_tools = NATIVE_TOOLS
+    reply_type = AnthropicReply
+    defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": MAX_TOKENS}
+    keeps_an_hour: ClassVar[bool] = True
+
+    def __init__(self, config: ModelConfig, *, provider: str = "anthropic") -> None:
+        base = (config.llm_base_url or BASE_URL).rstrip("/")
+        headers = {"anthropic-version": config.llm_api_version or VERSION}
+        if config.llm_api_key:
+            headers["x-api-key"] = config.llm_api_key
+        url = f"{base}/messages" if base.endswith("/v1") else f"{base}/v1/messages"
+        super().__init__(config, provider=provider, url=url, headers=headers)
+
+    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
+        """The request as it is sent, before encoding."""
+        system, messages = wire_messages(request.messages)
+        # The messages last: what the log shows is what is sent, whatever a hook puts into the parameters.
+        body: dict[str, Any] = {"model": self.name, **self.wire_params(request), "messages": messages}
+        if system:
+            body["system"] = system
+        if request.tools:
+            body["tools"] = [
+                *body.get("tools", ()),
+                *(
+                    {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+                    for tool in request.tools
+                ),
+            ]
+        if cache := body.pop("prompt_cache", None):
+            _mark(body, {"type": "ephemeral", "ttl": "1h"} if cache == "1h" else {"type": "ephemeral"})
+        if request.output is not None:
+            shape = {"type": "json_schema", "schema": closed(request.output.schema)}
+            body["output_config"] = {"format": shape, **body.get("output_config", {})}
+        if stream:
+            body["stream"] = True
+        return body
+
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words."""
+        body = super().translated(params)
+        if (stop := body.pop("stop", None)) is not None:
+            body["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+        if (effort := body.pop("reasoning_effort", None)) is not None:
+            body["output_config"] = {"effort": effort, **body.get("output_config", {})}
+        choice, parallel = body.pop("tool_choice", None), body.pop("parallel_tool_calls", None)
+        if isinstance(choice, str):
+            choice = {"type": _CHOICES[choice]} if choice in _CHOICES else {"type": "tool", "name": choice}
+        if parallel is not None and (choice or {}).get("type") != "none":
+            choice = {"type": "auto", **(choice or {}), "disable_parallel_tool_use": not parallel}
+        if choice:
+            body["tool_choice"] = choice
+        if tools := read_native_tools(body.pop("native_tools", None)):
+            body["tools"] = [*(_native(tool, self.provider) for tool in tools), *body.get("tools", ())]
+        return body

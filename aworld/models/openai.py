@@ -7,7 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ import msgspec
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, chat_format
-from aworld.core.model import Delta, ModelRequest, OutputSchema, function_format
+from aworld.core.model import ModelRequest, OutputSchema, function_format
 from aworld.models.native_tools import options_of_tool, read_native_tools
 from aworld.models.openai_wire import ChatReply
 from aworld.models.remote_model import RemoteModel, is_strict
@@ -33,6 +33,8 @@ class OpenAIModel(RemoteModel):
     `config` needs `llm_model_name`; `llm_base_url` is OpenAI's when not given, and without `llm_api_key` no
     `Authorization` header is sent. `provider` is the name that goes into the log. Raises `ConfigError`.
     """
+
+    reply_type = ChatReply
 
     def __init__(self, config: ModelConfig, *, provider: str = "openai") -> None:
         url = self._url(config)
@@ -83,9 +85,6 @@ class OpenAIModel(RemoteModel):
 
     def _authorization(self, key: str | None) -> dict[str, str]:
         return {"Authorization": f"Bearer {key}"} if key else {}
-
-    def _parts(self, on_delta: Callable[[Delta], None] | None) -> ChatReply:
-        return ChatReply(on_delta)
 
 
 class AzureModel(OpenAIModel):

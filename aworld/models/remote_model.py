@@ -42,6 +42,8 @@ _MAPS = ("properties", "$defs", "definitions")
 class RemoteModel:
     """Base of the HTTP models. A value without run state: one instance serves any number of calls, in any loop."""
 
+    reply_type: type[WireReply]
+    """What gathers a reply in the protocol of this model."""
     lacks: ClassVar[frozenset[str]] = frozenset()
     """Settings (`ModelSettings`) that the API has no word for: they are refused."""
     native_tools: frozenset[str] = frozenset()
@@ -90,14 +92,14 @@ class RemoteModel:
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`."""
-        parts = self._parts(None)
+        parts = self.reply_type(None)
         data, kind = await self.endpoint.post(self.encode(self.body(request)))
         self._read(parts, [data], kind)
         return self.finished(parts, request, data)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
-        parts = self._parts(on_delta)
+        parts = self.reply_type(on_delta)
         body = self.encode(self.body(request, stream=True))
         await self.endpoint.post(body, lambda events: self._read(parts, events))
         if not parts.complete:
@@ -129,10 +131,6 @@ class RemoteModel:
             return self.translated({**self.params, **params})
         except ConfigError as error:
             raise ModelError(str(error)) from error
-
-    def _parts(self, on_delta: Callable[[Delta], None] | None) -> WireReply:
-        """What gathers a reply in the protocol of this model."""
-        raise NotImplementedError
 
     def _read(self, parts: WireReply, events: list[bytes], kind: str = "") -> bool:
         try:
