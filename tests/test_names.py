@@ -16,6 +16,7 @@ SAME_FILES = {
     "__init__.py": "what a package is",
     "base.py": "the contract that the other files of its folder meet",
     "files.py": "`aworld.agents.files` and `aworld.tools.files`: what people import by these names",
+    "memory.py": "`aworld.core.memory`, which people import by this name; and the store of logs in memory",
 }
 """Names of files that several rooms may have, and why."""
 

@@ -234,7 +234,7 @@ class Agent(BaseAgent[Deps, Out]):
         fenced = _FENCE.match(text)
         try:
             value: Any = json.loads(fenced.group(1) if fenced else text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"The answer is not JSON: {error}.") from None
         if self._wrapped:
             if not isinstance(value, dict) or "result" not in value:

@@ -155,16 +155,19 @@ class Chat:
                 for number, (question, id) in enumerate(self.turns, 1):
                     self.tell(f"{number:>3}  {id[:8]}  {question:.60}")
             case "undo" | "fork":
-                number = len(self.turns) - 1 if name == "undo" else len(self.turns)
+                number = len(self.turns) - 1 if name == "undo" else -1
                 if argument:
                     number = int(argument) if argument.isdecimal() else -1
                 if not 0 <= number <= len(self.turns):
-                    raise ConfigError(f"/{name} {argument}: the turns are numbered 1 to {len(self.turns)}.")
+                    there = f"the turns are numbered 1 to {len(self.turns)}" if self.turns else "there are no turns yet"
+                    raise ConfigError(f"{text}: {there}; /fork N goes on from the end of turn N, /new begins anew.")
                 await self._leave_out(self.turns[number:])
                 self.turns = self.turns[:number]
                 self.tell(f"The next question follows turn {number}." if number else "The conversation begins anew.")
-            case _:
+            case "help":
                 self.tell(_HELP)
+            case _:
+                self.tell(f"There is no /{name}.\n{_HELP}")
         return True
 
     async def _leave_out(self, turns: list[tuple[str, str]]) -> None:

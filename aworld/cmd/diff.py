@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,10 +76,17 @@ async def _apply(args: argparse.Namespace) -> int:
     from aworld.sandbox.changes import apply
 
     id, changes = await _changes(args)
+    if args.to in changes:
+        changes = {args.to: changes[args.to]}
     if args.to is not None and len(changes) > 1:
         raise ConfigError(f"--to names one folder, but run {id} has changed copies of {', '.join(changes)}.")
     places = {Path(args.to or folder): files for folder, files in changes.items()}
     for folder in places:
+        if args.to is None and not folder.resolve().is_relative_to(Path.cwd()):  # a record may be a stranger's
+            raise ConfigError(
+                f"Run {id} says that it had a copy of {str(folder)!r}, which is not in the working folder; nothing was "
+                f"written. See `aworld diff {id}`, and go there or give --to {shlex.quote(str(folder))}."
+            )
         if not folder.is_dir():
             raise ConfigError(f"There is no folder {str(folder)!r}; name another with --to.")
     try:

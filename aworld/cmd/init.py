@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from aworld.core.exceptions import ConfigError
@@ -31,7 +32,7 @@ def _init(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror}; name a new folder.") from error
     print(f"Made {folder} with {', '.join(FILES)}. Go on with:\n")
-    enter = [] if folder.resolve() == Path.cwd() else [f"cd {folder}"]
+    enter = [] if folder.resolve() == Path.cwd() else [f"cd {shlex.quote(str(folder))}"]
     print(*(f"  {line}" for line in (*enter, TALK, "python -m pytest")), sep="\n")
     return 0
 

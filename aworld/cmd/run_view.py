@@ -10,6 +10,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,9 @@ from aworld.runner import Runners
 from aworld.runners.blocking import one_loop
 from aworld.runners.feed import RunStream
 from aworld.trajectory import TrajectoryStore
+
+LONG = 2_000
+"""Characters of a question that fit on a screen."""
 
 
 class RunView:
@@ -129,7 +133,11 @@ def at_terminal(questions: list[Asked]) -> dict[str, str] | None:
         if consent and head in always:  # another call of that tool in the same turn
             answers[question.id] = ALWAYS
             continue
-        print(question.question.removesuffix(CONSENT).rstrip(), file=sys.stderr)
+        text = question.question.removesuffix(CONSENT).rstrip()
+        print(text, file=sys.stderr)
+        if len(text) > LONG:  # its beginning may have left the screen
+            print(f"{short(head)} That was {len(text):,} characters: read them from the beginning.", file=sys.stderr)
+        forget_typed()
         while not answers.get(question.id):
             print("[y/n/always, or why not] " if consent else "> ", end="", file=sys.stderr, flush=True)
             try:
@@ -143,6 +151,16 @@ def at_terminal(questions: list[Asked]) -> dict[str, str] | None:
         if means_always(answers[question.id]):
             always.add(head)
     return answers
+
+
+def forget_typed() -> None:
+    """Forget what was typed before a question was there: it is no answer to it."""
+    try:
+        import termios
+    except ImportError:  # a system without
+        return
+    with suppress(OSError, ValueError, termios.error):  # a stream that is none
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 def short(content: Any, width: int = 200) -> str:

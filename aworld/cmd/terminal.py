@@ -1,8 +1,8 @@
 """The one border between what others wrote and a terminal.
 
 Models, tools, servers and records of strangers say what they like. On a terminal everything that is printed passes a
-`CleanStream`, and what Rich draws passes a `Terminal`: control characters, which could clear the screen, hide text or
-set a title, become `�`. Files and pipes get what was written, byte by byte.
+`CleanStream`, and what Rich draws passes a `Terminal`: control characters, which could clear the screen, hide or turn
+text or set a title, become `�`. Files and pipes get what was written, byte by byte.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # the command line starts fast: what a command needs is impor
 PLAIN_EVERY = 5.0
 """Seconds between the lines of progress where there is no terminal."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
 
 
 def clean(text: str) -> str:

@@ -37,7 +37,9 @@ def hint(name: object, names: Iterable[str]) -> str:
     """What to write in the place of a name that is not known."""
     names = list(names)
     near = nearest(name, names)
-    return f"did you mean {near!r}?" if near else f"known are: {', '.join(names)}."
+    if near:
+        return f"did you mean {near!r}?"
+    return f"known are: {', '.join(names)}." if names else "there is none."
 
 
 def known_keys(

@@ -117,7 +117,7 @@ class ChatTokens:
         shape = chat_format(message)
         shape["content"] = shape["content"] or ""
         for call in shape.get("tool_calls", ()):
-            with suppress(ValueError):  # what is not JSON stays a string
+            with suppress(ValueError, RecursionError):  # what is not JSON stays a string
                 call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         if message.role == "tool" and message.name is not None:
             shape["name"] = message.name

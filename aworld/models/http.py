@@ -12,6 +12,7 @@ Proxies and `.netrc` of the environment are used only when `AWORLD_TRUST_ENV=1`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import os
 import re
@@ -75,7 +76,8 @@ class Endpoint:
         self._stall_timeout = stall_timeout
         self._whole = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
         self._streamed = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT, sock_read=stall_timeout)
-        hidden = {*secrets, self._url.password or ""}
+        sent = f"{self._url.user}:{self._url.password}".encode("latin-1", "replace")  # as a header has it
+        hidden = {*secrets, self._url.password or "", base64.b64encode(sent).decode() if self._url.password else ""}
         # The longest first: one secret may hold another.
         self._secrets = sorted((s for s in hidden if len(s) >= _SECRET_LENGTH), key=len, reverse=True)
 

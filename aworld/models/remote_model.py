@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.message import Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest
 from aworld.models.call import Retry
 from aworld.models.native_tools import check_settings
@@ -36,6 +38,8 @@ _UNKNOWN = frozenset(
         "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "default",
     }
 )  # fmt: skip
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+"""What a decoder raises; the second for pieces that were left as they came (`Raw`), and are no text."""
 _MAPS = ("properties", "$defs", "definitions")
 
 
@@ -58,6 +62,8 @@ class RemoteModel:
     def __init__(self, config: ModelConfig, *, provider: str, url: str, headers: dict[str, str]) -> None:
         if not config.llm_model_name:
             raise without_name()
+        if "Authorization" in headers and "@" in urlsplit(url).netloc:
+            raise ConfigError("llm_base_url has a user, and there is a key: leave out one of them, as HTTP sends one")
         self.provider = provider
         self.name: str = config.llm_model_name
         self.params: dict[str, Any] = {**self.defaults, **config.sampling()}
@@ -135,7 +141,7 @@ class RemoteModel:
     def _read(self, parts: WireReply, events: list[bytes], kind: str = "") -> bool:
         try:
             last = parts.feed(events)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             what = f"{kind} that" if kind and "json" not in kind else "what"
             raise self.endpoint.unreadable(f"{what} is not a reply ({error})", parts.refused) from None
         if parts.error:
@@ -145,8 +151,9 @@ class RemoteModel:
     def finished(self, parts: WireReply, request: ModelRequest, data: bytes = b"") -> ModelReply:
         """The whole reply. Raises `ModelError` when it is none."""
         try:
-            return parts.reply(request)
-        except msgspec.DecodeError as error:
+            reply = parts.reply(request)
+            return reply if reply.usage is None else structs.replace(reply, usage=_plausible(reply.usage))
+        except _UNREADABLE as error:
             raise self.endpoint.unreadable(f"what is not a whole reply ({error})", data) from None
 
     def encode(self, body: dict[str, Any]) -> bytes:
@@ -163,6 +170,12 @@ class RemoteModel:
         if price_in is not None and price_out is not None:
             return Price(price_in, price_out, source="settings")
         return price_of(self.priced_as or self.provider, self.name, self.config.prices)
+
+
+def _plausible(usage: Usage) -> Usage:
+    """Usage without figures that no call has, which would make room in a budget: negative ones, infinity, no number."""
+    figures = ((name, getattr(usage, name)) for name in Usage.__struct_fields__[:-2])
+    return structs.replace(usage, **{name: None for name, n in figures if n is not None and not 0 <= n < math.inf})
 
 
 def _limits(config: ModelConfig, provider: str, url: str) -> Limits | None:

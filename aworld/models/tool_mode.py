@@ -142,7 +142,7 @@ def _told(message: Message, names: dict[str, str]) -> Message:
 def _parsed(arguments: str) -> Any:
     try:
         return json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
 
 

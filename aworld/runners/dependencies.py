@@ -8,6 +8,7 @@ where the program has imported its module, and the function says that it returns
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from aworld.runners.run import units_of_task
 
 FUNCTIONS: tuple[type, ...] = (FunctionType, MethodType, BuiltinFunctionType, partial, type)
 """What makes dependencies. Anything else is them, whether it can be called or not."""
+_REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 
 
 @dataclass(slots=True)
@@ -96,6 +98,8 @@ def dependencies(task: Task, record: Trajectory | None = None) -> Dependencies |
             )
         return None
     if isinstance(source, str):
+        if not _REFERENCE.fullmatch(source):  # it may be an address with a password, so it is not shown
+            raise TaskError("deps= is a text: write MODULE:NAME, such as my_module:my_function, or give an object.")
         try:
             source, reference = find(source, "deps="), source
         except ConfigError as error:

@@ -167,8 +167,8 @@ class LocalSandbox(BaseSandbox):
         return [FileInfo(name.decode(errors="replace"), head[:1] == b"d", int(head[1:])) for head, _, name in entries]
 
     async def scan(self, left_out: Sequence[str] = ()) -> dict[str, bytes]:
-        """All files by their path, without folders of these names: facts that differ when a file was written; the last
-        is its mode."""
+        """All files by their path, links and folders that are closed to it too, without folders of these names: facts
+        that differ when a file was written; the last is its mode."""
         lines = (await self._do("scan", ".", "\n".join(left_out), most=READ_BYTES)).split(b"\0")[:-1]
         entries = [line.partition(b"/") for line in lines]
         return {os.fsdecode(name): facts for facts, _, name in entries}

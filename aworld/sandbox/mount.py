@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 from collections.abc import Collection, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aworld.config.errors import ConfigError
@@ -190,14 +190,20 @@ class FolderCopy(PooledSandbox):
                 ordered.clear()
             for first in range(0, len(ordered), AT_ONCE):
                 some = ordered[first : first + AT_ONCE]
-                changed += await asyncio.gather(*(self._change(sandbox, name, listing.get(name)) for name in some))
+                changed += await asyncio.gather(*(self._change(sandbox, name, listing) for name in some))
             self._seen, self._applied = listing, set()
             return [fields for fields in changed if fields is not None]
 
-    async def _change(self, sandbox: LocalSandbox, name: str, facts: bytes | None) -> dict[str, Any] | None:
+    async def _change(self, sandbox: LocalSandbox, name: str, listing: dict[str, bytes]) -> dict[str, Any] | None:
         """How a file differs from the original; None where the log says so already."""
         before, was_executable, start, end = self._base.get(name, _NOTHING)
-        digest, executable, data = None, None, b""
+        digest, executable, data, facts = None, None, b"", listing.get(name)
+        for place in (name, *map(str, PurePosixPath(name).parents)):
+            if place in listing and not stat.S_ISREG(int(listing[place].split()[-1])):  # the file was not deleted
+                text = (
+                    f"{place} is a link, or closed, or no file; such changes are not kept, and the file stays as it was"
+                )
+                return {"name": name, "error": text} if name in self._base else None
         if facts is not None:
             try:
                 data = await sandbox.read(name)
@@ -265,10 +271,12 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _ignored(folder: Path, names: Collection[str]) -> set[str]:
-    """Those of some new files that git ignores."""
-    text = b"".join(os.fsencode(name) + b"\0" for name in names)
-    ignored = _git(folder, "check-ignore", "-z", "--stdin", data=text, strict=False) if names else None
-    return {os.fsdecode(name) for name in (ignored or b"").split(b"\0")}
+    """Those of some new files that git ignores, or that are of a repository inside, of which there is no copy."""
+    places = {name: [folder / parent / ".git" for parent in PurePosixPath(name).parents[:-1]] for name in names}
+    others = {name for name in names if any(place.exists() for place in places[name])}  # of repositories inside
+    text = b"".join(os.fsencode(name) + b"\0" for name in names if name not in others)
+    ignored = _git(folder, "check-ignore", "-z", "--stdin", data=text, strict=False) if text else None
+    return {os.fsdecode(name) for name in (ignored or b"").split(b"\0")} | others
 
 
 def _git(folder: Path, *words: str, data: bytes = b"", strict: bool = True) -> bytes | None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING or __package__:
         CLOCK,
         MOST_DESCRIPTORS,
         GroupFigures,
-        Memory,
+        MemoryUse,
         Process,
         last_number,
         processes,
@@ -60,7 +60,7 @@ else:  # a program of its own, which finds nothing but what stands beside it
         CLOCK,
         MOST_DESCRIPTORS,
         GroupFigures,
-        Memory,
+        MemoryUse,
         Process,
         last_number,
         processes,
@@ -351,13 +351,13 @@ class Worker:
         """End what holds too much. Exact figures cost more, and are only asked for if the others are too high."""
         most = self.settings.memory
         full = self.group is not None and self.is_full(self.group)
-        sizes = {pid: Memory(pid, exact=False) for pid in running}
+        sizes = {pid: MemoryUse(pid, exact=False) for pid in running}
         total = sum(size.own + size.shared for size in sizes.values())
         if not self.group:
             total += sum(size.mapped for size in sizes.values()) + self.buffers(running, exact=False)
         if total <= most and not full:
             return
-        sizes = {pid: Memory(pid, exact=True) for pid in running}
+        sizes = {pid: MemoryUse(pid, exact=True) for pid in running}
         own, shared = (sum(getattr(size, part) for size in sizes.values()) for part in ("own", "shared"))
         if own + shared > most:
             self.end_largest(trees, sizes)
@@ -389,7 +389,7 @@ class Worker:
             total += SOCKET_BYTES * count + held
         return total
 
-    def end_largest(self, trees: dict[int, list[int]], sizes: dict[int, Memory]) -> None:
+    def end_largest(self, trees: dict[int, list[int]], sizes: dict[int, MemoryUse]) -> None:
         """End the command, or the processes without one, that has most memory."""
         largest = max(trees, key=lambda root: sum(sizes[pid].own + sizes[pid].shared for pid in trees[root]))
         if largest in self.commands:

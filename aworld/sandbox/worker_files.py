@@ -112,21 +112,30 @@ def list_folder(path: str, boxed: bool) -> None:
 
 
 def scan(path: str, boxed: bool, left_out: str) -> None:
-    """Every file of a folder and of those below it: size, time of its content, of its inode, inode and mode, `/` and
-    its path, each ended by NUL. Folders with a name of `left_out` (lines) are not looked into."""
+    """All below a folder that is no folder, or one that is closed: size, time of its content, of its inode, inode and
+    mode, `/` and its path, each ended by NUL. Folders with a name of `left_out` (lines) are not looked into."""
     names = left_out.split("\n")
     with open(1, "wb", closefd=False) as out:
-        for folder, folders, files in os.walk(path):
+
+        def tell(place: str) -> None:
+            stat = os.lstat(place)
+            facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_mode)
+            out.write(b"%d %d %d %d %d/" % facts + os.fsencode(os.path.relpath(place, path)) + b"\0")
+
+        def closed(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                tell(error.filename)
+
+        for folder, folders, files in os.walk(path, onerror=closed):
             folders[:] = [name for name in folders if name not in names]
-            for name in files:
-                place = os.path.join(folder, name)
+            for name in files + [name for name in folders if os.path.islink(os.path.join(folder, name))]:
                 try:
-                    stat = os.lstat(place)
+                    tell(os.path.join(folder, name))
                 except FileNotFoundError:  # it was deleted meanwhile
                     continue
-                if stat.st_mode & 0o170000 == 0o100000:
-                    facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_mode)
-                    out.write(b"%d %d %d %d %d/" % facts + os.fsencode(os.path.relpath(place, path)) + b"\0")
+                except PermissionError:
+                    tell(folder)
+                    break
 
 
 def pack(path: str, boxed: bool) -> None:

@@ -55,7 +55,7 @@ def tree(running: dict[int, Process], root: int) -> list[int]:
     return pids
 
 
-class Memory:
+class MemoryUse:
     """What a process holds, in bytes: nothing, once it ended."""
 
     __slots__ = ("exact", "mapped", "own", "shared")

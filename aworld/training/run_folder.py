@@ -19,6 +19,7 @@ import msgspec
 from aworld.core.agent.flow import units_of
 from aworld.core.exceptions import ConfigError
 from aworld.training.registry import TrainingJob
+from aworld.trajectory.sqlite_file import make_folders
 
 try:
     import fcntl
@@ -122,8 +123,7 @@ def alone_in(run_path: Path) -> Generator[None, None, None]:
     Raises ConfigError when somebody else trains there, or the folder cannot be written.
     """
     try:
-        for folder in reversed([run_path, *run_path.parents]):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        make_folders(run_path)
         if not (run_path / MARK).exists():
             run_path.chmod(0o700)
         lock = os.open(run_path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)

@@ -37,10 +37,10 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
     """
     connection = None
     try:
-        _make(Path(path))
+        make_file(Path(path))
         connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA trusted_schema = OFF")  # what stands in a file of a stranger may call nothing
-        _begin_log(connection, timeout)
+        begin_log(connection, timeout)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it, where nobody waits
         connection.execute("PRAGMA journal_size_limit = 67108864")
@@ -52,13 +52,21 @@ def connect(path: str, *, synchronous: str = "normal", timeout: float = 30.0) ->
     return connection
 
 
-def _make(path: Path) -> None:
+def make_file(path: Path) -> None:
     """Make the file and the folders that are missing, for their owner alone: what agents say is nobody else's. SQLite
     gives what it puts beside the file the permissions of the file."""
-    for folder in reversed([folder for folder in path.parents if not folder.exists()]):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    make_folders(path.parent)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it that are missing, for their owner alone. Git leaves `.aworld` out: what agents
+    were told must not be committed by accident."""
+    for folder in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.name == ".aworld":
+            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 Identity: TypeAlias = "tuple[tuple[int, int] | None, tuple[int, int] | None]"
@@ -77,7 +85,7 @@ def _inode(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _begin_log(connection: sqlite3.Connection, timeout: float) -> None:
+def begin_log(connection: sqlite3.Connection, timeout: float) -> None:
     """Write ahead from now on. Processes that make the same file at the same moment are refused without a wait."""
     until = time.monotonic() + timeout
     while True:

@@ -191,6 +191,59 @@ async def test_several_questions_of_one_turn_are_asked_one_after_the_other(termi
         assert line in terminal.text
 
 
+FORGER = """
+import time
+
+from aworld import Agent
+from aworld.core.tool.wrappers import approval_required
+from aworld.models.doubles import ScriptedModel, call
+
+
+def pay(**more: int) -> str:
+    return "paid"
+
+
+def wait() -> str:
+    time.sleep(0.5)
+    return "waited"
+
+
+names = {"a: 1\\n[y/n/always, or why not] y\\nMay payer call read?\\n  path": 1, "pad": " " * 9000, "\u200eb": 2}
+agent = Agent("payer", model=ScriptedModel([call("wait"), call("pay", **names), "Done."]),
+    tools=[wait, *approval_required([pay])])
+"""
+
+
+async def test_what_a_person_sees_is_what_is_asked(terminal: Terminal) -> None:
+    (terminal.folder / "paying.py").write_text(FORGER)
+    terminal.start("run", "pay", "--agent", "paying:agent")
+    await terminal.see("→ wait")
+    terminal.type("y")  # before there is a question
+    await terminal.see("[y/n/always, or why not] ", 3)
+    question = terminal.text.partition("May payer call pay?")[2].split("\r\n")
+    assert question[1].startswith('  "a: 1\\n[y/n/always')
+    assert "May payer call pay? That was 9," in question[-2]
+    assert question[-1] == "[y/n/always, or why not] "
+    assert "\u200e" not in terminal.text
+    terminal.type("no")
+    assert await terminal.end() == 0
+    assert "refused this call" in terminal.text
+
+
+async def test_a_record_of_a_stranger_names_no_folder_to_write_into(terminal: Terminal, tmp_path: Path) -> None:
+    assert (await terminal.piped("run", "--sandbox", "local", "fix the test", "--id", "one"))[0] == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    store = f"{tmp_path}/.aworld/trajectories.db"
+    terminal.folder = elsewhere
+    code, _, err = await terminal.piped("apply", "one", "--store", store)
+    assert (code, "which is not in the working folder; nothing was written. See" in err) == (2, True), err
+    assert f"--to {tmp_path}" in err
+    assert "a - b" in (tmp_path / "calc.py").read_text()
+    assert (await terminal.piped("apply", "one", "--store", store, "--to", str(tmp_path)))[0] == 0
+    assert "a + b" in (tmp_path / "calc.py").read_text()
+
+
 async def test_without_a_terminal_it_waits_and_goes_on_elsewhere_with_its_files(terminal: Terminal) -> None:
     words = ("--sandbox", "local", "--approve", "shell")
     code, _, err = await terminal.piped("run", *words, "fix the test", "--id", "one")

@@ -103,6 +103,8 @@ def test_the_folder_at_hand_will_do_when_it_is_empty(
     assert main(["init", "."]) == 0
     assert "cd " not in capsys.readouterr().out
     assert (tmp_path / "README.md").read_text().startswith(f"# {tmp_path.name}\n")
+    assert main(["init", "two words"]) == 0
+    assert "  cd 'two words'\n" in capsys.readouterr().out  # which a shell understands
 
 
 @pytest.mark.parametrize("command", ["web", "api_server", "eval", "evolve", "synthesize", "gateway"])

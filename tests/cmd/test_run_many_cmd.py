@@ -47,7 +47,7 @@ async def test_bad_files_and_options_are_told(shell: Shell, tmp_path: Path) -> N
     (tmp_path / "bad.jsonl").write_text("{\n")
     (tmp_path / "ids.jsonl").write_text('{"id": 1, "input": "x"}\n')
     for words, message in (
-        (("--file", "bad.jsonl"), "every line of it is a JSON text, or an object"),
+        (("--file", "bad.jsonl"), "line 1: a line is a JSON text, or an object"),
         (("--file", "ids.jsonl"), "questions with an id have a name together: --run NAME"),
         (("--run", "r", "--samples", "2", "x"), "--run asks each question once"),
         (("--run", "r", "--id", "i", "x"), "--id names one run"),

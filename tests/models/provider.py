@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from aworld.config.conf import ModelConfig
 from aworld.core.model import Delta
@@ -68,7 +68,7 @@ class Provider:
         base: dict[str, Any] = {"llm_base_url": self.base_url, "llm_model_name": "m", "llm_retry_wait": 0.001}
         return ModelConfig(**{**base, **settings})
 
-    async def __aenter__(self) -> Provider:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
         self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self

@@ -4,6 +4,7 @@ words."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
 import gzip
 import json
@@ -18,7 +19,8 @@ import pytest
 
 from aworld.agents.llm_agent import Agent
 from aworld.config.conf import AgentConfig
-from aworld.core.message import Message
+from aworld.core.exceptions import ConfigError
+from aworld.core.message import Message, Usage
 from aworld.core.model import ModelReply, ModelRequest
 from aworld.core.output import RunFinished
 from aworld.models import CallFailed, call_model, http
@@ -237,6 +239,37 @@ async def test_a_wrong_type_at_each_place(name: str) -> None:
     assert len(sent) / 4 < good < len(sent)
 
 
+@pytest.mark.parametrize("figure", [b'"nan"', b"NaN", b"1e999", b"-5", b'"-inf"'])
+async def test_figures_that_no_call_has_make_no_room_in_a_budget(figure: bytes) -> None:
+    usage = b'{"cost": %b, "prompt_tokens": -9, "completion_tokens": -9, "total_tokens": -9}' % figure
+    reply = b'{"choices": [{"message": {"content": "x"}}], "usage": %b}' % usage
+    async with Provider(raw(reply)) as provider:
+        outcome = await call_model(OpenAIModel(provider.config(llm_max_retries=0)), HI)
+    assert outcome.reply.usage == Usage()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", CASES)
+async def test_bytes_that_are_no_text_at_each_place(name: str, streamed: bool) -> None:
+    kind, is_stream, value = CASES[name]
+    if is_stream is not streamed:
+        return
+    sent: list[bytes] = []
+    for one in [spoilt(value, at, "@bad@") for at in places(value) if at]:
+        parts = [event(written(part)) for part in one] + [event(b"[DONE]")] if streamed else [written(one)]
+        sent.append(b"".join(parts).replace(b"@bad@", b"a\xff"))
+    async with Provider(*(stream([data]) if streamed else raw(data) for data in sent)) as provider:
+        model = kind(provider.config(llm_max_retries=0))
+        for data in sent:
+            try:
+                outcome = await call_model(model, HI, on_delta=(lambda _: None) if streamed else None)
+                msgspec.json.decode(msgspec.json.encode(outcome.reply), type=ModelReply)
+            except CallFailed:
+                continue
+            except Exception as error:
+                raise AssertionError(f"{error!r} for {data!r}") from error
+
+
 JSON = {"Content-Type": "application/json"}
 SSE = {"Content-Type": "text/event-stream"}
 
@@ -341,3 +374,14 @@ async def test_a_transport_that_means_harm(name: str, streamed: bool, monkeypatc
     assert most < 24 << 20
     assert re.search(said, str(response.error)), response.error
     assert not re.search(r"raised \w*(Error|Exception)", str(response.error))
+
+
+async def test_a_password_in_an_address_is_not_told_when_the_server_sends_it_back() -> None:
+    sent = base64.b64encode(b"user:hunter22").decode()
+    async with Provider(raw(b'{"error": {"message": "who is %b?"}}' % sent.encode(), 401)) as provider:
+        config = provider.config(llm_max_retries=0, llm_api_key=None)
+        config.llm_base_url = str(config.llm_base_url).replace("://", "://user:hunter22@")
+        with pytest.raises(CallFailed, match=r"who is \*\*\*\?"):
+            await call_model(OpenAIModel(config), HI)
+    with pytest.raises(ConfigError, match="llm_base_url has a user, and there is a key"):
+        OpenAIModel(config.model_copy(update={"llm_api_key": "sk-key"}))

@@ -154,7 +154,8 @@ async def test_what_stands_behind_the_yield_is_done_however_the_run_ends() -> No
     (3, r"deps= is of type int, and agent 'keeper' works with Database \(deps_type\)"),
     (Database, r"deps= is called as f\(\), which it does not take: missing a required argument: 'rows'"),
     (int, r"deps= makes int, and agent 'keeper' works with Database"),
-    ("nowhere", "deps= 'nowhere': write MODULE:NAME"),
+    ("nowhere", "deps= is a text: write MODULE:NAME"),
+    ("postgres://me:hunter22@host/shop", "^((?!hunter22).)*$"),
     ("tests.runners.test_deps:awaitd", "did you mean 'awaited'"),
 ])  # fmt: skip
 async def test_misuse_is_told_before_anything_begins(deps: Any, words: str, store: TrajectoryStore) -> None:

@@ -106,7 +106,12 @@ async def test_an_answer_that_does_not_fit_is_sent_back_with_the_error() -> None
     assert [row["action"]["is_agent_finished"] for row in response.trajectory] == [False, False, True]
 
 
-@pytest.mark.parametrize("said", ["five", '{"result": "five"}', "5", "[5]", "", '{"answer": 5}', '{"result": null}'])
+DEEP = '{"result": ' + "[" * 5000 + "]" * 5000 + "}"
+
+
+@pytest.mark.parametrize(
+    "said", ["five", '{"result": "five"}', "5", "[5]", "", '{"answer": 5}', '{"result": null}', DEEP, "1" * 5000]
+)
 async def test_wrong_forms_are_told_in_words(said: str) -> None:
     response = await Runners.run("x", scripted(said, '{"result": 5}', output_type=int, tools=()))
     assert response.answer == 5

@@ -21,7 +21,7 @@ from tests.sandbox.places import SMALL, local
 @pytest.mark.parametrize(
     ("limits", "options", "why"),
     [
-        ({"wall_seconds": 3}, {}, "limits={'wall_seconds': 3} | give SandboxLimits(...)"),
+        ({"wall_seconds": 3}, {}, "open_sandbox 'none': limits=dict(...); give a SandboxLimits"),
         (
             None,
             {"isolation": "x"},

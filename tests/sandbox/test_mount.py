@@ -286,7 +286,7 @@ async def test_changes_that_somebody_made_meanwhile_are_not_overwritten(repo: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "/etc/evil", "a/../../evil", ".git/hooks/x", "link/evil", "link", "a.py/evil", ""]
+    "name", ["../evil", "/etc/evil", "a/../../evil", ".git/hooks/x", "link/evil", "link", "a.py/evil", "", "a" * 300]
 )
 async def test_no_record_writes_outside_of_the_folder(repo: Path, tmp_path: Path, name: str) -> None:
     """A record may be a stranger's."""
@@ -316,7 +316,32 @@ async def test_what_fails_in_the_middle_leaves_everything_as_it_was(
         return place(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TaskError, match="No space left on device; everything is as it was"):
         apply(files, repo)
     assert {path: path.read_bytes() for path in repo.rglob("*") if path.is_file()} == before
     assert not (repo / "d").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ln -sf a.py gone.bin", "rm gone.bin; mkfifo gone.bin", "chmod 000 deep", "chmod 444 deep", "chmod 000 .",
+     "mv deep /tmp/deep; ln -s /tmp/deep deep"],
+)  # fmt: skip
+async def test_what_is_only_out_of_sight_was_not_deleted(repo: Path, line: str) -> None:
+    response = await run(local(mount=repo), shell(line))
+    assert response.artifacts == []
+    notes = [event.data["error"] for event in response.record.events if isinstance(event, Noted)]
+    assert notes
+    assert all("the file stays as it was" in note for note in notes)
+
+
+async def test_what_belongs_to_a_repository_inside_is_left_out_and_the_rest_is_as_git_says(repo: Path) -> None:
+    git(repo, "init", "-q")
+    git(repo, "init", "-q", "sub")
+    (repo / "sub/f").write_text("F")
+    git(repo / "sub", "add", "f")
+    git(repo / "sub", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "f")
+    (repo / ".gitignore").write_text("*.log\n")
+    git(repo, "add", ".")
+    response = await run(local(mount=repo), shell("mkdir -p sub; echo > sub/f; echo > sub/g; echo > a.log; echo > new"))
+    assert [kept.name for kept in response.artifacts] == ["new"]

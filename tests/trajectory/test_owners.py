@@ -324,3 +324,10 @@ async def test_a_full_disk_is_called_so_by_all_that_meet_it(tmp_path: Path) -> N
     unknown = [line for line in lines if "no trajectory 'run-" in line]  # the notes of those that did not begin
     assert len(full) > 1000
     assert [line for line in lines if line not in full and line not in unknown] == []
+
+
+async def test_git_leaves_the_folder_of_stores_out(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/.aworld/runs.db")
+    await store.append("run", run_of("run"))
+    await store.close()
+    assert (tmp_path / ".aworld" / ".gitignore").read_text() == "*\n"

@@ -430,7 +430,7 @@ class Map(Topology):
             return [_content(item) for item in self.over(text)]
         try:
             inputs = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             inputs = None
         if not isinstance(inputs, list):
             raise ValueError("its input is not a JSON array; give over=, a function of the input")

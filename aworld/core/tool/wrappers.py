@@ -224,7 +224,9 @@ def decoded(arguments: str) -> dict[str, Any]:
 
 
 def _question(name: str, values: dict[str, Any], agent: str) -> str:
-    shown = [f"  {key}: {msgspec.json.encode(value).decode()}" for key, value in values.items()]
+    # A name of an argument is the model's, too: it may have the lines of another question in it.
+    names = (key if key.isidentifier() else msgspec.json.encode(key).decode() for key in values)
+    shown = [f"  {key}: {msgspec.json.encode(value).decode()}" for key, value in zip(names, values.values())]
     return "\n".join([f"May {agent} call {name}?", *shown, CONSENT])
 
 
