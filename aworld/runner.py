@@ -273,7 +273,7 @@ class Runners:
         try:
             await journal.claim()
         except LeaseError:
-            await _command(record, opened, "cancel", reason)
+            await _command(id, store, "cancel", reason)
             return
         try:
             await journal.catch_up()
@@ -291,16 +291,14 @@ class Runners:
 
         One that waits or was left unfinished reads it when it is resumed. Raises `TaskError` when it has ended.
         """
-        opened = _store_for(id, store)
         content_of(text)
-        await _command(await load(_id_of(id), opened), opened, "steer", text)
+        await _command(id, store, "steer", text)
 
     @staticmethod
     @typed(TaskError)
     async def pause(id: Run, *, store: Any = None) -> None:
         """Let a run stop after its turn, in any process: its status is `waiting` then, and `resume` goes on with it."""
-        opened = _store_for(id, store)
-        await _command(await load(_id_of(id), opened), opened, "pause", None)
+        await _command(id, store, "pause", None)
 
     @staticmethod
     @typed(TaskError)
@@ -484,12 +482,12 @@ def _store_for(run: Run, store: Any) -> Any:
     return run.store if store is None and isinstance(run, TaskResponse) and run.store is not None else store_of(store)
 
 
-async def _command(
-    record: Trajectory, store: Any, action: Literal["cancel", "pause", "steer"], text: str | None
-) -> None:
+async def _command(run: Run, store: Any, action: Literal["cancel", "pause", "steer"], text: str | None) -> None:
+    opened = _store_for(run, store)
+    record = await load(_id_of(run), opened)
     if record.finished is not None:
         raise _has_ended(record)
-    await store.note(record.id, [Commanded(seq=-1, at=now(), action=action, text=text)])
+    await opened.note(record.id, [Commanded(seq=-1, at=now(), action=action, text=text)])
 
 
 def _has_ended(record: Trajectory) -> TaskError:

@@ -80,3 +80,11 @@ def failure_of(raised: BaseException) -> str | None:
         task = asyncio.current_task()
         return None if task is not None and task.cancelling() else "CancelledError, which nobody asked for"
     return described(raised)
+
+
+def own_failure(raised: BaseException) -> str:
+    """The same; what is no failure of that code is raised again."""
+    text = failure_of(raised)
+    if text is None:
+        raise raised
+    return text

@@ -118,8 +118,6 @@ class Description:
     """What no other process can import, by the name that the definition has for it, with the words that refuse it."""
     secrets: dict[str, Any] = field(default_factory=dict[str, Any])
     """Keys, headers and other secrets, by setting."""
-    tree: dict[str, tuple[str, dict[str, Any]]] | None = None
-    """Digests and bodies of this unit and all below, by name, once somebody has asked."""
 
     def code(self, value: Any, what: str, same: Callable[[Any], bool] | None = None, remedy: str = _MOVE) -> str:
         """The name of code. `what` begins the refusal; `same` says whether what others find will do as `value`."""

@@ -1,21 +1,5 @@
 """The errors of AWorld.
 
-    AWorldError
-    ├── ConfigError          a setting is missing, unknown or impossible; names it (also a ValueError)
-    ├── TaskError            a task or run was asked for in a way that cannot work (also a ValueError)
-    ├── ModelError           a model call failed; carries HTTP status, attempts and whether a retry may help
-    ├── ToolError            a tool cannot be built, found or called; its text goes back to the model
-    ├── DeniedError          a hook or a person refused an action
-    ├── LimitReached         a limit of the task ended the run; names the limit
-    │   ├── BudgetUsed       what many runs share is used up; the run goes on when it is resumed
-    │   └── UsageUnknown     a limit cannot be watched, as a model reported no usage; the same
-    ├── AgentLimit           a limit of one agent ended its work; its team is told
-    ├── EnvironmentFailed    the surroundings of a run died; it ends as failed, and may be run again
-    ├── DependencyError      the function that makes `deps=` failed; the run is left as it is, to be resumed
-    ├── TrainingError        training cannot go on; its checkpoints are safe
-    └── StoreError           the log could not be written or read; what was acknowledged before is safe
-        └── LeaseError       another run owns the log, or took it over
-
 Only misuse by the caller is raised out of `Runners`. Whatever happens inside a run becomes its status.
 """
 

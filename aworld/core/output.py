@@ -9,7 +9,7 @@ All outputs are JSON-able but the last, which carries the response, and answers 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 from msgspec import Struct
 
@@ -133,6 +133,9 @@ AnyOutput: TypeAlias = (
 )  # fmt: skip
 
 
+Kind = TypeVar("Kind", bound=Output)
+
+
 class _Turn:
     """One agent or team at work, as far as its last step is concerned."""
 
@@ -179,6 +182,12 @@ class OutputFold:
     def _of(self, activation: int) -> _Turn:
         return self._turns.get(activation) or self._turns.setdefault(activation, _Turn(""))
 
+    def _output(self, kind: Callable[..., Kind], turn: _Turn, event: Any, **fields: Any) -> Kind:
+        """What an event shows, of its own step or the last of who acts."""
+        step = getattr(event, "step", None)
+        step = turn.step if step is None else step
+        return kind(trajectory_id=self._id, agent=turn.agent, step=step, seq=event.seq, **fields)
+
     def _finish(self, turn: _Turn, seq: int) -> list[AnyOutput]:
         if not turn.open or turn.calls or turn.hands_over:
             return []
@@ -210,14 +219,11 @@ class OutputFold:
         shown: list[AnyOutput] = self._finish(turn, event.seq)
         turn.step, turn.usage, turn.open = event.step, event.usage, True
         if event.step not in self._begun:
-            shown.append(StepStarted(trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq))
+            shown.append(self._output(StepStarted, turn, event))
         self._begun.discard(event.step)
         message = self._messages.pop(-1 - event.activation, None)
         if event.reply is not None and message is not None:
-            output = MessageOutput(
-                trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq, message=message
-            )
-            shown.append(output)
+            shown.append(self._output(MessageOutput, turn, event, message=message))
             turn.calls = {call.id: call.name for call in message.tool_calls}
         return shown + self._finish(turn, event.seq)
 
@@ -226,7 +232,7 @@ class OutputFold:
         turn.calls[event.call_id] = event.name
         turn.open = True
         call = ToolCall(event.call_id, event.name, event.arguments)
-        return [ToolCallOutput(trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq, call=call)]
+        return [self._output(ToolCallOutput, turn, event, call=call)]
 
     def _tool_result(self, event: ev.ToolReturned) -> list[AnyOutput]:
         turn = self._of(event.activation)
@@ -237,39 +243,27 @@ class OutputFold:
         )
         turn.calls.pop(event.call_id, None)
         turn.hands_over = turn.hands_over or (event.name.startswith("handoff_to_") and event.error is None)
-        shown: list[AnyOutput] = [
-            ToolResultOutput(trajectory_id=self._id, agent=turn.agent, step=event.step, seq=event.seq, result=result)
-        ]
-        return shown + self._finish(turn, event.seq)
+        return [self._output(ToolResultOutput, turn, event, result=result), *self._finish(turn, event.seq)]
 
     def _noted(self, event: ev.Noted) -> list[AnyOutput]:
         if event.source != GUARDRAIL:
             return []
         turn, data = self._of(event.activation or 0), event.data
-        output = VerdictOutput(
-            trajectory_id=self._id, agent=turn.agent, step=turn.step if event.step is None else event.step,
-            seq=event.seq, guardrail=event.name, on=data["on"], passed=data["passed"],
-            reason=data.get("reason"), call_id=data.get("call_id"),
-        )  # fmt: skip
-        return [output]
+        fields = {name: data.get(name) for name in ("on", "passed", "reason", "call_id")}
+        return [self._output(VerdictOutput, turn, event, guardrail=event.name, **fields)]
 
     def _asked(self, event: ev.Asked) -> list[AnyOutput]:
         turn = self._of(event.activation)
         if event.call_id is not None:
             turn.calls.pop(event.call_id, None)  # the step is over until the answer comes
-        step = turn.step if event.step is None else event.step
-        question = QuestionOutput(
-            trajectory_id=self._id, agent=turn.agent, step=step, seq=event.seq, id=event.id, question=event.question
-        )
+        question = self._output(QuestionOutput, turn, event, id=event.id, question=event.question)
         return [question, *self._finish(turn, event.seq)]
 
     def _agent_finished(self, event: ev.AgentFinished) -> list[AnyOutput]:
         turn = self._of(event.activation)
         shown: list[AnyOutput] = []
         if event.handoff is not None:
-            shown.append(
-                HandoffOutput(trajectory_id=self._id, agent=turn.agent, step=turn.step, seq=event.seq, to=event.handoff)
-            )
+            shown.append(self._output(HandoffOutput, turn, event, to=event.handoff))
         turn.hands_over, turn.calls = False, {}
         return shown + self._finish(turn, event.seq)
 

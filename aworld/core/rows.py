@@ -41,6 +41,9 @@ def _row(
     users = [m for m in messages if m["role"] == "user"]
     tools = trajectory.toolsets.get(call.toolset, ()) if call.toolset else ()
     tokens = trajectory.tokens(call)
+    activation = trajectory.activations[call.activation]
+    caller = activation.caller  # the agent or team at work that this one works for, None for the root
+    finished = activation.finished is not None and activation.last is call
     return {
         "id": f"{trajectory.id}-{call.step}",
         "meta": {
@@ -53,7 +56,7 @@ def _row(
             "step": call.step,
             "execute_time": call.started,
             "pre_agent": step.pre_agent,
-            "caller": _caller(trajectory, call.activation),
+            "caller": None if caller is None else f"{trajectory.activations[caller].agent}#{caller}",
         },
         "state": {
             "input": users[0]["content"] if users else None,
@@ -64,7 +67,7 @@ def _row(
             "content": content_text(reply.content) if reply and reply.content is not None else None,
             "reasoning": reply.reasoning if reply else None,
             "tool_calls": [tool_call_format(c) for c in reply.tool_calls] if reply else [],
-            "is_agent_finished": bool(reply and not reply.tool_calls and _finished_by(trajectory, step)),
+            "is_agent_finished": bool(reply and not reply.tool_calls and finished),
         },
         "observation": [_observation(trajectory, step, c.call_id) for c in step.tool_calls],
         "reward": {
@@ -94,17 +97,6 @@ def _row(
 def _reward(reward: Rewarded) -> dict[str, Any]:
     shown = {"name": reward.name, "value": reward.value, "weight": reward.weight, "source": reward.source}
     return shown if reward.error is None else {**shown, "error": reward.error}
-
-
-def _caller(trajectory: Trajectory, activation: int) -> str | None:
-    """The agent or team at work that this one works for, None for the root."""
-    caller = trajectory.activations[activation].caller
-    return None if caller is None else f"{trajectory.activations[caller].agent}#{caller}"
-
-
-def _finished_by(trajectory: Trajectory, step: Step) -> bool:
-    activation = trajectory.activations[step.call.activation]
-    return activation.finished is not None and activation.last is step.call
 
 
 def _observation(trajectory: Trajectory, step: Step, call_id: str) -> dict[str, Any]:

@@ -13,16 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from aworld.core.checks import Count, Seconds, positive, typed_class
+from aworld.core.checks import Count, Seconds, typed_class
 from aworld.core.exceptions import AWorldError
 
 if TYPE_CHECKING:
     from aworld.core.context.base import RunScope
-
-
-def check_amount(option: str, value: object, kind: str = "float") -> None:
-    """Raise `ConfigError` for what is no number of seconds ("float") or no whole number ("int") above 0."""
-    positive(option, value, whole=kind == "int")
 
 
 class SandboxError(AWorldError):

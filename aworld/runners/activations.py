@@ -27,7 +27,7 @@ from aworld.core.agent.flow import (
     UnitTool,
     readable,
 )
-from aworld.core.bounded import failure_of
+from aworld.core.bounded import own_failure
 from aworld.core.exceptions import AWorldError, TaskError, ToolError
 from aworld.core.message import Content, Message, Origin
 from aworld.core.tool.base import Tool
@@ -208,7 +208,7 @@ class Activations:
         form = answer
         if not isinstance(answer, str):
             form = unit.recorded(answer) if isinstance(unit, BaseAgent) else plain(answer)
-        self.run.journal.add(
+        event = self.run.journal.add(
             ev.AgentFinished, activation=activation.id, agent=name, answer=form, error=error, handoff=handoff
         )
         self.answers[activation.id] = answer
@@ -220,9 +220,14 @@ class Activations:
         if activation.call_id is not None:
             self._return_call(caller, activation, answer, error)
             return
-        result = Result(activation.node or "", activation.agent, activation.id, answer, error, handoff)
-        flow = self.flows[caller.id]
-        self.move(caller, moves_of(self.units[caller.agent], partial(flow.done, result, self.run.record.state)))
+        self.move(caller, self.tell_result(caller, event, self.run.record.state))
+
+    def tell_result(self, team: Activation, event: ev.AgentFinished, state: dict[str, Any]) -> list[Move]:
+        """Tell a team what a member came to."""
+        activation = self.run.record.activations[event.activation]
+        answer = self.answers[activation.id]
+        result = Result(activation.node or "", event.agent, activation.id, answer, event.error, event.handoff)
+        return moves_of(self.units[team.agent], partial(self.flows[team.id].done, result, state))
 
     def _return_call(self, caller: Activation, activation: Activation, answer: Any, error: str | None) -> None:
         """Give a member's answer to the agent that called it as a tool."""
@@ -311,11 +316,8 @@ def moves_of(team: Unit, tell: Callable[[], Sequence[Move]]) -> list[Move]:
         return list(tell())
     except AWorldError as error:
         return [End(error=str(error))]
-    except BaseException as raised:
-        text = failure_of(raised)
-        if text is None:
-            raise
-        return [End(error=f"A function of {team.name!r} raised {text}")]
+    except BaseException as raised:  # noqa: BLE001 - what is no failure of the function is raised again
+        return [End(error=f"A function of {team.name!r} raised {own_failure(raised)}")]
 
 
 def storable(team: Activation, end: End) -> End:
@@ -411,7 +413,7 @@ class Recovery:
                 self._keep_answer(event)
                 caller = record.activations[event.activation].caller
                 if caller in due and caller not in over and record.activations[event.activation].call_id is None:
-                    moves = self._tell_result(caller, event, dict(state))
+                    moves = self._at.tell_result(record.activations[caller], event, dict(state))
                     due[caller] += moves
                     self._note_end(caller, moves, over)
         return {
@@ -426,14 +428,6 @@ class Recovery:
         elif event.activation not in self._at.answers:
             revive = getattr(self._at.units[event.agent], "revive", None) if event.answer is not None else None
             self._at.answers[event.activation] = event.answer if revive is None else revive(event.answer)
-
-    def _tell_result(self, team: int, event: ev.AgentFinished, state: dict[str, Any]) -> list[Move]:
-        """Tell a team again what a member came to."""
-        activation = self._run.record.activations[event.activation]
-        answer = self._at.answers[event.activation]
-        result = Result(activation.node or "", event.agent, activation.id, answer, event.error, event.handoff)
-        unit = self._at.units[self._run.record.activations[team].agent]
-        return moves_of(unit, partial(self._at.flows[team].done, result, state))
 
     def _note_end(self, team: int, moves: list[Move], over: set[int]) -> None:
         """Keep what the end of a team says beyond the log: the answer as an object, and what to call the run."""

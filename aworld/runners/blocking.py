@@ -41,8 +41,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         try:
             return await work
         finally:
-            await _close_connections()
-            await _leave_stragglers()
+            await _close()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main())
@@ -56,19 +55,15 @@ def one_loop() -> Generator[Callable[[Coroutine[Any, Any, Any]], Any]]:
         try:
             yield runner.run
         finally:
-            runner.run(_close_connections())
-            runner.run(_leave_stragglers())
+            runner.run(_close())
 
 
-async def _close_connections() -> None:
-    """End the MCP servers and the HTTP connections of this loop; what no run has used is not imported for it."""
+async def _close() -> None:
+    """End the MCP servers and the HTTP connections of this loop; what no run has used is not imported for it. Cancel
+    what is still running, and leave behind what ignores that: closing the loop would wait for it for ever."""
     for module, close in (("aworld.tools.mcp_session", "close_sessions"), ("aworld.models.http", "close_transports")):
         if (imported := sys.modules.get(module)) is not None:
             await getattr(imported, close)()
-
-
-async def _leave_stragglers() -> None:
-    """Cancel what is still running, and leave behind what ignores that: closing the loop would wait for it for ever."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return

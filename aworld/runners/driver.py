@@ -22,7 +22,7 @@ from aworld.config.conf import TaskConfig, TaskRunMode
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent
 from aworld.core.agent.flow import HandoffTool, UnitTool, readable
-from aworld.core.bounded import failure_of
+from aworld.core.bounded import failure_of, own_failure
 from aworld.core.common import Observation
 from aworld.core.exceptions import (
     AgentLimit,
@@ -48,7 +48,7 @@ from aworld.runners.budget import check_prices, status_of
 from aworld.runners.dependencies import Dependencies, dependencies
 from aworld.runners.functions import check_input, refusal_of
 from aworld.runners.journal import Journal
-from aworld.runners.run import Run, World, recorded_seconds, run_finished
+from aworld.runners.run import LET_GO, Run, World, recorded_seconds, run_finished
 from aworld.runners.turn import AgentTurn, interrupt_call, observe, replace_results, run_tools
 from aworld.trajectory.store import TrajectoryStore, lease_lost
 
@@ -328,9 +328,7 @@ class Episode:
                 status = "limit_reached" if isinstance(error, AgentLimit) else None
                 self._activations.fail(activation, str(error), status)
             except BaseException as raised:
-                text = failure_of(raised)
-                if text is None:
-                    raise
+                text = own_failure(raised)
                 logger.exception("trajectory=%s agent=%s | failed", self.record.id, agent.name)
                 self._activations.fail(activation, text)
             if self._run.is_read and self.record.activations[0].finished is None:
@@ -557,14 +555,14 @@ class Episode:
 
     async def _leave(self, response: TaskResponse) -> None:
         run = self._run
-        await surroundings.close(run)
+        if run.environment is not None:
+            await run.tell(run.environment, "close", LET_GO)
         await (run.rest() if response.status == "waiting" else run.let_go())
         for hook in reversed(self._entered):
             try:
                 await hook.after_task(HookContext(run.record, run.context, deps=run.deps), response)
             except BaseException as raised:  # the run has ended: its outcome stands
-                if failure_of(raised) is None:
-                    raise
+                own_failure(raised)
                 logger.exception("trajectory=%s | after_task of %s failed", run.record.id, type(hook).__name__)
 
     def _final(self) -> Observation:

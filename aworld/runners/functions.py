@@ -9,16 +9,14 @@ time-out nor a cancellation could end it.
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from aworld.core import event as ev
-from aworld.core.bounded import bounded, failure_of
+from aworld.core.bounded import bounded, own_failure
 from aworld.core.checks import is_text
-from aworld.core.exceptions import DeniedError, EnvironmentFailed, TaskError
+from aworld.core.exceptions import AWorldError, DeniedError, EnvironmentFailed, TaskError
 from aworld.core.output import GUARDRAIL
 from aworld.core.tool.base import Guardrail, ToolContext
 from aworld.core.tool.threads import THREADS
@@ -26,6 +24,8 @@ from aworld.core.trajectory import Activation
 
 if TYPE_CHECKING:
     from aworld.runners.run import Run
+
+T = TypeVar("T")
 
 On: TypeAlias = Literal["input", "answer", "call"]
 """What a guardrail judges."""
@@ -94,24 +94,21 @@ async def reason_of(guardrail: Guardrail, context: ToolContext, value: Any, limi
 async def _asked(function: Callable[..., Any], *args: Any, label: str, limit: float) -> Any:
     """What a function returns. Raises TaskError for whatever it raises that is not meant for the runtime."""
 
-    async def call() -> Any:
-        try:
-            if inspect.iscoroutinefunction(function):
-                return await function(*args)
-            value = await THREADS.run(partial(function, *args))
-            return await value if inspect.isawaitable(value) else value
-        except EnvironmentFailed:
-            raise
-        except BaseException as raised:  # here: what leaves a task as SystemExit takes the event loop with it
-            text = failure_of(raised)
-            if text is None:
-                raise
-            raise TaskError(f"{label} raised {text}") from raised
-
     try:
-        return await bounded(call(), limit)
+        return await bounded(theirs(THREADS.call(function, *args), f"{label} raised", TaskError), limit)
     except TimeoutError as late:
         raise TaskError(f"{label} had no answer. {late} Raise TaskConfig(tool_timeout=...).") from late
+
+
+async def theirs(call: Awaitable[T], failure: str, error: type[AWorldError]) -> T:
+    """What a call of somebody else's code returns. Raises `error` in the place of its failures, whatever they are: one
+    that leaves a task as SystemExit takes the event loop with it."""
+    try:
+        return await call
+    except EnvironmentFailed:
+        raise
+    except BaseException as raised:
+        raise error(f"{failure} {own_failure(raised)}") from raised
 
 
 def name_of(function: Any) -> str:

@@ -228,7 +228,6 @@ class Recorder:
         messages: Sequence[Message],
         *,
         aside: bool = True,
-        origin: Origin = "agent",
     ) -> int | None:
         """The leaf of a path that is `messages`; only what the log does not have is written.
 
@@ -238,7 +237,6 @@ class Recorder:
                 place.
             messages: From the first to the last.
             aside: Whether one call alone is shown this; else the conversation goes on from there.
-            origin: Of messages that are new.
         """
         ids = self._record.path_ids(leaf)
         wanted = self._wanted(ids, messages)
@@ -255,7 +253,7 @@ class Recorder:
         while done < len(wanted):
             place = wanted[done]
             if isinstance(place, Message):
-                parent = self.add(at, place, parent, origin, aside=aside)
+                parent = self.add(at, place, parent, "agent", aside=aside)
                 done += 1
                 continue
             first, last, length = self._piece(ids, wanted[done:], begins, ends)

@@ -20,7 +20,7 @@ from aworld.config.conf import TaskConfig
 from aworld.core import event as ev
 from aworld.core.agent.base import BaseAgent, plain
 from aworld.core.agent.flow import Topology, Unit, UnitTool, units_of
-from aworld.core.bounded import bounded, described, failure_of
+from aworld.core.bounded import bounded, described, own_failure
 from aworld.core.common import ActionResult
 from aworld.core.context.base import NOT_KEPT, Context, RunScope
 from aworld.core.exceptions import (
@@ -158,10 +158,8 @@ class Run:
                     changed = await source.artifacts()
             except StoreError:
                 raise
-            except BaseException as raised:  # such as a sandbox that has died: the run goes on
-                if failure_of(raised) is None:
-                    raise
-                changed = [{"name": "", "error": described(raised)}]
+            except BaseException as raised:  # noqa: BLE001 - such as a sandbox that has died: the run goes on
+                changed = [{"name": "", "error": own_failure(raised)}]
             for fields in changed:
                 if "error" in fields:
                     self.journal.add(ev.Noted, source="sandbox", name=NOT_KEPT, data=fields)
@@ -171,24 +169,24 @@ class Run:
     async def let_go(self) -> None:
         """The run is over; nothing that it held may hold it up."""
         for copy in self.scope.copies():
-            await self._tell(copy, "end_run", LET_GO)
+            await self.tell(copy, "end_run", LET_GO)
 
     async def rest(self) -> None:
         """The run waits for a person; it keeps in this process what it has, such as the variables of its sandbox."""
         _resting.setdefault(self.journal.store, {})[self.record.id] = self.scope
         for copy in self.scope.copies():
-            await self._tell(copy, "rest", PUT_ASIDE)
+            await self.tell(copy, "rest", PUT_ASIDE)
 
-    async def _tell(self, copy: Any, what: str, limit: float) -> None:
+    async def tell(self, copy: Any, what: str, limit: float) -> None:
+        """Call a method of what the run holds, if it has it; what that raises is logged."""
         method: Callable[[], Coroutine[Any, Any, None]] | None = getattr(copy, what, None)
         if method is None:
             return
         try:
             async with asyncio.timeout(limit):
                 await method()
-        except BaseException as raised:  # the run's outcome stands
-            if failure_of(raised) is None:
-                raise
+        except BaseException as raised:
+            own_failure(raised)
             logger.exception("trajectory=%s | %s of %r failed", self.record.id, what, copy)
 
     def spending(self) -> Spending:
@@ -267,7 +265,8 @@ class SharedState:
         with self._journal.lock:  # a tool may run in a thread
             if self._record.finished is not None or (activation is not None and activation.finished is not None):
                 raise TaskError(f"{key!r} was not set: the work that it belongs to has ended.")
-            reducer = self._reducer(key)
+            teams = (unit for unit in self._units.values() if isinstance(unit, Topology))
+            reducer = next((team.reducers[key] for team in teams if key in team.reducers), None)
             other = self._beside(activation, key, every=reducer is not None) if activation is not None else None
             if other is not None and activation is not None:
                 if reducer is None:
@@ -322,11 +321,6 @@ class SharedState:
             callers.append(self._record.activations[callers[-1].caller])
         return callers[::-1]
 
-    def _reducer(self, key: str) -> Callable[[Any, Any], Any] | None:
-        """How writes of parallel members to a key are joined, None when no team says."""
-        teams = (unit for unit in self._units.values() if isinstance(unit, Topology))
-        return next((team.reducers[key] for team in teams if key in team.reducers), None)
-
 
 class World:
     """The outside: a run asks models and calls tools through this, and through nothing else.
@@ -359,9 +353,7 @@ class World:
         except AWorldError:
             raise
         except BaseException as raised:
-            text = failure_of(raised)
-            if text is None:
-                raise
+            text = own_failure(raised)
             logger.exception("trajectory=%s model=%s | raised", request.trajectory_id, model.name)
             raise ModelError(f"Model {model.name!r} raised {text}") from raised
 
@@ -417,10 +409,7 @@ async def _invoked(tool: Tool, arguments: str, context: ToolContext) -> Any:
     except (Exception, asyncio.CancelledError):
         raise
     except BaseException as raised:
-        text = failure_of(raised)
-        if text is None:
-            raise
-        raise RuntimeError(text) from raised
+        raise RuntimeError(own_failure(raised)) from raised
     finally:
         context.clock.end()
 

@@ -1,25 +1,19 @@
-"""What a run does with the environment of its task: open it, ask it, let it judge, close it, each bounded."""
+"""What a run does with the environment of its task: open it, ask it, let it judge."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from aworld.core.bounded import failure_of
 from aworld.core.event import Status
 from aworld.core.exceptions import AWorldError, EnvironmentFailed, ModelError, TaskError
 from aworld.core.message import Content, Message
 from aworld.core.run_environment import Reward, RunEnvironment
 from aworld.core.trajectory import Trajectory
+from aworld.runners.functions import T, theirs
 from aworld.runners.journal import write_reward
-from aworld.runners.run import LET_GO, Run
-
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
+from aworld.runners.run import Run
 
 _REFUSED = (400, 413, 422)
 """HTTP statuses with which a provider refuses what it was sent, such as a prompt that is too long."""
@@ -43,25 +37,17 @@ def check_environment(record: Trajectory) -> None:
 async def open_environment(run: Run) -> Content:
     """Open the environment; returns what the agent is asked. Raises EnvironmentFailed."""
     assert run.environment is not None  # else there is nothing to open
-    opening = await _asked(run.environment.open(run.record, partial(write_reward, run.journal)), "did not start")
+    opening = await _asked("did not start", run.environment.open(run.record, partial(write_reward, run.journal)))
     return run.task.input if opening is None else opening
 
 
 async def respond(environment: RunEnvironment, message: Message) -> Content | None:
     """What the environment says to an agent that has spoken. Raises EnvironmentFailed."""
-    return await _asked(environment.respond(message), "failed to respond")
+    return await _asked("failed to respond", environment.respond(message))
 
 
-async def _asked(question: Awaitable[T], failure: str) -> T:
-    try:
-        return await question
-    except EnvironmentFailed:
-        raise
-    except BaseException as raised:
-        text = failure_of(raised)
-        if text is None:
-            raise
-        raise EnvironmentFailed(f"The environment {failure}: {text}") from raised
+def _asked(failure: str, call: Awaitable[T]) -> Awaitable[T]:
+    return theirs(call, f"The environment {failure}:", EnvironmentFailed)
 
 
 async def judge(run: Run, status: Status | None, error: str | None) -> None:
@@ -76,23 +62,10 @@ async def score(run: Run, status: Status, answer: Any, error: str | None) -> lis
     """Let the environment judge, and write its rewards; they are returned."""
     if run.environment is None:
         return []
-    rewards = list(await _asked(run.environment.score(status, answer, error), "failed to judge"))
+    rewards = list(await _asked("failed to judge", run.environment.score(status, answer, error)))
     for reward in rewards:
         try:
             write_reward(run.journal, reward)
         except ValueError as refused:
             write_reward(run.journal, Reward(value=None, name=reward.name, error=str(refused)))
     return rewards
-
-
-async def close(run: Run) -> None:
-    """Close the environment, if there is one; it may not hold the run up."""
-    if run.environment is None:
-        return
-    try:
-        async with asyncio.timeout(LET_GO):
-            await run.environment.close()
-    except BaseException as raised:  # the run has ended: its outcome stands
-        if failure_of(raised) is None:
-            raise
-        logger.exception("trajectory=%s | the environment did not close", run.record.id)

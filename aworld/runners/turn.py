@@ -20,7 +20,7 @@ from aworld.core.common import ActionResult, Observation
 from aworld.core.context.base import Context
 from aworld.core.exceptions import DeniedError, LimitReached, ModelError, TaskError, ToolError
 from aworld.core.hooks import HookContext, Hooks, around
-from aworld.core.message import Content, Message, Origin, ToolCall, Usage
+from aworld.core.message import Content, Message, ToolCall, Usage
 from aworld.core.model import Delta, Model, ModelReply, ModelRequest, OutputSchema, TextDelta
 from aworld.core.output import PartialOutput, ReasoningOutput, RetryOutput, TextOutput, ToolNoteOutput
 from aworld.core.tool.base import Clock, Question, ToolContext
@@ -77,13 +77,13 @@ class AgentTurn:
         """What was given to the run as `deps=`, or made for it."""
         return self.run.deps
 
-    def show(self, messages: Sequence[Message], *, origin: Origin = "agent") -> None:
+    def show(self, messages: Sequence[Message]) -> None:
         """Show these messages in this call, and in this call alone; the conversation stays as it is.
 
-        What comes from the conversation is not stored again and keeps its origin; `origin` is that of what is new.
+        What comes from the conversation is not stored again and keeps its origin.
         """
         self._shown = tuple(messages)
-        self._prompt = self.run.recorder.prompt(self.activation, self.activation.leaf, self._shown, origin=origin)
+        self._prompt = self.run.recorder.prompt(self.activation, self.activation.leaf, self._shown)
 
     def replace(
         self,
@@ -92,11 +92,10 @@ class AgentTurn:
         *,
         tokens_before: int | None = None,
         tokens_after: int | None = None,
-        origin: Origin = "agent",
     ) -> None:
         """Let the conversation go on from these messages (compaction): what was before stays on record."""
         before = self.activation.leaf
-        leaf = self.run.recorder.prompt(self.activation, before, messages, aside=False, origin=origin)
+        leaf = self.run.recorder.prompt(self.activation, before, messages, aside=False)
         if leaf is None:
             raise TaskError(f"Agent {self.agent.name!r} replaced its conversation by nothing; keep one message.")
         self.activation.leaf = leaf
@@ -547,13 +546,11 @@ def replace_results(journal: Journal, activation: Activation, results: dict[str,
         if parent is None:
             parent = record.messages[before.result].parent
         id = record.next_message
+        origin, error = "human", None
         if content is None:  # as it was, behind one that was replaced
-            message = record.messages[before.result].message
-            result = ActionResult(called.call_id, called.name, message.content or "", before.error, before.duration)
-            _return(journal, activation, called, id, parent, result, origin="tool")
-        else:
-            result = ActionResult(called.call_id, called.name, content, None, before.duration)
-            _return(journal, activation, called, id, parent, result, origin="human")
+            origin, error, content = "tool", before.error, record.messages[before.result].message.content or ""
+        result = ActionResult(called.call_id, called.name, content, error, before.duration)
+        _return(journal, activation, called, id, parent, result, origin)
         parent = id
 
 

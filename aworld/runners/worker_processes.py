@@ -33,7 +33,7 @@ from aworld.agents.definitions import secrets_of, travels, unit_of
 from aworld.config.conf import RunConfig, TaskConfig
 from aworld.core.agent.base import plain
 from aworld.core.agent.flow import Unit
-from aworld.core.bounded import failure_of
+from aworld.core.bounded import own_failure
 from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.event import Status, TaskInfo
 from aworld.core.exceptions import (
@@ -173,7 +173,9 @@ class _Worker:
     """A process that runs tasks, and who waits for them."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+        assert process.stdin is not None  # it was started with pipes
+        assert process.stdout is not None
+        self.process, self._orders, self._answers = process, process.stdin, process.stdout
         self.waiting: dict[str, asyncio.Future[RunEnded | None]] = {}
         self.gone = False
         self._shares: dict[str, Share] = {}
@@ -190,20 +192,18 @@ class _Worker:
             begin = msgspec.structs.replace(begin, shares=True)
             self._shares[begin.task.id] = share
         try:
-            assert self.process.stdin is not None  # it was started with a pipe
             self._say(begin)
             with suppress(BrokenPipeError, ConnectionResetError):
-                await self.process.stdin.drain()
+                await self._orders.drain()
             return await waiter
         finally:
             self.waiting.pop(begin.task.id, None)
             if (left := self._shares.pop(begin.task.id, None)) is not None:
                 left.leave()
 
-    def _say(self, order: Begin | BudgetCall) -> None:
-        assert self.process.stdin is not None  # it was started with a pipe
+    def _say(self, order: Begin | BudgetCall | None) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
-            self.process.stdin.write(msgspec.json.encode(order) + b"\n")
+            self._orders.write((b"" if order is None else msgspec.json.encode(order)) + b"\n")
 
     async def _grant(self, call: BudgetCall, share: Share) -> None:
         try:
@@ -216,9 +216,8 @@ class _Worker:
             share.settle(None)
 
     async def _read(self) -> None:
-        assert self.process.stdout is not None  # it was started with a pipe
         decoder: msgspec.json.Decoder[RunEnded | BudgetCall] = msgspec.json.Decoder(RunEnded | BudgetCall)
-        while line := await self.process.stdout.readline():
+        while line := await self._answers.readline():
             ended = decoder.decode(line)
             if isinstance(ended, BudgetCall):
                 if ended.over and ended.id in self._shares:
@@ -239,10 +238,8 @@ class _Worker:
 
     def leave(self) -> None:
         """Let it cancel what it runs, and end."""
-        if self.process.stdin is not None:
-            with suppress(BrokenPipeError, ConnectionResetError):
-                self.process.stdin.write(b"\n")
-            self.process.stdin.close()
+        self._say(None)
+        self._orders.close()
 
     async def end(self) -> None:
         """Return when it has ended, at most after `LEAVING` seconds."""
@@ -547,10 +544,8 @@ async def _execute(begin: Begin, store: TrajectoryStore, share: FarShare | None 
         response = await run_to_end(task, store, record)
     except AWorldError as error:
         return RunEnded(begin.task.id, misuse=str(error))
-    except BaseException as error:  # of the function that makes a task, which may exit; the parent waits for a word
-        if (text := failure_of(error)) is None:
-            raise
-        return RunEnded(begin.task.id, misuse=f"A worker process could not begin the task: {text}")
+    except BaseException as error:  # noqa: BLE001 - the function that makes a task may exit; the parent waits for a word
+        return RunEnded(begin.task.id, misuse=f"A worker process could not begin the task: {own_failure(error)}")
     return RunEnded(begin.task.id, response.status, response.error, response.time_cost)
 
 

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import ClassVar, Protocol, Self
 
 from aworld.config.errors import ConfigError
-from aworld.core.sandbox import ExecResult, SandboxError, SandboxLimits, SandboxProcess, check_amount
+from aworld.core.checks import positive
+from aworld.core.sandbox import ExecResult, SandboxError, SandboxLimits, SandboxProcess
 from aworld.sandbox import reaper
 
 _BY_SIGNAL = {24: "cpu_seconds", 25: "disk_mb"}
@@ -86,7 +87,7 @@ class BaseSandbox:
             need_bytes("stdin", stdin)
         if timeout is None:
             timeout = self.limits.wall_seconds
-        check_amount("timeout", timeout)
+        positive("timeout", timeout)
         return await self._exec(argv, stdin, cwd, env or {}, timeout)
 
     async def open_process(

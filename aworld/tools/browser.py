@@ -30,11 +30,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from aworld.core.checks import positive
 from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ConfigError, ToolError
 from aworld.core.extras import has
 from aworld.core.message import Image, Part, Text
-from aworld.core.sandbox import check_amount
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import tool
 from aworld.tools import inside
@@ -89,7 +89,7 @@ class Browser:
     def __init__(
         self, *, allow_private: Private = False, timeout: float = 20.0, size: tuple[int, int] = (1280, 900)
     ) -> None:
-        check_amount("timeout", timeout)
+        positive("timeout", timeout)
         sides: Any = size
         if not isinstance(sides, tuple | list) or [type(side) is int and side > 0 for side in size] != [True, True]:
             raise ConfigError(f"size={size!r} | give width and height in pixels, such as (1280, 900)")

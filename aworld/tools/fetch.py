@@ -17,9 +17,9 @@ from urllib.parse import urljoin, urlsplit
 
 from msgspec import Struct
 
+from aworld.core.checks import positive
 from aworld.core.exceptions import ToolError
 from aworld.core.message import Image, Part, Text
-from aworld.core.sandbox import check_amount
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import FunctionTool
 from aworld.core.tool.threads import THREADS
@@ -70,8 +70,8 @@ def fetch_tool(*, allow_private: Private = False, timeout: float = 30.0, max_byt
     Raises:
         ConfigError: When `allow_private` holds what is no address and no network, and for a number that is not above 0.
     """
-    check_amount("timeout", timeout)
-    check_amount("max_bytes", max_bytes, "int")
+    positive("timeout", timeout)
+    positive("max_bytes", max_bytes, whole=True)
     policy = AddressPolicy(allow_private)
 
     async def fetch(url: str, start: int = 0) -> str | list[Part]:

@@ -10,9 +10,10 @@ import asyncio
 
 import msgspec
 
+from aworld.core.checks import positive
 from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ToolError
-from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess, SandboxSource, check_amount
+from aworld.core.sandbox import Sandbox, SandboxError, SandboxProcess, SandboxSource
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import tool
 from aworld.tools.inside import source
@@ -131,7 +132,7 @@ def python_tool(sandbox: Sandbox | SandboxSource | ToolSandbox, *, timeout: floa
 
     A call has `timeout` seconds, or the sandbox's `wall_seconds` where they are fewer.
     """
-    check_amount("timeout", timeout)
+    positive("timeout", timeout)
     python = Kernel(ToolSandbox.of(sandbox, "python"), timeout).python
     python.timeout = 2 * timeout + 15  # calls of one turn stand in line; our own limit speaks first
     return python

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from aworld.core.checks import positive
 from aworld.core.context.base import RunScope
 from aworld.core.exceptions import ToolError
-from aworld.core.sandbox import Sandbox, SandboxSource, check_amount
+from aworld.core.sandbox import Sandbox, SandboxSource
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import tool
 from aworld.tools.files import file_tools
@@ -72,7 +73,7 @@ def shell_tool(sandbox: Sandbox | SandboxSource | ToolSandbox, *, timeout: float
 
     A command has `timeout` seconds unless the call says, and never more than the sandbox's `wall_seconds`.
     """
-    check_amount("timeout", timeout)
+    positive("timeout", timeout)
     shell = Shell(ToolSandbox.of(sandbox, "shell"), timeout).shell
     shell.timeout = LONGEST_RUN + 15  # the sandbox's own limit speaks first
     return shell

@@ -23,8 +23,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from aworld.core.checks import positive
 from aworld.core.exceptions import ConfigError, ToolError
-from aworld.core.sandbox import check_amount
 from aworld.core.tool.base import Tool
 from aworld.core.tool.func_to_tool import FunctionTool
 
@@ -108,7 +108,7 @@ _PROVIDERS: dict[str, tuple[str, type[Brave | Tavily | SearXNG]]] = {
 def search_tool(provider: SearchProvider | str, *, timeout: float = 20.0) -> Tool:
     """The tool `web_search`. `provider` is an object, or `"brave"`, `"tavily"` or `"searxng"` with its settings in the
     environment. Raises `ConfigError` that names what is missing."""
-    check_amount("timeout", timeout)
+    positive("timeout", timeout)
     engine = _named(provider) if isinstance(provider, str) else provider
 
     async def web_search(query: str, count: int = 8) -> str:

@@ -14,7 +14,7 @@ from aworld.agents.files import dump, load
 from aworld.agents.llm_agent import Agent
 from aworld.agents.patterns import Guard, function_agent, majority_vote
 from aworld.config.conf import AgentConfig
-from aworld.core.agent.flow import Unit, definitions_of, units_of
+from aworld.core.agent.flow import Unit, units_of
 from aworld.core.agent.swarm import Edge, HandoffSwarm, Loop, Map, Swarm, TeamSwarm, WorkflowNode
 from aworld.core.definition import AgentDefinition, TeamDefinition
 from aworld.core.exceptions import ConfigError
@@ -66,13 +66,12 @@ def test_a_digest_differs_when_anything_does() -> None:
 
 def test_the_log_has_each_body_once_and_members_by_digest() -> None:
     team = newsroom()
-    definitions = definitions_of(team)
-    assert definitions.keys() == units_of(team).keys()
+    definitions = {name: (unit.described().digest, unit.settings()) for name, unit in units_of(team).items()}
     assert json.loads(json.dumps(definitions)) == {name: list(pair) for name, pair in definitions.items()}
     _, body = definitions["desk"]
     assert body["members"]["chief"] == definitions["chief"][0]
     assert definitions["writer"][1]["units"] == {"helper": definitions["helper"][0]}
-    assert definitions_of(team) is definitions, "asked for once a run, and agents are values"
+    assert team.described() is team.described(), "made once, as teams are values"
 
 
 def test_what_changed_is_told_by_its_path() -> None:
@@ -161,7 +160,7 @@ def test_keys_are_in_no_body_and_travel_apart() -> None:
         "net": {"url": "http://h/mcp?key=sk-8", "headers": {"Authorization": "Bearer sk-9", "X": "${OK:-sk-10}"}},
     }
     agent = Agent("a", conf, mcp_config={"mcpServers": servers})
-    shown = repr(agent.definition) + repr(definitions_of(agent)) + agent.definition.model_dump_json() + dump(agent)
+    shown = repr(agent.definition) + repr(agent.settings()) + agent.definition.model_dump_json() + dump(agent)
     assert "sk-" not in shown
     assert "${OK}" in shown
     with pytest.raises(ConfigError, match=r"MCP server 'disk' of agent 'a' has a key written out.*\$\{NAME\}"):

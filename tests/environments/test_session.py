@@ -189,7 +189,8 @@ async def test_a_session_that_cannot_be_closed_changes_nothing(caplog: pytest.Lo
 
     response = await run(shop(session=Stuck).task(problem(1), agent_of()))
     assert (response.status, response.record.score) == ("finished", 1.0)
-    assert "did not close" in caplog.text
+    assert "close of" in caplog.text
+    assert "the door is stuck" in caplog.text
 
 
 async def test_an_episode_cannot_be_resumed_without_its_session(store: TrajectoryStore) -> None:

@@ -23,7 +23,7 @@ from aworld.core.common import ActionModel, Observation
 from aworld.core.context.base import Context
 from aworld.core.definition import AgentDefinition, Defined, Description
 from aworld.core.exceptions import AWorldError, ConfigError
-from aworld.core.message import Content, Message, Origin, ToolCall
+from aworld.core.message import Content, Message, ToolCall
 from aworld.core.model import Model, OutputSchema
 from aworld.core.tool.base import Guardrail, Instructions
 from aworld.core.tool.func_to_tool import FunctionTool, as_tools
@@ -70,7 +70,7 @@ class Turn(Protocol):
         """How many decisions this agent has made before in this run."""
         ...
 
-    def show(self, messages: Sequence[Message], *, origin: Origin = "agent") -> None:
+    def show(self, messages: Sequence[Message]) -> None:
         """Show these messages in this call alone; the conversation stays as it is."""
         ...
 
@@ -81,7 +81,6 @@ class Turn(Protocol):
         *,
         tokens_before: int | None = None,
         tokens_after: int | None = None,
-        origin: Origin = "agent",
     ) -> None:
         """Let the conversation go on from these messages (compaction); what was before stays on record."""
         ...

@@ -283,16 +283,6 @@ def units_of(root: Unit) -> dict[str, Unit]:
     return units
 
 
-def definitions_of(root: Unit) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The digest and the body of the definition of each agent and team of a tree, by name, as the log keeps them."""
-    description = root.described()
-    if description.tree is None:  # once for each agent or team that is run
-        description.tree = {
-            name: (unit.described().digest, unit.described().body) for name, unit in units_of(root).items()
-        }
-    return description.tree
-
-
 def readable(value: Any) -> str:
     """A result as a model reads it: text as it is, everything else as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(plain(value)).decode()

@@ -209,7 +209,8 @@ def _unfit(signature: Signature, error: Exception) -> ToolError:
             _adapter([Field("x", field.annotation, field.default)], EMPTY).json_schema(schema_generator=_Schema)
         except (PydanticUserError, PydanticUndefinedAnnotation, TypeError) as reason:
             error = reason
-            owner = f"{signature.label}: parameter {field.name!r} of type {_type_name(field.annotation)}"
+            type_ = field.annotation.__qualname__ if isinstance(field.annotation, type) else field.annotation
+            owner = f"{signature.label}: parameter {field.name!r} of type {type_}"
             break
     else:
         owner = signature.label
@@ -294,10 +295,6 @@ def _path(loc: tuple[int | str, ...], data: Any, *, absent: bool) -> str:
             continue
         out.append(str(step))
     return ".".join(out)
-
-
-def _type_name(annotation: Any) -> str:
-    return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
 
 
 def _json(value: Any) -> str:

@@ -73,7 +73,8 @@ class FunctionTool(Tool, Generic[P, R]):
         retry_on: type[Exception] | Sequence[type[Exception]] = (),
     ) -> None:
         target, self._binds = _unwrapped(function)
-        self.__name__ = _given_name(target)
+        inner = unpartial(target)
+        self.__name__ = getattr(inner, "__name__", None) or type(inner).__name__
         self.name = checked_name(name or self.__name__, f"function {_label(target)}")
         self.timeout = timeout
         self.idempotent = idempotent
@@ -342,9 +343,10 @@ def checked_name(name: str, owner: str) -> str:
     """The name, if every provider takes it. Raises `ConfigError` otherwise."""
     if _NAME.fullmatch(name):
         return name
+    suggested = re.sub(r"[^a-zA-Z0-9_-]+", "_", name).strip("_")[:64] or "my_tool"
     raise ConfigError(
         f"{name!r} cannot be the name of a tool ({owner}): providers take 1 to 64 of a-z, A-Z, 0-9, _ and -. "
-        f"Give another one, such as @tool(name={_suggested(name)!r})."
+        f"Give another one, such as @tool(name={suggested!r})."
     )
 
 
@@ -413,16 +415,7 @@ def _is_method(function: Any) -> bool:
     return first in ("self", "cls") or first not in inner.__annotations__
 
 
-def _given_name(function: Any) -> str:
-    function = unpartial(function)
-    return getattr(function, "__name__", None) or type(function).__name__
-
-
 def _label(function: Any) -> str:
     function = unpartial(function)
     name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
     return name.rpartition("<locals>.")[2]
-
-
-def _suggested(name: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9_-]+", "_", name).strip("_")[:64] or "my_tool"

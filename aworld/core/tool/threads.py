@@ -13,6 +13,8 @@ import os
 from asyncio import AbstractEventLoop, CancelledError, Future, get_running_loop
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar
@@ -106,6 +108,13 @@ class DaemonThreads:
         except CancelledError:
             self._abandon(call)
             raise
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of somebody else's returns: one that awaits on the event loop, any other in a thread."""
+        if iscoroutinefunction(function):
+            return await function(*args)
+        value = await self.run(partial(function, *args))
+        return await value if isawaitable(value) else value
 
     def _grow(self, calls: int) -> None:
         if calls > self._threads and self._threads < self._allowed():

@@ -7,10 +7,8 @@ a toolset among them, all are wrapped when it is asked for its tools.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from copy import copy
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -201,18 +199,11 @@ class _Approved(_Wrapped):
             if not means_yes(answer):
                 raise ToolError(f"A person refused this call{_reason(answer)} Do not repeat it unchanged.")
             return
-        verdict = await _ask(self._approve, self.name, values, context)
+        from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
+
+        verdict = await THREADS.call(self._approve, self.name, values, context)
         if isinstance(verdict, str) or not verdict:
             raise ToolError(f"This call was refused{_reason(verdict or '')} Do not repeat it unchanged.")
-
-
-async def _ask(approve: Approve, name: str, values: dict[str, Any], context: ToolContext) -> bool | str:
-    if inspect.iscoroutinefunction(approve):
-        return await cast("Awaitable[bool | str]", approve(name, values, context))
-    from aworld.core.tool.threads import THREADS  # asyncio is not imported before it is needed
-
-    verdict = await THREADS.run(partial(approve, name, values, context))
-    return await verdict if inspect.isawaitable(verdict) else verdict
 
 
 def decoded(arguments: str) -> dict[str, Any]:
