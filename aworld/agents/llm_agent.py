@@ -281,13 +281,11 @@ class Agent(BaseAgent[Deps, Out]):
         for guardrails in ("input_guardrails", "output_guardrails"):
             what = f"A guardrail of agent {self.name!r}"
             facts[guardrails] = tuple(description.code(function, what) for function in getattr(self, guardrails))
-        if self.sandbox is not None:
-            facts["sandbox"] = description.code(self.sandbox, f"The sandbox of agent {self.name!r}")
-        if self.deps_type is not None:
-            facts["deps_type"] = description.code(self.deps_type, f"deps_type of agent {self.name!r}")
-        if self.output_type is not None:
-            facts["output_type"] = description.code(self.output_type, f"output_type of agent {self.name!r}")
-            facts["output_schema"] = self._output.schema if self._output is not None else None
+        for option in ("sandbox", "deps_type", "output_type"):
+            if (value := getattr(self, option)) is not None:
+                facts[option] = description.code(value, f"{option} of agent {self.name!r}")
+        if self._output is not None:
+            facts["output_schema"] = self._output.schema
         return facts
 
     def _model_facts(self, description: Description) -> dict[str, Any]:

@@ -222,7 +222,9 @@ def best_of_n(agent: Unit, n: Count, *, scorer: Callable[[Any], float] | Unit, n
         return [outputs[agent.name], _number(outputs[scorer.name], scorer.name)]
 
     scored = WorkflowSwarm(agent, WorkflowNode(scorer, input=shown), answer=pair, name=f"{name}-try")
-    return Map(scored, times=n, reduce=lambda tries: max(_some(tries), key=_second)[0], on_error="skip", name=name)
+    return Map(
+        scored, times=n, reduce=lambda tries: max(_some(tries), key=lambda pair: pair[1])[0], on_error="skip", name=name
+    )
 
 
 def map_reduce(
@@ -259,10 +261,6 @@ def _most_common(answers: Sequence[Any], key: Callable[[Any], Any]) -> Any:
 
 def _normal(answer: Any) -> Any:
     return answer.strip().rstrip(".").casefold() if isinstance(answer, str) else answer
-
-
-def _second(pair: Sequence[Any]) -> Any:
-    return pair[1]
 
 
 def _some(answers: Sequence[Any]) -> Sequence[Any]:

@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 
 from aworld.config.conf import ModelConfig
 from aworld.core.event import now
-from aworld.core.exceptions import ConfigError, ModelError
+from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Text, ToolCall, Usage, content_text
 from aworld.core.message import Part as ContentPart
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
@@ -40,85 +40,6 @@ _GENERATION = {
 }  # fmt: skip
 _TYPES: dict[type, str] = {str: "string", int: "integer", float: "number"}
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
-
-
-class GeminiModel(RemoteModel):
-    """A model behind Google's API. `config` needs `llm_model_name`. Raises `ConfigError`."""
-
-    lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "parallel_tool_calls"})
-    native_tools = NATIVE_TOOLS
-
-    def __init__(self, config: ModelConfig, *, provider: str = "gemini") -> None:
-        base = (config.llm_base_url or BASE_URL).rstrip("/")
-        if not re.search(r"/v\d\w*(/|$)", base):
-            base = f"{base}/v1beta"
-        name = config.llm_model_name or ""
-        self._second = re.match(r"(.*/)?gemini-[12]", name) is not None
-        """Of a generation that knows budgets instead of levels of thinking, and asks for no signatures."""
-        url = f"{base}/{quote(name if '/' in name else f'models/{name}')}"
-        headers = {"x-goog-api-key": config.llm_api_key} if config.llm_api_key else {}
-        super().__init__(config, provider=provider, url=f"{url}:generateContent", headers=headers)
-        self.stream_url = f"{url}:streamGenerateContent?alt=sse"
-
-    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
-        """The request as it is sent, before encoding."""
-        system, contents = wire_contents(request.messages, "" if self._second else _UNSIGNED)
-        body: dict[str, Any] = {**self.wire_params(request), "contents": contents}
-        native = body.get("tools", ())
-        if self._second and sum(map(bool, (request.tools, native, request.output))) > 1:
-            raise ModelError(
-                f"{self.name} takes only one of tools, native_tools and an output type: take a model of Gemini 3, or "
-                'for tools and an output type llm_tool_mode="structured".'
-            )
-        if system:
-            body["systemInstruction"] = {"parts": [{"text": system}]}
-        if request.tools:
-            functions = [
-                {"name": tool.name, "description": tool.description}
-                | (
-                    {"parametersJsonSchema": walked(tool.parameters, _known)}
-                    if tool.parameters.get("properties")
-                    else {}
-                )
-                for tool in request.tools
-            ]
-            body["tools"] = [*native, {"functionDeclarations": functions}]
-            if native:
-                body["toolConfig"] = {"includeServerSideToolInvocations": True, **body.get("toolConfig", {})}
-        if request.output is not None:
-            shape = {
-                "responseMimeType": "application/json",
-                "responseJsonSchema": walked(request.output.schema, _known),
-            }
-            body["generationConfig"] = {**shape, **body.get("generationConfig", {})}
-        return body
-
-    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; what it calls by its own names stands where it was put."""
-        body = super().translated(params)
-        if body.pop("prompt_cache", None) == "1h":
-            raise ConfigError("Gemini keeps a prompt by itself, and not for an hour: leave llm_prompt_cache unset.")
-        ours: dict[str, Any] = {_GENERATION[word]: body.pop(word) for word in _GENERATION.keys() & body.keys()}
-        if isinstance(ours.get("stopSequences"), str):
-            ours["stopSequences"] = [ours["stopSequences"]]
-        theirs: dict[str, Any] = body.get("generationConfig", {})
-        if (effort := body.pop("reasoning_effort", None)) is not None:
-            budget = {"thinkingBudget": _BUDGETS.get(effort, _BUDGETS["high"])}
-            thinking = budget if self._second else {"thinkingLevel": effort}
-            ours["thinkingConfig"] = {**thinking, **theirs.get("thinkingConfig", {})}
-            theirs = {name: value for name, value in theirs.items() if name != "thinkingConfig"}
-        if ours or theirs:
-            body["generationConfig"] = {**ours, **theirs}
-        if (choice := body.pop("tool_choice", None)) is not None:
-            mode = {"mode": _MODES[choice]} if choice in _MODES else {"mode": "ANY", "allowedFunctionNames": [choice]}
-            body["toolConfig"] = {"functionCallingConfig": mode, **body.get("toolConfig", {})}
-        for tool in read_native_tools(body.pop("native_tools", None)):
-            word = "codeExecution" if isinstance(tool, CodeExecution) else "googleSearch"
-            body["tools"] = [*body.get("tools", ()), {word: options_of_tool(tool, self.provider)}]
-        return body
-
-    def _parts(self, on_delta: Callable[[Delta], None] | None) -> GeminiReply:
-        return GeminiReply(on_delta)
 
 
 def _known(schema: dict[str, Any]) -> dict[str, Any]:
@@ -340,3 +261,79 @@ def _is_thought(part: dict[str, Raw]) -> bool:
 def _sum(*figures: int | None) -> int | None:
     numbers = [figure for figure in figures if figure is not None]
     return sum(numbers) if numbers else None
+
+
+class GeminiModel(RemoteModel):
+    """A model behind Google's API. `config` needs `llm_model_name`. Raises `ConfigError`."""
+
+    lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "parallel_tool_calls"})
+    native_tools = NATIVE_TOOLS
+    reply_type = GeminiReply
+
+    def __init__(self, config: ModelConfig, *, provider: str = "gemini") -> None:
+        base = (config.llm_base_url or BASE_URL).rstrip("/")
+        if not re.search(r"/v\d\w*(/|$)", base):
+            base = f"{base}/v1beta"
+        name = config.llm_model_name or ""
+        self._second = re.match(r"(.*/)?gemini-[12]", name) is not None
+        """Of a generation that knows budgets instead of levels of thinking, and asks for no signatures."""
+        url = f"{base}/{quote(name if '/' in name else f'models/{name}')}"
+        headers = {"x-goog-api-key": config.llm_api_key} if config.llm_api_key else {}
+        super().__init__(config, provider=provider, url=f"{url}:generateContent", headers=headers)
+        self.stream_url = f"{url}:streamGenerateContent?alt=sse"
+
+    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
+        """The request as it is sent, before encoding."""
+        system, contents = wire_contents(request.messages, "" if self._second else _UNSIGNED)
+        body: dict[str, Any] = {**self.wire_params(request), "contents": contents}
+        native = body.get("tools", ())
+        if self._second and sum(map(bool, (request.tools, native, request.output))) > 1:
+            raise ModelError(
+                f"{self.name} takes only one of tools, native_tools and an output type: take a model of Gemini 3, or "
+                'for tools and an output type llm_tool_mode="structured".'
+            )
+        if system:
+            body["systemInstruction"] = {"parts": [{"text": system}]}
+        if request.tools:
+            functions = [
+                {"name": tool.name, "description": tool.description}
+                | (
+                    {"parametersJsonSchema": walked(tool.parameters, _known)}
+                    if tool.parameters.get("properties")
+                    else {}
+                )
+                for tool in request.tools
+            ]
+            body["tools"] = [*native, {"functionDeclarations": functions}]
+            if native:
+                body["toolConfig"] = {"includeServerSideToolInvocations": True, **body.get("toolConfig", {})}
+        if request.output is not None:
+            shape = {
+                "responseMimeType": "application/json",
+                "responseJsonSchema": walked(request.output.schema, _known),
+            }
+            body["generationConfig"] = {**shape, **body.get("generationConfig", {})}
+        return body
+
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words; what it calls by its own names stands where it was put."""
+        body = super().translated(params)
+        body.pop("prompt_cache", None)  # it keeps prompts by itself
+        ours: dict[str, Any] = {_GENERATION[word]: body.pop(word) for word in _GENERATION.keys() & body.keys()}
+        if isinstance(ours.get("stopSequences"), str):
+            ours["stopSequences"] = [ours["stopSequences"]]
+        theirs: dict[str, Any] = body.get("generationConfig", {})
+        if (effort := body.pop("reasoning_effort", None)) is not None:
+            budget = {"thinkingBudget": _BUDGETS.get(effort, _BUDGETS["high"])}
+            thinking = budget if self._second else {"thinkingLevel": effort}
+            ours["thinkingConfig"] = {**thinking, **theirs.get("thinkingConfig", {})}
+            theirs = {name: value for name, value in theirs.items() if name != "thinkingConfig"}
+        if ours or theirs:
+            body["generationConfig"] = {**ours, **theirs}
+        if (choice := body.pop("tool_choice", None)) is not None:
+            mode = {"mode": _MODES[choice]} if choice in _MODES else {"mode": "ANY", "allowedFunctionNames": [choice]}
+            body["toolConfig"] = {"functionCallingConfig": mode, **body.get("toolConfig", {})}
+        for tool in read_native_tools(body.pop("native_tools", None)):
+            word = "codeExecution" if isinstance(tool, CodeExecution) else "googleSearch"
+            body["tools"] = [*body.get("tools", ()), {word: options_of_tool(tool, self.provider)}]
+        return body

@@ -7,7 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ import msgspec
 from aworld.config.conf import ModelConfig
 from aworld.core.exceptions import ConfigError
 from aworld.core.message import Message, chat_format
-from aworld.core.model import Delta, ModelRequest, OutputSchema, function_format
+from aworld.core.model import ModelRequest, OutputSchema, function_format
 from aworld.models.native_tools import options_of_tool, read_native_tools
 from aworld.models.openai_wire import ChatReply
 from aworld.models.remote_model import RemoteModel, is_strict
@@ -33,6 +33,8 @@ class OpenAIModel(RemoteModel):
     `config` needs `llm_model_name`; `llm_base_url` is OpenAI's when not given, and without `llm_api_key` no
     `Authorization` header is sent. `provider` is the name that goes into the log. Raises `ConfigError`.
     """
+
+    reply_type = ChatReply
 
     def __init__(self, config: ModelConfig, *, provider: str = "openai") -> None:
         url = self._url(config)
@@ -63,7 +65,7 @@ class OpenAIModel(RemoteModel):
         return body
 
     def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; that a prompt is kept (`prompt_cache`) is left for the body."""
+        """Settings in the API's words."""
         body = super().translated(params)
         if self._official and "max_tokens" in body:
             # OpenAI has replaced the word, and refuses the old one for its reasoning models; others know only that.
@@ -71,7 +73,6 @@ class OpenAIModel(RemoteModel):
         choice = body.get("tool_choice")
         if isinstance(choice, str) and choice not in ("auto", "none", "required"):
             body["tool_choice"] = {"type": "function", "function": {"name": choice}}
-        refuse_hour(body, self.provider)
         for tool in read_native_tools(body.pop("native_tools", None)):
             options = options_of_tool(tool, self.provider, "location")
             place = {"user_location": {"type": "approximate", "approximate": options["location"]}} if options else {}
@@ -84,9 +85,6 @@ class OpenAIModel(RemoteModel):
 
     def _authorization(self, key: str | None) -> dict[str, str]:
         return {"Authorization": f"Bearer {key}"} if key else {}
-
-    def _parts(self, on_delta: Callable[[Delta], None] | None) -> ChatReply:
-        return ChatReply(on_delta)
 
 
 class AzureModel(OpenAIModel):
@@ -121,15 +119,6 @@ def cache_key(messages: Iterable[Message]) -> str:
         if message.role == "user":
             break
     return key.hexdigest()[:32]
-
-
-def refuse_hour(params: Mapping[str, Any], provider: str) -> None:
-    """Raise `ConfigError` for settings that want a prompt kept for an hour."""
-    if params.get("prompt_cache") == "1h":
-        raise ConfigError(
-            f"{provider} keeps no prompt for an hour: say prompt_cache=True; at OpenAI "
-            'params={"prompt_cache_retention": "24h"} keeps it for a day.', setting="llm_prompt_cache",
-        )  # fmt: skip
 
 
 def _plain(message: Message) -> Message:

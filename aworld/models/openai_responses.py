@@ -22,7 +22,7 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, Content, File, Image, Message, Part, Text, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.native_tools import NATIVE_TOOLS, CodeExecution, options_of_tool, read_native_tools
-from aworld.models.openai import BASE_URL, cache_key, refuse_hour
+from aworld.models.openai import BASE_URL, cache_key
 from aworld.models.openai_wire import CompletionDetails, PromptDetails
 from aworld.models.remote_model import RemoteModel, is_strict
 from aworld.models.wire_reply import WireReply, plain, status_of
@@ -31,63 +31,6 @@ Item = dict[str, Any]
 
 _WITHOUT_REASONING = re.compile(r"(ft:)?(gpt-3|gpt-4|chatgpt-|gpt-5(\.\d+)?-chat)")
 """Names of models that refuse to be asked for encrypted reasoning, as they do none."""
-
-
-class ResponsesModel(RemoteModel):
-    """A model behind the Responses API. `config` needs `llm_model_name`. Raises `ConfigError`."""
-
-    lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "seed", "stop"})
-    native_tools = NATIVE_TOOLS
-    priced_as: ClassVar[str] = "openai"
-
-    def __init__(self, config: ModelConfig, *, provider: str = "openai-responses") -> None:
-        base = (config.llm_base_url or BASE_URL).rstrip("/")
-        url = base if base.endswith("/responses") else f"{base}/responses"
-        headers = {"Authorization": f"Bearer {config.llm_api_key}"} if config.llm_api_key else {}
-        super().__init__(config, provider=provider, url=url, headers=headers)
-
-    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
-        """The request as it is sent, before encoding."""
-        body: Item = {"model": self.name, **self.wire_params(request), "input": wire_input(request.messages)}
-        if body.pop("prompt_cache", False):
-            body.setdefault("prompt_cache_key", cache_key(request.messages))
-        if request.tools:
-            # Strict is the default here, and refuses schemas that are not closed.
-            functions = [{"type": "function", **asdict(tool), "strict": False} for tool in request.tools]
-            body["tools"] = [*body.get("tools", ()), *functions]
-        if request.output is not None:
-            shape: dict[str, Any] = {"type": "json_schema", "name": request.output.name}
-            shape |= {"schema": request.output.schema, "strict": is_strict(request.output.schema)}
-            body["text"] = {"format": shape, **body.get("text", {})}
-        if stream:
-            body["stream"] = True
-        return body
-
-    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; that a prompt is kept (`prompt_cache`) is left for the body."""
-        body = super().translated(params)
-        refuse_hour(body, self.provider)
-        if "max_tokens" in body:
-            body["max_output_tokens"] = body.pop("max_tokens")
-        if "reasoning_effort" in body:
-            body["reasoning"] = {"effort": body.pop("reasoning_effort"), **body.get("reasoning", {})}
-        if isinstance(choice := body.get("tool_choice"), str) and choice not in ("auto", "none", "required"):
-            body["tool_choice"] = {"type": "function", "name": choice}
-        include = [] if _WITHOUT_REASONING.match(self.name) else ["reasoning.encrypted_content"]
-        for tool in read_native_tools(body.pop("native_tools", None)):
-            if isinstance(tool, CodeExecution):
-                native: Item = {"type": "code_interpreter", "container": {"type": "auto"}}
-            else:
-                options = options_of_tool(tool, self.provider, "allowed_domains", "blocked_domains", "location")
-                place = options.pop("location", None)
-                native = {"type": "web_search", **({"filters": options} if options else {})}
-                native |= {"user_location": {"type": "approximate", **place}} if place else {}
-            include.append(_OUTCOMES[native["type"]])
-            body["tools"] = [*body.get("tools", ()), native]
-        return {"store": False, **({"include": include} if include else {}), **body}
-
-    def _parts(self, on_delta: Callable[[Delta], None] | None) -> ResponsesReply:
-        return ResponsesReply(on_delta)
 
 
 _OUTCOMES = {"code_interpreter": "code_interpreter_call.outputs", "web_search": "web_search_call.action.sources"}
@@ -296,3 +239,57 @@ class ResponsesReply(WireReply):
                     pass  # kept
         self.finish_reason = self.finish_reason or ("tool_calls" if self._calls else "stop")
         return self._whole({"responses": {"output": plain(items)}} if kept else None, "\n\n")
+
+
+class ResponsesModel(RemoteModel):
+    """A model behind the Responses API. `config` needs `llm_model_name`. Raises `ConfigError`."""
+
+    lacks: ClassVar[frozenset[str]] = frozenset({"logit_bias", "seed", "stop"})
+    native_tools = NATIVE_TOOLS
+    reply_type = ResponsesReply
+    priced_as: ClassVar[str] = "openai"
+
+    def __init__(self, config: ModelConfig, *, provider: str = "openai-responses") -> None:
+        base = (config.llm_base_url or BASE_URL).rstrip("/")
+        url = base if base.endswith("/responses") else f"{base}/responses"
+        headers = {"Authorization": f"Bearer {config.llm_api_key}"} if config.llm_api_key else {}
+        super().__init__(config, provider=provider, url=url, headers=headers)
+
+    def body(self, request: ModelRequest, *, stream: bool = False) -> dict[str, Any]:
+        """The request as it is sent, before encoding."""
+        body: Item = {"model": self.name, **self.wire_params(request), "input": wire_input(request.messages)}
+        if body.pop("prompt_cache", False):
+            body.setdefault("prompt_cache_key", cache_key(request.messages))
+        if request.tools:
+            # Strict is the default here, and refuses schemas that are not closed.
+            functions = [{"type": "function", **asdict(tool), "strict": False} for tool in request.tools]
+            body["tools"] = [*body.get("tools", ()), *functions]
+        if request.output is not None:
+            shape: dict[str, Any] = {"type": "json_schema", "name": request.output.name}
+            shape |= {"schema": request.output.schema, "strict": is_strict(request.output.schema)}
+            body["text"] = {"format": shape, **body.get("text", {})}
+        if stream:
+            body["stream"] = True
+        return body
+
+    def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in the API's words."""
+        body = super().translated(params)
+        if "max_tokens" in body:
+            body["max_output_tokens"] = body.pop("max_tokens")
+        if "reasoning_effort" in body:
+            body["reasoning"] = {"effort": body.pop("reasoning_effort"), **body.get("reasoning", {})}
+        if isinstance(choice := body.get("tool_choice"), str) and choice not in ("auto", "none", "required"):
+            body["tool_choice"] = {"type": "function", "name": choice}
+        include = [] if _WITHOUT_REASONING.match(self.name) else ["reasoning.encrypted_content"]
+        for tool in read_native_tools(body.pop("native_tools", None)):
+            if isinstance(tool, CodeExecution):
+                native: Item = {"type": "code_interpreter", "container": {"type": "auto"}}
+            else:
+                options = options_of_tool(tool, self.provider, "allowed_domains", "blocked_domains", "location")
+                place = options.pop("location", None)
+                native = {"type": "web_search", **({"filters": options} if options else {})}
+                native |= {"user_location": {"type": "approximate", **place}} if place else {}
+            include.append(_OUTCOMES[native["type"]])
+            body["tools"] = [*body.get("tools", ()), native]
+        return {"store": False, **({"include": include} if include else {}), **body}

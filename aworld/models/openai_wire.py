@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from aworld.core.event import now
-from aworld.core.message import Message, Tokens, ToolCall, Usage, tool_call_format
+from aworld.core.message import Tokens, ToolCall, Usage, tool_call_format
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.wire_reply import WireReply, call_ids, status_of
 
@@ -138,8 +138,6 @@ class ChatReply(WireReply):
     def __init__(self, on_delta: Callable[[Delta], None] | None = None) -> None:
         super().__init__(on_delta)
         self._seen = False
-        self._content: list[str] | None = None
-        self._reasoning: list[str] = []
         self._call_parts: list[_CallParts] = []
         self._details: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
@@ -197,19 +195,10 @@ class ChatReply(WireReply):
         broken = self._lenient is not None and self._lenient.lost & _TOKENS  # a part of them is worse than none
         if not broken and (self._prompt_ids is not None or self._ids is not None or self._logprobs is not None):
             tokens = Tokens(_tuple(self._prompt_ids), _tuple(self._ids), _tuple(self._logprobs))
-        calls = self._tool_calls(request) if self._call_parts else ()
-        content = None if self._content is None else "".join(self._content)
-        message = Message(
-            role="assistant",
-            # Streams begin with an empty text, also where no text comes.
-            content=None if self._on_delta is not None and calls and not content else content,
-            tool_calls=calls,
-            reasoning="".join(self._reasoning) if self._reasoning else None,
-            opaque=self._opaque(calls),
-        )
-        return ModelReply(
-            message, self.finish_reason, self.usage, tokens, self.model, self.response_id, self.first_token
-        )
+        self._calls = self._tool_calls(request) if self._call_parts else []
+        if self._on_delta is not None and self._calls and not any(self._texts):
+            self._texts.clear()  # streams begin with an empty text, also where no text comes
+        return self._whole(self._opaque(), tokens=tokens)
 
     def _add(self, message: ChatMessage, *, whole: bool) -> None:
         streamed = self._on_delta is not None
@@ -219,16 +208,13 @@ class ChatReply(WireReply):
             content, thought = _parts(content)
             reasoning = reasoning or thought
         if reasoning and isinstance(reasoning, str):
-            self._reasoning.append(reasoning)
+            self._thoughts.append(reasoning)
             if streamed:
                 self._show(ReasoningDelta, reasoning)
         if content is not None:
-            if self._content is None:
-                self._content = []
-            if content:
-                self._content.append(content)
-                if streamed:
-                    self._show(TextDelta, content)
+            self._texts.append(content)
+            if content and streamed:
+                self._show(TextDelta, content)
         for call in message.tool_calls or ():
             self._add_call(call, whole)
         if message.function_call is not None:
@@ -237,7 +223,7 @@ class ChatReply(WireReply):
             self._add_detail(detail)
         if message.annotations:
             self._annotations += message.annotations
-        if self.first_token is None and streamed and (self._content or self._reasoning or self._call_parts):
+        if self.first_token is None and streamed and self._call_parts:
             self.first_token = now()
 
     def _add_call(self, piece: ChatCall, whole: bool) -> None:
@@ -274,15 +260,15 @@ class ChatReply(WireReply):
             if value is not None:
                 last[key] = last[key] + value if grown else value
 
-    def _tool_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
+    def _tool_calls(self, request: ModelRequest) -> list[ToolCall]:
         """The calls, with the ids that the server left out."""
         ids = None if all(parts.id for parts in self._call_parts) else call_ids(request)
-        return tuple(
+        return [
             ToolCall(str(parts.id or made), parts.name, "".join(parts.arguments) if parts.arguments else "{}")
             for parts, made in zip(self._call_parts, ids or repeat(""), strict=False)
-        )
+        ]
 
-    def _opaque(self, calls: tuple[ToolCall, ...]) -> dict[str, Any] | None:
+    def _opaque(self) -> dict[str, Any] | None:
         """What the server wants back with the message, in the words of the API; and what it found, which stays here."""
         extras: dict[str, Any] = {}
         if self._details:
@@ -290,7 +276,7 @@ class ChatReply(WireReply):
         if any(parts.extra is not None for parts in self._call_parts):
             extras["tool_calls"] = [
                 {**tool_call_format(call), **({} if parts.extra is None else {"extra_content": parts.extra})}
-                for parts, call in zip(self._call_parts, calls, strict=True)
+                for parts, call in zip(self._call_parts, self._calls, strict=True)
             ]
         kept: dict[str, Any] = {"annotations": self._annotations} if self._annotations else {}
         return kept | ({"chat": extras} if extras else {}) or None

@@ -46,12 +46,16 @@ _MAPS = ("properties", "$defs", "definitions")
 class RemoteModel:
     """Base of the HTTP models. A value without run state: one instance serves any number of calls, in any loop."""
 
+    reply_type: type[WireReply]
+    """What gathers a reply in the protocol of this model."""
     lacks: ClassVar[frozenset[str]] = frozenset()
     """Settings (`ModelSettings`) that the API has no word for: they are refused."""
     native_tools: frozenset[str] = frozenset()
     """Tools of the provider itself that the API has."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings that are sent when nobody says more."""
+    keeps_an_hour: ClassVar[bool] = False
+    """Whether a prompt can be kept for an hour (`prompt_cache="1h"`)."""
     priced_as: ClassVar[str] = ""
     """The provider whose prices are this one's too."""
 
@@ -94,14 +98,14 @@ class RemoteModel:
 
     async def generate(self, request: ModelRequest) -> ModelReply:
         """Answer once. Raises `ModelError`."""
-        parts = self._parts(None)
+        parts = self.reply_type(None)
         data, kind = await self.endpoint.post(self.encode(self.body(request)))
         self._read(parts, [data], kind)
         return self.finished(parts, request, data)
 
     async def stream(self, request: ModelRequest, on_delta: Callable[[Delta], None]) -> ModelReply:
         """Answer once, and hand on each piece as it comes. Raises `ModelError`."""
-        parts = self._parts(on_delta)
+        parts = self.reply_type(on_delta)
         body = self.encode(self.body(request, stream=True))
         await self.endpoint.post(body, lambda events: self._read(parts, events))
         if not parts.complete:
@@ -113,8 +117,13 @@ class RemoteModel:
         raise NotImplementedError
 
     def translated(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in the API's words; the names are those of `ModelSettings`, others are passed on as they are.
-        Raises `ConfigError` for what the API cannot say."""
+        """Settings in the API's words; the names are those of `ModelSettings`, others are passed on as they are. That a
+        prompt is kept (`prompt_cache`) is left for the body. Raises `ConfigError` for what the API cannot say."""
+        if params.get("prompt_cache") == "1h" and not self.keeps_an_hour:
+            raise ConfigError(
+                f"{self.provider} keeps no prompt for an hour: set llm_prompt_cache=True; at OpenAI "
+                'params={"prompt_cache_retention": "24h"} keeps it for a day.', setting="llm_prompt_cache",
+            )  # fmt: skip
         return {name: value for name, value in params.items() if value is not None}
 
     def wire_params(self, request: ModelRequest) -> dict[str, Any]:
@@ -128,10 +137,6 @@ class RemoteModel:
             return self.translated({**self.params, **params})
         except ConfigError as error:
             raise ModelError(str(error)) from error
-
-    def _parts(self, on_delta: Callable[[Delta], None] | None) -> WireReply:
-        """What gathers a reply in the protocol of this model."""
-        raise NotImplementedError
 
     def _read(self, parts: WireReply, events: list[bytes], kind: str = "") -> bool:
         try:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from aworld.core.event import now
-from aworld.core.message import Message, ToolCall, Usage
+from aworld.core.message import Message, Tokens, ToolCall, Usage
 from aworld.core.model import Delta, ModelReply, ModelRequest, TextDelta
 
 T = TypeVar("T", bound=Struct)
@@ -86,11 +86,13 @@ class WireReply:
         """The whole reply to `request`. Raises msgspec.DecodeError when it is none."""
         raise NotImplementedError
 
-    def _whole(self, opaque: dict[str, Any] | None, gap: str = "") -> ModelReply:
+    def _whole(self, opaque: dict[str, Any] | None, gap: str = "", tokens: Tokens | None = None) -> ModelReply:
         """The reply of the texts, thoughts and calls; `gap` is between thoughts."""
         content, reasoning = "".join(self._texts) if self._texts else None, gap.join(self._thoughts) or None
         message = Message("assistant", content, tuple(self._calls), reasoning, opaque=opaque)
-        return ModelReply(message, self.finish_reason, self.usage, None, self.model, self.response_id, self.first_token)
+        return ModelReply(
+            message, self.finish_reason, self.usage, tokens, self.model, self.response_id, self.first_token
+        )
 
     def _hand_on(self) -> None:
         if self._pieces_to_show and self._on_delta is not None:

@@ -19,8 +19,7 @@ from aworld.core.message import Message, chat_format
 from aworld.core.model import Delta, ModelRequest, ToolSchema
 from aworld.core.task import Task
 from aworld.models import CodeExecution, ScriptedModel, WebSearch, native_uses
-from aworld.models.anthropic import AnthropicModel
-from aworld.models.anthropic_wire import Block
+from aworld.models.anthropic import AnthropicModel, Block
 from aworld.models.gemini import GeminiModel
 from aworld.models.native_tools import Location, NativeUse
 from aworld.models.openai import OpenAIModel
