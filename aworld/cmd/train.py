@@ -23,7 +23,7 @@ _ABOUT = (
 )
 _SETTINGS: dict[str, tuple[type, str]] = {
     "steps": (int, "training steps (64)"),
-    "groups": (int, "problems a step (24)"),
+    "groups": (int, "problems a step (24, or all that there are)"),
     "samples": (int, "episodes of each problem (8)"),
     "learning_rate": (float, "step size (3e-4)"),
     "seed": (int, "decides all that is random (0)"),

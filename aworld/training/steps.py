@@ -29,7 +29,7 @@ from aworld.training.training_config import TrainingConfig
 def problems_of(environment: Environment, config: TrainingConfig, number: int) -> list[Problem]:
     """The problems of a step, from 1: of a stream drawn by the step, of what ends in shuffled rounds.
 
-    Raises ConfigError when there are fewer than `config.groups`.
+    Raises ConfigError when there are fewer than `config.groups`, if that was given.
     """
     count = config.groups
     seed = derived_seed(config.seed, "problems", number)
@@ -37,9 +37,14 @@ def problems_of(environment: Environment, config: TrainingConfig, number: int) -
         return environment.problems("train", count, seed=seed)
     # A function that ends may heed its seed or not: what it makes for this step is gone round like a list.
     everything = environment.problems("train", *((SAMPLE, seed) if callable(environment.train) else ()), fewer=True)
+    if "groups" not in config.model_fields_set:  # the default asks for no more than there is
+        count = min(count, len(everything)) or count
     rounds = len(everything) // count
     if not rounds:
-        raise ConfigError(f"config.groups={count} problems a step: train_dataset has only {len(everything)}; lower it.")
+        raise ConfigError(
+            f"config.groups={count} problems a step: train_dataset has only {len(everything)}; give groups="
+            f"{len(everything)} or fewer (--groups)."
+        )
     turn, place = divmod(number - 1, rounds)
     random.Random(f"{config.seed}/{turn}").shuffle(everything)
     return everything[place * count : (place + 1) * count]

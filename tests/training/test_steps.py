@@ -70,6 +70,7 @@ def test_an_endless_stream_is_drawn_anew_for_each_step() -> None:
 
 def test_too_few_for_one_step_are_refused() -> None:
     for few in (too_few, too_few(0)):
+        assert len(problems_of(environment(few), TrainingConfig(), 1)) == 23
         with pytest.raises(ConfigError, match=r"config.groups=24 .* has only 23"):
             ids(environment(few), 1)
 
