@@ -8,8 +8,7 @@ Each name is imported when it is asked for: `import aworld` alone imports nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it: importing `typing` for it would be all that `import aworld` costs
 if TYPE_CHECKING:
     from aworld.agents.llm_agent import Agent as Agent
     from aworld.config.conf import AgentConfig as AgentConfig
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from aworld.runner import Runners as Runners
 else:  # type checkers would take any name for one that is there
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         from aworld.core.lazy import exports  # here: it is a part of the package, of which an import brings nothing
 
         return exports(__name__)[0](name)
