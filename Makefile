@@ -24,7 +24,7 @@ demo: install  ## See a policy get better from its own record, in two environmen
 	@$(BIN)/python examples/demo.py
 
 test: install-dev lint  ## Lint, type-check and run all tests
-	@echo "All tests, on all cores: about ten minutes on two of them."
+	@echo "All tests, on all cores: about seven minutes on two of them."
 	@$(BIN)/python -m pytest -n auto
 
 # For models this small more threads are ten times slower.
