@@ -84,6 +84,14 @@ async def test_typed_answers_are_held_to_their_schema() -> None:
 
 
 @local
+async def test_a_schema_that_it_cannot_fill_within_its_retries_fails_the_run_in_words() -> None:
+    short = AgentConfig(llm_provider="local", llm_temperature=0, llm_max_tokens=4, output_retries=1)
+    response = await Runners.run("It is sunny in Oslo.", Agent("a", short, output_type=City))
+    assert (response.status, response.answer, len(response.record.calls)) == ("failed", None, 2)
+    assert "The answer is not JSON" in response.msg
+
+
+@local
 async def test_a_cancelled_call_ends_at_once_and_the_next_one_is_answered() -> None:
     agent = Agent("a", AgentConfig(llm_provider="local", llm_max_tokens=2000))
     stream = Runners.streamed_run_task(_task(agent))
@@ -219,6 +227,17 @@ async def test_a_model_that_only_talks_uses_tools_by_prompt() -> None:
         "Twice 1?", Agent("a", model=ToolsByText(FunctionModel(talks), "prompt"), tools=[double])
     )
     assert (response.answer, response.record.calls[1].step) == ("It is 2.", 1)
+
+
+async def test_who_repeats_a_call_that_was_answered_is_offered_the_answer_alone() -> None:
+    def insists(request: ModelRequest) -> str:
+        offered = "You have these tools" in request.messages[0].text
+        return '{"tool": "weather", "arguments": {"city": "Oslo"}}' if offered else '{"answer": "Sunny."}'
+
+    agent = Agent("a", model=ToolsByText(FunctionModel(insists), "prompt"), tools=[weather])
+    response = await Runners.run("What shall I wear?", agent)
+    assert (response.answer, len(response.record.calls)) == ("Sunny.", 3)
+    assert (await Runners.replay(response, agent)).same
 
 
 async def test_an_error_of_the_model_passes_through() -> None:
