@@ -153,6 +153,9 @@ Number: TypeAlias = Annotated[int, Kind("a whole number from 0", partial(_is_num
 Seconds: TypeAlias = Annotated[float, Kind("a number of seconds above 0", partial(_is_number, above=0))]
 """Types of arguments of a front door that count or measure something."""
 
+LIST = Kind("a list", partial(_is_a, Sequence), by_class=True)
+"""Marks a list whose items may be anything: `Annotated[Sequence[...], LIST]`."""
+
 UNCHECKED = Kind("anything", partial(_is_a, object), by_class=True)
 """Marks an argument that its function looks at itself: `Annotated[..., UNCHECKED]`."""
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from aworld.core.checks import UNCHECKED, typed
-from aworld.core.exceptions import AWorldError, ConfigError, ModelError
+from aworld.core.checks import LIST, typed
+from aworld.core.exceptions import AWorldError, ModelError
 from aworld.core.message import Message, ToolCall, Usage, content_text
 from aworld.core.model import Delta, ModelReply, ModelRequest, ReasoningDelta, TextDelta
 from aworld.models.call import NO_RETRY, Retry
@@ -70,10 +70,8 @@ class ScriptedModel(_Double):
     provider = "scripted"
 
     @typed()
-    def __init__(self, replies: Annotated[Sequence[Said], UNCHECKED], name: str = "scripted") -> None:
+    def __init__(self, replies: Annotated[Sequence[Said], LIST], name: str = "scripted") -> None:
         super().__init__(name)
-        if isinstance(replies, str) or not isinstance(replies, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"ScriptedModel: replies={replies!r:.60}; give a list.")
         self.replies = tuple(replies)
 
     async def generate(self, request: ModelRequest) -> ModelReply:

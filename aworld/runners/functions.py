@@ -93,7 +93,6 @@ async def reason_of(guardrail: Guardrail, context: ToolContext, value: Any, limi
 
 async def _asked(function: Callable[..., Any], *args: Any, label: str, limit: float) -> Any:
     """What a function returns. Raises TaskError for whatever it raises that is not meant for the runtime."""
-
     try:
         return await bounded(theirs(THREADS.call(function, *args), f"{label} raised", TaskError), limit)
     except TimeoutError as late:

@@ -13,8 +13,12 @@ from itertools import groupby
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+import pytest
+
 from aworld.config.conf import ModelConfig
-from aworld.core.model import Delta
+from aworld.core.message import Message
+from aworld.core.model import Delta, Model, ModelRequest
+from aworld.models.call import CallFailed, call_model
 
 Step: TypeAlias = Callable[["Connection"], Awaitable[None]]
 
@@ -194,3 +198,18 @@ def stalled(data: bytes = b"") -> Step:
         await connection.released.wait()
 
     return step
+
+
+async def check_failure(model: Model, code: int | None, said: str, passing: bool) -> None:
+    """A model whose provider fails once, then says `ok`: a failure that passes is tried again, any other is raised."""
+    request = ModelRequest(messages=(Message("user", "hi"),))
+    if passing:
+        outcome = await call_model(model, request, on_delta=lambda _: None)
+        (attempt,) = outcome.attempts
+        assert attempt.status == code
+        assert any(words in attempt.error for words in said.split("|")), attempt.error
+        assert outcome.reply.message.content == "ok"
+    else:
+        with pytest.raises(CallFailed, match=said) as caught:
+            await call_model(model, request, on_delta=lambda _: None)
+        assert caught.value.status == code

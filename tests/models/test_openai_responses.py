@@ -16,13 +16,13 @@ from aworld.core.exceptions import ModelError
 from aworld.core.message import Audio, File, Image, Message, Text, ToolCall, Usage
 from aworld.core.model import Delta, ModelRequest, ReasoningDelta, TextDelta, ToolSchema
 from aworld.core.output import RunFinished
-from aworld.models.call import CallFailed, call_model
+from aworld.models.call import call_model
 from aworld.models.openai_responses import ResponsesModel
 from aworld.models.prices import price_of
 from aworld.runner import Runners
 from tests.runners.scenes import add
 
-from .provider import EVENTS, Provider, Step, answer, broken, chunked, event, joined, raw, status, stream
+from .provider import EVENTS, Provider, Step, answer, broken, check_failure, chunked, event, joined, raw, status, stream
 
 HI = ModelRequest(messages=(Message("user", "hi"),))
 REASONING = {
@@ -273,17 +273,7 @@ FAULTS: dict[str, tuple[Step, int | None, str, bool]] = {
 async def test_failures(name: str) -> None:
     step, code, said, passing = FAULTS[name]
     async with Provider(step, answer(response(text("ok")))) as provider:
-        model = ResponsesModel(provider.config(llm_max_retries=1))
-        if passing:
-            outcome = await call_model(model, HI, on_delta=lambda _: None)
-            (attempt,) = outcome.attempts
-            assert attempt.status == code
-            assert any(words in attempt.error for words in said.split("|")), attempt.error
-            assert outcome.reply.message.content == "ok"
-        else:
-            with pytest.raises(CallFailed, match=said) as caught:
-                await call_model(model, HI, on_delta=lambda _: None)
-            assert caught.value.status == code
+        await check_failure(ResponsesModel(provider.config(llm_max_retries=1)), code, said, passing)
 
 
 async def test_what_the_api_cannot_take_is_said() -> None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "running.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+from tests.pages import check_page
 
 
 def test_blocks_print_what_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {kind for kind, _ in BLOCKS} == {"python", "text"}
-    names: dict[str, Any] = {"__name__": "page"}
-    for (kind, block), (after, output) in zip(BLOCKS, [*BLOCKS[1:], ("", "")]):
-        if kind == "python":
-            exec(compile(block, str(PAGE), "exec"), names)
-            printed = capsys.readouterr().out
-            assert printed == (output if after == "text" else ""), block
+    check_page("running.md", capsys)
